@@ -1,0 +1,25 @@
+"""caffe-port moves Caffe models to PyTorch and proves that nothing changed on the way.
+
+>>> net = caffe_port.load("net.prototxt", "weights.caffemodel")     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load": "api", "port": "api", "Ported": "api", "Net": "net", "CaffePortError": "errors", "verify": "verify",
+    "convert": "emit",
+}  # fmt: skip
+
+__all__ = [*_LAZY, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names of the public API, imported when first asked for: `import caffe_port` does not import torch."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"caffe_port.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'caffe_port' has no attribute '{name}'")

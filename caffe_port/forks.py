@@ -1,0 +1,158 @@
+"""Field numbers on which forks of Caffe disagree.
+
+A message has one field per number. Where two forks took the same number for different things, proto/caffe.proto gives
+it to the more widely used one, and the other a placeholder in :data:`PLACEHOLDERS`, which never stands in a file. Text
+needs no more than that, for it names its fields. A binary reader has three ways to tell the forks apart:
+
+1. The layer's type: :data:`WIRE_NUMBERS`. It goes first, because the bytes of one message need not parse as another.
+2. The wire type: :data:`BY_WIRE_TYPE`, when a value cannot belong to the field that has its number.
+3. The value: :data:`NOT_A_BOOL`.
+
+What cannot be told apart is read as the schema says, and differs in these cases only:
+
+- PoolingParameter 13 is ``round_mode`` (CEIL 0, FLOOR 1) or ``ceil_mode`` (true 1, false 0). A file that spells out
+  only what is not the default means "round down" by either value.
+- ConvolutionParameter 18 and 19 are DeepLab's ``hole_h`` and ``hole_w``, else ``dilation`` and NVIDIA's choice of
+  algorithm.
+- DropoutParameter 2 is SegNet's ``sample_weights_test``, R-FCN's ``scale_train`` or NVIDIA's ``engine``.
+- BNParameter 3 and 4 are ``var_eps`` and ``moving_average``; yjxiong's 3 is ``momentum``.
+- LossParameter.normalization 3 is NONE; R-FCN's and Intel's 3 is PRE_FIXED, and their NONE is 4.
+- What a data layer reads, and how: TransformationParameter 8 to 18, ImageDataParameter 13 to 21.
+
+Sources: caffe.proto of the repositories listed at the head of proto/caffe.proto.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Numbers of proto/caffe.proto that never stand in a file.
+PLACEHOLDERS: Final = range(600_000, 700_000)
+
+#: Layer type -> {number in the file: field of LayerParameter}.
+WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
+    # Batch normalisation in one layer. Own number: SegNet's and ENet's 45.
+    "BN": {137: "bn_param", 139: "bn_param"},  # PSPNet and yjxiong; happynear
+    "Scale": {160: "scale_param"},  # PSPNet
+    "Bias": {161: "bias_param"},  # PSPNet
+    # Sizes
+    "Upsample": dict.fromkeys((137, 147, 149, 150, 160, 211), "upsample_param"),
+    # SegNet; ENet; darknet2caffe; MobileNet-YOLO; Ascend; X2Paddle
+    "Interp": dict.fromkeys((143, 150, 153, 166), "interp_param"),  # DeepLab v2; pytorch2caffe; its port; caffe2onnx
+    "Accum": {160: "accum_param"},  # FlowNet 2
+    "DenseImageData": {138: "dense_image_data_param"},  # SegNet
+    # Segmentation
+    "SegAccuracy": {154: "seg_accuracy_param", 164: "seg_accuracy_param"},  # DeepLab v2; PSPNet
+    "DenseCRF": {152: "dense_crf_param"},
+    "DomainTransform": {147: "domain_transform_param"},
+    "AdaptiveBiasChannel": {148: "adaptive_bias_channel_param"},
+    "BiasChannel": {149: "bias_channel_param"},
+    "MatRead": {151: "mat_read_param"},
+    "MatWrite": {155: "mat_write_param"},
+    "SpatialDropout": {155: "spatial_dropout_param"},  # Intel
+    # Detection
+    "ROIPooling": dict.fromkeys((143, 147, 150, 154, 161), "roi_pooling_param"),
+    # happynear; others' Fast R-CNN; yjxiong and PSPNet; Intel; Ascend
+    "ROIAlign": {154: "roi_align_param"},  # Ascend
+    "PSROIPooling": dict.fromkeys((149, 153, 207), "psroi_pooling_param"),  # others' R-FCN; Intel; Ascend
+    "SmoothL1Loss": {148: "smooth_l1_loss_param"},
+    "SmoothL1LossOHEM": {148: "smooth_l1_loss_param"},
+    "BoxAnnotatorOHEM": {150: "box_annotator_ohem_param", 152: "box_annotator_ohem_param"},
+    "Proposal": {201: "proposal_param", 202: "proposal_param"},  # PVANet, Ascend
+    "BoxOutput": {151: "box_output_param"},  # MS-CNN
+    "NormalizeBBox": {149: "normalize_bbox_param"},
+    # YOLO
+    "RegionLoss": {209: "region_loss_param"},
+    "Reorg": dict.fromkeys((149, 155, 159), "reorg_param"),  # MobileNet-YOLO; Ascend; yeahkun
+    "YoloV3Loss": {199: "yolo_v3_loss_param"},
+    "Mish": {150: "mish_param"},
+    # Building blocks
+    "ShuffleChannel": {159: "shuffle_channel_param", 213: "shuffle_channel_param"},  # Ascend; X2Paddle
+    "ReLU6": dict.fromkeys((211, 216, 2060), "relu6_param"),  # MobileNet-YOLO; OpenVINO; Ascend
+    "Axpy": {151: "axpy_param", 210: "axpy_param"},  # an empty message
+    "Reverse": {147: "reverse_param", 157: "reverse_param"},  # ChWick; Ascend
+    "SpatialTransformer": {150: "st_param"},
+    "STLoss": {151: "st_loss_param"},
+    "PowerFile": {152: "power_file_param"},
+    "LocLoss": {153: "loc_loss_param"},
+    # FlowNet 2
+    "DataAugmentation": {148: "coeff_schedule_param", 149: "augmentation_param"},
+    "GenerateAugmentationParameters": {148: "coeff_schedule_param", 149: "augmentation_param"},
+    "BlackAugmentation": {161: "black_augmentation_param"},
+    # Faces and metric learning
+    "CenterLoss": {147: "center_loss_param", 149: "center_loss_param"},  # caffe-face, with and without 1.0's layers
+    "MarginInnerProduct": {147: "margin_inner_product_param", 151: "margin_inner_product_param"},  # SphereFace
+    "LargeMarginInnerProduct": {147: "largemargin_inner_product_param"},
+    "TripletLoss": dict.fromkeys((136, 137, 142, 147), "triplet_loss_param"),
+    "FocalLoss": dict.fromkeys((145, 151), "focal_loss_param"),
+    "Local": {140: "local_param"},  # happynear, as are the next four
+    "Insanity": {141: "insanity_param"},
+    "EltwiseAffine": {145: "eltwise_affine_param"},
+    "SubRegion": {146: "sub_region_param"},
+    "Noise": {147: "noise_param"},
+    # CTC, OpenPose
+    "CTCLoss": {148: "ctc_loss_param"},
+    "CTCDecoder": {149: "ctc_decoder_param"},
+    "CTCGreedyDecoder": {149: "ctc_decoder_param"},
+    "ImResize": {147: "imresize_param"},
+    "Nms": {148: "nms_param"},
+    # Intel
+    "MnActivation": {151: "mn_activation_param"},
+    "ContinuationIndicator": {200: "continuation_indicator_param"},
+    # Quantisation
+    "ConvolutionRistretto": {148: "quantization_param"},
+    "DeconvolutionRistretto": {148: "quantization_param"},
+    "FcRistretto": {148: "quantization_param"},
+    "LRNRistretto": {148: "quantization_param"},
+    "DataRistretto": {148: "quantization_param"},
+    "Convolution": {158: "quantization_param"},  # Intel, as are the rest
+    "InnerProduct": {158: "quantization_param"},
+    "Pooling": {158: "quantization_param"},
+    "ReLU": {158: "quantization_param"},
+    "Eltwise": {158: "quantization_param"},
+    "Concat": {158: "quantization_param"},
+}
+
+#: Message type -> {(number in the file, wire type in the file): field}. Applies when the field which has the number in
+#: proto/caffe.proto has another wire type, or none has it. Wire types: 0 varint, 1 eight bytes, 2 length, 5 four bytes.
+BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
+    "BlobProto": {
+        # NVIDIA/caffe before 0.16's final numbers
+        (10, 2): "half_data",
+        (11, 2): "half_diff",
+        (110, 0): "raw_data_type",
+        (111, 0): "raw_diff_type",
+        (112, 2): "raw_data",
+        (113, 2): "raw_diff",
+    },
+    "LayerParameter": {
+        # NVIDIA/caffe
+        (145, 0): "forward_type",
+        (146, 0): "backward_type",
+        (147, 0): "forward_math",
+        (148, 0): "backward_math",
+        (149, 0): "debug",
+        (150, 0): "cudnn_math_override",
+    },
+    "NetParameter": {(9, 0): "profile_info", (10, 0): "profile_iter"},
+    "BNParameter": {
+        (3, 0): "bn_mode",  # SegNet
+        (4, 5): "eps",  # yjxiong
+        (5, 0): "frozen",  # yjxiong
+    },
+    "BatchNormParameter": {
+        # Intel
+        (5, 0): "use_weight_bias",
+        (6, 0): "bias_term",
+        (7, 2): "filler",
+        (8, 2): "bias_filler",
+    },
+    "ConvolutionParameter": {(20, 5): "negative_slope"},  # Intel
+    "ROIPoolingParameter": {(4, 0): "pooled_size"},  # Intel
+    "TransformationParameter": {(8, 0): "use_gpu_transform", (9, 0): "random_seed"},  # NVIDIA/caffe
+}
+
+#: Message type -> {number in the file: field}, for an integer above 1 where proto/caffe.proto has a bool.
+NOT_A_BOOL: Final[dict[str, dict[int, str]]] = {
+    "ConvolutionParameter": {17: "hole"},  # DeepLab, PSPNet: the dilation; Caffe's 17 is force_nd_im2col
+}
