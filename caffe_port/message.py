@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+import numpy as np
+
 _SCALARS = {  # google.protobuf.FieldDescriptor.TYPE_*: (kind, wire type)
     1: ("double", 1), 2: ("float", 5), 3: ("int64", 0), 4: ("uint64", 0), 5: ("int32", 0), 6: ("fixed64", 1),
     7: ("fixed32", 5), 8: ("bool", 0), 9: ("string", 2), 11: ("message", 2), 12: ("bytes", 2), 13: ("uint32", 0),
@@ -83,6 +85,8 @@ def schema(name: str) -> Schema:
     for f in descriptor.fields:
         kind, wire_type = _SCALARS[f.type]
         values, default = None, f.default_value
+        if kind == "float" and not _repeated(f):
+            default = decimal(default)
         if kind == "enum":
             values = {v.name: v.number for v in f.enum_type.values}
             default = f.enum_type.values_by_number[f.default_value].name if not _repeated(f) else None
@@ -90,6 +94,12 @@ def schema(name: str) -> Schema:
         packed = f.GetOptions().packed
         fields[f.name] = Field(f.name, f.number, kind, wire_type, _repeated(f), packed, default, values, message_name)
     return Schema(name, fields, {f.number: f for f in fields.values()})
+
+
+def decimal(value: float) -> float:
+    """The shortest decimal that is the same float32: 0.95 for 0.949999988079071, as a prototxt would say it."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
 
 
 def _repeated(descriptor: Any) -> bool:

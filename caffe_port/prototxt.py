@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from caffe_port.errors import CaffePortError, ParseError, did_you_mean
-from caffe_port.message import Field, Message, Schema, schema
+from caffe_port.message import Field, Message, Schema, decimal, schema
 
 MAX_DEPTH = 100  # protobuf's own recursion limit
 MAX_BYTES = 256 << 20
@@ -278,7 +278,7 @@ class _Parser:
             number = _float(token)
             if number is None:
                 self.fail(f"'{field.name}' is a number, got {shown}", at)
-            return sign * number
+            return sign * (decimal(number) if field.kind == "float" else number)
         if field.kind == "bool":
             if token not in _BOOLS or negative:
                 self.fail(f"'{field.name}' is true or false, got {shown}", at)

@@ -14,7 +14,7 @@ import numpy as np
 
 from caffe_port.errors import ParseError
 from caffe_port.forks import BY_WIRE_TYPE, NOT_A_BOOL, PLACEHOLDERS, WIRE_NUMBERS
-from caffe_port.message import Field, Message, Schema, schema
+from caffe_port.message import Field, Message, Schema, decimal, schema
 
 MAX_DEPTH = 100  # protobuf's own recursion limit
 
@@ -157,7 +157,8 @@ class _Reader:
             message.unknown.setdefault(number, []).append(self.view[at : at + size])
             return at + size
         if not (field.repeated and field.kind in _ARRAYS):
-            _put(message, field, struct.unpack_from(_FIXED[field.kind], self.view, at)[0])
+            value = struct.unpack_from(_FIXED[field.kind], self.view, at)[0]
+            _put(message, field, decimal(value) if field.kind == "float" else value)
             return at + size
         tag, stride = at - start, at - start + size
         most = (end - start) // stride

@@ -1,0 +1,179 @@
+"""The shapes of a net's inputs: from the net, from its weights, or from the user.
+
+A deploy net says its shapes. A training net says ``crop_size`` at best: channels are then those of the first
+convolution's weights, and height and width whatever makes the first InnerProduct fit. Source: data_transformer.cpp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from caffe_port import shapes
+from caffe_port.caffemodel import Weights
+from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.spec import LayerSpec, NetSpec, Source
+
+Shape = tuple[int, ...]
+
+_COMMON_SIDES = (32, 224, 227, 28, 64, 96, 112, 128, 256, 299)
+_SIDES = range(1, 513)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputShapes:
+    """Shape by input blob, and notes on what was inferred rather than read."""
+
+    shapes: dict[str, Shape]
+    notes: tuple[str, ...] = ()
+
+
+def resolve(
+    spec: NetSpec, weights: Weights | None = None, given: Mapping[str, Sequence[int]] | None = None
+) -> InputShapes:
+    """Finds the shape of every input.
+
+    Args:
+        spec: the net, as it will be built.
+        weights: their shapes tell the channels.
+        given: shapes by blob name; they come before everything else.
+
+    Raises:
+        SpecError: asks, by name, for the shape that cannot be known; or a given name is no input.
+    """
+    wanted: dict[str, Shape] = {name: tuple(shape) for name, shape in (given or {}).items()}
+    names = [blob for blob, _ in spec.inputs]
+    for name in wanted:
+        if name not in names:
+            near = did_you_mean(name, names)
+            raise SpecError(f"has no input '{name}'; its inputs are {', '.join(names) or 'none'}.{near}", spec.path)
+    found: dict[str, Shape] = {}
+    notes: list[str] = []
+    for blob, source in spec.inputs:
+        layer = spec.by_name[source[0]]
+        shape = wanted.get(blob) or _declared(layer, source[1])
+        if shape is None and source[1] > 0 and _channels(spec, source, weights) is None:
+            shape = (1,)  # a label
+        found[blob] = shape or _from_data(spec, blob, source, weights, found, notes)
+        if any(n < 1 for n in found[blob]):
+            raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis is at least 1", layer.where)
+    return InputShapes(found, tuple(notes))
+
+
+def _declared(layer: LayerSpec, index: int) -> Shape | None:
+    """What the layer itself says: Input's shape (one for all tops, or one each), MemoryData's four numbers."""
+    if layer.type == "Input":
+        declared = layer.param.input_param.shape
+        if not declared:
+            return None
+        if len(declared) not in (1, len(layer.tops)):
+            raise layer.error(f"gives {len(declared)} shapes for {len(layer.tops)} tops")
+        return tuple(declared[index if len(declared) > 1 else 0].dim)
+    if layer.type == "MemoryData" and index == 0:
+        p = layer.param.memory_data_param
+        return (p.batch_size, p.channels, p.height, p.width) if p.has("channels") else None
+    return None
+
+
+def _from_data(
+    spec: NetSpec, blob: str, source: Source, weights: Weights | None, known: dict[str, Shape], notes: list[str]
+) -> Shape:
+    layer = spec.by_name[source[0]]
+    channels = _channels(spec, source, weights)
+    crop = _crop(layer)
+    if channels is None and crop is not None:
+        channels = len(layer.param.transform_param.mean_value) or 3
+        channels = 3 if channels == 1 else channels  # one mean value serves any number of channels
+        notes.append(f"input '{blob}': the number of channels is not known without weights; {channels} assumed")
+    if channels is not None and crop is not None:
+        return (1, channels, *crop)
+    if channels is not None:
+        sides = [n for n in _SIDES if _fits(spec, {**known, blob: (1, channels, n, n)}, weights)]
+        if sides and len(sides) < len(_SIDES) // 2:
+            side = _likely(sides, channels)
+            if len(sides) > 1:
+                notes.append(
+                    f"input '{blob}': height and width are not in the file; {sides[0]} to {sides[-1]} fit the weights, "
+                    f"{side} is used (say it with --input-shape {blob}=1,{channels},H,W)"
+                )
+            return (1, channels, side, side)
+    shown = f"1,{channels or 'C'},H,W"
+    raise SpecError(
+        f"the shape of input '{blob}' cannot be known: layer '{layer.name}' ({layer.type}) reads it from data",
+        layer.where,
+        f"Say it: --input-shape {blob}={shown}",
+    )
+
+
+def _crop(layer: LayerSpec) -> tuple[int, int] | None:
+    p = layer.param
+    if p.transform_param.crop_size:
+        return p.transform_param.crop_size, p.transform_param.crop_size
+    if p.image_data_param.new_height and p.image_data_param.new_width:
+        return p.image_data_param.new_height, p.image_data_param.new_width
+    return None
+
+
+def _likely(sides: Sequence[int], channels: int) -> int:
+    """The side that people use: MNIST's for one channel, else the common ones, else the greatest."""
+    common = (28, *_COMMON_SIDES) if channels == 1 else _COMMON_SIDES
+    return next((n for n in common if n in sides), sides[-1])
+
+
+_CONVOLUTIONS = ("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise")
+_TRANSPARENT = frozenset(
+    (
+        "AbsVal",
+        "BatchNorm",
+        "Bias",
+        "Dropout",
+        "LRN",
+        "MVN",
+        "Pooling",
+        "Power",
+        "ReLU",
+        "Scale",
+        "Sigmoid",
+        "Split",
+        "TanH",
+    )
+)
+
+
+def _channels(spec: NetSpec, source: Source, weights: Weights | None) -> int | None:
+    """Channels that the first convolution behind ``source`` expects, by its weights (C_out, C_in/group, kH, kW)."""
+    if weights is None:
+        return None
+    stored = weights.by_name()
+    reached = {source}
+    for layer in spec.layers:
+        if not reached.intersection(layer.sources):
+            continue
+        blobs = stored[layer.name].blobs if layer.name in stored else ()
+        if blobs and blobs[0].ndim == 4 and layer.type in _CONVOLUTIONS:
+            return int(blobs[0].shape[1]) * int(layer.param.convolution_param.group)
+        if blobs and blobs[0].ndim == 4 and layer.type == "Deconvolution":
+            return int(blobs[0].shape[0])
+        if layer.type in _TRANSPARENT:
+            reached.add((layer.name, 0))
+    return None
+
+
+def _fits(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) -> bool:
+    """Whether the shapes carry through the net and the InnerProducts find what they were made for."""
+    stored = weights.by_name() if weights else {}
+    complete = {blob: known.get(blob, (1,)) for blob, _ in spec.inputs}
+    try:
+        tops = shapes.infer(spec, complete)
+    except SpecError:
+        return False
+    for layer in spec.layers:
+        if layer.type == "InnerProduct" and layer.name in stored:
+            p = layer.param.inner_product_param
+            bottom = tops[layer.sources[0]]
+            count = 1
+            for n in bottom[p.axis :]:
+                count *= n
+            if stored[layer.name].blobs[0].size != count * p.num_output:
+                return False
+    return True

@@ -1,0 +1,353 @@
+"""What a net is, before any module is built: frozen, in Caffe's words, for one phase, with every blob's producer known.
+
+All normalisation happens here, once: old forms are upgraded, include/exclude rules applied, in-place tops made
+explicit (a bottom names its producer, not a blob whose contents change), automatic Split layers undone.
+Sources: net.cpp (Init, FilterNet, StateMeetsRule, AppendTop), insert_splits.cpp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from caffe_port import caffemodel, prototxt
+from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.message import Message
+from caffe_port.upgrade import upgrade
+
+Source = tuple[str, int]
+"""Who made a blob: (layer name, top index)."""
+
+PHASES = ("TRAIN", "TEST")
+
+SOURCE_TYPES = frozenset(
+    ("AnnotatedData", "Data", "HDF5Data", "ImageData", "Input", "MemoryData", "VideoData", "WindowData")
+)
+"""Types whose tops come from outside: they are inputs of the net."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of one phase.
+
+    Attributes:
+        name: unique within the net.
+        bottoms, tops: blob names as written; an in-place layer has the same name in both.
+        sources: for each bottom, who made it.
+        param: the LayerParameter, V2.
+        where: ``file:line`` for messages.
+    """
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    sources: tuple[Source, ...]
+    param: Message = dataclasses.field(repr=False)
+    where: str = dataclasses.field(repr=False)
+
+    def error(self, what: str, hint: str = "") -> SpecError:
+        """A SpecError that names this layer and its line."""
+        return SpecError(f"layer '{self.name}' ({self.type}): {what}", self.where, hint)
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """A net in one phase. ``notes`` are facts that the user should hear of."""
+
+    name: str
+    phase: str
+    layers: tuple[LayerSpec, ...]
+    path: str
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, LayerSpec]:
+        return {layer.name: layer for layer in self.layers}
+
+    @functools.cached_property
+    def inputs(self) -> tuple[tuple[str, Source], ...]:
+        """(blob name, source) of the tops that come from outside, in the file's order."""
+        return tuple((top, (layer.name, k)) for layer in self.layers if layer.type in SOURCE_TYPES
+                     for k, top in enumerate(layer.tops))  # fmt: skip
+
+    @functools.cached_property
+    def outputs(self) -> tuple[tuple[str, Source], ...]:
+        """(blob name, source) of the tops that no layer reads, by blob name as Caffe orders them; inputs left out."""
+        read = {source for layer in self.layers for source in layer.sources}
+        found = [(top, (layer.name, k)) for layer in self.layers if layer.type not in SOURCE_TYPES
+                 for k, top in enumerate(layer.tops) if (layer.name, k) not in read]  # fmt: skip
+        return tuple(sorted(found))
+
+    def deploy(self, label_types: Collection[str], learned_types: Collection[str]) -> NetSpec:
+        """Without what exists for labels only: layers of ``label_types``, and whatever then leads nowhere.
+
+        A top of a data layer is a label when no layer of ``learned_types`` lies behind it, but does behind another.
+        """
+        kept = [layer for layer in self.layers if layer.type not in label_types]
+        if len(kept) == len(self.layers):
+            return self
+        fed = _leading_to(kept, learned_types)
+        fed_inputs = {source for _, source in self.inputs if source in fed}
+        labels = {s for _, s in self.inputs if fed_inputs and s not in fed and self.by_name[s[0]].type != "Input"}
+        read_by_losses = {s for layer in self.layers if layer.type in label_types for s in layer.sources}
+        labels |= {s for _, s in self.inputs if s in read_by_losses and not any(s in k.sources for k in kept)}
+        kept = _without_label_branches(kept, labels)
+        spec = dataclasses.replace(self, layers=tuple(_without_tops(kept, labels)))
+        if not spec.outputs:
+            raise SpecError("nothing is left without the losses; use --keep-loss", self.path)
+        return spec
+
+
+def _leading_to(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Source]:
+    """The blobs from which a layer of ``types`` is reached."""
+    found: set[Source] = set()
+    for layer in reversed(layers):
+        if layer.type in types or any((layer.name, k) in found for k in range(len(layer.tops))):
+            found.update(layer.sources)
+    return found
+
+
+def _without_label_branches(layers: list[LayerSpec], labels: set[Source]) -> list[LayerSpec]:
+    """Drops the layers all of whose bottoms come from labels, unless somebody who is kept reads them."""
+    derived = set(labels)
+    for layer in layers:
+        if layer.sources and all(s in derived for s in layer.sources):
+            derived |= {(layer.name, k) for k in range(len(layer.tops))}
+    kept: list[LayerSpec] = []
+    read: set[Source] = set()
+    for layer in reversed(layers):
+        tops = {(layer.name, k) for k in range(len(layer.tops))}
+        from_labels = bool(layer.sources) and all(s in derived for s in layer.sources)
+        if not from_labels or tops & read:
+            kept.append(layer)
+            read.update(layer.sources)
+    return kept[::-1]
+
+
+def _without_tops(layers: Sequence[LayerSpec], dropped: set[Source]) -> Iterator[LayerSpec]:
+    """The layers, their sources without those tops in ``dropped`` that nobody reads."""
+    dropped = dropped - {s for layer in layers for s in layer.sources}
+    moved: dict[Source, Source] = {}
+    for layer in layers:
+        tops = [k for k in range(len(layer.tops)) if (layer.name, k) not in dropped]
+        moved |= {(layer.name, k): (layer.name, new) for new, k in enumerate(tops)}
+        if tops or not layer.tops:
+            yield dataclasses.replace(
+                layer, tops=tuple(layer.tops[k] for k in tops), sources=tuple(moved[s] for s in layer.sources)
+            )
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A net as a file defines it, upgraded to V2, with the layers of both phases.
+
+    Attributes:
+        net: NetParameter with ``layer`` entries only.
+        path: the file.
+        saved_in: the phase whose rules were already applied when Caffe wrote it into a weights file; None for text.
+    """
+
+    net: Message
+    path: str
+    saved_in: str | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Definition:
+        """Reads a prototxt of any age.
+
+        Raises:
+            ParseError, SpecError, CaffePortError: with line and column.
+        """
+        return cls.parse(prototxt.read(path, "NetParameter"), str(path))
+
+    @classmethod
+    def parse(cls, net: Message, path: str = "<text>") -> Definition:
+        """The Definition of a NetParameter that was read as text."""
+        if not (net.has("layer") or net.has("layers")):
+            raise SpecError("holds no layers", path)
+        return cls(upgrade(net, path), path)
+
+    @classmethod
+    def embedded(cls, weights: caffemodel.Weights) -> Definition:
+        """The definition that a weights file carries.
+
+        Raises:
+            SpecError: it carries none (HDF5).
+        """
+        if weights.net is None:
+            raise SpecError("carries no definition (HDF5 holds weights only)", weights.path, "Give the prototxt too.")
+        net = upgrade(weights.net, weights.path)
+        saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), "") for layer in net.layer)), None)
+        explicit = {layer.phase for layer in net.layer if layer.has("phase")}
+        if saved_in and len(explicit) == 1:
+            saved_in = explicit.pop()
+        return cls(net, weights.path, saved_in)
+
+    def spec(
+        self, phase: str = "TEST", level: int = 0, stages: Sequence[str] = (), inputs: Collection[str] = ()
+    ) -> NetSpec:
+        """The net in one phase.
+
+        Args:
+            phase, level, stages: Caffe's NetState.
+            inputs: blobs that may come from outside though no layer of this phase makes them: a net without a data
+                layer, as published architectures are, or whose data layers belong to other phases and stages.
+
+        Raises:
+            SpecError: with the line: rules that exclude each other, a bottom that does not exist, a top made twice.
+        """
+        state = self.net.state
+        level, stages = level or state.level, (*stages, *state.stage)
+        layers = list(self.net.layer)
+        if self.saved_in is None:
+            layers = [entry for entry in layers if _included(entry, phase, level, stages, self.path)]
+        if not layers:
+            raise SpecError(f"holds no layers in phase {phase}", self.path)
+        layers = [*self._missing_sources(layers, inputs), *layers]
+        notes = list(_unknown_fields(self.net, self.path))
+        layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
+        if switched:
+            notes.append(
+                f"{switched} BatchNorm layers were saved in TRAIN with use_global_stats: false; eval() uses the stored "
+                "statistics, as Caffe's TEST phase does"
+            )
+        return NetSpec(self.net.name, phase, tuple(_resolve(layers, self.path, notes)), self.path, tuple(notes))
+
+    def _missing_sources(self, layers: Sequence[Message], inputs: Collection[str]) -> list[Message]:
+        made = {top for layer in layers for top in layer.top}
+        missing = {bottom for layer in layers for bottom in layer.bottom if bottom not in made}
+        found = []
+        for layer in self.net.layer:
+            if layer.type in SOURCE_TYPES and missing & set(layer.top) and not made & set(layer.top):
+                found.append(layer)
+                missing -= set(layer.top)
+        bare = [Message("LayerParameter", name=name, type="Input", top=[name]) for name in inputs if name in missing]
+        return found + bare
+
+
+def _included(layer: Message, phase: str, level: int, stages: Collection[str], path: str) -> bool:
+    if layer.include and layer.exclude:
+        raise SpecError(f"layer '{layer.name}': include and exclude rules together", f"{path}:{layer.line}",
+                        "Caffe allows one kind a layer.")  # fmt: skip
+
+    def met(rule: Message) -> bool:
+        return not (
+            (rule.has("phase") and rule.phase != phase)
+            or (rule.has("min_level") and level < rule.min_level)
+            or (rule.has("max_level") and level > rule.max_level)
+            or any(stage not in stages for stage in rule.stage)
+            or any(stage in stages for stage in rule.not_stage)
+        )
+
+    return any(map(met, layer.include)) if layer.include else not any(map(met, layer.exclude))
+
+
+def _batch_statistics_by_phase(layers: list[Message], saved_in: str | None) -> tuple[list[Message], int]:
+    """A definition saved in TRAIN says use_global_stats: false because it was TRAIN, not because TEST should."""
+    if saved_in != "TRAIN":
+        return layers, 0
+    result, switched = [], 0
+    for layer in layers:
+        norm = layer.batch_norm_param
+        if layer.type == "BatchNorm" and norm.has("use_global_stats") and not norm.use_global_stats:
+            layer = layer.copy(batch_norm_param=norm.copy(use_global_stats=None))
+            switched += 1
+        result.append(layer)
+    return result, switched
+
+
+def _unknown_fields(message: Message, path: str, inside: str = "") -> Iterator[str]:
+    """Notes on the fields that were kept but are not understood; a custom layer's own parameters are not among them."""
+    kind = message.schema.name if message.schema else ""
+    for name, values in message.unknown.items():
+        own_parameters = kind == "LayerParameter" and isinstance(values[0], Message)
+        if isinstance(name, str) and not own_parameters:
+            yield f"{path}:{message.line}: {inside}field '{name}' of {kind} is unknown and has no effect"
+    for value in dict(message.items()).values():
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, Message) and child.schema is not None:
+                layer = f"layer '{child.name}': " if child.schema.name == "LayerParameter" else inside
+                yield from _unknown_fields(child, path, layer)
+
+
+def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator[LayerSpec]:
+    """Layers in order with their sources: what Net::Init checks, and static single assignment."""
+    current: dict[str, Source] = {}
+    names: dict[str, Message] = {}
+    split_of: dict[str, str] = {}
+    for layer in layers:
+        where = f"{path}:{layer.line}" if layer.line else path
+        bottoms = tuple(split_of.get(b, b) for b in layer.bottom)
+        if _automatic_split(layer):
+            split_of.update(dict.fromkeys(layer.top, bottoms[0]))
+            current.update(dict.fromkeys(layer.top, current[bottoms[0]]) if bottoms[0] in current else {})
+            continue
+        name = _unique(layer, names, where, notes)
+        spec = LayerSpec(name, layer.type, bottoms, tuple(layer.top), (), layer, where)
+        if not layer.type:
+            raise spec.error("has no type")
+        sources = tuple(_source(spec, b, current, layers) for b in bottoms)
+        for index, top in enumerate(spec.tops):
+            in_place = index < len(bottoms) and bottoms[index] == top
+            if top in spec.tops[:index] or (top in current and not in_place):
+                maker = f"layer '{current[top][0]}'" if top in current else "this layer"
+                raise spec.error(f"top '{top}' is already made by {maker}; a blob has one source")
+        current.update({top: (name, k) for k, top in enumerate(spec.tops)})
+        yield dataclasses.replace(spec, sources=sources)
+
+
+def _source(layer: LayerSpec, bottom: str, current: dict[str, Source], layers: Sequence[Message]) -> Source:
+    if bottom in current:
+        return current[bottom]
+    later = next((other for other in layers if bottom in other.top), None)
+    if later is not None:
+        at = f" (line {later.line})" if later.line else ""
+        raise layer.error(
+            f"bottom '{bottom}' does not exist yet: layer '{later.name}'{at} makes it",
+            "Layers run in the order of the file: a layer stands behind those whose tops it reads.",
+        )
+    if not current:
+        raise layer.error(f"bottom '{bottom}' does not exist: the net has no input layer",
+                          f"Say its shape, and it becomes an input: --input-shape {bottom}=1,3,H,W")  # fmt: skip
+    shown = ", ".join(list(current)[-8:])
+    dots = "..., " if len(current) > 8 else ""
+    raise layer.error(f"bottom '{bottom}' does not exist; blobs so far: {dots}{shown}.{did_you_mean(bottom, current)}")
+
+
+def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[str]) -> str:
+    """The layer's name; a second layer of the same name without parameters gets a suffix, any other is refused."""
+    name: str = layer.name
+    first = names.setdefault(name, layer)
+    if first is layer:
+        return name
+    if layer.param or first.param or (layer.type == first.type and layer.type not in _NAMELESS):
+        at = f" at line {first.line}" if first.line else ""
+        raise SpecError(f"layer name '{name}' is used twice (first{at}): weights could not be told apart", where)
+    count = 2
+    while f"{name}#{count}" in names:
+        count += 1
+    names[f"{name}#{count}"] = layer
+    notes.append(f"{where}: layer name '{name}' is used twice; this one is called '{name}#{count}' here")
+    return f"{name}#{count}"
+
+
+_NAMELESS = frozenset(
+    ("AbsVal", "Concat", "Dropout", "Eltwise", "Flatten", "LRN", "Pooling", "Power", "ReLU", "Reshape", "Sigmoid",
+     "Silence", "Slice", "Softmax", "Split", "TanH")
+)  # fmt: skip
+"""Types without weights: nothing is lost when two of them have one name."""
+
+
+def _automatic_split(layer: Message) -> bool:
+    """Whether Caffe itself inserted this Split (insert_splits.cpp names it <blob>_<layer>_<index>_split)."""
+    return (
+        layer.type == "Split"
+        and len(layer.bottom) == 1
+        and re.fullmatch(r".*_\d+_split", layer.name, re.DOTALL) is not None
+        and list(layer.top) == [f"{layer.name}_{k}" for k in range(len(layer.top))]
+    )

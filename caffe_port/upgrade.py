@@ -1,0 +1,115 @@
+"""Old definitions to today's: V1 and legacy inputs to V2 (V0 in :mod:`caffe_port.upgrade_v0`).
+
+Everything after this module sees LayerParameters only. Source: upgrade_proto.cpp.
+"""
+
+from __future__ import annotations
+
+from caffe_port.errors import SpecError
+from caffe_port.message import Message
+
+V1_TYPES = {
+    "NONE": "", "ABSVAL": "AbsVal", "ACCURACY": "Accuracy", "ARGMAX": "ArgMax", "BNLL": "BNLL", "CONCAT": "Concat",
+    "CONTRASTIVE_LOSS": "ContrastiveLoss", "CONVOLUTION": "Convolution", "DATA": "Data",
+    "DECONVOLUTION": "Deconvolution", "DROPOUT": "Dropout", "DUMMY_DATA": "DummyData",
+    "EUCLIDEAN_LOSS": "EuclideanLoss", "ELTWISE": "Eltwise", "EXP": "Exp", "FLATTEN": "Flatten",
+    "HDF5_DATA": "HDF5Data", "HDF5_OUTPUT": "HDF5Output", "HINGE_LOSS": "HingeLoss", "IM2COL": "Im2col",
+    "IMAGE_DATA": "ImageData", "INFOGAIN_LOSS": "InfogainLoss", "INNER_PRODUCT": "InnerProduct", "LRN": "LRN",
+    "MEMORY_DATA": "MemoryData", "MULTINOMIAL_LOGISTIC_LOSS": "MultinomialLogisticLoss", "MVN": "MVN",
+    "POOLING": "Pooling", "POWER": "Power", "RELU": "ReLU", "SIGMOID": "Sigmoid",
+    "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss", "SILENCE": "Silence", "SLICE": "Slice",
+    "SOFTMAX": "Softmax", "SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "TANH": "TanH",
+    "THRESHOLD": "Threshold", "WINDOW_DATA": "WindowData",
+}  # fmt: skip
+"""V1LayerParameter.LayerType -> type string."""
+
+_V1_ONLY = ("type", "layer", "param", "blob_share_mode", "blobs_lr", "weight_decay")
+
+
+def upgrade(net: Message, where: str) -> Message:
+    """A NetParameter of any age as one that holds ``layer`` entries and Input layers only.
+
+    Raises:
+        SpecError: ``layer`` and ``layers`` are mixed, or the legacy inputs are incomplete.
+    """
+    if net.has("layer") and net.has("layers"):
+        line = next((f":{entry.line}" for entry in net.layers if entry.line), "")
+        raise SpecError(
+            "'layers' (the old form) and 'layer' are mixed in one net; Caffe refuses it too",
+            f"{where}{line}",
+            "Write every layer in one form.",
+        )
+    if net.has("layers"):
+        if any(entry.has("layer") for entry in net.layers):
+            from caffe_port.upgrade_v0 import upgrade_v0
+
+            net = upgrade_v0(net, where)
+        net = net.copy(layers=None, layer=[_from_v1(entry, where) for entry in net.layers])
+    net = net.copy(layer=[_move_transform(_old_batch_norm(layer)) for layer in net.layer])
+    return _legacy_inputs(net, where)
+
+
+def _from_v1(old: Message, where: str) -> Message:
+    new = Message("LayerParameter", old.line)
+    assert new.schema is not None
+    for name, value in old.items():
+        if name not in _V1_ONLY and name in new.schema.fields:
+            new.set(name, value)
+    new.unknown = dict(old.unknown)
+    if old.has("type"):
+        if old.type not in V1_TYPES:
+            raise SpecError(f"layer '{old.name}': type {old.type} is not one of V1's", f"{where}:{old.line}")
+        new.set("type", V1_TYPES[old.type])
+    params = []
+    for index in range(max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))):
+        param = Message("ParamSpec", old.line)
+        for name, values in (("name", old.param), ("share_mode", old.blob_share_mode), ("lr_mult", old.blobs_lr),
+                             ("decay_mult", old.weight_decay)):  # fmt: skip
+            if index < len(values):
+                param.set(name, values[index])
+        params.append(param)
+    if params:
+        new.set("param", params)
+    return new
+
+
+def _old_batch_norm(layer: Message) -> Message:
+    """BatchNorm's statistics once took rates of their own; they are no parameters that a solver may touch."""
+    if layer.type != "BatchNorm" or len(layer.param) != 3:
+        return layer
+    return layer.copy(param=[p.copy(lr_mult=0.0, decay_mult=0.0) for p in layer.param])
+
+
+_TRANSFORM_OWNERS = {"Data": "data_param", "ImageData": "image_data_param", "WindowData": "window_data_param"}
+
+
+def _move_transform(layer: Message) -> Message:
+    """scale, mean_file, crop_size and mirror of the old data layers belong to transform_param."""
+    owner_name = _TRANSFORM_OWNERS.get(layer.type)
+    if owner_name is None or not layer.has(owner_name):
+        return layer
+    owner = getattr(layer, owner_name)
+    old = {n: getattr(owner, n) for n in ("scale", "mean_file", "crop_size", "mirror") if owner.has(n)}
+    if not old:
+        return layer
+    transform = layer.transform_param.copy(**old)
+    return layer.copy(transform_param=transform, **{owner_name: owner.copy(**dict.fromkeys(old))})
+
+
+def _legacy_inputs(net: Message, where: str) -> Message:
+    """``input:`` with ``input_shape`` or four ``input_dim`` each becomes one Input layer."""
+    if not net.has("input"):
+        return net
+    names, shapes, dims = net.input, net.input_shape, net.input_dim
+    if shapes and dims:
+        raise SpecError("gives input_shape and input_dim; one of them is enough", where)
+    if dims:
+        if len(dims) != 4 * len(names):
+            raise SpecError(f"{len(names)} inputs need {4 * len(names)} input_dim, got {len(dims)}", where)
+        shapes = [Message("BlobShape", dim=list(dims[i : i + 4])) for i in range(0, len(dims), 4)]
+    elif shapes and len(shapes) != len(names):
+        raise SpecError(f"{len(names)} inputs need {len(names)} input_shape, got {len(shapes)}", where)
+    layer = Message("LayerParameter", net.line, name="input", type="Input", top=list(names))
+    if shapes:
+        layer.set("input_param", Message("InputParameter", net.line, shape=list(shapes)))
+    return net.copy(input=None, input_shape=None, input_dim=None, layer=[layer, *net.layer])

@@ -1,0 +1,28 @@
+"""Fixtures of all tests. Figures and files that are too large or not ours to keep lie in ../shared."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+GOLDEN = HERE / "golden"
+SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or HERE.parent.parent / "shared")
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder ($CAFFE_PORT_SHARED) is not here")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real models, data and nets' goldens; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared folder ($CAFFE_PORT_SHARED) is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """What Caffe 1.0 computed: tests/golden/layers and tests/golden/solvers."""
+    return GOLDEN
