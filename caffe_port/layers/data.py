@@ -1,0 +1,253 @@
+"""Where numbers come from: inputs of the Net, constants, parameters; and Python layers.
+
+Layers that read data (LMDB, HDF5, pictures, memory) are not built: their tops become inputs of the Net, and the
+training loop or the caller feeds them. Source: src/caffe/layers of Caffe 1.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.layers import Layer, Shape, expect_bottoms
+from caffe_port.message import Message
+
+
+class Input(Layer):
+    """An input of the Net: ``input_param`` gives the shapes of its tops.
+
+    Reference: input_layer.cpp
+    """
+
+    source = True
+
+
+class Data(Layer):
+    """Reads pictures and labels from an LMDB or LevelDB; its tops (data, label) become inputs of the Net.
+
+    ``transform_param`` (crop, mirror, mean, scale) belongs to whoever feeds them.
+
+    Reference: data_layer.cpp
+    """
+
+    source = True
+
+
+class ImageData(Layer):
+    """Reads the picture files of a list, and labels; its tops (data, label) become inputs of the Net.
+
+    Reference: image_data_layer.cpp
+    """
+
+    source = True
+
+
+class WindowData(Layer):
+    """Reads windows of pictures (R-CNN), and labels; its tops (data, label) become inputs of the Net.
+
+    Reference: window_data_layer.cpp
+    """
+
+    source = True
+
+
+class MemoryData(Layer):
+    """Takes arrays that the caller hands over; its tops (data, label) become inputs of the Net.
+
+    Reference: memory_data_layer.cpp
+    """
+
+    source = True
+
+
+class HDF5Data(Layer):
+    """Reads datasets of HDF5 files, one for each top of the same name; its tops become inputs of the Net.
+
+    Reference: hdf5_data_layer.cpp
+    """
+
+    source = True
+
+
+class AnnotatedData(Layer):
+    """Reads pictures and boxes from an LMDB; its tops (data, label) become inputs of the Net. From SSD.
+
+    Reference: annotated_data_layer.cpp (SSD)
+    """
+
+    source = True
+
+
+class VideoData(Layer):
+    """Reads frames of a camera or a video file; its tops become inputs of the Net. From SSD.
+
+    Reference: video_data_layer.cpp (SSD)
+    """
+
+    source = True
+
+
+class DummyData(Layer):
+    """Tops of given shapes, filled with a constant, or drawn anew from a random filler at every forward.
+
+    Takes no bottoms. The random numbers are PyTorch's, not Caffe's.
+
+    Reference: dummy_data_layer.cpp, filler.hpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 0)
+        tops, dummy = len(p.top), p.dummy_data_param
+        if any(dummy.has(name) for name in ("num", "channels", "height", "width")):
+            if dummy.has("shape"):
+                raise SpecError("dummy_data_param gives shape and num, channels, height, width; one of them says it")
+            columns = [
+                per_top(name, [int(n) for n in getattr(dummy, name)], tops)
+                for name in ("num", "channels", "height", "width")
+            ]
+            shapes = list(zip(*columns, strict=True))
+        else:
+            shapes = per_top("shape", [tuple(int(n) for n in s.dim) for s in dummy.shape], tops)
+        constant = Message("FillerParameter", type="constant", value=0.0)
+        fillers = per_top("data_filler", dummy.data_filler or [constant], tops)
+        draws = tuple(distribution(f, shape) for f, shape in zip(fillers, shapes, strict=True))
+        return {"shapes": tuple(shapes), "draws": draws}
+
+    def __init__(self, shapes: tuple[Shape, ...], draws: tuple[tuple[str, float, float], ...]) -> None:
+        super().__init__()
+        self.shapes, self.draws = shapes, draws
+        self.register_buffer("like", torch.empty(0), persistent=False)  # says device and dtype, holds no numbers
+
+    like: Tensor
+
+    def forward(self) -> Tensor | tuple[Tensor, ...]:
+        tops = []
+        for shape, (kind, a, b) in zip(self.shapes, self.draws, strict=True):
+            top = self.like.new_full(shape, a)
+            if kind == "uniform":
+                top = top.uniform_(a, b)
+            elif kind == "gaussian":
+                top = top.normal_(a, b)
+            tops.append(top)
+        return tuple(tops) if len(tops) > 1 else tops[0]
+
+
+def per_top(name: str, values: Sequence[Any], tops: int) -> list[Any]:
+    """One value for each top; a single value serves all. Raises SpecError for another number of values."""
+    if len(values) not in (1, tops):
+        raise SpecError(f"dummy_data_param gives {name} {len(values)} times for {tops} tops; once, or once for each")
+    return list(values) * (tops if len(values) == 1 else 1)
+
+
+def distribution(filler: Message, shape: Shape) -> tuple[str, float, float]:
+    """What a filler draws: ("constant", value, 0), ("uniform", low, high) or ("gaussian", mean, deviation).
+
+    Raises:
+        SpecError: the filler is of another kind.
+    """
+    if filler.type == "constant":
+        return "constant", filler.value, 0.0
+    if filler.type == "uniform":
+        return "uniform", filler.min, filler.max
+    if filler.type == "gaussian" and filler.sparse < 0:
+        return "gaussian", filler.mean, filler.std
+    if filler.type in ("xavier", "msra") and len(shape) > 1:
+        count = math.prod(shape)
+        fan_in, fan_out = count / shape[0], count / shape[1]
+        n = {"FAN_IN": fan_in, "FAN_OUT": fan_out, "AVERAGE": (fan_in + fan_out) / 2}[filler.variance_norm]
+        if filler.type == "xavier":
+            return "uniform", -math.sqrt(3 / n), math.sqrt(3 / n)
+        return "gaussian", 0.0, math.sqrt(2 / n)
+    raise SpecError(
+        f"DummyData cannot draw from the filler '{filler.type}'; constant, uniform, gaussian, xavier and msra work"
+    )
+
+
+class Parameter(Layer):
+    """A trainable tensor as a top, without bottoms.
+
+    Blobs: value, of the shape that ``parameter_param`` gives; zeros where no weights file fills it
+    Reference: parameter_layer.hpp
+    """
+
+    param, blobs = "parameter_param", ("value",)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 0)
+        return {"shape": tuple(int(n) for n in p.shape.dim)}
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.empty(shape))
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+class HDF5Output(Layer):
+    """Takes bottoms and gives no top.
+
+    Differs from Caffe: it does not write them to an HDF5 file; read the blobs from the Net instead.
+    Reference: hdf5_output_layer.cpp
+    """
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+
+PYTHON_LAYERS: dict[str, type[Layer]] = {}
+"""``"module.layer"`` of a Caffe Python layer -> the Layer that stands for it, filled by :func:`python_layer`."""
+
+
+L = TypeVar("L", bound=Layer)
+
+
+def python_layer(module: str, layer: str) -> Callable[[type[L]], type[L]]:
+    """Class decorator: the Layer that stands for a ``type: "Python"`` layer of this module and class.
+
+    Its ``from_caffe`` receives what its ``param`` says; ``param = "python_param"`` gives module, layer and param_str.
+
+    >>> @python_layer("rpn.proposal_layer", "ProposalLayer")
+    ... class Proposal(Layer):
+    ...     param = "python_param"
+    """
+
+    def register(cls: type[L]) -> type[L]:
+        PYTHON_LAYERS[f"{module}.{layer}"] = cls
+        return cls
+
+    return register
+
+
+class Python(Layer):
+    """A layer written in Python for pycaffe: code that cannot run here.
+
+    A plugin says what stands for it: a file given with ``--plugin`` that decorates a Layer with
+    :func:`caffe_port.layers.data.python_layer`.
+
+    Reference: python_layer.hpp
+    """
+
+    @classmethod
+    def stand_in(cls, layer: Message) -> type[Layer]:
+        """The class that a plugin registered for a LayerParameter of type Python.
+
+        Raises:
+            SpecError: there is none.
+        """
+        p = layer.python_param
+        name = f"{p.module}.{p.layer}"
+        found = PYTHON_LAYERS.get(name)
+        if found is None:
+            raise SpecError(
+                f"runs the Python code {name}, which works with pycaffe only.{did_you_mean(name, PYTHON_LAYERS)}",
+                hint=f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer.',
+            )
+        return found

@@ -1,0 +1,190 @@
+"""Layers that multiply by a weight or add one: InnerProduct, Embed, Scale, Bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caffe_port.errors import SpecError
+from caffe_port.layers import Layer, Shape, canonical_axis, check_count, constructor, expect_bottoms
+from caffe_port.message import Message
+
+
+class InnerProduct(Layer, nn.Linear):
+    """Same as torch.nn.Linear.
+
+    Differs from PyTorch: the bottom is flattened from ``axis`` on, which is 1 unless the net says otherwise; so
+    (N, C, H, W) is taken for (N, C * H * W).
+    Blobs: weight (C_out, C_in), or (C_in, C_out) in the file with ``transpose: true``; bias (C_out)
+    Reference: inner_product_layer.cpp
+    """
+
+    param, blobs = "inner_product_param", ("weight", "bias")
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, axis: int = -1, transpose: bool = False
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.axis = axis
+        self.transpose = transpose  # of the weight in Caffe's file; here it is as in nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(self.axis))
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        dims = len(bottoms[0])
+        axis = canonical_axis(p.axis, dims)
+        if p.num_output < 1:
+            raise SpecError("num_output is missing or 0: it is the length of the top")
+        features = math.prod(bottoms[0][axis:])
+        check_count("weight", (p.num_output, features))
+        args = {"in_features": features, "out_features": p.num_output, "bias": p.bias_term}
+        args["axis"] = -1 if axis == dims - 1 else axis
+        return args | ({"transpose": True} if p.transpose else {})
+
+    def get_blob(self, name: str) -> Tensor:
+        blob = super().get_blob(name)
+        return blob.t() if self.transpose and name == "weight" else blob
+
+    def set_blob(self, name: str, value: Tensor) -> None:
+        super().set_blob(name, value.t() if self.transpose and name == "weight" else value)
+
+    def torch_source(self) -> str | None:
+        if self.axis != -1:
+            return None
+        return constructor("nn.Linear", [self.in_features, self.out_features], {"bias": (self.bias is not None, True)})
+
+
+class Embed(Layer, nn.Embedding):
+    """Same as torch.nn.Embedding, and a bias.
+
+    Differs from PyTorch: the indices come as floats, and a bias is added to every row unless ``bias_term: false``.
+    Blobs: weight (input_dim, num_output), bias (num_output)
+    Reference: embed_layer.cpp
+    """
+
+    param, blobs = "embed_param", ("weight", "bias")
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, bias: bool = True) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.bias = nn.Parameter(torch.empty(embedding_dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x.long())
+        return y if self.bias is None else y + self.bias
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if p.num_output < 1:
+            raise SpecError("num_output is missing or 0: it is the length of an embedding")
+        if p.input_dim < 1:
+            raise SpecError("input_dim is missing or 0: it is the number of embeddings, the greatest index + 1")
+        check_count("weight", (p.input_dim, p.num_output))
+        check_count("the top", (*bottoms[0], p.num_output))
+        return {"num_embeddings": p.input_dim, "embedding_dim": p.num_output, "bias": p.bias_term}
+
+
+class Scale(Layer):
+    """Multiplies by a weight (and adds a bias) along some axes, or by a second bottom.
+
+    Differs from PyTorch: there is no module for it; it is the affine half of nn.BatchNorm2d, for any axes. The weight
+    has the bottom's axes ``axis`` to ``axis + num_axes``; the axes after them are broadcast.
+    Blobs: weight (C), unless there is a second bottom; bias of the same shape, with ``bias_term: true``
+    Reference: scale_layer.cpp, bias_layer.cpp
+    """
+
+    param, blobs = "scale_param", ("weight", "bias")
+
+    def __init__(self, shape: tuple[int, ...], axis: int = 1, weight: bool = True, bias: bool = False) -> None:
+        super().__init__()
+        self.axis = axis
+        self.weight = nn.Parameter(torch.empty(shape)) if weight else None
+        self.bias = nn.Parameter(torch.empty(shape)) if bias else None
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        scale = self.weight if scale is None else scale
+        assert scale is not None
+        scale = along_axis(scale, self.axis, x)
+        return x * scale if self.bias is None else torch.addcmul(along_axis(self.bias, self.axis, x), x, scale)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        shape, axis = broadcast_arguments(p, bottoms)
+        return {"shape": shape, "axis": axis, "weight": len(bottoms) == 1, "bias": p.bias_term}
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        one = Message("FillerParameter", type="constant", value=1.0)
+        return {"weight": p.filler if p.has("filler") else one, "bias": p.bias_filler}
+
+
+class Bias(Layer):
+    """Adds a bias along some axes, or a second bottom.
+
+    Differs from PyTorch: there is no module for it. The bias has the bottom's axes ``axis`` to ``axis + num_axes``;
+    the axes after them are broadcast.
+    Blobs: bias (C), unless there is a second bottom
+    Reference: bias_layer.cpp
+    """
+
+    param, blobs = "bias_param", ("bias",)
+
+    def __init__(self, shape: tuple[int, ...], axis: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.axis = axis
+        self.bias = nn.Parameter(torch.empty(shape)) if bias else None
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        bias = self.bias if bias is None else bias
+        assert bias is not None
+        return x + along_axis(bias, self.axis, x)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        shape, axis = broadcast_arguments(p, bottoms)
+        return {"shape": shape, "axis": axis, "bias": len(bottoms) == 1}
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        return {"bias": p.filler}
+
+
+# -- in forward ---------------------------------------------------------------------------------------------------
+
+
+def along_axis(value: Tensor, axis: int, x: Tensor) -> Tensor:
+    """The value with axes of length one appended, so that it lies along x's axes from ``axis`` on."""
+    return value.reshape(value.shape + (1,) * (x.dim() - axis - value.dim()))
+
+
+# -- parameters, from Caffe ---------------------------------------------------------------------------------------
+
+
+def broadcast_arguments(p: Message, bottoms: Sequence[Shape]) -> tuple[Shape, int]:
+    """Shape and first axis of what Scale and Bias broadcast. bias_layer.cpp
+
+    Raises:
+        SpecError: it reaches past the bottom, or the second bottom does not fit there.
+    """
+    expect_bottoms(bottoms, 1, 2)
+    bottom = bottoms[0]
+    if len(bottoms) > 1:
+        shape = bottoms[1]
+        axis = canonical_axis(p.axis, len(bottom)) if shape else 0
+        if bottom[axis : axis + len(shape)] != shape:
+            raise SpecError(f"the second bottom {shape} does not fit the first, {bottom}, from axis {axis} on")
+        return shape, axis
+    axis = canonical_axis(p.axis, len(bottom))
+    if p.num_axes < -1:
+        raise SpecError(f"num_axes is -1 (all the rest) or more, got {p.num_axes}")
+    end = len(bottom) if p.num_axes == -1 else axis + p.num_axes
+    if end > len(bottom):
+        raise SpecError(f"axis {axis} and num_axes {p.num_axes} reach past the bottom {bottom}")
+    return bottom[axis:end], axis if end > axis else 0

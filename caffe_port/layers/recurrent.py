@@ -1,0 +1,181 @@
+"""Recurrent layers. Caffe unrolls them into ordinary layers; here they are a loop over time steps.
+
+Bottoms are x (T, N, ...), for T steps of N streams, and cont (T, N): 0 where a stream begins a new sequence, which
+clears its state, else 1; then optionally a static input (N, ...) that is added at every step.
+With ``expose_hidden`` the initial states follow as bottoms and the final states as tops, each (1, N, num_output).
+
+Differs from Caffe: without ``expose_hidden`` Caffe goes on from the state in which the previous forward ended, where
+cont is 1 at the first step. Here a forward begins with zeros, so that it depends on its inputs alone; set
+``module.stateful = True`` to have Caffe's way, and ``module.state = None`` to begin anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caffe_port.errors import SpecError
+from caffe_port.layers import Layer, Shape, expect_bottoms
+from caffe_port.message import Message
+
+
+def recurrent_args(p: Message, bottoms: Sequence[Shape], states: int) -> dict[str, Any]:
+    """Constructor arguments of LSTM (2 states) and RNN (1). Source: recurrent_layer.cpp."""
+    exposed = states if p.expose_hidden else 0
+    expect_bottoms(bottoms, 2 + exposed, 3 + exposed)
+    x, cont = bottoms[:2]
+    if len(x) < 3 or tuple(cont) != tuple(x[:2]):
+        raise SpecError(f"bottoms {x} and {cont}; (steps, streams, ...) and (steps, streams) are expected")
+    if p.num_output < 1:
+        raise SpecError(f"num_output is {p.num_output}; it must be 1 or more")
+    static = bottoms[2] if len(bottoms) > 2 + exposed else None
+    if static is not None and (len(static) < 2 or static[0] != x[1]):
+        raise SpecError(f"the static input has shape {static}; ({x[1]}, ...) is expected, one for each stream")
+    want = (1, x[1], p.num_output)
+    for shape in bottoms[len(bottoms) - exposed :]:
+        if tuple(shape) != want:
+            raise SpecError(f"an initial state has shape {shape}; {want} is expected")
+    return {
+        "input_size": math.prod(x[2:]),
+        "hidden_size": p.num_output,
+        "static_size": None if static is None else math.prod(static[1:]),
+        "expose_hidden": p.expose_hidden,
+    }
+
+
+def lstm_step(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
+    """The next cell and hidden state (..., N, H); gates (..., N, 4 H) are i, f, o, g and cont is (..., N, 1)."""
+    i, f, o, g = gates.chunk(4, dim=-1)
+    c = cont * torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return c, torch.sigmoid(o) * torch.tanh(c)
+
+
+class LSTM(Layer):
+    """Long short-term memory, with gates in the order i, f, o, g.
+
+    Differs from PyTorch: torch.nn.LSTM orders them i, f, g, o, has two biases, and knows neither cont nor a static
+    input. Differs from Caffe: see the head of this module about the state between two forwards.
+    Blobs: weight_x (4 H, I), bias (4 H), weight_static (4 H, S) where there is a static input, weight_h (4 H, H)
+    Reference: lstm_layer.cpp, lstm_unit_layer.cpp, recurrent_layer.cpp
+    """
+
+    param, blobs = "recurrent_param", ("weight_x", "bias", "weight_static", "weight_h")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return recurrent_args(p, bottoms, states=2)
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        return {name: p.bias_filler if name.startswith("bias") else p.weight_filler for name in cls.blobs}
+
+    def __init__(
+        self, input_size: int, hidden_size: int, static_size: int | None = None, expose_hidden: bool = False
+    ) -> None:
+        super().__init__()
+        self.hidden_size, self.expose_hidden = hidden_size, expose_hidden
+        self.weight_x = nn.Parameter(torch.empty(4 * hidden_size, input_size))
+        self.bias = nn.Parameter(torch.empty(4 * hidden_size))
+        self.weight_static = None if static_size is None else nn.Parameter(torch.empty(4 * hidden_size, static_size))
+        self.weight_h = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
+        self.stateful = False
+        self.state: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
+        gates = F.linear(x.flatten(2), self.weight_x, self.bias)
+        if self.weight_static is not None:
+            gates = gates + F.linear(others[0].flatten(1), self.weight_static)
+        if self.expose_hidden:
+            h, c = others[-2][0], others[-1][0]
+        elif self.stateful and self.state is not None and self.state[0].shape[0] == x.shape[1]:
+            h, c = self.state
+        else:
+            h = c = x.new_zeros(x.shape[1], self.hidden_size)
+        cont = cont.to(x.dtype).unsqueeze(-1)
+        tops = []
+        for t in range(x.shape[0]):
+            c, h = lstm_step(c, gates[t] + F.linear(cont[t] * h, self.weight_h), cont[t])
+            tops.append(h)
+        if self.stateful:
+            self.state = h.detach(), c.detach()
+        top = torch.stack(tops)
+        return (top, h.unsqueeze(0), c.unsqueeze(0)) if self.expose_hidden else top
+
+
+class RNN(Layer):
+    """h = tanh(W_h h + W_x x + b_h), top = tanh(W_o h + b_o).
+
+    Differs from PyTorch: torch.nn.RNN has no output layer, and knows neither cont nor a static input. Differs from
+    Caffe: see the head of this module about the state between two forwards.
+    Blobs: weight_x (H, I), bias_h (H), weight_static (H, S) where there is a static input, weight_h (H, H),
+        weight_o (H, H), bias_o (H)
+    Reference: rnn_layer.cpp, recurrent_layer.cpp
+    """
+
+    param = "recurrent_param"
+    blobs = ("weight_x", "bias_h", "weight_static", "weight_h", "weight_o", "bias_o")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return recurrent_args(p, bottoms, states=1)
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        return {name: p.bias_filler if name.startswith("bias") else p.weight_filler for name in cls.blobs}
+
+    def __init__(
+        self, input_size: int, hidden_size: int, static_size: int | None = None, expose_hidden: bool = False
+    ) -> None:
+        super().__init__()
+        self.hidden_size, self.expose_hidden = hidden_size, expose_hidden
+        self.weight_x = nn.Parameter(torch.empty(hidden_size, input_size))
+        self.bias_h = nn.Parameter(torch.empty(hidden_size))
+        self.weight_static = None if static_size is None else nn.Parameter(torch.empty(hidden_size, static_size))
+        self.weight_h = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.weight_o = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.bias_o = nn.Parameter(torch.empty(hidden_size))
+        self.stateful = False
+        self.state: Tensor | None = None
+
+    def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
+        inputs = F.linear(x.flatten(2), self.weight_x, self.bias_h)
+        if self.weight_static is not None:
+            inputs = inputs + F.linear(others[0].flatten(1), self.weight_static)
+        if self.expose_hidden:
+            h = others[-1][0]
+        elif self.stateful and self.state is not None and self.state.shape[0] == x.shape[1]:
+            h = self.state
+        else:
+            h = x.new_zeros(x.shape[1], self.hidden_size)
+        cont = cont.to(x.dtype).unsqueeze(-1)
+        hidden = []
+        for t in range(x.shape[0]):
+            h = torch.tanh(inputs[t] + F.linear(cont[t] * h, self.weight_h))
+            hidden.append(h)
+        if self.stateful:
+            self.state = h.detach()
+        top = torch.tanh(F.linear(torch.stack(hidden), self.weight_o, self.bias_o))
+        return (top, h.unsqueeze(0)) if self.expose_hidden else top
+
+
+class LSTMUnit(Layer):
+    """One step of an LSTM: bottoms c (1, N, H), gates (1, N, 4 H), cont (1, N); tops are the next c and h.
+
+    Reference: lstm_unit_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 3)
+        c, gates, cont = (tuple(shape) for shape in bottoms)
+        if len(c) != 3 or c[0] != 1 or gates != (1, c[1], 4 * c[2]) or cont != (1, c[1]):
+            raise SpecError(f"bottoms {c}, {gates}, {cont}; (1, N, H), (1, N, 4 H) and (1, N) are expected")
+        return {}
+
+    def forward(self, c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
+        return lstm_step(c, gates, cont.to(c.dtype).unsqueeze(-1))

@@ -1,0 +1,497 @@
+"""Layers that move, select and combine numbers. Source: src/caffe/layers of Caffe 1.0 and of the SSD fork."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caffe_port.errors import SpecError
+from caffe_port.layers import Layer, Shape, canonical_axis, expect_bottoms, number
+from caffe_port.message import Message, decimal
+
+
+def legacy_axis(p: Message, legacy: str, dims: int) -> int:
+    """``axis``, or the unsigned ``concat_dim`` or ``slice_dim`` of old definitions. Raises SpecError for both."""
+    if p.has("axis") and p.has(legacy):
+        raise SpecError(f"axis and {legacy} are both given; one of them says the same")
+    return canonical_axis(getattr(p, legacy) if p.has(legacy) else p.axis, dims)
+
+
+def greatest(x: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The k greatest values along a dimension and their indices; of equal values the last one comes first."""
+    values, order = x.flip(dim).sort(dim=dim, descending=True, stable=True)
+    return values.narrow(dim, 0, k), x.shape[dim] - 1 - order.narrow(dim, 0, k)
+
+
+class ArgMax(Layer):
+    """Indices of the top_k greatest values, as floats.
+
+    With ``axis``: along it, its length becoming top_k; out_max_val gives the values instead of the indices.
+    Without: over everything but the batch, as (N, 1, top_k) with ones up to the bottom's dimensions; out_max_val
+    gives (N, 2, top_k), indices and values.
+
+    Differs from PyTorch: of equal values the last index comes first; torch.argmax gives the first.
+    Reference: argmax_layer.cpp
+    """
+
+    param = "argmax_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        shape = bottoms[0]
+        axis = canonical_axis(p.axis, len(shape)) if p.has("axis") else None
+        size = math.prod(shape[1:]) if axis is None else shape[axis]
+        if not 1 <= p.top_k <= size:
+            raise SpecError(f"top_k {p.top_k} is not in 1..{size}, the number of values to choose from")
+        return {"top_k": p.top_k, "axis": axis, "out_max_val": p.out_max_val}
+
+    def __init__(self, top_k: int = 1, axis: int | None = None, out_max_val: bool = False) -> None:
+        super().__init__()
+        self.top_k, self.axis, self.out_max_val = top_k, axis, out_max_val
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.axis is not None:
+            values, indices = greatest(x, self.top_k, self.axis)
+            return values if self.out_max_val else indices.to(x.dtype)
+        values, indices = greatest(x.flatten(1), self.top_k, 1)
+        y = torch.stack((indices.to(x.dtype), values), 1) if self.out_max_val else indices.to(x.dtype).unsqueeze(1)
+        return y.reshape(*y.shape, *[1] * (x.dim() - 3))
+
+
+class BatchReindex(Layer):
+    """The items of the batch that the second bottom lists: ``x[indices]``.
+
+    Reference: batch_reindex_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 2)
+        if len(bottoms[1]) != 1:
+            raise SpecError(f"the indices have shape {bottoms[1]}, one dimension is expected")
+        return {}
+
+    def forward(self, x: Tensor, indices: Tensor) -> Tensor:
+        return x[indices.long()]
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"{bottoms[0]}[{bottoms[1]}.long()]"
+
+
+class Concat(Layer):
+    """Same as torch.cat.
+
+    Reference: concat_layer.cpp
+    """
+
+    param = "concat_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        if not bottoms:
+            raise SpecError("no bottoms to concatenate")
+        axis = legacy_axis(p, "concat_dim", len(bottoms[0]))
+        rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in bottoms}
+        if len({len(shape) for shape in bottoms}) > 1 or len(rest) > 1:
+            shapes = ", ".join(map(str, bottoms))
+            raise SpecError(f"bottoms {shapes} cannot be joined along axis {axis}: the other dimensions differ")
+        return {"dim": axis}
+
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        return torch.cat(bottoms, dim=self.dim)
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"torch.cat(({', '.join(bottoms)}{',' if len(bottoms) == 1 else ''}), dim={self.dim})"
+
+
+class Crop(Layer):
+    """The part of the first bottom, from ``axis`` on, that is as large as the second; ``offset`` says where it begins.
+
+    Reference: crop_layer.cpp
+    """
+
+    param = "crop_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 2)
+        x, like = bottoms
+        axis = canonical_axis(p.axis, len(x))
+        if len(like) != len(x):
+            raise SpecError(f"the bottom {x} cannot be cropped to {like}: another number of dimensions")
+        offsets = [int(n) for n in p.offset] or [0]
+        if len(offsets) == 1:
+            offsets *= len(x) - axis
+        if len(offsets) != len(x) - axis:
+            raise SpecError(f"{len(offsets)} offsets; one, or {len(x) - axis} (one for each dimension from {axis} on)")
+        for dim, offset in enumerate(offsets, axis):
+            if offset + like[dim] > x[dim]:
+                raise SpecError(f"dimension {dim}: offset {offset} and size {like[dim]} reach beyond {x[dim]}")
+        return {"axis": axis, "offsets": tuple(offsets)}
+
+    def __init__(self, axis: int, offsets: tuple[int, ...]) -> None:
+        super().__init__()
+        self.axis, self.offsets = axis, offsets
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        for dim, offset in enumerate(self.offsets, self.axis):
+            x = x.narrow(dim, offset, like.shape[dim])
+        return x
+
+    def call_source(self, *bottoms: str) -> str:
+        x, like = bottoms
+        parts = [":"] * self.axis
+        for dim, n in enumerate(self.offsets, self.axis):
+            parts.append(f"{n}:{n} + {like}.shape[{dim}]" if n else f":{like}.shape[{dim}]")
+        return f"{x}[{', '.join(parts)}]"
+
+
+class Eltwise(Layer):
+    """Product, sum (with a coefficient for each bottom) or maximum of bottoms of one shape.
+
+    Differs from PyTorch: where values are equal, the gradient of the maximum goes to one bottom (the second of the
+    first two, else the earlier one); torch.maximum shares it. ``stable_prod_grad`` is a matter of rounding only and
+    has no effect here.
+    Reference: eltwise_layer.cpp
+    """
+
+    param = "eltwise_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 2, 1 << 30)
+        if len(set(bottoms)) > 1:
+            raise SpecError(f"bottoms {', '.join(map(str, bottoms))} differ in shape")
+        coeff = [decimal(c) for c in p.coeff]
+        if coeff and p.operation == "PROD":
+            raise SpecError("coeff is given; a product takes no coefficients")
+        if coeff and len(coeff) != len(bottoms):
+            raise SpecError(f"{len(coeff)} coefficients for {len(bottoms)} bottoms")
+        args: dict[str, Any] = {"operation": p.operation}
+        if p.operation == "SUM" and any(c != 1 for c in coeff):
+            args["coeff"] = tuple(coeff)
+        return args
+
+    def __init__(self, operation: str = "SUM", coeff: tuple[float, ...] | None = None) -> None:
+        super().__init__()
+        self.operation, self.coeff = operation, coeff
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        if self.operation == "MAX":
+            y = torch.where(first > others[0], first, others[0])
+            for x in others[1:]:
+                y = torch.where(x > y, x, y)
+        elif self.operation == "PROD":
+            y = first
+            for x in others:
+                y = y * x
+        elif self.coeff is None:
+            y = first
+            for x in others:
+                y = y + x
+        else:
+            y = self.coeff[0] * first
+            for c, x in zip(self.coeff[1:], others, strict=True):
+                y = y + c * x
+        return y
+
+    def call_source(self, *bottoms: str) -> str | None:
+        if self.operation == "MAX":
+            return f"torch.where({bottoms[0]} > {bottoms[1]}, {', '.join(bottoms)})" if len(bottoms) == 2 else None
+        if self.operation == "PROD":
+            return " * ".join(bottoms)
+        if self.coeff is None:
+            return " + ".join(bottoms)
+        source = bottoms[0] if self.coeff[0] == 1 else f"{number(self.coeff[0])} * {bottoms[0]}"
+        for c, x in zip(self.coeff[1:], bottoms[1:], strict=True):
+            term = x if abs(c) == 1 else f"{number(abs(c))} * {x}"
+            source += f" {'-' if c < 0 else '+'} {term}"
+        return source
+
+
+class Filter(Layer):
+    """The items of the batch that the last bottom, the selector, marks with a number other than zero.
+
+    The tops' batch size depends on the values of the selector.
+
+    Reference: filter_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 2, 1 << 30)
+        *data, selector = bottoms
+        if math.prod(selector[1:]) != 1:
+            raise SpecError(f"the selector has shape {selector}; all its dimensions but the first must be 1")
+        for shape in data:
+            if shape[0] != selector[0]:
+                raise SpecError(f"the bottom {shape} has {shape[0]} items, the selector {selector[0]}")
+        return {}
+
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        keep = bottoms[-1].flatten() != 0
+        tops = tuple(x[keep] for x in bottoms[:-1])
+        return tops if len(tops) > 1 else tops[0]
+
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return bottoms[:-1] if len(bottoms) > 2 else bottoms[0]
+
+
+class Flatten(Layer):
+    """Same as torch.flatten.
+
+    Reference: flatten_layer.cpp
+    """
+
+    param = "flatten_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        start, end = (canonical_axis(axis, len(bottoms[0])) for axis in (p.axis, p.end_axis))
+        if start > end:
+            raise SpecError(f"axis {p.axis} comes after end_axis {p.end_axis} in a bottom of shape {bottoms[0]}")
+        return {"start_dim": start, "end_dim": end if end != len(bottoms[0]) - 1 else -1}
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        super().__init__()
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(self.start_dim, self.end_dim)
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"{bottoms[0]}.flatten({self.start_dim}{'' if self.end_dim == -1 else f', {self.end_dim}'})"
+
+
+class Permute(Layer):
+    """Same as torch.permute; axes that ``order`` leaves out follow in their own order. From SSD.
+
+    Reference: permute_layer.cpp (SSD)
+    """
+
+    param = "permute_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        order = [int(axis) for axis in p.order]
+        dims = range(len(bottoms[0]))
+        if len(set(order)) < len(order) or not set(order) <= set(dims):
+            raise SpecError(f"order {order} must name different axes below {len(dims)}")
+        return {"dims": (*order, *(axis for axis in dims if axis not in order))}
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(*self.dims)
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"{bottoms[0]}.permute({', '.join(map(str, self.dims))})"
+
+
+class Reduction(Layer):
+    """Sum, sum of magnitudes, sum of squares or mean over ``axis`` and all axes after it, times ``coeff``.
+
+    Reference: reduction_layer.cpp
+    """
+
+    param = "reduction_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        dims = len(bottoms[0])
+        return {
+            "operation": p.operation,
+            "dims": tuple(range(canonical_axis(p.axis, dims), dims)),
+            "coeff": p.coeff,
+        }
+
+    def __init__(self, operation: str, dims: tuple[int, ...], coeff: float = 1.0) -> None:
+        super().__init__()
+        self.operation, self.dims, self.coeff = operation, dims, coeff
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.operation == "ASUM":
+            x = x.abs()
+        elif self.operation == "SUMSQ":
+            x = x.square()
+        y = x.mean(dim=self.dims) if self.operation == "MEAN" else x.sum(dim=self.dims)
+        return y if self.coeff == 1 else self.coeff * y
+
+    def call_source(self, *bottoms: str) -> str:
+        method = {"SUM": "sum", "ASUM": "abs().sum", "SUMSQ": "square().sum", "MEAN": "mean"}[self.operation]
+        factor = "" if self.coeff == 1 else f"{number(self.coeff)} * "
+        return f"{factor}{bottoms[0]}.{method}(dim={self.dims if len(self.dims) > 1 else self.dims[0]})"
+
+
+class Reshape(Layer):
+    """The axes from ``start`` to ``end`` get the lengths ``dims``: 0 keeps the bottom's length, -1 takes what is left.
+
+    Differs from PyTorch: 0 is not a length, and axes before ``start`` and from ``end`` on stay as they are.
+    Reference: reshape_layer.cpp
+    """
+
+    param = "reshape_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        shape, dims = bottoms[0], [int(d) for d in p.shape.dim]
+        start = p.axis if p.axis >= 0 else len(shape) + p.axis + 1
+        end = len(shape) if p.num_axes == -1 else start + p.num_axes
+        if not 0 <= start <= len(shape):
+            raise SpecError(f"axis {p.axis} is out of range for a bottom of {len(shape)} dimensions")
+        if p.num_axes < -1 or end > len(shape):
+            raise SpecError(f"axis {p.axis} and num_axes {p.num_axes} do not fit a bottom of {len(shape)} dimensions")
+        if min(dims, default=0) < -1 or dims.count(-1) > 1:
+            raise SpecError(f"shape {dims}: -1 may come once, and no other length may be negative")
+        if any(d == 0 and start + i >= len(shape) for i, d in enumerate(dims)):
+            raise SpecError(f"shape {dims} copies (0) a dimension that the bottom {shape} does not have")
+        known = math.prod(shape[start + i] if d == 0 else d for i, d in enumerate(dims) if d != -1)
+        count = math.prod(shape[start:end])
+        if count % known if known and -1 in dims else count != known:
+            raise SpecError(f"shape {dims} does not hold the {count} values of dimensions {start} to {end} of {shape}")
+        return {"dims": tuple(dims), "start": start, "end": None if end == len(shape) else end}
+
+    def __init__(self, dims: tuple[int, ...], start: int = 0, end: int | None = None) -> None:
+        super().__init__()
+        self.dims, self.start, self.end = dims, start, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        dims = [x.shape[self.start + i] if d == 0 else d for i, d in enumerate(self.dims)]
+        after = () if self.end is None else x.shape[self.end :]
+        return x.reshape(*x.shape[: self.start], *dims, *after)
+
+    def call_source(self, *bottoms: str) -> str:
+        x = bottoms[0]
+        parts = [f"{x}.shape[0]" if self.start == 1 else f"*{x}.shape[:{self.start}]"] if self.start else []
+        parts += [f"{x}.shape[{self.start + i}]" if d == 0 else str(d) for i, d in enumerate(self.dims)]
+        parts += [] if self.end is None else [f"*{x}.shape[{self.end}:]"]
+        return f"{x}.reshape({', '.join(parts)})"
+
+
+class ShuffleChannel(Layer, nn.ChannelShuffle):
+    """Same as torch.nn.ChannelShuffle. From the ShuffleNet forks.
+
+    Reference: shuffle_channel_layer.cpp (forks)
+    """
+
+    param = "shuffle_channel_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        channels = bottoms[0][1] if len(bottoms[0]) > 2 else None
+        if channels is None or p.group < 1 or channels % p.group:
+            raise SpecError(f"group {p.group} does not divide the channels of a bottom of shape {bottoms[0]}")
+        return {"groups": p.group}
+
+    def torch_source(self) -> str:
+        return f"nn.ChannelShuffle({self.groups})"
+
+
+class Silence(Layer):
+    """Takes bottoms and gives no top, so that Caffe does not print them.
+
+    Reference: silence_layer.cpp
+    """
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+
+class Slice(Layer):
+    """Same as torch.tensor_split: at the slice_points, or into as many equal parts as there are tops.
+
+    Reference: slice_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        shape, tops, slice_param = bottoms[0], len(p.top), p.slice_param
+        axis = legacy_axis(slice_param, "slice_dim", len(shape))
+        points = [int(n) for n in slice_param.slice_point]
+        if not points:
+            if not tops or shape[axis] % tops:
+                raise SpecError(f"{tops} tops do not divide the {shape[axis]} of axis {axis} evenly; give slice_point")
+            return {"sections": tops, "dim": axis}
+        if len(points) != tops - 1:
+            raise SpecError(f"{len(points)} slice points for {tops} tops; {tops - 1} are expected")
+        if any(a >= b for a, b in zip([0, *points], [*points, shape[axis]], strict=True)):
+            raise SpecError(f"slice points {points} must increase, within 1..{shape[axis] - 1} (axis {axis})")
+        return {"sections": tuple(points), "dim": axis}
+
+    def __init__(self, sections: int | tuple[int, ...], dim: int = 1) -> None:
+        super().__init__()
+        self.sections, self.dim = sections, dim
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return x if self.sections == 1 else torch.tensor_split(x, self.sections, dim=self.dim)
+
+    def call_source(self, *bottoms: str) -> str:
+        if self.sections == 1:
+            return bottoms[0]
+        return f"torch.tensor_split({bottoms[0]}, {self.sections}, dim={self.dim})"
+
+
+class Split(Layer):
+    """The bottom, once for every top. Caffe inserts it where a blob has several readers; here it has no cost.
+
+    Reference: split_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        return {"copies": len(p.top)}
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return x if self.copies == 1 else (x,) * self.copies
+
+    def call_source(self, *bottoms: str) -> str:
+        return ", ".join(bottoms * self.copies)
+
+
+class Tile(Layer):
+    """Same as torch.Tensor.repeat along one axis.
+
+    Reference: tile_layer.cpp
+    """
+
+    param = "tile_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        axis = canonical_axis(p.axis, len(bottoms[0]))
+        if not p.has("tiles") or p.tiles < 1:
+            raise SpecError(f"tiles is {p.tiles if p.has('tiles') else 'not given'}; it must be 1 or more")
+        return {"repeats": tuple(p.tiles if i == axis else 1 for i in range(len(bottoms[0])))}
+
+    def __init__(self, repeats: tuple[int, ...]) -> None:
+        super().__init__()
+        self.repeats = repeats
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat(*self.repeats)
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"{bottoms[0]}.repeat({', '.join(map(str, self.repeats))})"

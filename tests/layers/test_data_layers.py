@@ -1,0 +1,134 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from caffe_port import prototxt
+from caffe_port.errors import SpecError
+from caffe_port.layers import REGISTRY, Layer, Shape, class_of, lookup
+from caffe_port.layers.data import PYTHON_LAYERS, python_layer
+from caffe_port.message import Message
+
+
+def message(type_: str, param: str, tops: int = 1) -> Message:
+    lines = " ".join(f'top: "t{i}"' for i in range(tops))
+    return prototxt.parse(f'name: "l" type: "{type_}" {lines} {param}', "LayerParameter")
+
+
+def layer(type_: str, param: str, *shapes: Shape, tops: int = 1) -> Layer:
+    found = class_of(message(type_, param, tops))
+    assert found is not None
+    return found.build(message(type_, param, tops), shapes)
+
+
+@pytest.mark.parametrize(
+    "type_", ["Input", "Data", "ImageData", "WindowData", "MemoryData", "HDF5Data", "AnnotatedData", "VideoData"]
+)
+def test_sources(type_: str) -> None:
+    found = lookup(type_)
+    assert found is not None
+    assert found.source
+    assert not found.labels
+
+
+def test_dummy_data_constants() -> None:
+    param = """dummy_data_param { shape { dim: 2 dim: 3 } shape { dim: 4 }
+        data_filler { value: 1.5 } data_filler { value: -2 } }"""
+    module = layer("DummyData", param, tops=2)
+    a, b = module()
+    assert torch.equal(a, torch.full((2, 3), 1.5))
+    assert torch.equal(b, torch.full((4,), -2.0))
+    assert module.double()()[0].dtype == torch.float64
+    assert module.to("meta").infer()[1].device.type == "meta"
+    assert not module.state_dict()
+
+
+def test_dummy_data_defaults_and_old_shape() -> None:
+    module = layer("DummyData", "dummy_data_param { num: 2 num: 4 channels: 3 height: 5 width: 7 }", tops=2)
+    a, b = module()
+    assert (tuple(a.shape), tuple(b.shape)) == ((2, 3, 5, 7), (4, 3, 5, 7))
+    assert not a.any()
+
+
+def test_dummy_data_draws_anew() -> None:
+    for filler, low, high in [
+        ('type: "uniform" min: 2 max: 3', 2, 3),
+        ('type: "gaussian" mean: 5 std: 0.1', 4, 6),
+        ('type: "xavier"', -((3 / 500) ** 0.5), (3 / 500) ** 0.5),
+    ]:
+        module = layer("DummyData", f"dummy_data_param {{ shape {{ dim: 7 dim: 500 }} data_filler {{ {filler} }} }}")
+        first, second = module(), module()
+        assert not torch.equal(first, second)
+        assert low <= first.min() <= first.max() <= high
+        assert first.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("param", "tops", "text"),
+    [
+        ("shape { dim: 2 } shape { dim: 3 }", 3, "gives shape 2 times for 3 tops"),
+        ("shape { dim: 2 } num: 2", 1, "gives shape and num, channels, height, width"),
+        ("num: 2 channels: 3 height: 4", 1, "gives width 0 times for 1 tops"),
+        ("", 1, "gives shape 0 times for 1 tops"),
+        ("shape { dim: 2 } data_filler { } data_filler { }", 1, "gives data_filler 2 times for 1 tops"),
+        ('shape { dim: 2 } data_filler { type: "bilinear" }', 1, "cannot draw from the filler 'bilinear'"),
+    ],
+)
+def test_senseless_dummy_data(param: str, tops: int, text: str) -> None:
+    with pytest.raises(SpecError, match=text):
+        layer("DummyData", f"dummy_data_param {{ {param} }}", tops=tops)
+
+
+def test_parameter() -> None:
+    module = layer("Parameter", "parameter_param { shape { dim: 3 dim: 4 } }")
+    assert module.blob_names() == ["value"]
+    module.set_blob("value", torch.arange(12.0).reshape(3, 4))
+    top = module()
+    assert torch.equal(top, torch.arange(12.0).reshape(3, 4))
+    assert top.requires_grad
+    assert type(module).fillers(module.own_message(message("Parameter", ""))) == {}
+    with pytest.raises(SpecError, match="1 bottoms; the layer takes 0"):
+        layer("Parameter", "parameter_param { shape { dim: 3 } }", (2, 3))
+
+
+def test_hdf5_output_gives_nothing() -> None:
+    assert layer("HDF5Output", "", (2, 3), (2,), tops=0)(torch.ones(2, 3), torch.ones(2)) == ()
+
+
+@pytest.fixture
+def _registries() -> Iterator[None]:
+    types, python = dict(REGISTRY), dict(PYTHON_LAYERS)
+    yield
+    for registry, before in ((REGISTRY, types), (PYTHON_LAYERS, python)):
+        registry.clear()
+        registry.update(before)
+
+
+@pytest.mark.usefixtures("_registries")
+def test_python_layer_of_a_plugin() -> None:
+    @python_layer("my.layers", "Scale")
+    class ScaleByText(Layer):
+        param = "python_param"
+
+        @classmethod
+        def from_caffe(cls, p: Message, bottoms: object) -> dict[str, float]:
+            return {"factor": float(p.param_str)}
+
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.factor * x
+
+    module = layer("Python", 'python_param { module: "my.layers" layer: "Scale" param_str: "2.5" }', (2,))
+    assert isinstance(module, ScaleByText)
+    assert module(torch.ones(2)).tolist() == [2.5, 2.5]
+    with pytest.raises(SpecError, match=r"my\.layers\.Scales, which works with pycaffe only\. Did you mean"):
+        layer("Python", 'python_param { module: "my.layers" layer: "Scales" }', (2,))
+
+
+def test_python_layer_without_plugin() -> None:
+    with pytest.raises(SpecError, match=r"runs the Python code rpn\.proposal_layer\.ProposalLayer") as caught:
+        layer("Python", 'python_param { module: "rpn.proposal_layer" layer: "ProposalLayer" }', (2, 3))
+    assert "--plugin" in caught.value.hint
