@@ -1,0 +1,134 @@
+"""The library's front door: files in, a Net out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from caffe_port import caffemodel, inputs, layers
+from caffe_port.caffemodel import Weights
+from caffe_port.errors import CaffePortError, SpecError, WeightsError
+from caffe_port.net import LoadReport, Net
+from caffe_port.spec import Definition, NetSpec
+
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class Ported:
+    """A Net with what it was made from.
+
+    Attributes:
+        net: in phase TEST (``eval()``).
+        definition: what the net was built from.
+        weights: the weights file; None where the fillers drew the parameters.
+        report: which layers were loaded.
+        notes: what the user should hear of, a sentence each.
+    """
+
+    net: Net
+    definition: Definition
+    weights: Weights | None
+    report: LoadReport | None
+    notes: tuple[str, ...]
+
+
+def load(prototxt: PathLike | None = None, weights: PathLike | None = None, **options: object) -> Net:
+    """Loads a Caffe net.
+
+    Args:
+        prototxt: a net of any age, deploy or training; None: the definition inside the weights.
+        weights: .caffemodel or .caffemodel.h5; None: parameters are drawn by the net's fillers.
+        options: as for :func:`port`.
+
+    Returns:
+        The Net in phase TEST, on the CPU, in float32.
+
+    Raises:
+        CaffePortError: says where, what and what to do.
+    """
+    return port(prototxt, weights, **options).net  # type: ignore[arg-type]
+
+
+def port(
+    prototxt: PathLike | None = None,
+    weights: PathLike | None = None,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_loss: bool = False,
+    level: int = 0,
+    stages: Sequence[str] = (),
+    seed: int = 0,
+) -> Ported:
+    """Like :func:`load`, with the whole story.
+
+    Args:
+        prototxt, weights: as for :func:`load`.
+        input_shapes: blob name -> shape, where the net does not say it or another one is wanted.
+        keep_loss: keeps losses, Accuracy and the label input; by default the net outputs the scores.
+        level, stages: Caffe's NetState.
+        seed: of the fillers.
+    """
+    if prototxt is None and weights is None:
+        raise CaffePortError("a prototxt, a caffemodel, or both are needed")
+    stored = caffemodel.read(weights) if weights is not None else None
+    if prototxt is not None:
+        definition = Definition.read(prototxt)
+    else:
+        assert stored is not None
+        definition = Definition.embedded(stored)
+    test = _phase(definition, "TEST", level, stages, input_shapes or {}, keep_loss)
+    shapes = inputs.resolve(test, stored, input_shapes)
+    try:
+        train = _phase(definition, "TRAIN", level, stages, shapes.shapes, keep_loss)
+        known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
+        train_shapes = inputs.resolve(train, stored, known)
+    except SpecError:  # a deploy net need not make sense in TRAIN
+        train, train_shapes = test, shapes
+    net = Net(test, train_shapes.shapes | shapes.shapes, train, seed=None if stored else seed)
+    notes = [*test.notes, *shapes.notes]
+    report = None
+    if stored is not None:
+        try:
+            report = net.load_weights(stored)
+        except WeightsError as error:
+            raise _with_remedy(error, prototxt, stored) from None
+        if report.initialised:
+            drawn = ", ".join(report.initialised)
+            notes.append(
+                f"{len(report.initialised)} layers have no weights in the file, their fillers drew them: {drawn}"
+            )
+        if report.unused:
+            notes.append(f"{len(report.unused)} layers of the file are not in the net: {', '.join(report.unused)}")
+    else:
+        notes.append(f"no weights were given: the fillers drew them (seed {seed})")
+    return Ported(net, definition, stored, report, tuple(notes))
+
+
+def _phase(
+    definition: Definition, phase: str, level: int, stages: Sequence[str], given: Collection[str], keep_loss: bool
+) -> NetSpec:
+    spec = definition.spec(phase, level, stages, given)
+    if keep_loss:
+        return spec
+    labels = {name for name, cls in layers.REGISTRY.items() if cls.labels}
+    return spec.deploy(labels, {name for name, cls in layers.REGISTRY.items() if cls.blobs})
+
+
+def _with_remedy(error: WeightsError, prototxt: PathLike | None, stored: Weights) -> WeightsError:
+    """Says what to do about weights that do not fit: most caffemodels carry a definition that does."""
+    if prototxt is None or stored.net is None:
+        return error
+    what = error.what.replace("the definition asks", "the prototxt asks")
+    diff = "`caffe-port inspect --diff`"
+    own = "The caffemodel carries its own definition and fits it: run without the prototxt, or"
+    return WeightsError(what, error.where, f"{own} {diff}." if _fits_itself(stored) else f"Compare them: {diff}.")
+
+
+def _fits_itself(stored: Weights) -> bool:
+    try:
+        port(None, stored.path)
+    except CaffePortError:
+        return False
+    return True
