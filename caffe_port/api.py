@@ -78,10 +78,10 @@ def port(
     else:
         assert stored is not None
         definition = Definition.embedded(stored)
-    test = _phase(definition, "TEST", level, stages, input_shapes or {}, keep_loss)
+    test = phase_spec(definition, "TEST", level, stages, input_shapes or {}, keep_loss)
     shapes = inputs.resolve(test, stored, input_shapes)
     try:
-        train = _phase(definition, "TRAIN", level, stages, shapes.shapes, keep_loss)
+        train = phase_spec(definition, "TRAIN", level, stages, shapes.shapes, keep_loss)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
         train_shapes = inputs.resolve(train, stored, known)
     except SpecError:  # a deploy net need not make sense in TRAIN
@@ -106,9 +106,14 @@ def port(
     return Ported(net, definition, stored, report, tuple(notes))
 
 
-def _phase(
+def phase_spec(
     definition: Definition, phase: str, level: int, stages: Sequence[str], given: Collection[str], keep_loss: bool
 ) -> NetSpec:
+    """A phase of a definition as it will be built: without losses and labels, unless they are kept.
+
+    Args:
+        given: blobs whose shape the user said; they may be inputs though no layer makes them.
+    """
     spec = definition.spec(phase, level, stages, given)
     if keep_loss:
         return spec

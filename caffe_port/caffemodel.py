@@ -23,6 +23,7 @@ from caffe_port.message import Message
 Array = np.ndarray[Any, Any]
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+MAX_AXES = 32  # kMaxBlobAxes of blob.hpp
 _NOT_WEIGHTS = (
     (b"\x89PNG", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
@@ -128,23 +129,30 @@ def blob_array(proto: Message) -> Array:
     """The array of a BlobProto: float32 or float64 views, float16 of ``raw_data`` (NVCaffe, OpenCV) as it is.
 
     Raises:
-        ParseError: the shape does not fit the number of values.
+        ParseError: the shape does not fit the number of values, or is none.
     """
     if proto.has("double_data"):
-        data: Array = proto.double_data
+        data: Array = np.asarray(proto.double_data, np.float64)
     elif proto.has("raw_data"):
         data = _raw_array(proto)
     else:
-        data = proto.data if proto.has("data") else np.empty(0, np.float32)
+        data = np.asarray(proto.data, np.float32)
     if proto.has("shape"):
         shape = tuple(proto.shape.dim)
     elif any(proto.has(name) for name in ("num", "channels", "height", "width")):
         shape = (proto.num, proto.channels, proto.height, proto.width)
     else:
         shape = (data.size,)
-    if min(shape, default=1) < 0 or math.prod(shape) != data.size:
+    if len(shape) > MAX_AXES:
+        raise ParseError(f"a shape of {len(shape)} axes; Caffe allows {MAX_AXES}")
+    if min(shape, default=1) < 0:
+        raise ParseError(f"shape {shape} has a negative axis")
+    if math.prod(shape) != data.size:
         raise ParseError(f"shape {shape} asks for {math.prod(shape)} values, the file holds {data.size}")
-    return data.reshape(shape)
+    try:
+        return data.reshape(shape)
+    except ValueError:  # no values, but axes beyond NumPy's range
+        raise ParseError(f"shape {shape} is larger than any memory") from None
 
 
 def _raw_array(proto: Message) -> Array:

@@ -89,6 +89,10 @@ def _from_data(
         return (1, channels, *crop)
     if channels is not None:
         sides = [n for n in _SIDES if _fits(spec, {**known, blob: (1, channels, n, n)}, weights)]
+        if not sides and _differ(spec, weights):  # no size makes them fit: loading the weights will say how
+            side = _likely(_SIDES, channels)
+            notes.append(f"input '{blob}': no height and width fit the weights; {side} is tried")
+            return (1, channels, side, side)
         if sides and len(sides) < len(_SIDES) // 2:
             side = _likely(sides, channels)
             if len(sides) > 1:
@@ -157,6 +161,20 @@ def _channels(spec: NetSpec, source: Source, weights: Weights | None) -> int | N
         if layer.type in _TRANSPARENT:
             reached.add((layer.name, 0))
     return None
+
+
+def _differ(spec: NetSpec, weights: Weights | None) -> bool:
+    """Whether the weights have another num_output than the net, so that no input shape makes them fit."""
+    stored = weights.by_name() if weights else {}
+    for layer in spec.layers:
+        if layer.type not in ("Convolution", "InnerProduct") or layer.name not in stored:
+            continue
+        convolution, inner = layer.param.convolution_param, layer.param.inner_product_param
+        axis, wanted = (0, convolution.num_output) if layer.type == "Convolution" else (-2, inner.num_output)
+        shape = stored[layer.name].blobs[0].shape
+        if len(shape) > 1 and shape[-1 if inner.transpose else axis] != wanted:
+            return True
+    return False
 
 
 def _fits(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) -> bool:

@@ -8,6 +8,7 @@ views of the file itself.
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
 from importlib import resources
@@ -185,13 +186,40 @@ class Message:
             other.set(name, value)
         return other
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Message:
+        """A copy of all messages inside; arrays and bytes are views of a file and stay so."""
+
+        def deep(value: Any) -> Any:
+            if isinstance(value, list):
+                return [deep(one) for one in value]
+            return copy.deepcopy(value, memo) if isinstance(value, Message) else value
+
+        other = Message(self._schema, self.line)
+        other._fields = {name: deep(value) for name, value in self._fields.items()}
+        other.unknown = {name: deep(values) for name, values in self.unknown.items()}
+        return other
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Message):
             return NotImplemented
-        return self._schema is other._schema and self.items() == other.items() and self.unknown == other.unknown
+        mine, theirs = dict(self.items()), dict(other.items())
+        return (
+            self._schema is other._schema
+            and mine.keys() == theirs.keys()
+            and all(_same(value, theirs[name]) for name, value in mine.items())
+            and self.unknown == other.unknown
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self._fields.items())
         return f"{self._schema.name if self._schema else 'Message'}({inside})"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal; an array equals a list of the same numbers, in the array's precision."""
+    for array in (a, b):
+        if isinstance(array, np.ndarray):
+            return np.array_equal(np.asarray(a, array.dtype), np.asarray(b, array.dtype))
+    return bool(a == b)

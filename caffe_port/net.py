@@ -5,7 +5,7 @@ Source of the semantics: net.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port import fillers, layers
+from caffe_port import fillers, layers, plugins
 from caffe_port.caffemodel import Array, Weights
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.layers import Layer, Shape
@@ -94,7 +94,7 @@ class Net(nn.Module):
     ) -> None:
         super().__init__()
         specs = {False: test, True: train or test}
-        _check_types(specs.values())
+        _check_types(list(specs.values()))
         named = dict.fromkeys(layer.name for spec in specs.values() for layer in spec.layers)
         taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans"}
         self.names: dict[str, str] = identifiers(named, taken)
@@ -350,8 +350,14 @@ class Net(nn.Module):
         }
 
 
-def _check_types(specs: Any) -> None:
-    unknown = {layer.name: layer for spec in specs for layer in spec.layers if layers.lookup(layer.type) is None}
+def _check_types(specs: Iterable[NetSpec]) -> None:
+    def unregistered() -> dict[str, LayerSpec]:
+        return {layer.name: layer for spec in specs for layer in spec.layers if layers.lookup(layer.type) is None}
+
+    if not unregistered():
+        return
+    plugins.load_entry_points()
+    unknown = unregistered()
     if not unknown:
         return
     lines = []
@@ -428,6 +434,6 @@ def _mismatch(name: str, module: Layer, blobs: Sequence[Array]) -> str:
     return ""
 
 
-def _few(names: Any) -> str:
+def _few(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

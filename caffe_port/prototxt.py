@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from array import array
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,16 +22,17 @@ from caffe_port.message import Field, Message, Schema, decimal, schema
 MAX_DEPTH = 100  # protobuf's own recursion limit
 MAX_BYTES = 256 << 20
 
+_SPACE = re.compile(r"[\s\0]+|#[^\n]*")
 _TOKEN = re.compile(
-    r"""(?:[\s\0]|\#[^\n]*)*                                       # space and comments
-    (?: (?P<name>[A-Za-z_][A-Za-z0-9_]*)
-      | (?P<number>0[xX][0-9a-fA-F]+ | (?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?[fF]?)
-      | (?P<string>"(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*')
+    r"""(?P<name>[A-Za-z_][A-Za-z0-9_]*)
+      | (?P<number>(?:0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?)(?![A-Za-z0-9_.]))
+      | (?P<string>["'])
       | (?P<mark>[][{}<>:;,\-/.])
       | (?P<end>\Z)
-    )""",
+    """,
     re.VERBOSE,
 )
+_INSIDE = {'"': re.compile(r'[^"\\\n]+|\\.'), "'": re.compile(r"[^'\\\n]+|\\.")}
 _ESCAPE = re.compile(r"\\(?:([abfnrtv\\'\"?])|[xX]([0-9a-fA-F]{1,2})|([0-7]{1,3})|u([0-9a-fA-F]{4}))|\\(.)", re.DOTALL)
 _SIMPLE_ESCAPES = dict(zip("abfnrtv\\'\"?", "\a\b\f\n\r\t\v\\'\"?", strict=True))
 _INTEGER_RANGES = {
@@ -61,8 +63,10 @@ def read_text(path: str | Path) -> str:
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
+    except IsADirectoryError:
+        raise CaffePortError("is a folder, a file was expected", str(path)) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
     if len(data) > MAX_BYTES:
         raise ParseError(f"is larger than {MAX_BYTES >> 20} MiB; a prototxt never is", str(path))
     return decode(data, str(path))
@@ -90,22 +94,33 @@ def parse(text: str, message_type: str, where: str = "<text>") -> Message:
 class _Parser:
     def __init__(self, text: str, where: str) -> None:
         self.text, self.where = text, where
-        self.newlines = [m.start() for m in re.finditer("\n", text)]
+        self.newlines = array("q", (m.start() for m in re.finditer("\n", text)))
         self.position = 0
         self.advance()
 
     # -- tokens -------------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
-        match = _TOKEN.match(self.text, self.position)
+        self.start = self.past(_SPACE, self.position)
+        match = _TOKEN.match(self.text, self.start)
         if match is None:
-            self.start = self.position + len(re.match(r"(?:[\s\0]|#[^\n]*)*", self.text[self.position :]).group())  # type: ignore[union-attr]
-            if self.text[self.start] in "\"'":
-                self.fail("this string has no closing quote on its line")
+            if self.text[self.start] in "0123456789.":
+                self.fail("this is no number, or a space is missing behind it")
             self.fail(f"unexpected character {self.text[self.start]!r}")
         self.kind = match.lastgroup or ""
-        self.token = match[self.kind]
-        self.start, self.position = match.start(self.kind), match.end()
+        self.position = match.end()
+        if self.kind == "string":
+            end = self.past(_INSIDE[match[0]], self.position)
+            if self.text[end : end + 1] != match[0]:
+                self.fail("this string has no closing quote on its line")
+            self.position = end + 1
+        self.token = self.text[self.start : self.position]
+
+    def past(self, pattern: re.Pattern[str], at: int) -> int:
+        """The first place that the pattern does not match. A loop: a group that repeats would keep 150 bytes a turn."""
+        while (match := pattern.match(self.text, at)) is not None:
+            at = match.end()
+        return at
 
     def line(self, offset: int) -> int:
         return bisect_right(self.newlines, offset - 1) + 1 if offset else 1
@@ -196,7 +211,7 @@ class _Parser:
             self.advance()
 
     def list_of_messages(self) -> bool:
-        following = _TOKEN.match(self.text, self.position)
+        following = _TOKEN.match(self.text, self.past(_SPACE, self.position))
         return following is not None and following["mark"] in ("{", "<")
 
     def field(self, message: Message) -> Field | str:
@@ -254,14 +269,17 @@ class _Parser:
     def scalar(self, field: Field | str) -> Any:
         at = self.start
         if self.kind == "string":
-            text = ""
+            parts = []
             while self.kind == "string":
-                text += self.unescape(self.token[1:-1], self.start + 1)
+                parts.append(self.unescape(self.token[1:-1], self.start + 1))
                 self.advance()
-            if isinstance(field, Field) and field.kind not in ("string", "bytes"):
+            data = b"".join(parts)
+            if isinstance(field, Field) and field.kind == "bytes":
+                return data
+            text = data.decode("utf-8", "replace")
+            if isinstance(field, Field) and field.kind != "string":
                 self.fail(f"'{field.name}' is {_article(field.kind)}, got the string {text[:40]!r}", at)
-            is_bytes = isinstance(field, Field) and field.kind == "bytes"
-            return text.encode("utf-8", "surrogatepass") if is_bytes else text
+            return text
         negative = self.take("-")
         if self.kind not in ("name", "number"):
             self.fail(f"expected a value for '{_name(field)}', got {self.shown()}")
@@ -313,9 +331,7 @@ class _Parser:
             return token == "true"
         return f"-{token}" if negative else token
 
-    def unescape(self, text: str, at: int) -> str:
-        if "\\" not in text:
-            return text
+    def unescape(self, text: str, at: int) -> bytes:
         encoded = bytearray()
         position = 0
         for match in _ESCAPE.finditer(text):
@@ -329,9 +345,12 @@ class _Parser:
             elif code_point:
                 encoded += chr(int(code_point, 16)).encode("utf-8", "surrogatepass")
             else:
-                encoded.append((int(hexadecimal, 16) if hexadecimal else int(octal, 8)) & 0xFF)
+                byte = int(hexadecimal, 16) if hexadecimal else int(octal, 8)
+                if byte > 255:
+                    self.fail(f"escape '\\{octal}' is larger than a byte", at + match.start())
+                encoded.append(byte)
         encoded += text[position:].encode("utf-8", "surrogatepass")
-        return encoded.decode("utf-8", "replace")
+        return bytes(encoded)
 
 
 def _name(field: Field | str) -> str:
@@ -354,17 +373,17 @@ def _integer(token: str) -> int | None:
 
 
 def _float(token: str) -> float | None:
-    integer = _integer(token)
-    if integer is not None:
-        return float(integer)
+    """A decimal number; None for a hexadecimal or octal one, which protobuf's readers do not all read alike."""
     if token.lower() in ("inf", "infinity"):
         return math.inf
     if token.lower() == "nan":
         return math.nan
     try:
-        return float(token.rstrip("fF")) if token[0] in "0123456789." else None
+        number = float(token.rstrip("fF")) if token[0] in "0123456789." else None
     except ValueError:
         return None
+    octal = _integer(token) if token[0] == "0" else None
+    return number if octal is None or octal == number else None
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
@@ -377,12 +396,15 @@ def dump(message: Message) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+_ONE_VALUE = (str, bytes, memoryview, Message)
+
+
 def _dump(message: Message, indent: str, lines: list[str]) -> None:
     known = message.schema.fields if message.schema else {}
     named = [(str(name), values) for name, values in message.unknown.items() if isinstance(name, str)]
     for name, value in [*message.items(), *named]:
         field = known.get(name)
-        for one in value if not isinstance(value, (str, bytes, Message)) and hasattr(value, "__iter__") else [value]:
+        for one in [value] if isinstance(value, _ONE_VALUE) or not hasattr(value, "__iter__") else value:
             if isinstance(one, Message):
                 lines.append(f"{indent}{name} {{")
                 _dump(one, indent + "  ", lines)
@@ -394,18 +416,18 @@ def _dump(message: Message, indent: str, lines: list[str]) -> None:
 def _scalar_text(value: Any, field: Field | None) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (str, bytes)):
+    if isinstance(value, (str, bytes, memoryview)):
         if field is not None and field.kind == "enum":
             return str(value)
         return quoted(value)
     if field is not None and field.kind == "float":
         return short_float(float(value))
-    return repr(value)
+    return repr(float(value)) if field is not None and field.kind == "double" else repr(value)
 
 
-def quoted(value: str | bytes) -> str:
+def quoted(value: str | bytes | memoryview) -> str:
     """A string as text format writes it: printable, escaped, in double quotes."""
-    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else bytes(value)
     special = {34: '\\"', 92: "\\\\", 10: "\\n", 13: "\\r", 9: "\\t"}
     return '"' + "".join(special.get(b) or (chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in data) + '"'
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from caffe_port import caffemodel, prototxt
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.message import Message
-from caffe_port.upgrade import upgrade
+from caffe_port.upgrade import at, upgrade
 
 Source = tuple[str, int]
 """Who made a blob: (layer name, top index)."""
@@ -182,7 +182,7 @@ class Definition:
         if weights.net is None:
             raise SpecError("carries no definition (HDF5 holds weights only)", weights.path, "Give the prototxt too.")
         net = upgrade(weights.net, weights.path)
-        saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), "") for layer in net.layer)), None)
+        saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), weights.path) for layer in net.layer)), None)
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
@@ -232,7 +232,7 @@ class Definition:
 
 def _included(layer: Message, phase: str, level: int, stages: Collection[str], path: str) -> bool:
     if layer.include and layer.exclude:
-        raise SpecError(f"layer '{layer.name}': include and exclude rules together", f"{path}:{layer.line}",
+        raise SpecError(f"layer '{layer.name}': include and exclude rules together", at(path, layer),
                         "Caffe allows one kind a layer.")  # fmt: skip
 
     def met(rule: Message) -> bool:
@@ -267,7 +267,7 @@ def _unknown_fields(message: Message, path: str, inside: str = "") -> Iterator[s
     for name, values in message.unknown.items():
         own_parameters = kind == "LayerParameter" and isinstance(values[0], Message)
         if isinstance(name, str) and not own_parameters:
-            yield f"{path}:{message.line}: {inside}field '{name}' of {kind} is unknown and has no effect"
+            yield f"{at(path, message)}: {inside}field '{name}' of {kind} is unknown and has no effect"
     for value in dict(message.items()).values():
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, Message) and child.schema is not None:
@@ -281,7 +281,7 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
     names: dict[str, Message] = {}
     split_of: dict[str, str] = {}
     for layer in layers:
-        where = f"{path}:{layer.line}" if layer.line else path
+        where = at(path, layer)
         bottoms = tuple(split_of.get(b, b) for b in layer.bottom)
         if _automatic_split(layer):
             split_of.update(dict.fromkeys(layer.top, bottoms[0]))
@@ -320,12 +320,12 @@ def _source(layer: LayerSpec, bottom: str, current: dict[str, Source], layers: S
 
 
 def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[str]) -> str:
-    """The layer's name; a second layer of the same name without parameters gets a suffix, any other is refused."""
+    """The layer's name; a second layer of the same name gets a suffix if it has no weights to lose, else is refused."""
     name: str = layer.name
     first = names.setdefault(name, layer)
     if first is layer:
         return name
-    if layer.param or first.param or (layer.type == first.type and layer.type not in _NAMELESS):
+    if layer.type not in _NAMELESS:
         at = f" at line {first.line}" if first.line else ""
         raise SpecError(f"layer name '{name}' is used twice (first{at}): weights could not be told apart", where)
     count = 2

@@ -120,7 +120,7 @@ class _Reader:
             if previous is None or field.repeated:
                 _put(message, field, child)
             else:  # protobuf merges a message that comes twice
-                previous._fields.update(child._fields)
+                _merge(previous, child)
         elif field.kind == "string":
             _put(message, field, str(self.view[at:stop], "utf-8", "replace"))
         elif field.kind == "bytes":
@@ -161,16 +161,45 @@ class _Reader:
             _put(message, field, decimal(value) if field.kind == "float" else value)
             return at + size
         tag, stride = at - start, at - start + size
-        most = (end - start) // stride
-        tags = np.ndarray((most, tag), np.uint8, self.view, start, (stride, 1))
-        same = (tags == tags[0]).all(axis=1)
-        count = most if same.all() else int(same.argmin())
+        count = self.run(start, tag, stride, (end - start) // stride)
         arrays.setdefault(field.name, []).append(np.ndarray((count,), _ARRAYS[field.kind], self.view, at, (stride,)))
         return start + count * stride
+
+    def run(self, start: int, tag: int, stride: int, most: int) -> int:
+        """How many values in a row have the tag of the first; looks at as many again as it found, not at the rest."""
+        first = np.ndarray((1, tag), np.uint8, self.view, start)
+        count = 1
+        while count < most:
+            ahead = min(max(count, 16), most - count, 1 << 20)
+            tags = np.ndarray((ahead, tag), np.uint8, self.view, start + count * stride, (stride, 1))
+            same = (tags == first).all(axis=1)
+            if not same.all():
+                return count + int(same.argmin())
+            count += ahead
+        return count
 
 
 def _fits(field: Field, wire_type: int) -> bool:
     return field.wire_type == wire_type or (field.repeated and wire_type == 2)
+
+
+def _merge(into: Message, other: Message) -> None:
+    """What comes later wins, field by field; repeated fields are joined."""
+    assert into.schema is not None
+    for name, value in other._fields.items():
+        field, previous = into.schema.fields[name], into._fields.get(name)
+        if previous is None:
+            into._fields[name] = value
+        elif field.repeated:
+            if not isinstance(previous, list):
+                previous = into._fields[name] = list(previous)
+            previous.extend(value)
+        elif field.message_name is not None:
+            _merge(previous, value)
+        else:
+            into._fields[name] = value
+    for number, values in other.unknown.items():
+        into.unknown.setdefault(number, []).extend(values)
 
 
 def _put(message: Message, field: Field, value: Any) -> None:

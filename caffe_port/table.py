@@ -1,0 +1,92 @@
+"""Plain text tables for a terminal: aligned, no wider than asked, and safe whatever a file's names contain."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """The text with control, format and bidirectional characters escaped: a name in a file cannot steer a terminal.
+
+    >>> printable("conv\\x1b[31m1")
+    'conv\\\\x1b[31m1'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def columns_of(text: str) -> int:
+    """Columns that a terminal needs: East Asian characters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+    )  # fmt: skip
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, its middle replaced by ``..`` where it is wider: beginnings and ends of names tell most."""
+    if columns_of(text) <= width:
+        return text
+    head, tail = text, ""
+    keep = max(width - 2, 0)
+    while columns_of(head) > keep - keep // 3:
+        head = head[:-1]
+    for c in reversed(text):
+        if columns_of(head + c + tail) > keep:
+            break
+        tail = c + tail
+    return f"{head}..{tail}"[: max(width, 0)]
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int] = (),
+    shrink: Sequence[tuple[int, int]] = (),
+    width: int = 100,
+) -> list[str]:
+    """An aligned table.
+
+    Args:
+        header: column titles; a column whose cells are all empty is left out.
+        rows: cells; a row that is a single ``"-"`` is a rule.
+        right: columns that are aligned to the right (numbers).
+        shrink: columns that give way when the table is wider than ``width``, in this order, each down to its least.
+        width: columns of the terminal.
+
+    Returns:
+        Lines without trailing spaces.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows if list(row) != ["-"]]
+    used = [k for k in range(len(header)) if any(row[k] for row in cells)]
+    widths = {k: max(columns_of(row[k]) for row in [list(header), *cells]) for k in used}
+    for k, least in shrink:
+        excess = sum(widths.values()) + 2 * (len(used) - 1) - width
+        if k in widths and excess > 0:
+            widths[k] = max(min(least, widths[k]), widths[k] - excess)
+
+    def line(row: Sequence[str]) -> str:
+        parts = []
+        for k in used:
+            cell = shorten(row[k], widths[k])
+            space = " " * (widths[k] - columns_of(cell))
+            parts.append(space + cell if k in right else cell + space)
+        return "  ".join(parts).rstrip()
+
+    rule = "-" * (sum(widths.values()) + 2 * max(len(used) - 1, 0))
+    remaining = iter(cells)
+    body = [rule if list(row) == ["-"] else line(next(remaining)) for row in rows]
+    return [line(header), rule, *body]
+
+
+def human_bytes(count: int) -> str:
+    """1536 -> '1.5 KiB'."""
+    if count < 1024:
+        return f"{count} B"
+    value, unit = float(count), "B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):  # noqa: B007
+        value /= 1024
+        if value < 1000:
+            break
+    return f"{value:,.1f} {unit}"
