@@ -51,10 +51,10 @@ def resolve(
     notes: list[str] = []
     for blob, source in spec.inputs:
         layer = spec.by_name[source[0]]
-        shape = wanted.get(blob) or _declared(layer, source[1])
+        shape = wanted[blob] if blob in wanted else _declared(layer, source[1])
         if shape is None and source[1] > 0 and _channels(spec, source, weights) is None:
             shape = (1,)  # a label
-        found[blob] = shape or _from_data(spec, blob, source, weights, found, notes)
+        found[blob] = _from_data(spec, blob, source, weights, found, notes) if shape is None else shape
         if any(n < 1 for n in found[blob]):
             raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis is at least 1", layer.where)
     return InputShapes(found, tuple(notes))
@@ -103,7 +103,8 @@ def _from_data(
             return (1, channels, side, side)
     shown = f"1,{channels or 'C'},H,W"
     raise SpecError(
-        f"the shape of input '{blob}' cannot be known: layer '{layer.name}' ({layer.type}) reads it from data",
+        f"the shape of input '{blob}' cannot be known: layer '{layer.name}' ({layer.type}) "
+        f"{'says none' if layer.type == 'Input' else 'reads it from data'}",
         layer.where,
         f"Say it: --input-shape {blob}={shown}",
     )

@@ -322,14 +322,16 @@ class Net(nn.Module):
                 then nothing was copied.
         """
         stored = weights.by_name()
-        targets = {name: module for name, module in self.caffe_layers().items() if module.blob_names()}
+        modules = self.caffe_layers()
+        targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
+        bare = [name for name in modules if name in stored and name not in targets]
         if targets and not matched:
             near = did_you_mean(next(iter(targets)), stored)
             raise WeightsError(
                 f"holds no layer of this net; the net has {_few(targets)}, the file {_few(stored)}.{near}", weights.path
             )
-        wrong = [text for name in matched if (text := _mismatch(name, targets[name], stored[name].blobs))]
+        wrong = [text for name in (*matched, *bare) if (text := _mismatch(name, modules[name], stored[name].blobs))]
         if wrong:
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
@@ -425,7 +427,7 @@ def _mismatch(name: str, module: Layer, blobs: Sequence[Array]) -> str:
     names = module.blob_names()
     if len(blobs) != len(names):
         shown = ", ".join(str(tuple(b.shape)) for b in blobs)
-        want = f"{len(names)} ({', '.join(names)})"
+        want = f"{len(names)} ({', '.join(names)})" if names else "none"
         return f"layer '{name}' holds {len(blobs)} blobs ({shown}), the definition asks for {want}"
     for blob, array in zip(names, blobs, strict=True):
         shape = tuple(module.get_blob(blob).shape)

@@ -57,13 +57,19 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class NetSpec:
-    """A net in one phase. ``notes`` are facts that the user should hear of."""
+    """A net in one phase.
+
+    Attributes:
+        notes: facts that the user should hear of.
+        targets: blobs that only dropped losses read, to compare with (an autoencoder's input): no outputs.
+    """
 
     name: str
     phase: str
     layers: tuple[LayerSpec, ...]
     path: str
     notes: tuple[str, ...] = ()
+    targets: frozenset[Source] = frozenset()
 
     @functools.cached_property
     def by_name(self) -> dict[str, LayerSpec]:
@@ -78,7 +84,7 @@ class NetSpec:
     @functools.cached_property
     def outputs(self) -> tuple[tuple[str, Source], ...]:
         """(blob name, source) of the tops that no layer reads, by blob name as Caffe orders them; inputs left out."""
-        read = {source for layer in self.layers for source in layer.sources}
+        read = self.targets.union(source for layer in self.layers for source in layer.sources)
         found = [(top, (layer.name, k)) for layer in self.layers if layer.type not in SOURCE_TYPES
                  for k, top in enumerate(layer.tops) if (layer.name, k) not in read]  # fmt: skip
         return tuple(sorted(found))
@@ -97,7 +103,12 @@ class NetSpec:
         read_by_losses = {s for layer in self.layers if layer.type in label_types for s in layer.sources}
         labels |= {s for _, s in self.inputs if s in read_by_losses and not any(s in k.sources for k in kept)}
         kept = _without_label_branches(kept, labels)
-        spec = dataclasses.replace(self, layers=tuple(_without_tops(kept, labels)))
+        losses = [layer for layer in self.layers if layer.type in label_types]
+        compared = {s for layer in losses for s in layer.sources[1:]} - {
+            s for layer in losses for s in layer.sources[:1]
+        }
+        targets = frozenset(compared - _made_from(kept, learned_types))
+        spec = dataclasses.replace(self, layers=tuple(_without_tops(kept, labels)), targets=targets)
         if not spec.outputs:
             raise SpecError("nothing is left without the losses; use --keep-loss", self.path)
         return spec
@@ -109,6 +120,15 @@ def _leading_to(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Sour
     for layer in reversed(layers):
         if layer.type in types or any((layer.name, k) in found for k in range(len(layer.tops))):
             found.update(layer.sources)
+    return found
+
+
+def _made_from(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Source]:
+    """The blobs that layers of ``types`` made, or that were made from those."""
+    found: set[Source] = set()
+    for layer in layers:
+        if layer.type in types or found.intersection(layer.sources):
+            found.update((layer.name, k) for k in range(len(layer.tops)))
     return found
 
 
@@ -182,7 +202,8 @@ class Definition:
         if weights.net is None:
             raise SpecError("carries no definition (HDF5 holds weights only)", weights.path, "Give the prototxt too.")
         net = upgrade(weights.net, weights.path)
-        saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), weights.path) for layer in net.layer)), None)
+        path = weights.path
+        saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
@@ -226,8 +247,14 @@ class Definition:
             if layer.type in SOURCE_TYPES and missing & set(layer.top) and not made & set(layer.top):
                 found.append(layer)
                 missing -= set(layer.top)
-        bare = [Message("LayerParameter", name=name, type="Input", top=[name]) for name in inputs if name in missing]
-        return found + bare
+        bare = [name for name in missing if name in inputs or (inputs and _only_a_label(name, layers))]
+        return found + [Message("LayerParameter", name=name, type="Input", top=[name]) for name in sorted(bare)]
+
+
+def _only_a_label(blob: str, layers: Sequence[Message]) -> bool:
+    """Whether losses and Accuracy alone read the blob, and not as their first bottom."""
+    readers = [layer for layer in layers if blob in layer.bottom]
+    return all(r.type.endswith(("Loss", "Accuracy")) and blob in r.bottom[1:] for r in readers)
 
 
 def _included(layer: Message, phase: str, level: int, stages: Collection[str], path: str) -> bool:
@@ -288,7 +315,10 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
             current.update(dict.fromkeys(layer.top, current[bottoms[0]]) if bottoms[0] in current else {})
             continue
         name = _unique(layer, names, where, notes)
-        spec = LayerSpec(name, layer.type, bottoms, tuple(layer.top), (), layer, where)
+        # A loss whose top nobody names gets one: AutoTopBlobs.
+        unnamed_loss = not layer.top and layer.type.endswith("Loss")
+        tops = (name if name not in current else f"{name} (automatic)",) if unnamed_loss else tuple(layer.top)
+        spec = LayerSpec(name, layer.type, bottoms, tops, (), layer, where)
         if not layer.type:
             raise spec.error("has no type")
         sources = tuple(_source(spec, b, current, layers) for b in bottoms)
@@ -325,7 +355,7 @@ def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[s
     first = names.setdefault(name, layer)
     if first is layer:
         return name
-    if layer.type not in _NAMELESS:
+    if layer.type in _WEIGHTED:
         at = f" at line {first.line}" if first.line else ""
         raise SpecError(f"layer name '{name}' is used twice (first{at}): weights could not be told apart", where)
     count = 2
@@ -336,11 +366,11 @@ def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[s
     return f"{name}#{count}"
 
 
-_NAMELESS = frozenset(
-    ("AbsVal", "Concat", "Dropout", "Eltwise", "Flatten", "LRN", "Pooling", "Power", "ReLU", "Reshape", "Sigmoid",
-     "Silence", "Slice", "Softmax", "Split", "TanH")
+_WEIGHTED = frozenset(
+    ("BN", "BatchNorm", "Bias", "Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "Embed",
+     "InnerProduct", "LSTM", "Normalize", "PReLU", "Parameter", "RNN", "Scale")
 )  # fmt: skip
-"""Types without weights: nothing is lost when two of them have one name."""
+"""Types with weights, which two layers of one name would have in common."""
 
 
 def _automatic_split(layer: Message) -> bool:

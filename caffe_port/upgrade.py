@@ -33,10 +33,9 @@ def upgrade(net: Message, where: str) -> Message:
         SpecError: ``layer`` and ``layers`` are mixed, or the legacy inputs are incomplete.
     """
     if net.has("layer") and net.has("layers"):
-        line = next((f":{entry.line}" for entry in net.layers if entry.line), "")
         raise SpecError(
             "'layers' (the old form) and 'layer' are mixed in one net; Caffe refuses it too",
-            f"{where}{line}",
+            at(where, net.layers[0]),
             "Write every layer in one form.",
         )
     if net.has("layers"):
@@ -49,6 +48,11 @@ def upgrade(net: Message, where: str) -> Message:
     return _legacy_inputs(net, where)
 
 
+def at(where: str, message: Message) -> str:
+    """``file:line``; the file alone for a message of a binary file."""
+    return f"{where}:{message.line}" if message.line else where
+
+
 def _from_v1(old: Message, where: str) -> Message:
     new = Message("LayerParameter", old.line)
     assert new.schema is not None
@@ -58,7 +62,7 @@ def _from_v1(old: Message, where: str) -> Message:
     new.unknown = dict(old.unknown)
     if old.has("type"):
         if old.type not in V1_TYPES:
-            raise SpecError(f"layer '{old.name}': type {old.type} is not one of V1's", f"{where}:{old.line}")
+            raise SpecError(f"layer '{old.name}': type {old.type} is not one of V1's", at(where, old))
         new.set("type", V1_TYPES[old.type])
     params = []
     for index in range(max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))):

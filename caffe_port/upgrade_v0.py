@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.message import Message
+from caffe_port.upgrade import at
 
 V0_TYPES = {
     "accuracy": "ACCURACY", "bnll": "BNLL", "concat": "CONCAT", "conv": "CONVOLUTION", "data": "DATA",
@@ -66,7 +67,7 @@ def upgrade_v0(net: Message, where: str) -> Message:
 
 
 def _error(connection: Message, where: str, what: str) -> SpecError:
-    return SpecError(f"layer '{connection.layer.name}' ({connection.layer.type}): {what}", f"{where}:{connection.line}")
+    return SpecError(f"layer '{connection.layer.name}' ({connection.layer.type}): {what}", at(where, connection))
 
 
 def _owner(layer: Message, name: str) -> Message:

@@ -431,8 +431,14 @@ def window_arguments(p: Message, axes: int) -> dict[str, tuple[int, ...]]:
         "kernel_size": per_axis(p, "kernel_size", axes, None, least=1),
         "stride": per_axis(p, "stride", axes, 1, least=1),
         "padding": per_axis(p, "pad", axes, 0),
-        "dilation": per_axis(p, "dilation", axes, 1, least=1),
+        "dilation": per_axis(p, _dilation_field(p), axes, 1, least=1),
     }
+
+
+def _dilation_field(p: Message) -> str:
+    """DeepLab wrote ``hole`` for what is ``dilation`` in Caffe 1.0."""
+    holes = any(p.has(name) for name in ("hole", "hole_h", "hole_w"))
+    return "hole" if holes and not p.has("dilation") else "dilation"
 
 
 def convolution_arguments(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -447,6 +453,8 @@ def convolution_arguments(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any
         )
     if len(set(bottoms)) > 1:
         raise SpecError(f"all bottoms must have the same shape, got {', '.join(map(str, bottoms))}")
+    if p.relu:
+        raise SpecError("relu: true is Intel's fused ReLU", hint="Write the ReLU as a layer of its own.")
     channels = bottoms[0][axis]
     if p.num_output < 1:
         raise SpecError("num_output is missing or 0: it is the number of channels of the top")
