@@ -121,7 +121,7 @@ def _lstm_unit(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 @rule("Split")
 def _split(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    return bottoms[:1] * len(layer.tops)
+    return [bottoms[0]] * len(layer.tops)
 
 
 @rule("Silence", "HDF5Output", bottoms=(0, ANY))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from caffe_port import inputs, shapes
+from caffe_port import inputs, shape_rules, shapes
 from caffe_port.caffemodel import LayerBlobs, Weights
 from caffe_port.errors import SpecError
 from caffe_port.message import Message
@@ -246,7 +246,7 @@ def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
             continue
         view.tops.update({(layer.name, k): None for k in range(len(layer.tops))})
         bottoms = [shape for s in layer.sources if (shape := view.tops[s]) is not None]
-        if layer.type not in shapes.RULES and not _supported(layer):
+        if layer.type not in shape_rules.RULES and not _supported(layer):
             view.unsupported += (str(layer.error("this type is not supported")),)
             continue
         if len(bottoms) < len(layer.sources):
@@ -263,7 +263,7 @@ def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
 
 def _tops_and_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> tuple[Sequence[Shape], Sequence[Shape]]:
     """By rule; a type without one is built on the meta device, which imports torch."""
-    if layer.type in shapes.RULES:
+    if layer.type in shape_rules.RULES:
         return shapes.top_shapes(layer, bottoms), shapes.blob_shapes(layer, bottoms)
     from caffe_port.net import Net
 

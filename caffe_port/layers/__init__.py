@@ -25,7 +25,10 @@ REGISTRY: dict[str, type[Layer]] = {}
 UNSUPPORTED: dict[str, str] = {}
 """Types of Caffe 1.0 that cannot exist here: type -> reason and what to do instead."""
 
-_FAMILIES = ("activation", "data", "linear", "loss", "normalization", "recurrent", "shape", "spatial")
+_FAMILIES = (
+    "activation", "blocks", "data", "detection", "detection_loss", "flow", "linear", "loss", "normalization", "rcnn",
+    "recurrent", "resample", "shape", "spatial", "yolo",
+)  # fmt: skip
 
 
 class Layer(nn.Module):

@@ -129,6 +129,6 @@ def test_python_layer_of_a_plugin() -> None:
 
 
 def test_python_layer_without_plugin() -> None:
-    with pytest.raises(SpecError, match=r"runs the Python code rpn\.proposal_layer\.ProposalLayer") as caught:
-        layer("Python", 'python_param { module: "rpn.proposal_layer" layer: "ProposalLayer" }', (2, 3))
+    with pytest.raises(SpecError, match=r"runs the Python code rpn\.anchor_target_layer\.AnchorTargetLayer") as caught:
+        layer("Python", 'python_param { module: "rpn.anchor_target_layer" layer: "AnchorTargetLayer" }', (2, 3))
     assert "--plugin" in caught.value.hint
