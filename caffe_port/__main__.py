@@ -1,0 +1,3 @@
+from caffe_port.cli import main
+
+main()

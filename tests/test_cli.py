@@ -1,0 +1,211 @@
+"""The command line as a user meets it, on real and on wrong files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from conftest import GOLDEN
+
+from caffe_port import caffemodel
+from caffe_port.cli import main
+
+NET = """
+name: "small"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 5 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip"
+        inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
+"""
+CASE = GOLDEN / "layers" / "net_residual"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call printed."""
+
+    stdout: str
+    stderr: str
+
+
+class Run(Protocol):
+    def __call__(self, *args: object, code: int = 0) -> Result: ...
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs ``caffe-port ARGS`` in this process, by its entry point, and checks the exit code."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*args: object, code: int = 0) -> Result:
+        monkeypatch.setattr(sys, "argv", ["caffe-port", *map(str, args)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        result = Result(*capfd.readouterr())
+        assert caught.value.code == code, f"{args}: exit code {caught.value.code}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    return call
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.prototxt"
+    path.write_text(NET)
+    return path
+
+
+def test_help_and_version_do_not_import_torch(run: Run) -> None:
+    code = (
+        "import sys; from caffe_port.cli import cli; "
+        "cli(['--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "convert" in result.stdout
+    assert run("--version").stdout.startswith("caffe-port, version 0.")
+
+
+def test_inspect_does_not_import_torch(net: Path) -> None:
+    code = (
+        "import sys; from caffe_port.cli import cli; "
+        f"cli(['inspect', {str(net)!r}], standalone_mode=False); assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "5x3x3x3" in result.stdout
+
+
+def test_convert_verify_inspect(run: Run, tmp_path: Path) -> None:
+    prototxt, weights = CASE.with_suffix(".prototxt"), CASE.with_suffix(".caffemodel")
+    out = tmp_path / "out"
+    assert "bit-equal" in run("convert", weights, prototxt, "-o", out).stdout
+    assert sorted(p.name for p in out.iterdir()) == ["model.py", "port.json", "weights.safetensors"]
+    assert "not empty" in run("convert", prototxt, weights, "-o", out, code=2).stderr
+    run("convert", prototxt, weights, "-o", out, "--force")
+    report = json.loads(run("verify", prototxt, weights, "--json").stdout)
+    assert report["passed"]
+    assert report["compared"] == len(report["rows"]) > 3
+    shown = json.loads(run("inspect", prototxt, weights, "--json").stdout)
+    assert shown["totals"]["parameters"] > 0
+    assert "net_residual" in run("inspect", prototxt).stdout
+
+
+def test_verify_against_a_trace_fails_on_a_wrong_weight(run: Run, tmp_path: Path) -> None:
+    prototxt, weights = CASE.with_suffix(".prototxt"), CASE.with_suffix(".caffemodel")
+    run("verify", prototxt, weights, "--against", CASE.with_suffix(".npz"))
+    stored = caffemodel.read(weights)
+    assert stored.net is not None
+    blobs = {layer.name: [blob.copy() for blob in layer.blobs] for layer in stored.layers}
+    blobs["c2"][0][1, 2, 0, 1] += 0.01
+    caffemodel.write(tmp_path / "wrong.caffemodel", stored.net, blobs)
+    result = run("verify", prototxt, tmp_path / "wrong.caffemodel", "--against", CASE.with_suffix(".npz"), code=1)
+    assert "FAILED" in result.stdout
+    assert "c2" in result.stdout
+
+
+def test_convert_without_weights_says_so(run: Run, net: Path, tmp_path: Path) -> None:
+    result = run("convert", net, "-o", tmp_path / "out")
+    assert "the fillers drew them" in result.stderr
+
+
+def test_plugin(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from caffe_port.layers import Layer\nclass Doubled(Layer):\n    def forward(self, x):\n        return x + x\n"
+    )
+    net = tmp_path / "n.prototxt"
+    net.write_text(NET + 'layer { name: "d" type: "Doubled" bottom: "ip" top: "d" }\n')
+    assert "'d' (Doubled)" in run("convert", net, "-o", tmp_path / "a", code=2).stderr
+    run("convert", net, "-o", tmp_path / "b", "--plugin", tmp_path / "mine.py")
+    assert "class Doubled(nn.Module)" in (tmp_path / "b" / "model.py").read_text()
+
+
+WRONG = {
+    "empty.caffemodel": (b"", "is empty"),
+    "picture.caffemodel": (b"\x89PNG\r\n\x1a\n" + bytes(64), "is a PNG picture"),
+    "cut.caffemodel": (CASE.with_suffix(".caffemodel").read_bytes()[:-100], "the file is damaged"),
+    "nothing.prototxt": (b"", "holds no layers"),
+    "nested.prototxt": (b"layer { " * 10_000, "nested more than 100 deep"),
+    "typo.prototxt": (NET.replace("num_output: 5", "num_ouput: 5").encode(), "Did you mean 'num_output'?"),
+    "huge.prototxt": (NET.replace("dim: 9 dim: 7", "dim: 1000000 dim: 1000000").encode(), "Caffe's limit is 2^31 - 1"),
+    "missing.prototxt": (NET.replace('bottom: "pool"', 'bottom: "pol"').encode(), "Did you mean 'pool'?"),
+    "cycle.prototxt": (NET.replace('bottom: "data"', 'bottom: "ip"').encode(), "does not exist yet: layer 'ip'"),
+    "double.prototxt": (NET.replace('"ip" type', '"conv" type').encode(), "layer name 'conv' is used twice"),
+    "unknown.prototxt": (NET.replace('"ReLU"', '"Foo"').replace('"Pooling"', '"Bar"').encode(), "2 layers have a type"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_input_is_one_clear_line(run: Run, name: str, tmp_path: Path) -> None:
+    data, text = WRONG[name]
+    (tmp_path / name).write_bytes(data)
+    for command in ("convert", "verify"):
+        extra = ("-o", tmp_path / "out") if command == "convert" else ()
+        result = run(command, tmp_path / name, *extra, code=2)
+        assert text in result.stderr
+        assert result.stderr.startswith("error: ")
+        assert "Traceback" not in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == [name], "nothing is left behind"
+
+
+def test_folders_and_missing_files(run: Run, net: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.caffemodel").mkdir()
+    assert "is a folder" in run("convert", tmp_path / "folder.caffemodel", "-o", tmp_path / "o", code=2).stderr
+    assert "No such file" in run("inspect", tmp_path / "absent.prototxt", code=2).stderr
+    (tmp_path / "file").write_text("")
+    assert "error:" in run("convert", net, "-o", tmp_path / "file" / "out", code=2).stderr
+    assert "both prototxt" in run("convert", net, net, "-o", tmp_path / "o", code=2).stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_bad_usage(run: Run, net: Path, tmp_path: Path) -> None:
+    assert "NAME=N,C,H,W" in run("convert", net, "-o", tmp_path / "o", "--input-shape", "data", code=2).stderr
+    assert (
+        "has no input 'dta'" in run("convert", net, "-o", tmp_path / "o", "--input-shape", "dta=1,3,9,7", code=2).stderr
+    )
+    run("convert", net, code=2)
+    run("nonsense", code=2)
+
+
+def test_names_cannot_steer_the_terminal(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "n.prototxt"
+    path.write_text(NET.replace('bottom: "pool"', r'bottom: "\033[2J\007"'))
+    result = run("convert", path, "-o", tmp_path / "o", code=2)
+    assert "\x1b" not in result.stderr
+    assert "\x07" not in result.stderr
+
+
+def test_demo(run: Run, tmp_path: Path) -> None:
+    result = run("demo", "-o", tmp_path / "demo")
+    assert "64 of 64 tops agree" in result.stdout
+    assert run("demo", "-o", tmp_path / "demo", code=2).stderr.startswith("error:")
+    usage = "from model import SimplenetCifar10\nSimplenetCifar10()"
+    subprocess.run([sys.executable, "-c", usage], cwd=tmp_path / "demo", check=True)
+
+
+def test_mnist_is_9972(run: Run, shared: Path) -> None:
+    weights = shared / "models/simplenet/mnist_9972/weights.caffemodel"
+    result = run("evaluate", weights, "--data", "mnist", "--root", shared / "data/mnist", "--expect", "99.72")
+    assert "99.72 % of 10,000" in result.stdout
+    assert "equal" in result.stdout
+
+
+def test_the_wrong_prototxt(run: Run, shared: Path, tmp_path: Path) -> None:
+    folder = shared / "models/simplenet/mnist_9972"
+    files = folder / "train_test.prototxt", folder / "weights.caffemodel"
+    error = run("convert", *files, "-o", tmp_path / "o", code=2).stderr
+    assert (
+        "layer 'conv1' holds weight (32, 1, 3, 3), the prototxt asks for (64, 1, 3, 3); 18 of 34 layers differ" in error
+    )
+    assert "run without the prototxt" in error
+    compared = run("inspect", "--diff", *files, code=1).stdout
+    assert "64x1x3x3, 64" in compared
+    assert "32x1x3x3, 32" in compared
