@@ -18,7 +18,7 @@ from caffe_port.emit_forward import Body, Flow, flow, wrap
 from caffe_port.emit_helpers import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from caffe_port.errors import CaffePortError
 from caffe_port.layers import Layer
-from caffe_port.layers.linear import InnerProduct, Scale
+from caffe_port.layers.linear import Scale
 from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.naming import identifiers
 from caffe_port.net import Net, Plan, Step
@@ -126,7 +126,7 @@ class _Writer:
         if scale is not None:
             affine, state = _affine(module, self.modules[scale])
             return self._frozen(module, affine), state
-        written = flat_linear(module) or module.torch_source()
+        written = module.torch_source()
         if written is not None:
             source = self._frozen(module, finite(written, self.copied))
             self.copied.need(source, ())
@@ -186,7 +186,7 @@ class _Writer:
         return flow(self.net.plans, self.modules, alias, self._tuple_of_one, phases)
 
     def _tuple_of_one(self, plan: Plan, step: Step, module: Layer) -> bool:
-        if self._expression(module) is not None or module.torch_source() is not None or flat_linear(module):
+        if self._expression(module) is not None or module.torch_source() is not None:
             return False
         with torch.device("meta"), torch.no_grad():
             like = type(module).make(module.args).eval()
@@ -199,10 +199,7 @@ class _Writer:
             source = finite(source, self.copied)
             self.copied.need(source, {"self"}.union(*(_words(bottom) for bottom in bottoms)))
             return source
-        if flat_linear(module):
-            assert isinstance(module, InnerProduct)
-            return f"self.{attribute}({bottoms[0]}.flatten({module.axis}))"
-        return f"self.{attribute}({', '.join(bottoms)})"
+        return f"self.{attribute}({', '.join(map(module.bottom_source, bottoms))})"
 
     def _methods(self) -> tuple[list[str], dict[str, str]]:
         """The lines of forward, and of a method for each phase where one cannot say both; and its arguments."""
@@ -327,14 +324,6 @@ def _affine(norm: Layer, scale: Layer) -> tuple[str, dict[str, Tensor]]:
 
 
 # -- small things -----------------------------------------------------------------------------------------------------
-
-
-def flat_linear(module: Layer) -> str | None:
-    """``nn.Linear(...)`` for an InnerProduct that flattens its bottom first: forward writes the flatten itself."""
-    if not isinstance(module, InnerProduct) or module.axis < 1:
-        return None
-    bias = "" if module.bias is not None else ", bias=False"
-    return f"nn.Linear({module.in_features}, {module.out_features}{bias})"
 
 
 def _in_order(net: Net) -> list[str]:

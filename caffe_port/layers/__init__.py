@@ -151,6 +151,10 @@ class Layer(nn.Module):
         """``"torch.cat((a, b), dim=1)"`` where an expression does it and nobody would write a module; else None."""
         return None
 
+    def bottom_source(self, bottom: str) -> str:
+        """What a module of ``torch_source`` is called with: ``"x.flatten(1)"`` for a Linear behind a convolution."""
+        return bottom
+
     def torch_state(self) -> dict[str, Tensor]:
         """The state_dict of what ``torch_source`` constructs."""
         return dict(self.state_dict())

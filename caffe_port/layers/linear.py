@@ -55,9 +55,10 @@ class InnerProduct(Layer, nn.Linear):
     def set_blob(self, name: str, value: Tensor) -> None:
         super().set_blob(name, value.t() if self.transpose and name == "weight" else value)
 
-    def torch_source(self) -> str | None:
-        if self.axis != -1:
-            return None
+    def bottom_source(self, bottom: str) -> str:
+        return bottom if self.axis == -1 else f"{bottom}.flatten({self.axis})"
+
+    def torch_source(self) -> str:
         return constructor("nn.Linear", [self.in_features, self.out_features], {"bias": (self.bias is not None, True)})
 
 

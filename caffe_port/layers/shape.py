@@ -23,6 +23,9 @@ def legacy_axis(p: Message, legacy: str, dims: int) -> int:
 
 def greatest(x: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
     """The k greatest values along a dimension and their indices; of equal values the last one comes first."""
+    if k == 1:
+        last = x.shape[dim] - 1 - x.flip(dim).argmax(dim, keepdim=True)
+        return x.gather(dim, last), last
     values, order = x.flip(dim).sort(dim=dim, descending=True, stable=True)
     return values.narrow(dim, 0, k), x.shape[dim] - 1 - order.narrow(dim, 0, k)
 

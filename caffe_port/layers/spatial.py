@@ -354,7 +354,7 @@ def ave_pool(
     if torch_has_windows(kernel, stride, padding, ceil_mode):
         return F.avg_pool2d(x, kernel, stride, padding, ceil_mode)
     wide = fit_to_windows(x, kernel, stride, padding, ceil_mode)
-    total = F.avg_pool2d(wide, kernel, stride, divisor_override=1)
+    total = F.avg_pool2d(wide, kernel, stride) * (kernel[0] * kernel[1])
     top = torch.arange(total.shape[2], device=x.device) * stride[0] - padding[0]
     left = torch.arange(total.shape[3], device=x.device) * stride[1] - padding[1]
     rows = (x.shape[2] + padding[0] - top).clamp(max=kernel[0])

@@ -40,9 +40,10 @@ def test_inner_product_torch_source_is_bit_equal(shape):
     assert torch.equal(module(x), layer(x))
 
 
-def test_inner_product_needs_its_class_to_flatten():
+def test_inner_product_is_handed_a_flat_bottom():
     layer = build("InnerProduct", "inner_product_param { num_output: 4 bias_term: false }", (2, 3, 5, 4))
-    assert layer.torch_source() is None
+    assert layer.torch_source() == "nn.Linear(60, 4, bias=False)"
+    assert layer.bottom_source("x") == "x.flatten(1)"
     assert layer.blob_names() == ["weight"]
 
 
