@@ -70,7 +70,7 @@ def normalization(loss_param: Message, default: str) -> str:
 
 def clamp_value(x: Tensor, least: float) -> Tensor:
     """``x``, at least ``least``, with the gradient of ``x`` everywhere."""
-    return x + (x.clamp(min=least) - x).detach()
+    return torch.where(x < least, least + (x - x.detach()), x)
 
 
 def normalized(losses: Tensor, valid: Tensor, axis: int, normalization: str) -> Tensor:

@@ -220,3 +220,16 @@ def test_accuracy_along_another_axis() -> None:
 def test_senseless_parameters(type_: str, param: str, shapes: list[Shape], text: str) -> None:
     with pytest.raises(SpecError, match=text):
         layer(type_, param, *shapes)
+
+
+def test_a_hopeless_score_costs_87_however_large() -> None:
+    """Untrained BatchNorm in TEST makes scores of 1e21; rounding must not swallow the limit."""
+    found = lookup("SoftmaxWithLoss")
+    assert found is not None
+    layer = prototxt.parse('name: "l" type: "SoftmaxWithLoss" top: "l"', "LayerParameter")
+    scores = torch.tensor([[2e21, -1e21, 0.0], [0.0, 3e20, 1e20]], requires_grad=True)
+    loss = found.build(layer, [(2, 3), (2,)])(scores, torch.tensor([1, 1]))
+    assert loss.item() == pytest.approx(87.3365 / 2, rel=1e-5)
+    loss.backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()

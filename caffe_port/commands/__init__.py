@@ -1,0 +1,93 @@
+"""The commands: each parses, calls and prints. What they have in common is here."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from caffe_port.files import sort_files
+from caffe_port.table import printable
+
+F = Callable[..., Any]
+
+
+def note(text: str) -> None:
+    """A remark on stderr, beside what the command prints."""
+    click.echo(f"{click.style('note:', fg='yellow')} {printable(text)}", err=True)
+
+
+class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no parameters
+    """``NAME=1,3,32,32``."""
+
+    name = "NAME=N,C,H,W"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        if isinstance(value, tuple):
+            return value
+        blob, equals, dims = value.rpartition("=")
+        try:
+            shape = tuple(int(n) for n in dims.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not equals or not blob or not shape or min(shape) < 1:
+            self.fail(f"expected NAME=N,C,H,W such as data=1,3,32,32, got '{value}'", param, ctx)
+        return blob, shape
+
+
+@dataclass(frozen=True)
+class NetFiles:
+    """A net as the command line names it; ``options`` are those of caffe_port.api.port."""
+
+    prototxt: str | None
+    weights: str | None
+    options: dict[str, Any]
+
+
+def net_options(command: F) -> F:
+    """The files of a net and what the files cannot say."""
+    options = [
+        click.argument("files", nargs=-1, required=True, metavar="[PROTOTXT] [WEIGHTS]"),
+        click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
+                     help="Shape of an input blob, where the net does not say it."),
+        click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage."),
+        click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level."),
+        click.option("--plugin", "plugins", multiple=True, metavar="FILE.py",
+                     help="Python file with layer types of your own; it is run. May be repeated."),
+    ]  # fmt: skip
+
+    @functools.wraps(command)
+    def with_net(files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, **rest: Any) -> Any:
+        prototxt, weights = sort_files(files)
+        if plugins:
+            from caffe_port.plugins import run
+
+            run(plugins)
+        options = {"input_shapes": dict(shapes), "stages": stages, "level": level}
+        return command(net=NetFiles(prototxt, weights, options), **rest)
+
+    for option in reversed(options):
+        with_net = option(with_net)
+    return with_net
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr; none where nobody watches."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,116 @@
+"""convert, inspect, demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from caffe_port.commands import NetFiles, Shape, net_options, note
+from caffe_port.table import human_bytes, printable
+
+
+@click.command()
+@net_options
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR",
+              help="Folder to write.")  # fmt: skip
+@click.option("--format", "formats", multiple=True, default=["torch"], show_default=True,
+              type=click.Choice(["torch", "onnx", "pt2"]), help="May be repeated.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace what an earlier convert wrote there.")
+@click.option("--fold", is_flag=True, help="BatchNorm and the Scale behind it become one affine BatchNorm2d.")
+@click.option("--keep-loss", is_flag=True, help="Keep losses, Accuracy and the label input.")
+def convert(net: NetFiles, folder: Path, formats: tuple[str, ...], force: bool, fold: bool, keep_loss: bool) -> None:
+    """Write DIR/model.py, DIR/weights.safetensors and DIR/port.json.
+
+    model.py depends on torch alone. A .caffemodel carries its own definition: it may come without a prototxt.
+
+    \b
+    Examples:
+      caffe-port convert deploy.prototxt net.caffemodel -o net
+      caffe-port convert net.caffemodel -o net
+      caffe-port convert train_val.prototxt net.caffemodel -o net --input-shape data=1,3,224,224
+    """
+    from caffe_port import api, emit
+
+    ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, **net.options)
+    _show(emit.convert(ported, folder, force=force, fold=fold, formats=formats))
+
+
+def _show(result: Any) -> None:
+    for text in result.notes:
+        note(text)
+    click.echo(f"{result.layers} layers, {result.parameters:,} parameters; {result.check}")
+    for name in result.files:
+        path = result.folder / name
+        click.echo(f"  {printable(str(path))}  {human_bytes(path.stat().st_size)}")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
+              help="Shape of an input blob, where the net does not say it.")  # fmt: skip
+@click.option("--phase", type=click.Choice(["TRAIN", "TEST"], case_sensitive=False), default="TEST", show_default=True)
+@click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage; may be repeated.")
+@click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level.")
+@click.option("--diff", "side_by_side", is_flag=True, help="A prototxt and weights beside each other, blob by blob.")
+@click.option("--numbers", is_flag=True, help="Least, greatest and mean value of every blob; NaN and infinity.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(files: tuple[str, ...], shapes: Any, phase: str, stages: tuple[str, ...], level: int, side_by_side: bool,
+            numbers: bool, as_json: bool) -> int:  # fmt: skip
+    """Show what is in prototxts, solvers, caffemodels and means: layers, shapes, parameters, cost.
+
+    \b
+    Examples:
+      caffe-port inspect deploy.prototxt
+      caffe-port inspect net.caffemodel --numbers
+      caffe-port inspect --diff deploy.prototxt net.caffemodel
+    """
+    from caffe_port import inspect as looking
+    from caffe_port.survey import Options
+
+    options = Options(phase=phase, level=level, stages=stages, input_shapes=dict(shapes), numbers=numbers)
+    if side_by_side:
+        if len(files) != 2:
+            raise click.UsageError("--diff takes a prototxt and a weights file")
+        compared = looking.diff(files[0], files[1], options)
+        click.echo(json.dumps(compared.to_json(), indent=2) if as_json else looking.render(compared))
+        return 0 if compared.fits else 1
+    found = looking.inspect_files(files, options)
+    if as_json:
+        shown = [one.to_json() for one in found]
+        click.echo(json.dumps(shown[0] if len(shown) == 1 else shown, indent=2))
+    else:
+        click.echo("\n\n".join(looking.render(one) for one in found))
+    return 2 if any(one.errors for one in found) else 0
+
+
+@click.command()
+@click.argument("weights", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", "folder", default="demo", show_default=True, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace an earlier demo.")
+def demo(weights: Path | None, folder: Path, force: bool) -> int:
+    """The main job, without network: SimpleNet for CIFAR-10, written as a .caffemodel, converted and verified.
+
+    Given WEIGHTS (a .caffemodel), it uses that.
+    """
+    from rich.console import Console
+
+    from caffe_port import api, emit, report
+    from caffe_port import demo as demonstration
+    from caffe_port.verify import verify as run
+
+    with demonstration.workspace() as scratch:
+        prepared = demonstration.prepare(scratch, weights)
+        click.secho(f"1. {prepared.story}", bold=True)
+        click.secho("2. convert", bold=True)
+        ported = api.port(prepared.prototxt, prepared.weights)
+        result = emit.convert(ported, folder, force=force)
+        _show(result)
+        click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
+        found = run(prepared.prototxt, prepared.weights)
+    report.render(found, Console(), all_rows=False)
+    click.secho("4. use it", bold=True)
+    click.echo(demonstration.USAGE.format(folder=printable(str(folder)), name=result.class_name))
+    return 0 if found.passed else 1

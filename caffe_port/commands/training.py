@@ -1,0 +1,271 @@
+"""train, evaluate, log, reproduce."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from caffe_port.commands import NetFiles, net_options, note, progress_bar
+from caffe_port.table import printable, table
+
+
+@click.command()
+@net_options
+@click.option("--data", required=True, metavar="NAME|PATH",
+              help="mnist, cifar10, cifar100, svhn; an .npz; a folder of class folders.")  # fmt: skip
+@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set lies.")
+@click.option("--download", is_flag=True, help="Let torchvision fetch the data set into --root.")
+@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
+@click.option("--mean", metavar="NUMBERS|FILE", help="Numbers, a .binaryproto, or 'training-set mean image'.")
+@click.option("--std", metavar="NUMBERS", help="What (x - mean) * scale is divided by.")
+@click.option("--scale", type=float, help="What x - mean is multiplied by.")
+@click.option("--channel-order", type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False))
+@click.option("--tta", type=click.Choice(["none", "mirror"]), help="Mirror pictures at random, as some tests did.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random mirroring.")
+@click.option("--expect", type=float, metavar="PERCENT", help="The reported accuracy; exit code 1 if ours is worse.")
+@click.option("--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Confusion matrix as a picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(net: NetFiles, mean: str | None, std: str | None, expect: float | None, confusion: Path | None,
+             as_json: bool, **options: Any) -> int:  # fmt: skip
+    """Measure accuracy on a data set.
+
+    How pictures are prepared comes from the registry for weights that it knows, from transform_param else; --mean,
+    --std, --scale and --channel-order go before both:  x' = (x - mean) * scale / std.
+
+    \b
+    Examples:
+      caffe-port evaluate lenet.caffemodel --data mnist --root data/mnist --scale 0.00390625
+    """
+    from caffe_port import evaluate as evaluation
+
+    if net.weights is None:
+        raise click.UsageError("evaluate needs weights")
+    with progress_bar("evaluating", as_json) as progress:
+        found = evaluation.evaluate_files(
+            net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options
+        )
+    result = found.result
+    verdict = None if expect is None else result.verdict(expect)
+    if confusion is not None:
+        evaluation.plot_confusion(result, confusion)
+    if as_json:
+        click.echo(json.dumps(result.as_dict() | {"data": found.data, "preprocessing": str(found.preprocessing),
+                                                  "expected": expect, "verdict": verdict}, indent=2))  # fmt: skip
+    else:
+        for text in found.notes:
+            note(text)
+        low, high = result.interval
+        click.echo(f"{printable(found.data)}: {printable(str(found.preprocessing))} ({printable(found.origin)})")
+        click.echo(f"{result.accuracy:.2f} % of {result.total:,} ({result.correct:,} right; 95 % interval "
+                   f"{low:.2f} to {high:.2f} %)")  # fmt: skip
+        if result.top5 is not None and len(result.classes) > 5:
+            click.echo(f"top-5 {result.top5:.2f} %")
+        if verdict is not None:
+            click.echo(f"reported {expect:.2f} %: {verdict}")
+    return 1 if verdict == "worse" else 0
+
+
+def _numbers(text: str | None) -> list[float] | str | None:
+    """``"1,2,3"`` as numbers; anything else stays a name."""
+    if text is None:
+        return None
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError:
+        return text
+
+
+def _std(text: str | None) -> list[float] | None:
+    numbers = _numbers(text)
+    if isinstance(numbers, str):
+        raise click.UsageError(f"--std takes numbers, got '{numbers}'")
+    return numbers
+
+
+@click.command()
+@click.argument("solver", type=click.Path(path_type=Path))
+@click.option("--out", "-o", "out", required=True, type=click.Path(path_type=Path), metavar="RUN",
+              help="Folder of the run: config, metrics.jsonl, plots, snapshots, weights.")  # fmt: skip
+@click.option("--data", metavar="NAME|PATH",
+              help="mnist, cifar10, cifar100, svhn, .npz, folder; default: what the Data layers read.")  # fmt: skip
+@click.option("--root", metavar="DIR", help="Where the data set lies.")
+@click.option("--download", is_flag=True, help="Let torchvision fetch the data set into --root.")
+@click.option("--entry", metavar="NAME", help="Registry entry whose preprocessing is meant.")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Instead of the solver's max_iter.")
+@click.option("--max-iter", type=click.IntRange(min=0), help="Instead of the solver's.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Instead of the net's.")
+@click.option("--shuffle/--in-sequence", default=None, help="Order of the records; default: databases in sequence.")
+@click.option("--weights", metavar="FILE", help="A .caffemodel to start from (fine-tuning).")
+@click.option("--resume", is_flag=False, flag_value="newest", metavar="[STATE]",
+              help="Go on from the newest snapshot in RUN, or from a .solverstate.")  # fmt: skip
+@click.option("--amp", type=click.Choice(["bf16"]), help="Autocast.")
+@click.option("--compile", is_flag=True, help="torch.compile.")
+@click.option("--channels-last", is_flag=True)
+@click.option("--deterministic", is_flag=True, help="Deterministic kernels only.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or auto.")
+@click.option("--seed", type=int, help="Instead of the solver's random_seed.")
+@click.option("--keep", type=click.IntRange(min=0), default=3, show_default=True, help="Snapshots to keep; 0: all.")
+@click.option("--reference-log", metavar="FILE", help="A log of Caffe's, drawn beside ours.")
+def train(solver: Path, out: Path, resume: str | None, **options: Any) -> int:
+    """Train as Caffe's SOLVER (a solver.prototxt) says.
+
+    \b
+    Examples:
+      caffe-port train model_defs/simplenet_slim_310k_mnist_solver.prototxt --data mnist --root data --epochs 2 -o run
+      caffe-port train solver.prototxt -o run --resume
+      torchrun --nproc-per-node 4 -m caffe_port train solver.prototxt --data cifar10 -o run --device cuda
+    """
+    from caffe_port import train as trainer
+
+    chosen = trainer.TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
+    with _Teller() as teller:
+        result = trainer.train(solver, out, chosen, teller.hear)
+    for name, value in result.outputs.items():
+        click.echo(f"{printable(name)} = {value:.6g} after {result.iter:,} iterations")
+    if result.best:
+        click.echo(f"best: {printable(result.best['name'])} = {result.best['value']:.6g} at iteration "
+                   f"{result.best['iter']:,}")  # fmt: skip
+    click.echo(f"run: {printable(str(result.run))}")
+    if not result.stopped:
+        return 0
+    note(f"stopped by {result.stopped} at iteration {result.iter}; go on with --resume")
+    return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
+
+
+class _Teller:
+    """Shows the events of a training: a progress bar for who watches, lines for tests and snapshots."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task: Any = None
+
+    def __enter__(self) -> _Teller:  # noqa: PYI034 - Self is Python 3.11's
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """Takes one event of :func:`caffe_port.train.train`."""
+        kind = event["kind"]
+        if kind == "note":
+            self.say(f"note: {event['text']}")
+        elif kind == "start":
+            self.task = self.bar.add_task("", total=event["max_iter"], completed=event["iter"])
+        elif kind == "train":
+            text = f"loss {event['loss']:.4g}  lr {event['lr']:.3g}  {event['images_per_s']:,.0f} images/s"
+            self.bar.update(self.task, completed=event["iter"], description=text)
+            if not self.console.is_terminal:
+                self.say(f"iteration {event['iter']}: {text}")
+        elif kind == "test":
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in event["outputs"].items())
+            ahead = {None: "", True: "  ahead of the reference", False: "  behind it"}[event.get("ahead")]
+            self.say(f"iteration {event['iter']}: test {shown}{ahead}")
+        elif kind == "snapshot":
+            self.say(f"iteration {event['iter']}: snapshot {event['file']}")
+
+    def say(self, text: str) -> None:
+        self.bar.console.print(printable(text), markup=False, soft_wrap=True)
+
+
+@click.command()
+@click.argument("path", metavar="CAFFE_LOG", type=click.Path(path_type=Path))
+@click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write every training and test point.")
+@click.option("--plot", "plots", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Draw loss, accuracy and rate; .png, .svg or .pdf.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) -> None:
+    """Read a log that Caffe wrote: best and last test accuracy, and when.
+
+    \b
+    Examples:
+      caffe-port log caffe.log --csv points.csv --plot curve.png
+    """
+    from caffe_port import logs
+
+    found = logs.read(path)
+    if csv is not None:
+        logs.to_csv(found, csv)
+    if plots:
+        logs.plot(found, *plots)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    click.echo(f"{len(found.tests)} test points, {len(found.trained)} training points")
+    for word, point in (("best", found.best()), ("last", found.last())):
+        if point is not None:
+            click.echo(f"{word} test accuracy {100 * point[1]:.2f} % at iteration {point[0]:,}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--list", "listed", is_flag=True, help="Everything that was reported, and what was found here.")
+@click.option("--mirror", type=click.Path(path_type=Path), metavar="DIR", help="A folder with weights and data.")
+@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set lies.")
+@click.option("--data", metavar="PATH", help="An .npz or folder in the place of the data set.")
+@click.option("--offline", is_flag=True, help="Download nothing.")
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="For the converted net.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> int:
+    """The whole mission for one entry of the registry: fetch, convert, verify, evaluate, compare with the report.
+
+    \b
+    Examples:
+      caffe-port reproduce --list
+      caffe-port reproduce mnist-slim-310k --mirror ../shared
+    """
+    from caffe_port import reproduce as reproduction
+
+    if listed or name is None:
+        known = reproduction.findings()
+        if as_json:
+            click.echo(json.dumps([vars(finding) for finding in known], indent=2))
+        else:
+            _show_findings(known)
+        return 0
+    with progress_bar(name, as_json) as progress:
+
+        def step(what: str, done: int, total: int) -> None:
+            if progress is not None and total:
+                progress(done, total)
+            elif not as_json and not total:
+                click.echo(f"{what} ...", err=True)
+
+        outcome = reproduction.reproduce(name, step=step, **options)
+    if as_json:
+        click.echo(json.dumps(outcome.as_dict(), indent=2))
+    else:
+        for text in outcome.notes:
+            note(text)
+        click.echo(f"converted to {printable(str(outcome.folder))}: {outcome.check}")
+        click.echo(printable(outcome.verified))
+        _show_findings(list(outcome.findings))
+    return 0 if outcome.reached else 1
+
+
+def _show_findings(findings: list[Any]) -> None:
+    from caffe_port.reproduce import as_rows
+
+    rows = list(as_rows(findings))
+    shown = [key for key in (rows[0] if rows else ()) if key != "command"]
+    right = [shown.index(key) for key in ("reported", "ours") if key in shown]
+    click.echo("\n".join(table(shown, [[row[key] for key in shown] for row in rows], right, width=200)))
+    commands = dict.fromkeys(row["command"] for row in rows if row["verdict"] == "not run here" and row["command"])
+    if commands:
+        click.echo("\nWhat would run the others:")
+    for command in commands:
+        click.echo(f"  {printable(command)}")
