@@ -37,7 +37,8 @@ def main() -> NoReturn:
 
 
 def _complain(text: str, code: int = 2) -> int:
-    click.echo(f"{click.style('error:', fg='red')} {printable(text)}", err=True)
+    lines = "\n".join(map(printable, text.split("\n")))
+    click.echo(f"{click.style('error:', fg='red')} {lines}", err=True)
     return code
 
 
@@ -51,7 +52,7 @@ for _command in (
     nets.convert,
     nets.inspect,
     nets.demo,
-    proof.verify,
+    proof.verify, proof.dump,
     training.train,
     training.evaluate,
     training.log,

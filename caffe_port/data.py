@@ -7,7 +7,6 @@ own Data layers name are in :mod:`caffe_port.sources`.
 from __future__ import annotations
 
 import gzip
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from caffe_port.batches import positions
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, did_you_mean
-from caffe_port.registry import MEAN_IMAGE, PerChannel, Preprocessing
-from caffe_port.sources import positions
+from caffe_port.registry import MEAN_IMAGE, PerChannel, Preprocessing, cache_folder
 
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
@@ -116,12 +115,8 @@ def from_arrays(
 
 
 def default_root() -> Path:
-    """Where data sets are kept: ``$CAFFE_PORT_CACHE/data``, else ``~/.cache/caffe-port/data``."""
-    cache = (
-        os.environ.get("CAFFE_PORT_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "caffe-port"
-    )
-    return Path(cache) / "data"
+    """Where data sets are kept: the folder ``data`` of :func:`caffe_port.registry.cache_folder`."""
+    return cache_folder() / "data"
 
 
 def load(data: str | Path, split: str = "test", root: str | Path | None = None, download: bool = False) -> ImageSet:
@@ -380,7 +375,7 @@ def _numbers(value: PerChannel | str) -> np.ndarray[Any, Any]:
 
 
 class ImageFeed:
-    """Batches of an ImageSet, prepared on the device it lies on: tops (data, label). See :class:`sources.Feed`.
+    """Batches of an ImageSet, prepared on the device it lies on: tops (data, label). A :class:`~batches.Feed`.
 
     Args:
         data: the pictures, on the device.

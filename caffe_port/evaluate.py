@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port import api, caffemodel, registry
+from caffe_port import api, caffemodel, parallel, registry
 from caffe_port import data as datasets
 from caffe_port.data import ImageSet, Preprocessor
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
@@ -246,11 +247,12 @@ def evaluate_files(
     """
     if tta not in (None, "none", "mirror"):
         raise CaffePortError(f"tta '{tta}' is neither none nor mirror")
+    device = parallel.find_device(device)
     entry = registry.find_weights(weights)
     pictures = datasets.load(data, split, root, download)
     spec = _deploy_spec(weights, prototxt)
     notes: list[str] = []
-    plan, origin, mean_of_net = _plan(spec, entry, pictures, notes)
+    plan, origin, mean_of_net = _plan(spec, entry, weights, pictures, notes)
     given = {"std": _one_or_many(std), "scale": scale, "channel_order": channel_order and channel_order.upper()}
     if isinstance(mean, (str, Path)):
         given["mean"] = MEAN_IMAGE
@@ -282,15 +284,28 @@ def _deploy_spec(weights: str | Path, prototxt: str | Path | None) -> NetSpec:
     return api.phase_spec(definition, "TEST", 0, (), (), keep_loss=False)
 
 
+def input_blob(weights: str | Path, prototxt: str | Path | None = None) -> str:
+    """The net's one input.
+
+    Raises:
+        CaffePortError: it has none, or more than one.
+    """
+    return _only_input(_deploy_spec(weights, prototxt))
+
+
+def _only_input(spec: NetSpec) -> str:
+    inputs = [blob for blob, _ in spec.inputs]
+    if len(inputs) != 1:
+        raise CaffePortError(f"the net takes {len(inputs)} inputs ({', '.join(inputs)}), pictures are one", spec.path)
+    return inputs[0]
+
+
 def _net(
     weights: str | Path, prototxt: str | Path | None, spec: NetSpec, shape: tuple[int, ...], data: str
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The net for pictures of a shape (C, H, W)."""
-    inputs = [blob for blob, _ in spec.inputs]
-    if len(inputs) != 1:
-        raise CaffePortError(f"the net takes {len(inputs)} inputs ({', '.join(inputs)}), pictures are one", spec.path)
     try:
-        ported = api.port(prototxt, weights, input_shapes={inputs[0]: (1, *shape)})
+        ported = api.port(prototxt, weights, input_shapes={_only_input(spec): (1, *shape)})
     except SpecError as error:
         hint = f"The pictures of {data} reach the net as {tuple(shape)}."
         raise type(error)(error.what, error.where, f"{error.hint} {hint}".strip()) from None
@@ -298,17 +313,33 @@ def _net(
 
 
 def _plan(
-    spec: NetSpec, entry: Entry | None, pictures: ImageSet, notes: list[str]
+    spec: NetSpec, entry: Entry | None, weights: str | Path, pictures: ImageSet, notes: list[str]
 ) -> tuple[Preprocessing, str, Tensor | None]:
     """Preprocessing, who says so, and the mean image in the net's channel order where a mean_file gives it."""
     if entry is not None:
         return entry.preprocessing, f"registry entry '{entry.name}'", None
+    if (trained := _of_run(Path(weights))) is not None:
+        return trained[0], f"the run in {trained[1]}", None
     for layer in spec.layers:
         if layer.param.has("transform_param"):
             plan, mean = from_transform_param(layer.param.transform_param, pictures, Path(layer.where).parent, notes)
             return plan, f"transform_param of layer '{layer.name}'", mean
     notes.append("neither the registry nor the net says how pictures are prepared: they are taken as they are, 0..255")
     return Preprocessing(channel_order=pictures.channel_order), "none", None
+
+
+def _of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
+    """What the weights of a run of ours were trained with: its config.json says it."""
+    for folder in (weights.parent, weights.parent.parent):
+        try:
+            plan = json.loads((folder / "config.json").read_text(encoding="utf-8"))["preprocessing"]
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in plan.items()
+            }
+            return Preprocessing(**values), folder
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, CaffePortError):
+            continue
+    return None
 
 
 def from_transform_param(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -206,6 +207,12 @@ def sha256(path: str | Path) -> str:
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """``$CAFFE_PORT_CACHE``, else ``$XDG_CACHE_HOME/caffe-port``, else ``~/.cache/caffe-port``."""
+    own = os.environ.get("CAFFE_PORT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caffe-port"
 
 
 # -- reading --------------------------------------------------------------------------------------------------------

@@ -222,3 +222,38 @@ def test_arrays_that_are_no_set() -> None:
         data.from_arrays(PICTURES[:0], labels[:0], "x")
     assert data.from_arrays(PICTURES.astype(np.int32), labels, "x").images.dtype == torch.uint8
     assert data.from_arrays(PICTURES.astype(np.float64), labels, "x").images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_what_torchvision_gives_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from torchvision import datasets
+
+    asked: list[dict[str, object]] = []
+
+    class Stored:
+        classes = tuple("abcdef")
+        data = PICTURES if name == "svhn" else PICTURES.transpose(0, 2, 3, 1)
+        labels = np.arange(6)
+        targets = tuple(range(6))
+
+        def __init__(self, **options: object) -> None:
+            asked.append(options)
+
+    monkeypatch.setattr(datasets, data.TORCHVISION[name], Stored)
+    got = data.load(name, "train", tmp_path)
+    np.testing.assert_array_equal(got.images.numpy(), PICTURES)
+    assert got.labels.tolist() == [*range(6)]
+    assert len(got.classes) == (10 if name == "svhn" else 6)
+    which = {"split": "train"} if name == "svhn" else {"train": True}
+    assert asked == [{"root": str(tmp_path), "download": False, **which}]
+
+
+def test_a_package_that_torchvision_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    def lacking(**options: object) -> None:
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+
+    monkeypatch.setattr(datasets, "SVHN", lacking)
+    with pytest.raises(CaffePortError, match="svhn needs scipy"):
+        data.load("svhn", "test", tmp_path)

@@ -138,6 +138,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         evaluate.evaluate_files(weights, prototxt, data=pictures)
     with pytest.raises(CaffePortError, match="tta 'both'"):
         evaluate.evaluate_files(weights, prototxt, data=pictures, tta="both")
+    with pytest.raises(CaffePortError, match="device 'gpu' cannot be used"):
+        evaluate.evaluate_files(weights, prototxt, data=pictures, device="gpu")
     weights, prototxt, pictures = files(tmp_path, size=10)
     with pytest.raises(
         CaffePortError, match=r"ip.* holds weight \(6, 10\), the definition|the prototxt asks for \(6, 60\)"

@@ -21,7 +21,14 @@ from caffe_port.table import human_bytes, printable
 @click.option("--force", is_flag=True, help="Replace what an earlier convert wrote there.")
 @click.option("--fold", is_flag=True, help="BatchNorm and the Scale behind it become one affine BatchNorm2d.")
 @click.option("--keep-loss", is_flag=True, help="Keep losses, Accuracy and the label input.")
-def convert(net: NetFiles, folder: Path, formats: tuple[str, ...], force: bool, fold: bool, keep_loss: bool) -> None:
+@click.option("--stub", is_flag=True, help="Layers of unknown types become stubs, to be finished by hand.")
+@click.option("--caffemodel", "trained", metavar="STATE",
+              help="The other way: write .prototxt and .caffemodel, with the parameters of STATE, a trained "
+              "model.py's weights (.safetensors, .pt).")  # fmt: skip
+def convert(
+    net: NetFiles, folder: Path, formats: tuple[str, ...], trained: str | None, stub: bool, keep_loss: bool,
+    **how: Any,
+) -> None:  # fmt: skip
     """Write DIR/model.py, DIR/weights.safetensors and DIR/port.json.
 
     model.py depends on torch alone. A .caffemodel carries its own definition: it may come without a prototxt.
@@ -31,11 +38,19 @@ def convert(net: NetFiles, folder: Path, formats: tuple[str, ...], force: bool, 
       caffe-port convert deploy.prototxt net.caffemodel -o net
       caffe-port convert net.caffemodel -o net
       caffe-port convert train_val.prototxt net.caffemodel -o net --input-shape data=1,3,224,224
+      caffe-port convert deploy.prototxt --caffemodel trained.safetensors -o back
     """
     from caffe_port import api, emit
 
-    ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, **net.options)
-    _show(emit.convert(ported, folder, force=force, fold=fold, formats=formats))
+    ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, stub=stub, **net.options)
+    if trained is None:
+        _show(emit.convert(ported, folder, formats=formats, **how))
+        return
+    from caffe_port import export
+
+    export.load_state(ported.net, trained)
+    for path in export.write_caffe(ported, folder):
+        click.echo(f"  {printable(str(path))}  {human_bytes(path.stat().st_size)}")
 
 
 def _show(result: Any) -> None:

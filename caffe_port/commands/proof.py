@@ -1,4 +1,4 @@
-"""verify."""
+"""verify, dump."""
 
 from __future__ import annotations
 
@@ -7,28 +7,50 @@ from typing import Any
 
 import click
 
-from caffe_port.commands import NetFiles, net_options
+from caffe_port.commands import F, NetFiles, Shape, net_options
+from caffe_port.files import atomic_write, sort_files
+from caffe_port.table import printable
+
+
+def feed_options(command: F) -> F:
+    """What a net is fed with."""
+    options = [
+        click.option("--input", "inputs", multiple=True, metavar="[NAME=]FILE",
+                     help="A picture or .npy; without it, random numbers."),
+        click.option("--mean", metavar="B,G,R|FILE", help="Subtracted from a picture: numbers, .binaryproto or .npy."),
+        click.option("--scale", type=float, default=1.0, show_default=True, help="What a picture is multiplied by."),
+        click.option("--channel-order", type=click.Choice(["BGR", "RGB"], case_sensitive=False), default="BGR",
+                     show_default=True, help="Of the net's input."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
 @net_options
 @click.option("--against", default="opencv", show_default=True, metavar="REFERENCE",
-              help="opencv, or a trace (.npz).")  # fmt: skip
-@click.option("--input", "inputs", multiple=True, metavar="[NAME=]FILE",
-              help="A picture or .npy; without it, random numbers.")  # fmt: skip
-@click.option("--mean", metavar="B,G,R|FILE", help="Subtracted from a picture: numbers, .binaryproto or .npy.")
-@click.option("--scale", type=float, default=1.0, show_default=True, help="What a picture is then multiplied by.")
-@click.option("--channel-order", type=click.Choice(["BGR", "RGB"], case_sensitive=False), default="BGR",
-              show_default=True, help="Of the net's input.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
+              help="opencv, numpy (our formulas in float64), pycaffe, a trace (.npz); or FILE.py:Class, your own "
+              "port, which is run and compared with OpenCV.")  # fmt: skip
+@click.option("--state", metavar="FILE", help="Weights of your own port; without them Caffe's are copied in.")
+@feed_options
 @click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance.")
 @click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance.")
 @click.option("--mode", type=click.Choice(["both", "free", "isolated"]), default="both", show_default=True,
               help="free: errors accumulate; isolated: every layer is fed the reference's bottoms.")  # fmt: skip
 @click.option("--keep-loss", is_flag=True, default=None, help="Compare losses and Accuracy too.")
+@click.option("--strict", is_flag=True,
+              help="Fail, too, where ours is further from a float64 run than twice the reference is.")  # fmt: skip
+@click.option("--backward", is_flag=True, help="Compare gradients with those of a trace.")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit XML.")
+@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures.")
 @click.option("--all", "all_rows", is_flag=True, help="Show every layer, not only the worst.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(net: NetFiles, inputs: tuple[str, ...], all_rows: bool, as_json: bool, **options: Any) -> int:
+def verify(
+    net: NetFiles, inputs: tuple[str, ...], junit: Path | None, page: Path | None, all_rows: bool, as_json: bool,
+    **options: Any,
+) -> int:  # fmt: skip
     """Compare every layer of the converted net with somebody else's implementation.
 
     Exit code 0: all layers agree. 1: one does not. 2: bad input.
@@ -38,13 +60,22 @@ def verify(net: NetFiles, inputs: tuple[str, ...], all_rows: bool, as_json: bool
       caffe-port verify deploy.prototxt net.caffemodel
       caffe-port verify net.caffemodel --input cat.jpg --mean 104,117,123
       caffe-port verify net.caffemodel --against trace.npz --all
+      caffe-port verify deploy.prototxt net.caffemodel --against mymodel.py:Net --state port.pth
+      caffe-port verify net.caffemodel --html report.html --junit report.xml
     """
-    from caffe_port import report
+    from caffe_port import html, report
+    from caffe_port.details import Details
+    from caffe_port.junit import to_junit
     from caffe_port.verify import verify as run
 
     given: Any = _named_files(inputs)
-    found = run(net.prototxt, net.weights, input=given, **net.options,
+    details = Details() if page is not None and ".py:" not in options["against"] else None
+    found = run(net.prototxt, net.weights, input=given, details=details, **net.options,
                 **{name: value for name, value in options.items() if value is not None})  # fmt: skip
+    for path, text in ((junit, junit and to_junit(found)), (page, page and html.to_html(found, details))):
+        if path is not None:
+            with atomic_write(path, "w") as file:
+                file.write(text)
     if as_json:
         click.echo(report.to_json(found))
     else:
@@ -63,3 +94,41 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
     if not all(equals for _, equals, _ in named):
         raise click.UsageError("several inputs need names: --input NAME=FILE")
     return {name: path for name, _, path in named}
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[PROTOTXT] [WEIGHTS]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.npz", help="The trace.")
+@click.option("--by", default="opencv", show_default=True, type=click.Choice(["opencv", "numpy", "pycaffe"]))
+@click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
+              help="Shape of an input blob, where the net does not say it.")  # fmt: skip
+@feed_options
+@click.option("--keep-loss", is_flag=True, help="Record losses and Accuracy too.")
+@click.option("--script", "as_script", is_flag=True,
+              help="Print a program instead, that records a trace where pycaffe is (Python 2.7 or 3).")  # fmt: skip
+def dump(
+    files: tuple[str, ...], output: Path | None, by: str, shapes: Any, inputs: tuple[str, ...], mean: str | None,
+    scale: float, channel_order: str, seed: int, keep_loss: bool, as_script: bool,
+) -> None:  # fmt: skip
+    """Record every layer's tops as a trace, for `caffe-port verify --against`.
+
+    \b
+    Examples:
+      caffe-port dump deploy.prototxt net.caffemodel -o trace.npz
+      caffe-port dump --script > record.py        # copy it to where Caffe still runs
+    """
+    from caffe_port import dump as recording
+
+    if as_script:
+        click.echo(recording.script(), nl=False)
+        return
+    if output is None:
+        raise click.UsageError("dump needs -o FILE.npz")
+    from caffe_port import feed
+
+    prototxt, weights = sort_files(files)
+    how = feed.Preprocess(feed.read_mean(mean) if mean else None, scale, channel_order)
+    given: Any = _named_files(inputs)
+    trace = recording.dump(output, prototxt, weights, by=by, input=given, seed=seed, preprocess=how,
+                           input_shapes=dict(shapes), keep_loss=keep_loss)  # fmt: skip
+    click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")

@@ -26,7 +26,7 @@ from caffe_port.table import printable, table
 @click.option("--tta", type=click.Choice(["none", "mirror"]), help="Mirror pictures at random, as some tests did.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random mirroring.")
 @click.option("--expect", type=float, metavar="PERCENT", help="The reported accuracy; exit code 1 if ours is worse.")
 @click.option("--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Confusion matrix as a picture.")
@@ -111,6 +111,7 @@ def _std(text: str | None) -> list[float] | None:
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, help="Instead of the solver's random_seed.")
 @click.option("--keep", type=click.IntRange(min=0), default=3, show_default=True, help="Snapshots to keep; 0: all.")
+@click.option("--sync-batch-norm/--batch-norm-per-process", default=True, help="With several processes.")
 @click.option("--reference-log", metavar="FILE", help="A log of Caffe's, drawn beside ours.")
 def train(solver: Path, out: Path, resume: str | None, **options: Any) -> int:
     """Train as Caffe's SOLVER (a solver.prototxt) says.
@@ -121,11 +122,12 @@ def train(solver: Path, out: Path, resume: str | None, **options: Any) -> int:
       caffe-port train solver.prototxt -o run --resume
       torchrun --nproc-per-node 4 -m caffe_port train solver.prototxt --data cifar10 -o run --device cuda
     """
-    from caffe_port import train as trainer
+    from caffe_port.train import train as run
+    from caffe_port.training import TrainOptions
 
-    chosen = trainer.TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
+    chosen = TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
     with _Teller() as teller:
-        result = trainer.train(solver, out, chosen, teller.hear)
+        result = run(solver, out, chosen, teller.hear)
     for name, value in result.outputs.items():
         click.echo(f"{printable(name)} = {value:.6g} after {result.iter:,} iterations")
     if result.best:
@@ -166,9 +168,11 @@ class _Teller:
             self.task = self.bar.add_task("", total=event["max_iter"], completed=event["iter"])
         elif kind == "train":
             text = f"loss {event['loss']:.4g}  lr {event['lr']:.3g}  {event['images_per_s']:,.0f} images/s"
-            self.bar.update(self.task, completed=event["iter"], description=text)
+            self.bar.update(self.task, description=text)
             if not self.console.is_terminal:
                 self.say(f"iteration {event['iter']}: {text}")
+        elif kind == "progress":
+            self.bar.update(self.task, completed=event["iter"])
         elif kind == "test":
             shown = "  ".join(f"{name} {value:.4f}" for name, value in event["outputs"].items())
             ahead = {None: "", True: "  ahead of the reference", False: "  behind it"}[event.get("ahead")]

@@ -1,0 +1,89 @@
+"""A place holder for layers of an unknown type, so that the rest of the net can be converted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from caffe_port import prototxt
+from caffe_port.layers import REGISTRY, Layer, Shape
+from caffe_port.message import Message
+
+
+class Stub(Layer, register=False):
+    """TO BE FINISHED BY HAND: a Caffe layer of a type that caffe-port does not know.
+
+    It stands where the layer stands, with the layer's parameters as the prototxt has them and its blobs as the weights
+    file has them (blob0, blob1, ...). Its tops were taken to have the shape of its first bottom.
+    """
+
+    def __init__(self, caffe_type: str, parameters: str = "", blobs: tuple[tuple[int, ...], ...] = ()) -> None:
+        super().__init__()
+        self.caffe_type = caffe_type
+        self.told = parameters
+        for index, shape in enumerate(blobs):
+            self.register_parameter(f"blob{index}", nn.Parameter(torch.empty(shape)))
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        raise NotImplementedError(f"write what Caffe's layer {self.caffe_type} computes ({self.told})")
+
+    @classmethod
+    def build(cls, layer: Message, bottoms: Sequence[Shape]) -> Layer:
+        own = Message("LayerParameter", type=layer.type)
+        for name, value in layer.items():
+            if name.endswith("_param") and name not in ("transform_param", "loss_param"):
+                own.set(name, value)
+        own.unknown = layer.unknown
+        text = " ".join(prototxt.dump(own.copy(type=None)).split())
+        stub = cls.make({"caffe_type": layer.type, "parameters": text})
+        assert isinstance(stub, Stub)
+        stub.tops = len(layer.top)
+        return stub
+
+    tops = 1
+
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        like = bottoms[0] if bottoms else torch.empty(())
+        return like if self.tops == 1 else (like,) * self.tops
+
+    def blob_names(self) -> list[str]:
+        return list(self._parameters)
+
+    def mismatch(self, arrays: Sequence[np.ndarray[Any, Any]]) -> str:
+        return ""
+
+    def load_blobs(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+        self.args["blobs"] = tuple(tuple(array.shape) for array in arrays)
+        for index, array in enumerate(arrays):
+            self.register_parameter(f"blob{index}", nn.Parameter(torch.tensor(np.asarray(array, np.float32))))
+
+
+class _Stubs(dict[str, type[Layer]]):
+    """A registry that knows every type; it remembers which it made up."""
+
+    def __init__(self, known: dict[str, type[Layer]]) -> None:
+        super().__init__(known)
+        self.made: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            self.made.add(name)
+        return super().get(name, Stub)
+
+
+@contextlib.contextmanager
+def stubs() -> Iterator[set[str]]:
+    """Within the block every unregistered type is a Stub; yields the names of those that were met."""
+    from caffe_port import layers
+
+    everything = _Stubs(REGISTRY)
+    layers.REGISTRY = everything
+    try:
+        yield everything.made
+    finally:
+        layers.REGISTRY = REGISTRY

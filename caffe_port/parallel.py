@@ -1,0 +1,159 @@
+"""One process or several: what the training loop asks of torch.distributed, and what it gets without.
+
+Started by ``torchrun --nproc-per-node N -m caffe_port train ...``. Every process prepares the whole batch and takes its
+rows; gradients are averaged. BatchNorm's statistics are those of the whole batch, so that N processes do what one does;
+those of each process's rows alone, as in Caffe's multi-GPU runs, are an option.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import types
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from caffe_port.errors import CaffePortError
+from caffe_port.layers.normalization import BatchNorm
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def first() -> bool:
+    """Whether this one writes files."""
+    return rank() == 0
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` is the GPU where there is one.
+
+    Raises:
+        CaffePortError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CaffePortError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@contextlib.contextmanager
+def group(device: str) -> Iterator[torch.device]:
+    """The device of this process; joins the others where torchrun started several.
+
+    Raises:
+        CaffePortError: there is no such device.
+    """
+    chosen = find_device(device)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if chosen.type == "cuda":
+        if count > 1:
+            chosen = find_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(chosen)
+    if count == 1 or dist.is_initialized():
+        yield chosen
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model whose backward averages gradients over the processes."""
+    if world() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def sync_batch_norm(net: nn.Module) -> None:
+    """Makes every BatchNorm take its statistics over the rows of all processes, in the forward and backward pass."""
+    if world() == 1:
+        return
+    for module in net.modules():
+        if isinstance(module, BatchNorm):
+            module.normalize = types.MethodType(_normalize, module)  # type: ignore[method-assign]
+
+
+def _normalize(self: BatchNorm, x: Tensor) -> Tensor:
+    if not self.training or self.global_stats[0]:
+        return BatchNorm.normalize(self, x)
+    from torch.distributed.nn import functional
+
+    all_reduce: Callable[[Tensor], Tensor] = functional.all_reduce
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    count = x.numel() // x.shape[1] * world()
+    values = x.float()
+    mean = all_reduce(values.sum(axes)) / count
+    centred = values - mean.reshape(shape)
+    variance = all_reduce(centred.square().sum(axes)) / count
+    with torch.no_grad():
+        self.mean.mul_(1 - self.momentum).add_(mean)
+        self.variance.mul_(1 - self.momentum).add_(variance * (count / max(count - 1, 1)))
+        self.scale_factor.mul_(1 - self.momentum).add_(1)
+    normalized: Tensor = centred * (variance + self.eps).rsqrt().reshape(shape)
+    return normalized.to(x.dtype)
+
+
+def rows(top: Tensor, channels_last: bool = False) -> Tensor:
+    """This process's rows of a batch."""
+    if world() > 1:
+        share = len(top) // world()
+        top = top[rank() * share : (rank() + 1) * share]
+    return top.contiguous(memory_format=torch.channels_last) if channels_last and top.ndim == 4 else top
+
+
+def share_of(count: int) -> range:
+    """Which of ``count`` batches this process tests."""
+    return range(rank(), count, world())
+
+
+@contextlib.contextmanager
+def accumulate(model: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients are exchanged in the last of several backward passes only."""
+    if world() > 1 and not last and isinstance(model, nn.parallel.DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def mean(value: Tensor) -> float:
+    """The mean over the processes."""
+    return total(value) / world()
+
+
+def total(value: Tensor) -> float:
+    """The sum over the processes."""
+    value = value.detach().clone()
+    if world() > 1:
+        dist.all_reduce(value)
+    return float(value)
+
+
+def share(stop: list[str], device: torch.device) -> None:
+    """A signal that one process got stops all of them, after the same iteration."""
+    if world() > 1 and total(torch.tensor(float(bool(stop)), device=device)) and not stop:
+        stop.append("SIGTERM")
+
+
+def barrier() -> None:
+    """Waits for the others."""
+    if world() > 1:
+        dist.barrier()
