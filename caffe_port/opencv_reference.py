@@ -49,6 +49,7 @@ DEVIATIONS: dict[str, Check] = {
         "OpenCV's Log is ONNX's: no base, scale or shift",
     ),
     "MVN": _when(lambda p, _: p.mvn_param.eps > 1e-6, "OpenCV adds eps to the variance, Caffe to the deviation"),
+    "Resample": _when(lambda *_: True, "OpenCV aligns the corners of pixels, FlowNet their centres"),
     "Scale": _when(lambda p, n: n > 1 and p.scale_param.bias_term, "OpenCV forgets the bias of a Scale of two bottoms"),
     "Split": _when(lambda p, _: len(p.top) > 1, "OpenCV fills a Split's first top only"),
     "Swish": _when(lambda p, _: p.swish_param.beta != 1, "OpenCV takes Swish's beta for 1"),
@@ -77,14 +78,17 @@ class OpenCVReference:
         values = case.sources()
         last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
         layers = list(computing(case.spec))
+        absent: dict[str, str] = {}
         while layers:
-            segment, note = _segment(layers, case)
+            segment, note = _segment(layers, case, absent)
             made: dict[str, Tops] = {}
             while segment and not made:
                 try:
                     made = _forward(cv2, case, segment, values)
                 except cv2.error as error:
                     note = _refusal(error, segment[0])
+                    if len(segment) == 1 and note.startswith("OpenCV has no layer"):
+                        absent[segment[0].type] = note
                     segment = segment[: len(segment) // 2]
             for layer in segment or layers[:1]:
                 tops: Tops | None = made.get(layer.name)
@@ -100,16 +104,18 @@ class OpenCVReference:
             del layers[: max(1, len(segment))]
 
 
-def _segment(layers: Sequence[LayerSpec], case: Case) -> tuple[list[LayerSpec], str]:
+def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str]) -> tuple[list[LayerSpec], str]:
     """The layers that go to OpenCV in one net; none, with the reason, where the first cannot go."""
     segment: list[LayerSpec] = []
     size = 0
     for layer in layers:
-        note = deviation(layer)
+        note = deviation(layer) or absent.get(layer.type, "")
         size += 4 * sum(int(np.prod(case.shapes[layer.name, k])) for k in range(len(layer.tops)))
         if note or (segment and size > _SEGMENT_BYTES):
             return segment, note
         segment.append(layer)
+        if len(layer.tops) > 1:  # OpenCV keeps the memory of a layer's first top only; no later layer may take the rest
+            return segment, ""
     return segment, ""
 
 
@@ -148,7 +154,10 @@ def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping
             net.setInput(np.ascontiguousarray(values[source], np.float32), blob[source])
         outputs = net.forwardAndRetrieve(names)
     return {
-        layer.name: tuple(_as_caffe(top, case.shapes[layer.name, k]) for k, top in enumerate(tops[: len(layer.tops)]))
+        layer.name: tuple(
+            _by_label(top) if layer.type == "DetectionOutput" else _as_caffe(top, case.shapes[layer.name, k])
+            for k, top in enumerate(tops[: len(layer.tops)])
+        )
         for layer, tops in zip(segment, outputs, strict=True)
     }
 
@@ -158,13 +167,21 @@ def _as_caffe(top: Array, shape: tuple[int, ...]) -> Array:
     return top.reshape(shape) if len(shape) < 2 and top.size == int(np.prod(shape)) else top
 
 
+def _by_label(found: Array) -> Array:
+    """Rows by image, label and score. OpenCV leaves the label out, where it found more than keep_top_k."""
+    rows = found.reshape(-1, 7)
+    return rows[np.lexsort((-rows[:, 2], rows[:, 1], rows[:, 0]))].reshape(found.shape)
+
+
 def _input(name: str, shape: tuple[int, ...]) -> Message:
     parameter = Message("InputParameter", shape=[Message("BlobShape", dim=list(shape))])
     return Message("LayerParameter", name=name, type="Input", top=[name], input_param=parameter)
 
 
 _NOT_ITS_OWN = frozenset(("transform_param", "loss_param"))
-_WITHOUT_EFFECT = ("engine", "weight_filler", "bias_filler", "filler")
+_WITHOUT_EFFECT = (
+    "engine", "weight_filler", "bias_filler", "filler", "slope_filler", "scale_filler", "shift_filler",
+)  # fmt: skip
 
 
 def _layer(name: str, layer: LayerSpec, blob: Mapping[Source, str], case: Case) -> Message:
@@ -214,11 +231,12 @@ def _cv2() -> Any:
         import cv2
     except ImportError:
         raise DependencyError(
-            "OpenCV is not installed", hint="pip install 'opencv-python-headless<5', or compare with a stored trace"
+            "OpenCV is not installed", hint="pip install 'opencv-python-headless<5', or compare with: --against numpy"
         ) from None
     if not hasattr(getattr(cv2, "dnn", None), "readNetFromCaffe"):
         raise DependencyError(
-            f"OpenCV {cv2.__version__} has no Caffe importer", hint="pip install 'opencv-python-headless<5'"
+            f"OpenCV {cv2.__version__} has no Caffe importer",
+            hint="pip install 'opencv-python-headless<5', or compare with: --against numpy",
         )
     return cv2
 

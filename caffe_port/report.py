@@ -7,15 +7,18 @@ The JSON is stable; members may be added, none changes its meaning:
 - ``net``, ``phase``, ``reference``, ``candidate``, ``inputs`` (blob -> words), ``provenance``, ``notes``
 - ``tolerance``: ``{"atol", "rtol"}``; a top passes where ``|a - e| <= atol * unit + rtol * |e|``
 - ``first``: ``{"layer", "top"}`` of the first layer that diverges, or null
-- ``rows``: ``{"layer", "top", "type", "blob", "where", "status", "note", "cause", "free", "isolated"}`` in
-  the net's order; ``status`` is ``"passed"``, ``"failed"`` or ``"not compared"``; ``free`` and ``isolated`` are null or
-  ``{"passed", "reason", "shape", "greatest", "at", "expected", "actual", "unit", "needed_atol", "relative", "outside",
-  "count"}``, as :class:`~caffe_port.comparison.Difference` has them. A number that is not finite is null.
+- ``rows``: ``{"layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "free",
+  "isolated"}`` in the net's order; ``status`` is ``"passed"``, ``"failed"`` or ``"not compared"``; ``by`` is empty, or
+  who stood in for the reference; ``distance`` is null or
+  ``{"candidate", "reference"}``; ``free`` and ``isolated`` are null or ``{"passed", "reason", "shape", "greatest",
+  "at", "expected", "actual", "unit", "needed_atol", "relative", "outside", "count"}``, as
+  :class:`~caffe_port.comparison.Difference` has them. A number that is not finite is null.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from typing import Any
@@ -25,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caffe_port.comparison import Difference, Report, Row
+from caffe_port.comparison import Difference, Distance, Report, Row
 from caffe_port.table import printable
 
 _STYLES = {"passed": "green", "failed": "bold red", "not compared": "yellow"}
@@ -59,10 +62,11 @@ def to_json(report: Report) -> str:
 
 def _row(row: Row) -> dict[str, Any]:
     value = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
-    return value | {"status": row.status, "free": _numbers(row.free), "isolated": _numbers(row.isolated)}
+    numbers = {name: _numbers(value[name]) for name in ("free", "isolated", "distance")}
+    return value | {"status": row.status} | numbers
 
 
-def _numbers(found: Difference | None) -> dict[str, Any] | None:
+def _numbers(found: Difference | Distance | None) -> dict[str, Any] | None:
     if found is None:
         return None
     values = dataclasses.asdict(found)
@@ -72,6 +76,9 @@ def _numbers(found: Difference | None) -> dict[str, Any] | None:
 def verdict(report: Report) -> str:
     """The result in one sentence."""
     rest = f"; {report.not_compared} not compared" if report.not_compared else ""
+    others = [row.by for row in report.rows if row.by and row.status != "not compared"]
+    if others:
+        rest = f" ({len(others)} of them compared with {others[0]} instead){rest}"
     if not report.compared:
         return f"NOTHING COMPARED with {report.reference}: all {len(report.rows)} tops are without a counterpart"
     if report.passed:
@@ -79,6 +86,10 @@ def verdict(report: Report) -> str:
     broken = list(dict.fromkeys(row.layer for row in report.broken))
     named = ", ".join(f"'{name}'" for name in broken[:3]) + (", ..." if len(broken) > 3 else "")
     words = f"{report.failed} of {report.compared} tops differ from {report.reference}"
+    far = sum(row.distance is not None and not row.distance.passed for row in report.rows)
+    if far and not broken:
+        further = f"further from a float64 run than twice {report.reference}"
+        return f"FAILED: {far} of {report.compared} tops are {further}{rest}"
     if not broken:
         return f"FAILED: {words}, though every layer by itself agrees: rounding errors accumulate{rest}"
     one = "layer is" if len(broken) == 1 else "layers are"
@@ -114,6 +125,13 @@ def render(report: Report, console: Console, all_rows: bool = False) -> None:
     console.print(Text(printable(verdict(report)), style=_STYLES["passed" if report.passed else "failed"]))
 
 
+def as_text(report: Report, width: int = 100) -> str:
+    """What :func:`render` prints, without colours."""
+    out = io.StringIO()
+    render(report, Console(file=out, width=width, no_color=True))
+    return out.getvalue()
+
+
 def _selection(report: Report) -> list[Row]:
     """What is different by itself, what follows from it, what was not compared, and the worst of what passed."""
     following = [row for row in report.rows if row.status == "failed" and not row.broken]
@@ -131,6 +149,9 @@ def _table(report: Report, rows: list[Row]) -> Table:
     for title in ("free", "isolated") if both else ("greatest |a - e|",):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("needs atol", justify="right", no_wrap=True)
+    far = any(row.distance for row in report.rows)
+    for title in ("ours to float64", "reference's") if far else ():
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("", overflow="fold")
     for row in rows:
@@ -139,6 +160,8 @@ def _table(report: Report, rows: list[Row]) -> Table:
         needed = "" if row.status == "not compared" else _number(row.needed_atol)
         mark = Text("FAILED", style=_STYLES["failed"]) if row.broken else Text(_MARKS[row.status], _STYLES[row.status])
         cells = [printable(name), printable(row.type), *map(_greatest, found), needed]
+        if far:
+            cells += [_number(row.distance.candidate), _number(row.distance.reference)] if row.distance else ["", ""]
         table.add_row(*map(Text, cells), mark, Text(printable(_remark(row))))
     return table
 
@@ -149,13 +172,15 @@ def _greatest(found: Difference | None) -> str:
 
 def _remark(row: Row) -> str:
     decisive = next((d for d in (row.isolated, row.free) if d is not None and not d.passed), None)
+    if row.distance is not None and not row.distance.passed and decisive is None:
+        return "further from float64 than twice the reference"
     if row.cause or row.note or decisive is None:
         return row.cause or row.note
     return decisive.reason or ("only because of what came before it" if not row.broken else "")
 
 
 def _where_it_diverges(row: Row) -> list[str]:
-    decisive = row.isolated if row.isolated is not None and not row.isolated.passed else row.free
+    decisive = row.isolated if row.isolated is not None and not row.isolated.passed else row.free or row.isolated
     assert decisive is not None
     words = f"first to diverge: layer '{row.layer}' ({row.type})" + (f", {row.where}" if row.where else "")
     if decisive.reason:

@@ -23,7 +23,9 @@ def read(path: str | Path) -> dict[str, Tensor]:
         CaffePortError: the file cannot be read.
     """
     try:
-        if str(path).endswith(".safetensors"):
+        with Path(path).open("rb") as file:
+            is_safetensors = file.read(9)[8:] == b"{"  # behind the length of its JSON header
+        if is_safetensors:
             from safetensors.torch import load_file
 
             state: Any = load_file(path)
@@ -32,7 +34,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror or error}", str(path)) from None
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
-        raise ParseError(f"is no state_dict: {(str(error).splitlines() or [''])[0][:120]}", str(path)) from None
+        raise ParseError(f"is no state_dict: {(str(error).splitlines() or [''])[0][:80]}", str(path)) from None
     while isinstance(state, dict) and not any(isinstance(v, Tensor) for v in state.values()):
         state = next((state[k] for k in _WRAPPERS if k in state), None)
     if not isinstance(state, dict):

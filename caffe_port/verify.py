@@ -1,51 +1,49 @@
-"""Runs a Net beside a reference, layer by layer, and compares: the proof that nothing changed.
+"""Compares a net with a reference, layer by layer: the proof that nothing changed.
 
 Two comparisons in one pass. *Free*: the net runs on its own and errors accumulate. *Isolated*: every layer is fed the
-reference's own bottoms, so one broken layer is one red row. The nets run in step and let go of every top when its last
-reader has read it: memory does not grow with depth.
+reference's own bottoms, so one broken layer is one red row.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 import caffe_port
 from caffe_port import caffemodel, feed
 from caffe_port.api import PathLike, Ported, phase_spec, port
+from caffe_port.backward import gradient_rows
 from caffe_port.caffemodel import Array
-from caffe_port.comparison import ATOL, RTOL, Difference, Report, Row, Tolerance, difference, failure
-from caffe_port.diagnose import diagnose
+from caffe_port.comparison import ATOL, RTOL, Report, Row, Tolerance
+from caffe_port.details import Details
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.feed import Preprocess
-from caffe_port.layers import Layer
-from caffe_port.net import Net, Step
+from caffe_port.net import Net
 from caffe_port.numpy_reference import NumPyReference, WithFormulas
 from caffe_port.opencv_reference import OpenCVReference
-from caffe_port.reference import Case, Made, Reference, StoredReference
-from caffe_port.spec import SOURCE_TYPES, Definition, LayerSpec, NetSpec, Source
+from caffe_port.reference import Case, Reference, StoredReference
+from caffe_port.runner import run
+from caffe_port.spec import SOURCE_TYPES, Definition, NetSpec, Source
 from caffe_port.trace import Trace
 
 MODES = ("both", "free", "isolated")
 
 Input = PathLike | Array
 
-_Tensors = tuple[Tensor, ...]
-
 
 def verify(
     prototxt: PathLike | None = None,
     weights: PathLike | None = None,
     *,
-    against: str | Path | Trace | Reference = "opencv",
+    against: str | Path | Trace | Reference | nn.Module = "opencv",
+    state: PathLike | None = None,
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002  the word of the command line
     seed: int = 0,
     mean: str | Array | Sequence[float] | None = None,
@@ -58,14 +56,20 @@ def verify(
     atol: float = ATOL,
     rtol: float = RTOL,
     mode: str = "both",
+    strict: bool = False,
+    backward: bool = False,
+    details: Details | None = None,
 ) -> Report:
     """Converts a net and compares every layer with somebody else's figures.
 
     Args:
         prototxt, weights: as for :func:`caffe_port.load`.
         against: ``"opencv"`` (and the formulas of :mod:`caffe_port.numpy_reference` for what OpenCV does not know),
-            ``"numpy"`` (the formulas alone), a trace (.npz) or :class:`Trace`, which brings its inputs, or a
-            :class:`Reference`.
+            ``"numpy"`` (the formulas alone), ``"pycaffe"`` (in a process of its own), a trace (.npz) or
+            :class:`Trace`, which brings its inputs, a :class:`Reference`; or somebody's own port,
+            ``path/to/file.py:Class`` or a module: then *it* is compared with OpenCV, see
+            :func:`caffe_port.candidate.verify_port`.
+        state: the state_dict of that port; without one, Caffe's weights are copied into it.
         input: an .npy file, a picture, an array, or a dict of these by blob name; None: standard normal numbers.
         seed: of the random numbers.
         mean, scale, channel_order: how a picture is prepared, see :class:`~caffe_port.feed.Preprocess`; ``mean`` may
@@ -75,16 +79,85 @@ def verify(
         level, stages: Caffe's NetState.
         atol, rtol: what is allowed, see :mod:`caffe_port.comparison`.
         mode: ``"both"``, ``"free"`` (errors accumulate) or ``"isolated"`` (every layer on the reference's bottoms).
+        strict: fails, too, where we are further from a float64 run of the formulas than twice the reference is.
+        backward: compares the gradients, and the parameters that the forward pass changes, with those of a trace.
+        details: collects what a page of the report shows, see :class:`~caffe_port.details.Details`.
 
     Raises:
         CaffePortError: bad input; DependencyError without OpenCV, where it is the reference.
     """
     if mode not in MODES:
         raise CaffePortError(f"the mode is {', '.join(MODES)}; got '{mode}'")
-    tolerance = Tolerance(atol, rtol)
     preprocess = Preprocess(feed.read_mean(mean) if isinstance(mean, str) else mean, scale, channel_order)
+    if isinstance(against, nn.Module) or (isinstance(against, str) and ".py:" in against):
+        from caffe_port.candidate import verify_port
+
+        return verify_port(against, prototxt, weights, state=state, input=input, seed=seed, preprocess=preprocess,
+                           input_shapes=input_shapes, atol=atol, rtol=rtol)  # fmt: skip
+    if state is not None:
+        raise CaffePortError("a state belongs to a module: --against path/to/file.py:Class --state FILE")
+    tolerance = Tolerance(atol, rtol)
     reference = find_reference(against)
     trace = reference.trace if isinstance(reference, StoredReference) else None
+    if backward and trace is None:
+        raise CaffePortError("gradients are compared with a trace that holds them", hint="Give --against TRACE.npz.")
+    subject = prepare(
+        prototxt, weights, trace=trace, input=input, seed=seed, preprocess=preprocess, input_shapes=input_shapes,
+        keep_loss=keep_loss, level=level, stages=stages,
+    )  # fmt: skip
+    if details is not None:
+        details.spec = subject.case.spec
+    before = {k: v.clone() for k, v in subject.ported.net.state_dict().items()} if backward else {}
+    with torch.inference_mode():
+        rows = tuple(run(subject.ported.net, reference, subject.case, tolerance, mode, strict, details))
+    if backward and trace is not None:
+        subject.ported.net.load_state_dict(before)
+        rows += tuple(gradient_rows(subject.ported.net, subject.case, trace, tolerance))
+    if trace is not None:
+        rows += _only_in_trace(trace, subject.full, subject.case.spec)
+    return subject.report(rows, tolerance, reference.name, f"caffe-port {caffe_port.__version__}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net with its parameters and inputs, ready to be compared.
+
+    Attributes:
+        ported: our own Net, in the phase of ``case``.
+        case: what a reference is asked.
+        full: the net before the deploy view left out what only labels need.
+        words: input blob -> what it is fed with.
+        provenance, notes: for the report.
+    """
+
+    ported: Ported
+    case: Case
+    full: NetSpec
+    words: Mapping[str, str]
+    provenance: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def report(self, rows: tuple[Row, ...], tolerance: Tolerance, reference: str, candidate: str) -> Report:
+        """The report on these rows."""
+        spec = self.case.spec
+        return Report(rows, tolerance, reference, candidate, spec.name or spec.path, spec.phase, self.words,
+                      self.provenance, self.notes)  # fmt: skip
+
+
+def prepare(
+    prototxt: PathLike | None = None,
+    weights: PathLike | None = None,
+    *,
+    trace: Trace | None = None,
+    input: Input | Mapping[str, Input] | None = None,  # noqa: A002
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_loss: bool | None = None,
+    level: int = 0,
+    stages: Sequence[str] = (),
+) -> Subject:
+    """Loads a net and its inputs; arguments as for :func:`verify`."""
     definition = _definition(prototxt, weights)
     phase = "TEST" if trace is None else trace.phase
     named = {*(input_shapes or {}), *(trace.inputs if trace else ()), *(input if isinstance(input, Mapping) else ())}
@@ -96,17 +169,9 @@ def verify(
     shapes = {blob: x.shape for blob, x in given.items() if isinstance(x, np.ndarray)} | dict(input_shapes or {})
     ported = port(prototxt, weights, input_shapes=shapes, keep_loss=keep_loss, level=level, stages=stages, seed=seed)
     net = ported.net.train(spec.phase == "TRAIN")
-    inputs, words = _inputs(net, given, preprocess, seed)
-    case = case_of(ported, inputs)
-    notes = [*ported.notes, *_uncovered(full, spec)]
-    with torch.inference_mode():
-        rows = tuple(run(net, reference, case, tolerance, mode))
-    if trace is not None:
-        rows += _only_in_trace(trace, full, spec)
-    return Report(
-        rows, tolerance, reference.name, f"caffe-port {caffe_port.__version__}", spec.name or spec.path, spec.phase,
-        words, provenance(prototxt, weights, trace), tuple(notes),
-    )  # fmt: skip
+    inputs, words = _inputs(net, given, preprocess or Preprocess(), seed)
+    return Subject(ported, case_of(ported, inputs), full, words, provenance(prototxt, weights, trace),
+                   (*ported.notes, *_uncovered(full, spec)))  # fmt: skip
 
 
 def find_reference(against: str | Path | Trace | Reference) -> Reference:
@@ -123,144 +188,14 @@ def find_reference(against: str | Path | Trace | Reference) -> Reference:
         return WithFormulas(OpenCVReference())
     if str(against).lower() == "numpy":
         return NumPyReference()
+    if str(against).lower() == "pycaffe":
+        from caffe_port.dump import PycaffeReference
+
+        return PycaffeReference()
     if str(against).endswith(".npz") or Path(against).exists():
         return StoredReference(Trace.load(against))
-    raise CaffePortError(f"cannot compare with '{against}'", hint="It is opencv, numpy, or a trace: a file that ends in .npz.")
-
-
-def run(net: Net, reference: Reference, case: Case, tolerance: Tolerance, mode: str = "both") -> Iterator[Row]:
-    """Runs the net and the reference in step and compares every top.
-
-    Args:
-        net: the candidate, in the phase of ``case``.
-        case: net, parameters and inputs, as the reference is given them.
-        mode: one of :data:`MODES`.
-
-    Yields:
-        A row for every top, in the net's order; one for a layer without tops.
-    """
-    device = next((t.device for t in (*net.parameters(), *net.buffers())), torch.device("cpu"))
-    dtype = next((t.dtype for t in net.parameters() if t.is_floating_point()), torch.float32)
-
-    def tensor(array: Array) -> Tensor:
-        return torch.tensor(np.asarray(array), device=device, dtype=dtype)
-
-    inputs = [tensor(case.inputs[blob]) for blob in net.plan.inputs]
-    free = _Runner(net, inputs) if mode != "isolated" else None
-    alone = _Runner(net, inputs) if mode != "free" else None
-    turns = reference.run(case)
-    instead: list[Array] | None = None
-    diagnosed = 0
-    for step in net.plan.steps:
-        made = turns.send(instead)
-        assert made.layer.name == step.layer.name
-        instead = None
-        ours = [None if runner is None else runner.tops(step) for runner in (free, alone)]
-        rows = list(_rows(step.layer, made, ours, tolerance, free))
-        if rows[0].broken and diagnosed < _MAX_DIAGNOSED:
-            diagnosed += 1
-            rows[0] = _explained(rows[0], net, step, made, ours, (free, alone), case, tolerance)
-        yield from rows
-        expected = None if made.tops is None else tuple(map(tensor, made.tops))
-        if expected is None:
-            own = next((tops for tops in reversed(ours) if isinstance(tops, tuple)), None)
-            if own is None and step.tops:
-                yield from _stopped(net, step, made.by)
-                break
-            instead = [t.cpu().numpy() for t in own or ()]
-            if free is not None and not step.bottoms and own is not None:
-                ours[0] = own  # DummyData may be random: both runs see the same numbers
-        if free is not None:
-            free.put(step, ours[0] if isinstance(ours[0], tuple) else None)
-        if alone is not None:
-            alone.put(step, expected if expected is not None else ours[1] if isinstance(ours[1], tuple) else None)
-    turns.close()
-
-
-_MAX_DIAGNOSED = 20
-"""Layers whose difference is explained; a net that is wrong everywhere is not wrong layer by layer."""
-
-
-def _explained(
-    row: Row, net: Net, step: Step, made: Made, ours: Sequence[_Tensors | Difference | None],
-    runners: Sequence[_Runner | None], case: Case, tolerance: Tolerance,
-) -> Row:  # fmt: skip
-    """The row with its likely cause. In a free run alone, the bottoms are the candidate's own."""
-    runner, tops = next((r, t) for r, t in reversed(list(zip(runners, ours, strict=True))) if r is not None)
-    if not isinstance(tops, tuple) or made.tops is None:
-        return row
-    values = [runner.values[i] for i in step.bottoms]
-    module = getattr(net, step.attribute)
-    names = module.blob_names() if isinstance(module, Layer) else None
-    finding = diagnose(
-        step.layer, [v.cpu().numpy() for v in values if v is not None], case.blobs.get(step.layer.name, ()),
-        tops[row.top].cpu().numpy(), np.asarray(made.tops[row.top]),
-        parameters=None if names is None else [module.get_blob(n).detach().cpu().numpy() for n in names],
-        train=case.spec.phase == "TRAIN", tolerance=tolerance,
-    )  # fmt: skip
-    return row if finding is None else dataclasses.replace(row, cause=str(finding))
-
-
-class _Runner:
-    """Runs a net's steps one at a time, with whatever tops it is told to go on with. A layer that fails is no end."""
-
-    def __init__(self, net: Net, inputs: Sequence[Tensor]) -> None:
-        self.net = net
-        self.values: list[Tensor | None] = [*inputs, *[None] * (net.plan.slots - len(inputs))]
-        self.stopped = ""
-
-    def tops(self, step: Step) -> _Tensors | Difference | None:
-        """What the layer makes; a failure where it raises; None where a bottom is missing."""
-        bottoms = [self.values[i] for i in step.bottoms]
-        if any(b is None for b in bottoms):
-            return None
-        module: Any = getattr(self.net, step.attribute)
-        try:
-            made = tuple(module(b) for b in bottoms) if step.per_bottom else module(*bottoms)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            self.stopped = self.stopped or step.layer.name
-            text = str(error).splitlines()
-            return failure(f"raises {type(error).__name__}: {text[0][:160] if text else ''}")
-        return made if isinstance(made, tuple) else () if made is None else (made,)
-
-    def put(self, step: Step, tops: _Tensors | None) -> None:
-        """Sets the tops that the layers behind will read, and frees what nobody reads any more."""
-        for k, i in enumerate(step.tops):
-            self.values[i] = tops[k] if tops is not None and k < len(tops) else None
-        for i in step.frees:
-            self.values[i] = None
-
-
-def _rows(
-    layer: LayerSpec, made: Made, ours: Sequence[_Tensors | Difference | None], tolerance: Tolerance,
-    free: _Runner | None,
-) -> Iterator[Row]:  # fmt: skip
-    if not layer.tops:
-        yield Row(layer.name, 0, layer.type, "", layer.where, note="has no top")
-    for k, blob in enumerate(layer.tops):
-        found: list[Difference | None] = []
-        for tops in ours:
-            if made.tops is None or tops is None:
-                found.append(None)
-            elif isinstance(tops, Difference):
-                found.append(tops)
-            else:
-                found.append(difference(np.asarray(made.tops[k]), tops[k].cpu().numpy(), tolerance))
-        note = made.note
-        if not note and free is not None and ours[0] is None:
-            note = f"the free run ended at '{free.stopped}'"
-        yield Row(layer.name, k, layer.type, blob, layer.where, found[0], found[1], note)
-
-
-def _stopped(net: Net, last: Step, by: str) -> Iterator[Row]:
-    """The rest of the net, where neither side knows how to go on."""
-    after = False
-    for step in net.plan.steps:
-        if after:
-            for k, blob in enumerate(step.layer.tops):
-                yield Row(step.layer.name, k, step.layer.type, blob, step.layer.where,
-                          note=f"behind '{last.layer.name}', which neither {by} nor the net could run")  # fmt: skip
-        after = after or step is last
+    hint = "It is opencv, numpy, pycaffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."
+    raise CaffePortError(f"cannot compare with '{against}'", hint=hint)
 
 
 # -- what is fed ----------------------------------------------------------------------------------------------------
@@ -335,7 +270,7 @@ def _blobs(ported: Ported) -> dict[str, Sequence[Array]]:
         if name in stored:
             found[name] = stored[name].blobs
         elif module.blob_names():
-            found[name] = [module.get_blob(b).detach().cpu().float().numpy() for b in module.blob_names()]
+            found[name] = [module.get_blob(b).detach().cpu().float().numpy().copy() for b in module.blob_names()]
     return found
 
 

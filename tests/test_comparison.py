@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from caffe_port.comparison import Tolerance, compare, difference
+from caffe_port.errors import CaffePortError
 from caffe_port.trace import Trace
 
 INF, NAN = math.inf, math.nan
@@ -149,9 +150,9 @@ def test_strides_do_not_matter() -> None:
 
 @pytest.mark.parametrize("bad", [-1e-6, NAN, INF])
 def test_tolerances_make_sense(bad: float) -> None:
-    with pytest.raises(ValueError, match="tolerances are finite"):
+    with pytest.raises(CaffePortError, match="tolerances are finite"):
         Tolerance(atol=bad)
-    with pytest.raises(ValueError, match="tolerances are finite"):
+    with pytest.raises(CaffePortError, match="tolerances are finite"):
         Tolerance(rtol=bad)
 
 

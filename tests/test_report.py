@@ -95,7 +95,9 @@ def test_json() -> None:
     assert value["tolerance"] == {"atol": 1e-5, "rtol": 1e-4}
     assert value["first"] == {"layer": "a", "top": 0}
     row = value["rows"][0]
-    assert set(row) == {"layer", "top", "type", "blob", "where", "status", "note", "cause", "free", "isolated"}
+    assert set(row) == {
+        "layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "free", "isolated"
+    }  # fmt: skip
     assert set(row["isolated"]) == {
         "passed", "reason", "shape", "greatest", "at", "expected", "actual", "unit", "needed_atol", "relative",
         "outside", "count",

@@ -15,8 +15,10 @@ from caffe_port.comparison import Report, Row, Tolerance
 from caffe_port.errors import CaffePortError
 from caffe_port.opencv_reference import OpenCVReference
 from caffe_port.reference import Case, Made, Reference, Run, StoredReference, computing
+from caffe_port.report import as_text
+from caffe_port.runner import run
 from caffe_port.trace import Trace, read_golden
-from caffe_port.verify import case_of, run, verify
+from caffe_port.verify import case_of, verify
 
 cv2 = pytest.importorskip("cv2")
 
@@ -275,3 +277,40 @@ def test_where_nobody_can_go_on(net: Path) -> None:
     rows = rows_of(ported, Blind(trace, {"conv", "relu", "pool", "prob"}), dict(trace.inputs), case)
     assert [(r.layer, r.status) for r in rows[-2:]] == [("ip", "not compared"), ("prob", "not compared")]
     assert rows[-1].note == "behind 'ip', which neither blind nor the net could run"
+
+
+# -- how close is close ---------------------------------------------------------------------------------------------
+
+
+def test_strict_measures_both_sides(shared: Path) -> None:
+    trace = read_golden(shared / "golden/nets/mnist_9972.npz")
+    weights = shared / "models/simplenet/mnist_9972/weights.caffemodel"
+    report = verify(None, weights, against=trace, strict=True)
+    assert report.passed
+    assert all(row.distance is not None for row in report.rows)
+    assert max(row.distance.candidate for row in report.rows if row.distance) < 1e-6
+
+
+def test_strict_finds_what_the_tolerance_lets_pass(net: Path) -> None:
+    ported = port(net)
+    case = case_of(ported, random_of(ported))
+    with torch.no_grad():
+        ported.net.conv.weight.mul_(1 + 1e-5)  # type: ignore[union-attr, operator]
+        rows = list(run(ported.net, OpenCVReference(), case, Tolerance()))
+        assert all(row.status == "passed" for row in rows)
+        strict = list(run(ported.net, OpenCVReference(), case, Tolerance(), strict=True))
+    first = strict[0]
+    assert first.distance is not None
+    assert first.distance.candidate == pytest.approx(1e-5, rel=0.05)
+    assert first.distance.reference < 3e-7
+    assert first.status == "failed"
+    assert not first.broken  # within the tolerance, but further from the truth than it need be
+    report = Report(tuple(strict), Tolerance(), "OpenCV")
+    assert "FAILED: 5 of 5 tops are further from a float64 run than twice OpenCV" in as_text(report)
+    assert verify(net, strict=True).passed
+
+
+def test_strict_says_nothing_where_the_reference_is_the_truth(net: Path) -> None:
+    report = verify(net, against="numpy", strict=True)
+    assert report.passed
+    assert all(row.distance is None for row in report.rows)

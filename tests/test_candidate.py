@@ -1,0 +1,306 @@
+"""Somebody's own port of SimpleNet: what is wrong with it is found, named and located."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from caffe_port import caffemodel
+from caffe_port.api import port
+from caffe_port.candidate import assert_parity, verify_port
+from caffe_port.comparison import Report
+from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.recorder import load_module, record_calls
+from caffe_port.verify import verify
+
+ROOT = Path(__file__).resolve().parent.parent
+SIMPLENET = ROOT / "model_defs/simplenet_cifar10.prototxt"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn weights, with BatchNorm statistics that fit them."""
+    ported = port(SIMPLENET, input_shapes={"data": (2, 3, 32, 32)})
+    net = ported.net.train()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in net.named_parameters():
+        if "scale" in name:
+            parameter.data.uniform_(0.5, 1.5, generator=generator)
+        elif "bias" in name:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(2, 3, 32, 32, generator=generator))
+    path = tmp_path_factory.mktemp("w") / "w.caffemodel"
+    caffemodel.write(path, ported.definition.net, net.blobs())
+    return path
+
+
+class SimpleNet(nn.Module):
+    """SimpleNet as one writes it in PyTorch, with a hook for every slip that people make."""
+
+    def __init__(self, **slips: Any) -> None:
+        super().__init__()
+        self.slips = slips
+        eps, momentum, ratio = slips.get("eps", 1e-5), slips.get("momentum", 0.05), slips.get("ratio", 0.2)
+
+        def block(i: int, o: int, *, pool_first: bool = False, bn: bool = True) -> list[nn.Module]:
+            layers: list[nn.Module] = [nn.Conv2d(i, o, 3, padding=1)]
+            if pool_first:
+                layers.append(nn.MaxPool2d(2, 2))
+            if bn:
+                layers.append(nn.BatchNorm2d(o, eps, momentum, affine=slips.get("affine", True)))
+            return [*layers, nn.ReLU(inplace=True), nn.Dropout(ratio)]
+
+        widths = [3, 64, 128, 128, 128]
+        layers = [m for i, o in itertools.pairwise(widths) for m in block(i, o)]
+        layers.insert(-1, nn.MaxPool2d(2, 2))
+        layers += [*block(128, 128), *block(128, 128), *block(128, 256, pool_first=True), *block(256, 256)]
+        layers += [*block(256, 256), nn.MaxPool2d(2, 2), *block(256, 512)]
+        if slips.get("extra_pool"):
+            layers.append(nn.MaxPool2d(2, 2))
+        layers += [nn.Conv2d(512, 2048, 1), nn.ReLU(), nn.Dropout(ratio), nn.Conv2d(2048, 256, 1), nn.ReLU()]
+        layers += [nn.MaxPool2d(2, 2), nn.Dropout(ratio), nn.Conv2d(256, 256, 3, padding=slips.get("padding", 1))]
+        if not slips.get("no_relu"):
+            layers.append(nn.ReLU())
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        x = F.max_pool2d(x, x.shape[2:])
+        if self.slips.get("dropout_on"):
+            x = F.dropout(x, 0.1, training=True)
+        return self.classifier(x.flatten(1))
+
+
+def check(weights: Path, edit: Callable[[SimpleNet], None] | None = None, **slips: Any) -> Report:
+    module = SimpleNet(**slips)
+    if edit is not None:
+        assert verify_port(module, SIMPLENET, weights).passed  # the weights are in
+        edit(module)
+    return verify_port(module, SIMPLENET, weights, keep_parameters=edit is not None)
+
+
+def red(report: Report) -> list[str]:
+    return [row.layer for row in report.broken]
+
+
+def test_a_good_port_passes(weights: Path) -> None:
+    report = check(weights)
+    assert report.passed, [(r.layer, r.cause, r.isolated) for r in report.broken]
+    assert report.not_compared == 0
+    assert report.compared == 64
+    assert not [note for note in report.notes if "momentum" in note or "ratio" in note]
+    assert report.candidate == "SimpleNet"
+    assert report.rows[0].note == "port: features.0 (conv2d)"
+
+
+def test_the_authors_extra_pooling(weights: Path) -> None:
+    """Their port had one max pooling more behind the 512-wide layer, for years."""
+    report = check(weights, extra_pool=True)
+    assert not report.passed
+    (row,) = report.broken
+    assert row.cause == "the port has an extra Pooling behind 'drop10': features.43 (max_pool2d)"
+    assert row.free is not None
+    assert row.free.reason == "an extra layer, (1, 512, 4, 4) to (1, 512, 2, 2)"
+    behind = report.rows[report.rows.index(row) + 1 :]
+    assert all(r.isolated is not None and r.isolated.passed for r in behind)
+    assert all(r.free is not None and not r.free.passed for r in behind)
+
+
+def _flip_first(net: SimpleNet) -> None:
+    net.features[0].weight.data = net.features[0].weight.data.flip(1)  # type: ignore[operator, union-attr]
+
+
+BATCH_NORMS = ["bn1", "bn1_0", "bn2", "bn2_1", "bn2_2", "bn3", "bn4", "bn4_1", "bn4_2", "bn4_0"]
+
+SLIPS: dict[str, tuple[dict[str, Any], Callable[[SimpleNet], None] | None, list[str], str]] = {
+    "eps": ({"eps": 1e-3}, None, BATCH_NORMS, "its eps is about 0.001"),
+    "padding": ({"padding": 2}, None, ["cccp6"], "its pad is 2, Caffe's is 1"),
+    "a missing ReLU": ({"no_relu": True}, None, ["relu_cccp6"], "the port has no ReLU here"),
+    "RGB and BGR": ({}, _flip_first, ["conv1"], "RGB and BGR are swapped"),
+}
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_slips(weights: Path, name: str) -> None:
+    slips, edit, layers, words = SLIPS[name]
+    report = check(weights, edit, **slips)
+    assert not report.passed
+    assert set(red(report)) == set(layers)
+    assert all(words in row.cause for row in report.broken), [row.cause for row in report.broken]
+
+
+def test_training_only_differences_are_noted(weights: Path) -> None:
+    report = check(weights, momentum=0.1, ratio=0.1)
+    assert report.passed
+    words = "features.1 (batch_norm): momentum 0.1, Caffe's 'bn1' has moving_average_fraction 0.95"
+    assert any(words in n for n in report.notes)
+    assert any("dropout ratio 0.1, Caffe's 'drop1' has 0.2" in n for n in report.notes)
+
+
+def test_an_active_dropout(weights: Path) -> None:
+    report = check(weights, dropout_on=True)
+    (row,) = report.broken
+    assert row.cause == "the port has an extra Dropout behind 'poolcp6': dropout, active even in eval()"
+
+
+def test_batch_norm_without_scale(weights: Path) -> None:
+    report = check(weights, affine=False)
+    assert not report.passed
+    assert {row.type for row in report.broken} == {"Scale"}
+
+
+NET = """
+layer { name: "in" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 8 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "a"
+  convolution_param { num_output: 4 kernel_size: 3 bias_term: false weight_filler { type: "xavier" } } }
+layer { name: "pool" type: "Pooling" bottom: "a" top: "p" pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+layer { name: "ip" type: "InnerProduct" bottom: "p" top: "s"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "prob" type: "Softmax" bottom: "s" top: "prob" }
+"""
+
+CANDIDATE = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+class Good(nn.Module):
+    ceil, order = True, (0, 1, 2, 3)
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.ip = nn.Linear(48, 5)
+    def forward(self, x):
+        x = F.max_pool2d(self.conv(x), 2, 2, ceil_mode=self.ceil)
+        return self.ip(x.permute(self.order).flatten(1)).softmax(1)
+
+class Floor(Good):
+    ceil = False
+    def __init__(self):
+        super().__init__()
+        self.ip = nn.Linear(36, 5)
+
+class ChannelsLast(Good):
+    order = (0, 2, 3, 1)
+
+def broken():
+    raise RuntimeError("no such luck")
+
+def text():
+    return "no module"
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "net.prototxt").write_text(NET)
+    (tmp_path / "mine.py").write_text(CANDIDATE)
+    return tmp_path
+
+
+def test_from_a_file(files: Path) -> None:
+    report = verify_port(f"{files}/mine.py:Good", files / "net.prototxt")
+    assert report.passed
+    assert "conv (conv2d) has a bias, Caffe's 'conv' has none: set to 0" in report.notes
+    report = verify_port(f"{files}/mine.py:Floor", files / "net.prototxt")
+    assert "pool" in red(report)
+    assert "rounds the size down" in next(r for r in report.broken if r.layer == "pool").cause
+
+
+def test_a_state_is_kept(files: Path) -> None:
+    module = load_module(f"{files}/mine.py:Good")
+    assert verify_port(module, files / "net.prototxt").passed  # Caffe's parameters are in it now
+    torch.save(module.state_dict(), files / "good.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}}, files / "wrapped.pth")
+    for name in ("good.pth", "wrapped.pth"):
+        assert verify_port(f"{files}/mine.py:Good", files / "net.prototxt", state=files / name).passed
+    with torch.no_grad():
+        module.conv.bias[:] = torch.tensor([0.5, -0.5, 0.25, 1])  # type: ignore[union-attr, index, operator]
+    torch.save(module.state_dict(), files / "biased.pth")
+    report = verify_port(f"{files}/mine.py:Good", files / "net.prototxt", state=files / "biased.pth")
+    assert red(report) == ["conv"]
+    assert "it has a bias, Caffe's layer has none" in report.broken[0].cause
+
+
+def test_flatten_order(files: Path) -> None:
+    module: Any = load_module(f"{files}/mine.py:ChannelsLast")
+    report = verify_port(module, files / "net.prototxt")
+    assert red(report) == ["ip"]
+    assert "it flattens in the order (H, W, C)" in report.broken[0].cause
+    weight = module.ip.weight.data.reshape(5, 4, 4, 3)
+    module.ip.weight.data = weight.permute(0, 2, 3, 1).reshape(5, 48).contiguous()  # right for this module
+    assert verify_port(module, files / "net.prototxt", keep_parameters=True).passed
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("absent.py:Good", "is not a file"),
+        ("mine.py:Goof", "has no class or function 'Goof'. Did you mean 'Good'"),
+        ("mine.py:broken", r"broken\(\) fails: RuntimeError: no such luck"),
+        ("mine.py:text", r"text\(\) gives a str, not a torch.nn.Module"),
+    ],
+)
+def test_what_cannot_be_made(files: Path, what: str, says: str) -> None:
+    with pytest.raises(CaffePortError, match=says):
+        load_module(f"{files}/{what}")
+
+
+def test_states_that_do_not_fit(files: Path) -> None:
+    (files / "text.pth").write_text("no")
+    with pytest.raises(ParseError, match="is no state_dict"):
+        load_module(f"{files}/mine.py:Good", files / "text.pth")
+    torch.save({"x": 1}, files / "none.pth")
+    with pytest.raises(ParseError, match="holds no tensors by name"):
+        load_module(f"{files}/mine.py:Good", files / "none.pth")
+    torch.save({"conv.weight": torch.zeros(1)}, files / "other.pth")
+    with pytest.raises(CaffePortError, match="does not fit Good"):
+        load_module(f"{files}/mine.py:Good", files / "other.pth")
+    with pytest.raises(CaffePortError, match="cannot be read"):
+        load_module(f"{files}/mine.py:Good", files / "absent.pth")
+
+
+def test_a_state_cannot_run_code(files: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (str(files / "ran"),))
+
+    torch.save({"conv.weight": Evil()}, files / "evil.pth")
+    with pytest.raises(ParseError):
+        load_module(f"{files}/mine.py:Good", files / "evil.pth")
+    assert not (files / "ran").exists()
+
+
+def test_modules_that_do_not_run() -> None:
+    with pytest.raises(CaffePortError, match=r"Linear cannot run on inputs of shape \(2, 3\)"):
+        record_calls(nn.Linear(4, 5), torch.zeros(2, 3))
+    with pytest.raises(CaffePortError, match="calls nothing that a Caffe layer does"):
+        record_calls(nn.Identity(), torch.zeros(2, 3))
+
+
+def test_assert_parity(files: Path) -> None:
+    module: Any = load_module(f"{files}/mine.py:Good")
+    assert_parity(module, files / "net.prototxt", copy_parameters=True)
+    assert_parity(module, files / "net.prototxt")
+    module.ip.weight.data[2] *= 1.5
+    with pytest.raises(AssertionError) as error:
+        assert_parity(module, files / "net.prototxt")
+    assert "first to diverge: layer 'ip' (InnerProduct)" in str(error.value)
+    assert "only channels 2 of 5 differ" in str(error.value)
+
+
+def test_by_verify(files: Path) -> None:
+    assert verify(files / "net.prototxt", against=f"{files}/mine.py:Good").passed
+    assert verify(files / "net.prototxt", against=load_module(f"{files}/mine.py:Good")).candidate == "Good"
+    with pytest.raises(CaffePortError, match="a state belongs to a module"):
+        verify(files / "net.prototxt", against="opencv", state=files / "x.pth")
