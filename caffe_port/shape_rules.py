@@ -93,7 +93,7 @@ def broadcast_shape(layer: LayerSpec, bottoms: Sequence[Shape]) -> Shape:
     return first[axis : axis + count]
 
 
-@rule("Eltwise", bottoms=(2, ANY))
+@rule("Eltwise", bottoms=(1, ANY))
 def _eltwise(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if len(set(bottoms)) > 1:
         raise layer.error(f"bottoms {', '.join(map(text, bottoms))} differ in shape")

@@ -234,7 +234,7 @@ def test_hole_is_deeplabs_word_for_dilation() -> None:
         ("Pooling", [(2, 3, 5)], "pooling_param { kernel_size: 3 }", r"a bottom of 4 axes, got \(2, 3, 5\)"),
         ("InnerProduct", [(2, 3)], "inner_product_param { num_output: 4 axis: 2 }", "axis 2 does not exist"),
         ("Eltwise", [(2, 3), (3, 2)], "", r"\(2, 3\), \(3, 2\) differ in shape"),
-        ("Eltwise", [(2, 3)], "", "1 bottoms; the layer takes 2 or more"),
+        ("Eltwise", [], "", "0 bottoms; the layer takes 1 or more"),
         ("Concat", [(2, 3, 4), (2, 3, 5)], "", "cannot be joined along axis 1"),
         ("Reshape", [(2, 3)], "reshape_param { shape { dim: 4 dim: -1 } }",
          r"shape \(4, -1\) does not hold the 6 values"),

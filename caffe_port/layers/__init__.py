@@ -58,9 +58,9 @@ class Layer(nn.Module):
     per_bottom: ClassVar[bool] = False
     args: dict[str, Any]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in (cls.__name__, *cls.__dict__.get("aliases", ())):
+        for name in (cls.__name__, *cls.__dict__.get("aliases", ())) if register else ():
             REGISTRY[name] = cls
 
     @classmethod
@@ -126,20 +126,30 @@ class Layer(nn.Module):
         with torch.no_grad():
             getattr(self, name).copy_(value)
 
+    def mismatch(self, arrays: Sequence[np.ndarray[Any, Any]]) -> str:
+        """Why these blobs cannot be loaded, or an empty string. Axes of length one may differ, as in the 4-D era."""
+        names = self.blob_names()
+        if len(arrays) != len(names):
+            shown = ", ".join(str(tuple(a.shape)) for a in arrays)
+            want = f"{len(names)} ({', '.join(names)})" if names else "none"
+            return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
+        for name, array in zip(names, arrays, strict=True):
+            shape = tuple(self.get_blob(name).shape)
+            if not shapes_agree(array.shape, shape):
+                return f"holds {name} {tuple(array.shape)}, the definition asks for {shape}"
+        return ""
+
     def load_blobs(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
-        """Copies Caffe's blobs in. Axes of length one may differ, as in Caffe's 4-D era.
+        """Copies Caffe's blobs in.
 
         Raises:
             WeightsError: another number of blobs, or another shape.
         """
-        names = self.blob_names()
-        if len(arrays) != len(names):
-            raise WeightsError(f"{len(arrays)} blobs, the definition asks for {len(names)} ({', '.join(names)})")
-        for name, array in zip(names, arrays, strict=True):
-            want = tuple(self.get_blob(name).shape)
-            if not shapes_agree(array.shape, want):
-                raise WeightsError(f"{name} {tuple(array.shape)}, the definition asks for {want}")
-            self.set_blob(name, torch.tensor(np.asarray(array, np.float32)).reshape(want))
+        if wrong := self.mismatch(arrays):
+            raise WeightsError(wrong)
+        for name, array in zip(self.blob_names(), arrays, strict=True):
+            value = torch.tensor(np.asarray(array, np.float32))
+            self.set_blob(name, value.reshape(self.get_blob(name).shape))
 
     # -- to model.py --------------------------------------------------------------------------------------------
 

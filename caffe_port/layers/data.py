@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.layers import Layer, Shape, expect_bottoms
 from caffe_port.message import Message
+from caffe_port.plugins import PYTHON_LAYERS
 
 
 class Input(Layer):
@@ -87,6 +88,14 @@ class VideoData(Layer):
     """Reads frames of a camera or a video file; its tops become inputs of the Net. From SSD.
 
     Reference: video_data_layer.cpp (SSD)
+    """
+
+    source = True
+
+
+class OtherData(Layer):
+    """Stands for the data layers that are not known by name: a fork's (ImageSegData, DenseImageData: without bottoms,
+    and named ...Data), and Python code without bottoms that no plugin stands for. The tops become inputs of the Net.
     """
 
     source = True
@@ -200,10 +209,6 @@ class HDF5Output(Layer):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return ()
-
-
-PYTHON_LAYERS: dict[str, type[Layer]] = {}
-"""``"module.layer"`` of a Caffe Python layer -> the Layer that stands for it, filled by :func:`python_layer`."""
 
 
 L = TypeVar("L", bound=Layer)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
-from caffe_port.layers import Layer, Shape, expect_bottoms
+from caffe_port.layers import Layer, Shape, check_count, expect_bottoms
 from caffe_port.message import Message
 
 
@@ -53,6 +53,33 @@ def lstm_step(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
     i, f, o, g = gates.chunk(4, dim=-1)
     c = cont * torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return c, torch.sigmoid(o) * torch.tanh(c)
+
+
+class ContinuationIndicator(Layer):
+    """The second bottom of LSTM and RNN where sequences begin at the first step: zeros, then ones. For OCR.
+
+    Reference: ChWick/caffe continuation_indicator_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 0)
+        own = p.continuation_indicator_param
+        if own.time_step < 1 or own.batch_size < 1:
+            raise SpecError(f"time_step {own.time_step} and batch_size {own.batch_size} must be 1 or more")
+        check_count("the top", (own.time_step, own.batch_size))
+        return {"steps": own.time_step, "streams": own.batch_size}
+
+    def __init__(self, steps: int, streams: int) -> None:
+        super().__init__()
+        self.steps, self.streams = steps, streams
+        self.register_buffer("like", torch.empty(0), persistent=False)  # says device and dtype, holds no numbers
+
+    like: Tensor
+
+    def forward(self) -> Tensor:
+        first = self.like.new_zeros(1, self.streams)
+        return torch.cat((first, self.like.new_ones(self.steps - 1, self.streams)))
 
 
 class LSTM(Layer):
@@ -105,6 +132,58 @@ class LSTM(Layer):
             self.state = h.detach(), c.detach()
         top = torch.stack(tops)
         return (top, h.unsqueeze(0), c.unsqueeze(0)) if self.expose_hidden else top
+
+
+class Lstm(Layer):
+    """Long short-term memory of (T, N, I), or of (T N, ...) with ``batch_size`` N, with gates in the order i, f, o, g.
+    The second bottom, if any, is cont: 0 where a sequence begins; without it, a forward is one sequence.
+
+    Differs from PyTorch: torch.nn.LSTM orders the gates i, f, g, o, and has two biases. Differs from Caffe: with cont,
+    Caffe goes on from the state in which the previous forward ended; here a forward begins with zeros.
+    ``clipping_threshold`` bounds gradients in Caffe; here it has no effect.
+    Blobs: weight_x (4 H, I), weight_h (4 H, H), bias (4 H)
+    Reference: junhyukoh/caffe-lstm lstm_layer.cpp; tianzhi0549/CTPN lstm_layer.cpp
+    """
+
+    param, blobs = "lstm_param", ("weight_x", "weight_h", "bias")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1, 2)
+        x = bottoms[0]
+        if p.num_output < 1 or p.batch_size < 1:
+            raise SpecError(f"num_output {p.num_output} and batch_size {p.batch_size} must be 1 or more")
+        if len(x) < 2 or (len(x) != 3 and x[0] % p.batch_size):
+            raise SpecError(f"a bottom (steps, streams, I) or ({p.batch_size} x steps, ...) is expected, got {x}")
+        steps = math.prod(x[:2]) if len(x) == 3 else x[0]
+        if len(bottoms) > 1 and math.prod(bottoms[1]) != steps:
+            raise SpecError(f"cont has shape {bottoms[1]}; {steps} numbers are expected, one for each step")
+        size = x[2] if len(x) == 3 else math.prod(x[1:])
+        return {"input_size": size, "hidden_size": p.num_output, "streams": None if len(x) == 3 else p.batch_size}
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        return {"weight_x": p.weight_filler, "weight_h": p.weight_filler, "bias": p.bias_filler}
+
+    def __init__(self, input_size: int, hidden_size: int, streams: int | None = None) -> None:
+        super().__init__()
+        self.hidden_size, self.streams = hidden_size, streams
+        self.weight_x = nn.Parameter(torch.empty(4 * hidden_size, input_size))
+        self.weight_h = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
+        self.bias = nn.Parameter(torch.empty(4 * hidden_size))
+
+    def forward(self, x: Tensor, cont: Tensor | None = None) -> Tensor:
+        steps = x if self.streams is None else x.reshape(-1, self.streams, self.weight_x.shape[1])
+        gates = F.linear(steps, self.weight_x, self.bias)
+        going_on = None if cont is None else (cont.reshape(gates.shape[0], -1, 1) != 0).to(x.dtype)
+        h = c = x.new_zeros(gates.shape[1], self.hidden_size)
+        tops = []
+        for t in range(gates.shape[0]):
+            on = x.new_ones(1, 1) if going_on is None else going_on[t]
+            c, h = lstm_step(c, gates[t] + F.linear(on * h, self.weight_h), on)
+            tops.append(h)
+        top = torch.stack(tops)
+        return top if self.streams is None else top.flatten(0, 1)
 
 
 class RNN(Layer):

@@ -171,7 +171,7 @@ class Eltwise(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2, 1 << 30)
+        expect_bottoms(bottoms, 1, 1 << 30)  # FlowNet2's fork allows one, to scale it
         if len(set(bottoms)) > 1:
             raise SpecError(f"bottoms {', '.join(map(str, bottoms))} differ in shape")
         coeff = [decimal(c) for c in p.coeff]
@@ -190,7 +190,7 @@ class Eltwise(Layer):
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         if self.operation == "MAX":
-            y = torch.where(first > others[0], first, others[0])
+            y = torch.where(first > others[0], first, others[0]) if others else first
             for x in others[1:]:
                 y = torch.where(x > y, x, y)
         elif self.operation == "PROD":
@@ -302,6 +302,23 @@ class Permute(Layer):
 
     def call_source(self, *bottoms: str) -> str:
         return f"{bottoms[0]}.permute({', '.join(map(str, self.dims))})"
+
+
+class Transpose(Permute):
+    """Same as torch.permute; ``dim`` names every axis. From nets for OCR and CTPN.
+
+    Reference: yonghenglh6/caffe transpose_layer.cpp
+    """
+
+    param = "transpose_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        dims = tuple(int(axis) for axis in p.dim)
+        if sorted(dims) != list(range(len(bottoms[0]))):
+            raise SpecError(f"dim {list(dims)} must name each of the {len(bottoms[0])} axes once")
+        return {"dims": dims}
 
 
 class Reduction(Layer):

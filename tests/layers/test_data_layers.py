@@ -22,7 +22,8 @@ def layer(type_: str, param: str, *shapes: Shape, tops: int = 1) -> Layer:
 
 
 @pytest.mark.parametrize(
-    "type_", ["Input", "Data", "ImageData", "WindowData", "MemoryData", "HDF5Data", "AnnotatedData", "VideoData"]
+    "type_",
+    ["Input", "Data", "ImageData", "WindowData", "MemoryData", "HDF5Data", "AnnotatedData", "VideoData", "OtherData"],
 )
 def test_sources(type_: str) -> None:
     found = lookup(type_)

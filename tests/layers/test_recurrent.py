@@ -139,3 +139,52 @@ def test_fillers() -> None:
 def test_senseless_parameters(type_: str, shapes: list[Shape], expose: bool, num_output: int, text: str) -> None:
     with pytest.raises(SpecError, match=text):
         layer(type_, *shapes, expose=expose, num_output=num_output)
+
+
+def test_continuation_indicator() -> None:
+    found = lookup("ContinuationIndicator")
+    assert found is not None
+    text = f'type: "ContinuationIndicator" continuation_indicator_param {{ time_step: {T} batch_size: {N} }}'
+    module = found.build(prototxt.parse(text, "LayerParameter"), ())
+    assert torch.equal(module(), always(0))
+    assert module.double()().dtype == torch.float64
+    assert not module.state_dict()
+    with pytest.raises(SpecError, match="time_step 0 and batch_size 3 must be 1 or more"):
+        found.build(prototxt.parse(text.replace(f"time_step: {T}", ""), "LayerParameter"), ())
+    with pytest.raises(SpecError, match="1 bottoms; the layer takes 0"):
+        found.build(prototxt.parse(text, "LayerParameter"), ((T, N),))
+
+
+def lstm_fork(shapes: list[Shape], more: str = "") -> Layer:
+    found = lookup("Lstm")
+    assert found is not None
+    text = f'type: "Lstm" lstm_param {{ num_output: {H} {more} }}'
+    return found.build(prototxt.parse(text, "LayerParameter"), shapes)
+
+
+def test_lstm_of_the_fork_is_caffes() -> None:
+    """(T, N, I), or its two first axes in one; with the same gates, and blobs in another order."""
+    reference = layer("LSTM", (T, N, I), (T, N))
+    x, cont = randn(T, N, I), (randn(T, N) > 0).float()
+    for shapes, bottoms, want in (
+        ([(T, N, I)], (x,), reference(x, always(0))),
+        ([(T, N, I), (T * N,)], (x, cont.flatten()), reference(x, cont)),
+        ([(T * N, I, 1, 1)], (x.reshape(T * N, I, 1, 1),), reference(x, always(0)).flatten(0, 1)),
+        ([(T * N, I), (T, N)], (x.flatten(0, 1), cont), reference(x, cont).flatten(0, 1)),
+    ):
+        module = lstm_fork(shapes, f"batch_size: {N}")
+        assert module.blob_names() == ["weight_x", "weight_h", "bias"]
+        for name in module.blob_names():
+            module.set_blob(name, reference.get_blob(name))
+        torch.testing.assert_close(module(*bottoms), want)
+
+
+def test_what_the_forks_lstm_refuses() -> None:
+    for shapes, what in (
+        ([(T * N, I)], r"or \(4 x steps, \.\.\.\) is expected, got \(15, 6\)"),
+        ([(T, N, I), (T,)], "15 numbers are expected, one for each step"),
+    ):
+        with pytest.raises(SpecError, match=what):
+            lstm_fork(shapes, "batch_size: 4")
+    with pytest.raises(SpecError, match="num_output 4 and batch_size 0 must be 1 or more"):
+        lstm_fork([(T, N, I)], "batch_size: 0")

@@ -55,6 +55,7 @@ CASES = [
     ("Slice", "slice_param { axis: -2 slice_point: 1 slice_point: 3 }", [SHAPE], 3),
     ("Split", "", [SHAPE], 3),
     ("Tile", "tile_param { axis: 2 tiles: 3 }", [SHAPE], 1),
+    ("Transpose", "transpose_param { dim: 3 dim: 2 dim: 0 dim: 1 }", [SHAPE], 1),
 ]
 
 
@@ -191,7 +192,6 @@ def test_layers_without_tops() -> None:
         ("Crop", "crop_param { axis: 1 offset: 1 offset: 1 }", [SHAPE, SHAPE], 1, "2 offsets; one, or 3"),
         ("Crop", "", [SHAPE, (2, 3)], 1, "another number of dimensions"),
         ("Eltwise", "", [SHAPE, (2, 6, 7, 4)], 1, "differ in shape"),
-        ("Eltwise", "", [SHAPE], 1, "1 bottoms; the layer takes 2"),
         ("Eltwise", "eltwise_param { coeff: 1 }", [SHAPE, SHAPE], 1, "1 coefficients for 2 bottoms"),
         ("Eltwise", "eltwise_param { operation: PROD coeff: 1 coeff: 1 }", [SHAPE, SHAPE], 1, "takes no coefficients"),
         ("Filter", "", [SHAPE, (3,)], 1, "has 2 items, the selector 3"),
