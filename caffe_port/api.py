@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def port(
     level: int = 0,
     stages: Sequence[str] = (),
     seed: int = 0,
+    stub: bool = False,
 ) -> Ported:
     """Like :func:`load`, with the whole story.
 
@@ -69,7 +71,16 @@ def port(
         keep_loss: keeps losses, Accuracy and the label input; by default the net outputs the scores.
         level, stages: Caffe's NetState.
         seed: of the fillers.
+        stub: a layer of an unknown type becomes a :class:`~caffe_port.layers.stub.Stub`, to be finished by hand.
     """
+    if stub:
+        from caffe_port.layers.stub import stubs
+
+        with stubs() as made:
+            ported = port(prototxt, weights, input_shapes=input_shapes, keep_loss=keep_loss, level=level,
+                          stages=stages, seed=seed)  # fmt: skip
+        told = f"{len(made)} types are stubs, to be finished by hand in model.py: {', '.join(sorted(made))}"
+        return dataclasses.replace(ported, notes=(*ported.notes, told)) if made else ported
     if prototxt is None and weights is None:
         raise CaffePortError("a prototxt, a caffemodel, or both are needed")
     stored = caffemodel.read(weights) if weights is not None else None
@@ -80,14 +91,15 @@ def port(
         definition = Definition.embedded(stored)
     test = phase_spec(definition, "TEST", level, stages, input_shapes or {}, keep_loss)
     shapes = inputs.resolve(test, stored, input_shapes)
+    notes = [*test.notes, *shapes.notes]
+    draw = None if stored else seed
     try:
         train = phase_spec(definition, "TRAIN", level, stages, shapes.shapes, keep_loss)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
-        train_shapes = inputs.resolve(train, stored, known)
-    except SpecError:  # a deploy net need not make sense in TRAIN
-        train, train_shapes = test, shapes
-    net = Net(test, train_shapes.shapes | shapes.shapes, train, seed=None if stored else seed)
-    notes = [*test.notes, *shapes.notes]
+        net = Net(test, inputs.resolve(train, stored, known).shapes | shapes.shapes, train, draw)
+    except SpecError as error:
+        net = Net(test, shapes.shapes, None, draw)
+        notes.append(f"phase TRAIN cannot be built, train() computes the layers of TEST: {error.where}: {error.what}")
     report = None
     if stored is not None:
         try:

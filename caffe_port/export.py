@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import caffemodel, emit_model, prototxt
+from caffe_port import state as state_files
 from caffe_port.api import Ported
 from caffe_port.errors import CaffePortError, DependencyError, WeightsError
 from caffe_port.files import atomic_write
@@ -165,12 +166,12 @@ def load_state(net: Net, path: str | Path) -> None:
     """Takes the weights of a model.py, as somebody trained it on, back into the Net it was written from.
 
     Args:
-        path: safetensors with the keys of weights.safetensors, folded or not.
+        path: a state_dict (.safetensors, .pt, .pth) with the keys of weights.safetensors, folded or not.
 
     Raises:
-        CaffePortError: not safetensors, or of another model; then nothing was copied.
+        CaffePortError: no state_dict, or of another model; then nothing was copied.
     """
-    state = _read_safetensors(path)
+    state = state_files.read(path)
     for fold in (False, True):
         wanted = emit_model.model(net, fold).state
         if wanted.keys() == state.keys():
@@ -210,15 +211,3 @@ def _take_back(net: Net, attribute: str, part: dict[str, Tensor], scale: str | N
     elif isinstance(layer, BN) and "weight" in part:
         part["slope"] = part.pop("weight")
     layer.load_state_dict(part)
-
-
-def _read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(path))
-    except SafetensorError as error:
-        raise CaffePortError(f"is not safetensors, or damaged: {error}", str(path)) from None
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror or error}", str(path)) from None

@@ -31,6 +31,8 @@ def fill(filler: Message, shape: Sequence[int], rng: np.random.Generator) -> Arr
         SpecError: an unknown type, or a shape that the type cannot fill.
     """
     kind = filler.type
+    if 0 in shape:
+        return np.zeros(shape, np.float32)
     if kind == "constant":
         return np.full(shape, filler.value, np.float32)
     if kind == "uniform":

@@ -7,14 +7,17 @@ convolution's weights, and height and width whatever makes the first InnerProduc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from caffe_port import shapes
 from caffe_port.caffemodel import Weights
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LABEL_SUFFIXES, LayerSpec, NetSpec, Source
 
 Shape = tuple[int, ...]
+
+MAX_COUNT = (1 << 31) - 1  # Caffe counts a blob's numbers in an int. Source: blob.cpp
 
 _COMMON_SIDES = (32, 224, 227, 28, 64, 96, 112, 128, 256, 299)
 _SIDES = range(1, 513)
@@ -52,11 +55,13 @@ def resolve(
     for blob, source in spec.inputs:
         layer = spec.by_name[source[0]]
         shape = wanted[blob] if blob in wanted else _declared(layer, source[1])
-        if shape is None and source[1] > 0 and _channels(spec, source, weights) is None:
-            shape = (1,)  # a label
+        if shape is None and source[1] > 0 and _is_label(spec, source):
+            shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one number a picture
         found[blob] = _from_data(spec, blob, source, weights, found, notes) if shape is None else shape
         if any(n < 1 for n in found[blob]):
             raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis is at least 1", layer.where)
+        if (count := math.prod(found[blob])) > MAX_COUNT:
+            raise SpecError(f"input '{blob}' would hold {count} numbers; Caffe's limit is 2^31 - 1", layer.where)
     return InputShapes(found, tuple(notes))
 
 
@@ -66,13 +71,20 @@ def _declared(layer: LayerSpec, index: int) -> Shape | None:
         declared = layer.param.input_param.shape
         if not declared:
             return None
-        if len(declared) not in (1, len(layer.tops)):
-            raise layer.error(f"gives {len(declared)} shapes for {len(layer.tops)} tops")
-        return tuple(declared[index if len(declared) > 1 else 0].dim)
+        tops = list(layer.param.top)  # as the file has them: the deploy view leaves some out
+        if len(declared) not in (1, len(tops)):
+            raise layer.error(f"gives {len(declared)} shapes for {len(tops)} tops")
+        return tuple(declared[tops.index(layer.tops[index]) if len(declared) > 1 else 0].dim)
     if layer.type == "MemoryData" and index == 0:
         p = layer.param.memory_data_param
         return (p.batch_size, p.channels, p.height, p.width) if p.has("channels") else None
     return None
+
+
+def _is_label(spec: NetSpec, source: Source) -> bool:
+    """Whether nothing reads the blob but losses, Accuracy and Silence."""
+    readers = [layer.type for layer in spec.layers if source in layer.sources]
+    return all(type_ == "Silence" or type_.endswith(LABEL_SUFFIXES) for type_ in readers)
 
 
 def _from_data(
@@ -116,6 +128,9 @@ def _crop(layer: LayerSpec) -> tuple[int, int] | None:
         return p.transform_param.crop_size, p.transform_param.crop_size
     if p.image_data_param.new_height and p.image_data_param.new_width:
         return p.image_data_param.new_height, p.image_data_param.new_width
+    for resize in p.transform_param.resize_param:  # SSD's
+        if resize.height and resize.width:
+            return resize.height, resize.width
     return None
 
 

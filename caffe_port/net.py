@@ -20,7 +20,7 @@ from caffe_port.layers import Layer, Shape
 from caffe_port.naming import identifiers
 from caffe_port.spec import LayerSpec, NetSpec, Source
 
-MAX_ELEMENTS = 1 << 40
+MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
 
 Outputs = Tensor | dict[str, Tensor]
 
@@ -181,12 +181,27 @@ class Net(nn.Module):
                             return module
         except SpecError as error:
             raise layer.error(error.what, error.hint) from None
+        except RuntimeError as error:  # a shape beyond PyTorch's range
+            raise layer.error(str(error).splitlines()[0][:200]) from None
+        for name in module.blob_names():
+            count = getattr(module, name).numel()
+            if count > MAX_ELEMENTS:
+                raise layer.error(f"{name} would hold {count} numbers; Caffe's limit is 2^31 - 1")
         if first is not None:
-            self._train_names[layer.name] = attribute = f"{attribute}__train"
+            attribute = f"{attribute}__train"
+            while attribute in self.names.values():
+                attribute += "_"
+            self._train_names[layer.name] = attribute
         else:
             built[layer.name] = (layer, tuple(bottoms))
         self.add_module(attribute, module)
         return module
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Net:
+        """to(), cuda() and double() replace buffers one by one: those that are shared are shared again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
 
     def _tie(self) -> None:
         """Shares blobs that ``param { name }`` names alike, and those of a layer of which each phase has a module."""
@@ -331,17 +346,18 @@ class Net(nn.Module):
             raise WeightsError(
                 f"holds no layer of this net; the net has {_few(targets)}, the file {_few(stored)}.{near}", weights.path
             )
-        wrong = [text for name in (*matched, *bare) if (text := _mismatch(name, modules[name], stored[name].blobs))]
+        wrong = [f"layer '{name}' {text}" for name in (*matched, *bare)
+                 if (text := modules[name].mismatch(stored[name].blobs))]  # fmt: skip
         if wrong:
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
-        for name in matched:
-            targets[name].load_blobs(stored[name].blobs)
+        for name in (*matched, *bare):
+            modules[name].load_blobs(stored[name].blobs)
         absent = [name for name in targets if name not in stored]
         if absent:
             self.initialise(only=absent)
         known = set(self.names)
-        return LoadReport(tuple(matched), tuple(absent), tuple(name for name in stored if name not in known))
+        return LoadReport((*matched, *bare), tuple(absent), tuple(name for name in stored if name not in known))
 
     def blobs(self) -> dict[str, list[Array]]:
         """Every layer's blobs as Caffe stores them: layer name -> float32 arrays (copies)."""
@@ -376,8 +392,8 @@ def _check_types(specs: Iterable[NetSpec]) -> None:
 
 def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     """Top shapes, by running the layer on the meta device, where tensors have shapes and no numbers."""
-    inputs = [torch.empty(shape, device="meta") for shape in bottoms]
     try:
+        inputs = [torch.empty(shape, device="meta") for shape in bottoms]
         with torch.no_grad(), torch.device("meta"):
             module.eval()
             if module.per_bottom and len(inputs) > 1:
@@ -420,20 +436,6 @@ def _share(
             if mode == "PERMISSIVE" else "",
         )  # fmt: skip
     setattr(module, blob, theirs)
-
-
-def _mismatch(name: str, module: Layer, blobs: Sequence[Array]) -> str:
-    """Why a layer's stored blobs do not fit, or an empty string."""
-    names = module.blob_names()
-    if len(blobs) != len(names):
-        shown = ", ".join(str(tuple(b.shape)) for b in blobs)
-        want = f"{len(names)} ({', '.join(names)})" if names else "none"
-        return f"layer '{name}' holds {len(blobs)} blobs ({shown}), the definition asks for {want}"
-    for blob, array in zip(names, blobs, strict=True):
-        shape = tuple(module.get_blob(blob).shape)
-        if not layers.shapes_agree(array.shape, shape):
-            return f"layer '{name}' holds {blob} {tuple(array.shape)}, the definition asks for {shape}"
-    return ""
 
 
 def _few(names: Iterable[str]) -> str:

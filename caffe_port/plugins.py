@@ -12,10 +12,17 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from caffe_port.errors import CaffePortError
 
+if TYPE_CHECKING:
+    from caffe_port.layers import Layer
+
 ENTRY_POINTS = "caffe_port.layers"
+
+PYTHON_LAYERS: dict[str, type[Layer]] = {}
+"""``"module.layer"`` of a Python layer of Caffe's -> the Layer that stands for it: layers.data.python_layer."""
 
 
 def run(paths: Sequence[str | Path]) -> None:

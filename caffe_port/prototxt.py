@@ -13,6 +13,7 @@ import math
 import re
 from array import array
 from bisect import bisect_right
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -224,6 +225,8 @@ class _Parser:
         if known is not None:
             return known
         near = difflib.get_close_matches(name, message.schema.fields, n=1, cutoff=0.84)
+        if near and _is_own(message, name, near[0]):
+            return name
         hint = ""
         if message.schema.name == "NetParameter" and name in schema("SolverParameter").fields:
             hint = "This looks like a solver; give the net that its 'net:' names."
@@ -308,6 +311,8 @@ class _Parser:
                 return field.value_names[sign * number]
             if token in field.values and not negative:
                 return token
+            if field is schema("V1LayerParameter").fields["type"] and _is_a_forks_type(token, field.values):
+                return token
             one_of = ", ".join(field.values) if len(field.values) < 10 else f"one of {len(field.values)} names"
             self.fail(f"'{field.name}' is {one_of}; got {shown}.{did_you_mean(token.upper(), field.values)}", at)
         if field.kind in ("string", "bytes"):
@@ -355,6 +360,20 @@ class _Parser:
 
 def _name(field: Field | str) -> str:
     return field if isinstance(field, str) else field.name
+
+
+def _is_a_forks_type(token: str, known: Iterable[str]) -> bool:
+    """Whether a V1 type that is not Caffe's is a fork's own, DENSE_IMAGE_DATA, rather than a slip of the pen."""
+    near = difflib.get_close_matches(token, known, n=1, cutoff=0.84)
+    return token.isupper() and (not near or abs(len(near[0]) - len(token)) > 1)
+
+
+def _is_own(layer: Message, name: str, near: str) -> bool:
+    """Whether a name near to a known one is a fork's own, for it is that of the layer's type: Lstm's ``lstm_param``."""
+    if "type" not in layer._fields or not isinstance(layer.type, str):
+        return False
+    own = f"{layer.type}_param".replace("_", "").lower()
+    return name.replace("_", "").lower() == own != near.replace("_", "")
 
 
 def _article(kind: str) -> str:

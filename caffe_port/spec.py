@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caffe_port import caffemodel, prototxt
+from caffe_port import caffemodel, plugins, prototxt
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.message import Message
 from caffe_port.upgrade import at, upgrade
@@ -25,9 +25,12 @@ Source = tuple[str, int]
 PHASES = ("TRAIN", "TEST")
 
 SOURCE_TYPES = frozenset(
-    ("AnnotatedData", "Data", "HDF5Data", "ImageData", "Input", "MemoryData", "VideoData", "WindowData")
+    ("AnnotatedData", "Data", "HDF5Data", "ImageData", "Input", "MemoryData", "OtherData", "VideoData", "WindowData")
 )
 """Types whose tops come from outside: they are inputs of the net."""
+
+LABEL_SUFFIXES = ("Loss", "LossOHEM", "Accuracy")
+"""How the types are named that compare scores with labels, a fork's own too."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,10 @@ class NetSpec:
     def deploy(self, label_types: Collection[str], learned_types: Collection[str]) -> NetSpec:
         """Without what exists for labels only: layers of ``label_types``, and whatever then leads nowhere.
 
+        Types with a name in LABEL_SUFFIXES are among them.
         A top of a data layer is a label when no layer of ``learned_types`` lies behind it, but does behind another.
         """
+        label_types = {*label_types, *(layer.type for layer in self.layers if layer.type.endswith(LABEL_SUFFIXES))}
         kept = [layer for layer in self.layers if layer.type not in label_types]
         if len(kept) == len(self.layers):
             return self
@@ -231,6 +236,7 @@ class Definition:
             raise SpecError(f"holds no layers in phase {phase}", self.path)
         layers = [*self._missing_sources(layers, inputs), *layers]
         notes = list(_unknown_fields(self.net, self.path))
+        layers = [_data_layer(entry, self.path, notes) for entry in layers]
         layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
         if switched:
             notes.append(
@@ -244,17 +250,36 @@ class Definition:
         missing = {bottom for layer in layers for bottom in layer.bottom if bottom not in made}
         found = []
         for layer in self.net.layer:
-            if layer.type in SOURCE_TYPES and missing & set(layer.top) and not made & set(layer.top):
+            is_source = layer.type in SOURCE_TYPES or _brings_data(layer)
+            if is_source and missing & set(layer.top) and not made & set(layer.top):
                 found.append(layer)
                 missing -= set(layer.top)
         bare = [name for name in missing if name in inputs or (inputs and _only_a_label(name, layers))]
         return found + [Message("LayerParameter", name=name, type="Input", top=[name]) for name in sorted(bare)]
 
 
+def _brings_data(layer: Message) -> bool:
+    """Whether a layer of a type beside SOURCE_TYPES reads data: a fork's, or unmapped Python code."""
+    if layer.bottom or not layer.top or layer.type in (*SOURCE_TYPES, "DummyData"):
+        return False
+    p = layer.python_param
+    return layer.type.endswith("Data") or (
+        layer.type == "Python" and f"{p.module}.{p.layer}" not in plugins.PYTHON_LAYERS
+    )
+
+
+def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
+    if not _brings_data(layer):
+        return layer
+    tops = f"its {len(layer.top)} tops are inputs" if len(layer.top) > 1 else "its top is an input"
+    notes.append(f"{at(path, layer)}: layer '{layer.name}' ({layer.type}) is taken for a reader of data: {tops}")
+    return layer.copy(type="OtherData")
+
+
 def _only_a_label(blob: str, layers: Sequence[Message]) -> bool:
     """Whether losses and Accuracy alone read the blob, and not as their first bottom."""
     readers = [layer for layer in layers if blob in layer.bottom]
-    return all(r.type.endswith(("Loss", "Accuracy")) and blob in r.bottom[1:] for r in readers)
+    return all(r.type.endswith(LABEL_SUFFIXES) and blob in r.bottom[1:] for r in readers)
 
 
 def _included(layer: Message, phase: str, level: int, stages: Collection[str], path: str) -> bool:
@@ -288,11 +313,17 @@ def _batch_statistics_by_phase(layers: list[Message], saved_in: str | None) -> t
     return result, switched
 
 
+_GEOMETRY = ("pad", "kernel", "stride", "dilat", "group", "axis")
+
+
 def _unknown_fields(message: Message, path: str, inside: str = "") -> Iterator[str]:
     """Notes on the fields that were kept but are not understood; a custom layer's own parameters are not among them."""
     kind = message.schema.name if message.schema else ""
     for name, values in message.unknown.items():
         own_parameters = kind == "LayerParameter" and isinstance(values[0], Message)
+        if isinstance(name, str) and kind != "LayerParameter" and name.startswith(_GEOMETRY):
+            raise SpecError(f"{inside}field '{name}' of {kind} is unknown, and would change what the layer computes",
+                            at(path, message), "Give the layer a type of its own, see --plugin.")  # fmt: skip
         if isinstance(name, str) and not own_parameters:
             yield f"{at(path, message)}: {inside}field '{name}' of {kind} is unknown and has no effect"
     for value in dict(message.items()).values():

@@ -20,6 +20,11 @@ V1_TYPES = {
     "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss", "SILENCE": "Silence", "SLICE": "Slice",
     "SOFTMAX": "Softmax", "SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "TANH": "TanH",
     "THRESHOLD": "Threshold", "WINDOW_DATA": "WindowData",
+    # Forks
+    "BN": "BN", "CONVOLUTION3D": "Convolution3D", "CROP": "Crop", "DECONVOLUTION3D": "Deconvolution3D",
+    "HOLE_CONVOLUTION": "Convolution", "IMAGE_SEG_DATA": "ImageSegData", "INTERP": "Interp", "POOLING3D": "Pooling3D",
+    "PRELU": "PReLU", "ROI_POOLING": "ROIPooling", "SEG_ACCURACY": "SegAccuracy", "SMOOTH_L1_LOSS": "SmoothL1Loss",
+    "UPSAMPLE": "Upsample", "VIDEO_DATA": "VideoData",
 }  # fmt: skip
 """V1LayerParameter.LayerType -> type string."""
 
@@ -61,9 +66,10 @@ def _from_v1(old: Message, where: str) -> Message:
             new.set(name, value)
     new.unknown = dict(old.unknown)
     if old.has("type"):
-        if old.type not in V1_TYPES:
+        if not isinstance(old.type, str):
             raise SpecError(f"layer '{old.name}': type {old.type} is not one of V1's", at(where, old))
-        new.set("type", V1_TYPES[old.type])
+        own = "".join(word.capitalize() for word in old.type.split("_"))  # a fork's: DENSE_IMAGE_DATA, DenseImageData
+        new.set("type", V1_TYPES.get(old.type, own))
     params = []
     for index in range(max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))):
         param = Message("ParamSpec", old.line)

@@ -332,12 +332,12 @@ def test_a_plugins_class_is_copied(port: Callable[[str], Ported], tmp_path: Path
     net = port(data(2, 3) + layer("mine", "EmitTest", "data", "y")).net
     made, module = written(net, tmp_path)
     assert "class EmitTest(EmitTestBase):" in made.source
-    assert "class EmitTestBase(nn.Module):\n    \"\"\"A layer of a plugin.\"\"\"\n\n    wide: bool\n" in made.source
+    assert 'class EmitTestBase(nn.Module):\n    """A layer of a plugin."""\n\n    wide: bool\n' in made.source
     for text in ("FACTOR = 2\n", "# why it is so", "# what it does"):
         assert text in made.source
     for text in ("never_called", "type: ignore", "from_caffe", "blobs"):
         assert text not in made.source
-    assert "self.mine = EmitTest(3, limit=float(\"inf\"), text='a\"\"\"\\n\\\\')" in made.source
+    assert 'self.mine = EmitTest(3, limit=float("inf"), text=\'a"""\\n\\\\\')' in made.source
     assert_same(net, module, [torch.randn(2, 3)], training=False)
 
 

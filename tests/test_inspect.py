@@ -174,7 +174,7 @@ def test_unknown_input_shape(tmp_path: Path) -> None:
 
     given = inspect_file(path, options=Options(input_shapes={"data": (2, 3, 12, 10)}))
     assert not any(given.unknown.values())
-    assert dict(given.facts)["inputs"] == "data 2x3x12x10, label 1"
+    assert dict(given.facts)["inputs"] == "data 2x3x12x10, label 2"
     with pytest.raises(SpecError, match=r"has no input 'dat'.*Did you mean 'data'"):
         inspect_file(path, options=Options(input_shapes={"dat": (2, 3, 12, 10)}))
 

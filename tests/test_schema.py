@@ -190,7 +190,8 @@ def test_wire_numbers_reach_every_placeholder_with_a_known_number() -> None:
     reached = {name for numbers in forks.WIRE_NUMBERS.values() for name in numbers.values()}
     reached |= set(forks.BY_WIRE_TYPE["LayerParameter"].values())
     number_unknown = {
-        "label_specific_add_param", "multi_stage_meanfield_param", "roi_warping_param", "softmax_focal_loss_param",
+        "label_specific_add_param", "lstm_param", "multi_stage_meanfield_param", "roi_warping_param",
+        "softmax_focal_loss_param", "transpose_param",
     }  # fmt: skip
     any_layer = {"multinode", "mn_grad_compress_param"}  # Intel's, for training on several machines
     only_openvino = {"cosine_similarity_batch_param", "rss_loss_param"}

@@ -43,7 +43,7 @@ def test_the_stub_says_what_to_write(net: Path, tmp_path: Path) -> None:
     emit.convert(ported, tmp_path / "out")
     source = (tmp_path / "out" / "model.py").read_text()
     assert "TO BE FINISHED BY HAND" in source
-    assert "self.foo = Stub(\"Foo\", parameters='foo_param { alpha: 3 }')" in source
+    assert 'self.foo = Stub("Foo", parameters="foo_param { alpha: 3 }")' in source
 
 
 def test_a_stub_keeps_its_blobs(net: Path, tmp_path: Path) -> None:

@@ -55,7 +55,10 @@ def test_numpys_own_savez_will_do(tmp_path: Path) -> None:
 def test_golden(golden: Path) -> None:
     trace = read_golden(golden / "layers/autosplit_inplace.npz")
     assert [key for key in trace.tops if key[0] != "x"] == [
-        ("relu", 0), ("power", 0), ("sigmoid", 0), ("eltwise", 0)
+        ("relu", 0),
+        ("power", 0),
+        ("sigmoid", 0),
+        ("eltwise", 0),
     ]  # fmt: skip  (y_relu_0_split is Caffe's own)
     assert trace.provenance["producer"] == "Caffe 1.0"
     assert set(trace.input_gradients) == {"x"}
