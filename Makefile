@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage proto build bench clean
+.PHONY: help demo test lint coverage proto bench-verify mutations layers build clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,15 @@ lint: $(VENV)/.installed-test  ## ruff and mypy
 
 proto: $(VENV)/.installed-test  ## proto/caffe.proto -> caffe_port/caffe.binpb
 	$(BIN)/python -m grpc_tools.protoc -Iproto --descriptor_set_out=caffe_port/caffe.binpb caffe.proto
+
+bench-verify: $(VENV)/.installed-test  ## what verifying a VGG-16-sized net costs
+	$(BIN)/python benchmarks/bench_verify.py
+
+mutations: $(VENV)/.installed-test  ## plant slips, and write the table of docs/verification.md
+	$(BIN)/python benchmarks/mutations.py --write docs/verification.md
+
+layers: $(VENV)/.installed-test  ## docs/layers.md from the docstrings
+	$(BIN)/python docs/make_layers.py
 
 build: $(VENV)/.installed-test  ## wheel and sdist into dist/
 	$(BIN)/python -m build
