@@ -28,6 +28,7 @@ from caffe_port.feed import Preprocess
 from caffe_port.net import Net
 from caffe_port.numpy_reference import NumPyReference, WithFormulas
 from caffe_port.opencv_reference import OpenCVReference
+from caffe_port.pycaffe_reference import PycaffeReference
 from caffe_port.reference import Case, Reference, StoredReference
 from caffe_port.runner import run
 from caffe_port.spec import SOURCE_TYPES, Definition, NetSpec, Source
@@ -80,7 +81,8 @@ def verify(
         atol, rtol: what is allowed, see :mod:`caffe_port.comparison`.
         mode: ``"both"``, ``"free"`` (errors accumulate) or ``"isolated"`` (every layer on the reference's bottoms).
         strict: fails, too, where we are further from a float64 run of the formulas than twice the reference is.
-        backward: compares the gradients, and the parameters that the forward pass changes, with those of a trace.
+        backward: compares the gradients, and the parameters that the forward pass changes, with those of a trace or
+            of pycaffe.
         details: collects what a page of the report shows, see :class:`~caffe_port.details.Details`.
 
     Raises:
@@ -99,12 +101,16 @@ def verify(
     tolerance = Tolerance(atol, rtol)
     reference = find_reference(against)
     trace = reference.trace if isinstance(reference, StoredReference) else None
-    if backward and trace is None:
-        raise CaffePortError("gradients are compared with a trace that holds them", hint="Give --against TRACE.npz.")
+    if backward and trace is None and not isinstance(reference, PycaffeReference):
+        raise CaffePortError("gradients are compared with a trace that holds them, or with pycaffe",
+                             hint="Give --against TRACE.npz or --against pycaffe.")  # fmt: skip
     subject = prepare(
         prototxt, weights, trace=trace, input=input, seed=seed, preprocess=preprocess, input_shapes=input_shapes,
         keep_loss=keep_loss, level=level, stages=stages,
     )  # fmt: skip
+    if backward and isinstance(reference, PycaffeReference):
+        trace = reference.trace(subject.case, backward=True)
+        reference = StoredReference(trace)
     if details is not None:
         details.spec = subject.case.spec
     before = {k: v.clone() for k, v in subject.ported.net.state_dict().items()} if backward else {}
@@ -189,8 +195,6 @@ def find_reference(against: str | Path | Trace | Reference) -> Reference:
     if str(against).lower() == "numpy":
         return NumPyReference()
     if str(against).lower() == "pycaffe":
-        from caffe_port.dump import PycaffeReference
-
         return PycaffeReference()
     if str(against).endswith(".npz") or Path(against).exists():
         return StoredReference(Trace.load(against))

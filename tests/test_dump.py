@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from caffe_port.dump import PYTHON_VARIABLE, PycaffeReference, definition, dump, script
+from caffe_port.dump import dump
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.opencv_reference import OpenCVReference
+from caffe_port.pycaffe_reference import PYTHON_VARIABLE, PycaffeReference, definition, script
 from caffe_port.trace import Trace, read_golden
 from caffe_port.verify import prepare, verify
 
@@ -149,6 +150,10 @@ def test_pycaffe_in_a_process_of_its_own(golden: Path, played: Path) -> None:
     assert set(trace.input_gradients) == {"x"}
     assert (trace.input_gradients["x"] == 7).all()
     assert set(trace.top_gradients) == {"y"}
+    # The played Caffe says 7 for every gradient, which is not ReLU's: the comparison sees it.
+    compared = verify(case.with_suffix(".prototxt"), against="pycaffe", backward=True)
+    assert not compared.passed
+    assert [row.blob for row in compared.rows if row.status == "failed"] == ["x"]
 
 
 def test_what_goes_to_caffe_is_what_the_spec_says(golden: Path) -> None:

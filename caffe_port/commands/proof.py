@@ -42,7 +42,7 @@ def feed_options(command: F) -> F:
 @click.option("--keep-loss", is_flag=True, default=None, help="Compare losses and Accuracy too.")
 @click.option("--strict", is_flag=True,
               help="Fail, too, where ours is further from a float64 run than twice the reference is.")  # fmt: skip
-@click.option("--backward", is_flag=True, help="Compare gradients with those of a trace.")
+@click.option("--backward", is_flag=True, help="Compare gradients with those of a trace or of pycaffe.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit XML.")
 @click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures.")
 @click.option("--all", "all_rows", is_flag=True, help="Show every layer, not only the worst.")
@@ -117,18 +117,19 @@ def dump(
       caffe-port dump deploy.prototxt net.caffemodel -o trace.npz
       caffe-port dump --script > record.py        # copy it to where Caffe still runs
     """
-    from caffe_port import dump as recording
-
     if as_script:
-        click.echo(recording.script(), nl=False)
+        from caffe_port.pycaffe_reference import script
+
+        click.echo(script(), nl=False)
         return
     if output is None:
         raise click.UsageError("dump needs -o FILE.npz")
     from caffe_port import feed
+    from caffe_port.dump import dump as record
 
     prototxt, weights = sort_files(files)
     how = feed.Preprocess(feed.read_mean(mean) if mean else None, scale, channel_order)
     given: Any = _named_files(inputs)
-    trace = recording.dump(output, prototxt, weights, by=by, input=given, seed=seed, preprocess=how,
+    trace = record(output, prototxt, weights, by=by, input=given, seed=seed, preprocess=how,
                            input_shapes=dict(shapes), keep_loss=keep_loss)  # fmt: skip
     click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")
