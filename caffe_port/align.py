@@ -44,9 +44,11 @@ class Pair:
 
 def align(case: Case, calls: Sequence[Call]) -> list[Pair]:
     """Pairs the net's layers with a module's calls, keeping the order of both; the best total score wins."""
-    scales = _scales(case)
+    apart = any(call.kind == "Scale" for call in calls)  # else the batch norms do it, as is usual in PyTorch
+    scales = {} if apart else _scales(case)
     merged = {scale.name for scale in scales.values()}
-    layers = [layer for layer in case.spec.layers if layer.type in _PAIRED and layer.name not in merged]
+    types = _PAIRED | {"Scale"} if apart else _PAIRED
+    layers = [layer for layer in case.spec.layers if layer.type in types and layer.name not in merged]
     scores = np.zeros((len(layers) + 1, len(calls) + 1))
     steps = np.zeros(scores.shape, np.int8)  # 1: pair, 2: the layer alone, 3: the call alone
     scores[1:, 0] = np.cumsum([_alone(layer.type) for layer in layers])

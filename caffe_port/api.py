@@ -79,7 +79,7 @@ def port(
         with stubs() as made:
             ported = port(prototxt, weights, input_shapes=input_shapes, keep_loss=keep_loss, level=level,
                           stages=stages, seed=seed)  # fmt: skip
-        told = f"{len(made)} types are stubs, to be finished by hand in model.py: {', '.join(sorted(made))}"
+        told = f"to be finished by hand in model.py, as stubs: {', '.join(sorted(made))}"
         return dataclasses.replace(ported, notes=(*ported.notes, told)) if made else ported
     if prototxt is None and weights is None:
         raise CaffePortError("a prototxt, a caffemodel, or both are needed")

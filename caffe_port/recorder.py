@@ -23,6 +23,7 @@ _PARAMETERS = {
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     "prelu": ("input", "weight"),
     "dropout": ("input", "p", "training"),
+    "addcmul": ("bias", "input", "weight"),
 }
 KINDS = {
     "conv2d": "Convolution", "conv_transpose2d": "Deconvolution", "linear": "InnerProduct", "batch_norm": "BatchNorm",
@@ -31,6 +32,7 @@ KINDS = {
     "leaky_relu": "ReLU", "prelu": "PReLU", "elu": "ELU", "sigmoid": "Sigmoid", "tanh": "TanH", "softmax": "Softmax",
     "log_softmax": "Softmax", "dropout": "Dropout", "dropout2d": "Dropout", "feature_dropout": "Dropout",
     "local_response_norm": "LRN", "cat": "Concat", "concat": "Concat", "concatenate": "Concat",
+    "addcmul": "Scale",
 }  # fmt: skip
 """Function of torch -> the Caffe type that it stands for. ``add`` of two tensors is Eltwise."""
 
@@ -64,6 +66,8 @@ class Call:
             args[:1] = [list(inputs)]
         elif self.kind == "Eltwise":
             args[:2] = inputs
+        elif self.kind == "Scale":
+            args[1] = inputs[0]
         elif args:
             args[0] = inputs[0]
         else:
@@ -111,7 +115,10 @@ class Recorder(TorchFunctionMode):
             kind = "Eltwise"
         if kind is None:
             return func(*args, **kwargs)
-        flat = args[0] if args and isinstance(args[0], (list, tuple)) else args[:2] if kind == "Eltwise" else args[:1]
+        if args and isinstance(args[0], (list, tuple)):
+            flat = args[0]
+        else:
+            flat = {"Eltwise": args[:2], "Scale": args[1:2]}.get(kind, args[:1])
         inputs = tuple(t.detach().clone() for t in flat if isinstance(t, Tensor))
         made = func(*args, **kwargs)
         output = made[0] if isinstance(made, tuple) else made

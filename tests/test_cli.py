@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pytest
 from conftest import GOLDEN
 
@@ -209,3 +210,84 @@ def test_the_wrong_prototxt(run: Run, shared: Path, tmp_path: Path) -> None:
     compared = run("inspect", "--diff", *files, code=1).stdout
     assert "64x1x3x3, 64" in compared
     assert "32x1x3x3, 32" in compared
+
+
+def test_dump_and_verify_against_it(run: Run, tmp_path: Path) -> None:
+    files = CASE.with_suffix(".prototxt"), CASE.with_suffix(".caffemodel")
+    assert "11 tops" in run("dump", *files, "-o", tmp_path / "t.npz", "--by", "numpy").stdout
+    page, junit = tmp_path / "r.html", tmp_path / "r.xml"
+    run("verify", *files, "--against", tmp_path / "t.npz", "--html", page, "--junit", junit, "--strict")
+    assert "<html" in page.read_text()
+    assert 'failures="0"' in junit.read_text()
+    run("dump", *files, code=2)
+    compile(run("dump", "--script").stdout, "record.py", "exec")
+
+
+def test_verify_somebodys_port(run: Run, tmp_path: Path) -> None:
+    files = CASE.with_suffix(".prototxt"), CASE.with_suffix(".caffemodel")
+    run("convert", *files, "-o", tmp_path / "out")
+    model = tmp_path / "out" / "model.py"
+    assert "PASSED" in run("verify", *files, "--against", f"{model}:NetResidual").stdout
+    slip = tmp_path / "slip.py"
+    slip.write_text(model.read_text().replace("F.relu", "torch.sigmoid").replace("nn.ReLU()", "nn.Sigmoid()", 1))
+    assert "FAILED" in run("verify", *files, "--against", f"{slip}:NetResidual", code=1).stdout
+    assert "is not a file" in run("verify", *files, "--against", "absent.py:Net", code=2).stderr
+
+
+def test_inputs_by_name(run: Run, tmp_path: Path) -> None:
+    files = CASE.with_suffix(".prototxt"), CASE.with_suffix(".caffemodel")
+    with np.load(CASE.with_suffix(".npz")) as golden:
+        np.save(tmp_path / "x.npy", golden["in:x"])
+    run("verify", *files, "--input", f"x={tmp_path / 'x.npy'}")
+    run("verify", *files, "--input", tmp_path / "x.npy")
+    assert "has no input 'z'" in run("verify", *files, "--input", f"z={tmp_path / 'x.npy'}", code=2).stderr
+
+
+def test_train_resume_and_log(run: Run, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 3), np.uint8)
+    labels = np.arange(40) % 4
+    np.savez(tmp_path / "d.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    net = NET.replace('type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } }',
+                      'type: "Data" top: "data" top: "label" data_param { source: "d" batch_size: 10 }')  # fmt: skip
+    (tmp_path / "net.prototxt").write_text(
+        net + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }\n'
+    )
+    (tmp_path / "solver.prototxt").write_text(
+        'net: "net.prototxt" base_lr: 0.01 lr_policy: "fixed" momentum: 0.9 max_iter: 6 snapshot: 3 display: 2 '
+        'test_iter: 4 test_interval: 3 snapshot_prefix: "s" random_seed: 1'
+    )
+    command = ("train", tmp_path / "solver.prototxt", "--data", tmp_path / "d.npz", "-o", tmp_path / "run")
+    first = run(*command, "--max-iter", 3, "--device", "cpu")
+    assert "loss = " in first.stdout
+    assert "iteration 3: snapshot" in first.stderr
+    again = run(*command, "--resume", "--device", "cpu")
+    assert "after 6 iterations" in again.stdout
+    assert (tmp_path / "run" / "last.caffemodel").exists()
+    assert "error: " in run("train", tmp_path / "absent.prototxt", "-o", tmp_path / "r", code=2).stderr
+
+
+def test_log(run: Run, shared: Path, tmp_path: Path) -> None:
+    result = run("log", shared / "models/simplenet/logs/mnist_9972.log", "--csv", tmp_path / "l.csv")
+    assert "best test accuracy 99.72 % at iteration 36,600" in result.stdout
+    assert (tmp_path / "l.csv").read_text().count("\n") > 100
+    assert json.loads(run("log", shared / "models/simplenet/logs/mnist_9972.log", "--json").stdout)
+
+
+def test_reproduce_list(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CAFFE_PORT_CACHE", str(tmp_path))
+    listed = run("reproduce", "--list").stdout
+    assert "99.72" in listed
+    assert "caffe-port reproduce mnist-slim-310k" in listed
+    assert len(json.loads(run("reproduce", "--list", "--json").stdout)) > 10
+    assert "Did you mean" in run("reproduce", "mnist-slim-310", "--offline", code=2).stderr
+
+
+def test_stub_and_back_to_caffe(run: Run, tmp_path: Path, net: Path) -> None:
+    net.write_text(NET.replace('"ReLU"', '"Foo"'))
+    run("convert", net, "-o", tmp_path / "s", "--stub")
+    assert 'Stub("Foo")' in (tmp_path / "s" / "model.py").read_text()
+    files = CASE.with_suffix(".prototxt"), CASE.with_suffix(".caffemodel")
+    run("convert", *files, "-o", tmp_path / "out")
+    state = tmp_path / "out" / "weights.safetensors"
+    run("convert", files[0], "--caffemodel", state, "-o", tmp_path / "back")
+    run("verify", *sorted((tmp_path / "back").iterdir()), "--against", CASE.with_suffix(".npz"))

@@ -104,8 +104,8 @@ class Layer(nn.Module):
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
         """Blob name -> FillerParameter, for the blobs that no weights file fills. Absent: zeros."""
-        assert p.schema is not None
-        return {b: getattr(p, f"{b}_filler") for b in cls.blobs if f"{b}_filler" in p.schema.fields}
+        known = p.schema.fields if p.schema else dict(p.items())
+        return {b: getattr(p, f"{b}_filler") for b in cls.blobs if f"{b}_filler" in known}
 
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The tops on the meta device; a layer whose top shapes depend on values says here what Caffe allocates."""

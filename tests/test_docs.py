@@ -1,0 +1,208 @@
+"""The pages under docs/ are true: docs/layers.md is fresh, and every command of a page gives what the page shows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from caffe_port import emit, plugins
+from caffe_port.cli import main
+from caffe_port.layers import REGISTRY
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def make_layers() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_layers", DOCS / "make_layers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_layers"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _registries() -> Iterator[None]:
+    """What a page's plugins register is forgotten."""
+    kept = [(registry, dict(registry)) for registry in (REGISTRY, plugins.PYTHON_LAYERS)]
+    yield
+    for registry, before in kept:
+        registry.clear()
+        registry.update(before)
+
+
+# -- docs/layers.md -----------------------------------------------------------------------------------------------
+
+
+def test_layers_md_is_fresh(make_layers: ModuleType) -> None:
+    made, kept = make_layers.page(), (DOCS / "layers.md").read_text(encoding="utf-8")
+    assert made == kept, "docs/layers.md is stale: run python docs/make_layers.py"
+
+
+def test_every_type_has_its_place(make_layers: ModuleType) -> None:
+    text = (DOCS / "layers.md").read_text(encoding="utf-8")
+    assert len(make_layers.CAFFE_1_0) == 61
+    named = set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
+    also = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"Also called (.*)", text))))
+    ours = {name for name, cls in REGISTRY.items() if cls.__module__.startswith("caffe_port.layers.")}
+    assert ours == named | also
+    assert set(make_layers.CAFFE_1_0) <= named
+    standard, _, forks = text.partition("\n## Forks\n")
+    assert re.findall(r"^\| \[(\w+)\]", standard, re.MULTILINE) == sorted(make_layers.CAFFE_1_0, key=str.lower)
+    assert not set(re.findall(r"^\| \[(\w+)\]", forks, re.MULTILINE)) & set(make_layers.CAFFE_1_0)
+
+
+def test_every_case_was_measured(make_layers: ModuleType) -> None:
+    stored = json.loads((DOCS / "layers_support.json").read_text(encoding="utf-8"))["cases"]
+    wanted = {*make_layers.golden_names(), *make_layers.EXTRA} - {"HDF5Output"}  # which has no top
+    assert wanted == set(stored), "run python docs/make_layers.py --measure"
+
+
+# -- the commands of a page ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line after ``$``, and what the page shows below it. ``word`` is what stands behind ```console."""
+
+    line: str
+    shown: tuple[str, ...]
+    word: str
+
+    def says(self, printed: str) -> None:
+        """Every line shown was printed, in this order; ``...`` stands for anything."""
+        got, at = " ".join(printed.split()), 0
+        for line in self.shown:
+            wanted = " ".join(re.sub(r"\.\.\.$", "", line).split())
+            found = got.find(wanted, at)
+            assert found >= 0, f"{self.line}\nshown:   {line}\nprinted: {printed}"
+            at = found + len(wanted)
+
+
+def commands(page: Path) -> list[Command]:
+    found: list[Command] = []
+    for word, block in re.findall(r"^```console *(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            line, *shown = part.splitlines()
+            found.append(Command(line, tuple(s for s in shown if s.strip()), word))
+    return found
+
+
+def run(command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Exit code, and stderr before stdout, as the pages show them: errors and notes come first."""
+    words = shlex.split(command)
+    assert words[0] == "caffe-port"
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", words)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main()
+    captured = capfd.readouterr()
+    return int(caught.value.code or 0), captured.err + captured.out
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``pip install ./package`` leaves: the module on the path, and the entry points that pyproject.toml says."""
+    text = (DOCS / "examples" / "package" / "pyproject.toml").read_text(encoding="utf-8")
+    group = re.search(r'^\[project\.entry-points\."(.*)"\]\n(\w+) = "(\w+)"$', text, re.MULTILINE)
+    assert group is not None
+    assert group[1] == plugins.ENTRY_POINTS
+    source = re.search(r'^"(.*)" = "my_layers.py"$', text, re.MULTILINE)
+    assert source is not None
+    info = folder / "my_layers-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-layers\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group[1]}]\n{group[2]} = {group[3]}\n")
+    shutil.copy(DOCS / "examples" / "package" / source[1], folder / "my_layers.py")
+    monkeypatch.syspath_prepend(str(folder))
+    plugins.load_entry_points.cache_clear()
+
+
+def forget() -> None:
+    """A new process knows no plugin of the one before."""
+    REGISTRY.pop("ScaledTanh", None)
+    plugins.PYTHON_LAYERS.pop("tools.layers.ShiftLayer", None)
+
+
+def test_custom_layers_md(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = tmp_path / "examples"
+    shutil.copytree(DOCS / "examples", examples)
+    monkeypatch.chdir(examples)
+    steps = commands(DOCS / "custom-layers.md")
+    assert len(steps) == 8
+    for step in steps:
+        with monkeypatch.context() as patch:
+            forget()
+            if step.word == "installed":
+                install(tmp_path / "site", patch)
+            code, printed = run(step.line, capfd, patch)
+            assert code == (2 if step.shown[0].startswith("error:") else 0), printed
+            step.says(printed)
+        plugins.load_entry_points.cache_clear()
+        sys.modules.pop("my_layers", None)
+    _finish_the_stub(examples)
+
+
+def _finish_the_stub(folder: Path) -> None:
+    page = (DOCS / "custom-layers.md").read_text(encoding="utf-8")
+    line = re.search(r"^```python finished\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert line is not None
+    stubbed = (folder / "stubbed" / "model.py").read_text()
+    finished = re.sub(r"^ +raise NotImplementedError\(.*\)\n", lambda _: line[1], stubbed, flags=re.MULTILINE)
+    assert finished != stubbed
+    x = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    made = [
+        emit.read_model(source, "Example", folder / name / "weights.safetensors")(x)
+        for source, name in ((finished, "stubbed"), ((folder / "model" / "model.py").read_text(), "model"))
+    ]
+    assert torch.equal(*made)
+    assert made[0].abs().max() > 0.1
+    assert torch.equal(load_file(folder / "stubbed" / "weights.safetensors")["squash.blob0"], torch.full((3,), 2.0))
+
+
+def test_what_custom_layers_md_quotes() -> None:
+    """The files are quoted as they are."""
+    page = (DOCS / "custom-layers.md").read_text(encoding="utf-8")
+    files = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "examples").rglob("*.*") if path.is_file())
+    blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    quoted = [text for kind, text in blocks if kind in ("", "python", "toml")]
+    assert len(quoted) == 6
+    for block in quoted:
+        assert block in files or "Stub(" in block, block
+
+
+# -- README.md ----------------------------------------------------------------------------------------------------
+
+
+def test_readme_session(
+    shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All four commands; file sizes and rounding errors may differ."""
+    model = shared / "models" / "simplenet" / "mnist_9972"
+    shutil.copy(model / "weights.caffemodel", tmp_path)
+    shutil.copy(next(model.glob("*train_test*.prototxt")), tmp_path / "train_test.prototxt")
+    (tmp_path / "data").symlink_to(shared / "data")
+    monkeypatch.chdir(tmp_path)
+    steps = commands(ROOT / "README.md")
+    assert [step.line.split()[1] for step in steps] == ["convert", "convert", "verify", "evaluate"]
+    for step in steps:
+        code, printed = run(step.line, capfd, monkeypatch)
+        assert code == (2 if step.shown[0].startswith("error:") else 0), printed
+        rounding = re.compile(r"\be-\d\d\b|\d\.\de-\d\d|KiB|─|OpenCV|^\d+ more agree|needs atol")
+        Command(step.line, tuple(line for line in step.shown if not rounding.search(line)), "").says(printed)
