@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 import caffe_port
 from caffe_port import export
 from caffe_port.api import Ported
-from caffe_port.caffemodel import map_file
 from caffe_port.emit_model import Model, model
 from caffe_port.errors import CaffePortError
+from caffe_port.files import sha256
 from caffe_port.net import Net
 
 MODEL, WEIGHTS, REPORT = "model.py", "weights.safetensors", "port.json"
@@ -306,8 +305,7 @@ def _json(report: Mapping[str, Any]) -> str:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with map_file(path) as data:
-        return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _time() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -68,3 +69,19 @@ def _holds_weights(file: str | Path) -> bool:
             return b"\0" in opened.read(4096)
     except OSError:
         return False  # reading it as text says what is the matter
+
+
+def sha256(path: str | Path) -> str:
+    """The checksum of a file, in hexadecimal.
+
+    Raises:
+        CaffePortError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
+    return digest.hexdigest()

@@ -115,6 +115,7 @@ class Recorder(TorchFunctionMode):
             kind = "Eltwise"
         if kind is None:
             return func(*args, **kwargs)
+        flat: Sequence[Any]
         if args and isinstance(args[0], (list, tuple)):
             flat = args[0]
         else:

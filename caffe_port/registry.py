@@ -6,7 +6,6 @@ Nothing here imports torch: `caffe-port reproduce --list` answers at once.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import os
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port.errors import CaffePortError, did_you_mean
+from caffe_port.files import sha256
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -191,22 +191,6 @@ def find_weights(path: str | Path) -> Entry | None:
     candidates = [e for e in entries().values() if e.weights is not None and e.weights.size == size]
     digest = sha256(path) if candidates else ""
     return next((e for e in candidates if e.weights is not None and e.weights.sha256 == digest), None)
-
-
-def sha256(path: str | Path) -> str:
-    """The checksum of a file, in hexadecimal.
-
-    Raises:
-        CaffePortError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
-    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from caffe_port import registry
 from caffe_port.errors import CaffePortError, DependencyError
-from caffe_port.files import atomic_write
+from caffe_port.files import atomic_write, sha256
 from caffe_port.registry import Entry, Reported, WeightsFile
 
 Step = Callable[[str, int, int], None]
@@ -185,7 +185,7 @@ def _checked(path: Path, weights: WeightsFile) -> Path:
     size = path.stat().st_size
     if size != weights.size:
         raise CaffePortError(f"has {size} bytes, the registry tells of {weights.size}: it is another file", str(path))
-    digest = registry.sha256(path)
+    digest = sha256(path)
     if digest != weights.sha256:
         what = f"has the checksum {digest[:16]}..., the registry's is {weights.sha256[:16]}..."
         raise CaffePortError(what, str(path), "It is another file, or damaged. Remove it to have it fetched again.")

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from caffe_port import caffemodel, registry, solverstate
+from caffe_port import caffemodel, solverstate
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.files import atomic_write
+from caffe_port.files import atomic_write, sha256
 from caffe_port.message import Message
 from caffe_port.net import Net
 from caffe_port.optimizers import CaffeOptimizer
@@ -128,7 +128,7 @@ class RunFolder:
         caffemodel.write(weights, definition, net.blobs())
         solverstate.write(state, solverstate.capture(net, optimizer, spec, it, weights.name))
         values = {
-            "iter": it, "sha256": {path.name: registry.sha256(path) for path in (weights, state)},
+            "iter": it, "sha256": {path.name: sha256(path) for path in (weights, state)},
             "random": random_states(), **extra,
         }  # fmt: skip
         self.write_json(f"snapshots/{stem}.json", values)
@@ -173,7 +173,7 @@ class RunFolder:
             raise ParseError(f"is damaged: {error}", str(path)) from None
         files = [path.with_suffix(f".{end}") for end in ("caffemodel", "solverstate")]
         for file in files:
-            if registry.sha256(file) != sums.get(file.name):
+            if sha256(file) != sums.get(file.name):
                 raise ParseError("is damaged: its checksum is not the one noted beside it", str(file))
         return Snapshot(it, files[0], files[1], extra)
 

@@ -6,7 +6,6 @@ reference's own bottoms, so one broken layer is one red row.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from caffe_port.comparison import ATOL, RTOL, Report, Row, Tolerance
 from caffe_port.details import Details
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.feed import Preprocess
+from caffe_port.files import sha256
 from caffe_port.net import Net
 from caffe_port.numpy_reference import NumPyReference, WithFormulas
 from caffe_port.opencv_reference import OpenCVReference
@@ -310,15 +310,3 @@ def provenance(prototxt: PathLike | None, weights: PathLike | None, trace: Trace
         "caffe-port": caffe_port.__version__, "torch": torch.__version__, "numpy": np.__version__,
         "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
     }  # fmt: skip
-
-
-def sha256(path: PathLike) -> str:
-    """The checksum of a file, in hex."""
-    digest = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from caffe_port import registry
+from caffe_port import files, registry
 from caffe_port.errors import CaffePortError
 from caffe_port.registry import Preprocessing
 
@@ -101,7 +101,7 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(CaffePortError, match="cannot be read"):
         registry.read(tmp_path / "absent.toml")
     with pytest.raises(CaffePortError, match="cannot be read"):
-        registry.sha256(tmp_path)
+        files.sha256(tmp_path)
 
 
 def test_changes_are_checked() -> None:
