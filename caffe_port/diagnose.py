@@ -21,7 +21,7 @@ from caffe_port.spec import LayerSpec
 _MAX_ELEMENTS = 1 << 19
 """Of a bottom: larger ones are cut to their first items, for a slip shows on one item as well as on all."""
 
-_OF_THE_BATCH = frozenset(("BatchNorm",))
+_OF_THE_BATCH = frozenset(("BN", "BatchNorm"))
 """Types for which the items of a batch are not independent."""
 
 

@@ -389,6 +389,8 @@ def anything(q: Layer, actual: Array) -> Iterator[Guess]:
     square = float((made * made).sum())
     if square > 0:
         factor = float((made * actual).sum()) / square
-        yield f"its top is {factor:.6g} times Caffe's", made * factor
+        told = f"{factor:.6g}"
+        if told != "1":  # that would explain nothing
+            yield f"its top is {told} times Caffe's", made * factor
     offset = float((actual - made).mean())
     yield f"its top is Caffe's {'+' if offset >= 0 else '-'} {abs(offset):.6g}", made + offset

@@ -326,10 +326,12 @@ def _roi_pooling(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(bottoms[1][0], bottoms[0][1], p.pooled_h, p.pooled_w)]
 
 
-@rule("PriorBox", bottoms=2)
+@rule("PriorBox", "PriorBoxClustered", bottoms=2)
 def _prior_box(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Boxes and their variances, (1, 2, H * W * boxes * 4). Source: prior_box_layer.cpp (SSD)."""
+    """Boxes and their variances, (1, 2, H * W * boxes * 4). Source: prior_box_layer.cpp (SSD, OpenCV)."""
     p = layer.param.prior_box_param
+    if p.width or layer.type == "PriorBoxClustered":
+        return [(1, 2, math.prod(bottoms[0][2:]) * len(p.width) * 4)]
     ratios = [1.0]
     for ratio in p.aspect_ratio:
         if all(abs(ratio - known) >= 1e-6 for known in ratios):
@@ -338,6 +340,15 @@ def _prior_box(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(1, 2, math.prod(bottoms[0][2:]) * boxes * 4)]
 
 
+@rule("Proposal", bottoms=3)
+def _proposal(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """At most so many regions of each image, and their scores. Source: proposal_layer.cpp (PVANet)."""
+    count = bottoms[0][0] * layer.param.proposal_param.post_nms_topn
+    return [(count, 5), (count, 1)][: max(1, len(layer.tops))]
+
+
+@rule("YoloDetectionOutput", bottoms=(1, 2))
+@rule("Yolov3DetectionOutput", bottoms=(1, ANY))
 @rule("DetectionOutput", bottoms=(3, ANY))
 def _detection_output(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     """How many boxes are kept depends on the picture; Caffe allocates one. Source: detection_output_layer.cpp (SSD)."""

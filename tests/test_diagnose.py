@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from caffe_port import feed
 from caffe_port.api import Ported, port
-from caffe_port.comparison import Row, Tolerance
+from caffe_port.comparison import Row, Tolerance, difference
+from caffe_port.diagnose import diagnose
 from caffe_port.numpy_reference import NumPyReference
 from caffe_port.runner import run
 from caffe_port.verify import case_of
@@ -222,6 +223,19 @@ def test_what_no_slip_explains_is_not_explained(tmp_path: Path) -> None:
     ported = one_layer(tmp_path, 'type: "TanH"')
     (row,) = red(ported, lambda net: net._modules.update(l=As(lambda x: torch.sin(3 * x) + x.roll(1, 3))))
     assert row.cause == ""
+
+
+def test_a_factor_of_one_explains_nothing(tmp_path: Path) -> None:
+    """Just outside the tolerance, a fitted factor would bring it back in."""
+    ported = one_layer(tmp_path, 'type: "TanH"')
+    layer = ported.net.plan.spec.by_name["l"]
+    x = np.random.default_rng(1).normal(0, 2, (3, 6, 11, 8))
+    actual, tolerance = np.tanh(x) * (1 + 4e-7), Tolerance(1e-8, 3e-7)
+    assert not difference(np.tanh(x), actual, tolerance).passed
+    assert diagnose(layer, [x], [], actual, tolerance=tolerance) is None
+    found = diagnose(layer, [x], [], np.tanh(x) * 1.00002, tolerance=tolerance)
+    assert found is not None
+    assert found.cause == "its top is 1.00002 times Caffe's"
 
 
 @pytest.mark.parametrize("name", SLIPS)

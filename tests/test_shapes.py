@@ -180,6 +180,10 @@ def test_every_type_of_caffe_has_a_rule() -> None:
         ("PriorBox", [(1, 9, 5, 3), (1, 3, 30, 20)],
          "prior_box_param { min_size: 30 min_size: 40 aspect_ratio: 2 aspect_ratio: 3 aspect_ratio: 1 flip: false }",
          [(1, 2, 5 * 3 * 6 * 4)]),
+        ("PriorBoxClustered", [(1, 9, 5, 3), (1, 3, 30, 20)],
+         "prior_box_param { width: 9 width: 5.5 height: 7 height: 8 }", [(1, 2, 5 * 3 * 2 * 4)]),
+        ("PriorBox", [(1, 9, 5, 3), (1, 3, 30, 20)], "prior_box_param { width: [9, 4, 1] height: [7, 2, 3] }",
+         [(1, 2, 5 * 3 * 3 * 4)]),
         ("Normalize", [(2, 3, 5, 7)], "norm_param { across_spatial: false channel_shared: false }", [(2, 3, 5, 7)]),
         ("ROIPooling", [(2, 8, 14, 19), (300, 5)], "roi_pooling_param { pooled_h: 7 pooled_w: 6 }", [(300, 8, 7, 6)]),
         ("ROIAlign", [(2, 8, 14, 19), (300, 5)], "roi_align_param { pooled_h: 7 pooled_w: 6 }", [(300, 8, 7, 6)]),
@@ -202,10 +206,19 @@ def test_every_type_of_caffe_has_a_rule() -> None:
         ("Reorg", [(2, 12, 5, 7)], "reorg_param { stride: 2 reverse: true }", [(2, 3, 10, 14)]),
         ("DetectionOutput", [(1, 8), (1, 6), (1, 2, 8)],
          "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }", [(1, 1, 1, 7)]),
+        ("Proposal", [(2, 8, 5, 7), (2, 16, 5, 7), (2, 3)],
+         "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }", [(60, 5)]),
+        ("Proposal", [(1, 2, 5, 7), (1, 4, 5, 7), (1, 3)], "proposal_param { ratio: 1 scale: 8 }",
+         [(300, 5), (300, 1)]),
+        ("YoloDetectionOutput", [(2, 16, 5, 7)],
+         "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }", [(1, 1, 1, 7)]),
+        ("Yolov3DetectionOutput", [(2, 8, 5, 7), (2, 8, 10, 14)],
+         "yolov3_detection_output_param { num_box: 1 num_classes: 3 biases: [9, 8] mask: [0, 0] anchors_scale: [9, 4]}",
+         [(1, 1, 1, 7)]),
     ],
 )  # fmt: skip
 def test_forks(type_: str, bottoms: list[tuple[int, ...]], param: str, tops: list[tuple[int, ...]]) -> None:
-    layer = one(type_, bottoms, param)
+    layer = one(type_, bottoms, param, tops=len(tops))
     assert shapes.top_shapes(layer, bottoms) == tops
     if layers.lookup(type_) is not None:
         assert by_net(layer, bottoms) == tops

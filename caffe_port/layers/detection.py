@@ -29,11 +29,12 @@ class PriorBox(Layer):
     param = "prior_box_param"
 
     @classmethod
+    def stand_in(cls, layer: Message) -> type[Layer]:
+        """OpenCV's PriorBox with widths and heights is Intel's PriorBoxClustered."""
+        return PriorBoxClustered if cls is PriorBox and layer.prior_box_param.has("width") else cls
+
+    @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        for shape in bottoms:
-            if len(shape) != 4:
-                raise SpecError(f"PriorBox takes bottoms (N, C, H, W), got {shape}")
         for name in ("offset_h", "offset_w", "width", "height", "fixed_size", "fixed_ratio", "density"):
             if p.has(name):
                 raise SpecError(f"prior_box_param: {name} is of another PriorBox than SSD's", hint="Write a plugin.")
@@ -45,9 +46,6 @@ class PriorBox(Layer):
         for least, most in zip(p.min_size, p.max_size, strict=False):
             if most <= least:
                 raise SpecError(f"max_size {decimal(most)} must be greater than min_size {decimal(least)}")
-        variance = tuple(decimal(v) for v in p.variance) or (0.1,)
-        if len(variance) not in (1, 4) or min(variance) <= 0:
-            raise SpecError(f"{len(variance)} variances: give one or four, all positive")
         if any(ratio <= 0 for ratio in p.aspect_ratio):
             raise SpecError("aspect_ratio must be positive")
         args: dict[str, Any] = {
@@ -55,11 +53,7 @@ class PriorBox(Layer):
             "max_sizes": tuple(max_sizes),
             "aspect_ratios": tuple(decimal(r) for r in p.aspect_ratio),
             "flip": p.flip,
-            "clip": p.clip,
-            "variance": variance if len(variance) == 4 else variance * 4,
-            "image_size": pair(p, "img_size", "img_h", "img_w"),
-            "step": pair(p, "step", "step_h", "step_w"),
-            "offset": p.offset,
+            **grid_of_boxes(p, bottoms),
         }
         return args | ({"denser_boxes": True} if p.has("denser_prior_boxes") and p.denser_prior_boxes else {})
 
@@ -102,6 +96,41 @@ class PriorBox(Layer):
             boxes = boxes.clamp(0, 1)
         variance = torch.tensor(self.variance, dtype=torch.float64).expand_as(boxes)
         return torch.stack((boxes, variance)).to(x.device, x.dtype).reshape(1, 2, -1)
+
+
+class PriorBoxClustered(PriorBox):
+    """The boxes that a detector corrects, of widths and heights in pixels that were found by clustering (OpenVINO).
+
+    Takes and gives what PriorBox does; the boxes of a pixel are ``widths[k]`` by ``heights[k]``. OpenCV writes the same
+    as a PriorBox with ``width`` and ``height``.
+
+    Reference: OpenVINO's specification of PriorBoxClustered; OpenCV's prior_box_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        for name in ("min_size", "max_size", "aspect_ratio", "offset_h", "offset_w"):
+            if p.has(name):
+                raise SpecError(f"prior_box_param: {name} does not go with width and height")
+        widths, heights = (tuple(decimal(n) for n in sizes) for sizes in (p.width, p.height))
+        if not widths or len(widths) != len(heights):
+            raise SpecError(f"{len(widths)} width for {len(heights)} height; one or more of each, and as many")
+        if min(*widths, *heights) <= 0:
+            raise SpecError("width and height must be positive")
+        return {"widths": widths, "heights": heights, **grid_of_boxes(p, bottoms)}
+
+    def __init__(
+        self,
+        widths: tuple[float, ...],
+        heights: tuple[float, ...],
+        clip: bool = False,
+        variance: tuple[float, ...] = (0.1, 0.1, 0.1, 0.1),
+        image_size: tuple[float, float] | None = None,
+        step: tuple[float, float] | None = None,
+        offset: float = 0.5,
+    ) -> None:
+        super().__init__((), clip=clip, variance=variance, image_size=image_size, step=step, offset=offset)
+        self.sizes = list(zip(widths, heights, strict=True))
 
 
 class DetectionOutput(Layer):
@@ -275,6 +304,24 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, eta: float = 1.0) 
 
 
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------
+
+
+def grid_of_boxes(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+    """The arguments that say where the boxes of a prior_box_param lie, and their variances."""
+    expect_bottoms(bottoms, 2)
+    for shape in bottoms:
+        if len(shape) != 4:
+            raise SpecError(f"bottoms (N, C, H, W) are expected, got {shape}")
+    variance = tuple(decimal(v) for v in p.variance) or (0.1,)
+    if len(variance) not in (1, 4) or min(variance) <= 0:
+        raise SpecError(f"{len(variance)} variances: give one or four, all positive")
+    return {
+        "clip": p.clip,
+        "variance": variance if len(variance) == 4 else variance * 4,
+        "image_size": pair(p, "img_size", "img_h", "img_w"),
+        "step": pair(p, "step", "step_h", "step_w"),
+        "offset": p.offset,
+    }
 
 
 def pair(p: Message, both: str, vertical: str, horizontal: str) -> tuple[float, float] | None:

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from caffe_port.numpy_reference import elementwise, linear, losses, recurrent, shape, spatial
+from caffe_port.numpy_reference import detection, elementwise, linear, losses, recurrent, resample, shape, spatial
 from caffe_port.numpy_reference.formulas import FORMULAS, Array, Layer
 from caffe_port.reference import Case, Made, Reference, Run, Tops, computing
 from caffe_port.spec import LayerSpec
 
 __all__ = ["FORMULAS", "Layer", "NumPyReference", "WithFormulas", "compute"]
 
-_FAMILIES = (elementwise, linear, losses, recurrent, shape, spatial)  # registered by being imported
+# registered by being imported
+_FAMILIES = (detection, elementwise, linear, losses, recurrent, resample, shape, spatial)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ def relu(layer: Layer) -> Result:
 
 @formula("ReLU6")
 def relu6(layer: Layer) -> Result:
-    """min(max(x, 0), 6)."""
-    return np.clip(layer.x, 0, 6)
+    """min(max(x, 0) + slope * min(x, 0), 6). Source: relu6_layer.cpp (forks)."""
+    x = layer.x
+    return np.minimum(np.maximum(x, 0) + layer.param.relu6_param.negative_slope * np.minimum(x, 0), 6)
 
 
 @formula("PReLU")
@@ -55,6 +56,12 @@ def swish(layer: Layer) -> Result:
     """x sigmoid(beta x). Source: swish_layer.cpp."""
     x = layer.x
     return x * (0.5 * np.tanh(0.5 * layer.param.swish_param.beta * x) + 0.5)
+
+
+@formula("Mish")
+def mish(layer: Layer) -> Result:
+    """x tanh(log(1 + exp(x))). Source: mish_layer.cpp (eric612/MobileNet-YOLO)."""
+    return layer.x * np.tanh(np.logaddexp(0, layer.x))
 
 
 @formula("BNLL")
@@ -130,3 +137,10 @@ def eltwise(layer: Layer) -> Result:
         return stacked.max(axis=0)
     weights = np.asarray(p.coeff or [1.0] * len(layer.bottoms))
     return np.tensordot(weights, stacked, axes=1)
+
+
+@formula("Axpy")
+def axpy(layer: Layer) -> Result:
+    """a x + y, one a for each channel of each item. Source: axpy_layer.cpp (SENet)."""
+    a, x, y = layer.bottoms
+    return a.reshape(*x.shape[:2], *[1] * (x.ndim - 2)) * x + y

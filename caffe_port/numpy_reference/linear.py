@@ -73,6 +73,33 @@ def batch_norm(layer: Layer) -> Result:
     return (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + p.eps)
 
 
+@formula("BN")
+def bn(layer: Layer) -> Result:
+    """slope * (x - mean) / sqrt(var + eps) + bias.
+
+    The fields that are set say which fork it is. yjxiong's and PSPNet's, and happynear's (var_eps, moving_average),
+    store mean and variance; SegNet's has slope and bias only: LEARN takes the statistics of the batch, INFERENCE none.
+    Source: bn_layer.cpp.
+    """
+    p, x = layer.param.bn_param, layer.x
+    slope, bias, *stored = (b.reshape(-1, *[1] * (x.ndim - 2)) for b in layer.blobs)
+    others = tuple(i for i in range(x.ndim) if i != 1)
+    if p.axis != 1:
+        raise NotImplementedError("BN over another axis than 1")
+    if not stored:
+        if p.bn_mode == "INFERENCE":
+            return slope * x + bias
+        eps, own = 1e-9, True
+    elif any(p.has(name) for name in ("var_eps", "decay", "moving_average")):
+        if not p.moving_average:
+            raise NotImplementedError("BN without moving_average")
+        eps, own = p.var_eps, layer.train
+    else:
+        eps, own = p.eps, layer.train and not p.frozen
+    mean, variance = (x.mean(others, keepdims=True), x.var(others, keepdims=True)) if own else stored
+    return slope * (x - mean) / np.sqrt(variance + eps) + bias
+
+
 @formula("MVN")
 def mvn(layer: Layer) -> Result:
     """(x - mean) / (deviation + eps), over a plane or a whole item. Source: mvn_layer.cpp."""
@@ -91,6 +118,19 @@ def normalize(layer: Layer) -> Result:
     axes = (1, 2, 3) if p.across_spatial else (1,)
     weight = layer.blobs[0].reshape(1, -1, 1, 1)
     return x / np.sqrt((x**2).sum(axes, keepdims=True) + p.eps) * weight
+
+
+@formula("L2Normalization")
+def l2_normalization(layer: Layer) -> Result:
+    """x / sqrt(sum x^2) over an item. Source: l2_normalization_layer.cpp (forks)."""
+    x = layer.x
+    return x / np.sqrt((x**2).sum(tuple(range(1, x.ndim)), keepdims=True))
+
+
+@formula("GRN")
+def grn(layer: Layer) -> Result:
+    """x / sqrt(sum x^2 + bias) over the channels. Source: OpenVINO's training toolbox."""
+    return layer.x / np.sqrt((layer.x**2).sum(1, keepdims=True) + layer.param.grn_param.bias)
 
 
 def softmax_of(x: Array, axis: int) -> Array:

@@ -59,6 +59,23 @@ def permute(layer: Layer) -> Result:
     return layer.x.transpose(order + [i for i in range(layer.x.ndim) if i not in order])
 
 
+@formula("ShuffleChannel")
+def shuffle_channel(layer: Layer) -> Result:
+    """Channel i of group g goes to i * groups + g. Source: shuffle_channel_layer.cpp (ShuffleNet)."""
+    x, groups = layer.x, layer.param.shuffle_channel_param.group
+    top = np.empty_like(x)
+    each = x.shape[1] // groups
+    for g in range(groups):
+        top[:, g::groups] = x[:, g * each : (g + 1) * each]
+    return top
+
+
+@formula("Reverse")
+def reverse(layer: Layer) -> Result:
+    """Source: reverse_layer.cpp (ChWick/caffe)."""
+    return np.flip(layer.x, layer.param.reverse_param.axis)
+
+
 @formula("Tile")
 def tile(layer: Layer) -> Result:
     """Source: tile_layer.cpp."""

@@ -20,7 +20,10 @@ def _windows(p: Message, count: int) -> tuple[Sides, Sides, Sides, Sides]:
     kernel = spatial(p.kernel_size, given(p, "kernel_h"), given(p, "kernel_w"), count, 1)
     stride = spatial(p.stride, given(p, "stride_h"), given(p, "stride_w"), count, 1)
     pad = spatial(p.pad, given(p, "pad_h"), given(p, "pad_w"), count, 0)
-    return kernel, stride, pad, spatial(p.dilation, None, None, count, 1)
+    if p.has("dilation"):
+        return kernel, stride, pad, spatial(p.dilation, None, None, count, 1)
+    hole = [p.hole] if p.has("hole") else []  # DeepLab's word for it
+    return kernel, stride, pad, spatial(hole, given(p, "hole_h"), given(p, "hole_w"), count, 1)
 
 
 def _offsets(kernel: Sides) -> Iterator[Sides]:
@@ -42,6 +45,9 @@ def _last(*sides: Any) -> Any:
 def convolution(layer: Layer) -> Result:
     """y[o] = b[o] + sum over i, k of W[o, i, k] x[i, s * position + d * k - pad]. Source: base_conv_layer.cpp."""
     p = layer.param.convolution_param
+    if layer.param.type != "Convolution":  # of these, both may be left out
+        channels = layer.x.shape[p.axis]
+        p = p.copy(**{name: channels for name in ("num_output", "group") if not p.has(name)})
     return [_convolve(p, x, layer.blobs) for x in layer.bottoms]
 
 

@@ -20,7 +20,8 @@ class Architecture:
         full: the published shape of the input.
         small, width: what is small enough to run in a test; all channels are multiplied by ``width``.
         parameters: learned ones, as published, with as many digits: 25557096 or "134M". By phase.
-        elsewhere: type -> why OpenCV has no figures for it.
+        elsewhere: type -> why OpenCV has no figures for it; NumPy's formulas have them.
+        uncompared: those of them for which there is no formula either, with one layer each.
         unread: what OpenCV says when it refuses the whole prototxt; empty where it does not.
         loss: whether there is a loss that trains.
         feeds: the inputs that random numbers cannot be, from the shape of the first one.
@@ -32,6 +33,7 @@ class Architecture:
     width: float
     parameters: dict[str, int | str] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
+    uncompared: tuple[str, ...] = ()
     unread: str = ""
     loss: bool = True
     feeds: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = field(default_factory=dict)
@@ -107,14 +109,14 @@ ARCHITECTURES = {
                 "Eltwise": "of one bottom, as FlowNet's fork allows",
                 "Resample": "OpenCV aligns the corners of pixels, FlowNet their centres",
             },
-            unread="inputs.size() >= 2",
+            uncompared=("Resample",), unread="inputs.size() >= 2",
         ),
         Architecture(
             detection.ssd300, (1, 3, 300, 300), (2, 3, 300, 332), 1 / 16, {"TEST": 26_285_486}, feeds={"label": _boxes}
         ),
         Architecture(
             detection.faster_rcnn, (1, 3, 224, 224), (2, 3, 128, 176), 1 / 16, {"TEST": "137M"},
-            elsewhere={"Python": "runs in pycaffe only"}, unread='of type "Python"',
+            elsewhere={"Python": "runs in pycaffe only"}, uncompared=("Python",), unread='of type "Python"',
             feeds={
                 "im_info": _image_info, "rpn_labels": _anchor_labels, "rpn_bbox_inside": _ones,
                 "rpn_bbox_outside": _ones,
@@ -122,7 +124,8 @@ ARCHITECTURES = {
         ),
         Architecture(
             detection.yolo_v2, (1, 3, 416, 416), (2, 3, 96, 160), 1 / 16, {"TEST": 50_655_389}, loss=False,
-            elsewhere={"YoloDetectionOutput": "a fork's"}, unread='of type "YoloDetectionOutput"',
+            elsewhere={"YoloDetectionOutput": "a fork's"}, uncompared=("YoloDetectionOutput",),
+            unread='of type "YoloDetectionOutput"',
         ),
         Architecture(
             other.captioner, (2, 3, 227, 227), (2, 3, 131, 163), 1 / 8,

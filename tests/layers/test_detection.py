@@ -8,8 +8,8 @@ import torch
 from layers.opencv_layer import opencv
 
 import caffe_port.layers.detection
-import caffe_port.layers.detection_loss  # noqa: F401
-from caffe_port import prototxt
+import caffe_port.layers.detection_loss
+from caffe_port import emit, prototxt
 from caffe_port.errors import SpecError
 from caffe_port.layers import class_of
 
@@ -125,6 +125,76 @@ def test_denser_boxes_come_again_on_the_lower_edge_of_the_cell():
 def test_bad_priors_are_refused(text, says):
     with pytest.raises(SpecError, match=says):
         build("PriorBox", f"prior_box_param {{ {text} }}", (1, 2, 3, 4), (1, 3, 30, 40))
+
+
+# -- PriorBoxClustered --------------------------------------------------------------------------------------------
+
+CLUSTERED = [
+    "width: [9.4, 25.1, 14.8] height: [15, 39.6, 25.5] step: 16 variance: [0.1, 0.1, 0.2, 0.2]",
+    "width: 63.04 height: 104.03 clip: true variance: 0.1 step_h: 12 step_w: 9 flip: false",
+    "width: [40, 12] height: [11, 33] variance: 0.3",
+    "width: [21.5, 7] height: [9, 30] offset: 0.25 clip: true",
+    "width: [21.5, 7] height: [9, 30] step: 8 img_h: 90 img_w: 70",
+]
+
+
+@pytest.mark.parametrize("text", CLUSTERED)
+def test_clustered_priors_are_openvinos_formula_and_opencvs(text):
+    x, image = random(2, 5, 7, 6), random(2, 3, 95, 83)
+    layer = build("PriorBoxClustered", f"prior_box_param {{ {text} }}", x.shape, image.shape)
+    p = prototxt.parse(f"prior_box_param {{ {text} }}", "LayerParameter").prior_box_param
+    image_h, image_w = (p.img_h, p.img_w) if p.has("img_h") else (95, 83)
+    step_h, step_w = (p.step, p.step) if p.has("step") else (image_h / 7, image_w / 6)
+    if p.has("step_h"):
+        step_h, step_w = p.step_h, p.step_w
+    want = []
+    for row in range(7):
+        for column in range(6):
+            cx, cy = (column + p.offset) * step_w, (row + p.offset) * step_h
+            for w, h in zip(p.width, p.height, strict=True):
+                box = [(cx - w / 2) / image_w, (cy - h / 2) / image_h, (cx + w / 2) / image_w, (cy + h / 2) / image_h]
+                want.append([min(max(side, 0), 1) for side in box] if p.clip else box)
+    variances = list(p.variance or [0.1]) * (1 if len(p.variance) == 4 else 4)
+    want = np.stack((np.array(want), np.broadcast_to(variances, (len(want), 4)))).reshape(1, 2, -1)
+    got = layer(x, image).numpy()
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=0, atol=5e-7)
+    if "img_h" in text:  # OpenCV takes the size of the second bottom
+        return
+    explicit = text + ("" if "clip" in text else " clip: false") + ("" if "variance" in text else " variance: 0.1")
+    named = layer_text("PriorBox", 2, f"prior_box_param {{ {explicit} }}")
+    np.testing.assert_allclose(got, opencv(named, x.numpy(), image.numpy()), rtol=0, atol=2e-6)
+    again = build("PriorBox", f"prior_box_param {{ {text} }}", x.shape, image.shape)
+    assert isinstance(again, caffe_port.layers.detection.PriorBoxClustered)
+    assert torch.equal(again(x, image), torch.from_numpy(got))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "0 width for 0 height"),
+        ("width: 3 width: 4 height: 5", "2 width for 1 height"),
+        ("width: 3 height: 0", "must be positive"),
+        ("width: 3 height: 4 min_size: 5", "min_size does not go with"),
+        ("width: 3 height: 4 variance: [1, 2, 3]", "3 variances"),
+    ],
+)
+def test_bad_clustered_priors_are_refused(text, says):
+    with pytest.raises(SpecError, match=says):
+        build("PriorBoxClustered", f"prior_box_param {{ {text} }}", (1, 2, 3, 4), (1, 3, 30, 40))
+
+
+def test_clustered_priors_are_emitted(tmp_path):
+    net = tmp_path / "net.prototxt"
+    net.write_text("""
+        input: "image" input_shape { dim: 2 dim: 3 dim: 30 dim: 44 }
+        layer { name: "p" type: "Pooling" bottom: "image" top: "p" pooling_param { kernel_size: 4 stride: 4 } }
+        layer { name: "mbox" type: "PriorBoxClustered" bottom: "p" bottom: "image" top: "mbox"
+                prior_box_param { width: 9 width: 17.5 height: 21 height: 8 variance: 0.2 clip: true } }
+    """)
+    ported = caffe_port.port(net)
+    result = emit.convert(ported, tmp_path / "emitted")
+    assert result.check.startswith("outputs are bit-equal")
 
 
 # -- DetectionOutput ----------------------------------------------------------------------------------------------
