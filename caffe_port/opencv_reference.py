@@ -109,7 +109,7 @@ def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str])
     segment: list[LayerSpec] = []
     size = 0
     for layer in layers:
-        note = deviation(layer) or absent.get(layer.type, "")
+        note = deviation(layer) or _no_images(layer, case) or absent.get(layer.type, "")
         size += 4 * sum(int(np.prod(case.shapes[layer.name, k])) for k in range(len(layer.tops)))
         if note or (segment and size > _SEGMENT_BYTES):
             return segment, note
@@ -123,6 +123,17 @@ def deviation(layer: LayerSpec) -> str:
     """Why OpenCV's figures for this layer are not Caffe's; empty where they are."""
     check = DEVIATIONS.get(layer.type)
     return check(layer.param, len(layer.sources)) if check else ""
+
+
+_WINDOWED = ("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "LRN", "Pooling")
+
+
+def _no_images(layer: LayerSpec, case: Case) -> str:
+    """Windows over anything but (N, C, H, W): OpenCV 4's Caffe importer reads beyond its arrays, and may crash."""
+    if layer.type not in _WINDOWED:
+        return ""
+    odd = any(len(case.shapes[source]) != 4 for source in layer.sources)
+    return "OpenCV slides windows over (N, C, H, W) only" if odd or layer.param.convolution_param.axis != 1 else ""
 
 
 def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping[Source, Array]) -> dict[str, Tops]:

@@ -29,7 +29,7 @@ REFUSED = {
 """Types that OpenCV 4 refuses altogether."""
 
 REFUSED_CASES = {
-    "batchnorm_test_batch_stats", "convolution_3d", "convolution_axis2", "convolution_two_bottoms",
+    "batchnorm_test_batch_stats", "convolution_1d", "convolution_3d", "convolution_axis2", "convolution_two_bottoms",
     "deconvolution_dilated", "innerproduct_transpose", "log_base", "log_default", "lrn_across_k", "mvn_eps",
     "reshape_axis_insert_end", "scale_two_bottoms_mid", "split_use", "swish_beta",
 }  # fmt: skip
