@@ -23,7 +23,6 @@ from caffe_port.errors import CaffePortError, DependencyError, ParseError, did_y
 from caffe_port.registry import MEAN_IMAGE, PerChannel, Preprocessing, cache_folder
 
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
-CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "svhn": 10}
 SPLITS = ("train", "test")
 
 

@@ -26,7 +26,6 @@ Progress = Callable[[int, int], None]
 
 CONFIDENCE_Z = 1.959963984540054  # two-sided 95 %
 BATCH_SIZE = 250
-VERDICTS = ("equal", "better", "worse")
 
 
 def wilson(correct: int, total: int, z: float = CONFIDENCE_Z) -> tuple[float, float]:
