@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from caffe_port import data, evaluate, registry, solver
-from caffe_port.data import ImageFeed, Preprocessor
 from caffe_port.net import Net
 from caffe_port.prototxt import parse
-from caffe_port.solver import SolverSpec
 from caffe_port.spec import Definition
+from caffe_port.training import data, evaluate, registry, solver
+from caffe_port.training.data import ImageFeed, Preprocessor
+from caffe_port.training.solver import SolverSpec
 
 MODEL = "simplenet_slim_310k_cifar10.prototxt"
 POOL = """

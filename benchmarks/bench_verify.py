@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from caffe_port import feed
 from caffe_port.api import port
-from caffe_port.comparison import Tolerance
-from caffe_port.opencv_reference import OpenCVReference
-from caffe_port.runner import run
-from caffe_port.verify import case_of
+from caffe_port.verification import feed
+from caffe_port.verification.comparison import Tolerance
+from caffe_port.verification.opencv_reference import OpenCVReference
+from caffe_port.verification.runner import run
+from caffe_port.verification.verify import case_of
 
 
 def conv(name: str, bottom: str, outputs: int) -> str:

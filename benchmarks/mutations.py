@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caffe_port import feed
 from caffe_port.api import Ported, port
-from caffe_port.comparison import Row, Tolerance
-from caffe_port.numpy_reference import NumPyReference
-from caffe_port.reference import Case, StoredReference, record
-from caffe_port.runner import run
-from caffe_port.verify import case_of
+from caffe_port.verification import feed
+from caffe_port.verification.comparison import Row, Tolerance
+from caffe_port.verification.numpy_reference import NumPyReference
+from caffe_port.verification.reference import Case, StoredReference, record
+from caffe_port.verification.runner import run
+from caffe_port.verification.verify import case_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")

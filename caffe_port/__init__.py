@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "api", "port": "api", "Ported": "api", "Net": "net", "CaffePortError": "errors", "verify": "verify",
-    "convert": "emit", "train": "train", "assert_parity": "candidate",
+    "load": "api", "port": "api", "Ported": "api", "Net": "net", "CaffePortError": "errors", "convert": "emit",
+    "verify": "verification.verify", "assert_parity": "verification.candidate", "train": "training.train",
 }  # fmt: skip
 
 __all__ = [*_LAZY, "__version__"]
@@ -25,14 +23,3 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f"caffe_port.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'caffe_port' has no attribute '{name}'")
-
-
-class _Package(ModuleType):
-    """The import system would put the module caffe_port.verify in the place of the function of that name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _LAZY and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

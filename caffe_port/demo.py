@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from caffe_port import caffemodel, registry
+from caffe_port import caffemodel
 from caffe_port.api import PathLike, port
+from caffe_port.training import registry
 
 MODEL = "simplenet_cifar10.prototxt"
 SEED = 1705  # of the authors' solver

@@ -34,7 +34,8 @@ import golden_nets  # noqa: E402  tests/ was put on the path for it
 from layers.test_detection import random  # noqa: E402
 from layers.test_fork_families import CASES, DETECTIONS  # noqa: E402
 
-from caffe_port import api, emit, export  # noqa: E402
+from caffe_port import api, emit  # noqa: E402
+from caffe_port.emit import export  # noqa: E402
 from caffe_port.errors import CaffePortError  # noqa: E402
 from caffe_port.layers import REGISTRY, UNSUPPORTED, Layer  # noqa: E402
 from caffe_port.net import Net  # noqa: E402

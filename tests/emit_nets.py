@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import caffe_port
-from caffe_port import emit, emit_model
+from caffe_port import emit
 from caffe_port.api import Ported
+from caffe_port.emit import source as emit_source
 from caffe_port.net import Net
 from caffe_port.prototxt import quoted
 
@@ -37,9 +38,9 @@ def conv(name: str, bottom: str, top: str, outputs: int = 4, kernel: int = 1, mo
     return layer(name, "Convolution", bottom, top, f"convolution_param {{ {size} {filler} }} {more}")
 
 
-def written(net: Net, tmp_path: Path, fold: bool = False) -> tuple[emit_model.Model, nn.Module]:
+def written(net: Net, tmp_path: Path, fold: bool = False) -> tuple[emit_source.Model, nn.Module]:
     """The source of a net, and the module that it gives when read back with its weights."""
-    made = emit_model.model(net, fold)
+    made = emit_source.model(net, fold)
     path = tmp_path / "weights.safetensors"
     emit.write_safetensors(path, made.state)
     return made, emit.read_model(made.source, made.class_name, path)

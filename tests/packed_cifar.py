@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from caffe_port.data import ImageSet, from_arrays
+from caffe_port.training.data import ImageSet, from_arrays
 
 
 def load(folder: Path, split: str, strips: int | None = None) -> ImageSet:

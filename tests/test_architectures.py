@@ -20,12 +20,13 @@ from architectures import ARCHITECTURES, Architecture
 from torch import Tensor
 
 import caffe_port
-from caffe_port import api, caffemodel, emit, feed, layers, prototxt, shape_rules, shapes
+from caffe_port import api, caffemodel, emit, layers, prototxt, shape_rules, shapes
 from caffe_port.api import Ported
 from caffe_port.layers.normalization import BN
 from caffe_port.net import Net
 from caffe_port.spec import SOURCE_TYPES, Definition, NetSpec
-from caffe_port.verify import verify
+from caffe_port.verification import feed
+from caffe_port.verification.verify import verify
 
 
 @dataclass

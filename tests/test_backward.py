@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import GOLDEN
 
-from caffe_port.backward import gradient_rows
-from caffe_port.comparison import Tolerance
 from caffe_port.errors import CaffePortError
-from caffe_port.trace import Trace, read_golden
-from caffe_port.verify import prepare, verify
+from caffe_port.verification.backward import gradient_rows
+from caffe_port.verification.comparison import Tolerance
+from caffe_port.verification.trace import Trace, read_golden
+from caffe_port.verification.verify import prepare, verify
 
 SOME = ("net_residual", "batchnorm_scale_inplace_train", "softmaxwithloss_weight", "innerproduct_transpose",
         "convolution_shared_weights", "lstm_default", "pooling_ave_k3s2p1")  # fmt: skip

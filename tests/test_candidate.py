@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from caffe_port import caffemodel
 from caffe_port.api import port
-from caffe_port.candidate import assert_parity, verify_port
-from caffe_port.comparison import Report
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.recorder import load_module, record_calls
-from caffe_port.verify import verify
+from caffe_port.verification.candidate import assert_parity, verify_port
+from caffe_port.verification.comparison import Report
+from caffe_port.verification.recorder import load_module, record_calls
+from caffe_port.verification.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMPLENET = ROOT / "model_defs/simplenet_cifar10.prototxt"

@@ -9,10 +9,10 @@ import pytest
 from test_inspect import CHAIN, NET, store, write, zeros
 
 from caffe_port import api
-from caffe_port.compare_blobs import Diff, merged_order
 from caffe_port.errors import CaffePortError
-from caffe_port.inspect import Options, diff, render
-from caffe_port.survey import agree
+from caffe_port.inspection.compare_blobs import Diff, merged_order
+from caffe_port.inspection.inspect import Options, diff, render
+from caffe_port.inspection.survey import agree
 
 
 def test_diff_of_a_prototxt_that_does_not_fit(shared: Path) -> None:

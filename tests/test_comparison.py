@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from caffe_port.comparison import Tolerance, compare, difference
 from caffe_port.errors import CaffePortError
-from caffe_port.trace import Trace
+from caffe_port.verification.comparison import Tolerance, compare, difference
+from caffe_port.verification.trace import Trace
 
 INF, NAN = math.inf, math.nan
 T = Tolerance(atol=0.01, rtol=0.1)

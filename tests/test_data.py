@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port import data
-from caffe_port.data import ImageSet, Preprocessor
 from caffe_port.errors import CaffePortError
-from caffe_port.registry import MEAN_IMAGE, Preprocessing
+from caffe_port.training import data
+from caffe_port.training.data import ImageSet, Preprocessor
+from caffe_port.training.registry import MEAN_IMAGE, Preprocessing
 
 RNG = np.random.default_rng(5)
 PICTURES = RNG.integers(0, 256, (6, 3, 9, 7), dtype=np.uint8)

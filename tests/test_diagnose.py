@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caffe_port import feed
 from caffe_port.api import Ported, port
-from caffe_port.comparison import Row, Tolerance, difference
-from caffe_port.diagnose import diagnose
-from caffe_port.numpy_reference import NumPyReference
-from caffe_port.runner import run
-from caffe_port.verify import case_of
+from caffe_port.verification import feed
+from caffe_port.verification.comparison import Row, Tolerance, difference
+from caffe_port.verification.diagnose import diagnose
+from caffe_port.verification.numpy_reference import NumPyReference
+from caffe_port.verification.runner import run
+from caffe_port.verification.verify import case_of
 
 HEAD = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 3 dim: 6 dim: 11 dim: 8 } } }\n'
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from caffe_port.dump import dump
 from caffe_port.errors import CaffePortError, DependencyError
-from caffe_port.opencv_reference import OpenCVReference
-from caffe_port.pycaffe_reference import PYTHON_VARIABLE, PycaffeReference, definition, script
-from caffe_port.trace import Trace, read_golden
-from caffe_port.verify import prepare, verify
+from caffe_port.verification.dump import dump
+from caffe_port.verification.opencv_reference import OpenCVReference
+from caffe_port.verification.pycaffe_reference import PYTHON_VARIABLE, PycaffeReference, definition, script
+from caffe_port.verification.trace import Trace, read_golden
+from caffe_port.verification.verify import prepare, verify
 
 CAFFE = '''
 """What pycaffe looks like to the script, played by caffe_port."""

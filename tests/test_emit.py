@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import caffe_port
-from caffe_port import emit, emit_classes, emit_model
+from caffe_port import emit
 from caffe_port.api import Ported
+from caffe_port.emit import classes as emit_classes
+from caffe_port.emit import source as emit_source
 from caffe_port.errors import CaffePortError
 from caffe_port.layers import Layer
 
@@ -58,7 +60,7 @@ def test_golden_net_is_bit_equal(path: Path, tmp_path: Path) -> None:
     golden = golden_nets.load(path)
     if path.stem in NOT_ALONE:
         with pytest.raises(CaffePortError, match="cannot stand alone"):
-            emit_model.model(golden.net)
+            emit_source.model(golden.net)
         return
     made, module = written(golden.net, tmp_path)
     assert_same(golden.net, module, golden.inputs, training=False)
@@ -90,7 +92,7 @@ def test_real_model(name: str, shared: Path, tmp_path: Path) -> None:
 
 def test_mtcnn_reads_as_if_written_by_hand(shared: Path) -> None:
     net = caffe_port.load(shared / "models/zoo/mtcnn_v2/det1.prototxt")
-    source = emit_model.model(net).source
+    source = emit_source.model(net).source
     assert "from torch import Tensor, nn\n\n\nclass PNet(nn.Module):\n" in source
     assert "        self.pool1 = nn.MaxPool2d(2, 2, ceil_mode=True)\n" in source
     assert forward_of(source) == (
@@ -146,7 +148,7 @@ def test_fold_leaves_what_others_read(port: Callable[[str], Ported], tmp_path: P
         data(2, 3, 5, 4) + layer("bn", "BatchNorm", "data", "bn") + layer("s", "Scale", "bn", "s", scale)
         + layer("sum", "Eltwise", "bn s", "sum")
     ).net  # fmt: skip
-    made = emit_model.model(net, fold=True)
+    made = emit_source.model(net, fold=True)
     assert "class Scale" in made.source
     assert made.notes == ()
 
@@ -198,7 +200,7 @@ def test_explicit_split_vanishes(port: Callable[[str], Ported], tmp_path: Path) 
         data(2, 3, 5, 4) + layer("two", "Split", "data", "a b") + layer("s", "Sigmoid", "a", "s")
         + layer("sum", "Eltwise", "s b", "sum")
     ).net  # fmt: skip
-    assert forward_of(emit_model.model(net).source) == "x = self.s(data)\nreturn x + data"
+    assert forward_of(emit_source.model(net).source) == "x = self.s(data)\nreturn x + data"
 
 
 def test_layer_with_several_bottoms_is_called_for_each(port: Callable[[str], Ported], tmp_path: Path) -> None:
@@ -347,7 +349,7 @@ def test_a_local_class_is_refused(port: Callable[[str], Ported]) -> None:
             return x
 
     with pytest.raises(CaffePortError, match=r"layer 'mine': layer class .* stands inside a function"):
-        emit_model.model(port(data(2, 3) + layer("mine", "LocalEmitTest", "data", "y")).net)
+        emit_source.model(port(data(2, 3) + layer("mine", "LocalEmitTest", "data", "y")).net)
 
 
 def test_every_layer_class_can_be_copied() -> None:

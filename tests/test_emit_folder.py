@@ -20,9 +20,10 @@ from emit_nets import assert_same, conv, data, drawn, layer, written
 from safetensors.torch import load_file
 
 import caffe_port
-from caffe_port import emit, emit_model
+from caffe_port import emit
 from caffe_port.api import Ported
-from caffe_port.emit_forward import split_commas, wrap
+from caffe_port.emit import source as emit_source
+from caffe_port.emit.forward import split_commas, wrap
 from caffe_port.errors import CaffePortError
 from caffe_port.net import Net
 from caffe_port.prototxt import quoted
@@ -80,7 +81,7 @@ def test_class_name() -> None:
         "SimpleNet": "SimpleNet", "cifar10_full": "Cifar10Full", "": "Net", "1x1": "Net1x1", "CIFAR-10": "CIFAR10",
         "VGG_16": "VGG_16", "nn": "Nn", "Tensor": "TensorNet", "class": "NetClass", "Zürich": "Zurich",
     }  # fmt: skip
-    assert {name: emit_model.class_name(name, {"Tensor"}) for name in names} == names
+    assert {name: emit_source.class_name(name, {"Tensor"}) for name in names} == names
 
 
 def test_wrap() -> None:
@@ -108,7 +109,7 @@ def test_a_net_of_a_thousand_layers_is_written_in_seconds(port: Callable[[str], 
         last = f"s{k}"
     net = port(text).net
     begin = time.process_time()
-    emit_model.model(net)
+    emit_source.model(net)
     assert time.process_time() - begin < 10
 
 
@@ -192,9 +193,9 @@ def test_a_folder_that_cannot_be_made(port: Callable[[str], Ported], tmp_path: P
 def test_a_wrong_model_leaves_nothing(
     damage: str, port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = emit_model.model
+    right = emit_source.model
 
-    def wrong(net: Net, fold: bool = False) -> emit_model.Model:
+    def wrong(net: Net, fold: bool = False) -> emit_source.Model:
         made = right(net, fold)
         source = {"syntax": made.source + "(", "output": made.source.replace("return ", "return 1 + ")}
         state = {"conv.weight": made.state["conv.weight"]} if damage == "weights" else made.state

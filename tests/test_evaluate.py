@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from caffe_port import caffemodel, data, evaluate
-from caffe_port.data import ImageSet, Preprocessor
+from caffe_port import caffemodel
 from caffe_port.errors import CaffePortError
 from caffe_port.message import Message
-from caffe_port.registry import MEAN_IMAGE, Preprocessing
+from caffe_port.training import data, evaluate
+from caffe_port.training.data import ImageSet, Preprocessor
+from caffe_port.training.registry import MEAN_IMAGE, Preprocessing
 
 MNIST_WEIGHTS = "models/simplenet/mnist_9972/weights.caffemodel"
 LENET = "models/zoo/caffe2014_lenet_v1/lenet_iter_10000.caffemodel"

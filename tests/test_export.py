@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import caffe_port
-from caffe_port import emit, export
+from caffe_port import emit
+from caffe_port.emit import export
 from caffe_port.errors import CaffePortError, DependencyError, WeightsError
 
 ZOO = {

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caffe_port import caffemodel, feed, wire
+from caffe_port import caffemodel, wire
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.feed import Preprocess, picture_input, prepare, random_input, read_mean
 from caffe_port.spec import Definition
+from caffe_port.verification import feed
+from caffe_port.verification.feed import Preprocess, picture_input, prepare, random_input, read_mean
 
 cv2 = pytest.importorskip("cv2")
 

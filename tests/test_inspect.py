@@ -13,7 +13,16 @@ from conftest import GOLDEN, HERE
 
 from caffe_port import api, caffemodel, layers, prototxt, wire
 from caffe_port.errors import CaffePortError, ParseError, SpecError
-from caffe_port.inspect import Inspection, Options, diff, inspect_file, inspect_files, kind_of, numbers_of, render
+from caffe_port.inspection.inspect import (
+    Inspection,
+    Options,
+    diff,
+    inspect_file,
+    inspect_files,
+    kind_of,
+    numbers_of,
+    render,
+)
 from caffe_port.message import Message
 
 SOLVER = 'net: "train.prototxt"\nbase_lr: 0.1\nlr_policy: "multistep"\nstepvalue: 10\nstepvalue: 20\nsolver_mode: GPU\n'
@@ -433,7 +442,7 @@ def test_a_quick_look() -> None:
     net = HERE.parent / "model_defs" / "simplenet_cifar10.prototxt"
     script = (
         "import sys, time\n"
-        "from caffe_port.inspect import inspect_file, render\n"
+        "from caffe_port.inspection.inspect import inspect_file, render\n"
         "render(inspect_file(sys.argv[1]))\n"
         "heavy = {'torch', 'h5py', 'rich', 'matplotlib', 'torchvision', 'cv2'} & set(sys.modules)\n"
         "print(*sorted(heavy))\n"

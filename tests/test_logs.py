@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from caffe_port import logs
 from caffe_port.errors import CaffePortError
+from caffe_port.training import logs
 
 TEXT = """
 C:\\caffe>caffe.exe train --solver=s.prototxt

@@ -11,15 +11,15 @@ import torch
 from conftest import GOLDEN
 from test_opencv_reference import case_of
 
-import caffe_port.numpy_reference
+import caffe_port.verification.numpy_reference
 from caffe_port import layers, prototxt
-from caffe_port.comparison import difference
-from caffe_port.numpy_reference import FORMULAS, NumPyReference
-from caffe_port.reference import record
-from caffe_port.report import verdict
 from caffe_port.spec import LayerSpec
-from caffe_port.trace import read_golden
-from caffe_port.verify import verify
+from caffe_port.verification.comparison import difference
+from caffe_port.verification.numpy_reference import FORMULAS, NumPyReference
+from caffe_port.verification.reference import record
+from caffe_port.verification.report import verdict
+from caffe_port.verification.trace import read_golden
+from caffe_port.verification.verify import verify
 
 CASES = sorted((GOLDEN / "layers").glob("*.prototxt"))
 WITHOUT = {"Data", "HDF5Data", "HDF5Output", "ImageData", "Input", "MemoryData", "Python", "WindowData"}
@@ -46,7 +46,7 @@ def test_every_type_of_caffe_that_computes_has_a_formula() -> None:
 
 
 def test_it_shares_no_code_with_the_layers() -> None:
-    for file in Path(caffe_port.numpy_reference.__file__).parent.glob("*.py"):
+    for file in Path(caffe_port.verification.numpy_reference.__file__).parent.glob("*.py"):
         imported = {
             name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))
             for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
@@ -128,7 +128,7 @@ def test_forks_as_the_layers(kind: str, text: str, shapes: list[tuple[int, ...]]
     with torch.no_grad():
         want = module(*(torch.from_numpy(bottom) for bottom in bottoms)).numpy()
     spec = LayerSpec("l", kind, (), ("t",), (), message, "")
-    tops, note = caffe_port.numpy_reference.compute(spec, bottoms, blobs, train)
+    tops, note = caffe_port.verification.numpy_reference.compute(spec, bottoms, blobs, train)
     assert tops is not None, note
     assert tops[0].shape == want.shape
     single = kind.startswith("PriorBox")  # SSD keeps centres in single precision
@@ -138,7 +138,7 @@ def test_forks_as_the_layers(kind: str, text: str, shapes: list[tuple[int, ...]]
 def by_hand(kind: str, text: str, bottoms: list[object], blobs: tuple[object, ...] = ()) -> list[object]:
     message = prototxt.parse(f'name: "l" type: "{kind}" top: "t" {text}', "LayerParameter")
     spec = LayerSpec("l", kind, (), ("t",), (), message, "")
-    tops, note = caffe_port.numpy_reference.compute(
+    tops, note = caffe_port.verification.numpy_reference.compute(
         spec, [np.array(b, float) for b in bottoms], [np.array(b, float) for b in blobs]
     )
     assert tops is not None, note

@@ -12,10 +12,10 @@ import pytest
 from conftest import GOLDEN
 
 from caffe_port import caffemodel
-from caffe_port.comparison import difference
 from caffe_port.errors import CaffePortError, DependencyError
-from caffe_port.opencv_reference import DEVIATIONS, OpenCVReference
-from caffe_port.reference import Case, Made, record
+from caffe_port.verification.comparison import difference
+from caffe_port.verification.opencv_reference import DEVIATIONS, OpenCVReference
+from caffe_port.verification.reference import Case, Made, record
 
 cv2 = pytest.importorskip("cv2")
 
@@ -124,7 +124,7 @@ def test_a_refused_layer_does_not_take_the_net_with_it(tmp_path: Path) -> None:
 def test_small_segments_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case, expected = case_of(GOLDEN / "layers/net_residual.prototxt")
     whole = [m.tops for m in turns(case, expected)]
-    monkeypatch.setattr("caffe_port.opencv_reference._SEGMENT_BYTES", 1)
+    monkeypatch.setattr("caffe_port.verification.opencv_reference._SEGMENT_BYTES", 1)
     parts = [m.tops for m in turns(case, expected)]
     assert len(whole) == len(parts)
     for one, other in zip(whole, parts, strict=True):

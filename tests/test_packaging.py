@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ("caffe.binpb", "py.typed", "dump_with_pycaffe.txt", "layers/spatial.py", "numpy_reference/__init__.py")
+NEEDED = (
+    "caffe.binpb",
+    "py.typed",
+    "layers/spatial.py",
+    "verification/dump_with_pycaffe.txt",
+    "verification/numpy_reference/__init__.py",
+)
 
 
 @pytest.fixture(scope="module")

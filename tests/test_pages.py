@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port.comparison import Report, Row, Tolerance, difference, failure
-from caffe_port.details import DECADES, Details, histogram
-from caffe_port.html import to_html
-from caffe_port.junit import to_junit
-from caffe_port.numpy_reference import NumPyReference
-from caffe_port.runner import run
-from caffe_port.verify import prepare, verify
+from caffe_port.verification.comparison import Report, Row, Tolerance, difference, failure
+from caffe_port.verification.details import DECADES, Details, histogram
+from caffe_port.verification.html import to_html
+from caffe_port.verification.junit import to_junit
+from caffe_port.verification.numpy_reference import NumPyReference
+from caffe_port.verification.runner import run
+from caffe_port.verification.verify import prepare, verify
 
 EVIL = "</title><script>alert('x')</script>&\x1b\x00\ud800"
 GOOD = difference(np.zeros((2, 3)), np.zeros((2, 3)))

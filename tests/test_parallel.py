@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from caffe_port import parallel
 from caffe_port.errors import CaffePortError
 from caffe_port.layers import lookup
+from caffe_port.training import parallel
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from caffe_port import files, registry
+from caffe_port import files
 from caffe_port.errors import CaffePortError
-from caffe_port.registry import Preprocessing
+from caffe_port.training import registry
+from caffe_port.training.registry import Preprocessing
 
 GOOD = """
 [net]
@@ -50,7 +51,7 @@ def test_weights_are_known_by_their_checksum(shared: Path, tmp_path: Path) -> No
 
 
 def test_reading_does_not_import_torch() -> None:
-    code = "import sys; from caffe_port import registry; registry.entries(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from caffe_port.training import registry; registry.entries(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

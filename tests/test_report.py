@@ -9,8 +9,8 @@ import math
 import numpy as np
 from rich.console import Console
 
-from caffe_port.comparison import Report, Row, Tolerance, difference, failure
-from caffe_port.report import render, to_json, verdict
+from caffe_port.verification.comparison import Report, Row, Tolerance, difference, failure
+from caffe_port.verification.report import render, to_json, verdict
 
 ZERO, HALF = np.zeros((2, 3)), np.full((2, 3), 0.5)
 GOOD, BAD = difference(ZERO, ZERO), difference(ZERO, HALF)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from caffe_port import registry, reproduce
 from caffe_port.errors import CaffePortError
-from caffe_port.registry import WeightsFile
+from caffe_port.training import registry, reproduce
+from caffe_port.training.registry import WeightsFile
 
 CONTENT = bytes(range(256)) * 1000
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port import api, optimizers, prototxt, solver, solverstate
+from caffe_port import api, prototxt
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.net import Net
-from caffe_port.solver import SolverSpec, learning_rate
+from caffe_port.training import optimizers, solver, solverstate
+from caffe_port.training.solver import SolverSpec, learning_rate
 
 GOLDEN = Path(__file__).parent / "golden" / "solvers"
 RUNS = sorted(p.name.removesuffix(".solver.prototxt") for p in GOLDEN.glob("*.solver.prototxt"))

@@ -10,12 +10,13 @@ import lmdb
 import numpy as np
 import pytest
 
-from caffe_port import batches, caffemodel, prototxt, sources, wire
+from caffe_port import caffemodel, prototxt, wire
 from caffe_port.errors import CaffePortError, ParseError, SpecError
-from caffe_port.leveldb import LevelDB, unsnappy
 from caffe_port.message import Message
-from caffe_port.sources import Transform
 from caffe_port.spec import Definition, LayerSpec
+from caffe_port.training import batches, sources
+from caffe_port.training.leveldb import LevelDB, unsnappy
+from caffe_port.training.sources import Transform
 
 RNG = np.random.default_rng(11)
 PICTURES = RNG.integers(0, 256, (5, 3, 7, 6), dtype=np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.trace import Trace, read_golden
+from caffe_port.verification.trace import Trace, read_golden
 
 
 def _trace() -> Trace:

@@ -19,9 +19,9 @@ import pytest
 import torch
 from small_training import DATA, NORM, assert_equal, blobs, project
 
-from caffe_port import runfolder, solverstate, training
 from caffe_port.errors import CaffePortError
-from caffe_port.train import TrainOptions, train
+from caffe_port.training import runfolder, setup, solverstate
+from caffe_port.training.train import TrainOptions, train
 
 GOLDEN = Path(__file__).parent / "golden" / "solvers"
 RNG = np.random.default_rng(3)
@@ -61,7 +61,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
 def test_tests_are_averaged_as_caffe_does(tmp_path: Path) -> None:
     result = train(project(tmp_path), tmp_path / "run")
     from caffe_port import api
-    from caffe_port.sources import from_layer
+    from caffe_port.training.sources import from_layer
 
     ported = api.port(tmp_path / "net.prototxt", tmp_path / "run" / "last.caffemodel", keep_loss=True,
                       input_shapes={"data": (6, 2, 7, 6), "label": (6,)})  # fmt: skip
@@ -98,7 +98,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, type_: str, more: 
 def test_a_killed_run_loses_one_interval_at_most(tmp_path: Path) -> None:
     solver = project(tmp_path)
     train(solver, tmp_path / "whole")
-    code = "import sys; from caffe_port.train import train\n"
+    code = "import sys; from caffe_port.training.train import train\n"
     code += (
         "def hear(e):\n    e['kind'] == 'train' and e['iter'] == 10 and (sys.stdout.write('go'), sys.stdout.flush(), "
     )
@@ -222,7 +222,7 @@ def free_port() -> int:
 
 
 def test_trained_weights_are_evaluated_as_they_were_trained(tmp_path: Path) -> None:
-    from caffe_port.evaluate import evaluate_files
+    from caffe_port.training.evaluate import evaluate_files
 
     solver = project(tmp_path)
     solver.write_text(solver.read_text().replace("test_iter: 2", "test_iter: 3"))
@@ -244,7 +244,7 @@ def test_two_processes_follow_the_trajectory_of_one(tmp_path: Path, norm: str) -
     net = (tmp_path / "net.prototxt").read_text().splitlines()
     (tmp_path / "net.prototxt").write_text("\n".join(line for line in net if "Dropout" not in line))
     one = train(solver, tmp_path / "one")
-    code = "import torch; torch.set_num_threads(1)\nfrom caffe_port.train import train\n"
+    code = "import torch; torch.set_num_threads(1)\nfrom caffe_port.training.train import train\n"
     code += f"train({str(solver)!r}, {str(tmp_path / 'two')!r})"
     port = str(free_port())
     processes = [
@@ -364,7 +364,7 @@ def test_tensorboard_is_told_where_it_is_installed(tmp_path: Path, monkeypatch: 
 
 
 def test_interpolation() -> None:
-    from caffe_port.train import _interpolated
+    from caffe_port.training.train import _interpolated
 
     assert [_interpolated([(0, 0.0), (10, 1.0)], it) for it in (0, 5, 10, 11)] == [0, 0.5, 1, None]
 
@@ -384,5 +384,5 @@ def test_metrics_survive_an_unfinished_line(tmp_path: Path) -> None:
     assert run.metrics() == [{"kind": "train", "iter": 1}]
     with pytest.raises(CaffePortError, match="cannot be made"):
         runfolder.RunFolder(tmp_path / "metrics.jsonl")
-    assert training.TrainOptions().device == "cpu"
+    assert setup.TrainOptions().device == "cpu"
     assert time.time() > 0

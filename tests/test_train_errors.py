@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from small_training import project
 
-from caffe_port import caffemodel, runfolder
+from caffe_port import caffemodel
 from caffe_port.errors import CaffePortError
-from caffe_port.train import TrainOptions, train
+from caffe_port.training import runfolder
+from caffe_port.training.train import TrainOptions, train
 
 RNG = np.random.default_rng(3)
 
@@ -59,7 +60,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     train(solver, tmp_path / "run", TrainOptions(max_iter=4))
     code = f"""
 import resource
-from caffe_port.train import TrainOptions, train
+from caffe_port.training.train import TrainOptions, train
 from caffe_port.errors import CaffePortError
 def hear(event):
     if event["kind"] == "train" and event["iter"] == 6:

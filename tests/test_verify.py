@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port import feed
 from caffe_port.api import Ported, port
-from caffe_port.comparison import Report, Row, Tolerance
 from caffe_port.errors import CaffePortError
-from caffe_port.opencv_reference import OpenCVReference
-from caffe_port.reference import Case, Made, Reference, Run, StoredReference, computing
-from caffe_port.report import as_text
-from caffe_port.runner import run
-from caffe_port.trace import Trace, read_golden
-from caffe_port.verify import case_of, verify
+from caffe_port.verification import feed
+from caffe_port.verification.comparison import Report, Row, Tolerance
+from caffe_port.verification.opencv_reference import OpenCVReference
+from caffe_port.verification.reference import Case, Made, Reference, Run, StoredReference, computing
+from caffe_port.verification.report import as_text
+from caffe_port.verification.runner import run
+from caffe_port.verification.trace import Trace, read_golden
+from caffe_port.verification.verify import case_of, verify
 
 cv2 = pytest.importorskip("cv2")
 

@@ -46,7 +46,7 @@ def convert(
     if trained is None:
         _show(emit.convert(ported, folder, formats=formats, **how))
         return
-    from caffe_port import export
+    from caffe_port.emit import export
 
     export.load_state(ported.net, trained)
     for path in export.write_caffe(ported, folder):
@@ -82,8 +82,8 @@ def inspect(files: tuple[str, ...], shapes: Any, phase: str, stages: tuple[str, 
       caffe-port inspect net.caffemodel --numbers
       caffe-port inspect --diff deploy.prototxt net.caffemodel
     """
-    from caffe_port import inspect as looking
-    from caffe_port.survey import Options
+    from caffe_port.inspection import inspect as looking
+    from caffe_port.inspection.survey import Options
 
     options = Options(phase=phase, level=level, stages=stages, input_shapes=dict(shapes), numbers=numbers)
     if side_by_side:
@@ -112,9 +112,10 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
     """
     from rich.console import Console
 
-    from caffe_port import api, emit, report
+    from caffe_port import api, emit
     from caffe_port import demo as demonstration
-    from caffe_port.verify import verify as run
+    from caffe_port.verification import report
+    from caffe_port.verification.verify import verify as run
 
     with demonstration.workspace() as scratch:
         prepared = demonstration.prepare(scratch, weights)

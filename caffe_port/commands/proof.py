@@ -63,10 +63,10 @@ def verify(
       caffe-port verify deploy.prototxt net.caffemodel --against mymodel.py:Net --state port.pth
       caffe-port verify net.caffemodel --html report.html --junit report.xml
     """
-    from caffe_port import html, report
-    from caffe_port.details import Details
-    from caffe_port.junit import to_junit
-    from caffe_port.verify import verify as run
+    from caffe_port.verification import html, report
+    from caffe_port.verification.details import Details
+    from caffe_port.verification.junit import to_junit
+    from caffe_port.verification.verify import verify as run
 
     given: Any = _named_files(inputs)
     details = Details() if page is not None and ".py:" not in options["against"] else None
@@ -118,14 +118,14 @@ def dump(
       caffe-port dump --script > record.py        # copy it to where Caffe still runs
     """
     if as_script:
-        from caffe_port.pycaffe_reference import script
+        from caffe_port.verification.pycaffe_reference import script
 
         click.echo(script(), nl=False)
         return
     if output is None:
         raise click.UsageError("dump needs -o FILE.npz")
-    from caffe_port import feed
-    from caffe_port.dump import dump as record
+    from caffe_port.verification import feed
+    from caffe_port.verification.dump import dump as record
 
     prototxt, weights = sort_files(files)
     how = feed.Preprocess(feed.read_mean(mean) if mean else None, scale, channel_order)

@@ -42,7 +42,7 @@ def evaluate(net: NetFiles, mean: str | None, std: str | None, expect: float | N
     Examples:
       caffe-port evaluate lenet.caffemodel --data mnist --root data/mnist --scale 0.00390625
     """
-    from caffe_port import evaluate as evaluation
+    from caffe_port.training import evaluate as evaluation
 
     if net.weights is None:
         raise click.UsageError("evaluate needs weights")
@@ -122,8 +122,8 @@ def train(solver: Path, out: Path, resume: str | None, **options: Any) -> int:
       caffe-port train solver.prototxt -o run --resume
       torchrun --nproc-per-node 4 -m caffe_port train solver.prototxt --data cifar10 -o run --device cuda
     """
-    from caffe_port.train import train as run
-    from caffe_port.training import TrainOptions
+    from caffe_port.training.setup import TrainOptions
+    from caffe_port.training.train import train as run
 
     chosen = TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
     with _Teller() as teller:
@@ -160,7 +160,7 @@ class _Teller:
         self.bar.stop()
 
     def hear(self, event: dict[str, Any]) -> None:
-        """Takes one event of :func:`caffe_port.train.train`."""
+        """Takes one event of :func:`caffe_port.training.train.train`."""
         kind = event["kind"]
         if kind == "note":
             self.say(f"note: {event['text']}")
@@ -197,7 +197,7 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
     Examples:
       caffe-port log caffe.log --csv points.csv --plot curve.png
     """
-    from caffe_port import logs
+    from caffe_port.training import logs
 
     found = logs.read(path)
     if csv is not None:
@@ -232,7 +232,7 @@ def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> 
       caffe-port reproduce --list
       caffe-port reproduce mnist-slim-310k --mirror ../shared
     """
-    from caffe_port import reproduce as reproduction
+    from caffe_port.training import reproduce as reproduction
 
     if listed or name is None:
         known = reproduction.findings()
@@ -262,7 +262,7 @@ def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> 
 
 
 def _show_findings(findings: list[Any]) -> None:
-    from caffe_port.reproduce import as_rows
+    from caffe_port.training.reproduce import as_rows
 
     rows = list(as_rows(findings))
     shown = [key for key in (rows[0] if rows else ()) if key != "command"]

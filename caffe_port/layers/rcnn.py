@@ -24,7 +24,8 @@ class ROIPooling(Layer):
     Takes the features (N, C, H, W) and the regions (R, 5), rows of image, x1, y1, x2, y2 in pixels of the net's input;
     gives (R, C, pooled_h, pooled_w). Corners are scaled, then rounded, and the last pixel belongs to the region.
 
-    Differs from PyTorch: regions may have shape (R, 5, 1, 1).
+    Differs from PyTorch: regions may have shape (R, 5, 1, 1). Where Caffe aborts, a region naming an image that is
+    not in the batch, the nearest one is taken (torchvision would read beyond the features).
     Reference: rbgirshick/caffe-fast-rcnn roi_pooling_layer.cpp
     """
 
@@ -48,11 +49,7 @@ class ROIPooling(Layer):
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
         import torchvision  # here: it takes as long to load as torch itself, and few nets need it
 
-        return torchvision.ops.roi_pool(x, rois.flatten(1), self.output_size, self.spatial_scale)  # type: ignore[no-any-return]
-
-    def call_source(self, *bottoms: str) -> str:
-        size = scalar_if_equal(self.output_size)
-        return f"torchvision.ops.roi_pool({bottoms[0]}, {bottoms[1]}.flatten(1), {size!r}, {self.spatial_scale!r})"
+        return torchvision.ops.roi_pool(x, regions(rois, x), self.output_size, self.spatial_scale)  # type: ignore[no-any-return]
 
 
 class ROIAlign(Layer):
@@ -97,7 +94,7 @@ class ROIAlign(Layer):
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
         import torchvision  # here: it takes as long to load as torch itself, and few nets need it
 
-        rois = rois.flatten(1)
+        rois = regions(rois, x)
         if self.last_pixel_inside:
             rois = torch.cat((rois[:, :3], rois[:, 3:] + 1), 1)
         return torchvision.ops.roi_align(x, rois, self.output_size, self.spatial_scale, self.sampling_ratio)  # type: ignore[no-any-return]
@@ -362,6 +359,12 @@ def expect_regions(bottoms: Sequence[Shape]) -> None:
     x, rois = bottoms
     if len(x) != 4 or [n for n in rois[1:] if n != 1] != [5]:
         raise SpecError(f"features (N, C, H, W) and regions (R, 5) are expected, got {x} and {rois}")
+
+
+def regions(rois: Tensor, x: Tensor) -> Tensor:
+    """The regions as (R, 5), each of an image in the batch: torchvision reads wherever the index points."""
+    rois = rois.flatten(1)
+    return torch.cat((rois[:, :1].nan_to_num().clamp(0, x.shape[0] - 1), rois[:, 1:]), 1)
 
 
 def pooled_size(size: Sequence[int], bottoms: Sequence[Shape]) -> tuple[int, int]:

@@ -1,0 +1,369 @@
+"""convert: a Net as a folder of ordinary PyTorch, model.py, weights.safetensors and port.json, checked beforehand.
+
+Everything is built in a folder beside the wanted one and moved in when all is well, so that a failure leaves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import tempfile
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import caffe_port
+from caffe_port.api import Ported
+from caffe_port.emit import export
+from caffe_port.emit.source import Model, model
+from caffe_port.errors import CaffePortError
+from caffe_port.files import sha256
+from caffe_port.net import Net
+
+MODEL, WEIGHTS, REPORT = "model.py", "weights.safetensors", "port.json"
+FORMATS: dict[str, tuple[str, ...]] = {
+    "torch": (MODEL, WEIGHTS), "onnx": (export.ONNX,), "pt2": (export.PT2,),
+}  # fmt: skip
+"""What a format writes, beside port.json."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`convert` wrote.
+
+    Attributes:
+        folder: where the files are.
+        files: their names, port.json last.
+        class_name: the class in model.py.
+        layers, parameters: how many; parameters that layers share count once.
+        check: what was found when the model was run against the Net, a sentence.
+        notes: what the user should hear of.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    class_name: str
+    layers: int
+    parameters: int
+    check: str
+    notes: tuple[str, ...]
+
+
+def convert(
+    ported: Ported,
+    folder: str | Path,
+    *,
+    force: bool = False,
+    fold: bool = False,
+    formats: Sequence[str] = ("torch",),
+    seed: int = 0,
+) -> Result:
+    """Writes a net as PyTorch source and weights, and makes sure that they give what the Net gives.
+
+    Args:
+        ported: from :func:`caffe_port.port`.
+        folder: is made; an existing one must be empty.
+        force: replaces the files of an earlier run in ``folder``; other files stay.
+        fold: writes BatchNorm and Scale as one affine BatchNorm; outputs then agree to rounding, not bit by bit.
+        formats: of FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2).
+        seed: of the input that the check uses.
+
+    Raises:
+        CaffePortError: the folder is not empty or cannot be written; a layer has no source that can stand alone; the
+            written model does not give what the Net gives. Nothing is left behind.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        what = f"format '{unknown[0]}' is not known" if unknown else "no format is given"
+        raise CaffePortError(what, "", f"Formats: {', '.join(FORMATS)}")
+    folder = Path(folder)
+    _check_folder(folder, force)
+    source = model(ported.net, fold)
+    with _beside(folder) as temporary:
+        (temporary / MODEL).write_text(source.source, encoding="utf-8")
+        write_safetensors(temporary / WEIGHTS, source.state)
+        check = self_check(ported.net, source.source, source.class_name, temporary / WEIGHTS, exact=not fold, seed=seed)
+        files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
+        if "onnx" in formats or "pt2" in formats:
+            module = read_model(source.source, source.class_name, temporary / WEIGHTS)
+            example = _fitting_inputs(ported.net, seed)
+            for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
+                if name in formats:
+                    check += "; " + write(module, example, ported.net.plans[False], temporary / path)
+        unchecked = () if check.startswith("outputs") else (f"the written model could not be checked: {check}",)
+        notes = (*ported.notes, *source.notes, *unchecked)
+        report = _report(ported, source, check, notes, [temporary / name for name in files])
+        (temporary / REPORT).write_text(_json(report), encoding="utf-8")
+        files.append(REPORT)
+        _move_in(temporary, folder, files)
+    return Result(folder, tuple(files), source.class_name, report["layers"], report["parameters"], check, notes)
+
+
+# -- the check ----------------------------------------------------------------------------------------------------
+
+
+def read_model(source: str, class_name: str, weights: str | Path) -> nn.Module:
+    """The module of a model.py, with its weights, in eval().
+
+    Args:
+        source: the text of model.py.
+        weights: weights.safetensors; loaded strictly.
+    """
+    from safetensors.torch import load_file
+
+    namespace = types.ModuleType("model")
+    exec(compile(source, MODEL, "exec"), namespace.__dict__)  # noqa: S102  we wrote it
+    module: nn.Module = namespace.__dict__[class_name]()
+    module.load_state_dict(load_file(str(weights)), strict=True)
+    return module.eval()
+
+
+def example_inputs(net: Net, seed: int = 0, batch: int | None = None, uniform: bool = False) -> tuple[Tensor, ...]:
+    """Random inputs in the shapes that the net was built for.
+
+    Args:
+        batch: another first axis, for all inputs that have the first one's.
+        uniform: numbers of [0, 1), which serve as labels and indices too (0); else of the normal distribution.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    plan = net.plans[False]
+    shapes = [list(plan.shapes[source]) for _, source in plan.spec.inputs]
+    if batch is not None and shapes and shapes[0]:
+        first = shapes[0][0]
+        shapes = [[batch, *shape[1:]] if shape and shape[0] == first else shape for shape in shapes]
+    draw = torch.rand if uniform else torch.randn
+    return tuple(draw(shape, generator=generator) for shape in shapes)
+
+
+def self_check(
+    net: Net,
+    source: str,
+    class_name: str,
+    weights: str | Path,
+    *,
+    exact: bool = True,
+    training: bool = False,
+    seed: int = 0,
+) -> str:
+    """Runs a written model beside the Net, on a random input.
+
+    Args:
+        source: the text of model.py.
+        exact: outputs must be equal bit by bit; else within 1e-4 of the greatest output.
+        training: in train(), both with the same random state, instead of eval().
+
+    Returns:
+        A sentence that begins with "outputs" where they were compared; otherwise why they could not be.
+
+    Raises:
+        CaffePortError: the model does not run or does not give the same.
+    """
+    where = MODEL
+    try:
+        module = read_model(source, class_name, weights).train(training)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
+        raise CaffePortError(f"could not be read back: {_first_line(error)}", where, _REPORT_IT) from None
+    was_training = net.training
+    net.train(training)
+    state = {name: value.clone() for name, value in net.named_buffers()} if training else {}
+    try:
+        tried = [(seed, batch, uniform) for uniform in (False, True) for batch in (2, None)]
+        wanted = reason = None
+        for inputs in (example_inputs(net, *how) for how in tried):
+            try:
+                wanted = _run(net, inputs, seed)
+                break
+            except (RuntimeError, IndexError, ValueError) as error:
+                reason = _first_line(error)
+        if wanted is None:
+            return f"the Net does not run on random inputs ({reason})"
+        try:
+            got = _run(module, inputs, seed)
+        except Exception as error:  # noqa: BLE001  as above
+            raise CaffePortError(f"does not run: {_first_line(error)}", where, _REPORT_IT) from None
+    finally:
+        for name, value in net.named_buffers():
+            if name in state:
+                value.copy_(state[name])
+        net.train(was_training)
+    return _compare(wanted, got, exact)
+
+
+_REPORT_IT = "This is a fault of caffe-port, not of the net; please report it."
+
+
+def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:
+    """Example inputs in the net's own shapes that it runs on."""
+    try:
+        inputs = example_inputs(net, seed)
+        _run(net, inputs, seed)
+    except (RuntimeError, IndexError, ValueError):
+        inputs = example_inputs(net, seed, uniform=True)
+    return inputs
+
+
+def _run(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        made = module(*(x.clone() for x in inputs))
+    return dict(made) if isinstance(made, dict) else {"": made}
+
+
+def _compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], exact: bool) -> str:
+    if list(wanted) != list(got):
+        raise CaffePortError(f"gives outputs {list(got)}, the Net {list(wanted)}", MODEL, _REPORT_IT)
+    worst = 0.0
+    for name, value in wanted.items():
+        other = got[name]
+        what = f"output '{name}'" if name else "the output"
+        if value.shape != other.shape or value.dtype != other.dtype:
+            raise CaffePortError(f"{what} is {tuple(other.shape)}, the Net's {tuple(value.shape)}", MODEL, _REPORT_IT)
+        greatest = float(value.nan_to_num().abs().max()) if value.numel() else 0.0
+        difference = float((value - other).nan_to_num().abs().max()) if value.numel() else 0.0
+        worst = max(worst, difference)
+        tolerance = 0.0 if exact else 1e-4 * max(greatest, 1e-3)
+        if not torch.allclose(value, other, rtol=0, atol=tolerance, equal_nan=True):
+            raise CaffePortError(f"{what} differs from the Net's by {difference:.3g}", MODEL, _REPORT_IT)
+    return "outputs are bit-equal to the Net's" if exact else f"outputs differ from the Net's by {worst:.3g} at most"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
+# -- the files ----------------------------------------------------------------------------------------------------
+
+_DTYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors one after another, so that none is copied; the same tensors give the same bytes.
+
+    The safetensors library refuses tensors that share memory, and its older versions hold the file in memory.
+    Source: the format's description in the README of huggingface/safetensors.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size],
+        }  # fmt: skip
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for tensor in tensors.values():
+            if tensor.numel():
+                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _report(ported: Ported, source: Model, check: str, notes: Sequence[str], files: Sequence[Path]) -> dict[str, Any]:
+    plan = ported.net.plans[False]
+    read = [ported.definition.path, *([ported.weights.path] if ported.weights else [])]
+    loaded = ported.report
+    return {
+        "net": plan.spec.name,
+        "class": source.class_name,
+        "inputs": {blob: list(plan.shapes[s]) for blob, s in plan.spec.inputs},
+        "outputs": {blob: list(plan.shapes[s]) for blob, s in plan.spec.outputs},
+        "arguments": source.inputs,
+        "layers": len(plan.steps),
+        "parameters": sum(p.numel() for p in ported.net.parameters()),
+        "attributes": source.attributes,
+        "load": None if loaded is None else {
+            "loaded": list(loaded.loaded), "initialised": list(loaded.initialised), "unused": list(loaded.unused),
+        },
+        "notes": list(notes),
+        "check": check,
+        "from": [_fingerprint(Path(p)) for p in dict.fromkeys(read) if Path(p).is_file()],
+        "files": [_fingerprint(path) for path in files],
+        "versions": {"caffe-port": caffe_port.__version__, "torch": importlib.metadata.version("torch")},
+        "time": _time(),
+    }  # fmt: skip
+
+
+def _json(report: Mapping[str, Any]) -> str:
+    """Indented JSON, with lists of numbers on one line."""
+    text = json.dumps(report, indent=2)
+    return re.sub(r"\[\s+((?:\d+,?\s+)+)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _time() -> str:
+    """Now, or SOURCE_DATE_EPOCH (reproducible-builds.org), in UTC."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    utc = datetime.timezone.utc
+    now = datetime.datetime.fromtimestamp(int(epoch), utc) if epoch.isdecimal() else datetime.datetime.now(utc)
+    return now.isoformat(timespec="seconds")
+
+
+# -- the folder ---------------------------------------------------------------------------------------------------
+
+
+def _check_folder(folder: Path, force: bool) -> None:
+    try:
+        if folder.is_dir():
+            if not force and any(folder.iterdir()):
+                raise CaffePortError("is not empty", str(folder), "--force replaces the files of an earlier run in it.")
+        elif folder.exists() or folder.is_symlink():
+            raise CaffePortError("is a file, a folder was expected", str(folder))
+    except OSError as error:
+        raise CaffePortError(f"cannot be read: {error.strerror}", str(folder)) from None
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder in the place where ``folder`` will be; it is gone in the end, with the parents made for it."""
+    missing = [parent for parent in folder.absolute().parents if not parent.exists()]
+    temporary = None
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".caffe-port.", suffix=".part", dir=folder.absolute().parent))
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        yield temporary
+    except CaffePortError as error:
+        if temporary is not None and error.where.startswith(str(temporary)):
+            error.where = str(folder) + error.where.removeprefix(str(temporary))
+        raise
+    except OSError as error:
+        raise CaffePortError(f"cannot be written: {error.strerror or error}", str(folder)) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _move_in(temporary: Path, folder: Path, files: Sequence[str]) -> None:
+    for path in list(temporary.iterdir()):
+        if path.name not in files:
+            path.unlink()
+    if folder.is_dir() and any(folder.iterdir()):
+        for name in files:
+            os.replace(temporary / name, folder / name)
+    else:
+        if folder.is_dir():
+            folder.rmdir()
+        os.rename(temporary, folder)

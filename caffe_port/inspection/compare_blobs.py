@@ -1,0 +1,228 @@
+"""The blobs that a definition asks for beside those that weights hold, layer by layer.
+
+Source: net.cpp (CopyTrainedLayersFrom).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from caffe_port.caffemodel import Weights
+from caffe_port.errors import SpecError
+from caffe_port.inspection.survey import Dims, Options, Row, Survey, agree, full, survey
+from caffe_port.shape_rules import Shape
+from caffe_port.spec import Definition
+from caffe_port.upgrade import V1_TYPES
+
+_CHANNELS = "channels"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One layer, on both sides.
+
+    Attributes:
+        definition, weights: shapes of the blobs; None: that side has no such layer, or its blobs are not known.
+        verdict: ``equal``, ``differs``, ``missing`` (in the weights), ``extra`` (in the weights only) or ``unknown``
+            (the definition leaves a length open).
+        reason: what differs, in the words of the prototxt: definition / weights.
+    """
+
+    name: str
+    type: str
+    definition: tuple[Dims, ...] | None
+    weights: tuple[Shape, ...] | None
+    verdict: str
+    reason: str = ""
+
+    @property
+    def is_cause(self) -> bool:
+        """The layer's own parameters must change; otherwise its difference follows from a layer before."""
+        return self.verdict == "differs" and self.reason != _CHANNELS and not self.reason.startswith("inputs")
+
+
+@dataclass(frozen=True)
+class Diff:
+    """A definition and weights, side by side.
+
+    Attributes:
+        definition, weights: the files.
+        rows: every layer that has blobs on either side.
+        own_fits: the weights' own definition fits them; None: they carry none.
+        notes: what the user should hear of.
+    """
+
+    definition: str
+    weights: str
+    rows: tuple[Difference, ...]
+    own_fits: bool | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many layers have each verdict."""
+        verdicts = [row.verdict for row in self.rows]
+        return {name: verdicts.count(name) for name in ("equal", "differs", "missing", "extra", "unknown")}
+
+    @property
+    def fits(self) -> bool:
+        """The weights can be loaded: some layer is on both sides, and none differs."""
+        return not self.counts["differs"] and self.counts["equal"] + self.counts["unknown"] > 0
+
+    @property
+    def summary(self) -> str:
+        """``7 of 14 layers differ; 2 are not in the weights.``"""
+        counts = self.counts
+        both = counts["equal"] + counts["differs"] + counts["unknown"]
+        parts = [
+            f"{counts['differs']} of {both} layers differ" if counts["differs"] else f"none of {both} layers differs"
+        ]
+        if not both:
+            parts = ["no layer is in both"]
+        for name, what in (
+            ("missing", "not in the weights"),
+            ("extra", "in the weights only"),
+            ("unknown", "not known"),
+        ):
+            if counts[name]:
+                parts.append(f"{counts[name]} {'is' if counts[name] == 1 else 'are'} {what}")
+        return "; ".join(parts) + "."
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``json.dumps``. Stable.
+
+        Keys: ``definition``, ``weights`` (paths), ``fits``, ``own_definition_fits`` (null: there is none), ``counts``
+        (``equal``, ``differs``, ``missing``, ``extra``, ``unknown``), ``notes``, and ``layers``: ``name``, ``type``,
+        ``definition`` and ``weights`` (one array a blob; null where the side has no such layer), ``verdict``,
+        ``reason``.
+        """
+        return {
+            "definition": self.definition, "weights": self.weights, "fits": self.fits,
+            "own_definition_fits": self.own_fits, "counts": self.counts,
+            "layers": [dataclasses.asdict(row) for row in self.rows], "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def compare(definition: Definition, weights: Weights, options: Options, known: Survey | None = None) -> Diff:
+    """Every layer that has blobs on either side, in the definition's order; of both phases.
+
+    Args:
+        known: what is known of the weights' own definition, if ``definition`` is just that.
+
+    Raises:
+        SpecError: the definition's wiring makes no sense.
+    """
+    if known is not None:
+        rows, notes = _beside(definition, weights, options, _input_hints(known))
+        return Diff(definition.path, weights.path, rows, not any(row.verdict == "differs" for row in rows), notes)
+    own_fits: bool | None = None
+    hints: Mapping[str, Shape] = {}
+    if weights.net is not None:
+        try:
+            own = Definition.embedded(weights)
+            hints = _input_hints(survey(own, Options(options.phase), weights))
+            own_rows, _ = _beside(own, weights, Options(options.phase), hints)
+            own_fits = not any(row.verdict == "differs" for row in own_rows)
+        except SpecError:
+            own_fits = False
+    rows, notes = _beside(definition, weights, options, hints)
+    return Diff(definition.path, weights.path, rows, own_fits, notes)
+
+
+def _input_hints(known: Survey) -> dict[str, Shape]:
+    shapes = {blob: full(known.shapes.get(source)) for blob, source in known.spec.inputs}
+    return {blob: shape for blob, shape in shapes.items() if shape is not None}
+
+
+def _beside(
+    definition: Definition, weights: Weights, options: Options, hints: Mapping[str, Shape]
+) -> tuple[tuple[Difference, ...], tuple[str, ...]]:
+    rows, notes = _rows(definition, options, hints)
+    stored = weights.by_name()
+    result = []
+    for name in merged_order(list(rows), list(stored)):
+        row = rows.get(name)
+        held = tuple(tuple(blob.shape) for blob in stored[name].blobs) if name in stored else None
+        if row is None:
+            type_ = stored[name].type
+            result.append(Difference(name, V1_TYPES.get(type_, type_), None, held, "extra"))
+        elif held is not None:
+            result.append(_judge(row, held))
+        elif row.blobs:
+            result.append(Difference(name, row.type, row.blobs, None, "missing"))
+    return tuple(result), notes
+
+
+def _rows(
+    definition: Definition, options: Options, hints: Mapping[str, Shape]
+) -> tuple[dict[str, Row], tuple[str, ...]]:
+    """The layers of the asked phase, and those of the other one that it does not have."""
+    first = survey(definition, options, None, hints)
+    rows = {row.name: row for row in first.rows}
+    other = "TRAIN" if options.phase == "TEST" else "TEST"
+    try:
+        more = {
+            row.name: row for row in survey(definition, dataclasses.replace(options, phase=other), None, hints).rows
+        }
+    except SpecError:
+        return rows, first.notes
+    return {name: rows.get(name) or more[name] for name in merged_order(list(rows), list(more))}, first.notes
+
+
+def merged_order(names: Sequence[str], others: Iterable[str]) -> list[str]:
+    """The names, and each of the others that is not among them behind the name that it follows.
+
+    >>> merged_order(["a", "b", "d"], ["a", "c", "d", "e"])
+    ['a', 'c', 'b', 'd', 'e']
+    """
+    behind: dict[str | None, list[str]] = {}
+    known, last = set(names), None
+    for other in others:
+        if other in known:
+            last = other
+        else:
+            behind.setdefault(last, []).append(other)
+    merged = list(behind.get(None, ()))
+    for name in names:
+        merged += [name, *behind.get(name, ())]
+    return merged
+
+
+def _judge(row: Row, held: tuple[Shape, ...]) -> Difference:
+    asked = row.blobs
+    if asked is None:
+        return Difference(row.name, row.type, None, held, "unknown", "the definition's blobs are not known")
+    if len(asked) != len(held):
+        count = f"{len(asked)} / {len(held)} blobs"
+        bias = " (bias_term)" if abs(len(asked) - len(held)) == 1 and row.type in _WEIGHTED else ""
+        return Difference(row.name, row.type, asked, held, "differs", count + bias)
+    verdicts = [agree(a, b) for a, b in zip(asked, held, strict=True)]
+    if False in verdicts:
+        return Difference(row.name, row.type, asked, held, "differs", _reason(row.type, asked[0], held[0]))
+    return Difference(row.name, row.type, asked, held, "unknown" if None in verdicts else "equal")
+
+
+_WEIGHTED = frozenset(
+    ("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "InnerProduct")
+)  # fmt: skip
+"""Types whose first blob is (outputs, inputs, kernel); of Deconvolution's, (inputs, outputs, kernel)."""
+
+
+def _reason(type_: str, asked: Dims, held: Shape) -> str:
+    """num_output and the kernel are causes; another number of inputs is told where it is all, for it follows."""
+    if asked is None or type_ not in _WEIGHTED:
+        return _CHANNELS
+    ones = len(held) - len(asked)  # (1, 1, 10, 64) of Caffe's 4-D era is (10, 64)
+    if ones > 0 and set(held[:ones]) == {1}:
+        held = held[ones:]
+    if len(asked) != len(held):
+        return "another kind of layer"
+    names = ("inputs", "num_output") if type_ == "Deconvolution" else ("num_output", "inputs")
+    parts = [f"{name} {a} / {b}" for name, a, b in zip(names, asked, held, strict=False) if a not in (b, None)]
+    if asked[2:] != held[2:]:
+        parts.append(f"kernel {'x'.join(map(str, asked[2:]))} / {'x'.join(map(str, held[2:]))}")
+    causes = [part for part in parts if not part.startswith("inputs")]
+    return ", ".join(causes or parts)

@@ -1,0 +1,450 @@
+"""What is in a file: a net, its weights, a solver, a mean image; and how a net and weights differ. Without torch.
+
+What cannot be known is shown as ``?`` and explained in a note: a look at a file does not fail because it is incomplete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caffe_port import caffemodel, prototxt
+from caffe_port.caffemodel import Array, Weights
+from caffe_port.errors import CaffePortError, SpecError
+from caffe_port.inspection.compare_blobs import Diff, compare
+from caffe_port.inspection.survey import Dims, Options, Row, Survey, survey
+from caffe_port.message import Message
+from caffe_port.spec import Definition
+from caffe_port.table import human_bytes, printable, table
+
+__all__ = ["Diff", "Inspection", "Options", "diff", "inspect_file", "inspect_files", "kind_of", "render"]
+
+PathLike = str | Path
+
+_SUMMED = ("parameters", "statistics", "macs", "activation_bytes")
+
+
+@dataclass(frozen=True)
+class BlobNumbers:
+    """What a blob holds: extremes and mean of its finite numbers (None: it has none), and how many are not finite."""
+
+    layer: str
+    index: int
+    shape: tuple[int, ...]
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    nans: int
+    infinities: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a file.
+
+    Attributes:
+        path: the file; of a net and its weights, the net.
+        kind: ``net``, ``weights``, ``solver``, ``mean`` or ``solverstate``.
+        bytes: size of the file.
+        facts: label and value, in the order to be shown.
+        rows: layers, in the file's order.
+        numbers: of every stored blob, if asked for.
+        notes: what the user should hear of.
+        errors: why the net cannot be built as it is; empty for a sound one.
+    """
+
+    path: str
+    kind: str
+    bytes: int
+    facts: tuple[tuple[str, str], ...] = ()
+    rows: tuple[Row, ...] = ()
+    numbers: tuple[BlobNumbers, ...] = ()
+    notes: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Sums over the layers, of what is known."""
+        return {"layers": len(self.rows)} | {key: sum(getattr(r, key) or 0 for r in self.rows) for key in _SUMMED}
+
+    @property
+    def unknown(self) -> dict[str, int]:
+        """How many layers each of the sums lacks."""
+        return {key: sum(getattr(row, key) is None for row in self.rows) for key in _SUMMED}
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``json.dumps``. Stable; what is unknown is null.
+
+        Keys: ``path``, ``kind``, ``bytes``, ``facts`` (object of strings), ``notes``, ``errors`` (arrays of strings),
+        ``totals`` (``layers``, ``parameters``, ``statistics``, ``macs``, ``activation_bytes``), ``unknown`` (the same
+        but ``layers``: how many layers each sum lacks),
+        ``layers`` (``name``, ``type``, ``bottoms``, ``tops``, ``shapes`` with one array a top, ``blobs`` with one
+        array a blob, ``parameters``, ``statistics``, ``macs``, ``activation_bytes``, ``line``), and ``numbers``
+        (``layer``, ``index``, ``shape``, ``minimum``, ``maximum``, ``mean``, ``nans``, ``infinities``).
+        """
+        return {
+            "path": self.path, "kind": self.kind, "bytes": self.bytes, "facts": dict(self.facts),
+            "totals": self.totals, "unknown": self.unknown, "layers": [dataclasses.asdict(row) for row in self.rows],
+            "numbers": [dataclasses.asdict(blob) for blob in self.numbers],
+            "notes": list(self.notes), "errors": list(self.errors),
+        }  # fmt: skip
+
+
+# -- looking ------------------------------------------------------------------------------------------------------
+
+
+def inspect_files(paths: Sequence[PathLike], options: Options | None = None) -> list[Inspection]:
+    """What is in each file; a net and the weights that follow it are looked at together.
+
+    Raises:
+        CaffePortError: a file cannot be read, or is of no known kind.
+    """
+    kinds = [kind_of(path) for path in paths]
+    found: list[Inspection] = []
+    for k, path in enumerate(paths):
+        paired = kinds[k : k + 2] == ["net", "weights"]
+        if kinds[max(k - 1, 0) : k + 1] != ["net", "weights"]:
+            found.append(inspect_file(path, paths[k + 1] if paired else None, options))
+    return found
+
+
+def inspect_file(path: PathLike, weights: PathLike | None = None, options: Options | None = None) -> Inspection:
+    """What is in a file.
+
+    Args:
+        path: a net or solver prototxt, .caffemodel, .caffemodel.h5, .binaryproto or .solverstate.
+        weights: of the net that ``path`` defines.
+        options: how to look.
+
+    Raises:
+        CaffePortError: the file cannot be read, or is of no known kind.
+    """
+    options = options or Options()
+    kind = kind_of(path)
+    if weights is not None and kind != "net":
+        raise CaffePortError(f"is a {kind} file; a net's prototxt comes before the weights", str(path))
+    if kind == "net":
+        return _inspect_net(path, caffemodel.read(weights) if weights is not None else None, options)
+    if kind == "weights":
+        return _inspect_weights(path, options)
+    return {"solver": _inspect_solver, "mean": _inspect_mean, "solverstate": _inspect_state}[kind](path)
+
+
+_SOLVER_FIELDS = frozenset(
+    ("base_lr", "lr_policy", "max_iter", "net", "net_param", "solver_mode", "solver_type", "snapshot_prefix",
+     "test_iter", "test_net", "train_net", "train_net_param")
+)  # fmt: skip
+_TOKEN = re.compile(r"""\#[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[{}<>]|[A-Za-z_]\w*(?=\s*[:{<])""")
+
+
+def kind_of(path: PathLike) -> str:
+    """``net``, ``solver``, ``weights``, ``mean`` or ``solverstate``: by the contents, and for binary files by the name.
+
+    Raises:
+        CaffePortError: the file cannot be read.
+    """
+    head = bytes(caffemodel.map_file(path)[:4096])
+    name = Path(path).name.lower()
+    text_by_name = name.endswith((".prototxt", ".txt"))
+    if name.endswith(".caffemodel") or (not text_by_name and (b"\0" in head or head.startswith(caffemodel.HDF5_MAGIC))):
+        return "mean" if name.endswith(".binaryproto") else "solverstate" if ".solverstate" in name else "weights"
+    depth, names = 0, set()
+    for token in _TOKEN.findall(prototxt.read_text(path)):
+        depth += (token in "{<") - (token in "}>")
+        if not depth:
+            names.add(token)
+    return "solver" if names & _SOLVER_FIELDS and not names & {"layer", "layers"} else "net"
+
+
+def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> Inspection:
+    message = prototxt.read(path, "NetParameter")
+    form = "V2" if message.has("layer") else "V0" if any(old.has("layer") for old in message.layers) else "V1"
+    definition = Definition.parse(message, str(path))
+    found = survey(definition, options, weights)
+    facts = [("format", f"prototxt, {form}"), *_net_facts(definition, found)]
+    notes, errors = list(found.notes), list(found.errors)
+    if weights is not None:
+        label, value = _weights_fact(weights)
+        facts.append((label, f"{Path(weights.path).name}, {value}"))
+        compared = compare(definition, weights, options)
+        if not compared.fits:
+            errors.append(f"the weights do not fit: {compared.summary} See `caffe-port inspect --diff`.")
+        elif compared.counts["missing"] or compared.counts["extra"]:
+            notes.append(f"net and weights: {compared.summary} See `caffe-port inspect --diff`.")
+    return Inspection(
+        str(path), "net", Path(path).stat().st_size, tuple(facts), found.rows, _numbers(weights, options), tuple(notes),
+        tuple(errors),
+    )  # fmt: skip
+
+
+def _inspect_weights(path: PathLike, options: Options) -> Inspection:
+    weights = caffemodel.read(path)
+    facts = [("format", f"weights, {weights.format}"), _weights_fact(weights)]
+    rows = tuple(_stored_row(layer.name, layer.type, layer.blobs) for layer in weights.layers)
+    notes: list[str] = []
+    errors: list[str] = []
+    if weights.net is None:
+        notes.append("HDF5 holds weights only; the definition is in the prototxt")
+    else:
+        try:
+            definition = Definition.embedded(weights)
+            found = survey(definition, options, weights)
+        except SpecError as error:
+            errors.append(f"the definition inside: {error}")
+        else:
+            saved = f", saved in phase {definition.saved_in}" if definition.saved_in else ""
+            facts += [("definition", f"inside the file{saved}"), *_net_facts(definition, found)]
+            rows, notes, errors = found.rows, list(found.notes), list(found.errors)
+            compared = compare(definition, weights, options, found)
+            if not compared.fits:
+                errors.append(f"the definition inside the file does not fit its blobs: {compared.summary}")
+    size_ = Path(path).stat().st_size
+    return Inspection(
+        str(path), "weights", size_, tuple(facts), rows, _numbers(weights, options), tuple(notes), tuple(errors)
+    )
+
+
+def _net_facts(definition: Definition, found: Survey) -> list[tuple[str, str]]:
+    spec = found.spec
+    others = len({layer.name for layer in definition.net.layer} - set(spec.by_name)) if not definition.saved_in else 0
+    phase = f"{spec.phase}, {len(spec.layers)} layers" + (
+        f" ({others} more in other phases or stages)" if others else ""
+    )
+    blobs = {
+        label: ", ".join(f"{blob} {dims_text(found.shapes.get(source))}" for blob, source in ends)
+        for label, ends in (("inputs", spec.inputs), ("outputs", spec.outputs))
+    }
+    facts = [("net", spec.name), ("phase", phase), *blobs.items()]
+    return [(label, value) for label, value in facts if value]
+
+
+def _weights_fact(weights: Weights) -> tuple[str, str]:
+    blobs = [blob for layer in weights.layers for blob in layer.blobs]
+    kinds = "/".join(sorted({blob.dtype.name for blob in blobs}))
+    return "weights", f"{weights.parameters:,} numbers ({kinds}), {len(blobs)} blobs of {len(weights.layers)} layers"
+
+
+def _stored_row(name: str, type_: str, blobs: Sequence[Array]) -> Row:
+    """A layer of which nothing but its blobs is known."""
+    shapes = tuple(tuple(blob.shape) for blob in blobs)
+    return Row(name, type_, blobs=shapes, parameters=sum(blob.size for blob in blobs), macs=None, activation_bytes=None)
+
+
+def _numbers(weights: Weights | None, options: Options) -> tuple[BlobNumbers, ...]:
+    if weights is None or not options.numbers:
+        return ()
+    return tuple(
+        numbers_of(blob, layer.name, index) for layer in weights.layers for index, blob in enumerate(layer.blobs)
+    )
+
+
+def numbers_of(blob: Array, layer: str = "", index: int = 0) -> BlobNumbers:
+    """Extremes, mean and what is not finite, in pieces: a blob may be larger than memory."""
+    flat = blob.reshape(-1)
+    low, high, total, finite, nans = np.inf, -np.inf, 0.0, 0, 0
+    for start in range(0, flat.size, 1 << 20):
+        piece = flat[start : start + (1 << 20)].astype(np.float64)
+        good = piece[np.isfinite(piece)]
+        nans += int(np.isnan(piece).sum())
+        if good.size:
+            low, high = min(low, float(good.min())), max(high, float(good.max()))
+            total, finite = total + float(good.sum()), finite + good.size
+    shape, infinities = tuple(blob.shape), flat.size - finite - nans
+    if not finite:
+        return BlobNumbers(layer, index, shape, None, None, None, nans, infinities)
+    return BlobNumbers(layer, index, shape, low, high, total / finite, nans, infinities)
+
+
+# -- other files --------------------------------------------------------------------------------------------------
+
+
+def _inspect_solver(path: PathLike) -> Inspection:
+    message = prototxt.read(path, "SolverParameter")
+    facts = [("format", "solver")]
+    facts += [(name, _value_text(value)) for name, value in message.items()]
+    notes = [f"line {message.line}: field '{name}' is unknown and has no effect" for name in message.unknown]
+    nets = [getattr(message, name) for name in ("net", "train_net") if message.has(name)]
+    notes += [f"the net is looked for at '{net}', seen from the folder where the command runs" for net in nets
+              if not Path(net).exists()]  # fmt: skip
+    return Inspection(str(path), "solver", Path(path).stat().st_size, tuple(facts), notes=tuple(notes))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Message):
+        return "{ ... }"
+    if isinstance(value, list):
+        return ", ".join(_value_text(one) for one in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return prototxt.short_float(value) if isinstance(value, float) else str(value)
+
+
+def _inspect_mean(path: PathLike) -> Inspection:
+    mean = caffemodel.read_mean(path)
+    numbers = numbers_of(mean)
+    channels = ", ".join(f"{value:.4f}" for value in mean.mean(axis=(1, 2), dtype=np.float64))
+    facts = [("format", "mean image"), ("shape", f"{dims_text(mean.shape)} (channels, height, width)"),
+             ("channel means", f"{channels} (in the order of the database: B, G, R for Caffe's own tools)"),
+             ("range", f"{_number(numbers.minimum)} to {_number(numbers.maximum)}")]  # fmt: skip
+    errors = [f"{numbers.nans + numbers.infinities} values are not finite"] if numbers.nans + numbers.infinities else []
+    return Inspection(str(path), "mean", Path(path).stat().st_size, tuple(facts), errors=tuple(errors))
+
+
+def _inspect_state(path: PathLike) -> Inspection:
+    from caffe_port.training import solverstate  # imports torch
+
+    state = solverstate.read(path)
+    shapes = ", ".join(dims_text(array.shape) for array in state.history[:6])
+    history = f"{len(state.history)} blobs, {sum(array.size for array in state.history):,} numbers"
+    facts = [("format", "solver state"), ("iteration", f"{state.iter:,}"), ("weights", state.learned_net),
+             ("history", history), ("shapes", shapes + (", ..." if len(state.history) > 6 else ""))]  # fmt: skip
+    return Inspection(str(path), "solverstate", Path(path).stat().st_size, tuple((k, v) for k, v in facts if v))
+
+
+# -- a definition beside weights ----------------------------------------------------------------------------------
+
+
+def diff(definition: PathLike, weights: PathLike, options: Options | None = None) -> Diff:
+    """Puts a prototxt's blobs beside those of weights, layer by layer. The two may come in either order.
+
+    Raises:
+        CaffePortError: a file cannot be read, or the two are not a net and weights.
+    """
+    kinds = kind_of(definition), kind_of(weights)
+    if kinds == ("weights", "net"):
+        definition, weights = weights, definition
+    elif kinds != ("net", "weights"):
+        raise CaffePortError(f"a net's prototxt and weights are compared, got a {kinds[0]} and a {kinds[1]} file")
+    return compare(Definition.read(definition), caffemodel.read(weights), options or Options())
+
+
+# -- as text ------------------------------------------------------------------------------------------------------
+
+
+def render(result: Inspection | Diff, width: int | None = None) -> str:
+    """A table for a terminal, ``width`` columns wide (None: the terminal's, 80 to 120). Names cannot steer it.
+
+    Below 100 columns the wiring is left out, below 90 the memory.
+    """
+    width = width or min(max(shutil.get_terminal_size((110, 24)).columns, 80), 120)
+    lines = _diff_lines(result, width) if isinstance(result, Diff) else _inspection_lines(result, width)
+    return "\n".join(lines)
+
+
+def dims_text(dims: Dims) -> str:
+    """``1x64x28x28``; ``?`` for what is not known; a single number is a ``scalar``."""
+    if dims is None:
+        return "?"
+    return "x".join("?" if n is None else str(n) for n in dims) or "scalar"
+
+
+def _blobs_text(blobs: Sequence[Dims] | None) -> str:
+    return "?" if blobs is None else ", ".join(map(dims_text, blobs))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _count(value: int | None) -> str:
+    return "?" if value is None else f"{value:,}" if value else ""
+
+
+def _messages(label: str, messages: Sequence[str], width: int) -> list[str]:
+    """Notes or errors, wrapped; further lines are indented."""
+    lines = []
+    for message in messages:
+        for k, line in enumerate(message.splitlines()):
+            text = printable(line.strip()) if k else f"{label}: {printable(line)}"
+            lines += textwrap.wrap(
+                text, width, initial_indent="  " if k else "", subsequent_indent="  ", break_on_hyphens=False,
+                break_long_words=False,
+            )  # fmt: skip
+    return lines
+
+
+def _inspection_lines(found: Inspection, width: int) -> list[str]:
+    label = max((len(name) for name, _ in found.facts), default=0)
+    lines = [f"{printable(found.path)} ({human_bytes(found.bytes)})"]
+    lines += [f"  {name:{label}}  {printable(value)}" for name, value in found.facts]
+    if found.rows:
+        lines += ["", *_layer_lines(found, width), *_total_lines(found)]
+    if found.numbers:
+        header = ("layer", "blob", "shape", "minimum", "maximum", "mean", "not finite")
+        rows = [(b.layer, str(b.index), dims_text(b.shape), _number(b.minimum), _number(b.maximum), _number(b.mean),
+                 _count(b.nans + b.infinities)) for b in found.numbers]  # fmt: skip
+        lines += ["", *table(header, rows, (1, 3, 4, 5, 6), ((0, 12), (2, 10)), width)]
+        broken = sum(bool(b.nans or b.infinities) for b in found.numbers)
+        lines += [f"{broken} blobs hold NaN or infinity" if broken else "every number is finite"]
+    messages = _messages("note", found.notes, width) + _messages("error", found.errors, width)
+    return [*lines, "", *messages] if messages else lines
+
+
+def _layer_lines(found: Inspection, width: int) -> list[str]:
+    header = ("layer", "type", "wiring", "top", "blobs", "parameters", "MACs", "memory")
+    left_out = {k for k, least in ((2, 100), (7, 90)) if width < least}
+    rows: list[tuple[str, ...]] = []
+    before: tuple[str, ...] = ()
+    for row in found.rows:
+        memory = (
+            "?" if row.activation_bytes is None else human_bytes(row.activation_bytes) if row.activation_bytes else ""
+        )
+        rows.append((row.name, row.type, _wiring(row, before), ", ".join(map(dims_text, row.shapes)),
+                     _blobs_text(row.blobs), _count(row.parameters), _count(row.macs), memory))  # fmt: skip
+        before = row.tops
+    rows = [tuple("" if k in left_out else cell for k, cell in enumerate(row)) for row in rows]
+    return table(header, rows, (5, 6, 7), ((2, 14), (0, 14), (1, 12), (4, 16), (2, 6), (3, 12), (0, 8)), width)
+
+
+def _wiring(row: Row, before: Sequence[str]) -> str:
+    """``a, b -> c``; empty for the plain chain: from the row above to a blob of the layer's own name, or in place."""
+    plain_bottom = not row.bottoms or row.bottoms == tuple(before[:1])
+    plain_top = row.tops in ((row.name,), row.bottoms, ())
+    if plain_bottom and plain_top:
+        return ""
+    bottoms, tops = ", ".join(row.bottoms), ", ".join(row.tops)
+    if row.bottoms == row.tops:
+        return f"{bottoms} (in place)"
+    return f"{bottoms} -> {tops}" if bottoms else f"-> {tops}"
+
+
+def _total_lines(found: Inspection) -> list[str]:
+    """What is known in sum, in words."""
+    totals, unknown = found.totals, found.unknown
+    stored = 4 * (totals["parameters"] + totals["statistics"])
+    learned = f"{'at least ' if unknown['parameters'] else ''}{totals['parameters']:,}"
+    statistics = f" + {totals['statistics']:,} statistics" if totals["statistics"] else ""
+    lines = ["", f"parameters   {learned}{statistics} ({human_bytes(stored)} as float32)"]
+    if any(row.tops for row in found.rows):
+        lines.append(f"MACs         {'?' if unknown['macs'] else format(totals['macs'], ',')}")
+        memory = "?" if unknown["activation_bytes"] else human_bytes(totals["activation_bytes"])
+        lines.append(f"activations  {memory} for all tops, as float32")
+    return lines
+
+
+def _diff_lines(found: Diff, width: int) -> list[str]:
+    marks = {"equal": "", "differs": "!", "missing": "-", "extra": "+", "unknown": "?"}
+    reasons = {"missing": "not in the weights", "extra": "in the weights only"}
+    header = ("", "layer", "type", "prototxt", "weights", "prototxt / weights")
+    rows = [
+        (marks[row.verdict], row.name, row.type, "" if row.verdict == "extra" else _blobs_text(row.definition),
+         "" if row.weights is None else _blobs_text(row.weights), row.reason or reasons.get(row.verdict, ""))
+        for row in found.rows
+    ]  # fmt: skip
+    lines = [f"prototxt  {printable(found.definition)}", f"weights   {printable(found.weights)}", ""]
+    lines += [*table(header, rows, (), ((1, 14), (2, 12), (3, 16), (4, 16), (5, 16), (1, 8)), width), "", found.summary]
+    causes = [row.name for row in found.rows if row.is_cause]
+    if causes:
+        lines.append(f"What to change in the prototxt: {', '.join(map(printable, causes))}; other differences follow.")
+    if not found.fits and found.own_fits:
+        lines.append("The caffemodel carries its own definition, which fits: run without the prototxt.")
+    messages = _messages("note", found.notes, width)
+    return [*lines, "", *messages] if messages else lines

@@ -1,0 +1,227 @@
+"""Caffe's six solvers as torch optimizers, in Caffe's order of operations.
+
+Sources: sgd_solver.cpp (ApplyUpdate: clip, normalise, regularise, compute, update), nesterov_solver.cpp,
+adagrad_solver.cpp, rmsprop_solver.cpp, adadelta_solver.cpp, adam_solver.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from caffe_port.errors import did_you_mean
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+Update = tuple[Tensors, float]
+OPTIMIZERS: dict[str, type[CaffeOptimizer]] = {}
+
+
+class CaffeOptimizer(torch.optim.Optimizer):
+    """Base of the six solvers. One step is Caffe's ApplyUpdate.
+
+    Gradients are those of the *sum* over ``iter_size`` backward passes. They are clipped (their common L2 norm over
+    all groups), divided by iter_size, regularised, and turned into an update; ``.grad`` itself stays as it was.
+    A parameter without gradient has gradient zero: it still decays and coasts on its history.
+
+    Args:
+        params: parameters or groups; a group may set ``lr_mult`` and ``decay_mult`` (1).
+        lr: the rate; set ``group["lr"]`` from :func:`caffe_port.training.solver.learning_rate` before every step.
+        weight_decay: factor of the regularisation's gradient.
+        regularization_type: ``"L2"`` (adds decay * parameter) or ``"L1"`` (adds decay * sign).
+        clip_gradients: greatest L2 norm; negative: off.
+        iter_size: backward passes summed in ``.grad``.
+        options: of the solver: ``momentum``, ``momentum2``, ``rms_decay``, ``delta``.
+    """
+
+    slots: ClassVar[int] = 1
+    """Arrays kept for each parameter."""
+    options: ClassVar[dict[str, float]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        OPTIMIZERS[cls.__name__] = cls
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        regularization_type: str = "L2",
+        clip_gradients: float = -1.0,
+        iter_size: int = 1,
+        **options: float,
+    ) -> None:
+        for name in options:
+            if name not in self.options:
+                raise TypeError(f"{type(self).__name__} takes no '{name}'.{did_you_mean(name, self.options)}")
+        self.clip_gradients = clip_gradients
+        defaults: dict[str, Any] = {
+            "lr": lr, "lr_mult": 1.0, "decay_mult": 1.0, "weight_decay": weight_decay, "iter": 0,
+            "regularization_type": regularization_type, "iter_size": iter_size, **self.options, **options,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update. ``closure``, where given, computes the gradients; what it returns is returned."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        gradients = [
+            [torch.zeros_like(p) if p.grad is None else p.grad for p in g["params"]] for g in self.param_groups
+        ]
+        factor = self._clip_factor(gradients)
+        for group, grads in zip(self.param_groups, gradients, strict=True):
+            params = group["params"]
+            if params:
+                histories = [[self.history(p)[k] for p in params] for k in range(self.slots)]
+                update, rate = self.compute(self._regularised(group, grads, factor), histories, group)
+                torch._foreach_add_(params, update, alpha=-rate)
+            group["iter"] += 1
+        return result
+
+    def history(self, parameter: Tensor) -> Tensors:
+        """The parameter's arrays, zeros at first."""
+        state = self.state[parameter]
+        if not state:
+            state.update({f"history{k}": torch.zeros_like(parameter) for k in range(self.slots)})
+        return [state[f"history{k}"] for k in range(self.slots)]
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+        """(update, factor): their product is subtracted from the parameters. Changes histories, but no gradient."""
+        raise NotImplementedError
+
+    def _clip_factor(self, gradients: Sequence[Tensors]) -> Tensor | None:
+        if self.clip_gradients < 0:
+            return None
+        norms = [n for grads in gradients if grads for n in torch._foreach_norm(grads)]
+        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+        return torch.where(norm > self.clip_gradients, self.clip_gradients / norm, 1.0)
+
+    def _regularised(self, group: dict[str, Any], grads: Tensors, factor: Tensor | None) -> Tensors:
+        if group["iter_size"] != 1:
+            grads = torch._foreach_mul(grads, 1.0 / group["iter_size"])
+        if factor is not None:
+            grads = torch._foreach_mul(grads, factor.to(grads[0].device))
+        decay = group["weight_decay"] * group["decay_mult"]
+        if not decay:
+            return grads
+        toward = group["params"] if group["regularization_type"] == "L2" else torch._foreach_sign(group["params"])
+        return torch._foreach_add(grads, toward, alpha=decay)
+
+
+def _rate(group: dict[str, Any]) -> float:
+    return float(group["lr"] * group["lr_mult"])
+
+
+class SGD(CaffeOptimizer):
+    """Momentum with the rate inside the history: h = momentum h + lr g, and h is the update.
+
+    Differs from torch.optim.SGD: there the rate multiplies the history, so that a drop of the rate takes effect at
+    once; here what was gathered under the old rate fades over 1 / (1 - momentum) iterations.
+    """
+
+    options: ClassVar[dict[str, float]] = {"momentum": 0.0}
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+        (history,) = histories
+        torch._foreach_mul_(history, group["momentum"])
+        torch._foreach_add_(history, grads, alpha=_rate(group))
+        return history, 1.0
+
+
+class Nesterov(CaffeOptimizer):
+    """h' = momentum h + lr g; the update is (1 + momentum) h' - momentum h."""
+
+    options: ClassVar[dict[str, float]] = {"momentum": 0.0}
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+        (history,) = histories
+        momentum = group["momentum"]
+        before = torch._foreach_mul(history, momentum)
+        torch._foreach_mul_(history, momentum)
+        torch._foreach_add_(history, grads, alpha=_rate(group))
+        update = torch._foreach_mul(history, 1 + momentum)
+        torch._foreach_sub_(update, before)
+        return update, 1.0
+
+
+class AdaGrad(CaffeOptimizer):
+    """h = h + g^2; the update is lr g / (sqrt(h) + delta)."""
+
+    options: ClassVar[dict[str, float]] = {"delta": 1e-8}
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+        (history,) = histories
+        torch._foreach_addcmul_(history, grads, grads)
+        return _normalised(grads, history, group["delta"]), _rate(group)
+
+
+class RMSProp(CaffeOptimizer):
+    """h = rms_decay h + (1 - rms_decay) g^2; the update is lr g / (sqrt(h) + delta)."""
+
+    options: ClassVar[dict[str, float]] = {"rms_decay": 0.99, "delta": 1e-8}
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+        (history,) = histories
+        _average(history, grads, group["rms_decay"])
+        return _normalised(grads, history, group["delta"]), _rate(group)
+
+
+class AdaDelta(CaffeOptimizer):
+    """Averages h of g^2 and u^2 with decay ``momentum``: u = g sqrt((h_u + delta) / (h_g + delta)); the update is lr u.
+
+    Same as torch.optim.Adadelta with ``rho=momentum`` and ``eps=delta``: there is no other momentum in it.
+    """
+
+    slots: ClassVar[int] = 2
+    options: ClassVar[dict[str, float]] = {"momentum": 0.0, "delta": 1e-8}
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+        of_gradients, of_updates = histories
+        _average(of_gradients, grads, group["momentum"])
+        ratio = torch._foreach_add(of_updates, group["delta"])
+        torch._foreach_div_(ratio, torch._foreach_add(of_gradients, group["delta"]))
+        torch._foreach_sqrt_(ratio)
+        update = torch._foreach_mul(grads, ratio)
+        _average(of_updates, update, group["momentum"])
+        return update, _rate(group)
+
+
+class Adam(CaffeOptimizer):
+    """m and v with decays ``momentum`` and ``momentum2``; the update is lr c m / (sqrt(v) + delta), where
+    c = sqrt(1 - momentum2^t) / (1 - momentum^t) and t counts from 1.
+
+    Differs from torch.optim.Adam: delta is added to sqrt(v) before its bias is corrected, not after.
+    """
+
+    slots: ClassVar[int] = 2
+    options: ClassVar[dict[str, float]] = {"momentum": 0.9, "momentum2": 0.999, "delta": 1e-8}
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+        first, second = histories
+        beta1, beta2, t = group["momentum"], group["momentum2"], group["iter"] + 1
+        torch._foreach_mul_(first, beta1)
+        torch._foreach_add_(first, grads, alpha=1 - beta1)
+        _average(second, grads, beta2)
+        correction = math.sqrt(1 - beta2**t) / (1 - beta1**t)
+        return _normalised(first, second, group["delta"]), _rate(group) * correction
+
+
+def _average(history: Tensors, values: Tensors, decay: float) -> None:
+    """history = decay * history + (1 - decay) * values^2"""
+    torch._foreach_mul_(history, decay)
+    torch._foreach_addcmul_(history, values, values, value=1 - decay)
+
+
+def _normalised(values: Tensors, history: Tensors, delta: float) -> Tensors:
+    """values / (sqrt(history) + delta)"""
+    divisor = torch._foreach_sqrt(history)
+    torch._foreach_add_(divisor, delta)
+    return torch._foreach_div(values, divisor)

@@ -1,0 +1,164 @@
+"""Caffe's .solverstate (and .solverstate.h5): the iteration, the name of the weights, the solver's arrays.
+
+Sources: solver.cpp (SnapshotSolverState, Restore), sgd_solver.cpp (SnapshotSolverStateToBinaryProto, ...ToHDF5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from caffe_port import caffemodel, wire
+from caffe_port.caffemodel import Array
+from caffe_port.errors import CaffePortError, DependencyError, ParseError, WeightsError
+from caffe_port.files import atomic_write
+from caffe_port.message import Message
+from caffe_port.net import Net
+from caffe_port.training.optimizers import CaffeOptimizer
+from caffe_port.training.solver import SolverSpec, current_step, learnables, set_iteration
+
+
+@dataclass(frozen=True)
+class SolverState:
+    """What a .solverstate holds.
+
+    Attributes:
+        iter: updates done.
+        learned_net: the weights that belong to it, as Caffe names them.
+        history: the solver's first array of every blob of the net, then its second (AdaDelta, Adam).
+        current_step: steps taken by lr_policy step or multistep.
+    """
+
+    iter: int
+    learned_net: str
+    history: tuple[Array, ...] = field(repr=False)
+    current_step: int = 0
+    path: str = "<state>"
+
+
+def read(path: str | Path) -> SolverState:
+    """Reads a .solverstate or .solverstate.h5.
+
+    Raises:
+        ParseError: damaged, or another kind of file.
+        CaffePortError: it cannot be read.
+    """
+    where = str(path)
+    data = caffemodel.map_file(path)
+    if data[: len(caffemodel.HDF5_MAGIC)] == caffemodel.HDF5_MAGIC:
+        return _read_hdf5(where)
+    state = wire.parse(data, "SolverState", where)
+    if not state.has("iter") or state.unknown:
+        raise ParseError("is no .solverstate: it has no iteration, or fields of something else", where)
+    history = []
+    for index, blob in enumerate(state.history):
+        try:
+            history.append(np.asarray(caffemodel.blob_array(blob), np.float32))
+        except ParseError as error:
+            raise ParseError(f"history {index}: {error.what}", where) from None
+    return SolverState(state.iter, state.learned_net, tuple(history), state.current_step, where)
+
+
+def _read_hdf5(where: str) -> SolverState:
+    h5py = _h5py(where)
+    try:
+        with h5py.File(where, "r") as file:
+            group = file["history"]
+            history = [np.asarray(group[str(k)][()], np.float32) for k in range(len(group))]
+            name = file["learned_net"][()]
+            name = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+            numbers = [int(np.asarray(file[key][()]).reshape(-1)[0]) for key in ("iter", "current_step")]
+            return SolverState(numbers[0], name, tuple(history), numbers[1], where)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ParseError(f"is no .solverstate.h5, or a damaged one: {str(error)[:200]}", where) from None
+
+
+def write(path: str | Path, state: SolverState) -> None:
+    """Writes a state for Caffe; HDF5 where the name ends in ``.h5``.
+
+    Raises:
+        CaffePortError: the file cannot be written.
+    """
+    if str(path).endswith(".h5"):
+        return _write_hdf5(path, state)
+    message = Message("SolverState", iter=state.iter, learned_net=state.learned_net, current_step=state.current_step)
+    message.set("history", [caffemodel.blob_message(array) for array in state.history])
+    with atomic_write(path) as file:
+        for chunk in wire.serialize(message):
+            file.write(chunk)
+
+
+def _write_hdf5(path: str | Path, state: SolverState) -> None:
+    h5py = _h5py(str(path))
+    with atomic_write(path) as out, h5py.File(out, "w") as file:
+        file["iter"], file["current_step"] = np.array([state.iter], np.int32), np.array([state.current_step], np.int32)
+        file["learned_net"] = np.bytes_(state.learned_net.encode())
+        for index, array in enumerate(state.history):
+            file[f"history/{index}"] = np.asarray(array, np.float32)
+
+
+def _h5py(where: str) -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise DependencyError("is HDF5, which needs h5py", where, "pip install 'caffe-port[hdf5]'") from None
+    return h5py
+
+
+def capture(net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, learned_net: str) -> SolverState:
+    """The state after ``it`` updates. Blobs that no solver changes have a history of zeros."""
+    history: list[Array] = []
+    moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for slot in range(optimizer.slots):
+        for blob in learnables(net):
+            if id(blob.tensor) in moving:
+                history.append(optimizer.history(blob.tensor)[slot].detach().cpu().float().numpy().copy())
+            else:
+                history.append(np.zeros(tuple(blob.tensor.shape), np.float32))
+    # Caffe's counter is that of the last update: the step of the next one is taken when its rate is asked for.
+    return SolverState(it, learned_net, tuple(history), current_step(spec, max(it - 1, 0)))
+
+
+def restore(state: SolverState, net: Net, optimizer: CaffeOptimizer, spec: SolverSpec) -> None:
+    """Puts a state into an optimizer. The weights that belong to it are loaded by the caller.
+
+    Raises:
+        WeightsError: it belongs to another net or another solver; nothing was changed.
+    """
+    blobs = learnables(net)
+    if len(state.history) != optimizer.slots * len(blobs):
+        raise WeightsError(
+            f"holds {len(state.history)} arrays, {type(optimizer).__name__} on this net keeps "
+            f"{optimizer.slots} for each of {len(blobs)} blobs",
+            state.path,
+            "Is it the state of another net, or of another type of solver?",
+        )
+    for k, array in enumerate(state.history):
+        blob = blobs[k % len(blobs)]
+        if array.size != blob.tensor.numel():
+            shapes = f"{tuple(array.shape)}, the blob has {tuple(blob.tensor.shape)}"
+            raise WeightsError(f"layer '{blob.layer}', blob {blob.index}: history {shapes}", state.path)
+    moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    with torch.no_grad():
+        for k, array in enumerate(state.history):
+            slot, blob = k // len(blobs), blobs[k % len(blobs)]
+            if id(blob.tensor) in moving:
+                optimizer.history(blob.tensor)[slot].copy_(torch.tensor(array).reshape(blob.tensor.shape))
+    set_iteration(optimizer, spec, state.iter)
+
+
+def weights_beside(state: SolverState) -> Path:
+    """The weights of a state: where it says, or under that name in its own folder.
+
+    Raises:
+        CaffePortError: they are in neither place.
+    """
+    named = Path(state.learned_net)
+    for path in (Path(state.path).parent / named.name, named):
+        if named.name and path.is_file():
+            return path
+    raise CaffePortError(f"its weights '{state.learned_net}' are neither beside it nor where it says", state.path)

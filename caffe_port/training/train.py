@@ -1,0 +1,237 @@
+"""Training as Caffe does it: the loop of solver.cpp, on any device, resumable to the bit.
+
+Source: solver.cpp (Step, Solve, Test).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffe_port.errors import CaffePortError
+from caffe_port.training import parallel, plots, solver
+from caffe_port.training.setup import Listener, Training, TrainOptions, TrainResult, facts, set_up
+from caffe_port.training.solver import SolverSpec
+
+__all__ = ["Listener", "TrainOptions", "TrainResult", "train"]
+
+
+def train(
+    solver_path: str | Path, out: str | Path, options: TrainOptions | None = None, listen: Listener | None = None
+) -> TrainResult:
+    """Trains a net as its solver.prototxt says.
+
+    Args:
+        solver_path: the solver.prototxt.
+        out: the run's folder.
+        options: what differs from it.
+        listen: hears of every event.
+
+    Raises:
+        CaffePortError: bad input; or the loss became NaN: says the iteration and the layer where it began.
+    """
+    options = options or TrainOptions()
+    with parallel.group(options.device) as device:
+        training, start = set_up(SolverSpec.read(solver_path), Path(out), options, device, listen or (lambda _: None))
+        with _signals() as stop, contextlib.closing(training):
+            return _loop(training, start, stop)
+
+
+# -- the loop -------------------------------------------------------------------------------------------------------
+
+
+def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
+    """Solver::Step and Solver::Solve."""
+    spec, began, last_time, last_iter = t.spec, time.monotonic(), time.monotonic(), start
+    per_update = spec.iter_size * t.feeds["TRAIN"][0].batch_size
+    it = start
+    while it < spec.max_iter and not stop:
+        if spec.test_interval and it % spec.test_interval == 0 and (it > 0 or spec.test_initialization):
+            _test(t, it, stop)
+            if stop:
+                break
+            last_time, last_iter = time.monotonic(), it
+
+        t.net.train()
+        rate = solver.set_iteration(t.optimizer, spec, it)
+        t.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for k in range(spec.iter_size):
+            bottoms = t.batch("TRAIN", it * spec.iter_size + k)
+            with parallel.accumulate(t.model, last=k == spec.iter_size - 1):
+                with t.autocast():
+                    _, loss = t.model(*bottoms)
+                loss.backward()
+            total += parallel.mean(loss)
+            if not math.isfinite(total):
+                _explain(t, it, bottoms, total)
+        t.optimizer.step()
+        t.losses.append(total / spec.iter_size)
+
+        if spec.display and it % spec.display == 0:
+            now = time.monotonic()
+            speed = (it + 1 - last_iter) * per_update / max(now - last_time, 1e-9)
+            last_time, last_iter = now, it + 1
+            left = (spec.max_iter - it - 1) * per_update / speed
+            _report(t, {"kind": "train", "iter": it, "loss": sum(t.losses) / len(t.losses), "lr": rate,
+                        "images_per_s": round(speed, 1), "eta_s": round(left)})  # fmt: skip
+        it += 1
+        t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1], "lr": rate})
+        if spec.snapshot and it % spec.snapshot == 0:
+            _snapshot(t, it)
+        parallel.share(stop, t.device)
+
+    if spec.snapshot_after_train and not (spec.snapshot and it % spec.snapshot == 0) and it > start:
+        _snapshot(t, it)
+    if not stop and spec.test_interval and it % spec.test_interval == 0:
+        _test(t, it, stop)
+    return _finish(t, it, stop[0] if stop else "", time.monotonic() - began)
+
+
+@torch.no_grad()
+def _test(t: Training, it: int, stop: list[str]) -> None:
+    """Solver::Test: the mean of every single-number output over test_iter batches. A signal ends it without result."""
+    t.net.eval()
+    sums: dict[str, Tensor] = {}
+    for k in parallel.share_of(t.spec.test_iter):
+        if stop and parallel.world() == 1:
+            return
+        with t.autocast():
+            tops = [top for feed in t.feeds["TEST"] for top in feed.batch(k)]
+            outputs = t.net(*tops)
+        named = outputs if isinstance(outputs, dict) else {t.net.plans[False].outputs[0][0]: outputs}
+        for name, value in named.items():
+            if value.numel() == 1:
+                sums[name] = (
+                    sums.get(name, torch.zeros((), device=t.device, dtype=torch.float64)) + value.double().sum()
+                )
+    t.tested = {name: parallel.total(value) / t.spec.test_iter for name, value in sums.items()}
+    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": t.tested}
+    name = _judge(t.tested)
+    if name is not None:
+        higher = "loss" not in name.lower()
+        value = t.tested[name]
+        if t.best is None or (value > t.best["value"] if higher else value < t.best["value"]):
+            t.best = {"iter": it, "name": name, "value": value}
+            if parallel.first():
+                t.run.save_weights("best", t.net, t.definition)
+        event["best"] = t.best
+        if higher and t.reference:
+            theirs = _interpolated(t.reference, it)
+            event["reference"] = theirs
+            if theirs is not None:
+                event |= {"ahead": value > theirs, "difference": value - theirs}
+    _report(t, event)
+    _plot(t)
+
+
+def _judge(outputs: Mapping[str, float]) -> str | None:
+    """The output that tells which weights are best: an accuracy, else a loss."""
+    names = [n for n in outputs if "acc" in n.lower()] or [n for n in outputs if "loss" in n.lower()]
+    return names[0] if names else None
+
+
+def _explain(t: Training, it: int, bottoms: list[Tensor], loss: float) -> None:
+    """Raises the error that says where a loss that is not finite began. No update was made with it."""
+    where = "in the loss itself"
+    for name, blobs in t.net.caffe_layers().items():
+        bad = [blob for blob in blobs.blob_names() if not torch.isfinite(blobs.get_blob(blob)).all()]
+        if bad:
+            where = f"in the {bad[0]} of layer '{name}', since the update of iteration {it - 1}"
+            break
+    else:
+        with torch.no_grad(), t.autocast():
+            for turn in t.net.steps(*bottoms):
+                if not all(torch.isfinite(top).all() for top in turn.tops):
+                    where = f"in the output of layer '{turn.layer.name}' ({turn.layer.type})"
+                    break
+    snapshot, _ = t.run.latest()
+    kept = f"The last good snapshot is {snapshot.state}." if snapshot else "There is no snapshot before it."
+    raise CaffePortError(f"the loss is {loss} at iteration {it}; it began {where}", t.spec.path,
+                         f"{kept} A smaller base_lr, or clip_gradients, is the usual remedy.")  # fmt: skip
+
+
+def _snapshot(t: Training, it: int) -> None:
+    if parallel.first():
+        saved = t.run.save(t.net, t.definition, t.optimizer, t.spec, it, {"best": t.best, "losses": list(t.losses)})
+        _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
+    parallel.barrier()
+
+
+def _report(t: Training, event: dict[str, Any]) -> None:
+    if parallel.first():
+        t.run.log({**event, "time": round(time.time(), 3)})
+        t.listen(event)
+
+
+def _plot(t: Training, always: bool = False) -> None:
+    """Draws the curves, at most once in half a minute until the end."""
+    if not parallel.first() or not (always or time.monotonic() - t.drawn > 30):
+        return
+    t.drawn = time.monotonic()
+    try:
+        plots.curves(t.run.metrics(), t.run.path / "curves.png", t.run.path / "curves.svg", reference=t.reference)
+    except CaffePortError as error:
+        if str(error) not in t.notes:
+            t.notes.append(str(error))
+            t.listen({"kind": "note", "iter": 0, "text": str(error)})
+
+
+def _finish(t: Training, it: int, stopped: str, seconds: float) -> TrainResult:
+    if parallel.first():
+        t.run.save_weights("last", t.net, t.definition)
+        _plot(t, always=True)
+        t.run.write_json("run.json", facts(t) | {"iter": it, "stopped": stopped, "seconds": round(seconds, 1),
+                                                  "peak_memory_bytes": _peak_memory(t.device), "best": t.best,
+                                                  "outputs": t.tested})  # fmt: skip
+        t.listen({"kind": "end", "iter": it, "stopped": stopped, "best": t.best, "outputs": t.tested})
+    return TrainResult(it, t.tested, t.best, stopped, t.run.path)
+
+
+def _interpolated(points: list[tuple[int, float]], it: int) -> float | None:
+    """A curve's value between its points; None outside them."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x0 <= it <= x1:
+            return y0 if x1 == x0 else y0 + (y1 - y0) * (it - x0) / (x1 - x0)
+    return None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """A list that SIGINT and SIGTERM put their name into; a second signal acts as usual."""
+    stop: list[str] = []
+    before: dict[int, Any] = {}
+
+    def handler(number: int, _: Any) -> None:
+        stop.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        with contextlib.suppress(ValueError):  # not the main thread: whoever runs it handles signals
+            before[number] = signal.signal(number, handler)
+    try:
+        yield stop
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's memory, else of the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

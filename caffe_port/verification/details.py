@@ -1,0 +1,75 @@
+"""What a page about a verification shows beyond its numbers: distributions of differences, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from caffe_port.caffemodel import Array
+from caffe_port.spec import NetSpec, Source
+from caffe_port.verification.comparison import Row
+from caffe_port.verification.reference import Made
+
+DECADES = tuple(range(-10, 3))
+"""Histogram bins: |a - e| below 1e-10 (and zero), then one bin a decade, then 100 and more."""
+
+_MAX_MAPS = 12
+
+
+@dataclass
+class Pictures:
+    """Feature maps of the first layer that diverges: (maps, height, width) each, of the batch's first item."""
+
+    layer: str
+    expected: Array
+    actual: Array
+    channels: tuple[int, ...]
+
+
+@dataclass
+class Details:
+    """Collected while :func:`~caffe_port.verification.runner.run` compares.
+
+    Attributes:
+        histograms: (layer, top) -> numbers of elements by decade of the isolated difference (the free one, where no
+            other is computed).
+        pictures: of the first layer that is broken; None where none is, or where it has no maps.
+        spec: the net, for its graph.
+    """
+
+    histograms: dict[Source, tuple[int, ...]] = field(default_factory=dict)
+    pictures: Pictures | None = None
+    spec: NetSpec | None = None
+
+    def see(self, rows: Sequence[Row], made: Made, tops: Sequence[Tensor]) -> None:
+        """One layer's turn."""
+        for row in rows:
+            if made.tops is None or row.top >= len(made.tops) or row.top >= len(tops):
+                continue
+            expected, actual = np.asarray(made.tops[row.top]), tops[row.top].cpu().numpy()
+            if expected.shape == actual.shape and expected.size:
+                self.histograms[row.layer, row.top] = histogram(expected, actual)
+            if row.broken and self.pictures is None and expected.ndim == actual.ndim == 4:
+                self.pictures = pictures(row.layer, expected, actual)
+
+
+def histogram(expected: Array, actual: Array) -> tuple[int, ...]:
+    """Numbers of elements by decade of ``|a - e|``; what is not finite counts as the greatest."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        decades = np.floor(np.log10(np.abs(actual.astype(np.float64) - expected)))
+    decades = np.where(np.isnan(decades), np.where(actual == expected, -np.inf, np.inf), decades)
+    bins = np.clip(decades, DECADES[0] - 1, DECADES[-1]).astype(int) - (DECADES[0] - 1)
+    return tuple(int(n) for n in np.bincount(bins.reshape(-1), minlength=len(DECADES) + 1))
+
+
+def pictures(layer: str, expected: Array, actual: Array) -> Pictures:
+    """The maps of the first item; those that differ most, where the shapes allow to say so."""
+    e, a = expected[0], actual[0]
+    count = min(len(e), len(a), _MAX_MAPS)
+    order = np.arange(count)
+    if e.shape == a.shape:
+        order = np.argsort(-np.nan_to_num(np.abs(a - e)).max(axis=(1, 2)), kind="stable")[:count]
+    return Pictures(layer, e[order], a[order], tuple(int(c) for c in order))

@@ -1,0 +1,42 @@
+"""Recording a Trace by a reference: OpenCV, the formulas, or pycaffe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from caffe_port.api import PathLike
+from caffe_port.verification.feed import Preprocess
+from caffe_port.verification.reference import Reference, record
+from caffe_port.verification.trace import Trace
+from caffe_port.verification.verify import Input, find_reference, prepare
+
+
+def dump(
+    output: PathLike,
+    prototxt: PathLike | None = None,
+    weights: PathLike | None = None,
+    *,
+    by: str | Reference = "opencv",
+    input: Input | Mapping[str, Input] | None = None,  # noqa: A002  the word of the command line
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_loss: bool = False,
+) -> Trace:
+    """Records what a reference computes and writes it as .npz, for ``verify --against``.
+
+    Args:
+        output: the file.
+        by: ``"opencv"``, ``"numpy"``, ``"pycaffe"`` or a Reference.
+        prototxt, weights, input, seed, preprocess, input_shapes, keep_loss: as for :func:`caffe_port.verify`.
+
+    Raises:
+        CaffePortError: bad input, or the reference cannot run the net.
+    """
+    reference = find_reference(by)
+    subject = prepare(prototxt, weights, input=input, seed=seed, preprocess=preprocess, input_shapes=input_shapes,
+                      keep_loss=keep_loss)  # fmt: skip
+    words = {f"input {blob}": how for blob, how in subject.words.items()}
+    trace = record(reference, subject.case, {**subject.provenance, **words})
+    trace.save(output)
+    return trace

@@ -1,0 +1,57 @@
+"""A verification as JUnit XML, which continuous integration systems show: a test case for every top."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from caffe_port.verification.comparison import Difference, Report, Row
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def to_junit(report: Report) -> str:
+    """The report as a JUnit test suite; what was not compared is skipped, with the reason."""
+    suite = ElementTree.Element(
+        "testsuite", name=_text(f"caffe-port verify {report.net}"), tests=str(len(report.rows)),
+        failures=str(report.failed), skipped=str(report.not_compared), errors="0",
+    )  # fmt: skip
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in {"reference": report.reference, **report.provenance}.items():
+        ElementTree.SubElement(properties, "property", name=_text(name), value=_text(value))
+    for row in report.rows:
+        name = f"{row.layer}:{row.top}" if row.top else row.layer
+        case = ElementTree.SubElement(suite, "testcase", classname=_text(f"{report.net}.{row.type}"), name=_text(name))
+        if row.status == "not compared":
+            ElementTree.SubElement(case, "skipped", message=_text(row.note))
+        elif row.status == "failed":
+            failed = ElementTree.SubElement(case, "failure", message=_text(_message(row)))
+            failed.text = _text("\n".join(_lines(row)))
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, "unicode", xml_declaration=True) + "\n"
+
+
+def _message(row: Row) -> str:
+    if row.cause:
+        return row.cause
+    worst = max((d for d in (row.isolated, row.free) if d is not None and not d.passed), default=None,
+                key=lambda d: d.needed_atol)  # fmt: skip
+    if worst is None:
+        return "further from a float64 run than twice the reference"
+    behind = "" if row.broken else ", because of what came before"
+    return (worst.reason or f"differs by {worst.greatest:.3g}; passes with atol {worst.needed_atol:.3g}") + behind
+
+
+def _lines(row: Row) -> list[str]:
+    return [f"{kind}: {_numbers(found)}" for kind, found in (("free", row.free), ("isolated", row.isolated))
+            if found is not None] + ([row.where] if row.where else [])  # fmt: skip
+
+
+def _numbers(found: Difference) -> str:
+    words = f"{'passed' if found.passed else 'failed'}, greatest |a - e| {found.greatest:.6g} at {found.at}"
+    return f"{words}: {found.actual:.7g}, the reference {found.expected:.7g}; {found.outside} of {found.count} outside"
+
+
+def _text(text: str) -> str:
+    """Without what XML cannot hold."""
+    return _NOT_XML.sub("\ufffd", text)

@@ -1,0 +1,190 @@
+"""A Net and a reference, run in step, top by top.
+
+The nets let go of every top when its last reader has read it: memory does not grow with depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_port.caffemodel import Array
+from caffe_port.layers import Layer
+from caffe_port.net import Net, Step
+from caffe_port.spec import LayerSpec
+from caffe_port.verification.comparison import Difference, Distance, Row, Tolerance, difference, failure
+from caffe_port.verification.details import Details
+from caffe_port.verification.diagnose import diagnose
+from caffe_port.verification.numpy_reference import NumPyReference
+from caffe_port.verification.reference import Case, Made, Reference
+
+_Tensors = tuple[Tensor, ...]
+
+
+def run(
+    net: Net, reference: Reference, case: Case, tolerance: Tolerance, mode: str = "both", strict: bool = False,
+    details: Details | None = None,
+) -> Iterator[Row]:  # fmt: skip
+    """Runs the net and the reference in step and compares every top.
+
+    Args:
+        net: the candidate, in the phase of ``case``.
+        case: net, parameters and inputs, as the reference is given them.
+        mode: ``"both"``, ``"free"`` or ``"isolated"``.
+        strict: measures the distance of both from a float64 run.
+        details: sees every top that is compared.
+
+    Yields:
+        A row for every top, in the net's order; one for a layer without tops.
+    """
+    device = next((t.device for t in (*net.parameters(), *net.buffers())), torch.device("cpu"))
+    dtype = next((t.dtype for t in net.parameters() if t.is_floating_point()), torch.float32)
+
+    def tensor(array: Array) -> Tensor:
+        return torch.tensor(np.asarray(array), device=device, dtype=dtype)
+
+    inputs = [tensor(case.inputs[blob]) for blob in net.plan.inputs]
+    free = _Runner(net, inputs) if mode != "isolated" else None
+    alone = _Runner(net, inputs) if mode != "free" else None
+    turns = reference.run(case)
+    truth = NumPyReference().run(case) if strict else None
+    unknown: list[Array] | None = None
+    instead: list[Array] | None = None
+    diagnosed = 0
+    for step in net.plan.steps:
+        made = turns.send(instead)
+        assert made.layer.name == step.layer.name
+        instead = None
+        ours = [None if runner is None else runner.tops(step) for runner in (free, alone)]
+        rows = list(_rows(step.layer, made, ours, tolerance, free))
+        if made.by != reference.name and made.tops is not None:
+            rows = [dataclasses.replace(row, by=made.by) for row in rows]
+        if rows[0].broken and diagnosed < _MAX_DIAGNOSED:
+            diagnosed += 1
+            rows[0] = _explained(rows[0], net, step, made, ours, (free, alone), case, tolerance)
+        if truth is not None:
+            true = truth.send(unknown)
+            unknown = [np.asarray(t) for t in made.tops or ()] if true.tops is None else None
+            rows = [_with_distance(row, true, made, ours[0] or ours[1]) for row in rows]
+        if details is not None:
+            details.see(rows, made, next((t for t in reversed(ours) if isinstance(t, tuple)), ()))
+        yield from rows
+        expected = None if made.tops is None else tuple(map(tensor, made.tops))
+        if expected is None:
+            own = next((tops for tops in reversed(ours) if isinstance(tops, tuple)), None)
+            if own is None and step.tops:
+                yield from _stopped(net, step, made.by)
+                break
+            instead = [t.cpu().numpy() for t in own or ()]
+            if free is not None and not step.bottoms and own is not None:
+                ours[0] = own  # DummyData may be random: both runs see the same numbers
+        if free is not None:
+            free.put(step, ours[0] if isinstance(ours[0], tuple) else None)
+        if alone is not None:
+            alone.put(step, expected if expected is not None else ours[1] if isinstance(ours[1], tuple) else None)
+    for generator in (turns, truth):
+        if generator is not None:
+            generator.close()
+
+
+_MAX_DIAGNOSED = 20
+"""Layers whose difference is explained; a net that is wrong everywhere is not wrong layer by layer."""
+
+
+def _explained(
+    row: Row, net: Net, step: Step, made: Made, ours: Sequence[_Tensors | Difference | None],
+    runners: Sequence[_Runner | None], case: Case, tolerance: Tolerance,
+) -> Row:  # fmt: skip
+    """The row with its likely cause. In a free run alone, the bottoms are the candidate's own."""
+    runner, tops = next((r, t) for r, t in reversed(list(zip(runners, ours, strict=True))) if r is not None)
+    if not isinstance(tops, tuple) or made.tops is None:
+        return row
+    values = [runner.values[i] for i in step.bottoms]
+    module = getattr(net, step.attribute)
+    names = module.blob_names() if isinstance(module, Layer) else None
+    finding = diagnose(
+        step.layer, [v.cpu().numpy() for v in values if v is not None], case.blobs.get(step.layer.name, ()),
+        tops[row.top].cpu().numpy(), np.asarray(made.tops[row.top]),
+        parameters=None if names is None else [module.get_blob(n).detach().cpu().numpy() for n in names],
+        train=case.spec.phase == "TRAIN", tolerance=tolerance,
+    )  # fmt: skip
+    return row if finding is None else dataclasses.replace(row, cause=str(finding))
+
+
+class _Runner:
+    """Runs a net's steps one at a time, with whatever tops it is told to go on with. A layer that fails is no end."""
+
+    def __init__(self, net: Net, inputs: Sequence[Tensor]) -> None:
+        self.net = net
+        self.values: list[Tensor | None] = [*inputs, *[None] * (net.plan.slots - len(inputs))]
+        self.stopped = ""
+
+    def tops(self, step: Step) -> _Tensors | Difference | None:
+        """What the layer makes; a failure where it raises; None where a bottom is missing."""
+        bottoms = [self.values[i] for i in step.bottoms]
+        if any(b is None for b in bottoms):
+            return None
+        module: Any = getattr(self.net, step.attribute)
+        try:
+            made = tuple(module(b) for b in bottoms) if step.per_bottom else module(*bottoms)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            self.stopped = self.stopped or step.layer.name
+            text = str(error).splitlines()
+            return failure(f"raises {type(error).__name__}: {text[0][:160] if text else ''}")
+        return made if isinstance(made, tuple) else () if made is None else (made,)
+
+    def put(self, step: Step, tops: _Tensors | None) -> None:
+        """Sets the tops that the layers behind will read, and frees what nobody reads any more."""
+        for k, i in enumerate(step.tops):
+            self.values[i] = tops[k] if tops is not None and k < len(tops) else None
+        for i in step.frees:
+            self.values[i] = None
+
+
+def _rows(
+    layer: LayerSpec, made: Made, ours: Sequence[_Tensors | Difference | None], tolerance: Tolerance,
+    free: _Runner | None,
+) -> Iterator[Row]:  # fmt: skip
+    if not layer.tops:
+        yield Row(layer.name, 0, layer.type, "", layer.where, note="has no top")
+    for k, blob in enumerate(layer.tops):
+        found: list[Difference | None] = []
+        for tops in ours:
+            if made.tops is None or tops is None:
+                found.append(None)
+            elif isinstance(tops, Difference):
+                found.append(tops)
+            else:
+                found.append(difference(np.asarray(made.tops[k]), tops[k].cpu().numpy(), tolerance))
+        note = made.note
+        if not note and free is not None and ours[0] is None:
+            note = f"the free run ended at '{free.stopped}'"
+        yield Row(layer.name, k, layer.type, blob, layer.where, found[0], found[1], note)
+
+
+def _stopped(net: Net, last: Step, by: str) -> Iterator[Row]:
+    """The rest of the net, where neither side knows how to go on."""
+    after = False
+    for step in net.plan.steps:
+        if after:
+            for k, blob in enumerate(step.layer.tops):
+                yield Row(step.layer.name, k, step.layer.type, blob, step.layer.where,
+                          note=f"behind '{last.layer.name}', which neither {by} nor the net could run")  # fmt: skip
+        after = after or step is last
+
+
+def _with_distance(row: Row, true: Made, made: Made, tops: _Tensors | Difference | None) -> Row:
+    """The row with how far the candidate's free run and the reference's are from the float64 run."""
+    if true.tops is None or made.tops is None or not isinstance(tops, tuple) or made.by == true.by:
+        return row
+    truth, reference, ours = true.tops[row.top], np.asarray(made.tops[row.top]), tops[row.top].cpu().numpy()
+    if not truth.shape == reference.shape == ours.shape:
+        return row
+    return dataclasses.replace(
+        row, distance=Distance(difference(truth, ours).relative, difference(truth, reference).relative)
+    )
