@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage proto bench-verify mutations layers build clean
+.PHONY: help demo test lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu mutations layers fuzz crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,8 +43,32 @@ proto: $(VENV)/.installed-test  ## proto/caffe.proto -> caffe_port/caffe.binpb
 bench-verify: $(VENV)/.installed-test  ## what verifying a VGG-16-sized net costs
 	$(BIN)/python benchmarks/bench_verify.py
 
+bench-convert: $(VENV)/.installed-test  ## what converting a VGG-16-sized net costs
+	$(BIN)/python benchmarks/bench_convert.py
+
+bench-inference: $(VENV)/.installed-test  ## a converted net beside the same net written by hand, and OpenCV
+	$(BIN)/python benchmarks/bench_inference.py $(ARGS)
+
+bench-training: $(VENV)/.installed-test  ## images/s and memory of training, beside the original port's loop
+	$(BIN)/python benchmarks/bench_training.py
+
+bench: bench-convert bench-inference bench-training bench-verify  ## all the tables that a CPU can make, in some 10 minutes
+
+gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in pieces of MINUTES (ROOT=... the data, OUT=...)
+	$(BIN)/python benchmarks/gpu_session.py --root $(or $(ROOT),data) --out $(or $(OUT),gpu-results) --minutes $(or $(MINUTES),8)
+
 mutations: $(VENV)/.installed-test  ## plant slips, and write the table of docs/verification.md
 	$(BIN)/python benchmarks/mutations.py --write docs/verification.md
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable ".[fuzz]" || echo "no atheris for this machine: mutations without guidance"
+	touch $@
+
+fuzz: $(VENV)/.installed-fuzz  ## every reader of files, for SECONDS=60 in all; findings go to tests/corpus (ARGS=--only ...)
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(ARGS)
+
+crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train and download, TIMES=200
+	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real
 
 layers: $(VENV)/.installed-test  ## docs/layers.md from the docstrings
 	$(BIN)/python docs/make_layers.py
@@ -52,5 +76,14 @@ layers: $(VENV)/.installed-test  ## docs/layers.md from the docstrings
 build: $(VENV)/.installed-test  ## wheel and sdist into dist/
 	$(BIN)/python -m build
 
+COMPAT ?= torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 protobuf==4.25.0 click==8.1.0 rich==13.0.0 \
+	safetensors==0.4.3 opencv-python-headless==4.8.1.78
+compat:  ## core tests on the oldest versions that pyproject.toml allows (COMPAT=... for others); downloads gigabytes
+	$(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --quiet $(COMPAT) --editable ".[data,plot]" "pytest>=8" "hypothesis>=6.100"
+	.venv-compat/bin/python -m pytest -q -W ignore::DeprecationWarning tests/test_wire.py tests/test_caffemodel.py \
+		tests/test_prototxt.py tests/test_schema.py tests/test_net.py tests/layers tests/test_solver.py tests/test_emit.py \
+		tests/test_opencv_reference.py tests/test_verify.py tests/test_train.py tests/test_cli.py
+
 clean:  ## everything that make made
-	rm -rf $(VENV) build dist demo .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-compat build dist demo .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caffe_port import caffemodel, inputs, layers
+from caffe_port import caffemodel, fillers, inputs, layers, plugins
 from caffe_port.caffemodel import Weights
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.net import LoadReport, Net
-from caffe_port.spec import Definition, NetSpec
+from caffe_port.spec import Definition, LayerSpec, NetSpec
 
 PathLike = str | Path
 
@@ -26,6 +26,7 @@ class Ported:
         weights: the weights file; None where the fillers drew the parameters.
         report: which layers were loaded.
         notes: what the user should hear of, a sentence each.
+        shared: large parameters are views of ``weights``, for :func:`caffe_port.convert` alone; see :func:`port`.
     """
 
     net: Net
@@ -33,6 +34,7 @@ class Ported:
     weights: Weights | None
     report: LoadReport | None
     notes: tuple[str, ...]
+    shared: bool = False
 
 
 def load(prototxt: PathLike | None = None, weights: PathLike | None = None, **options: object) -> Net:
@@ -62,6 +64,7 @@ def port(
     stages: Sequence[str] = (),
     seed: int = 0,
     stub: bool = False,
+    share: bool = False,
 ) -> Ported:
     """Like :func:`load`, with the whole story.
 
@@ -72,38 +75,51 @@ def port(
         level, stages: Caffe's NetState.
         seed: of the fillers.
         stub: a layer of an unknown type becomes a :class:`~caffe_port.layers.stub.Stub`, to be finished by hand.
+        share: copies no large parameter: they stay views of the mapped file, wherever it has them, which need not be
+            where a tensor may begin. :func:`caffe_port.convert` knows how to deal with that; such a Net is not to be
+            run or trained. It spares convert the memory of the weights and the time to fill it.
     """
     if stub:
         from caffe_port.layers.stub import stubs
 
         with stubs() as made:
             ported = port(prototxt, weights, input_shapes=input_shapes, keep_loss=keep_loss, level=level,
-                          stages=stages, seed=seed)  # fmt: skip
+                          stages=stages, seed=seed, share=share)  # fmt: skip
         told = f"to be finished by hand in model.py, as stubs: {', '.join(sorted(made))}"
         return dataclasses.replace(ported, notes=(*ported.notes, told)) if made else ported
     if prototxt is None and weights is None:
         raise CaffePortError("a prototxt, a caffemodel, or both are needed")
-    stored = caffemodel.read(weights) if weights is not None else None
+    stored = caffemodel.read(weights, writable=share) if weights is not None else None
+    share = share and stored is not None and stored.mapping is not None
     if prototxt is not None:
         definition = Definition.read(prototxt)
     else:
         assert stored is not None
         definition = Definition.embedded(stored)
-    test = phase_spec(definition, "TEST", level, stages, input_shapes or {}, keep_loss)
-    shapes = inputs.resolve(test, stored, input_shapes)
-    notes = [*test.notes, *shapes.notes]
+    notes: list[str] = []
+    try:
+        test = phase_spec(definition, "TEST", level, stages, input_shapes or {}, keep_loss)
+    except SpecError as error:
+        try:
+            test = phase_spec(definition, "TRAIN", level, stages, input_shapes or {}, keep_loss)
+        except SpecError:
+            raise error from None
+        notes.append(f"phase TEST cannot be built, eval() computes the layers of TRAIN: {error.where}: {error.what}")
+    shapes = inputs.resolve(test, stored, input_shapes, guess=True)
+    notes += [*test.notes, *shapes.notes]
     draw = None if stored else seed
     try:
         train = phase_spec(definition, "TRAIN", level, stages, shapes.shapes, keep_loss)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
-        net = Net(test, inputs.resolve(train, stored, known).shapes | shapes.shapes, train, draw)
+        resolved = inputs.resolve(train, stored, known, guess=True).shapes
+        net = Net(test, resolved | shapes.shapes, train, draw)
     except SpecError as error:
         net = Net(test, shapes.shapes, None, draw)
         notes.append(f"phase TRAIN cannot be built, train() computes the layers of TEST: {error.where}: {error.what}")
     report = None
     if stored is not None:
         try:
-            report = net.load_weights(stored)
+            report = net.load_weights(stored, share)
         except WeightsError as error:
             raise _with_remedy(error, prototxt, stored) from None
         if report.initialised:
@@ -115,7 +131,8 @@ def port(
             notes.append(f"{len(report.unused)} layers of the file are not in the net: {', '.join(report.unused)}")
     else:
         notes.append(f"no weights were given: the fillers drew them (seed {seed})")
-    return Ported(net, definition, stored, report, tuple(notes))
+    notes += _odd_fillers(net, net.caffe_layers() if report is None else report.initialised)
+    return Ported(net, definition, stored, report, tuple(notes), share)
 
 
 def phase_spec(
@@ -130,7 +147,31 @@ def phase_spec(
     if keep_loss:
         return spec
     labels = {name for name, cls in layers.REGISTRY.items() if cls.labels}
-    return spec.deploy(labels, {name for name, cls in layers.REGISTRY.items() if cls.blobs})
+    learned = {name for name, cls in layers.REGISTRY.items() if cls.blobs}
+    return spec.deploy(labels, learned, {layer.name for layer in spec.layers if not _known(layer)})
+
+
+def _known(layer: LayerSpec) -> bool:
+    """Whether the layer's type is registered, of a Python layer whether something stands for its code."""
+    if layer.type not in layers.REGISTRY:
+        plugins.load_entry_points()
+    try:
+        return layers.class_of(layer.param) is not None
+    except SpecError:
+        return False
+
+
+def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:
+    """A note about fillers that are not Caffe's, of the layers that were drawn."""
+    odd: dict[str, str] = {}
+    messages = {step.layer.name: step.layer.param for training in (True, False) for step in net.plans[training].steps}
+    for name, module in net.caffe_layers().items():
+        if name in drawn and module.blob_names():
+            for filler in module.fillers(module.own_message(messages[name])).values():
+                if filler.type not in fillers.TYPES:
+                    odd.setdefault(filler.type, name)
+    told = ", ".join(f"{kind} (layer '{name}')" for kind, name in odd.items())
+    return [f"fillers that Caffe does not have were drawn as xavier: {told}"] if odd else []
 
 
 def _with_remedy(error: WeightsError, prototxt: PathLike | None, stored: Weights) -> WeightsError:
@@ -145,7 +186,7 @@ def _with_remedy(error: WeightsError, prototxt: PathLike | None, stored: Weights
 
 def _fits_itself(stored: Weights) -> bool:
     try:
-        port(None, stored.path)
+        port(None, stored.path, share=True)
     except CaffePortError:
         return False
     return True

@@ -6,18 +6,18 @@ of any size work. Sources: net.cpp (CopyTrainedLayersFrom, ToProto), blob.cpp (F
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import mmap
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caffe_port import wire
-from caffe_port.errors import CaffePortError, DependencyError, ParseError
-from caffe_port.files import atomic_write
+from caffe_port import hdf5, wire
+from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.files import atomic_write, opened
 from caffe_port.message import Message
 
 Array = np.ndarray[Any, Any]
@@ -53,12 +53,14 @@ class Weights:
         format: ``"V2"``, ``"V1"``, ``"V0"`` or ``"HDF5"``.
         layers: the layers that have blobs, in the file's order.
         net: the definition that the file carries (a NetParameter without blobs); None for HDF5.
+        mapping: the mapped file that the blobs are views of; None where they are not.
     """
 
     path: str
     format: str
     layers: tuple[LayerBlobs, ...]
     net: Message | None = field(repr=False)
+    mapping: mmap.mmap | None = field(default=None, repr=False, compare=False)
 
     @property
     def parameters(self) -> int:
@@ -73,14 +75,17 @@ class Weights:
         return table
 
 
-def read(path: str | Path) -> Weights:
+def read(path: str | Path, writable: bool = False) -> Weights:
     """Reads a .caffemodel or .caffemodel.h5.
+
+    Args:
+        writable: the blobs may be written to; that never reaches the file.
 
     Raises:
         ParseError: damaged, or another kind of file; says which.
         CaffePortError: it cannot be read.
     """
-    data = map_file(path)
+    data = map_file(path, writable)
     where = str(path)
     if data[: len(HDF5_MAGIC)] == HDF5_MAGIC:
         return _read_hdf5(where)
@@ -89,7 +94,9 @@ def read(path: str | Path) -> Weights:
             raise ParseError(f"is {kind}, not a .caffemodel", where)
     if _looks_like_text(bytes(data[:512])):
         raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first, the weights second.")
-    return from_message(wire.parse(data, "NetParameter", where), where)
+    weights = from_message(wire.parse(data, "NetParameter", where), where)
+    assert isinstance(data.obj, mmap.mmap)
+    return dataclasses.replace(weights, mapping=data.obj)
 
 
 def from_message(net: Message, where: str = "<message>") -> Weights:
@@ -165,22 +172,24 @@ def _raw_array(proto: Message) -> Array:
     return np.frombuffer(proto.raw_data, dtype)
 
 
-def map_file(path: str | Path) -> memoryview:
+def map_file(path: str | Path, writable: bool = False) -> memoryview:
     """A file's bytes, memory-mapped.
+
+    Args:
+        writable: a page that is written to becomes a copy; the file stays as it is.
 
     Raises:
         CaffePortError: it does not exist, is a folder or cannot be read.
         ParseError: it is empty.
     """
-    try:
-        with Path(path).open("rb") as file:
-            if not file.seek(0, 2):
-                raise ParseError("is empty", str(path))
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except IsADirectoryError:
-        raise CaffePortError("is a folder, a file was expected", str(path)) from None
-    except (OSError, ValueError) as error:
-        raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
+    with opened(path) as file:
+        if not file.seek(0, 2):
+            raise ParseError("is empty", str(path))
+        try:
+            access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
+            return memoryview(mmap.mmap(file.fileno(), 0, access=access))
+        except (OSError, ValueError) as error:
+            raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
 
 
 def _looks_like_text(head: bytes) -> bool:
@@ -188,48 +197,21 @@ def _looks_like_text(head: bytes) -> bool:
 
 
 def _read_hdf5(where: str) -> Weights:
-    try:
-        import h5py
-    except ImportError:
-        raise DependencyError("is HDF5, which needs h5py", where, "pip install 'caffe-port[hdf5]'") from None
-    layers = []
+    h5py = hdf5.library(where)
+    found = []
     try:
         with h5py.File(where, "r") as file:
-            if "data" not in file or not isinstance(file["data"], h5py.Group):
+            if "data" not in file or not isinstance(hdf5.member(file, "data", where), h5py.Group):
                 raise ParseError("holds no group 'data': not a .caffemodel.h5", where)
-            for name, group in _hdf5_layers(file["data"], h5py):
-                blobs = []
-                for index in sorted(group, key=int):
-                    _check_hdf5_size(group[index], where, name)
-                    blobs.append(np.asarray(group[index][()], np.float32))
-                if blobs:
-                    layers.append(LayerBlobs(name, "", tuple(blobs)))
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            for name, group in hdf5.layers(file["data"], where):
+                arrays = [hdf5.values(group, index, where) for index in sorted(group, key=int)]
+                if arrays:
+                    found.append(LayerBlobs(name, "", tuple(np.asarray(array, np.float32) for array in arrays)))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
-    if not layers:
+    if not found:
         raise ParseError("holds no layers with weights", where)
-    return Weights(where, "HDF5", tuple(layers), None)
-
-
-def _hdf5_layers(group: Any, h5py: Any, prefix: str = "", depth: int = 0) -> Iterable[tuple[str, Any]]:
-    """Groups whose members are datasets 0, 1, ...; a '/' in a layer's name makes HDF5 nest groups."""
-    if depth > 32:
-        raise ValueError("groups are nested more than 32 deep")
-    for name in group:
-        member = group[name]
-        if not isinstance(member, h5py.Group):
-            continue
-        if all(key.isdecimal() and isinstance(member[key], h5py.Dataset) for key in member):
-            yield prefix + name, member
-        else:
-            yield from _hdf5_layers(member, h5py, f"{prefix}{name}/", depth + 1)
-
-
-def _check_hdf5_size(dataset: Any, where: str, layer: str) -> None:
-    declared = math.prod(dataset.shape) * dataset.dtype.itemsize
-    stored = dataset.id.get_storage_size()
-    if declared > 1024 * stored + (1 << 20):
-        raise ParseError(f"layer '{layer}' declares {declared} bytes, {stored} are stored", where)
+    return Weights(where, "HDF5", tuple(found), None)
 
 
 def read_mean(path: str | Path) -> Array:
@@ -250,7 +232,7 @@ def read_mean(path: str | Path) -> Array:
         raise ParseError(error.what, str(path)) from None
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
-    if mean.ndim != 3:
+    if mean.ndim != 3 or not mean.size:
         raise ParseError(f"shape {mean.shape} is not one image (1, C, H, W)", str(path))
     return np.asarray(mean, np.float32)
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 import caffe_port
-from caffe_port.commands import nets, proof, training
+from caffe_port.commands import health, nets, proof, training
 from caffe_port.errors import CaffePortError
 from caffe_port.table import printable
 
@@ -25,9 +25,11 @@ def main() -> NoReturn:
         code = _complain(str(error))
     except click.exceptions.Abort:
         code = _complain("interrupted", 130)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "caffe-port"
+        code = _complain(f"{' '.join(error.format_message().split())}\n  See {command} --help")
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        code = _complain(error.format_message(), error.exit_code)
     except BrokenPipeError:  # `caffe-port inspect ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter's last flush goes there
         code = 0
@@ -42,10 +44,33 @@ def _complain(text: str, code: int = 2) -> int:
     return code
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(caffe_port.__version__, prog_name="caffe-port")
-def cli() -> None:
+def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Prints what a report of an error should hold, without importing any of it."""
+    if not asked or context.resilient_parsing:
+        return
+    from caffe_port.inspection.doctor import versions
+
+    click.echo(f"caffe-port {caffe_port.__version__}")
+    for name, version in versions().items():
+        click.echo(f"{name} {version}")
+    context.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    epilog="Each command has --help with examples. Exit codes: 0 done; 1 parity or accuracy not reached; "
+    "2 bad usage or bad input.",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_versions,
+              help="Show the version, and those of what it rests on.")  # fmt: skip
+@click.pass_context
+def cli(context: click.Context) -> int | None:
     """Moves Caffe models to PyTorch, proves layer by layer that nothing changed, and retrains them as Caffe would."""
+    if context.invoked_subcommand is not None:
+        return None
+    click.echo(context.get_help(), err=True)
+    return 2
 
 
 for _command in (
@@ -58,5 +83,7 @@ for _command in (
     training.evaluate,
     training.log,
     training.reproduce,
+    health.doctor,
+    health.completion,
 ):
     cli.add_command(_command)

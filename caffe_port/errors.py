@@ -7,7 +7,9 @@ The command line prints it as it is and leaves with code 2; nothing else is caug
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from caffe_port.table import printable
 
 
 class CaffePortError(Exception):
@@ -16,15 +18,18 @@ class CaffePortError(Exception):
     Args:
         what: one sentence, got and expected.
         where: file, ``file:line`` or ``file:line:column``; empty where there is no file.
-        hint: what to do; shown indented on the next line.
+        hint: what to do; shown indented on the next line, or lines.
+
+    What comes from a file is shown escaped where it is not printable: a name cannot steer a terminal.
     """
 
-    def __init__(self, what: str, where: str = "", hint: str = "") -> None:
-        self.what, self.where, self.hint = what, where, hint
-        super().__init__(what)
+    def __init__(self, what: str, where: str = "", hint: str | Sequence[str] = "") -> None:
+        self.what, self.where = printable(what), where
+        self.hint = "\n  ".join(map(printable, (hint,) if isinstance(hint, str) else hint))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.what}" if self.where else self.what
+        text = f"{printable(self.where)}: {self.what}" if self.where else self.what
         return f"{text}\n  {self.hint}" if self.hint else text
 
 

@@ -1,16 +1,68 @@
-"""Files: written beside and then renamed, so that a name never stands for half a file; and told apart by kind."""
+"""Files: read only where they are files; written beside and then renamed, so that a name never stands for half of one.
+
+What is opened for reading is opened here: a folder, a named pipe or a device in the place of a file is an error, not
+a program that waits for ever.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import mmap
 import os
+import platform
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from caffe_port.errors import CaffePortError
+from caffe_port.errors import CaffePortError, ParseError
+
+MAX_BYTES = 1 << 30
+"""Of a file that is read as a whole. Weights are memory-mapped instead, and may be of any size."""
+
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+
+
+def opened(path: str | Path) -> IO[bytes]:
+    """A file, open for reading.
+
+    Raises:
+        CaffePortError: it does not exist, cannot be read, or is a folder, a named pipe, a device.
+    """
+    try:
+        # Without O_NONBLOCK, a named pipe that nobody writes to would be waited for.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if os.path.isdir(path):  # what Windows says of one is "Permission denied"
+            raise CaffePortError("is a folder, a file was expected", str(path)) from None
+        raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(handle)
+        what = "a folder" if kind == stat.S_IFDIR else _KINDS.get(kind, "no file")
+        raise CaffePortError(f"is {what}, a file was expected", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """What a file holds.
+
+    Raises:
+        CaffePortError: as for :func:`opened`.
+        ParseError: it has more than ``most`` bytes.
+    """
+    with opened(path) as file:
+        try:
+            data = file.read(most + 1)
+        except OSError as error:
+            raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
+    if len(data) > most:
+        raise ParseError(f"is larger than {most >> 20} MiB; such a file never is", str(path))
+    return data
 
 
 @contextlib.contextmanager
@@ -42,6 +94,60 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
                 os.unlink(temporary)
 
 
+def stays_inside(path: str) -> bool:
+    """Whether a path leads to a place below the folder that it is joined to, on any system."""
+    parts = path.replace("\\", "/").split("/")
+    return ".." not in parts and not path.startswith(("/", "\\")) and ":" not in path and "\0" not in path
+
+
+@contextlib.contextmanager
+def lock(path: str | Path, what: str) -> Iterator[None]:
+    """Holds a file that one process at a time can hold. The system lets it go with the process, however that ends.
+
+    Args:
+        path: of the file, which stays and tells who held it last; or a folder, where the system can lock one.
+        what: for the error: what the holder is doing.
+
+    Raises:
+        CaffePortError: another process holds it: says which, on which machine.
+    """
+    folder = os.path.isdir(path)
+    if folder and sys.platform == "win32":
+        yield
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CaffePortError(f"cannot be written: {error.strerror}", str(path)) from None
+    try:
+        if not _try_lock(handle):
+            holder = "" if folder else os.read(handle, 200).decode(errors="replace")
+            raise CaffePortError(f"{what} by {holder or 'another process'}", str(path), "Wait for it to end.")
+        if not folder:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(handle, 1 << 20, os.SEEK_SET)  # far behind the text, which others read
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            os.lseek(handle, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # a file system without locks: go on
+    return True
+
+
 def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
     """Which of one or two files is the prototxt and which holds weights; the order does not matter.
 
@@ -65,10 +171,19 @@ def _holds_weights(file: str | Path) -> bool:
     if name.endswith(".prototxt"):
         return False
     try:
-        with Path(file).open("rb") as opened:
-            return b"\0" in opened.read(4096)
-    except OSError:
+        with opened(file) as head:
+            return b"\0" in head.read(4096)
+    except (OSError, CaffePortError):
         return False  # reading it as text says what is the matter
+
+
+def let_go(mapping: mmap.mmap | None) -> None:
+    """Gives back the memory that the pages of a mapped file take; a page is read again when it is needed.
+
+    What was written to a copy-on-write mapping is lost.
+    """
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def sha256(path: str | Path) -> str:
@@ -79,7 +194,7 @@ def sha256(path: str | Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with Path(path).open("rb") as file:
+        with opened(path) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:

@@ -28,9 +28,15 @@ def fill(filler: Message, shape: Sequence[int], rng: np.random.Generator) -> Arr
         float32 of that shape.
 
     Raises:
-        SpecError: an unknown type, or a shape that the type cannot fill.
+        SpecError: a type that is a slip of the pen, or a shape that the type cannot fill.
+
+    The types of forks (identity, orthogonal, gabor ...) are drawn as xavier, which keeps a net's numbers in range.
     """
     kind = filler.type
+    if kind not in TYPES:
+        if suggestion := did_you_mean(kind, TYPES, 0.75):
+            raise SpecError(f"filler type '{kind}' does not exist.{suggestion}")
+        kind = "xavier"
     if 0 in shape:
         return np.zeros(shape, np.float32)
     if kind == "constant":
@@ -52,9 +58,7 @@ def fill(filler: Message, shape: Sequence[int], rng: np.random.Generator) -> Arr
         return _uniform(rng, -scale, scale, shape)
     if kind == "msra":
         return _gaussian(rng, 0.0, math.sqrt(2 / _fan(filler, shape)), shape)
-    if kind == "bilinear":
-        return _bilinear(shape)
-    raise SpecError(f"filler type '{kind}' does not exist.{did_you_mean(kind, TYPES)}")
+    return _bilinear(shape)
 
 
 def _fan(filler: Message, shape: Sequence[int]) -> float:

@@ -58,6 +58,7 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "SmoothL1Loss": {148: "smooth_l1_loss_param"},
     "SmoothL1LossOHEM": {148: "smooth_l1_loss_param"},
     "BoxAnnotatorOHEM": {150: "box_annotator_ohem_param", 152: "box_annotator_ohem_param"},
+    "PriorBoxClustered": {203: "prior_box_clustered_param"},  # OpenVINO
     "Proposal": {201: "proposal_param", 202: "proposal_param"},  # PVANet, Ascend
     "BoxOutput": {151: "box_output_param"},  # MS-CNN
     "NormalizeBBox": {149: "normalize_bbox_param"},
@@ -155,4 +156,24 @@ BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
 #: Message type -> {number in the file: field}, for an integer above 1 where proto/caffe.proto has a bool.
 NOT_A_BOOL: Final[dict[str, dict[int, str]]] = {
     "ConvolutionParameter": {17: "hole"},  # DeepLab, PSPNet: the dilation; Caffe's 17 is force_nd_im2col
+}
+
+#: Message type -> fields of forks that look like a slip of the pen for one of proto/caffe.proto's, and are none.
+TEXT_FIELDS: Final[dict[str, frozenset[str]]] = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        # The third axis of volumes
+        "ConvolutionParameter": "dilation_h dilation_w kernel_d kernel_l kernel_t pad_d pad_l pad_t stride_d stride_l "
+        "stride_t",
+        "PoolingParameter": "kernel_d kernel_l kernel_t pad_d pad_l pad_t stride_d stride_l stride_t",
+        # How pictures are read
+        "TransformationParameter": "crop flip mean_files mean_values mirror_y scale_factor scales",
+        "DataParameter": "batch_sizes random_skip sources",
+        "ImageDataParameter": "new_heights new_widths sources",
+        # How a net is trained
+        "BatchNormParameter": "use_local_stats",
+        "LossParameter": "class_weight class_weights ignore_labels",
+        "FillerParameter": "values",
+        "ParamSpec": "l1_mult",
+    }.items()
 }

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from caffe_port import shapes
 from caffe_port.caffemodel import Weights
 from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.input_guesses import cuts, try_shapes
+from caffe_port.message import Message
 from caffe_port.spec import LABEL_SUFFIXES, LayerSpec, NetSpec, Source
 
 Shape = tuple[int, ...]
@@ -32,7 +34,10 @@ class InputShapes:
 
 
 def resolve(
-    spec: NetSpec, weights: Weights | None = None, given: Mapping[str, Sequence[int]] | None = None
+    spec: NetSpec,
+    weights: Weights | None = None,
+    given: Mapping[str, Sequence[int]] | None = None,
+    guess: bool = False,
 ) -> InputShapes:
     """Finds the shape of every input.
 
@@ -40,6 +45,7 @@ def resolve(
         spec: the net, as it will be built.
         weights: their shapes tell the channels.
         given: shapes by blob name; they come before everything else.
+        guess: what cannot be known is guessed, and told in a note.
 
     Raises:
         SpecError: asks, by name, for the shape that cannot be known; or a given name is no input.
@@ -52,17 +58,49 @@ def resolve(
             raise SpecError(f"has no input '{name}'; its inputs are {', '.join(names) or 'none'}.{near}", spec.path)
     found: dict[str, Shape] = {}
     notes: list[str] = []
+    unknown: list[tuple[str, Source]] = []
+    asked: SpecError | None = None
     for blob, source in spec.inputs:
         layer = spec.by_name[source[0]]
         shape = wanted[blob] if blob in wanted else _declared(layer, source[1])
         if shape is None and source[1] > 0 and _is_label(spec, source):
             shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one number a picture
-        found[blob] = _from_data(spec, blob, source, weights, found, notes) if shape is None else shape
+        try:
+            found[blob] = _from_data(spec, blob, source, weights, found, notes) if shape is None else shape
+        except SpecError as error:
+            if not guess:
+                raise
+            asked = asked or error
+            unknown.append((blob, source))
+            continue
         if any(n < 1 for n in found[blob]):
             raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis is at least 1", layer.where)
         if (count := math.prod(found[blob])) > MAX_COUNT:
             raise SpecError(f"input '{blob}' would hold {count} numbers; Caffe's limit is 2^31 - 1", layer.where)
-    return InputShapes(found, tuple(notes))
+    if asked is not None:
+        guessed = _guessed(spec, unknown, found, weights, asked)
+        told = " ".join(f"--input-shape {blob}={','.join(map(str, shape))}" for blob, shape in guessed.items())
+        notes.append(f"the shapes of the data are not in the file; these are assumed, say better ones: {told}")
+        found |= guessed
+    return InputShapes({blob: found[blob] for blob in names}, tuple(notes))
+
+
+def _guessed(
+    spec: NetSpec, unknown: Sequence[tuple[str, Source]], known: Mapping[str, Shape], weights: Weights | None,
+    asked: SpecError,
+) -> dict[str, Shape]:  # fmt: skip
+    """Shapes that carry through the net. Raises ``asked`` where none does, with the reason."""
+
+    def refused(choice: Mapping[str, Shape]) -> str:
+        try:
+            return _misfit(spec, choice, weights)
+        except shapes.UnknownShape:
+            return ""
+
+    shapes_, reason = try_shapes(spec, unknown, known, _channels(spec, unknown[0][1], weights), refused)
+    if reason:
+        raise SpecError(f"{asked.what}; no common size fits: {reason}", asked.where, asked.hint)
+    return shapes_
 
 
 def _declared(layer: LayerSpec, index: int) -> Shape | None:
@@ -81,10 +119,14 @@ def _declared(layer: LayerSpec, index: int) -> Shape | None:
     return None
 
 
+_LABEL_READERS = ("LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct", "Silence")
+"""Types beside losses that read labels: the margins of face recognition."""
+
+
 def _is_label(spec: NetSpec, source: Source) -> bool:
-    """Whether nothing reads the blob but losses, Accuracy and Silence."""
+    """Whether nothing reads the blob but losses, Accuracy and what else reads labels."""
     readers = [layer.type for layer in spec.layers if source in layer.sources]
-    return all(type_ == "Silence" or type_.endswith(LABEL_SUFFIXES) for type_ in readers)
+    return all(type_ in _LABEL_READERS or type_.endswith(LABEL_SUFFIXES) for type_ in readers)
 
 
 def _from_data(
@@ -93,12 +135,17 @@ def _from_data(
     layer = spec.by_name[source[0]]
     channels = _channels(spec, source, weights)
     crop = _crop(layer)
+    frames = layer.param.image_data_param  # C3D's, of videos
+    length = (frames.new_length,) if frames.has("new_length") and frames.new_length > 1 else ()
     if channels is None and crop is not None:
         channels = len(layer.param.transform_param.mean_value) or 3
         channels = 3 if channels == 1 else channels  # one mean value serves any number of channels
+        channels = next((n for n in cuts(spec, layer.name, 1) if n > channels), channels)
+        if layer.param.transform_param.force_gray or not layer.param.image_data_param.is_color:
+            channels = 1
         notes.append(f"input '{blob}': the number of channels is not known without weights; {channels} assumed")
     if channels is not None and crop is not None:
-        return (1, channels, *crop)
+        return (next(cuts(spec, layer.name, 0), 1), channels, *length, *crop)
     if channels is not None:
         sides = [n for n in _SIDES if _fits(spec, {**known, blob: (1, channels, n, n)}, weights)]
         if not sides and _differ(spec, weights):  # no size makes them fit: loading the weights will say how
@@ -122,13 +169,24 @@ def _from_data(
     )
 
 
+_SIZES = (
+    ("crop_height", "crop_width"), ("crop_h", "crop_w"), ("crop_size", "crop_size"), ("crop_size_y", "crop_size_x"),
+    ("new_height", "new_width"), ("image_size_y", "image_size_x"), ("yolo_height", "yolo_width"),
+    ("resize_height", "resize_width"),
+)  # fmt: skip
+"""How data layers of Caffe and its forks name height and width of what they give, the last step first."""
+
+
 def _crop(layer: LayerSpec) -> tuple[int, int] | None:
-    p = layer.param
-    if p.transform_param.crop_size:
-        return p.transform_param.crop_size, p.transform_param.crop_size
-    if p.image_data_param.new_height and p.image_data_param.new_width:
-        return p.image_data_param.new_height, p.image_data_param.new_width
-    for resize in p.transform_param.resize_param:  # SSD's
+    """The size of the pictures that a data layer gives, where it says one."""
+    owners = [value for _, value in layer.param.items() if isinstance(value, Message)]
+    owners += [value for values in layer.param.unknown.values() for value in values if isinstance(value, Message)]
+    for names in _SIZES:
+        for owner in owners:
+            size = tuple(getattr(owner, name) for name in names if owner.has(name))
+            if len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size):
+                return size
+    for resize in layer.param.transform_param.resize_param:  # SSD's
         if resize.height and resize.width:
             return resize.height, resize.width
     return None
@@ -195,19 +253,36 @@ def _differ(spec: NetSpec, weights: Weights | None) -> bool:
 
 def _fits(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) -> bool:
     """Whether the shapes carry through the net and the InnerProducts find what they were made for."""
-    stored = weights.by_name() if weights else {}
-    complete = {blob: known.get(blob, (1,)) for blob, _ in spec.inputs}
     try:
-        tops = shapes.infer(spec, complete)
-    except SpecError:
+        return not _misfit(spec, known, weights)
+    except shapes.UnknownShape:
         return False
+
+
+def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) -> str:
+    """Why the shapes do not fit the net or the weights; an empty string where they do.
+
+    Raises:
+        UnknownShape: the net holds a layer of a type without a shape rule, and nothing before it is amiss.
+    """
+    stored = weights.by_name() if weights else {}
+    try:
+        tops = shapes.infer(spec, {blob: known.get(blob, (1,)) for blob, _ in spec.inputs})
+    except shapes.UnknownShape:
+        raise
+    except SpecError as error:
+        return str(error).splitlines()[0]
+    owners: dict[str, Shape] = {}
     for layer in spec.layers:
+        if any(param.name for param in layer.param.param):
+            for param, shape in zip(
+                layer.param.param, shapes.blob_shapes(layer, [tops[s] for s in layer.sources]), strict=False
+            ):
+                if param.name and owners.setdefault(param.name, shape) != shape:
+                    return str(layer.error(f"shares '{param.name}' of shape {owners[param.name]}, needs {shape}"))
         if layer.type == "InnerProduct" and layer.name in stored:
             p = layer.param.inner_product_param
             bottom = tops[layer.sources[0]]
-            count = 1
-            for n in bottom[p.axis :]:
-                count *= n
-            if stored[layer.name].blobs[0].size != count * p.num_output:
-                return False
-    return True
+            if stored[layer.name].blobs[0].size != math.prod(bottom[p.axis :]) * p.num_output:
+                return f"layer '{layer.name}' (InnerProduct): its weights are not made for a bottom of shape {bottom}"
+    return ""

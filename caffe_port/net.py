@@ -11,43 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port import fillers, layers, plugins
+from caffe_port import fillers, fusion, layers, plugins, shapes
 from caffe_port.caffemodel import Array, Weights
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.layers import Layer, Shape
 from caffe_port.naming import identifiers
+from caffe_port.plan import Plan, Step
 from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.state import LARGE
 
 MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
 
 Outputs = Tensor | dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One layer's turn: which values it reads and writes, and which are read for the last time."""
-
-    layer: LayerSpec
-    attribute: str
-    bottoms: tuple[int, ...]
-    tops: tuple[int, ...]
-    per_bottom: bool
-    frees: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The steps of one phase. Values live in numbered slots; the inputs are the first."""
-
-    spec: NetSpec
-    steps: tuple[Step, ...]
-    slots: int
-    inputs: tuple[str, ...]
-    outputs: tuple[tuple[str, int], ...]
-    losses: tuple[tuple[int, float], ...]
-    shapes: Mapping[Source, Shape]
 
 
 @dataclass(frozen=True)
@@ -96,9 +74,10 @@ class Net(nn.Module):
         specs = {False: test, True: train or test}
         _check_types(list(specs.values()))
         named = dict.fromkeys(layer.name for spec in specs.values() for layer in spec.layers)
-        taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans"}
+        taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales"}
         self.names: dict[str, str] = identifiers(named, taken)
         self.plans: dict[bool, Plan] = {}
+        self.scales: dict[str, str] = {}  # BatchNorm -> the Scale behind it, by attribute; the two are one in eval()
         self._train_names: dict[str, str] = {}  # layers that TRAIN defines so differently that it has its own module
         built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]] = {}
         for training, spec in specs.items():
@@ -108,6 +87,9 @@ class Net(nn.Module):
                 self.plans[training] = self._plan(spec, shapes, built, training)
         self.to_empty(device="cpu")
         self._tie()
+        self.scales = fusion.scales(self, self.plans.values())
+        fused = {id(plan): fusion.fuse(self, plan, self.scales) for plan in self.plans.values()}
+        self.plans = {training: fused[id(plan)] for training, plan in self.plans.items()}
         if seed is not None:
             self.initialise(seed)
         self.eval()
@@ -258,11 +240,16 @@ class Net(nn.Module):
                 plan.spec.path,
             )
         values: list[Any] = [*bottoms, *[None] * (plan.slots - len(bottoms))]
-        modules = self._modules
-        for step in plan.steps:
-            module: Any = modules[step.attribute]
+        modules: Any = self._modules
+        for step in plan.steps if self.training else plan.merged:
+            module = modules[step.attribute]
             tops: Any
-            if step.per_bottom:
+            if step.scale:
+                tops = fusion.affine(module, modules[step.scale], values[step.bottoms[0]])
+            elif step.in_place and fusion.may_overwrite(module, modules[step.in_place]):
+                x = values[step.bottoms[0]]
+                tops = F.leaky_relu_(x, module.negative_slope) if module.negative_slope else F.relu_(x)
+            elif step.per_bottom:
                 tops = tuple(module(values[i]) for i in step.bottoms)
             else:
                 tops = module(*[values[i] for i in step.bottoms])
@@ -327,16 +314,22 @@ class Net(nn.Module):
                     raise specs[name].error(error.what, error.hint) from None
                 module.set_blob(blob, torch.from_numpy(value))
 
-    def load_weights(self, weights: Weights) -> LoadReport:
+    def load_weights(self, weights: Weights, share: bool = False) -> LoadReport:
         """Copies blobs by layer name, as Caffe's CopyTrainedLayersFrom.
 
         Layers that the file does not hold are drawn by their fillers.
+
+        Args:
+            share: large parameters become views of the blobs, which must be writable; see :meth:`Layer.share_blobs`.
 
         Raises:
             WeightsError: no layer of the net is in the file, or any layer's blobs have another number or shape;
                 then nothing was copied.
         """
         stored = weights.by_name()
+        for layer in weights.layers:  # of equal names Caffe copies one after the other: the last stays
+            if [b.shape for b in layer.blobs] == [b.shape for b in stored[layer.name].blobs]:
+                stored[layer.name] = layer
         modules = self.caffe_layers()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
@@ -352,7 +345,10 @@ class Net(nn.Module):
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
         for name in (*matched, *bare):
-            modules[name].load_blobs(stored[name].blobs)
+            if share:
+                modules[name].share_blobs(stored[name].blobs, LARGE)
+            else:
+                modules[name].load_blobs(stored[name].blobs)
         absent = [name for name in targets if name not in stored]
         if absent:
             self.initialise(only=absent)
@@ -366,6 +362,9 @@ class Net(nn.Module):
             for name, module in self.caffe_layers().items()
             if module.blob_names()
         }
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------
 
 
 def _check_types(specs: Iterable[NetSpec]) -> None:
@@ -382,15 +381,30 @@ def _check_types(specs: Iterable[NetSpec]) -> None:
     for layer in unknown.values():
         reason = layers.UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, layers.REGISTRY, 0.75).strip()
         lines.append(f"{layer.where}: layer '{layer.name}' ({layer.type}){': ' + reason if reason else ''}")
+    lines.append("--stub puts a place holder there, --plugin takes a Layer of your own.")
     some = next(iter(unknown.values()))
     path = some.where.rsplit(":", 1)[0] if some.param.line else some.where
     raise UnsupportedLayerError(
         f"{len(unknown)} {'layers have a type' if len(unknown) > 1 else 'layer has a type'} that is not supported:",
-        path, "\n  ".join(lines),
+        path, lines,
     )  # fmt: skip
 
 
 def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    """Top shapes: by rule for our own types, since the meta device takes seconds to load; others are run there."""
+    if layer.type in shapes.RULES and type(module).__module__.startswith("caffe_port.layers."):
+        tops = shapes.top_shapes(layer, bottoms)
+    else:
+        tops = infer_by_running(layer, module, bottoms)
+    if len(tops) != len(layer.tops):
+        raise layer.error(f"has {len(layer.tops)} tops, this type makes {len(tops)} from {len(bottoms)} bottoms")
+    for name, shape in zip(layer.tops, tops, strict=True):
+        if np.prod(shape, dtype=float) > MAX_ELEMENTS or min(shape, default=1) < 0:
+            raise layer.error(f"top '{name}' of shape {shape} is larger than any memory")
+    return tops
+
+
+def infer_by_running(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
     """Top shapes, by running the layer on the meta device, where tensors have shapes and no numbers."""
     try:
         inputs = [torch.empty(shape, device="meta") for shape in bottoms]
@@ -407,13 +421,7 @@ def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Sh
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise layer.error(f"does not fit its bottoms of shape {shown}: {reason}") from None
     tops = made if isinstance(made, tuple) else () if made is None else (made,)
-    if len(tops) != len(layer.tops):
-        raise layer.error(f"has {len(layer.tops)} tops, this type makes {len(tops)} from {len(bottoms)} bottoms")
-    shapes = [tuple(top.shape) for top in tops]
-    for name, shape in zip(layer.tops, shapes, strict=True):
-        if np.prod(shape, dtype=float) > MAX_ELEMENTS or min(shape, default=1) < 0:
-            raise layer.error(f"top '{name}' of shape {shape} is larger than any memory")
-    return shapes
+    return [tuple(top.shape) for top in tops]
 
 
 def _loss_weights(layer: LayerSpec, module: Layer) -> list[float]:

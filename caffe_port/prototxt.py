@@ -1,8 +1,9 @@
 """Protobuf's text format: ``.prototxt`` <-> :class:`~caffe_port.message.Message`.
 
 Written for files that people keep: every message knows its line, every error says line and column, and fields that
-the schema does not name (a fork's own) are kept in ``Message.unknown``. A name that is nearly one of the schema's is
-taken for a slip of the pen and refused. Grammar: protobuf's text format specification, as google::protobuf::TextFormat
+the schema does not name (a fork's own) are kept in ``Message.unknown``. A name that is one or two letters away from one
+of the schema's is taken for a slip of the pen and refused, unless a fork is known to have it
+(:data:`~caffe_port.forks.TEXT_FIELDS`). Grammar: protobuf's text format specification, as google::protobuf::TextFormat
 reads it for Caffe (io.cpp).
 """
 
@@ -17,11 +18,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from caffe_port.errors import CaffePortError, ParseError, did_you_mean
+from caffe_port import forks
+from caffe_port.errors import ParseError, did_you_mean
+from caffe_port.files import read_bytes
 from caffe_port.message import Field, Message, Schema, decimal, schema
 
 MAX_DEPTH = 100  # protobuf's own recursion limit
 MAX_BYTES = 256 << 20
+MAX_MESSAGES = 1_000_000  # four bytes may open one, which takes hundreds in memory
 
 _SPACE = re.compile(r"[\s\0]+|#[^\n]*")
 _TOKEN = re.compile(
@@ -61,16 +65,7 @@ def read(path: str | Path, message_type: str) -> Message:
 
 def read_text(path: str | Path) -> str:
     """The text of a file, decoded."""
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except IsADirectoryError:
-        raise CaffePortError("is a folder, a file was expected", str(path)) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
-    if len(data) > MAX_BYTES:
-        raise ParseError(f"is larger than {MAX_BYTES >> 20} MiB; a prototxt never is", str(path))
-    return decode(data, str(path))
+    return decode(read_bytes(path, MAX_BYTES), str(path))
 
 
 def decode(data: bytes, where: str = "") -> str:
@@ -94,7 +89,7 @@ def parse(text: str, message_type: str, where: str = "<text>") -> Message:
 
 class _Parser:
     def __init__(self, text: str, where: str) -> None:
-        self.text, self.where = text, where
+        self.text, self.where, self.messages = text, where, 0
         self.newlines = array("q", (m.start() for m in re.finditer("\n", text)))
         self.position = 0
         self.advance()
@@ -200,6 +195,9 @@ class _Parser:
                     self.fail(f"'{field.name}' takes a value, not a block")
             if len(stack) >= MAX_DEPTH:
                 self.fail(f"blocks are nested more than {MAX_DEPTH} deep")
+            self.messages += 1
+            if self.messages > MAX_MESSAGES:
+                self.fail(f"there are more than {MAX_MESSAGES} blocks")
             child = Message(field.message if isinstance(field, Field) else None, self.line(self.start))
             self.put(message, field, child, self.start)
             stack.append((message, closing, opened, list_field))
@@ -224,14 +222,13 @@ class _Parser:
         known = message.schema.fields.get(name)
         if known is not None:
             return known
-        near = difflib.get_close_matches(name, message.schema.fields, n=1, cutoff=0.84)
-        if near and _is_own(message, name, near[0]):
-            return name
+        near = _slip_of(name, message)
         hint = ""
         if message.schema.name == "NetParameter" and name in schema("SolverParameter").fields:
             hint = "This looks like a solver; give the net that its 'net:' names."
         if near or hint:
-            self.fail(f"{message.schema.name} has no field '{name}'.{did_you_mean(name, near)}", at, hint)
+            suggestion = f" Did you mean '{near}'?" if near else ""
+            self.fail(f"{message.schema.name} has no field '{name}'.{suggestion}", at, hint)
         return name
 
     def put(self, message: Message, field: Field | str, value: Any, at: int) -> None:
@@ -330,7 +327,8 @@ class _Parser:
         if kind == "number":
             value = _integer(token)
             number = value if value is not None else _float(token)
-            assert number is not None
+            if number is None:
+                self.fail(f"'{token[:40]}' has too many digits")
             return -number if negative else number
         if token in ("true", "false"):
             return token == "true"
@@ -364,16 +362,59 @@ def _name(field: Field | str) -> str:
 
 def _is_a_forks_type(token: str, known: Iterable[str]) -> bool:
     """Whether a V1 type that is not Caffe's is a fork's own, DENSE_IMAGE_DATA, rather than a slip of the pen."""
-    near = difflib.get_close_matches(token, known, n=1, cutoff=0.84)
-    return token.isupper() and (not near or abs(len(near[0]) - len(token)) > 1)
+    return token.isupper() and (token[-1].isdecimal() or not any(_nearly(token, name) for name in known))
 
 
-def _is_own(layer: Message, name: str, near: str) -> bool:
-    """Whether a name near to a known one is a fork's own, for it is that of the layer's type: Lstm's ``lstm_param``."""
-    if "type" not in layer._fields or not isinstance(layer.type, str):
+_LAYERS = ("LayerParameter", "V1LayerParameter")
+_EVERY_LAYERS = ("transform_param", "loss_param")
+
+
+def _slip_of(name: str, message: Message) -> str | None:
+    """The field that ``name`` is a slip of the pen for; None for a name that is far from all, or a fork's own."""
+    assert message.schema is not None
+    kind = message.schema.name
+    if name in forks.TEXT_FIELDS.get(kind, ()):
+        return None
+    slips = [field for field in message.schema.fields if _nearly(name, field) and not _specifies(name, field)]
+    if not name.endswith("_param") or kind not in _LAYERS or not message.has("type"):
+        return _nearest(name, slips)
+    # The parameters of a layer: those of its type, if they are nearly Caffe's for this type, else a fork's own.
+    type_ = str(message.type).replace("_", "").lower()
+    plain = name.replace("_", "")
+    if plain == f"{type_}param" and plain not in (field.replace("_", "") for field in slips):
+        return None
+    return _nearest(
+        name, (f for f in slips if f in _EVERY_LAYERS or f.removesuffix("_param").replace("_", "") in type_)
+    )
+
+
+def _nearest(name: str, fields: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(fields), n=1, cutoff=0)), None)
+
+
+def _specifies(name: str, field: str) -> bool:
+    """Whether a name is a field's with more behind it: ``crop_size_x``, ``source2``."""
+    return name.startswith(field) and re.fullmatch(r"_\w+|[0-9]+", name[len(field) :]) is not None
+
+
+def _nearly(a: str, b: str) -> bool:
+    """Whether one slip makes ``b`` of ``a``, or two in a long name: a letter more, less or wrong, or two swapped."""
+    most = 1 if len(a) < 10 else 2
+    if a == b or abs(len(a) - len(b)) > most or len(set(a) ^ set(b)) > 2 * most:
         return False
-    own = f"{layer.type}_param".replace("_", "").lower()
-    return name.replace("_", "").lower() == own != near.replace("_", "")
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, before_previous = row, before
+        row = [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (x != y)))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                row[-1] = min(row[-1], before_previous[j - 2] + 1)
+        before = previous
+        if min(row) > most:
+            return False
+    return row[-1] <= most
 
 
 def _article(kind: str) -> str:
@@ -382,7 +423,7 @@ def _article(kind: str) -> str:
 
 def _integer(token: str) -> int | None:
     try:
-        if token[:2] in ("0x", "0X"):
+        if token[:2] in ("0x", "0X") and len(token) < 64:
             return int(token, 16)
         if token.isdecimal() and len(token) < 64:
             return int(token, 8 if len(token) > 1 and token[0] == "0" else 10)

@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from caffe_port.errors import SpecError
 from caffe_port.message import Message
 from caffe_port.spec import LayerSpec
+from caffe_port.windows import axis_values
 
 Shape = tuple[int, ...]
 Rule = Callable[[LayerSpec, Sequence[Shape]], Sequence[Shape]]
@@ -54,27 +56,27 @@ def text(shape: Shape) -> str:
 # -- the shape stays ----------------------------------------------------------------------------------------------
 
 _SAME_DIMS = {
-    "BN": (2, 4), "BatchNorm": (1, ANY), "L2Normalization": (2, ANY), "LRN": (4, 4), "MVN": (2, 4), "Normalize": (2, 4),
-    "PReLU": (2, ANY), "ShuffleChannel": (3, ANY),
+    "BN": (2, 4), "BatchNorm": (1, ANY), "LRN": (4, 4), "MVN": (2, 4), "PReLU": (2, ANY), "ShuffleChannel": (3, ANY),
+    "ChannelShuffle": (3, ANY),
 }  # fmt: skip
 
 
 @rule(
-    "AbsVal", "BN", "BNLL", "BatchNorm", "Clip", "Dropout", "ELU", "Exp", "HSigmoid", "HSwish", "L2Normalization",
-    "LRN", "Log", "MVN", "Mish", "Normalize", "PReLU", "Power", "ReLU", "ReLU6", "Reverse", "ShuffleChannel", "Sigmoid",
-    "Softmax", "Swish", "TanH", "Threshold",
+    "AbsVal", "BN", "BNLL", "BatchNorm", "ChannelShuffle", "Clip", "Dropout", "ELU", "Exp", "LRN", "Log", "MVN",
+    "PReLU", "Power", "ReLU", "ShuffleChannel", "Sigmoid", "Softmax", "Swish", "TanH", "Threshold",
 )  # fmt: skip
 def _same(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     expect_dims(layer, bottoms[0], *_SAME_DIMS.get(layer.type, (0, ANY)))
     if layer.type == "Softmax":
         axis_of(layer, layer.param.softmax_param.axis, len(bottoms[0]))
-    group = layer.param.shuffle_channel_param.group if layer.type == "ShuffleChannel" else 1
+    shuffles = layer.type in ("ShuffleChannel", "ChannelShuffle")
+    group = layer.param.shuffle_channel_param.group if shuffles else 1
     if group < 1 or (group > 1 and bottoms[0][1] % group):
         raise layer.error(f"group {group} does not divide the {bottoms[0][1]} channels")
     return bottoms
 
 
-@rule("Bias", "Scale", bottoms=(1, 2))
+@rule("Bias", "Scalar", "Scale", bottoms=(1, 2))
 def _broadcast(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     broadcast_shape(layer, bottoms)
     return bottoms[:1]
@@ -82,7 +84,7 @@ def _broadcast(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 def broadcast_shape(layer: LayerSpec, bottoms: Sequence[Shape]) -> Shape:
     """What Scale multiplies by and Bias adds. Source: scale_layer.cpp, bias_layer.cpp."""
-    p = layer.param.scale_param if layer.type == "Scale" else layer.param.bias_param
+    p = getattr(layer.param, f"{layer.type.lower()}_param")
     first, second = bottoms[0], bottoms[1] if len(bottoms) > 1 else None
     axis = axis_of(layer, p.axis, len(first)) if second != () else 0
     count = len(second) if second is not None else len(first) - axis if p.num_axes == -1 else p.num_axes
@@ -93,20 +95,11 @@ def broadcast_shape(layer: LayerSpec, bottoms: Sequence[Shape]) -> Shape:
     return first[axis : axis + count]
 
 
-@rule("Eltwise", bottoms=(1, ANY))
+@rule("Eltwise", "ShortCut", "Shortcut", bottoms=(1, ANY))
 def _eltwise(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if len(set(bottoms)) > 1:
         raise layer.error(f"bottoms {', '.join(map(text, bottoms))} differ in shape")
     return bottoms[:1]
-
-
-@rule("Axpy", bottoms=3)
-def _axpy(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """a x + y, one a for each channel. Source: axpy_layer.cpp (SENet)."""
-    a, x, y = bottoms
-    if x != y or a[:2] != x[:2] or math.prod(a[2:]) != 1:
-        raise layer.error(f"bottoms {', '.join(map(text, bottoms))}; (N, C), (N, C, H, W), (N, C, H, W) are expected")
-    return [x]
 
 
 @rule("Filter", bottoms=(2, ANY))
@@ -124,7 +117,7 @@ def _split(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [bottoms[0]] * len(layer.tops)
 
 
-@rule("Silence", "HDF5Output", bottoms=(0, ANY))
+@rule("BlackHole", "HDF5Output", "Silence", bottoms=(0, ANY))
 def _nothing(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return []
 
@@ -157,26 +150,28 @@ Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...
 
 
 def _per_axis(layer: LayerSpec, p: Message, field: str, axes: int, default: int) -> tuple[int, ...]:
-    """One number for each spatial axis: given once, once for each, or as ``*_h`` and ``*_w``. base_conv_layer.cpp"""
-    short = field.removesuffix("_size")
-    if p.has(f"{short}_h") or p.has(f"{short}_w"):
-        if axes != 2 or p.has(field):
-            raise layer.error(f"{short}_h and {short}_w are for two spatial axes, and instead of {field}")
-        values = (int(getattr(p, f"{short}_h") or 0), int(getattr(p, f"{short}_w") or 0))
-    else:
-        given = getattr(p, field) if p.has(field) else default
-        values = tuple(given) if isinstance(given, list) else (given,)
+    """One number for each spatial axis. Source: base_conv_layer.cpp."""
+    try:
+        given = axis_values(p, field, axes)
+    except SpecError as error:
+        raise layer.error(error.what, error.hint) from None
+    values = tuple(given or [default])
     if len(values) not in (1, axes):
         raise layer.error(f"{field} is given {len(values)} times, the bottom has {axes} spatial axes")
     if min(values) < (0 if field == "pad" else 1):
-        missing = not p.has(field) and not p.has(f"{short}_h") and not p.has(f"{short}_w")
-        raise layer.error(f"{field} is missing" if missing else f"{field} must be at least 1, got {min(values)}")
+        raise layer.error(f"{field} must be at least 1, got {min(values)}" if given else f"{field} is missing")
     return values if len(values) == axes else values * axes
+
+
+def convolution_message(layer: LayerSpec) -> Message:
+    """``convolution_param``, or what C3D-v1.1 has instead."""
+    own = layer.type in ("Convolution3D", "Deconvolution3D") and layer.param.has("convolution3d_param")
+    return layer.param.convolution3d_param if own else layer.param.convolution_param  # type: ignore[no-any-return]
 
 
 def window_of(layer: LayerSpec, bottom: Shape) -> tuple[int, Window]:
     """Channel axis, and kernel, stride, pad, dilation along each axis behind it."""
-    p = layer.param.convolution_param
+    p = convolution_message(layer)
     axis = axis_of(layer, p.axis, len(bottom))
     axes = len(bottom) - axis - 1
     if axes < 1:
@@ -189,8 +184,8 @@ def window_of(layer: LayerSpec, bottom: Shape) -> tuple[int, Window]:
 
 def channels_of(layer: LayerSpec, channels: int) -> tuple[int, int]:
     """num_output and group; those of a depthwise convolution may be left out."""
-    p = layer.param.convolution_param
-    depthwise = layer.type in ("ConvolutionDepthwise", "DepthwiseConvolution")
+    p = convolution_message(layer)
+    depthwise = layer.type in ("ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution")
     outputs, group = (
         channels if depthwise and not p.has(field) else int(getattr(p, field)) for field in ("num_output", "group")
     )
@@ -224,16 +219,19 @@ def _im2col(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(*bottom[:axis], bottom[axis] * math.prod(window[0]), *slide(layer, bottom, axis, window))]
 
 
-@rule("Pooling")
+@rule("Pooling", "NdPooling", "Pooling3D")
 def _pooling(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    bottom, p = bottoms[0], layer.param.pooling_param
-    expect_dims(layer, bottom, 4, 4)
+    bottom, own = bottoms[0], layer.type == "Pooling3D" and layer.param.has("pooling3d_param")
+    p = layer.param.pooling3d_param if own else layer.param.pooling_param
+    expect_dims(layer, bottom, 5 if layer.type == "Pooling3D" else 4, 5)
+    axes = len(bottom) - 2
     tops = 2 if len(layer.tops) > 1 and p.pool == "MAX" else 1  # the second holds the places of the maxima
     if p.global_pooling:
-        return [(*bottom[:2], 1, 1)] * tops
+        return [(*bottom[:2], *[1] * axes)] * tops
     fields = (("kernel_size", 0), ("stride", 1), ("pad", 0))
-    kernel, stride, pad = (_per_axis(layer, p, field, 2, default) for field, default in fields)
-    return [_pool(layer, bottom, kernel, stride, pad, p.round_mode == "CEIL" and p.ceil_mode)] * tops
+    kernel, stride, pad = (_per_axis(layer, p, field, axes, default) for field, default in fields)
+    ceil = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below
+    return [_pool(layer, bottom, kernel, stride, pad, ceil)] * tops
 
 
 def _pool(layer: LayerSpec, bottom: Shape, kernel: Shape, stride: Shape, pad: Shape, ceil: bool) -> Shape:
@@ -247,7 +245,7 @@ def _pool(layer: LayerSpec, bottom: Shape, kernel: Shape, stride: Shape, pad: Sh
         if any(pad) and (count - 1) * s >= size + margin:
             count -= 1
         if count < 1:
-            raise layer.error(f"no window of {kernel[0]} x {kernel[1]} fits a bottom {text(bottom)}")
+            raise layer.error(f"no window of {' x '.join(map(str, kernel))} fits a bottom {text(bottom)}")
         sizes.append(count)
     return (*bottom[:2], *sizes)
 
@@ -264,95 +262,6 @@ def _spp(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         pad = tuple((k * bins - size + 1) // 2 for k, size in zip(kernel, bottom[2:], strict=True))
         levels.append(_pool(layer, bottom, kernel, kernel, pad, ceil=True))
     return levels if height == 1 else [(bottom[0], sum(math.prod(level[1:]) for level in levels))]
-
-
-# -- other sizes (forks) ------------------------------------------------------------------------------------------
-
-
-@rule("Interp", bottoms=(1, 2))
-def _interp(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """DeepLab's and PSPNet's interp_layer.cpp; the padding is negative: it crops."""
-    bottom, p = bottoms[0], layer.param.interp_param
-    expect_dims(layer, bottom, 4, 4)
-    if len(bottoms) > 1:
-        return [(*bottom[:2], *bottoms[1][2:])]
-    if p.has("height") and p.has("width"):
-        return [(*bottom[:2], p.height, p.width)]
-    sizes = [n + p.pad_beg + p.pad_end for n in bottom[2:]]
-    if p.has("shrink_factor"):
-        sizes = [(n - 1) // max(p.shrink_factor, 1) + 1 for n in sizes]
-    if p.has("zoom_factor"):
-        sizes = [n + (n - 1) * (p.zoom_factor - 1) for n in sizes]
-    if min(sizes) < 1:
-        raise layer.error(f"a bottom {text(bottom)} would become {sizes[0]} x {sizes[1]}")
-    return [(*bottom[:2], *sizes)]
-
-
-@rule("Upsample", bottoms=(1, 2))
-def _upsample(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """SegNet's and darknet2caffe's upsample_layer.cpp."""
-    bottom, p = bottoms[0], layer.param.upsample_param
-    expect_dims(layer, bottom, 4, 4)
-    sizes = []
-    for n, axis in zip(bottom[2:], "hw", strict=True):
-        scale = getattr(p, f"scale_{axis}") if p.has(f"scale_{axis}") else p.stride if p.has("stride") else p.scale
-        fixed = getattr(p, f"upsample_{axis}")
-        sizes.append(fixed or n * scale - bool(getattr(p, f"pad_out_{axis}")))
-    return [(*bottom[:2], *sizes)]
-
-
-@rule("Reorg")
-def _reorg(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """YOLO v2's space to depth. Source: reorg_layer.cpp."""
-    bottom, stride = bottoms[0], layer.param.reorg_param.stride or 2
-    expect_dims(layer, bottom, 4, 4)
-    n, c, h, w = bottom
-    if layer.param.reorg_param.reverse:
-        if c % stride**2:
-            raise layer.error(f"stride {stride} squared does not divide the {c} channels")
-        return [(n, c // stride**2, h * stride, w * stride)]
-    if h % stride or w % stride:
-        raise layer.error(f"stride {stride} does not divide {h} x {w}")
-    return [(n, c * stride**2, h // stride, w // stride)]
-
-
-@rule("ROIPooling", "ROIAlign", "PSROIPooling", bottoms=2)
-def _roi_pooling(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """One top for each region: (R, C, H, W). Sources: roi_pooling_layer.cpp, psroi_pooling_layer.cpp."""
-    if layer.type == "PSROIPooling":
-        p = layer.param.psroi_pooling_param
-        return [(bottoms[1][0], p.output_dim, p.group_size, p.group_size)]
-    p = layer.param.roi_pooling_param if layer.type == "ROIPooling" else layer.param.roi_align_param
-    return [(bottoms[1][0], bottoms[0][1], p.pooled_h, p.pooled_w)]
-
-
-@rule("PriorBox", "PriorBoxClustered", bottoms=2)
-def _prior_box(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Boxes and their variances, (1, 2, H * W * boxes * 4). Source: prior_box_layer.cpp (SSD, OpenCV)."""
-    p = layer.param.prior_box_param
-    if p.width or layer.type == "PriorBoxClustered":
-        return [(1, 2, math.prod(bottoms[0][2:]) * len(p.width) * 4)]
-    ratios = [1.0]
-    for ratio in p.aspect_ratio:
-        if all(abs(ratio - known) >= 1e-6 for known in ratios):
-            ratios += [ratio, 1 / ratio] if p.flip and ratio else [ratio]
-    boxes = len(ratios) * len(p.min_size) + len(p.max_size)
-    return [(1, 2, math.prod(bottoms[0][2:]) * boxes * 4)]
-
-
-@rule("Proposal", bottoms=3)
-def _proposal(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """At most so many regions of each image, and their scores. Source: proposal_layer.cpp (PVANet)."""
-    count = bottoms[0][0] * layer.param.proposal_param.post_nms_topn
-    return [(count, 5), (count, 1)][: max(1, len(layer.tops))]
-
-
-@rule("YoloDetectionOutput", bottoms=(1, 2))
-@rule("Yolov3DetectionOutput", bottoms=(1, ANY))
-@rule("DetectionOutput", bottoms=(3, ANY))
-def _detection_output(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """How many boxes are kept depends on the picture; Caffe allocates one. Source: detection_output_layer.cpp (SSD)."""
-    return [(1, 1, 1, 7)]
 
 
 # -- axes ---------------------------------------------------------------------------------------------------------
@@ -385,7 +294,7 @@ def _slice(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(*bottom[:axis], b - a, *bottom[axis + 1 :]) for a, b in pairwise(edges)]
 
 
-@rule("Crop", bottoms=2)
+@rule("AutoCrop", "Crop", bottoms=2)
 def _crop(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     x, like = bottoms
     axis, given = axis_of(layer, layer.param.crop_param.axis, len(x)), list(layer.param.crop_param.offset) or [0]

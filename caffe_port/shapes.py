@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from caffe_port import shape_rules_forks  # noqa: F401  registers the rules of forks
 from caffe_port.errors import SpecError
 from caffe_port.shape_rules import (
     ANY,
@@ -19,6 +20,7 @@ from caffe_port.shape_rules import (
     axis_of,
     broadcast_shape,
     channels_of,
+    convolution_message,
     positive,
     rule,
     slide,
@@ -27,7 +29,7 @@ from caffe_port.shape_rules import (
 )
 from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
 
-__all__ = ["UnknownShape", "blob_shapes", "infer", "macs", "statistics", "top_shapes"]
+__all__ = ["RULES", "UnknownShape", "blob_shapes", "infer", "macs", "statistics", "top_shapes"]
 
 
 class UnknownShape(SpecError):  # noqa: N818 - it says what is the matter
@@ -86,7 +88,11 @@ def top_shapes(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
 # -- rules of layers with weights -------------------------------------------------------------------------------------
 
 
-_CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution", "Deconvolution")
+_DECONVOLUTIONS = ("Deconvolution", "Deconvolution3D", "DeconvolutionRistretto", "NdDeconvolution")
+_CONVOLUTIONS = (
+    "Convolution", "Convolution3D", "ConvolutionDepthwise", "ConvolutionRistretto", "DepthwiseConv",
+    "DepthwiseConvolution", "NdConvolution", *_DECONVOLUTIONS,
+)  # fmt: skip
 
 
 @rule(*_CONVOLUTIONS, bottoms=(1, ANY))
@@ -96,7 +102,7 @@ def _convolution(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         raise layer.error(f"all bottoms must have the same shape, got {', '.join(map(text, bottoms))}")
     axis, window = window_of(layer, bottom)
     outputs, _ = channels_of(layer, bottom[axis])
-    if layer.type == "Deconvolution":
+    if layer.type in _DECONVOLUTIONS:
         axes = zip(bottom[axis + 1 :], *window, strict=True)
         sizes = tuple(stride * (size - 1) + dilation * (k - 1) + 1 - 2 * pad for size, k, stride, pad, dilation in axes)
         positive(layer, bottom, sizes, window)
@@ -105,7 +111,7 @@ def _convolution(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(*bottom[:axis], outputs, *sizes)] * len(bottoms)
 
 
-@rule("InnerProduct")
+@rule("InnerProduct", "FcRistretto")
 def _inner_product(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     bottom, p = bottoms[0], layer.param.inner_product_param
     if p.num_output < 1:
@@ -157,8 +163,8 @@ def _convolution_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape
     axis, window = window_of(layer, bottoms[0])
     inputs = bottoms[0][axis]
     outputs, group = channels_of(layer, inputs)
-    first = (inputs, outputs // group) if layer.type == "Deconvolution" else (outputs, inputs // group)
-    return [(*first, *window[0]), *([(outputs,)] if layer.param.convolution_param.bias_term else [])]
+    first = (inputs, outputs // group) if layer.type in _DECONVOLUTIONS else (outputs, inputs // group)
+    return [(*first, *window[0]), *([(outputs,)] if convolution_message(layer).bias_term else [])]
 
 
 def _inner_product_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -193,6 +199,8 @@ def _bn_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
 
 def _slope_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
     p = layer.param.prelu_param if layer.type == "PReLU" else layer.param.norm_param
+    if layer.type == "Normalize" and not layer.param.has("norm_param"):
+        return []
     return [() if p.channel_shared else (bottoms[0][1],)]
 
 
@@ -211,14 +219,32 @@ def _recurrent_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
     return blobs if layer.type == "LSTM" else [*blobs, (hidden, hidden), (hidden,)]
 
 
+def _face_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
+    """A row for each class; InnerDistance has a bias too."""
+    names = {"MarginInnerProduct": "margin_inner_product_param", "InnerDistance": "inner_distance_param"}
+    p = getattr(layer.param, names.get(layer.type, "largemargin_inner_product_param"))
+    weight = (p.num_output, math.prod(bottoms[0][axis_of(layer, p.axis, len(bottoms[0])) :]))
+    return [weight, (p.num_output,)] if layer.type == "InnerDistance" and p.bias_term else [weight]
+
+
+def _margin_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
+    return [(5,)]
+
+
+def _affine_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
+    return [() if layer.param.eltwise_affine_param.channel_shared else (bottoms[0][1],)] * 2
+
+
 def _parameter_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
     return [tuple(layer.param.parameter_param.shape.dim)]
 
 
 _BLOBS: dict[str, Callable[[LayerSpec, Sequence[Shape]], list[Shape]]] = {
-    "Convolution": _convolution_blobs, "ConvolutionDepthwise": _convolution_blobs,
-    "DepthwiseConvolution": _convolution_blobs, "Deconvolution": _convolution_blobs,
-    "InnerProduct": _inner_product_blobs, "Embed": _embed_blobs, "Scale": _scale_blobs, "Bias": _scale_blobs,
+    **dict.fromkeys(_CONVOLUTIONS, _convolution_blobs),
+    "InnerProduct": _inner_product_blobs, "FcRistretto": _inner_product_blobs, "Embed": _embed_blobs,
+    "Scale": _scale_blobs, "Bias": _scale_blobs, "Scalar": _scale_blobs,
+    "MarginInnerProduct": _face_blobs, "LargeMarginInnerProduct": _face_blobs, "InnerDistance": _face_blobs,
+    "LabelSpecificMargin": _margin_blobs, "EltwiseAffine": _affine_blobs,
     "BatchNorm": _batch_norm_blobs, "BN": _bn_blobs, "PReLU": _slope_blobs, "Normalize": _slope_blobs,
     "LSTM": _recurrent_blobs, "RNN": _recurrent_blobs,
     "Parameter": _parameter_blobs,
@@ -237,10 +263,10 @@ def macs(layer: LayerSpec, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> i
     """
     if layer.type in _CONVOLUTIONS:
         weight = _convolution_blobs(layer, bottoms)[0]
-        places = bottoms if layer.type == "Deconvolution" else tops  # where the window is laid
-        axis = axis_of(layer, layer.param.convolution_param.axis, len(bottoms[0]))
+        places = bottoms if layer.type in _DECONVOLUTIONS else tops  # where the window is laid
+        axis = axis_of(layer, convolution_message(layer).axis, len(bottoms[0]))
         return sum(math.prod(shape) // shape[axis] * math.prod(weight) for shape in places)
-    if layer.type == "InnerProduct":
+    if layer.type in ("InnerProduct", "FcRistretto"):
         outputs: int = layer.param.inner_product_param.num_output
         return math.prod(tops[0]) // outputs * math.prod(_inner_product_blobs(layer, bottoms)[0])
     if layer.type in ("LSTM", "RNN"):

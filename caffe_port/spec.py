@@ -1,7 +1,8 @@
 """What a net is, before any module is built: frozen, in Caffe's words, for one phase, with every blob's producer known.
 
 All normalisation happens here, once: old forms are upgraded, include/exclude rules applied, in-place tops made
-explicit (a bottom names its producer, not a blob whose contents change), automatic Split layers undone.
+explicit (a bottom names its producer, not a blob whose contents change), automatic Split layers undone, offsets of old
+Crop layers worked out.
 Sources: net.cpp (Init, FilterNet, StateMeetsRule, AppendTop), insert_splits.cpp.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caffe_port import caffemodel, plugins, prototxt
+from caffe_port import caffemodel, coordinates, plugins, prototxt
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.message import Message
 from caffe_port.upgrade import at, upgrade
@@ -92,79 +93,13 @@ class NetSpec:
                  for k, top in enumerate(layer.tops) if (layer.name, k) not in read]  # fmt: skip
         return tuple(sorted(found))
 
-    def deploy(self, label_types: Collection[str], learned_types: Collection[str]) -> NetSpec:
-        """Without what exists for labels only: layers of ``label_types``, and whatever then leads nowhere.
+    def deploy(
+        self, label_types: Collection[str], learned_types: Collection[str], unknown: Collection[str] = ()
+    ) -> NetSpec:
+        """Without what exists for labels only, see :func:`caffe_port.deploy.view`."""
+        from caffe_port.deploy import view
 
-        Types with a name in LABEL_SUFFIXES are among them.
-        A top of a data layer is a label when no layer of ``learned_types`` lies behind it, but does behind another.
-        """
-        label_types = {*label_types, *(layer.type for layer in self.layers if layer.type.endswith(LABEL_SUFFIXES))}
-        kept = [layer for layer in self.layers if layer.type not in label_types]
-        if len(kept) == len(self.layers):
-            return self
-        fed = _leading_to(kept, learned_types)
-        fed_inputs = {source for _, source in self.inputs if source in fed}
-        labels = {s for _, s in self.inputs if fed_inputs and s not in fed and self.by_name[s[0]].type != "Input"}
-        read_by_losses = {s for layer in self.layers if layer.type in label_types for s in layer.sources}
-        labels |= {s for _, s in self.inputs if s in read_by_losses and not any(s in k.sources for k in kept)}
-        kept = _without_label_branches(kept, labels)
-        losses = [layer for layer in self.layers if layer.type in label_types]
-        compared = {s for layer in losses for s in layer.sources[1:]} - {
-            s for layer in losses for s in layer.sources[:1]
-        }
-        targets = frozenset(compared - _made_from(kept, learned_types))
-        spec = dataclasses.replace(self, layers=tuple(_without_tops(kept, labels)), targets=targets)
-        if not spec.outputs:
-            raise SpecError("nothing is left without the losses; use --keep-loss", self.path)
-        return spec
-
-
-def _leading_to(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Source]:
-    """The blobs from which a layer of ``types`` is reached."""
-    found: set[Source] = set()
-    for layer in reversed(layers):
-        if layer.type in types or any((layer.name, k) in found for k in range(len(layer.tops))):
-            found.update(layer.sources)
-    return found
-
-
-def _made_from(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Source]:
-    """The blobs that layers of ``types`` made, or that were made from those."""
-    found: set[Source] = set()
-    for layer in layers:
-        if layer.type in types or found.intersection(layer.sources):
-            found.update((layer.name, k) for k in range(len(layer.tops)))
-    return found
-
-
-def _without_label_branches(layers: list[LayerSpec], labels: set[Source]) -> list[LayerSpec]:
-    """Drops the layers all of whose bottoms come from labels, unless somebody who is kept reads them."""
-    derived = set(labels)
-    for layer in layers:
-        if layer.sources and all(s in derived for s in layer.sources):
-            derived |= {(layer.name, k) for k in range(len(layer.tops))}
-    kept: list[LayerSpec] = []
-    read: set[Source] = set()
-    for layer in reversed(layers):
-        tops = {(layer.name, k) for k in range(len(layer.tops))}
-        from_labels = bool(layer.sources) and all(s in derived for s in layer.sources)
-        if not from_labels or tops & read:
-            kept.append(layer)
-            read.update(layer.sources)
-    return kept[::-1]
-
-
-def _without_tops(layers: Sequence[LayerSpec], dropped: set[Source]) -> Iterator[LayerSpec]:
-    """The layers, their sources without those tops in ``dropped`` that nobody reads."""
-    dropped = dropped - {s for layer in layers for s in layer.sources}
-    moved: dict[Source, Source] = {}
-    for layer in layers:
-        tops = [k for k in range(len(layer.tops)) if (layer.name, k) not in dropped]
-        moved |= {(layer.name, k): (layer.name, new) for new, k in enumerate(tops)}
-        if tops or not layer.tops:
-            yield dataclasses.replace(
-                layer, tops=tuple(layer.tops[k] for k in tops), sources=tuple(moved[s] for s in layer.sources)
-            )
+        return view(self, label_types, learned_types, unknown)
 
 
 @dataclass(frozen=True)
@@ -194,7 +129,7 @@ class Definition:
     def parse(cls, net: Message, path: str = "<text>") -> Definition:
         """The Definition of a NetParameter that was read as text."""
         if not (net.has("layer") or net.has("layers")):
-            raise SpecError("holds no layers", path)
+            raise SpecError("is a label map, no net" if "item" in net.unknown else "holds no layers", path)
         return cls(upgrade(net, path), path)
 
     @classmethod
@@ -229,13 +164,16 @@ class Definition:
         """
         state = self.net.state
         level, stages = level or state.level, (*stages, *state.stage)
+        notes: list[str] = []
         layers = list(self.net.layer)
         if self.saved_in is None:
             layers = [entry for entry in layers if _included(entry, phase, level, stages, self.path)]
         if not layers:
-            raise SpecError(f"holds no layers in phase {phase}", self.path)
-        layers = [*self._missing_sources(layers, inputs), *layers]
-        notes = list(_unknown_fields(self.net, self.path))
+            used = dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage)
+            hint = f"Its layers belong to stages; say one: --stage {' | '.join(used)}" if used else ""
+            raise SpecError(f"holds no layers in phase {phase}", self.path, hint)
+        layers = self._with_sources(layers, inputs, notes)
+        notes += _unknown_fields(self.net, self.path)
         layers = [_data_layer(entry, self.path, notes) for entry in layers]
         layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
         if switched:
@@ -243,29 +181,64 @@ class Definition:
                 f"{switched} BatchNorm layers were saved in TRAIN with use_global_stats: false; eval() uses the stored "
                 "statistics, as Caffe's TEST phase does"
             )
-        return NetSpec(self.net.name, phase, tuple(_resolve(layers, self.path, notes)), self.path, tuple(notes))
+        resolved = coordinates.align(_resolve(layers, self.path, notes), notes)
+        return NetSpec(self.net.name, phase, resolved, self.path, tuple(notes))
 
-    def _missing_sources(self, layers: Sequence[Message], inputs: Collection[str]) -> list[Message]:
+    def _with_sources(self, layers: Sequence[Message], inputs: Collection[str], notes: list[str]) -> list[Message]:
+        """The layers of a phase, and what makes the blobs that they lack: data layers of other phases and stages (and
+        what only other phases do to the data), or the caller.
+        """
         made = {top for layer in layers for top in layer.top}
         missing = {bottom for layer in layers for bottom in layer.bottom if bottom not in made}
+        if not missing:
+            return list(layers)
+        own = set(map(id, layers))
+        sources = self._sources_of(missing, made)
+        borrowed: set[int] = set()
+        for layer in reversed(self.net.layer):  # from the end: what a borrowed layer reads is borrowed too
+            new = missing.intersection(layer.top).difference(layer.bottom)
+            if new and layer.bottom and id(layer) not in own and not made.intersection(layer.top):
+                borrowed.add(id(layer))
+                missing.difference_update(layer.top)
+                made.update(layer.top)
+                missing.update(bottom for bottom in layer.bottom if bottom not in made)
+                notes.append(
+                    f"{at(self.path, layer)}: layer '{layer.name}' ({layer.type}) belongs to another phase or stage, "
+                    f"but nothing else makes '{min(new)}': it is taken from there"
+                )
+        sources += self._sources_of(missing, made)
+        bare = [name for name in missing if name in inputs or (inputs and _only_a_label(name, layers))]
+        sources += [Message("LayerParameter", name=name, type="Input", top=[name]) for name in sorted(bare)]
+        return [*sources, *(layer for layer in self.net.layer if id(layer) in own | borrowed)]
+
+    def _sources_of(self, missing: set[str], made: set[str]) -> list[Message]:
+        """Data layers that make missing blobs, which then are made."""
         found = []
         for layer in self.net.layer:
             is_source = layer.type in SOURCE_TYPES or _brings_data(layer)
-            if is_source and missing & set(layer.top) and not made & set(layer.top):
+            if is_source and missing.intersection(layer.top) and not made.intersection(layer.top):
                 found.append(layer)
-                missing -= set(layer.top)
-        bare = [name for name in missing if name in inputs or (inputs and _only_a_label(name, layers))]
-        return found + [Message("LayerParameter", name=name, type="Input", top=[name]) for name in sorted(bare)]
+                missing.difference_update(layer.top)
+                made.update(layer.top)
+        return found
 
 
 def _brings_data(layer: Message) -> bool:
     """Whether a layer of a type beside SOURCE_TYPES reads data: a fork's, or unmapped Python code."""
-    if layer.bottom or not layer.top or layer.type in (*SOURCE_TYPES, "DummyData"):
+    if layer.bottom or not layer.top or layer.type in (*SOURCE_TYPES, "DummyData", "Parameter", ""):
         return False
-    p = layer.python_param
-    return layer.type.endswith("Data") or (
-        layer.type == "Python" and f"{p.module}.{p.layer}" not in plugins.PYTHON_LAYERS
-    )
+    if layer.type == "Python":
+        return f"{layer.python_param.module}.{layer.python_param.layer}" not in plugins.PYTHON_LAYERS
+    return layer.type.endswith("Data") or not _registered(layer.type)
+
+
+def _registered(type_: str) -> bool:
+    """Whether a layer type can be built. Imports torch."""
+    from caffe_port import layers
+
+    if type_ not in layers.REGISTRY:
+        plugins.load_entry_points()
+    return type_ in layers.REGISTRY
 
 
 def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
@@ -316,21 +289,38 @@ def _batch_statistics_by_phase(layers: list[Message], saved_in: str | None) -> t
 _GEOMETRY = ("pad", "kernel", "stride", "dilat", "group", "axis")
 
 
-def _unknown_fields(message: Message, path: str, inside: str = "") -> Iterator[str]:
-    """Notes on the fields that were kept but are not understood; a custom layer's own parameters are not among them."""
+def _unknown_fields(message: Message, path: str, layer: Message | None = None) -> Iterator[str]:
+    """Notes on the fields that were kept but are not understood.
+
+    The parameters of a layer of an unknown type are its own affair. Of a known one, a field that would change the
+    layer's geometry is refused.
+    """
+    from caffe_port.shapes import RULES
+
     kind = message.schema.name if message.schema else ""
+    layer = message if kind == "LayerParameter" else layer
+    known = layer is None or layer.type in RULES
+    inside = f"layer '{layer.name}': " if layer is not None else ""
+    told = []
     for name, values in message.unknown.items():
-        own_parameters = kind == "LayerParameter" and isinstance(values[0], Message)
-        if isinstance(name, str) and kind != "LayerParameter" and name.startswith(_GEOMETRY):
+        if not isinstance(name, str) or (kind == "LayerParameter" and isinstance(values[0], Message) and not known):
+            continue
+        if name.startswith(_GEOMETRY) and known and kind != "LayerParameter" and not _without_effect(name, values):
             raise SpecError(f"{inside}field '{name}' of {kind} is unknown, and would change what the layer computes",
                             at(path, message), "Give the layer a type of its own, see --plugin.")  # fmt: skip
-        if isinstance(name, str) and not own_parameters:
-            yield f"{at(path, message)}: {inside}field '{name}' of {kind} is unknown and has no effect"
+        told.append(f"'{name}'")
+    if told:
+        fields, are, have = ("fields", "are", "have") if len(told) > 1 else ("field", "is", "has")
+        yield f"{at(path, message)}: {inside}{fields} {', '.join(told)} of {kind} {are} unknown and {have} no effect"
     for value in dict(message.items()).values():
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, Message) and child.schema is not None:
-                layer = f"layer '{child.name}': " if child.schema.name == "LayerParameter" else inside
                 yield from _unknown_fields(child, path, layer)
+
+
+def _without_effect(name: str, values: Sequence[object]) -> bool:
+    """Whether the third axis has no extent: ``kernel_d: 1``, ``pad_d: 0``."""
+    return all(value == (0 if name.startswith("pad") else 1) for value in values)
 
 
 def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator[LayerSpec]:
@@ -381,19 +371,21 @@ def _source(layer: LayerSpec, bottom: str, current: dict[str, Source], layers: S
 
 
 def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[str]) -> str:
-    """The layer's name; a second layer of the same name gets a suffix if it has no weights to lose, else is refused."""
+    """The layer's name; a further layer of a name gets a suffix.
+
+    Caffe copies stored blobs into the first layer of their name (CopyTrainedLayersFrom): the others keep their fillers.
+    """
     name: str = layer.name
     first = names.setdefault(name, layer)
     if first is layer:
         return name
-    if layer.type in _WEIGHTED:
-        at = f" at line {first.line}" if first.line else ""
-        raise SpecError(f"layer name '{name}' is used twice (first{at}): weights could not be told apart", where)
     count = 2
     while f"{name}#{count}" in names:
         count += 1
     names[f"{name}#{count}"] = layer
-    notes.append(f"{where}: layer name '{name}' is used twice; this one is called '{name}#{count}' here")
+    which = f"layer name '{name}' is used twice" if name else "a second layer has no name"
+    told = "; weights of a file go to the first one only, as in Caffe" if layer.type in _WEIGHTED else ""
+    notes.append(f"{where}: {which}; this one is called '{name}#{count}' here{told}")
     return f"{name}#{count}"
 
 
@@ -401,7 +393,7 @@ _WEIGHTED = frozenset(
     ("BN", "BatchNorm", "Bias", "Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "Embed",
      "InnerProduct", "LSTM", "Normalize", "PReLU", "Parameter", "RNN", "Scale")
 )  # fmt: skip
-"""Types with weights, which two layers of one name would have in common."""
+"""Types with weights, of which the file holds those of one name once."""
 
 
 def _automatic_split(layer: Message) -> bool:

@@ -1,14 +1,25 @@
-"""state_dict files of PyTorch: .safetensors, .pt, .pth. No pickle is run."""
+"""state_dict files of PyTorch: .safetensors, .pt, .pth. No pickle is run.
+
+A .safetensors file is eight bytes, little-endian, of the length of a JSON header, the header, which says every tensor's
+dtype, shape and place, and the tensors. Source: the format's description in the README of huggingface/safetensors.
+"""
 
 from __future__ import annotations
 
+import json
+import mmap
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.files import let_go, opened
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -23,20 +34,130 @@ def read(path: str | Path) -> dict[str, Tensor]:
         CaffePortError: the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
+        with opened(path) as file:
             is_safetensors = file.read(9)[8:] == b"{"  # behind the length of its JSON header
         if is_safetensors:
             from safetensors.torch import load_file
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            _check_not_packed(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what a damaged file makes PyTorch warn of is told of below
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except CaffePortError:
+        raise
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror or error}", str(path)) from None
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
         raise ParseError(f"is no state_dict: {(str(error).splitlines() or [''])[0][:80]}", str(path)) from None
-    while isinstance(state, dict) and not any(isinstance(v, Tensor) for v in state.values()):
-        state = next((state[k] for k in _WRAPPERS if k in state), None)
-    if not isinstance(state, dict):
+    for _ in range(4):  # a dict may hold itself
+        if isinstance(state, dict) and not any(isinstance(v, Tensor) for v in state.values()):
+            state = next((state[k] for k in _WRAPPERS if k in state), None)
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
         raise ParseError("holds no tensors by name: not a state_dict", str(path))
-    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _check_not_packed(path: str | Path) -> None:
+    """Refuses an archive that unpacks to more than it holds; torch.save packs nothing."""
+    with opened(path) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                    raise ParseError("is no state_dict: its archive is compressed", str(path))
+
+
+_DTYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_DTYPES_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+LARGE = 1 << 20
+"""Bytes from which on a tensor is worth sharing rather than copying."""
+_PIECE = 1 << 24  # bytes; mapped files are let go of after each
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], source: mmap.mmap | None = None) -> None:
+    """Writes tensors one after another, so that none is copied; the same tensors give the same bytes.
+
+    The safetensors library refuses tensors that share memory, and its older versions hold the file in memory.
+
+    Args:
+        source: the mapped file that tensors are views of; its pages do not stay in memory.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
+        }  # fmt: skip
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for tensor in tensors.values():
+            for piece in _pieces(tensor):
+                file.write(piece.data)
+                let_go(source)
+
+
+def _pieces(tensor: Tensor) -> Iterator[np.ndarray[Any, Any]]:
+    """A tensor's bytes, some MiB at a time."""
+    if tensor.numel():
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield from (data[at : at + _PIECE] for at in range(0, data.size, _PIECE))
+
+
+class Mapped:
+    """The tensors of a .safetensors file, the large ones as views of the file mapped into memory.
+
+    They can be written to, which never reaches the file. It may be renamed or removed, but must not be cut.
+
+    Attributes:
+        tensors: by name.
+        mapping: of the file.
+
+    Raises:
+        Exception: the safetensors library finds fault with the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(path, "pt"):  # it judges the header; what it maps itself could not be let go of
+            pass
+        with opened(path) as file:
+            self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        begin = 8 + int.from_bytes(self.mapping[:8], "little")
+        header = json.loads(self.mapping[8:begin])
+        header.pop("__metadata__", None)
+        self.tensors: dict[str, Tensor] = {name: self._tensor(begin, **entry) for name, entry in header.items()}
+
+    def _tensor(self, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+        kind, at, size = _DTYPES_BY_NAME[dtype], begin + data_offsets[0], data_offsets[1] - data_offsets[0]
+        if size >= LARGE and at % kind.itemsize == 0:
+            return torch.frombuffer(self.mapping, dtype=kind, count=size // kind.itemsize, offset=at).reshape(shape)
+        made = torch.empty(shape, dtype=kind)
+        made.reshape(-1).view(torch.uint8).numpy()[:] = np.frombuffer(self.mapping, np.uint8, size, at)
+        return made
+
+    def difference(self, tensors: Mapping[str, Tensor], source: mmap.mmap | None = None) -> str:
+        """The first name under which these are not the very bytes of ``tensors``, or an empty string.
+
+        Args:
+            source: as for :func:`write_safetensors`.
+        """
+        for name in {**tensors, **self.tensors}:
+            one, other = tensors.get(name), self.tensors.get(name)
+            if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+                return name
+            for piece, stored in zip(_pieces(one), _pieces(other), strict=True):
+                same = np.array_equal(piece, stored)
+                let_go(source)
+                let_go(self.mapping)
+                if not same:
+                    return name
+        return ""

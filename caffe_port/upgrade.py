@@ -24,7 +24,7 @@ V1_TYPES = {
     "BN": "BN", "CONVOLUTION3D": "Convolution3D", "CROP": "Crop", "DECONVOLUTION3D": "Deconvolution3D",
     "HOLE_CONVOLUTION": "Convolution", "IMAGE_SEG_DATA": "ImageSegData", "INTERP": "Interp", "POOLING3D": "Pooling3D",
     "PRELU": "PReLU", "ROI_POOLING": "ROIPooling", "SEG_ACCURACY": "SegAccuracy", "SMOOTH_L1_LOSS": "SmoothL1Loss",
-    "UPSAMPLE": "Upsample", "VIDEO_DATA": "VideoData",
+    "SPP": "SPP", "UPSAMPLE": "Upsample", "VIDEO_DATA": "VideoData",
 }  # fmt: skip
 """V1LayerParameter.LayerType -> type string."""
 
@@ -70,6 +70,8 @@ def _from_v1(old: Message, where: str) -> Message:
             raise SpecError(f"layer '{old.name}': type {old.type} is not one of V1's", at(where, old))
         own = "".join(word.capitalize() for word in old.type.split("_"))  # a fork's: DENSE_IMAGE_DATA, DenseImageData
         new.set("type", V1_TYPES.get(old.type, own))
+        if old.type == "LSTM" and old.has("recurrent_param"):  # Caffe's, not the older fork's with an lstm_param
+            new.set("type", "LSTM")
     params = []
     for index in range(max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))):
         param = Message("ParamSpec", old.line)
@@ -107,18 +109,21 @@ def _move_transform(layer: Message) -> Message:
 
 
 def _legacy_inputs(net: Message, where: str) -> Message:
-    """``input:`` with ``input_shape`` or four ``input_dim`` each becomes one Input layer."""
+    """``input:`` with ``input_shape`` or four ``input_dim`` each becomes one Input layer.
+
+    As in UpgradeNetInput, input_shape comes before input_dim, and what is more than the inputs need is not read.
+    """
     if not net.has("input"):
         return net
     names, shapes, dims = net.input, net.input_shape, net.input_dim
-    if shapes and dims:
-        raise SpecError("gives input_shape and input_dim; one of them is enough", where)
-    if dims:
-        if len(dims) != 4 * len(names):
-            raise SpecError(f"{len(names)} inputs need {4 * len(names)} input_dim, got {len(dims)}", where)
-        shapes = [Message("BlobShape", dim=list(dims[i : i + 4])) for i in range(0, len(dims), 4)]
-    elif shapes and len(shapes) != len(names):
-        raise SpecError(f"{len(names)} inputs need {len(names)} input_shape, got {len(shapes)}", where)
+    count = len(names)
+    if dims and not shapes:
+        if len(dims) < 4 * count:
+            raise SpecError(f"{count} inputs need {4 * count} input_dim, got {len(dims)}", where)
+        shapes = [Message("BlobShape", dim=list(dims[4 * i : 4 * i + 4])) for i in range(count)]
+    elif shapes and len(shapes) < count:
+        raise SpecError(f"{count} inputs need {count} input_shape, got {len(shapes)}", where)
+    shapes = shapes[:count]
     layer = Message("LayerParameter", net.line, name="input", type="Input", top=list(names))
     if shapes:
         layer.set("input_param", Message("InputParameter", net.line, shape=list(shapes)))

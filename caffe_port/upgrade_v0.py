@@ -58,7 +58,7 @@ def upgrade_v0(net: Message, where: str) -> Message:
                 continue
             if old.type not in ("conv", "pool"):
                 raise _error(connection, where, f"reads padding layer '{padding.layer.name}'; only conv and pool can")
-            _owner(new, _OWNERS[old.type]).set("pad", [padding.layer.pad] if old.type == "conv" else padding.layer.pad)
+            _owner(new, _OWNERS[old.type]).set("pad", [padding.layer.pad])
             new.bottom[index] = padding.bottom[0]
         for top in connection.top:
             padded_by.pop(top, None)

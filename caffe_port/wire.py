@@ -17,6 +17,8 @@ from caffe_port.forks import BY_WIRE_TYPE, NOT_A_BOOL, PLACEHOLDERS, WIRE_NUMBER
 from caffe_port.message import Field, Message, Schema, decimal, schema
 
 MAX_DEPTH = 100  # protobuf's own recursion limit
+MAX_MESSAGES = 1_000_000
+"""Two bytes may declare one, which takes hundreds in memory; no net has a hundredth of it."""
 
 _ARRAYS: dict[str, np.dtype[Any]] = {"float": np.dtype("<f4"), "double": np.dtype("<f8")}
 _FIXED = {"fixed32": "<I", "sfixed32": "<i", "fixed64": "<Q", "sfixed64": "<q", "float": "<f", "double": "<d"}
@@ -39,7 +41,7 @@ def parse(data: Any, message_type: str, where: str = "<bytes>") -> Message:
 
 class _Reader:
     def __init__(self, view: memoryview, where: str) -> None:
-        self.view, self.where = view, where
+        self.view, self.where, self.messages = view, where, 0
 
     def fail(self, what: str, at: int) -> NoReturn:
         raise ParseError(f"{what} (at byte {at} of {len(self.view)}): the file is damaged or not of this format",
@@ -62,6 +64,9 @@ class _Reader:
     def message(self, type_: Schema, at: int, end: int, depth: int) -> Message:
         if depth > MAX_DEPTH:
             self.fail(f"messages are nested more than {MAX_DEPTH} deep", at)
+        self.messages += 1
+        if self.messages > MAX_MESSAGES:
+            self.fail(f"there are more than {MAX_MESSAGES} messages", at)
         message = Message(type_)
         arrays: dict[str, list[np.ndarray[Any, Any]]] = {}
         deferred: list[tuple[int, int, int]] = []

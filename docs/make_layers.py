@@ -123,7 +123,7 @@ def case(name: str) -> Case:
 def types_of(name: str) -> list[str]:
     """The types that a case is about: the one it is named after; none for nets of several layers."""
     if name in EXTRA:
-        return [name.split()[0]]
+        return [REGISTRY[name.split()[0]].__name__]
     return [t for t in CAFFE_1_0 if t.lower() == name.partition("_")[0]]
 
 

@@ -75,11 +75,11 @@ def _fill(name: str, values: dict[str, Any]) -> Any:
 
 
 def _choices(name: str, depth: int) -> st.SearchStrategy[dict[str, Any]]:
-    fields = [f for f in schema(name).fields.values() if not (f.kind == "message" and depth >= 3)]
+    fields = {f.name: f for f in schema(name).fields.values() if not (f.kind == "message" and depth >= 3)}
     if not fields:
         return st.just({})
-    return st.lists(st.sampled_from(fields), max_size=6, unique_by=lambda f: f.name).flatmap(
-        lambda chosen: st.fixed_dictionaries({f.name: _values(f, depth) for f in chosen})
+    return st.lists(st.sampled_from(list(fields)), max_size=6, unique=True).flatmap(
+        lambda chosen: st.fixed_dictionaries({name: _values(fields[name], depth) for name in chosen})
     )
 
 

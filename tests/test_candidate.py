@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from caffe_port import caffemodel
 from caffe_port.api import port
+from caffe_port.emit import convert
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.verification.candidate import assert_parity, verify_port
 from caffe_port.verification.comparison import Report
@@ -304,3 +306,214 @@ def test_by_verify(files: Path) -> None:
     assert verify(files / "net.prototxt", against=load_module(f"{files}/mine.py:Good")).candidate == "Good"
     with pytest.raises(CaffePortError, match="a state belongs to a module"):
         verify(files / "net.prototxt", against="opencv", state=files / "x.pth")
+
+
+# -- folded layers ----------------------------------------------------------------------------------------------------
+
+FOLDABLE = """
+layer { name: "in" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 8 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "a"
+  convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "bn1" type: "BatchNorm" bottom: "a" top: "a" batch_norm_param { eps: 0.01 } }
+layer { name: "scale1" type: "Scale" bottom: "a" top: "a" scale_param { bias_term: true } }
+layer { name: "relu1" type: "ReLU" bottom: "a" top: "a" }
+layer { name: "conv2" type: "Convolution" bottom: "a" top: "b"
+  convolution_param { num_output: 5 kernel_size: 2 weight_filler { type: "xavier" } } }
+layer { name: "bn2" type: "BatchNorm" bottom: "b" top: "b" }
+layer { name: "ip" type: "InnerProduct" bottom: "b" top: "s"
+  inner_product_param { num_output: 6 weight_filler { type: "xavier" } } }
+layer { name: "prob" type: "Softmax" bottom: "s" top: "prob" }
+"""
+
+
+@pytest.fixture
+def foldable(tmp_path: Path) -> tuple[Path, Path]:
+    """A net with BatchNorm and Scale, and weights in which every number matters."""
+    path, weights = tmp_path / "net.prototxt", tmp_path / "w.caffemodel"
+    path.write_text(FOLDABLE)
+    ported = port(path)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, value in [*ported.net.named_parameters(), *ported.net.named_buffers()]:
+            if name.startswith(("bn", "scale")) or "bias" in name:
+                value.uniform_(0.2, 1.5, generator=generator)
+    caffemodel.write(weights, ported.definition.net, ported.net.blobs())
+    return path, weights
+
+
+class Folded(nn.Module):
+    """Both convolutions with what is behind them in their weights."""
+
+    def __init__(self, foldable: tuple[Path, Path], eps: float = 0.01, keep: str = "all") -> None:
+        super().__init__()
+        blobs = {k: [torch.tensor(b) for b in v] for k, v in port(*foldable).net.blobs().items()}
+        self.conv1, self.conv2, self.ip = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 2), nn.Linear(150, 6)
+        gamma, beta = blobs["scale1"]
+        for conv, norm, g, b, e in ((self.conv1, "bn1", gamma, beta, eps), (self.conv2, "bn2", 1.0, 0.0, 1e-5)):
+            (weight, own), (mean, variance, count) = blobs[(conv is self.conv2 and "conv2") or "conv1"], blobs[norm]
+            factor = g / torch.sqrt(variance / count + e)
+            own = own * 0 if keep == "no own bias" else own
+            bias = b + factor * (own - mean / count)
+            conv.weight.data = weight * factor.reshape(-1, 1, 1, 1)
+            conv.bias.data = bias * 0 if keep == "no bias" and conv is self.conv1 else bias
+        self.ip.weight.data, self.ip.bias.data = blobs["ip"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(F.relu(self.conv1(x)))
+        return self.ip(x.flatten(1)).softmax(1)
+
+
+def check_folded(foldable: tuple[Path, Path], **slips: Any) -> Report:
+    return verify_port(Folded(foldable, **slips), *foldable, keep_parameters=True)
+
+
+def test_a_folded_port_passes(foldable: tuple[Path, Path]) -> None:
+    report = check_folded(foldable)
+    assert report.passed, [(row.layer, row.cause) for row in report.broken]
+    rows = {row.layer: row for row in report.rows}
+    left = {name for name, row in rows.items() if row.status == "not compared"}
+    assert left == {"conv1", "bn1", "conv2"}
+    assert (report.compared, report.not_compared) == (5, 3)
+    assert rows["bn1"].note == "folded into the weights of 'conv1'"
+    assert rows["conv1"].note == "compared as 'scale1'; port: conv1 (conv2d)"
+    assert rows["scale1"].note == "port: conv1 (conv2d), with 'bn1' and 'scale1' in its weights"
+
+
+@pytest.mark.parametrize(
+    ("slips", "layers", "words"),
+    [
+        ({"eps": 1e-5}, ["scale1"], "'bn1' was folded in with another eps: about 1e-05, Caffe's 0.01"),
+        (
+            {"keep": "no bias"},
+            ["scale1"],
+            "the factor of 'bn1' and 'scale1' is in the weights, but the bias is missing",
+        ),
+        ({"keep": "no own bias"}, ["scale1", "bn2"], "are folded in, but the bias of 'conv1' is forgotten"),
+    ],
+    ids=["eps", "bias", "own bias"],
+)
+def test_a_wrong_fold_fails(foldable: tuple[Path, Path], slips: dict[str, Any], layers: list[str], words: str) -> None:
+    report = check_folded(foldable, **slips)
+    assert not report.passed
+    assert red(report) == layers
+    assert words in report.broken[0].cause
+
+
+def test_a_forgotten_batch_norm_is_no_fold(foldable: tuple[Path, Path]) -> None:
+    report = verify_port(Folded(foldable), *foldable, keep_parameters=False)  # Caffe's weights as they are
+    assert red(report)[0] == "bn1"
+    assert report.broken[0].cause == "the port has no BatchNorm here"
+    assert any("give the port's own with --state" in note for note in report.notes)
+
+
+def test_a_folder_that_convert_folded(foldable: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = convert(port(*foldable), tmp_path / "out", fold=True).folder
+    name = json.loads((folder / "port.json").read_text())["class"]
+    report = verify_port(f"{folder}/model.py:{name}", *foldable)
+    assert report.passed, [(row.layer, row.cause) for row in report.broken]
+    assert report.not_compared == 3
+    assert any("parameters are those beside it" in note for note in report.notes)
+
+
+# -- parallel branches ------------------------------------------------------------------------------------------------
+
+BRANCHES = """
+layer { name: "in" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 8 } } }
+layer { name: "a" type: "Convolution" bottom: "data" top: "a"
+  convolution_param { num_output: 4 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "relu_a" type: "ReLU" bottom: "a" top: "a" }
+layer { name: "b1" type: "Convolution" bottom: "data" top: "b1"
+  convolution_param { num_output: 4 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "relu_b1" type: "ReLU" bottom: "b1" top: "b1" }
+layer { name: "b2" type: "Convolution" bottom: "b1" top: "b2"
+  convolution_param { num_output: 5 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }
+layer { name: "relu_b2" type: "ReLU" bottom: "b2" top: "b2" }
+layer { name: "pool" type: "Pooling" bottom: "data" top: "pool"
+  pooling_param { pool: MAX kernel_size: 3 stride: 1 pad: 1 } }
+layer { name: "c" type: "Convolution" bottom: "pool" top: "c"
+  convolution_param { num_output: 4 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "relu_c" type: "ReLU" bottom: "c" top: "c" }
+layer { name: "cat" type: "Concat" bottom: "a" bottom: "b2" bottom: "c" top: "cat" }
+layer { name: "score" type: "Convolution" bottom: "cat" top: "score"
+  convolution_param { num_output: 2 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "box" type: "Convolution" bottom: "cat" top: "box"
+  convolution_param { num_output: 4 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }
+"""
+
+
+class Branches(nn.Module):
+    """The module of BRANCHES, whose branches run in any order; ``slip`` is what is wrong with it."""
+
+    def __init__(self, order: str, slip: str = "") -> None:
+        super().__init__()
+        self.order, self.slip = order, slip
+        self.a, self.b1, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.b2 = nn.Conv2d(4, 5, 3, padding=1)
+        self.score, self.box = nn.Conv2d(13, 2, 1), nn.Conv2d(13, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        made = {}
+        for branch in self.order:
+            if branch == "a":
+                made["a"] = F.relu(self.a(x))
+            elif branch == "b":
+                b = self.b1(x)
+                made["b"] = F.relu(self.b2(b if self.slip == "no relu" else F.relu(b)))
+            else:
+                made["c"] = F.relu(
+                    self.c(F.avg_pool2d(x, 3, 1, 1) if self.slip == "average" else F.max_pool2d(x, 3, 1, 1))
+                )
+        parts = [made["a"], made["b"], made["c"]]
+        joined = torch.cat([parts[2], parts[1], parts[0]] if self.slip == "concat" else parts, 1)
+        prob = self.score(joined).softmax(1)
+        return prob, self.box(joined)
+
+
+@pytest.mark.parametrize("order", ["abc", "bac", "cab", "cba"])
+def test_branches_in_any_order(tmp_path: Path, order: str) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(BRANCHES)
+    report = verify_port(Branches(order), path)
+    assert report.passed, [(row.layer, row.cause) for row in report.broken]
+    assert (report.compared, report.not_compared) == (13, 0)
+
+
+@pytest.mark.parametrize("order", ["abc", "cba"])
+@pytest.mark.parametrize(
+    ("slip", "layers", "words"),
+    [("no relu", ["relu_b1"], "no ReLU here"), ("average", ["pool"], ""), ("concat", ["cat"], "")],
+)
+def test_slips_in_branches(tmp_path: Path, order: str, slip: str, layers: list[str], words: str) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(BRANCHES)
+    report = verify_port(Branches(order, slip), path)
+    assert not report.passed
+    assert red(report) == layers
+    assert words in report.broken[0].cause
+
+
+class EarlySoftmax(nn.Module):
+    """MTCNN's first net, with the softmax before the second convolution."""
+
+    def __init__(self, ceil_mode: bool = True) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 10, 3), nn.PReLU(10), nn.MaxPool2d(2, 2, ceil_mode=ceil_mode), nn.Conv2d(10, 16, 3),
+            nn.PReLU(16), nn.Conv2d(16, 32, 3), nn.PReLU(32),
+        )  # fmt: skip
+        self.score, self.box = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.features(x)
+        score = self.score(x).softmax(1)
+        return self.box(x), score
+
+
+def test_a_softmax_before_the_second_branch(shared: Path) -> None:
+    files = [shared / f"models/zoo/mtcnn_v2/det1.{end}" for end in ("prototxt", "caffemodel")]
+    shapes = {"data": (2, 3, 27, 35)}
+    report = verify_port(EarlySoftmax(), *files, input_shapes=shapes)
+    assert report.passed, [(row.layer, row.cause) for row in report.broken]
+    assert (report.compared, report.not_compared) == (10, 0)
+    assert red(verify_port(EarlySoftmax(ceil_mode=False), *files, input_shapes=shapes)) == ["pool1"]

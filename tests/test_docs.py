@@ -1,7 +1,8 @@
-"""The pages under docs/ are true: docs/layers.md is fresh, and every command of a page gives what the page shows."""
+"""The documentation is true: docs/layers.md is fresh, and every block of every page does what the page shows."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import doc_pages
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -108,7 +110,7 @@ def run(command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     words = shlex.split(command)
     assert words[0] == "caffe-port"
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "argv", words)
     capfd.readouterr()
     with pytest.raises(SystemExit) as caught:
@@ -187,22 +189,131 @@ def test_what_custom_layers_md_quotes() -> None:
         assert block in files or "Stub(" in block, block
 
 
-# -- README.md ----------------------------------------------------------------------------------------------------
+# -- the pages ------------------------------------------------------------------------------------------------------
+
+OWN_TEST = {"docs/custom-layers.md"}
+"""Pages whose commands need more than a folder: a test above runs them."""
+PAGES = {str(page.relative_to(ROOT)): page for page in doc_pages.pages() if doc_pages.blocks(page)}
 
 
-def test_readme_session(
-    shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All four commands; file sizes and rounding errors may differ."""
-    model = shared / "models" / "simplenet" / "mnist_9972"
-    shutil.copy(model / "weights.caffemodel", tmp_path)
-    shutil.copy(next(model.glob("*train_test*.prototxt")), tmp_path / "train_test.prototxt")
-    (tmp_path / "data").symlink_to(shared / "data")
-    monkeypatch.chdir(tmp_path)
-    steps = commands(ROOT / "README.md")
-    assert [step.line.split()[1] for step in steps] == ["convert", "convert", "verify", "evaluate"]
-    for step in steps:
-        code, printed = run(step.line, capfd, monkeypatch)
-        assert code == (2 if step.shown[0].startswith("error:") else 0), printed
-        rounding = re.compile(r"\be-\d\d\b|\d\.\de-\d\d|KiB|─|OpenCV|^\d+ more agree|needs atol")
-        Command(step.line, tuple(line for line in step.shown if not rounding.search(line)), "").says(printed)
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - OWN_TEST))
+def test_a_page_does_what_it_says(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Every block, in order, in a folder like the reader's; see doc_pages for the comments that steer it."""
+    doc_pages.lay_out(PAGES[name], tmp_path, lambda: request.getfixturevalue("shared"))
+    monkeypatch.setenv("CAFFE_PORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CAFFE_PORT_PYCAFFE", raising=False)
+    reader = doc_pages.Reader(lambda words: run(shlex.join(words), capfd, monkeypatch))
+    with doc_pages.inside(tmp_path):
+        for block in doc_pages.blocks(PAGES[name]):
+            reader.read(block)
+
+
+PLAIN = {
+    "__main__.py: the module", "pooling.py: max_pool", "rcnn.py: pooled_size", "rcnn.py: positive",
+    "yolo.py: widths_and_heights", "yolo.py: check_grid", "shape_rules.py: rule", "shape_rules.py: expect_dims",
+    "shape_rules.py: slide", "shape_rules.py: positive", "setup.py: set_up",
+}  # fmt: skip
+"""Helpers of a family that say by their name and a line what they do; nothing is to be added here."""
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    """Modules, and the public classes and functions at their top level; a hypothesis says its own in its decorator."""
+    bare = []
+    for path in sorted((ROOT / "caffe_port").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = [node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+        for node in (tree, *(node for node in nodes if not node.name.startswith("_"))):
+            if ast.get_docstring(node) is None and path.name != "hypotheses.py":
+                bare.append(f"{path.name}: {getattr(node, 'name', 'the module')}")
+    assert set(bare) <= PLAIN
+
+
+def test_links_lead_somewhere() -> None:
+    for page in doc_pages.pages():
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_index_names_every_page() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    linked = {(DOCS / target).resolve() for target in re.findall(r"\]\(([^)#\s]+\.md)", index)}
+    assert set(DOCS.rglob("*.md")) - {DOCS / "README.md"} <= linked
+
+
+def test_troubleshooting_quotes_real_messages() -> None:
+    """Every heading is a message: its fixed parts stand in a source of caffe_port."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "caffe_port").rglob("*.py"))
+    sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # a text in two lines
+    headings = re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(headings) > 35
+    for heading in headings:
+        parts = [part.strip(" '") for part in heading.split("...")]
+        fixed = [part for part in parts if len(part) > 3]
+        assert fixed, heading
+        for part in fixed:
+            assert part in sources, f"{heading}\nno message has: {part}"
+
+
+# -- the mechanism itself -------------------------------------------------------------------------------------------
+
+
+def page_of(folder: Path, text: str) -> Path:
+    page = folder / "page.md"
+    page.write_text(text)
+    return page
+
+
+def read_all(page: Path, code: int = 0, printed: str = "") -> None:
+    reader = doc_pages.Reader(lambda words: (code, printed))
+    with doc_pages.inside(page.parent):
+        for block in doc_pages.blocks(page):
+            reader.read(block)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("```console\n$ caffe-port demo\nPASSED: 3 of 3\n```\n", "shown:   PASSED: 3 of 3"),
+        ("```sh\ncaffe-port demo\n```\n<!-- exit 1 -->\n```sh\ncaffe-port demo\n```\n", "exit code 0, not 1"),
+        ("```console\n$ caffe-port demo\nerror: it is not so\n```\n", "exit code 0, not 2"),
+        ("```sh\nfalse\n```\n", "exit code 1, not 0"),
+        ("<!-- not run: -->\n```sh\nmake\n```\n", "says no reason"),
+        ("```python\nassert 1 + 1 == 3\n```\n", ""),
+        (
+            "<!-- part of: page.md -->\n```python\nx = 1\n```\nbut not\n<!-- part of: here.txt -->\n```text\nx\n```\n",
+            "",
+        ),
+        ("```console\ncaffe-port demo\n```\n", "holds no command"),
+    ],
+)
+def test_a_page_that_lies_is_found(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises((AssertionError, FileNotFoundError), match=re.escape(says) or None):
+        read_all(page_of(tmp_path, text), printed="PASSED: 2 of 3 in 1.2e-07")
+
+
+def test_a_page_that_is_true_passes(tmp_path: Path) -> None:
+    read_all(page_of(tmp_path, """
+<!-- write: mine.py -->
+```python
+x = 2
+```
+<!-- not run: it takes
+an hour -->
+```sh
+false
+```
+```console
+$ python -c "import mine; print(mine.x)"
+2
+$ caffe-port verify \\
+    net
+... 2 ... in 3.4e-06, ──── 5 MiB by torch 2.6.0
+```
+```python
+import mine
+```
+"""), printed="PASSED: 2 of 3 in 1.2e-07, ─────── 7.1 KiB by torch 2.14.1+cpu")  # fmt: skip

@@ -13,14 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from emit_nets import assert_same, conv, data, drawn, layer, written
 from safetensors.torch import load_file
 
 import caffe_port
-from caffe_port import emit
+from caffe_port import caffemodel, emit, prototxt
 from caffe_port.api import Ported
 from caffe_port.emit import source as emit_source
 from caffe_port.emit.forward import split_commas, wrap
@@ -206,6 +208,113 @@ def test_a_wrong_model_leaves_nothing(
     with pytest.raises(CaffePortError, match=said):
         emit.convert(port(SMALL), tmp_path / "a" / "out")
     assert os.listdir(tmp_path) == ["net.prototxt"]
+
+
+@pytest.mark.parametrize("damage", ["last bit", "header"])
+def test_a_damaged_weights_file_leaves_nothing(
+    damage: str, port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two nets give equal outputs for a weight that ReLU makes dead: the bytes are compared too."""
+    right = emit.write_safetensors
+
+    def wrong(path: Path, *rest: Any) -> None:
+        right(path, *rest)
+        stored = bytearray(path.read_bytes())
+        stored[-4 if damage == "last bit" else 9] ^= 1  # the least significant bit of the last number
+        path.write_bytes(stored)
+
+    monkeypatch.setattr(emit, "write_safetensors", wrong)
+    filler = "bias_filler { value: -1e9 }"
+    text = data(2, 3, 5, 4) + layer("conv", "Convolution", "data", "conv",
+                                    f"convolution_param {{ num_output: 4 kernel_size: 1 {filler} }}")  # fmt: skip
+    said = "does not hold 'conv.bias' as it was written" if damage == "last bit" else "could not be read back"
+    with pytest.raises(CaffePortError, match=f"weights.safetensors: {said}"):
+        emit.convert(port(text + layer("relu", "ReLU", "conv", "relu")), tmp_path / "a" / "out")
+    assert os.listdir(tmp_path) == ["net.prototxt"]
+
+
+# -- parameters that stay where the caffemodel has them -----------------------------------------------------------
+
+
+def large_net(name: str) -> str:
+    """Its InnerProduct of that name has 1.44 MB of weights."""
+    inner = "inner_product_param { num_output: 4500 weight_filler { type: 'xavier' } }"
+    return data(2, 3, 5, 4) + conv("conv", "data", "conv") + layer(name, "InnerProduct", "conv", name, inner)
+
+
+def stored(port: Callable[[str], Ported], text: str, path: Path) -> None:
+    net = port(text).net
+    caffemodel.write(path, prototxt.parse(text, "NetParameter"), net.blobs())
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("name", ["f", "ff", "fff", "ffff"])  # the weights begin one byte later each time
+def test_shared_parameters(
+    name: str, fold: bool, port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    stored(port, large_net(name), tmp_path / "w.caffemodel")
+    files = tmp_path / "net.prototxt", tmp_path / "w.caffemodel"
+    copied, shared = caffe_port.port(*files), caffe_port.port(*files, share=True)
+    assert copied.weights is not None
+    assert shared.weights is not None
+    assert (copied.shared, shared.shared) == (False, True)
+    for ported, is_shared in ((copied, False), (shared, True)):
+        assert ported.weights is not None
+        weight = ported.net.get_submodule(name).weight
+        assert np.shares_memory(weight.detach().numpy(), ported.weights.layers[1].blobs[0]) == is_shared
+    one = emit.convert(copied, tmp_path / "one", fold=fold)
+    other = emit.convert(shared, tmp_path / "other", fold=fold)
+    assert one.check == other.check
+    for file in one.files:
+        assert (one.folder / file).read_bytes() == (other.folder / file).read_bytes(), file
+    x = torch.randn(3, 3, 5, 4)
+    assert shared.net.get_submodule(name).weight.data_ptr() % 4 == 0
+    assert torch.allclose(shared.net(x), copied.net(x), rtol=0, atol=1e-6)
+    for key, value in copied.net.state_dict().items():
+        assert torch.equal(shared.net.state_dict()[key], value)
+
+
+def test_what_cannot_be_shared_is_copied(port: Callable[[str], Ported], tmp_path: Path) -> None:
+    """Half precision, and a weight that the file has the other way round."""
+    text = large_net("fc").replace("num_output: 4500", "num_output: 4500 transpose: true")
+    stored(port, text, tmp_path / "w.caffemodel")
+    kept = caffemodel.read(tmp_path / "w.caffemodel")
+    ported = caffe_port.port(tmp_path / "net.prototxt", tmp_path / "w.caffemodel", share=True)
+    weight = ported.net.fc.weight.detach().numpy()
+    assert ported.weights is not None
+    assert not np.shares_memory(weight, ported.weights.layers[1].blobs[0])
+    assert np.array_equal(weight, kept.layers[1].blobs[0].T)
+    assert emit.convert(ported, tmp_path / "out").check == "outputs are bit-equal to the Net's"
+    net = port(large_net("fc")).net
+    half = kept.layers[1].blobs[0].T.astype(np.float16)
+    net.fc.share_blobs([half, np.zeros(4500, np.float32)], 1)
+    assert np.array_equal(net.fc.weight.detach().numpy(), half.astype(np.float32))
+    assert not net.fc.bias.any()
+
+
+def test_the_caffemodel_may_lie_where_convert_writes(port: Callable[[str], Ported], tmp_path: Path) -> None:
+    """It is replaced, not written over: what was mapped stays as it was."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    weights = folder / "weights.safetensors"
+    stored(port, large_net("fc"), weights)
+    ported = caffe_port.port(tmp_path / "net.prototxt", weights, share=True)
+    assert ported.weights is not None
+    before = [blob.copy() for one in ported.weights.layers for blob in one.blobs]
+    assert emit.convert(ported, folder, force=True).check == "outputs are bit-equal to the Net's"
+    again = [blob for one in ported.weights.layers for blob in one.blobs]
+    for blob, other in zip(before, again, strict=True):
+        assert np.array_equal(blob, other)
+    assert np.array_equal(load_file(str(weights))["fc.weight"].numpy(), before[2])
+
+
+def test_shared_by_name_stays_shared(port: Callable[[str], Ported], tmp_path: Path) -> None:
+    one = 'param { name: "w" } inner_product_param { num_output: 60 bias_term: false weight_filler { type: "xavier" } }'
+    text = data(2, 60) + layer("a", "InnerProduct", "data", "a", one) + layer("b", "InnerProduct", "a", "b", one)
+    _, module = written(port(text).net, tmp_path)
+    assert module.b.weight is module.a.weight
+    assert [name for name, _ in module.named_parameters()] == ["a.weight"]
 
 
 def test_unknown_format(port: Callable[[str], Ported], tmp_path: Path) -> None:

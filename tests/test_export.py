@@ -159,25 +159,27 @@ def test_written_back_to_caffe(name: str, shared: Path, tmp_path: Path) -> None:
 
 
 def test_a_net_trained_as_pytorch_goes_back_to_caffe(shared: Path, tmp_path: Path) -> None:
-    for fold in (False, True):
-        ported = port("mnist_9972", shared)
-        folder = tmp_path / f"fold{fold}"
-        result = emit.convert(ported, folder, fold=fold)
-        module = emit.read_model((folder / "model.py").read_text(), result.class_name, folder / "weights.safetensors")
-        module.train()
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
-        for seed in range(2):
-            x = emit.example_inputs(ported.net, seed, batch=8)
-            optimizer.zero_grad()
-            module(*x).square().mean().backward()
-            optimizer.step()
-        module.eval()
-        save_file(module.state_dict(), folder / "trained.safetensors")
-        export.load_state(ported.net, folder / "trained.safetensors")
-        paths = export.write_caffe(ported.net, folder / "caffe")
-        x = emit.example_inputs(ported.net, batch=3)
-        with torch.no_grad():
-            assert_close(caffe_port.load(*paths)(*x), module(*x))
+    ported = port("mnist_9972", shared)
+    folder = tmp_path / "out"
+    result = emit.convert(ported, folder)
+    module = emit.read_model((folder / "model.py").read_text(), result.class_name, folder / "weights.safetensors")
+    module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    for seed in range(2):
+        x = emit.example_inputs(ported.net, seed, batch=8)
+        optimizer.zero_grad()
+        module(*x).square().mean().backward()
+        optimizer.step()
+    module.eval()
+    save_file(module.state_dict(), folder / "trained.safetensors")
+    export.load_state(ported.net, folder / "trained.safetensors")
+    paths = export.write_caffe(ported.net, folder / "caffe")
+    x = emit.example_inputs(ported.net, batch=3)
+    with torch.no_grad():
+        assert_close(caffe_port.load(*paths)(*x), module(*x))
+    emit.convert(ported, tmp_path / "folded", fold=True)
+    with pytest.raises(CaffePortError, match="is of a model written with --fold"):
+        export.load_state(ported.net, tmp_path / "folded" / "weights.safetensors")
 
 
 def test_the_state_of_another_model(shared: Path, tmp_path: Path) -> None:

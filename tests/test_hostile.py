@@ -107,10 +107,6 @@ BROKEN_TEXT = {
         PROTOTXT.replace('bottom: "data"', 'bottom: "fc"'),
         "bottom 'fc' does not exist yet: layer 'fc' (line 6) makes it",
     ),
-    "a duplicate name": (
-        PROTOTXT.replace('"fc" type', '"conv" type'),
-        "layer name 'conv' is used twice (first at line 3)",
-    ),
     "10^12 elements": (PROTOTXT.replace("[2, 3, 5, 7]", "[1000000, 1000000]"), "would hold 1000000000000 numbers"),
     "10^12 elements in four axes": (PROTOTXT.replace("[2, 3, 5, 7]", "[1000, 1000, 1000, 1000]"), "1000000000000"),
     "10^40 elements": (
@@ -128,7 +124,7 @@ BROKEN_TEXT = {
     "axis 99": (PROTOTXT.replace("num_output: 6", "num_output: 6 axis: 99"), "axis 99 does not exist"),
     "no type": (PROTOTXT.replace('type: "ReLU" ', ""), "net.prototxt:5: layer 'relu'"),
     "an unknown type": (PROTOTXT.replace('"ReLU"', '"ReLUU"'), "layer 'relu' (ReLUU): Did you mean 'ReLU'?"),
-    "another filler": (PROTOTXT.replace('"xavier"', '"__import__"'), "filler type '__import__' does not exist"),
+    "another filler": (PROTOTXT.replace('"xavier"', '"xaveir"'), "filler type 'xaveir' does not exist"),
 }
 
 

@@ -41,6 +41,58 @@ def data(more: str = "", tops: str = "data", type_: str = "Data") -> str:
     return f'layer {{ name: "batch" type: "{type_}" ' + "".join(f'top: "{t}" ' for t in tops.split()) + more + "}\n"
 
 
+# -- guessed ------------------------------------------------------------------------------------------------------
+
+
+def guessed(text: str, *args: object) -> dict[str, tuple[int, ...]]:
+    with pytest.raises(SpecError, match="cannot be known"):
+        inputs.resolve(spec(text), *args)  # type: ignore[arg-type]
+    found = inputs.resolve(spec(text), *args, guess=True)  # type: ignore[arg-type]
+    assert "these are assumed" in found.notes[-1]
+    return found.shapes
+
+
+def test_a_guess_takes_what_people_use() -> None:
+    assert guessed(data() + CONV) == {"data": (1, 3, 224, 224)}
+    assert guessed(data('data_param { source: "mnist_train_lmdb" }') + CONV) == {"data": (1, 1, 28, 28)}
+    assert guessed(data('transform_param { mean_file: "cifar10/mean.binaryproto" }') + CONV) == {"data": (1, 3, 32, 32)}
+    assert guessed(data("transform_param { mean_value: [1, 2, 3, 4] }") + CONV) == {"data": (1, 4, 224, 224)}
+    assert guessed(data() + CONV, weights(conv=(4, 5, 5, 5))) == {"data": (1, 5, 224, 224)}
+
+
+def test_a_guess_fits_the_weights_or_is_none() -> None:
+    """7 x 9 behind the convolution is no square; 30 x 30 behind a stride of three is that of 96."""
+    with pytest.raises(SpecError, match="no common size fits") as caught:
+        inputs.resolve(spec(data() + CONV + FC), weights(conv=(4, 3, 5, 5), fc=(6, 4 * 7 * 9)), None, True)
+    assert caught.value.hint == "Say it: --input-shape data=1,3,H,W"
+
+
+def test_a_pair_in_one_blob_has_twice_the_channels() -> None:
+    """Siamese nets share their parameters by name: one and two channels would not."""
+    text = data('data_param { source: "mnist_pairs" }') + (
+        'layer { name: "cut" type: "Slice" bottom: "data" top: "a" top: "b" slice_param { slice_point: 1 } }'
+    )
+    for side in "ab":
+        text += CONV.replace('"conv"', f'"conv_{side}"').replace('"data"', f'"{side}" param {{ name: "w" }}')
+    assert guessed(text) == {"data": (1, 2, 28, 28)}
+
+
+def test_inputs_of_detectors_and_sequences() -> None:
+    text = data("", "data cont im_info", "HDF5Data") + (
+        'layer { name: "lstm" type: "LSTM" bottom: "data" bottom: "cont" top: "h" recurrent_param { num_output: 4 } }'
+        'layer { name: "double" type: "Power" bottom: "im_info" top: "double" }'
+    )
+    assert guessed(text) == {"data": (20, 1, 64), "cont": (20, 1), "im_info": (1, 3)}
+
+
+def test_frames_that_a_reshape_counts() -> None:
+    text = data("", "data clip", "HDF5Data") + CONV
+    text += 'layer { name: "r" type: "Reshape" bottom: "clip" top: "r" reshape_param { shape { dim: 4 dim: 6 } } }'
+    fold = "reshape_param { shape { dim: 4 dim: 6 dim: -1 } }"
+    text += f'layer {{ name: "s" type: "Reshape" bottom: "conv" top: "s" {fold} }}'
+    assert guessed(text)["clip"] == (24,)
+
+
 # -- declared -------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +252,21 @@ def test_a_second_top_that_the_net_learns_from_is_no_label() -> None:
     text = data("", "data speed") + CONV + FC.replace('"conv"', '"speed"')
     said = str(refused(text, None, {"data": (2, 1, 7, 9)}))
     assert "the shape of input 'speed' cannot be known: layer 'batch' (Data) reads it from data" in said
+
+
+@pytest.mark.parametrize(
+    ("type_", "more", "want"),
+    [
+        ("DenseImageData", "dense_image_data_param { new_height: 36 new_width: 48 }", (1, 3, 36, 48)),
+        ("ImageSegData", "transform_param { crop_width: 33 crop_height: 22 }", (1, 3, 22, 33)),
+        ("CPMData", "transform_param { crop_size_x: 36 crop_size_y: 38 }", (1, 3, 38, 36)),
+        ("CPMData", "cpm_transform_param { crop_size_x: 36 crop_size_y: 38 }", (1, 3, 38, 36)),
+        ("BoxData", "box_data_param { resize_width: 44 resize_height: 40 }", (1, 3, 40, 44)),
+        ("ImageData", "image_data_param { new_height: 36 new_width: 48 is_color: false }", (1, 1, 36, 48)),
+    ],
+)
+def test_sizes_in_forks_words(type_: str, more: str, want: tuple[int, ...]) -> None:
+    assert inputs.resolve(spec(data(more, type_=type_) + CONV)).shapes == {"data": want}
 
 
 def test_resize_of_ssd() -> None:

@@ -93,7 +93,7 @@ def test_what_is_no_log(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x89PNG\xff\xfe nothing")
     with pytest.raises(CaffePortError, match="is no log of caffe train"):
         logs.read(tmp_path / "x")
-    with pytest.raises(CaffePortError, match="cannot be read"):
+    with pytest.raises(CaffePortError, match="is a folder"):
         logs.read(tmp_path)
     assert logs.parse("").best() is None
     assert logs.parse("").as_dict()["last"] is None

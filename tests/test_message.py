@@ -31,13 +31,13 @@ def test_a_default_list_is_nobodys() -> None:
 
 
 def test_has_tells_set_from_default() -> None:
-    p = Message("PoolingParameter", pool="MAX", stride=1)
-    assert p.has("pool")
-    assert p.has("stride")
-    assert not p.has("kernel_size")
-    p.set("stride", None)
-    assert not p.has("stride")
-    assert p.stride == 1
+    p = Message("ConvolutionParameter", engine="CAFFE", group=1)
+    assert p.has("engine")
+    assert p.has("group")
+    assert not p.has("num_output")
+    p.set("group", None)
+    assert not p.has("group")
+    assert p.group == 1
     layer = Message("LayerParameter", bottom=[], relu_param=Message("ReLUParameter"))
     assert not layer.has("bottom"), "a repeated field without values is absent"
     assert layer.has("relu_param"), "an empty message is present"

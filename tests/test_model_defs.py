@@ -139,7 +139,8 @@ def blob_shapes(layers, input_shape):
             top = (p.num_output, *(side(s, (kernel, stride, pad), round_up=False) for s in bottom[1:]))
         elif layer.type == "Pooling":
             p = layer.pooling_param
-            top = (bottom[0], *(side(s, (p.kernel_size, p.stride, p.pad), round_up=True) for s in bottom[1:]))
+            window = p.kernel_size[0], (list(p.stride) or [1])[0], (list(p.pad) or [0])[0]
+            top = (bottom[0], *(side(s, window, round_up=True) for s in bottom[1:]))
         elif layer.type == "InnerProduct":
             p = layer.inner_product_param
             blobs[layer.name] = [(p.num_output, math.prod(bottom)), (p.num_output,)]

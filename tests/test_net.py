@@ -109,7 +109,8 @@ def test_unsupported_types_are_named_all_at_once_with_lines() -> None:
     assert str(caught.value) == (
         "net.prototxt: 2 layers have a type that is not supported:\n"
         "  net.prototxt:2: layer 'x' (Convolutoin): Did you mean 'Convolution'?\n"
-        "  net.prototxt:4: layer 'y' (Zoom)"
+        "  net.prototxt:4: layer 'y' (Zoom)\n"
+        "  --stub puts a place holder there, --plugin takes a Layer of your own."
     )
 
 
@@ -451,6 +452,7 @@ def test_initialise_is_seeded() -> None:
 
 TWO = data(2, 3) + inner("a", "data", 4) + layer("relu", "ReLU", "a", "a") + inner("b", "a", 5)
 A = [np.arange(12).reshape(4, 3), [1, 2, 3, 4]]
+P3 = 'inner_product_param { num_output: 3 weight_filler { type: "xavier" } }'
 ASKS = "the definition asks for"
 B = [np.arange(20).reshape(5, 4), [5, 4, 3, 2, 1]]
 
@@ -465,6 +467,17 @@ def test_load_weights() -> None:
         for got, array in zip(net.blobs()[name], want, strict=True):
             np.testing.assert_array_equal(got, array)
     assert list(net.blobs()) == ["a", "b"]
+
+
+def test_weights_go_to_the_first_layer_of_a_name() -> None:
+    """CopyTrainedLayersFrom: every stored layer is copied into the first one of its name, so the last stays."""
+    net = build(data(2, 3) + inner("a", "data", 4) + layer("a", "InnerProduct", "a", "b", P3))
+    assert net.names == {"data": "data", "a": "a", "a#2": "a_2"}
+    twice = Weights("w", "V2", (*stored(a=A).layers, *stored(a=[2 * np.asarray(A[0]), A[1]]).layers), None)
+    report = net.load_weights(twice)
+    assert (report.loaded, report.initialised) == (("a",), ("a#2",))
+    assert net.a.weight.tolist() == (2 * A[0]).tolist()
+    assert 0 < net.a_2.weight.abs().max() <= 1, "drawn by its filler"
 
 
 def test_load_weights_reports_what_is_absent_and_what_is_unused() -> None:

@@ -211,7 +211,7 @@ def test_a_huge_file_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(prototxt, "MAX_BYTES", 1 << 20)
     path = tmp_path / "net.prototxt"
     path.write_bytes(b" " * (1 << 20) + b" ")
-    with pytest.raises(ParseError, match="is larger than 1 MiB; a prototxt never is"):
+    with pytest.raises(ParseError, match="is larger than 1 MiB; such a file never is"):
         prototxt.read(path, "NetParameter")
 
 
@@ -322,6 +322,50 @@ def test_absent_field_of_an_unknown_message() -> None:
     p = layer("mystery { a: 1 }").mystery
     with pytest.raises(AttributeError, match="a message outside the schema has no field 'b'"):
         _ = p.b
+
+
+FORKS = {
+    "LayerParameter": [
+        'type: "CPMData" cpm_transform_param { crop_size_x: 368 }', 'type: "OPData" op_transform_param { }',
+        'type: "Resize" resize_param { }', 'type: "MaskPooling" mask_param { }', 'type: "SELU" selu_param { }',
+        'type: "ImageSegData" image_seg_data_param { }', 'type: "Unpooling" unpooling_param { }',
+        'type: "CRF" crf_param { }', 'type: "WarpCTC" warp_ctc_loss_param { }', 'type: "DiceLoss" dice_param { }',
+        'type: "Deconvolution" deconvolution_param { }', 'type: "AMSoftmax" am_softmax_param { }',
+    ],
+    "V1LayerParameter": ["type: MVN2", "type: DENSE_IMAGE_DATA"],
+    "ConvolutionParameter": ["kernel_d: 3", "pad_d: 1", "stride_d: 1", "dilation_h: 2", "kernel_size_w: 5", "pad_l: 1"],
+    "TransformationParameter": ["mirror_y: true", "crop_size_x: 368", "scales: 1", "mean_value2: 4"],
+    "DataParameter": ["random_skip: 4", 'source2: "x"'],
+    "LossParameter": ["class_weight: 2", "class_weights: 2", "has_ignore_label: true"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in FORKS.items() for text in texts])
+def test_fields_of_forks_are_no_slips(kind: str, text: str) -> None:
+    assert prototxt.parse(text, kind) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "slip", "meant"),
+    [
+        ("LayerParameter", 'type: "Convolution" convolutoin_param { }', "convolution_param"),
+        ("LayerParameter", 'type: "SoftmaxWithLoss" sofmax_param { }', "softmax_param"),
+        ("LayerParameter", 'type: "Data" transfrom_param { }', "transform_param"),
+        ("LayerParameter", 'type: "ReLU" reluu_param { }', "relu_param"),
+        ("LayerParameter", 'loss_weigth: 1', "loss_weight"),
+        ("ConvolutionParameter", "kernal_size: 3", "kernel_size"),
+        ("ConvolutionParameter", "num_ouput: 3", "num_output"),
+        ("ConvolutionParameter", "num_outputs: 3", "num_output"),
+        ("ConvolutionParameter", "dialtion: 2", "dilation"),
+        ("ConvolutionParameter", "groups: 2", "group"),
+        ("PoolingParameter", "strides: 2", "stride"),
+        ("BatchNormParameter", "use_global_stat: true", "use_global_stats"),
+        ("ReLUParameter", "negative_slop: 0.1", "negative_slope"),
+    ],
+)  # fmt: skip
+def test_slips_of_the_pen_are_refused(kind: str, slip: str, meant: str) -> None:
+    with pytest.raises(ParseError, match=f"Did you mean '{meant}'"):
+        prototxt.parse(slip, kind)
 
 
 def test_only_near_misses_are_refused() -> None:

@@ -101,7 +101,7 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
         registry.entry("mnist-slim-310")
     with pytest.raises(CaffePortError, match="cannot be read"):
         registry.read(tmp_path / "absent.toml")
-    with pytest.raises(CaffePortError, match="cannot be read"):
+    with pytest.raises(CaffePortError, match="is a folder"):
         files.sha256(tmp_path)
 
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from rich.console import Console
 
-from caffe_port.verification.comparison import Report, Row, Tolerance, difference, failure
+from caffe_port.verification.comparison import Distance, Report, Row, Tolerance, difference, failure
 from caffe_port.verification.report import render, to_json, verdict
 
 ZERO, HALF = np.zeros((2, 3)), np.full((2, 3), 0.5)
@@ -107,3 +107,18 @@ def test_json() -> None:
     assert value["rows"][2]["free"]["greatest"] is None
     assert value["rows"][2]["free"]["actual"] is None
     assert "NaN or infinity" in value["rows"][2]["free"]["reason"]
+
+
+def test_a_narrow_terminal_keeps_names_whole() -> None:
+    """Numbers of lesser weight go; layers' names and types are not broken into columns of two letters."""
+    far = Distance(2.3e-7, 1.2e-7)
+    rows = [Row(f"inception_4{c}/3x3_reduce", 0, "Convolution", free=GOOD, isolated=GOOD, distance=far) for c in "abc"]
+    wide, narrow = (text(report(*rows), all_rows=True, width=width).splitlines() for width in (120, 80))
+    for shown in (wide, narrow):
+        line = next(line for line in shown if "inception_4b" in line)
+        assert line.split()[:2] == ["inception_4b/3x3_reduce", "Convolution"]
+        assert line.split()[-3:] == ["2.3e-07", "1.2e-07", "ok"]
+    assert any("free   isolated" in line for line in wide)
+    assert not any("free" in line for line in narrow)
+    assert sum("Convolution" in line for line in narrow) == 3
+    assert max(map(len, narrow)) <= 80

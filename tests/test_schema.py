@@ -59,7 +59,7 @@ ConvolutionParameter.force_nd_im2col 17 False | ConvolutionParameter.dilation 18
 DropoutParameter.dropout_ratio 1 0.5 | EltwiseParameter.operation 1 SUM | EltwiseParameter.coeff 2
 ExpParameter.base 1 -1.0 | FlattenParameter.end_axis 2 -1 | InnerProductParameter.transpose 6 False
 LRNParameter.local_size 1 5 | LRNParameter.alpha 2 1.0 | LRNParameter.beta 3 0.75 | LRNParameter.k 5 1.0
-MVNParameter.eps 3 1e-09 | PoolingParameter.pool 1 MAX | PoolingParameter.stride 3 1
+MVNParameter.eps 3 1e-09 | PoolingParameter.pool 1 MAX | PoolingParameter.stride 3
 PoolingParameter.global_pooling 12 False | PoolingParameter.round_mode 13 CEIL | PReLUParameter.channel_shared 2 False
 ReductionParameter.operation 1 SUM | ReductionParameter.axis 2 0 | ReshapeParameter.num_axes 3 -1
 ScaleParameter.axis 1 1 | ScaleParameter.num_axes 2 1 | ScaleParameter.bias_term 4 False
@@ -190,8 +190,11 @@ def test_wire_numbers_reach_every_placeholder_with_a_known_number() -> None:
     reached = {name for numbers in forks.WIRE_NUMBERS.values() for name in numbers.values()}
     reached |= set(forks.BY_WIRE_TYPE["LayerParameter"].values())
     number_unknown = {
-        "label_specific_add_param", "lstm_param", "multi_stage_meanfield_param", "roi_warping_param",
-        "softmax_focal_loss_param", "transpose_param",
+        "channel_scale_param", "compact_bilinear_param", "convolution3d_param", "inner_distance_param",
+        "label_specific_add_param", "label_specific_margin_param", "lstm_param", "mask_resize_param",
+        "multi_stage_meanfield_param", "normalize_param", "pass_through_param", "pooling3d_param", "resize_param",
+        "reverse_axis_param", "reverse_time_param", "roi_warping_param", "scalar_param", "selu_param",
+        "softmax_focal_loss_param", "transpose_param", "truncation_param", "upsampling_param",
     }  # fmt: skip
     any_layer = {"multinode", "mn_grad_compress_param"}  # Intel's, for training on several machines
     only_openvino = {"cosine_similarity_batch_param", "rss_loss_param"}

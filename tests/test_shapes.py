@@ -244,7 +244,7 @@ def test_hole_is_deeplabs_word_for_dilation() -> None:
         ("Convolution", [(2, 3, 5)], "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 3 }", "two spatial axes"),
         ("Convolution", [(2, 3)], "convolution_param { num_output: 4 kernel_size: 3 }", "no spatial axis is left"),
         ("Pooling", [(2, 3, 5, 7)], "pooling_param { kernel_size: 3 pad: 3 }", "pad 3 must be less than the kernel"),
-        ("Pooling", [(2, 3, 5)], "pooling_param { kernel_size: 3 }", r"a bottom of 4 axes, got \(2, 3, 5\)"),
+        ("Pooling", [(2, 3, 5)], "pooling_param { kernel_size: 3 }", r"a bottom of 4 to 5 axes, got \(2, 3, 5\)"),
         ("InnerProduct", [(2, 3)], "inner_product_param { num_output: 4 axis: 2 }", "axis 2 does not exist"),
         ("Eltwise", [(2, 3), (3, 2)], "", r"\(2, 3\), \(3, 2\) differ in shape"),
         ("Eltwise", [], "", "0 bottoms; the layer takes 1 or more"),

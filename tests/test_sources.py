@@ -16,6 +16,7 @@ from caffe_port.message import Message
 from caffe_port.spec import Definition, LayerSpec
 from caffe_port.training import batches, sources
 from caffe_port.training.leveldb import LevelDB, unsnappy
+from caffe_port.training.lmdb import LMDB
 from caffe_port.training.sources import Transform
 
 RNG = np.random.default_rng(11)
@@ -164,7 +165,7 @@ def test_prefetched_batches_are_the_same(tmp_path: Path) -> None:
 def test_leveldb_written_by_leveldb_itself() -> None:
     """tests/golden/leveldb: by LevelDB 1.22 (plyvel), tables with snappy and a log; key 3 deleted, key 5 rewritten."""
     expected = np.load(GOLDEN / "expected.npz")
-    records = sources.LevelDb(GOLDEN / "db")
+    records = sources.Database(GOLDEN / "db")
     assert len(records) == len(expected["labels"])
     for k, (picture, label) in enumerate(zip(expected["pictures"], expected["labels"], strict=True)):
         got, got_label = records[k]
@@ -189,7 +190,7 @@ def test_databases_that_cannot_be_read(tmp_path: Path) -> None:
         (whole[: len(whole) // 2], "is truncated"),
         (whole[:100], "is no LMDB"),
         (b"\0" * len(whole), "is no LMDB"),
-        (b"", "is no LMDB"),
+        (b"", "is empty"),
     ]:
         (path / "data.mdb").write_bytes(content)
         with pytest.raises(CaffePortError, match=rf"layer 'd' \(Data\): {message}"):
@@ -230,6 +231,40 @@ def test_an_empty_database_and_pictures_that_differ(tmp_path: Path) -> None:
     make_lmdb(tmp_path / "e", [])
     with pytest.raises(CaffePortError, match="empty"):
         sources.from_layer(data_layer(tmp_path / "e"), "TRAIN")
+
+
+def test_lmdb_gives_what_its_library_gives(tmp_path: Path) -> None:
+    """Branches, values on pages of their own, deletions, several transactions; keys in the library's order."""
+    rng = np.random.default_rng(0)
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 26) as env:
+        for part in range(3):
+            with env.begin(write=True) as txn:
+                for _ in range(200):
+                    txn.put(rng.bytes(7), rng.bytes(int(rng.choice((0, 1, 90, 3000, 9000)))))
+                for key in [key for key, _ in txn.cursor()][:: 4 - part]:
+                    txn.delete(key)
+        with env.begin() as txn:
+            wanted = [(bytes(key), bytes(value)) for key, value in txn.cursor()]
+    found = LMDB(tmp_path / "db")
+    assert len(wanted) > 100
+    assert [(found.key(k), bytes(found[k])) for k in range(len(found))] == wanted
+
+
+def test_an_lmdb_with_damaged_pages(tmp_path: Path) -> None:
+    """The library would abort the process; ours gives records or says what is wrong."""
+    path = make_lmdb(tmp_path, [*datums(), *[b"x" * 5000] * 5, *[b"y" * 90] * 200]) / "data.mdb"
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(1), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(8):
+            damaged[int(rng.integers(len(whole) // 4096)) * 4096 + int(rng.integers(90))] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        try:
+            found = LMDB(path)
+            assert all(found.key(k) is not None and len(found[k]) >= 0 for k in range(len(found)))
+        except ParseError:
+            refused += 1
+    assert refused > 100
 
 
 # -- LevelDB's own files --------------------------------------------------------------------------------------------

@@ -204,10 +204,6 @@ def test_inputs_that_nobody_reads_are_no_outputs() -> None:
             DATA + layer("swap", "Eltwise", "data", "x data"),
             "net.prototxt:2: layer 'swap' (Eltwise): top 'data' is already made by layer 'data'; a blob has one source",
         ),
-        (
-            DATA + CONV + layer("conv", "Convolution", "conv", "c2"),
-            "net.prototxt:3: layer name 'conv' is used twice (first at line 2): weights could not be told apart",
-        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_wired(text: str, what: str) -> None:
@@ -226,6 +222,20 @@ def test_a_second_name_without_weights_is_renamed_and_told() -> None:
         "net.prototxt:3: layer name 'relu' is used twice; this one is called 'relu#2' here",
         "net.prototxt:4: layer name 'relu' is used twice; this one is called 'relu#3' here",
     )
+
+
+def test_a_second_name_with_weights_is_renamed_and_told() -> None:
+    net = spec(DATA + CONV + layer("conv", "Convolution", "conv", "c2"))
+    assert names(net) == ["data", "conv", "conv#2"]
+    (told,) = net.notes
+    assert told.endswith("this one is called 'conv#2' here; weights of a file go to the first one only, as in Caffe")
+
+
+def test_layers_without_names() -> None:
+    net = spec(DATA + layer("", "ReLU", "data", "a") + 'layer { type: "TanH" bottom: "a" top: "b" }')
+    assert names(net) == ["data", "", "#2"]
+    assert net.by_name["#2"].sources == (("", 0),)
+    assert net.notes == ("net.prototxt:3: a second layer has no name; this one is called '#2' here",)
 
 
 def test_automatic_splits_are_undone() -> None:
@@ -264,6 +274,19 @@ def test_unknown_fields_are_told_with_their_line() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("type_", "field", "told"),
+    [
+        ("Convolution", "convolution_param { num_output: 2 kernel_size: 1 stride_grid: 1 padding_grid: 0 }", True),
+        ("Convolution", "warp_param { a: 1 }", True),
+        ("OwnConvolution", "convolution_param { num_output: 2 kernel_size: 1 kernel_grid: 3 }", True),
+        ("OwnConvolution", "warp_param { a: 1 }", False),
+    ],
+)
+def test_the_layers_type_decides_on_unknown_fields(type_: str, field: str, told: bool) -> None:
+    assert bool(spec(DATA + layer("c", type_, "data", "c", field)).notes) == told
+
+
 # -- inputs that no layer makes -------------------------------------------------------------------------------------
 
 
@@ -281,6 +304,32 @@ def test_inputs_come_from_the_data_layer_of_the_other_phase() -> None:
     test = spec(net + CONV + FC + LOSS)
     assert names(test) == ["batch", "conv", "fc", "loss"]
     assert test.by_name["batch"].param.transform_param.crop_size == 28
+
+
+def test_what_only_train_does_to_the_data_is_taken_from_there() -> None:
+    """DIGITS' nets: Slice and Power between data and net, in TRAIN only."""
+    only = "include { phase: TRAIN }"
+    text = (
+        layer("batch", "Data", "", "both", only)
+        + layer("cut", "Slice", "both", "raw other", f"slice_param {{ slice_point: 3 }} {only}")
+        + layer("own", "Data", "", "unused", only)
+        + layer("scale", "Power", "raw", "data", only)
+        + CONV
+    )
+    test = spec(text)
+    assert names(test) == ["batch", "cut", "scale", "conv"]
+    assert test.by_name["conv"].sources == (("scale", 0),)
+    assert [note.split(":")[1] for note in test.notes] == ["4", "2"]
+    told = "layer 'cut' (Slice) belongs to another phase or stage, but nothing else makes 'raw': it is taken from there"
+    assert test.notes[1] == f"net.prototxt:2: {told}"
+
+
+def test_a_net_of_stages_names_them() -> None:
+    text = layer("conv", "Convolution", "data", "c", 'include { stage: "coarse" }') + layer(
+        "fine", "ReLU", "c", "d", 'include { stage: "fine" }'
+    )
+    assert refused(text).endswith("holds no layers in phase TEST\n  Its layers belong to stages; say one: "
+                                  "--stage coarse | fine")  # fmt: skip
 
 
 # -- the deploy view ------------------------------------------------------------------------------------------------
@@ -484,7 +533,11 @@ def test_specs_are_frozen() -> None:
 
 @pytest.mark.parametrize(
     ("type_", "more"),
-    [("ImageSegData", ""), ("Python", 'python_param { module: "voc_layers" layer: "VOCSegDataLayer" }')],
+    [
+        ("ImageSegData", ""),
+        ("TripletSampling", ""),
+        ("Python", 'python_param { module: "voc_layers" layer: "VOCSegDataLayer" }'),
+    ],
 )
 def test_data_layers_that_are_not_known_by_name(type_: str, more: str) -> None:
     text = layer("data", type_, "", "data label", more) + CONV + layer("loss", "OddLoss", "conv label", "loss")
@@ -521,5 +574,5 @@ def test_losses_of_forks_are_left_out_of_the_deploy_view(type_: str) -> None:
 
 
 def test_an_unknown_field_that_changes_the_geometry_is_refused() -> None:
-    said = refused(layer("conv", "Convolution", "data", "conv", "convolution_param { num_output: 2 pad_l: 1 }"))
-    assert "field 'pad_l' of ConvolutionParameter is unknown" in said
+    said = refused(layer("conv", "Convolution", "data", "conv", "convolution_param { num_output: 2 kernel_grid: 3 }"))
+    assert "field 'kernel_grid' of ConvolutionParameter is unknown" in said

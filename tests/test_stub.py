@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from caffe_port import api, caffemodel, emit, layers
-from caffe_port.errors import UnsupportedLayerError
+from caffe_port.errors import SpecError, UnsupportedLayerError
 
 NET = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } } }
@@ -32,6 +32,17 @@ def test_an_unknown_type_is_refused_and_leaves_the_registry_alone(net: Path) -> 
     assert layers.lookup("Foo") is None
     with pytest.raises(UnsupportedLayerError, match="1 layer has a type"):
         api.port(net)
+
+
+def test_python_code_becomes_a_stub(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(NET.replace('"Foo"', '"Python"').replace("foo_param { alpha: 3 }",
+                    'python_param { module: "own" layer: "Foo" }'))  # fmt: skip
+    ported = api.port(path, stub=True)
+    with pytest.raises(NotImplementedError, match=r'module: "own" layer: "Foo"'):
+        ported.net(torch.zeros(2, 3, 9, 7))
+    with pytest.raises(SpecError, match=r"runs the Python code own\.Foo"):
+        api.port(path)
 
 
 def test_the_stub_says_what_to_write(net: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     assert [event["iter"] for event in events if event["kind"] == "snapshot"] == [4, 8, 12]
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "best.caffemodel", "best.safetensors", "config.json", "curves.png", "curves.svg", "last.caffemodel",
-        "last.safetensors", "metrics.jsonl", "run.json", "snapshots",
+        "last.safetensors", "metrics.jsonl", "run.json", "snapshots", ".lock",
     }  # fmt: skip
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["iter"] == 12

@@ -66,9 +66,18 @@ def test_every_v1_type_has_its_string(value: str) -> None:
 
 
 def test_v1_types_are_caffes_and_forks() -> None:
-    assert set(V1_TYPES) == set(schema("V1LayerParameter").fields["type"].values or {})
+    assert set(V1_TYPES) - {"SPP"} == set(schema("V1LayerParameter").fields["type"].values or {})
     renamed = ("none", "softmaxloss", "holeconvolution")
     assert all(value.replace("_", "").lower() in (t.lower(), *renamed) for value, t in V1_TYPES.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "type_"),
+    [("LSTM lstm_param { num_output: 2 }", "Lstm"), ("LSTM recurrent_param { num_output: 2 }", "LSTM"),
+     ("SPP", "SPP"), ("MVN2", "Mvn2")],
+)  # fmt: skip
+def test_v1_types_of_forks(text: str, type_: str) -> None:
+    assert upgraded(f'layers {{ name: "a" type: {text} }}').layer[0].type == type_
 
 
 def test_v1_types_that_nobody_numbered() -> None:
@@ -195,7 +204,7 @@ def test_v0_pooling_takes_the_padding_too() -> None:
     )
     assert [layer.name for layer in net.layer] == ["pool"]
     assert net.layer[0].bottom == ["data"]
-    assert net.layer[0].pooling_param.pad == 3
+    assert net.layer[0].pooling_param.pad == [3]
 
 
 def test_v0_parameters_of_no_use_are_kept_aside() -> None:
@@ -292,8 +301,16 @@ RELU = 'layer { name: "r" type: "ReLU" bottom: "data" top: "r" }'
             'layer { name: "input" type: "Input" top: "data" input_param { shape { dim: [2, 3] } } }',
         ),
         ('input: "data"', 'layer { name: "input" type: "Input" top: "data" }'),
+        (
+            'input: "data" input_dim: [2, 3, 5, 7, 11]',
+            'layer { name: "input" type: "Input" top: "data" input_param { shape { dim: [2, 3, 5, 7] } } }',
+        ),
+        (
+            'input: "data" input_dim: [1, 2, 3, 4] input_shape { dim: [2, 3] } input_shape { dim: 5 }',
+            'layer { name: "input" type: "Input" top: "data" input_param { shape { dim: [2, 3] } } }',
+        ),
     ],
-    ids=["input_dim", "two", "input_shape", "no shape"],
+    ids=["input_dim", "two", "input_shape", "no shape", "a dim more", "both"],
 )
 def test_legacy_inputs(head: str, input_layer: str) -> None:
     same(f"{head} {RELU}", f"{input_layer} {RELU}")
@@ -304,7 +321,6 @@ def test_legacy_inputs(head: str, input_layer: str) -> None:
     [
         ('input: "data" input_dim: [2, 3, 5]', "1 inputs need 4 input_dim, got 3"),
         ('input: "a" input: "b" input_shape { dim: 2 }', "2 inputs need 2 input_shape, got 1"),
-        ('input: "a" input_shape { dim: 2 } input_dim: [1, 2, 3, 4]', "gives input_shape and input_dim"),
     ],
 )
 def test_legacy_inputs_that_are_incomplete(head: str, what: str) -> None:

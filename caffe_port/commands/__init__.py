@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,19 @@ F = Callable[..., Any]
 def note(text: str) -> None:
     """A remark on stderr, beside what the command prints."""
     click.echo(f"{click.style('note:', fg='yellow')} {printable(text)}", err=True)
+
+
+class Command(click.Command):
+    """Its help is laid out as a man page: purpose, arguments, options; then the docstring's examples and exit codes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        head, mark, tail = inspect.cleandoc(self.help or "").partition("\b\nExamples:")
+        self.help, self.epilog = head.rstrip(), mark + tail
+
+
+command = functools.partial(click.command, cls=Command)
+"""Decorator, in the place of click.command."""
 
 
 class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no parameters
@@ -51,19 +65,20 @@ class NetFiles:
     options: dict[str, Any]
 
 
-def net_options(command: F) -> F:
+def net_options(function: F) -> F:
     """The files of a net and what the files cannot say."""
     options = [
-        click.argument("files", nargs=-1, required=True, metavar="[PROTOTXT] [WEIGHTS]"),
+        click.argument("files", nargs=-1, required=True, metavar="[PROTOTXT] [WEIGHTS]", type=click.Path()),
         click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
                      help="Shape of an input blob, where the net does not say it."),
-        click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage."),
+        click.option("--stage", "stages", multiple=True, metavar="NAME",
+                     help="Caffe's NetState.stage; may be repeated."),
         click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level."),
-        click.option("--plugin", "plugins", multiple=True, metavar="FILE.py",
+        click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", type=click.Path(),
                      help="Python file with layer types of your own; it is run. May be repeated."),
     ]  # fmt: skip
 
-    @functools.wraps(command)
+    @functools.wraps(function)
     def with_net(files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, **rest: Any) -> Any:
         prototxt, weights = sort_files(files)
         if plugins:
@@ -71,7 +86,7 @@ def net_options(command: F) -> F:
 
             run(plugins)
         options = {"input_shapes": dict(shapes), "stages": stages, "level": level}
-        return command(net=NetFiles(prototxt, weights, options), **rest)
+        return function(net=NetFiles(prototxt, weights, options), **rest)
 
     for option in reversed(options):
         with_net = option(with_net)

@@ -8,41 +8,55 @@ from typing import Any
 
 import click
 
-from caffe_port.commands import NetFiles, Shape, net_options, note
+from caffe_port.commands import NetFiles, Shape, command, net_options, note
 from caffe_port.table import human_bytes, printable
 
 
-@click.command()
+@command()
 @net_options
 @click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR",
               help="Folder to write.")  # fmt: skip
 @click.option("--format", "formats", multiple=True, default=["torch"], show_default=True,
-              type=click.Choice(["torch", "onnx", "pt2"]), help="May be repeated.")  # fmt: skip
+              type=click.Choice(["torch", "onnx", "pt2"]), help="What to write; may be repeated.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace what an earlier convert wrote there.")
-@click.option("--fold", is_flag=True, help="BatchNorm and the Scale behind it become one affine BatchNorm2d.")
+@click.option("--fold", is_flag=True,
+              help="For inference: BatchNorm and Scale go into the weights of the layer before them.")  # fmt: skip
 @click.option("--keep-loss", is_flag=True, help="Keep losses, Accuracy and the label input.")
 @click.option("--stub", is_flag=True, help="Layers of unknown types become stubs, to be finished by hand.")
-@click.option("--caffemodel", "trained", metavar="STATE",
+@click.option("--caffemodel", "trained", metavar="STATE", type=click.Path(),
               help="The other way: write .prototxt and .caffemodel, with the parameters of STATE, a trained "
               "model.py's weights (.safetensors, .pt).")  # fmt: skip
 def convert(
     net: NetFiles, folder: Path, formats: tuple[str, ...], trained: str | None, stub: bool, keep_loss: bool,
     **how: Any,
 ) -> None:  # fmt: skip
-    """Write DIR/model.py, DIR/weights.safetensors and DIR/port.json.
+    """Convert a Caffe net to model.py and weights.safetensors.
 
-    model.py depends on torch alone. A .caffemodel carries its own definition: it may come without a prototxt.
+    \b
+    Arguments:
+      PROTOTXT  the definition, of any age, for training or deploying; a
+                .caffemodel carries its own, and may come without
+      WEIGHTS   .caffemodel or .caffemodel.h5; without them, the fillers
+                draw the parameters
+
+    The two may come in any order. model.py needs torch alone; port.json says what was converted from what.
 
     \b
     Examples:
       caffe-port convert deploy.prototxt net.caffemodel -o net
-      caffe-port convert net.caffemodel -o net
-      caffe-port convert train_val.prototxt net.caffemodel -o net --input-shape data=1,3,224,224
-      caffe-port convert deploy.prototxt --caffemodel trained.safetensors -o back
+      caffe-port convert net.caffemodel -o net --force
+      caffe-port convert train_val.prototxt net.caffemodel -o net \\
+          --input-shape data=1,3,224,224 --format torch --format onnx
+      caffe-port convert deploy.prototxt -o back --caffemodel net.safetensors
+
+    \b
+    Exit codes:
+      0  written
+      2  bad usage or bad input; nothing is written
     """
     from caffe_port import api, emit
 
-    ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, stub=stub, **net.options)
+    ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, stub=stub, share=trained is None, **net.options)
     if trained is None:
         _show(emit.convert(ported, folder, formats=formats, **how))
         return
@@ -56,17 +70,18 @@ def convert(
 def _show(result: Any) -> None:
     for text in result.notes:
         note(text)
-    click.echo(f"{result.layers} layers, {result.parameters:,} parameters; {result.check}")
+    click.echo(f"{result.layers} layers, {result.parameters:,} parameters; {printable(result.check)}")
     for name in result.files:
         path = result.folder / name
         click.echo(f"  {printable(str(path))}  {human_bytes(path.stat().st_size)}")
 
 
-@click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
 @click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
               help="Shape of an input blob, where the net does not say it.")  # fmt: skip
-@click.option("--phase", type=click.Choice(["TRAIN", "TEST"], case_sensitive=False), default="TEST", show_default=True)
+@click.option("--phase", type=click.Choice(["TRAIN", "TEST"], case_sensitive=False), default="TEST",
+              show_default=True, help="Whose layers are shown.")  # fmt: skip
 @click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage; may be repeated.")
 @click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level.")
 @click.option("--diff", "side_by_side", is_flag=True, help="A prototxt and weights beside each other, blob by blob.")
@@ -74,13 +89,24 @@ def _show(result: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(files: tuple[str, ...], shapes: Any, phase: str, stages: tuple[str, ...], level: int, side_by_side: bool,
             numbers: bool, as_json: bool) -> int:  # fmt: skip
-    """Show what is in prototxts, solvers, caffemodels and means: layers, shapes, parameters, cost.
+    """Show layers, shapes, parameters and cost of Caffe's files.
+
+    \b
+    Arguments:
+      FILE  a prototxt (net or solver), .caffemodel, .caffemodel.h5,
+            .binaryproto or .solverstate; may be repeated
 
     \b
     Examples:
       caffe-port inspect deploy.prototxt
       caffe-port inspect net.caffemodel --numbers
       caffe-port inspect --diff deploy.prototxt net.caffemodel
+
+    \b
+    Exit codes:
+      0  shown
+      1  --diff: the two do not fit each other
+      2  bad usage or bad input
     """
     from caffe_port.inspection import inspect as looking
     from caffe_port.inspection.survey import Options
@@ -101,14 +127,28 @@ def inspect(files: tuple[str, ...], shapes: Any, phase: str, stages: tuple[str, 
     return 2 if any(one.errors for one in found) else 0
 
 
-@click.command()
+@command()
 @click.argument("weights", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--output", "folder", default="demo", show_default=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", "folder", default="demo", show_default=True, type=click.Path(path_type=Path),
+              metavar="DIR", help="Folder to write.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an earlier demo.")
 def demo(weights: Path | None, folder: Path, force: bool) -> int:
-    """The main job, without network: SimpleNet for CIFAR-10, written as a .caffemodel, converted and verified.
+    """Convert and verify SimpleNet, in one go and offline.
 
-    Given WEIGHTS (a .caffemodel), it uses that.
+    \b
+    Arguments:
+      WEIGHTS  a .caffemodel to use instead
+
+    \b
+    Examples:
+      caffe-port demo
+      caffe-port demo net.caffemodel -o net --force
+
+    \b
+    Exit codes:
+      0  converted, and every layer agrees
+      1  a layer differs
+      2  bad usage or bad input
     """
     from rich.console import Console
 

@@ -7,36 +7,39 @@ from typing import Any
 
 import click
 
-from caffe_port.commands import F, NetFiles, Shape, net_options
+from caffe_port.commands import F, NetFiles, Shape, command, net_options
 from caffe_port.files import atomic_write, sort_files
 from caffe_port.table import printable
 
 
-def feed_options(command: F) -> F:
+def feed_options(function: F) -> F:
     """What a net is fed with."""
     options = [
         click.option("--input", "inputs", multiple=True, metavar="[NAME=]FILE",
                      help="A picture or .npy; without it, random numbers."),
         click.option("--mean", metavar="B,G,R|FILE", help="Subtracted from a picture: numbers, .binaryproto or .npy."),
-        click.option("--scale", type=float, default=1.0, show_default=True, help="What a picture is multiplied by."),
+        click.option("--scale", type=float, default=1.0, show_default=True, metavar="NUMBER",
+                     help="What a picture is multiplied by."),
         click.option("--channel-order", type=click.Choice(["BGR", "RGB"], case_sensitive=False), default="BGR",
                      show_default=True, help="Of the net's input."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers."),
+        click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the random numbers."),
     ]  # fmt: skip
     for option in reversed(options):
-        command = option(command)
-    return command
+        function = option(function)
+    return function
 
 
-@click.command()
+@command()
 @net_options
 @click.option("--against", default="opencv", show_default=True, metavar="REFERENCE",
               help="opencv, numpy (our formulas in float64), pycaffe, a trace (.npz); or FILE.py:Class, your own "
               "port, which is run and compared with OpenCV.")  # fmt: skip
-@click.option("--state", metavar="FILE", help="Weights of your own port; without them Caffe's are copied in.")
+@click.option(
+    "--state", metavar="FILE", type=click.Path(), help="Weights of your own port; without them Caffe's are copied in."
+)
 @feed_options
-@click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance.")
-@click.option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance.")
+@click.option("--atol", type=click.FloatRange(min=0), metavar="NUMBER", help="Absolute tolerance.  [default: 1e-05]")
+@click.option("--rtol", type=click.FloatRange(min=0), metavar="NUMBER", help="Relative tolerance.  [default: 0.0001]")
 @click.option("--mode", type=click.Choice(["both", "free", "isolated"]), default="both", show_default=True,
               help="free: errors accumulate; isolated: every layer is fed the reference's bottoms.")  # fmt: skip
 @click.option("--keep-loss", is_flag=True, default=None, help="Compare losses and Accuracy too.")
@@ -51,17 +54,27 @@ def verify(
     net: NetFiles, inputs: tuple[str, ...], junit: Path | None, page: Path | None, all_rows: bool, as_json: bool,
     **options: Any,
 ) -> int:  # fmt: skip
-    """Compare every layer of the converted net with somebody else's implementation.
+    """Compare every layer with another implementation.
 
-    Exit code 0: all layers agree. 1: one does not. 2: bad input.
+    \b
+    Arguments:
+      PROTOTXT  the definition; a .caffemodel may come without
+      WEIGHTS   .caffemodel or .caffemodel.h5
 
     \b
     Examples:
       caffe-port verify deploy.prototxt net.caffemodel
       caffe-port verify net.caffemodel --input cat.jpg --mean 104,117,123
       caffe-port verify net.caffemodel --against trace.npz --all
-      caffe-port verify deploy.prototxt net.caffemodel --against mymodel.py:Net --state port.pth
+      caffe-port verify deploy.prototxt net.caffemodel \\
+          --against mymodel.py:Net --state port.pth
       caffe-port verify net.caffemodel --html report.html --junit report.xml
+
+    \b
+    Exit codes:
+      0  every layer that was compared agrees
+      1  a layer differs, or nothing could be compared
+      2  bad usage or bad input
     """
     from caffe_port.verification import html, report
     from caffe_port.verification.details import Details
@@ -96,10 +109,11 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
     return {name: path for name, _, path in named}
 
 
-@click.command()
-@click.argument("files", nargs=-1, metavar="[PROTOTXT] [WEIGHTS]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.npz", help="The trace.")
-@click.option("--by", default="opencv", show_default=True, type=click.Choice(["opencv", "numpy", "pycaffe"]))
+@command()
+@click.argument("files", nargs=-1, metavar="[PROTOTXT] [WEIGHTS]", type=click.Path())
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.npz", help="The trace to write.")
+@click.option("--by", default="opencv", show_default=True, type=click.Choice(["opencv", "numpy", "pycaffe"]),
+              help="Who computes it.")  # fmt: skip
 @click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
               help="Shape of an input blob, where the net does not say it.")  # fmt: skip
 @feed_options
@@ -110,12 +124,24 @@ def dump(
     files: tuple[str, ...], output: Path | None, by: str, shapes: Any, inputs: tuple[str, ...], mean: str | None,
     scale: float, channel_order: str, seed: int, keep_loss: bool, as_script: bool,
 ) -> None:  # fmt: skip
-    """Record every layer's tops as a trace, for `caffe-port verify --against`.
+    """Record what every layer computes, as a trace for verify.
+
+    \b
+    Arguments:
+      PROTOTXT  the definition; a .caffemodel may come without
+      WEIGHTS   .caffemodel or .caffemodel.h5
+
+    With --script, none: the program that is printed is taken to where Caffe still runs, and says its own usage there.
 
     \b
     Examples:
       caffe-port dump deploy.prototxt net.caffemodel -o trace.npz
-      caffe-port dump --script > record.py        # copy it to where Caffe still runs
+      caffe-port dump --script > record.py
+
+    \b
+    Exit codes:
+      0  recorded, or printed
+      2  bad usage or bad input; nothing is written
     """
     if as_script:
         from caffe_port.verification.pycaffe_reference import script

@@ -7,40 +7,58 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from caffe_port.commands import NetFiles, net_options, note, progress_bar
+from caffe_port.commands import NetFiles, command, net_options, note, progress_bar
 from caffe_port.table import printable, table
 
 
-@click.command()
+@command()
 @net_options
 @click.option("--data", required=True, metavar="NAME|PATH",
               help="mnist, cifar10, cifar100, svhn; an .npz; a folder of class folders.")  # fmt: skip
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set lies.")
 @click.option("--download", is_flag=True, help="Let torchvision fetch the data set into --root.")
-@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
+@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True,
+              help="Which pictures.")  # fmt: skip
 @click.option("--mean", metavar="NUMBERS|FILE", help="Numbers, a .binaryproto, or 'training-set mean image'.")
 @click.option("--std", metavar="NUMBERS", help="What (x - mean) * scale is divided by.")
-@click.option("--scale", type=float, help="What x - mean is multiplied by.")
-@click.option("--channel-order", type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False))
+@click.option("--scale", type=float, metavar="NUMBER", help="What x - mean is multiplied by.")
+@click.option("--channel-order", type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False),
+              help="Of the net's input.")  # fmt: skip
 @click.option("--tta", type=click.Choice(["none", "mirror"]), help="Mirror pictures at random, as some tests did.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or auto.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random mirroring.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, metavar="N",
+              help="Pictures at a time.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of random mirroring.")
 @click.option("--expect", type=float, metavar="PERCENT", help="The reported accuracy; exit code 1 if ours is worse.")
 @click.option("--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Confusion matrix as a picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(net: NetFiles, mean: str | None, std: str | None, expect: float | None, confusion: Path | None,
              as_json: bool, **options: Any) -> int:  # fmt: skip
-    """Measure accuracy on a data set.
+    """Measure accuracy on a data set, with its confidence interval.
+
+    \b
+    Arguments:
+      PROTOTXT  the definition; a .caffemodel may come without
+      WEIGHTS   .caffemodel or .caffemodel.h5
 
     How pictures are prepared comes from the registry for weights that it knows, from transform_param else; --mean,
     --std, --scale and --channel-order go before both:  x' = (x - mean) * scale / std.
 
     \b
     Examples:
-      caffe-port evaluate lenet.caffemodel --data mnist --root data/mnist --scale 0.00390625
+      caffe-port evaluate lenet.prototxt lenet.caffemodel --data mnist \\
+          --root data --scale 0.00390625
+      caffe-port evaluate net.caffemodel --data mnist --root data \\
+          --expect 99.72
+
+    \b
+    Exit codes:
+      0  measured; with --expect: equal or better
+      1  --expect: worse, beyond what chance does
+      2  bad usage or bad input
     """
     from caffe_port.training import evaluate as evaluation
 
@@ -88,8 +106,11 @@ def _std(text: str | None) -> list[float] | None:
     return numbers
 
 
-@click.command()
-@click.argument("solver", type=click.Path(path_type=Path))
+@command()
+@click.argument("solver", type=click.Path(path_type=Path), required=False)
+@click.option("--recipe", type=click.Choice(["fast"]),
+              help="No solver: a recipe of today for SimpleNet, or for the net given in SOLVER's place.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(min=1), default=1, metavar="N", help="With --recipe: so many runs.")
 @click.option("--out", "-o", "out", required=True, type=click.Path(path_type=Path), metavar="RUN",
               help="Folder of the run: config, metrics.jsonl, plots, snapshots, weights.")  # fmt: skip
 @click.option("--data", metavar="NAME|PATH",
@@ -97,31 +118,61 @@ def _std(text: str | None) -> list[float] | None:
 @click.option("--root", metavar="DIR", help="Where the data set lies.")
 @click.option("--download", is_flag=True, help="Let torchvision fetch the data set into --root.")
 @click.option("--entry", metavar="NAME", help="Registry entry whose preprocessing is meant.")
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Instead of the solver's max_iter.")
-@click.option("--max-iter", type=click.IntRange(min=0), help="Instead of the solver's.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Instead of the net's.")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="NUMBER",
+              help="Instead of the solver's max_iter.")  # fmt: skip
+@click.option("--max-iter", type=click.IntRange(min=0), metavar="N", help="Instead of the solver's.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Instead of the net's.")
 @click.option("--shuffle/--in-sequence", default=None, help="Order of the records; default: databases in sequence.")
-@click.option("--weights", metavar="FILE", help="A .caffemodel to start from (fine-tuning).")
+@click.option("--weights", metavar="FILE", type=click.Path(), help="A .caffemodel to start from (fine-tuning).")
 @click.option("--resume", is_flag=False, flag_value="newest", metavar="[STATE]",
               help="Go on from the newest snapshot in RUN, or from a .solverstate.")  # fmt: skip
-@click.option("--amp", type=click.Choice(["bf16"]), help="Autocast.")
-@click.option("--compile", is_flag=True, help="torch.compile.")
-@click.option("--channels-last", is_flag=True)
+@click.option("--fast", is_flag=True,
+              help="bf16, channels-last, on a GPU compiled and as a CUDA graph. Default: fp32.")  # fmt: skip
+@click.option("--amp", type=click.Choice(["bf16", "tf32"]), help="Mixed precision: autocast, or a GPU's TF32.")
+@click.option("--compile", is_flag=True, help="Run the net through torch.compile.")
+@click.option("--channels-last", is_flag=True, help="Memory format of images and weights; often faster on a GPU.")
+@click.option("--cuda-graph", is_flag=True, help="Launch each update as one CUDA graph.")
 @click.option("--deterministic", is_flag=True, help="Deterministic kernels only.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or auto.")
-@click.option("--seed", type=int, help="Instead of the solver's random_seed.")
-@click.option("--keep", type=click.IntRange(min=0), default=3, show_default=True, help="Snapshots to keep; 0: all.")
-@click.option("--sync-batch-norm/--batch-norm-per-process", default=True, help="With several processes.")
-@click.option("--reference-log", metavar="FILE", help="A log of Caffe's, drawn beside ours.")
-def train(solver: Path, out: Path, resume: str | None, **options: Any) -> int:
-    """Train as Caffe's SOLVER (a solver.prototxt) says.
+@click.option("--read-loss-every", type=click.IntRange(min=1), metavar="N",
+              help="Iterations between two looks at the loss; default: 1, on a GPU 100.")  # fmt: skip
+@click.option("--max-seconds", type=click.FloatRange(min=0), metavar="NUMBER",
+              help="Stop after this time, with a snapshot; go on with --resume.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
+@click.option("--seed", type=int, metavar="N", help="Instead of the solver's random_seed.")
+@click.option("--keep", type=click.IntRange(min=0), default=3, show_default=True, metavar="N",
+              help="Snapshots to keep; 0: all.")  # fmt: skip
+@click.option("--sync-batch-norm/--batch-norm-per-process", default=True, show_default=True,
+              help="With several processes: whose batch BatchNorm takes its statistics of.")  # fmt: skip
+@click.option("--reference-log", metavar="FILE", type=click.Path(), help="A log of Caffe's, drawn beside ours.")
+@click.pass_context
+def train(context: click.Context, /, solver: Path | None, recipe: str | None, seeds: int, out: Path, resume: str | None,
+          **options: Any) -> int:  # fmt: skip
+    """Train as Caffe would: its rates, updates, snapshots, tests.
+
+    \b
+    Arguments:
+      SOLVER  a solver.prototxt; it names the net
 
     \b
     Examples:
-      caffe-port train model_defs/simplenet_slim_310k_mnist_solver.prototxt --data mnist --root data --epochs 2 -o run
+      caffe-port train solver.prototxt --data mnist --root data -o run \\
+          --epochs 2
       caffe-port train solver.prototxt -o run --resume
-      torchrun --nproc-per-node 4 -m caffe_port train solver.prototxt --data cifar10 -o run --device cuda
+      caffe-port train --recipe fast --data cifar10 -o run --seeds 5
+      torchrun --nproc-per-node 4 -m caffe_port train solver.prototxt \\
+          --data cifar10 -o run --device cuda
+
+    \b
+    Exit codes:
+      0    trained to the end, or --max-seconds over
+      2    bad usage or bad input
+      130  stopped by SIGINT (Ctrl-C), a snapshot was written
+      143  stopped by SIGTERM, a snapshot was written
     """
+    if recipe is not None:
+        return _train_fast(context, solver, seeds, out, resume, options)
+    if solver is None or seeds != 1:
+        raise click.UsageError("a SOLVER is needed, or --recipe; --seeds goes with --recipe")
     from caffe_port.training.setup import TrainOptions
     from caffe_port.training.train import train as run
 
@@ -136,8 +187,55 @@ def train(solver: Path, out: Path, resume: str | None, **options: Any) -> int:
     click.echo(f"run: {printable(str(result.run))}")
     if not result.stopped:
         return 0
+    if result.stopped == "max_seconds":
+        note(f"--max-seconds is over after {result.iter:,} iterations; the same command with --resume goes on")
+        return 0
     note(f"stopped by {result.stopped} at iteration {result.iter}; go on with --resume")
     return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
+
+
+_OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device")
+
+
+def _train_fast(
+    context: click.Context, net: Path | None, seeds: int, out: Path, resume: str | None, options: dict[str, Any]
+) -> int:
+    given = {name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+    if foreign := sorted(given - set(_OF_RECIPES)):
+        raise click.UsageError(f"--recipe decides itself: --{foreign[0].replace('_', '-')}")
+    if not options["data"]:
+        raise click.UsageError("--recipe needs --data")
+    if resume not in (None, "newest"):
+        raise click.UsageError("--recipe resumes from its own folder: --resume takes no file")
+    from caffe_port.training import fast
+
+    chosen = {name: options[name] for name in _OF_RECIPES} | {"seed": options["seed"] or 0}
+    if (epochs := chosen["epochs"]) is not None and epochs != int(epochs):
+        raise click.UsageError("--recipe trains whole epochs")
+    chosen["epochs"] = None if epochs is None else int(epochs)
+    if net is not None:
+        chosen["net"] = str(net)
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["kind"] == "note":
+            note(event["text"])
+        elif event["kind"] == "epoch":
+            click.echo(f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, "
+                       f"{event['seconds']:.2f} s", err=True)  # fmt: skip
+        elif event["kind"] == "end":
+            low, high = event["interval"]
+            click.echo(f"seed {event['seed']}: {event['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}) after "
+                       f"{event['epochs_done']} epochs; {event['train_seconds']:.1f} s of training, "
+                       f"{event['images_per_s']:,.0f} images/s")  # fmt: skip
+
+    results = fast.train(out, fast.FastOptions(resume=resume is not None, **chosen), hear, seeds)
+    if seeds > 1:
+        click.echo(fast.summary(results))
+    click.echo(f"run: {printable(str(out))}")
+    stopped = results[-1]["stopped"]
+    if stopped:
+        note(f"stopped by {stopped} after epoch {results[-1]['epochs_done']}; the same command with --resume goes on")
+    return {"SIGINT": 130, "SIGTERM": 143}.get(stopped, 0)
 
 
 class _Teller:
@@ -184,18 +282,27 @@ class _Teller:
         self.bar.console.print(printable(text), markup=False, soft_wrap=True)
 
 
-@click.command()
+@command()
 @click.argument("path", metavar="CAFFE_LOG", type=click.Path(path_type=Path))
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write every training and test point.")
 @click.option("--plot", "plots", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
               help="Draw loss, accuracy and rate; .png, .svg or .pdf.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) -> None:
-    """Read a log that Caffe wrote: best and last test accuracy, and when.
+    """Read a log of Caffe's: best and last accuracy, and when.
+
+    \b
+    Arguments:
+      CAFFE_LOG  what `caffe train` printed, whole or in part
 
     \b
     Examples:
       caffe-port log caffe.log --csv points.csv --plot curve.png
+
+    \b
+    Exit codes:
+      0  read
+      2  bad usage or bad input
     """
     from caffe_port.training import logs
 
@@ -213,7 +320,7 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
             click.echo(f"{word} test accuracy {100 * point[1]:.2f} % at iteration {point[0]:,}")
 
 
-@click.command()
+@command()
 @click.argument("name", required=False)
 @click.option("--list", "listed", is_flag=True, help="Everything that was reported, and what was found here.")
 @click.option("--mirror", type=click.Path(path_type=Path), metavar="DIR", help="A folder with weights and data.")
@@ -221,16 +328,26 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
 @click.option("--data", metavar="PATH", help="An .npz or folder in the place of the data set.")
 @click.option("--offline", is_flag=True, help="Download nothing.")
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="For the converted net.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of random mirroring.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> int:
-    """The whole mission for one entry of the registry: fetch, convert, verify, evaluate, compare with the report.
+    """Check a reported accuracy: fetch, convert, verify, evaluate.
+
+    \b
+    Arguments:
+      NAME  an entry of model_defs/registry.toml; without it, --list
 
     \b
     Examples:
       caffe-port reproduce --list
-      caffe-port reproduce mnist-slim-310k --mirror ../shared
+      caffe-port reproduce mnist-slim-310k --mirror downloads
+
+    \b
+    Exit codes:
+      0  the reported accuracy was reached
+      1  it was not, or a layer differs
+      2  bad usage or bad input
     """
     from caffe_port.training import reproduce as reproduction
 
@@ -255,7 +372,7 @@ def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> 
     else:
         for text in outcome.notes:
             note(text)
-        click.echo(f"converted to {printable(str(outcome.folder))}: {outcome.check}")
+        click.echo(f"converted to {printable(str(outcome.folder))}: {printable(outcome.check)}")
         click.echo(printable(outcome.verified))
         _show_findings(list(outcome.findings))
     return 0 if outcome.reached else 1
@@ -271,5 +388,5 @@ def _show_findings(findings: list[Any]) -> None:
     commands = dict.fromkeys(row["command"] for row in rows if row["verdict"] == "not run here" and row["command"])
     if commands:
         click.echo("\nWhat would run the others:")
-    for command in commands:
-        click.echo(f"  {printable(command)}")
+    for line in commands:
+        click.echo(f"  {printable(line)}")

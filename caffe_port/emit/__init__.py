@@ -9,26 +9,33 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import mmap
+import operator
 import os
 import re
 import shutil
 import tempfile
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 import caffe_port
 from caffe_port.api import Ported
 from caffe_port.emit import export
 from caffe_port.emit.source import Model, model
 from caffe_port.errors import CaffePortError
-from caffe_port.files import sha256
+from caffe_port.files import let_go, lock, sha256
 from caffe_port.net import Net
+from caffe_port.state import LARGE, Mapped
+from caffe_port.state import write_safetensors as write_safetensors
 
 MODEL, WEIGHTS, REPORT = "model.py", "weights.safetensors", "port.json"
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -74,7 +81,8 @@ def convert(
         ported: from :func:`caffe_port.port`.
         folder: is made; an existing one must be empty.
         force: replaces the files of an earlier run in ``folder``; other files stay.
-        fold: writes BatchNorm and Scale as one affine BatchNorm; outputs then agree to rounding, not bit by bit.
+        fold: for inference, puts BatchNorm and Scale into the weights of the Convolution or InnerProduct before them;
+            outputs then agree to rounding, not bit by bit.
         formats: of FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2).
         seed: of the input that the check uses.
 
@@ -88,11 +96,23 @@ def convert(
         raise CaffePortError(what, "", f"Formats: {', '.join(FORMATS)}")
     folder = Path(folder)
     _check_folder(folder, force)
+    if ported.shared and fold:  # which computes with the weights
+        _adopt(ported.net, {}, {})
     source = model(ported.net, fold)
-    with _beside(folder) as temporary:
+    read = dict.fromkeys([ported.definition.path, *([ported.weights.path] if ported.weights else [])])
+    mapping = ported.weights.mapping if ported.weights and ported.shared else None
+    with _beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
+        origins = [pool.submit(_fingerprint, Path(path)) for path in read if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
-        write_safetensors(temporary / WEIGHTS, source.state)
-        check = self_check(ported.net, source.source, source.class_name, temporary / WEIGHTS, exact=not fold, seed=seed)
+        write_safetensors(temporary / WEIGHTS, source.state, mapping)
+        digest = pool.submit(_fingerprint, temporary / WEIGHTS)
+        stored = _read_back(temporary / WEIGHTS, source.state, mapping)
+        if ported.shared:
+            _adopt(ported.net, source.state, stored.tensors)
+        check = self_check(
+            ported.net, source.source, source.class_name, stored if ported.shared else temporary / WEIGHTS,
+            exact=not fold, seed=seed,
+        )  # fmt: skip
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
         if "onnx" in formats or "pt2" in formats:
             module = read_model(source.source, source.class_name, temporary / WEIGHTS)
@@ -102,7 +122,9 @@ def convert(
                     check += "; " + write(module, example, ported.net.plans[False], temporary / path)
         unchecked = () if check.startswith("outputs") else (f"the written model could not be checked: {check}",)
         notes = (*ported.notes, *source.notes, *unchecked)
-        report = _report(ported, source, check, notes, [temporary / name for name in files])
+        report = _report(ported, source, check, notes)
+        report["from"] = [origin.result() for origin in origins]
+        report["files"] = [digest.result() if name == WEIGHTS else _fingerprint(temporary / name) for name in files]
         (temporary / REPORT).write_text(_json(report), encoding="utf-8")
         files.append(REPORT)
         _move_in(temporary, folder, files)
@@ -112,19 +134,35 @@ def convert(
 # -- the check ----------------------------------------------------------------------------------------------------
 
 
-def read_model(source: str, class_name: str, weights: str | Path) -> nn.Module:
+def read_model(source: str, class_name: str, weights: str | Path | Mapping[str, Tensor]) -> nn.Module:
     """The module of a model.py, with its weights, in eval().
 
     Args:
         source: the text of model.py.
-        weights: weights.safetensors; loaded strictly.
+        weights: weights.safetensors, or what it holds, which the module then shares; loaded strictly.
     """
     from safetensors.torch import load_file
 
+    if not isinstance(weights, Mapping):
+        weights = {name: value.clone() for name, value in load_file(str(weights)).items()}  # it maps the file
     namespace = types.ModuleType("model")
     exec(compile(source, MODEL, "exec"), namespace.__dict__)  # noqa: S102  we wrote it
-    module: nn.Module = namespace.__dict__[class_name]()
-    module.load_state_dict(load_file(str(weights)), strict=True)
+    with torch.device("meta"):  # spares drawing parameters that are replaced at once
+        module: nn.Module = namespace.__dict__[class_name]()
+    tied: dict[int, list[str]] = {}
+    for name, value in (*module.named_parameters("", True, False), *module.named_buffers("", True, False)):
+        tied.setdefault(id(value), []).append(name)
+    own = module.state_dict()
+    state = {name: value.to(own[name].dtype) if name in own else value for name, value in weights.items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    for first, *others in tied.values():
+        value = operator.attrgetter(first)(module)
+        if value.is_meta:  # in no state_dict, and so without numbers, as in the Net
+            value = torch.empty_like(value, device="cpu")
+            others = [first, *others]
+        for name in others:  # which assigning has parted
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, value)
     return module.eval()
 
 
@@ -149,7 +187,7 @@ def self_check(
     net: Net,
     source: str,
     class_name: str,
-    weights: str | Path,
+    weights: str | Path | Mapped,
     *,
     exact: bool = True,
     training: bool = False,
@@ -159,6 +197,7 @@ def self_check(
 
     Args:
         source: the text of model.py.
+        weights: weights.safetensors; mapped, its pages are let go of after each layer that has large parameters.
         exact: outputs must be equal bit by bit; else within 1e-4 of the greatest output.
         training: in train(), both with the same random state, instead of eval().
 
@@ -170,11 +209,13 @@ def self_check(
     """
     where = MODEL
     try:
-        module = read_model(source, class_name, weights).train(training)
+        module = read_model(source, class_name, weights.tensors if isinstance(weights, Mapped) else weights)
+        module.train(training)
     except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
         raise CaffePortError(f"could not be read back: {_first_line(error)}", where, _REPORT_IT) from None
     was_training = net.training
     net.train(training)
+    hooks = _letting_go((net, module), weights.mapping) if isinstance(weights, Mapped) else []
     state = {name: value.clone() for name, value in net.named_buffers()} if training else {}
     try:
         tried = [(seed, batch, uniform) for uniform in (False, True) for batch in (2, None)]
@@ -192,11 +233,56 @@ def self_check(
         except Exception as error:  # noqa: BLE001  as above
             raise CaffePortError(f"does not run: {_first_line(error)}", where, _REPORT_IT) from None
     finally:
+        for hook in hooks:
+            hook.remove()
         for name, value in net.named_buffers():
             if name in state:
                 value.copy_(state[name])
         net.train(was_training)
     return _compare(wanted, got, exact)
+
+
+def _read_back(weights: Path, state: Mapping[str, Tensor], source: mmap.mmap | None) -> Mapped:
+    """What was written, bit-equal to ``state``: a random input does not tell a weight that is off by a little."""
+    try:
+        stored = Mapped(weights)
+        wrong = stored.difference(state, source)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
+        raise CaffePortError(f"could not be read back: {_first_line(error)}", WEIGHTS, _REPORT_IT) from None
+    if wrong:
+        raise CaffePortError(f"does not hold '{wrong}' as it was written", WEIGHTS, _REPORT_IT)
+    return stored
+
+
+def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Moves a Net's large parameters from the caffemodel's pages to the same numbers in weights.safetensors.
+
+    There they are aligned, as computing with them asks; and the two nets of the check share one set of pages, so that
+    their products agree bit by bit (a BLAS may sum in another order at another alignment).
+    """
+    written: dict[tuple[object, ...], str] = {}
+    for name, value in state.items():
+        written.setdefault((value.data_ptr(), value.shape, value.dtype), name)
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.nbytes < LARGE:
+            continue
+        found = written.get((tensor.data_ptr(), tensor.shape, tensor.dtype))
+        if found is not None and isinstance(tensor, nn.Parameter):
+            tensor.data = stored[found]
+        else:  # what model.py has not, or in another form; and buffers, which a forward pass may write to
+            copy = torch.empty_like(tensor, requires_grad=False)
+            np.copyto(copy.numpy(), tensor.detach().numpy())
+            tensor.data = copy
+
+
+def _letting_go(modules: Sequence[nn.Module], mapping: mmap.mmap) -> list[RemovableHandle]:
+    """Hooks that let go of a mapping behind every layer with large parameters: one layer's are in memory at a time."""
+    return [
+        module.register_forward_hook(lambda *_: let_go(mapping))
+        for top in modules
+        for module in top.modules()
+        if any(p.nbytes >= LARGE for p in module.parameters(recurse=False))
+    ]
 
 
 _REPORT_IT = "This is a fault of caffe-port, not of the net; please report it."
@@ -243,39 +329,9 @@ def _first_line(error: BaseException) -> str:
 
 # -- the files ----------------------------------------------------------------------------------------------------
 
-_DTYPES = {
-    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 
-
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors one after another, so that none is copied; the same tensors give the same bytes.
-
-    The safetensors library refuses tensors that share memory, and its older versions hold the file in memory.
-    Source: the format's description in the README of huggingface/safetensors.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size],
-        }  # fmt: skip
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with Path(path).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for tensor in tensors.values():
-            if tensor.numel():
-                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _report(ported: Ported, source: Model, check: str, notes: Sequence[str], files: Sequence[Path]) -> dict[str, Any]:
+def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> dict[str, Any]:
     plan = ported.net.plans[False]
-    read = [ported.definition.path, *([ported.weights.path] if ported.weights else [])]
     loaded = ported.report
     return {
         "net": plan.spec.name,
@@ -291,8 +347,8 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str], fil
         },
         "notes": list(notes),
         "check": check,
-        "from": [_fingerprint(Path(p)) for p in dict.fromkeys(read) if Path(p).is_file()],
-        "files": [_fingerprint(path) for path in files],
+        "from": [],
+        "files": [],
         "versions": {"caffe-port": caffe_port.__version__, "torch": importlib.metadata.version("torch")},
         "time": _time(),
     }  # fmt: skip
@@ -361,8 +417,10 @@ def _move_in(temporary: Path, folder: Path, files: Sequence[str]) -> None:
         if path.name not in files:
             path.unlink()
     if folder.is_dir() and any(folder.iterdir()):
-        for name in files:
-            os.replace(temporary / name, folder / name)
+        with lock(folder, "the folder is being written to"):
+            (folder / REPORT).unlink(missing_ok=True)  # it comes last: what it tells of lies beside it, whole
+            for name in files:
+                os.replace(temporary / name, folder / name)
     else:
         if folder.is_dir():
             folder.rmdir()

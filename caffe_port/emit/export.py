@@ -16,11 +16,13 @@ from caffe_port import caffemodel, prototxt
 from caffe_port import state as state_files
 from caffe_port.api import Ported
 from caffe_port.emit import source
+from caffe_port.emit.onnx_functions import translations
 from caffe_port.errors import CaffePortError, DependencyError, WeightsError
 from caffe_port.files import atomic_write
 from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.message import Message
-from caffe_port.net import Net, Plan
+from caffe_port.net import Net
+from caffe_port.plan import Plan
 
 ONNX, PT2 = "model.onnx", "model.pt2"
 
@@ -42,8 +44,9 @@ def onnx(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | P
     with _quiet():
         try:
             program = torch.onnx.export(
-                module.eval(), tuple(example), dynamo=True, input_names=inputs, output_names=outputs, verbose=False
-            )
+                module.eval(), tuple(example), dynamo=True, input_names=inputs, output_names=outputs, verbose=False,
+                custom_translation_table=translations(),
+            )  # fmt: skip
             assert program is not None
             for node in program.model.graph.all_nodes():
                 node.metadata_props.clear()  # stack traces with the paths of this machine
@@ -167,26 +170,24 @@ def load_state(net: Net, path: str | Path) -> None:
     """Takes the weights of a model.py, as somebody trained it on, back into the Net it was written from.
 
     Args:
-        path: a state_dict (.safetensors, .pt, .pth) with the keys of weights.safetensors, folded or not.
+        path: a state_dict (.safetensors, .pt, .pth) with the keys of weights.safetensors; not of a folded one.
 
     Raises:
         CaffePortError: no state_dict, or of another model; then nothing was copied.
     """
     state = state_files.read(path)
-    for fold in (False, True):
-        wanted = source.model(net, fold).state
-        if wanted.keys() == state.keys():
-            break
-    else:
-        wanted = source.model(net).state
+    wanted = source.model(net).state
+    if wanted.keys() != state.keys():
+        if source.model(net, fold=True).state.keys() == state.keys():
+            raise WeightsError("is of a model written with --fold: BatchNorm and Scale cannot be told from its weights",
+                               str(path), "Train what convert writes without --fold.")  # fmt: skip
         odd = sorted(wanted.keys() ^ state.keys())[0]
         raise WeightsError(f"{'lacks' if odd in wanted else 'holds'} '{odd}', which the net's model.py "
                            f"{'has' if odd in wanted else 'does not have'}", str(path))  # fmt: skip
     for key, value in wanted.items():
         if state[key].shape != value.shape:
             raise WeightsError(f"'{key}' is {tuple(state[key].shape)}, the net's is {tuple(value.shape)}", str(path))
-    scales = {norm: scale for scale, norm in source.folds(net).items()} if fold else {}
-    for norm, scale in scales.items():
+    for norm, scale in net.scales.items():
         if "bias" not in net.get_submodule(scale).state_dict() and state[f"{norm}.bias"].any():
             raise WeightsError(f"'{norm}.bias' was learnt, and layer '{scale}' of the net has no bias", str(path))
     parts: dict[str, dict[str, Tensor]] = {}
@@ -194,7 +195,7 @@ def load_state(net: Net, path: str | Path) -> None:
         attribute, _, name = key.rpartition(".")
         parts.setdefault(attribute, {})[name] = value
     for attribute, part in parts.items():
-        _take_back(net, attribute, part, scales.get(attribute))
+        _take_back(net, attribute, part, net.scales.get(attribute))
 
 
 def _take_back(net: Net, attribute: str, part: dict[str, Tensor], scale: str | None) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from caffe_port.emit.classes import quoted
 from caffe_port.layers import Layer
 from caffe_port.naming import identifiers
-from caffe_port.net import Plan, Step
+from caffe_port.plan import Plan, Step
 from caffe_port.spec import Source
 
 WIDTH = 110

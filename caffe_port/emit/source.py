@@ -10,18 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import caffe_port
+from caffe_port.emit import fold as folding
 from caffe_port.emit.classes import Copied, Import, constructor_call, quoted
 from caffe_port.emit.forward import Body, Flow, flow, wrap
 from caffe_port.emit.helpers import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from caffe_port.errors import CaffePortError
 from caffe_port.layers import Layer
+from caffe_port.layers.activation import ReLU
 from caffe_port.layers.linear import Scale
 from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.naming import identifiers
-from caffe_port.net import Net, Plan, Step
+from caffe_port.net import Net
+from caffe_port.plan import Plan, Step
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Model:
         state: what its ``load_state_dict`` takes; tied parameters come under each of their keys.
         attributes: Caffe's layer name -> attribute; None where the layer became an expression, or nothing.
         inputs: input blob -> argument of ``forward``, in its order.
-        notes: what was folded.
+        notes: what the user should hear of.
     """
 
     class_name: str
@@ -46,10 +49,11 @@ class Model:
 
 
 def model(net: Net, fold: bool = False) -> Model:
-    """The source of a net.
+    """The source of a net. A BatchNorm and the Scale that follows are one affine BatchNorm.
 
     Args:
-        fold: writes a BatchNorm and the Scale that follows as one affine BatchNorm.
+        fold: puts BatchNorm, BN and Scale into the weights of the Convolution or InnerProduct before them, which is
+            for inference: train() then computes what eval() does.
 
     Raises:
         CaffePortError: a layer cannot be written as a source that stands alone.
@@ -67,7 +71,9 @@ class _Writer:
                 self.modules.setdefault(step.attribute, getattr(net, step.attribute))
                 self.layer_names.setdefault(step.attribute, step.layer.name)
         self.order = _in_order(net)
-        self.folded = folds(net) if fold else {}
+        self.folded = {scale: norm for norm, scale in net.scales.items()}  # a layer -> the one that it is part of
+        self.absorbed = folding.absorbed(net) if fold else {}
+        self.folded.update(self.absorbed)
         self.copied = Copied()
         self.state: dict[str, Tensor] = {}
         self.shown: list[str] = []
@@ -93,8 +99,10 @@ class _Writer:
         for step in (*self.net.plans[False].steps, *self.net.plans[True].steps):
             attribute = self.folded.get(step.attribute, step.attribute)
             attributes.setdefault(step.layer.name, attribute if attribute in self.shown else None)
-        notes = tuple(f"layer '{self.layer_names[scale]}' was folded into '{self.layer_names[norm]}'"
-                      for scale, norm in self.folded.items())  # fmt: skip
+        notes: tuple[str, ...] = ()
+        if self.absorbed:
+            into = f"{len(self.absorbed)} layers were folded into the weights of the layers before them"
+            notes = (f"{into}: for inference; train what convert writes without --fold",)
         return Model(name, source, self.state, attributes, inputs, notes)
 
     # -- __init__ ---------------------------------------------------------------------------------------------------
@@ -122,13 +130,18 @@ class _Writer:
 
     def _module_source(self, attribute: str, module: Layer) -> tuple[str, dict[str, Tensor]]:
         """What constructs the module, and its state_dict."""
-        scale = next((s for s, norm in self.folded.items() if norm == attribute), None)
-        if scale is not None:
-            affine, state = _affine(module, self.modules[scale])
+        inside = [name for name in self.order if self.folded.get(name) == attribute]
+        if inside and inside[0] in self.absorbed:
+            source = (module.torch_source() or "").replace(", bias=False", "")
+            return source, folding.weights(module, [self.modules[name] for name in inside])
+        if inside:
+            affine, state = _affine(module, self.modules[inside[0]])
             return self._frozen(module, affine), state
         written = module.torch_source()
         if written is not None:
             source = self._frozen(module, finite(written, self.copied))
+            if isinstance(module, ReLU) and self._in_place(attribute):
+                source = f"{source[:-1]}{', ' if module.negative_slope else ''}inplace=True)"
             self.copied.need(source, ())
             return source, module.torch_state()
         try:
@@ -140,6 +153,9 @@ class _Writer:
             ) from None
         assert call == name
         return f"{name}({', '.join(arguments)})", dict(module.state_dict())
+
+    def _in_place(self, attribute: str) -> bool:
+        return all(s.in_place for plan in self.net.plans.values() for s in plan.steps if s.attribute == attribute)
 
     def _frozen(self, module: Layer, source: str) -> str:
         """The constructor of a BatchNorm that never uses the batch's statistics, which torch.nn does not have."""
@@ -266,51 +282,6 @@ class _Writer:
         for word, items in parts:
             lines += [f"{word}s:", *(f"    {item}" for item in items), ""] if items else []
         return "\n    ".join([escaped(line) for line in lines]).replace("    \n", "\n").rstrip() + "\n    "
-
-
-# -- folding BatchNorm and Scale --------------------------------------------------------------------------------------
-
-
-def folds(net: Net) -> dict[str, str]:
-    """Attribute of a Scale -> that of the BatchNorm it follows directly, in both phases, being its only reader."""
-    found: list[dict[str, str]] = []
-    for plan in {id(p): p for p in net.plans.values()}.values():
-        readers: dict[int, list[Step]] = {}
-        made_by = {slot: step for step in plan.steps for slot in step.tops}
-        for step in plan.steps:
-            for slot in step.bottoms:
-                readers.setdefault(slot, []).append(step)
-        outputs = {slot for _, slot in plan.outputs}
-        pairs = {}
-        for step in plan.steps:
-            before = made_by.get(step.bottoms[0]) if len(step.bottoms) == 1 else None
-            if before is None or len(readers[step.bottoms[0]]) > 1 or step.bottoms[0] in outputs:
-                continue
-            scale, norm = getattr(net, step.attribute), getattr(net, before.attribute)
-            if isinstance(scale, Scale) and isinstance(norm, BatchNorm) and _foldable(norm, scale):
-                pairs[step.attribute] = before.attribute
-        found.append(pairs)
-    uses: dict[int, int] = {}
-    for module in net.children():
-        for tensor in _tensors(module):
-            uses[id(tensor)] = uses.get(id(tensor), 0) + 1
-    return {
-        scale: norm for scale, norm in found[0].items()
-        if all(pairs.get(scale) == norm for pairs in found)
-        and all(uses[id(t)] == 1 for name in (scale, norm) for t in _tensors(net.get_submodule(name)))
-    }  # fmt: skip
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _foldable(norm: BatchNorm, scale: Scale) -> bool:
-    source = norm.torch_source()
-    return (
-        source is not None and "affine=False" in source and norm.global_stats[1]
-        and scale.weight is not None and scale.axis == 1 and tuple(scale.weight.shape) == (norm.mean.numel(),)
-    )  # fmt: skip
 
 
 def _affine(norm: Layer, scale: Layer) -> tuple[str, dict[str, Tensor]]:

@@ -6,6 +6,7 @@ What cannot be known is shown as ``?`` and explained in a note: a look at a file
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 import textwrap
@@ -251,7 +252,8 @@ def numbers_of(blob: Array, layer: str = "", index: int = 0) -> BlobNumbers:
     flat = blob.reshape(-1)
     low, high, total, finite, nans = np.inf, -np.inf, 0.0, 0, 0
     for start in range(0, flat.size, 1 << 20):
-        piece = flat[start : start + (1 << 20)].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+            piece = flat[start : start + (1 << 20)].astype(np.float64)
         good = piece[np.isfinite(piece)]
         nans += int(np.isnan(piece).sum())
         if good.size:
@@ -273,7 +275,7 @@ def _inspect_solver(path: PathLike) -> Inspection:
     notes = [f"line {message.line}: field '{name}' is unknown and has no effect" for name in message.unknown]
     nets = [getattr(message, name) for name in ("net", "train_net") if message.has(name)]
     notes += [f"the net is looked for at '{net}', seen from the folder where the command runs" for net in nets
-              if not Path(net).exists()]  # fmt: skip
+              if not os.path.exists(net)]  # fmt: skip
     return Inspection(str(path), "solver", Path(path).stat().st_size, tuple(facts), notes=tuple(notes))
 
 
@@ -290,7 +292,9 @@ def _value_text(value: Any) -> str:
 def _inspect_mean(path: PathLike) -> Inspection:
     mean = caffemodel.read_mean(path)
     numbers = numbers_of(mean)
-    channels = ", ".join(f"{value:.4f}" for value in mean.mean(axis=(1, 2), dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # numbers that are not finite are told of below
+        means = mean.mean(axis=(1, 2), dtype=np.float64)
+    channels = ", ".join(f"{value:.4f}" for value in means)
     facts = [("format", "mean image"), ("shape", f"{dims_text(mean.shape)} (channels, height, width)"),
              ("channel means", f"{channels} (in the order of the database: B, G, R for Caffe's own tools)"),
              ("range", f"{_number(numbers.minimum)} to {_number(numbers.maximum)}")]  # fmt: skip

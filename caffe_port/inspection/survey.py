@@ -7,7 +7,7 @@ channels behind the first convolution, say, and most of the parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,8 +122,21 @@ def survey(
         blobs = _common([view.blobs.get(layer.name) for view in views])
         macs = _common([view.macs.get(layer.name) for view in views])
         rows.append(_row(layer, tops, _known_blobs(blobs, stored.get(layer.name)), macs, owners))
-    errors = views[0].unsupported if len(views) > 1 else (*views[0].errors, *views[0].unsupported)
+    errors = () if len(views) > 1 else views[0].errors
+    unsupported = views[0].unsupported
+    needed = _needed(definition, options, known) if unsupported else set()
+    errors += tuple(str(layer.error("this type is not supported")) for layer in unsupported if layer.name in needed)
+    left_out = ", ".join(f"{layer.name} ({layer.type})" for layer in unsupported if layer.name not in needed)
+    notes += [f"of types that are not supported, and left out when converting: {left_out}"] if left_out else []
     return Survey(spec, tops, tuple(rows), (*spec.notes, *notes, *asked), errors)
+
+
+def _needed(definition: Definition, options: Options, inputs: Collection[str]) -> set[str]:
+    """Names of the layers that converting keeps; it imports torch."""
+    from caffe_port.api import phase_spec
+
+    spec = phase_spec(definition, options.phase, options.level, options.stages, inputs, keep_loss=False)
+    return {layer.name for layer in spec.layers}
 
 
 def parameter_counts(
@@ -235,7 +248,7 @@ class _View:
     blobs: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
-    unsupported: tuple[str, ...] = ()
+    unsupported: tuple[LayerSpec, ...] = ()
 
 
 def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
@@ -247,7 +260,7 @@ def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
         view.tops.update({(layer.name, k): None for k in range(len(layer.tops))})
         bottoms = [shape for s in layer.sources if (shape := view.tops[s]) is not None]
         if layer.type not in shape_rules.RULES and not _supported(layer):
-            view.unsupported += (str(layer.error("this type is not supported")),)
+            view.unsupported += (layer,)
             continue
         if len(bottoms) < len(layer.sources):
             continue

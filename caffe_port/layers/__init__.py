@@ -26,8 +26,9 @@ UNSUPPORTED: dict[str, str] = {}
 """Types of Caffe 1.0 that cannot exist here: type -> reason and what to do instead."""
 
 _FAMILIES = (
-    "activation", "blocks", "data", "detection", "detection_loss", "flow", "linear", "loss", "normalization", "rcnn",
-    "recurrent", "resample", "shape", "spatial", "yolo",
+    "activation", "activation_forks", "blocks", "cascade", "crop", "data", "detection", "detection_loss", "faces",
+    "flow", "linear", "loss", "normalization", "pooling", "quantized", "rcnn", "recurrent", "reduce", "resample",
+    "resize", "sequence", "shape", "spatial", "transform", "volume", "yolo",
 )  # fmt: skip
 
 
@@ -145,11 +146,33 @@ class Layer(nn.Module):
         Raises:
             WeightsError: another number of blobs, or another shape.
         """
+        self._load(arrays, None)
+
+    def share_blobs(self, arrays: Sequence[np.ndarray[Any, Any]], least: int) -> None:
+        """Like :meth:`load_blobs`, but blobs of ``least`` bytes or more become views of the arrays, where that works.
+
+        The arrays must be writable. Those of a mapped file need not be aligned: a parameter on one can be stored, but
+        nothing may compute with it.
+        """
+        own_way = type(self).load_blobs is not Layer.load_blobs or type(self).torch_state is not Layer.torch_state
+        if own_way:
+            self.load_blobs(arrays)
+        else:
+            self._load(arrays, least)
+
+    def _load(self, arrays: Sequence[np.ndarray[Any, Any]], least: int | None) -> None:
         if wrong := self.mismatch(arrays):
             raise WeightsError(wrong)
         for name, array in zip(self.blob_names(), arrays, strict=True):
-            value = torch.tensor(np.asarray(array, np.float32))
-            self.set_blob(name, value.reshape(self.get_blob(name).shape))
+            own, blob = getattr(self, name), self.get_blob(name)
+            if blob is not own or not own.is_cpu or own.dtype != torch.float32:
+                self.set_blob(name, torch.tensor(np.asarray(array, np.float32)).reshape(blob.shape))
+                continue
+            value = np.reshape(array, tuple(own.shape))  # the file's layout is the parameter's
+            if least is not None and own.nbytes >= least and value.dtype == "<f4" and value.flags.c_contiguous:
+                own.data = torch.from_numpy(value)
+            else:  # NumPy also reads what is not aligned, and needs no tensor in between
+                np.copyto(own.detach().numpy(), value, casting="same_kind")
 
     # -- to model.py --------------------------------------------------------------------------------------------
 

@@ -55,6 +55,8 @@ class BNLL(Layer, nn.Softplus):
     Reference: bnll_layer.cpp
     """
 
+    aliases = ("Softplus",)
+
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_bottoms(bottoms, 1)
@@ -300,7 +302,7 @@ class ReLU6(Layer):
     Reference: relu6_layer.cpp (MobileNet and OpenVINO forks)
     """
 
-    param = "relu6_param"
+    param, aliases = "relu6_param", ("Relu6",)
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ UNSUPPORTED |= {
     "DenseCRF": "a conditional random field after the net; leave the layer out, and apply one to the scores",
     "MultiStageMeanfield": "the mean field of CRF-RNN; leave the layer out, and apply a CRF to the scores",
     "MatRead": "reads .mat files; make its top an Input",
-    "MatWrite": "writes .mat files; leave the layer out, and save the net's outputs",
 }
 
 

@@ -253,6 +253,7 @@ class Python(Layer):
         if found is None:
             raise SpecError(
                 f"runs the Python code {name}, which works with pycaffe only.{did_you_mean(name, PYTHON_LAYERS)}",
-                hint=f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer.',
+                hint=f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
+                "--stub puts a place holder there.",
             )
         return found

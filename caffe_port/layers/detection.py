@@ -108,6 +108,11 @@ class PriorBoxClustered(PriorBox):
     """
 
     @classmethod
+    def own_message(cls, layer: Message) -> Message:
+        binary = layer.has("prior_box_clustered_param")
+        return layer.prior_box_clustered_param if binary else layer.prior_box_param  # type: ignore[no-any-return]
+
+    @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         for name in ("min_size", "max_size", "aspect_ratio", "offset_h", "offset_w"):
             if p.has(name):
@@ -140,6 +145,8 @@ class DetectionOutput(Layer):
     for each box: image, label, score, x1, y1, x2, y2. The rows go by image and label, the best score first. Nothing
     found at all: a row of -1 for each image. With share_location false, loc has a box for every class. Two more bottoms
     (RefineDet: conf (N, P * 2) and loc of the first stage) correct the priors and drop those of little objectness.
+    ``normalized: false`` (OpenVINO): the priors (1, 2, P * 5) are an image and a box in pixels, of input_width and
+    input_height.
 
     Differs from PyTorch: how many rows there are depends on the values, so torch.export does not take it as it is.
     Of equal scores the earlier box comes first; SSD leaves that open. Nothing is saved or shown.
@@ -154,15 +161,17 @@ class DetectionOutput(Layer):
             raise SpecError("4 bottoms; the layer takes 3 (SSD) or 5 (RefineDet)")
         if not p.num_classes:
             raise SpecError("num_classes is missing")
-        if not (p.normalized and p.normalized_bbox):
-            raise SpecError("boxes in pixels (normalized: false) are not supported")
+        if not p.normalized_bbox:
+            raise SpecError("boxes in pixels (normalized_bbox: false, OpenCV's) are not supported")
+        if not p.normalized and min(p.input_width, p.input_height) < 1:
+            raise SpecError("priors in pixels (normalized: false) need input_width and input_height")
         nms = p.nms_param
         eta = nms.eta
         threshold = (nms if p.has("nms_param") else p).nms_threshold
         if not 0 < eta <= 1 or threshold < 0:
             raise SpecError(f"nms_param: eta {eta} must be in (0, 1], nms_threshold {threshold} not negative")
         top_k = nms.top_k if nms.has("top_k") else p.top_k if p.has("top_k") else -1
-        check_priors(bottoms, p.num_classes, p.share_location)
+        check_priors(bottoms, p.num_classes, p.share_location, 4 if p.normalized else 5)
         args: dict[str, Any] = {
             "num_classes": p.num_classes,
             "nms_threshold": threshold,
@@ -175,6 +184,7 @@ class DetectionOutput(Layer):
             "variance_encoded_in_target": p.variance_encoded_in_target,
         }
         args |= {"eta": eta} if eta < 1 else {}
+        args |= {} if p.normalized else {"pixels": (p.input_width, p.input_height)}
         return args | ({"objectness_score": p.objectness_score} if refined else {})
 
     def __init__(
@@ -190,8 +200,10 @@ class DetectionOutput(Layer):
         variance_encoded_in_target: bool = False,
         eta: float = 1.0,
         objectness_score: float = 0.01,
+        pixels: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        self.pixels = pixels
         self.num_classes, self.background_label_id, self.share_location = (
             num_classes, background_label_id, share_location,
         )  # fmt: skip
@@ -200,7 +212,7 @@ class DetectionOutput(Layer):
         self.code_type, self.variance_encoded_in_target = code_type, variance_encoded_in_target
 
     def forward(self, loc: Tensor, conf: Tensor, priors: Tensor, *first_stage: Tensor) -> Tensor:
-        boxes, variances = split_priors(priors)
+        boxes, variances = split_priors(priors) if self.pixels is None else priors_in_pixels(priors, self.pixels)
         if self.variance_encoded_in_target:
             variances = torch.ones_like(variances)
         classes = 1 if self.share_location else self.num_classes
@@ -267,6 +279,16 @@ def split_priors(priors: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes and variances, each (P, 4), of priors (1, 2, P * 4)."""
     boxes, variances = priors[0].reshape(2, -1, 4)
     return boxes, variances
+
+
+def priors_in_pixels(priors: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Boxes in fractions of an image of (width, height), and variances, of priors (1, 2, P * 5) or (1, 1, P * 5).
+
+    The first of the five numbers of a box is its image; the variances are four numbers each. OpenVINO.
+    """
+    rows = priors[0]
+    boxes = rows[0].reshape(-1, 5)[:, 1:] / torch.tensor(size * 2).to(priors)
+    return boxes, rows[1].flatten()[: boxes.numel()].reshape(-1, 4) if rows.shape[0] > 1 else torch.ones_like(boxes)
 
 
 def decode(code: Tensor, priors: Tensor, variances: Tensor, code_type: str) -> Tensor:
@@ -339,12 +361,12 @@ def pair(p: Message, both: str, vertical: str, horizontal: str) -> tuple[float, 
     return values[0], values[1]
 
 
-def check_priors(bottoms: Sequence[Shape], num_classes: int, share_location: bool) -> None:
-    """Raises SpecError unless loc, conf and priors are about the same boxes."""
+def check_priors(bottoms: Sequence[Shape], num_classes: int, share_location: bool, numbers: int = 4) -> None:
+    """Raises SpecError unless loc, conf and priors are about the same boxes, of so many numbers each."""
     loc, conf, priors = bottoms[:3]
-    if len(priors) < 3 or priors[1] != 2 or math.prod(priors[2:]) % 4:
-        raise SpecError(f"the priors have shape {priors}; (1, 2, 4 * boxes) is expected")
-    count = math.prod(priors[2:]) // 4
+    if len(priors) < 3 or priors[1] > 2 or (priors[1] != 2 and numbers == 4) or math.prod(priors[2:]) % numbers:
+        raise SpecError(f"the priors have shape {priors}; (1, 2, {numbers} * boxes) is expected")
+    count = math.prod(priors[2:]) // numbers
     wanted = count * 4 * (1 if share_location else num_classes), count * num_classes
     if (math.prod(loc[1:]), math.prod(conf[1:])) != wanted or loc[0] != conf[0]:
         raise SpecError(

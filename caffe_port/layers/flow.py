@@ -229,6 +229,50 @@ class DataAugmentation(Layer):
         return x.index_select(dim, index) * (1 - share) + x.index_select(dim, following) * share
 
 
+class Mean(Layer):
+    """Adds a mean to images or takes it off: ``output_scale * (input_scale * x + mean_scale * mean)``, with a number
+    for each channel; fewer repeat. Several bottoms are treated one by one.
+
+    Not supported: a mean from a file.
+    Reference: lmb-freiburg/flownet2 mean_layer.cpp
+    """
+
+    param, per_bottom = "mean_param", True
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1, 1 << 30)
+        if p.has("file"):
+            raise SpecError("mean_param: a file is not supported; give values")
+        count = len(p.value)
+        if not count or any(len(shape) != 4 or shape[1] % count for shape in bottoms):
+            raise SpecError(f"{count} values of the mean do not divide the channels of {', '.join(map(str, bottoms))}")
+        sign = -1 if p.operation == "SUBTRACT" else 1
+        mean = tuple(decimal(p.output_scale * p.mean_scale * sign * v) for v in p.value)
+        return {"scale": decimal(p.output_scale * p.input_scale), "mean": mean}
+
+    def __init__(self, scale: float = 1.0, mean: tuple[float, ...] = (0.0,)) -> None:
+        super().__init__()
+        self.scale, self.mean = scale, mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).repeat(x.shape[1] // len(self.mean))
+        return self.scale * x + mean[:, None, None]
+
+
+class ImgWriter(Layer):
+    """Takes bottoms and gives no top; of several forks.
+
+    Differs from Caffe: it writes no files; read the blobs from the Net instead.
+    Reference: lmb-freiburg/flownet2 imgwriter_layer.cpp, flowriter_layer.cpp, floatwriter_layer.cpp
+    """
+
+    aliases = ("FLOWriter", "FloatWriter", "MatWrite", "PFMWriter")
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+
 # -- in forward ---------------------------------------------------------------------------------------------------
 
 

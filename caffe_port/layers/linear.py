@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
@@ -18,7 +19,8 @@ class InnerProduct(Layer, nn.Linear):
     """Same as torch.nn.Linear.
 
     Differs from PyTorch: the bottom is flattened from ``axis`` on, which is 1 unless the net says otherwise; so
-    (N, C, H, W) is taken for (N, C * H * W).
+    (N, C, H, W) is taken for (N, C * H * W). ``normalize`` (happynear's fork) takes the weight's rows of length 1, 1e-6
+    being added under the root; a forward in training leaves them so.
     Blobs: weight (C_out, C_in), or (C_in, C_out) in the file with ``transpose: true``; bias (C_out)
     Reference: inner_product_layer.cpp
     """
@@ -26,13 +28,27 @@ class InnerProduct(Layer, nn.Linear):
     param, blobs = "inner_product_param", ("weight", "bias")
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, axis: int = -1, transpose: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        axis: int = -1,
+        transpose: bool = False,
+        normalize: bool = False,
     ) -> None:
         super().__init__(in_features, out_features, bias)
         self.axis = axis
         self.transpose = transpose  # of the weight in Caffe's file; here it is as in nn.Linear
+        self.normalize = normalize
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.normalize:
+            return super().forward(x.flatten(self.axis))
+        length = (self.weight.detach().square().sum(1, keepdim=True) + 1e-6).sqrt()
+        if not self.training:
+            return F.linear(x.flatten(self.axis), self.weight / length, self.bias)
+        with torch.no_grad():
+            self.weight.div_(length)
         return super().forward(x.flatten(self.axis))
 
     @classmethod
@@ -46,7 +62,7 @@ class InnerProduct(Layer, nn.Linear):
         check_count("weight", (p.num_output, features))
         args = {"in_features": features, "out_features": p.num_output, "bias": p.bias_term}
         args["axis"] = -1 if axis == dims - 1 else axis
-        return args | ({"transpose": True} if p.transpose else {})
+        return args | {name: True for name in ("transpose", "normalize") if getattr(p, name)}
 
     def get_blob(self, name: str) -> Tensor:
         blob = super().get_blob(name)
@@ -56,9 +72,11 @@ class InnerProduct(Layer, nn.Linear):
         super().set_blob(name, value.t() if self.transpose and name == "weight" else value)
 
     def bottom_source(self, bottom: str) -> str:
-        return bottom if self.axis == -1 else f"{bottom}.flatten({self.axis})"
+        return bottom if self.axis == -1 or self.normalize else f"{bottom}.flatten({self.axis})"
 
-    def torch_source(self) -> str:
+    def torch_source(self) -> str | None:
+        if self.normalize:
+            return None
         return constructor("nn.Linear", [self.in_features, self.out_features], {"bias": (self.bias is not None, True)})
 
 

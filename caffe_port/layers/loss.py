@@ -226,7 +226,7 @@ def expect_one_label(bottoms: Sequence[Shape]) -> None:
 class InfogainLoss(Layer):
     """Softmax, then -sum over classes of H[label, class] * log(probability); a second top gives the probabilities.
 
-    H comes from a third bottom, or from the .binaryproto that ``source`` names, which is read at the first forward.
+    H comes from a third bottom, or from the .binaryproto that ``source`` names, which is read when the layer is built.
 
     Reference: infogain_loss_layer.cpp
     """
@@ -246,7 +246,7 @@ class InfogainLoss(Layer):
             "axis": axis,
             "ignore_label": ignored(p.loss_param),
             "normalization": normalization(p.loss_param, "VALID"),
-            "source": p.infogain_loss_param.source if len(bottoms) == 2 else None,
+            "matrix": infogain_matrix(p.infogain_loss_param.source, classes) if len(bottoms) == 2 else None,
             "probabilities": len(p.top) > 1,
         }
 
@@ -255,17 +255,16 @@ class InfogainLoss(Layer):
         axis: int = 1,
         ignore_label: int | None = None,
         normalization: str = "VALID",
-        source: str | None = None,
+        matrix: tuple[tuple[float, ...], ...] | None = None,
         probabilities: bool = False,
     ) -> None:
         super().__init__()
         self.axis, self.ignore_label, self.normalization = axis, ignore_label, normalization
-        self.matrix_file, self.probabilities = source, probabilities
-        self.matrix: Tensor | None = None
+        self.matrix, self.probabilities = matrix, probabilities
 
     def forward(self, scores: Tensor, label: Tensor, infogain: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if infogain is None:
-            infogain = self.stored_matrix(scores)
+            infogain = torch.tensor(self.matrix, device=scores.device)
         classes = scores.shape[self.axis]
         label, valid = gather_labels(scores, label, self.axis, self.ignore_label)
         log_p = clamp_value(scores.log_softmax(self.axis), math.log(1e-20))
@@ -278,24 +277,20 @@ class InfogainLoss(Layer):
         loss = bottoms[0].new_empty(())
         return (loss, torch.empty_like(bottoms[0])) if self.probabilities else loss
 
-    def stored_matrix(self, like: Tensor) -> Tensor:
-        """The matrix of the file, on the device and of the dtype of ``like``.
 
-        Raises:
-            CaffePortError: the file cannot be read.
-            SpecError: it holds another number of values than classes squared.
-        """
-        if self.matrix is None:
-            from caffe_port import caffemodel, wire
+def infogain_matrix(path: str, classes: int) -> tuple[tuple[float, ...], ...]:
+    """The rows of the matrix in a .binaryproto; a row is a label.
 
-            assert self.matrix_file is not None
-            proto = wire.parse(caffemodel.map_file(self.matrix_file), "BlobProto", self.matrix_file)
-            self.matrix = torch.tensor(caffemodel.blob_array(proto))
-        classes = like.shape[self.axis]
-        if self.matrix.numel() != classes**2:
-            raise SpecError(f"shape {tuple(self.matrix.shape)}; {classes} classes need {(classes, classes)}",
-                            str(self.matrix_file))  # fmt: skip
-        return self.matrix.to(like)
+    Raises:
+        CaffePortError: the file cannot be read.
+        SpecError: it holds another number of values than classes squared.
+    """
+    from caffe_port import caffemodel, wire
+
+    matrix = caffemodel.blob_array(wire.parse(caffemodel.map_file(path), "BlobProto", path))
+    if matrix.size != classes**2:
+        raise SpecError(f"{path} holds shape {matrix.shape}; {classes} classes need {(classes, classes)}")
+    return tuple(tuple(row) for row in matrix.reshape(classes, classes).tolist())
 
 
 class MultinomialLogisticLoss(Layer):

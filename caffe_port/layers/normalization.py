@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class BatchNorm(Layer):
         return y
 
     def running_statistics(self) -> tuple[Tensor, Tensor]:
-        factor = torch.where(self.scale_factor == 0, 0, 1 / self.scale_factor)
+        factor = self.scale_factor.reciprocal().nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0)
         return self.mean * factor, self.variance * factor
 
     @classmethod
@@ -273,25 +274,42 @@ class MVN(Layer):
 class Normalize(Layer):
     """Every pixel divided by the L2 norm of its channels, times a learned weight; from SSD.
 
-    Differs from PyTorch: F.normalize takes the greater of norm and eps, here eps is added under the root.
-    ``across_spatial`` takes the norm of the whole image.
-    Blobs: weight (C), or a single number with ``channel_shared``
-    Reference: normalize_layer.cpp (weiliu89/caffe, branch ssd; not in Caffe 1.0)
+    Without ``norm_param`` it is NormFace's layer: no weight; ``normalize_param`` may say L1; a second top holds the
+    norms (N, 1, ...).
+
+    Differs from PyTorch: F.normalize takes the greater of norm and eps, here eps is added under the root (in L1, to
+    the norm). ``across_spatial`` takes the norm of the whole image.
+    Blobs: weight (C), or a single number with ``channel_shared``; none without ``norm_param``
+    Reference: normalize_layer.cpp (weiliu89/caffe, branch ssd; happynear/caffe-windows; not in Caffe 1.0)
     """
 
-    param, blobs = "norm_param", ("weight",)
+    blobs = ("weight",)
 
     def __init__(
-        self, channels: int, across_spatial: bool = True, channel_shared: bool = True, eps: float = 1e-10
+        self,
+        channels: int | None,
+        across_spatial: bool = True,
+        channel_shared: bool = True,
+        eps: float = 1e-10,
+        absolute: bool = False,
+        with_norm: bool = False,
     ) -> None:
         super().__init__()
         self.across_spatial = across_spatial
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(() if channel_shared else (channels,)))
+        self.absolute, self.with_norm = absolute, with_norm
+        self.weight = None
+        if channels is not None:
+            self.weight = nn.Parameter(torch.empty(() if channel_shared else (channels,)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         dims = tuple(range(1, x.dim())) if self.across_spatial else (1,)
-        norm = (x.square().sum(dims, keepdim=True) + self.eps).sqrt()
+        if self.absolute:
+            norm = x.abs().sum(dims, keepdim=True) + self.eps
+        else:
+            norm = (x.square().sum(dims, keepdim=True) + self.eps).sqrt()
+        if self.weight is None:
+            return (x / norm, norm) if self.with_norm else x / norm
         weight = self.weight.reshape(self.weight.shape + (1,) * (x.dim() - 2)) if self.weight.dim() else self.weight
         return x / norm * weight
 
@@ -300,6 +318,13 @@ class Normalize(Layer):
         expect_bottoms(bottoms, 1)
         if not 2 <= len(bottoms[0]) <= 4:
             raise SpecError(f"Normalize takes a bottom of 2 to 4 axes, got {bottoms[0]}")
+        if not p.has("norm_param"):
+            args: dict[str, Any] = {"channels": None, "across_spatial": False, "eps": 1e-6}
+            kind = p.normalize_param.normalize_type
+            if kind not in ("L1", "L2"):
+                raise SpecError(f"normalize_type is L1 or L2, got {kind}")
+            return args | {"absolute": kind == "L1", "with_norm": len(p.top) > 1}
+        p = p.norm_param
         return {
             "channels": bottoms[0][1],
             "across_spatial": p.across_spatial,
@@ -310,18 +335,27 @@ class Normalize(Layer):
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
         one = Message("FillerParameter", type="constant", value=1.0)
-        return {"weight": p.scale_filler if p.has("scale_filler") else one}
+        return {"weight": p.norm_param.scale_filler if p.norm_param.has("scale_filler") else one}
 
 
 class L2Normalization(Layer):
-    """Every image divided by its L2 norm, as in the metric learning forks.
+    """Every image divided by its L2 norm, as in the metric learning forks; L2Normalize adds 1e-7 under the root.
 
-    Differs from PyTorch: F.normalize gives 0 for an image of zeros, Caffe (and this) NaN.
-    Reference: l2_normalization_layer.cpp (several forks; not in Caffe 1.0)
+    Differs from PyTorch: F.normalize gives 0 for an image of zeros, Caffe (and this) NaN, but for L2Normalize.
+    Reference: l2_normalization_layer.cpp (several forks; not in Caffe 1.0); facebookarchive/C3D l2_normalize_layer.cpp
     """
 
+    aliases = ("L2Norm", "L2Normalize", "Normalization", "NormalizeFeature")
+
+    def __init__(self, eps: float = 0.0) -> None:
+        super().__init__()
+        self.eps = eps
+
     def forward(self, x: Tensor) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
+        dims = tuple(range(1, x.dim()))
+        if self.eps:
+            return x / (x.square().sum(dims, keepdim=True) + self.eps).sqrt()
+        norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
         return x / norm
 
     @classmethod
@@ -334,4 +368,4 @@ class L2Normalization(Layer):
             raise SpecError(
                 f"this fork's L2Normalization has parameters of its own ({own[0]}); they are not known here"
             )
-        return {}
+        return {"eps": 1e-7} if p.type == "L2Normalize" else {}

@@ -29,7 +29,7 @@ class ROIPooling(Layer):
     Reference: rbgirshick/caffe-fast-rcnn roi_pooling_layer.cpp
     """
 
-    param = "roi_pooling_param"
+    param, aliases = "roi_pooling_param", ("RoiPooling",)
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:

@@ -256,12 +256,18 @@ class Reorg(Layer):
     Reference: darknet's reorg_cpu; gklz1982/caffe-yolov2 reorg_layer.cpp
     """
 
-    aliases = ("ReorgYolo",)
+    aliases = ("PassThrough", "ReorgYolo")
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_image(bottoms, 1)
-        p = p.reorg_yolo_param if p.type == "ReorgYolo" else p.reorg_param
+        if p.type == "PassThrough":
+            block = p.pass_through_param.block_height, p.pass_through_param.block_width
+            if len(set(block)) > 1:
+                raise SpecError(f"pass_through_param: a block of {block[0]} x {block[1]} is not square")
+            p = Message("ReorgParameter", stride=block[0])
+        else:
+            p = p.reorg_yolo_param if p.type == "ReorgYolo" else p.reorg_param
         stride, reverse, shape = p.stride or 2, p.has("reverse") and p.reverse, bottoms[0]
         if shape[1] % stride**2:
             raise SpecError(f"stride {stride} needs channels in multiples of {stride**2}, the bottom has {shape[1]}")
@@ -317,11 +323,12 @@ class Reverse(Layer):
     Reference: ChWick/caffe reverse_layer.cpp
     """
 
-    param = "reverse_param"
+    aliases = ("ReverseAxis",)
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_bottoms(bottoms, 1)
+        p = p.reverse_axis_param if p.has("reverse_axis_param") else p.reverse_param
         return {"dim": canonical_axis(p.axis, len(bottoms[0]))}
 
     def __init__(self, dim: int = 0) -> None:

@@ -116,48 +116,6 @@ class Concat(Layer):
         return f"torch.cat(({', '.join(bottoms)}{',' if len(bottoms) == 1 else ''}), dim={self.dim})"
 
 
-class Crop(Layer):
-    """The part of the first bottom, from ``axis`` on, that is as large as the second; ``offset`` says where it begins.
-
-    Reference: crop_layer.cpp
-    """
-
-    param = "crop_param"
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        x, like = bottoms
-        axis = canonical_axis(p.axis, len(x))
-        if len(like) != len(x):
-            raise SpecError(f"the bottom {x} cannot be cropped to {like}: another number of dimensions")
-        offsets = [int(n) for n in p.offset] or [0]
-        if len(offsets) == 1:
-            offsets *= len(x) - axis
-        if len(offsets) != len(x) - axis:
-            raise SpecError(f"{len(offsets)} offsets; one, or {len(x) - axis} (one for each dimension from {axis} on)")
-        for dim, offset in enumerate(offsets, axis):
-            if offset + like[dim] > x[dim]:
-                raise SpecError(f"dimension {dim}: offset {offset} and size {like[dim]} reach beyond {x[dim]}")
-        return {"axis": axis, "offsets": tuple(offsets)}
-
-    def __init__(self, axis: int, offsets: tuple[int, ...]) -> None:
-        super().__init__()
-        self.axis, self.offsets = axis, offsets
-
-    def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        for dim, offset in enumerate(self.offsets, self.axis):
-            x = x.narrow(dim, offset, like.shape[dim])
-        return x
-
-    def call_source(self, *bottoms: str) -> str:
-        x, like = bottoms
-        parts = [":"] * self.axis
-        for dim, n in enumerate(self.offsets, self.axis):
-            parts.append(f"{n}:{n} + {like}.shape[{dim}]" if n else f":{like}.shape[{dim}]")
-        return f"{x}[{', '.join(parts)}]"
-
-
 class Eltwise(Layer):
     """Product, sum (with a coefficient for each bottom) or maximum of bottoms of one shape.
 
@@ -167,7 +125,7 @@ class Eltwise(Layer):
     Reference: eltwise_layer.cpp
     """
 
-    param = "eltwise_param"
+    param, aliases = "eltwise_param", ("ShortCut", "Shortcut")
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -409,7 +367,7 @@ class ShuffleChannel(Layer, nn.ChannelShuffle):
     Reference: shuffle_channel_layer.cpp (forks)
     """
 
-    param = "shuffle_channel_param"
+    param, aliases = "shuffle_channel_param", ("ChannelShuffle",)
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -428,6 +386,8 @@ class Silence(Layer):
 
     Reference: silence_layer.cpp
     """
+
+    aliases = ("BlackHole",)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return ()

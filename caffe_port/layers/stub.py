@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import prototxt
+from caffe_port.errors import SpecError
 from caffe_port.layers import REGISTRY, Layer, Shape
+from caffe_port.layers.data import Python
 from caffe_port.message import Message
 
 
@@ -63,11 +65,23 @@ class Stub(Layer, register=False):
             self.register_parameter(f"blob{index}", nn.Parameter(torch.tensor(np.asarray(array, np.float32))))
 
 
+class _AnyPython(Python, register=False):
+    """Python layers, with a Stub for code that nothing stands for."""
+
+    @classmethod
+    def stand_in(cls, layer: Message) -> type[Layer]:
+        try:
+            return super().stand_in(layer)
+        except SpecError:
+            return Stub
+
+
 class _Stubs(dict[str, type[Layer]]):
     """A registry that knows every type; it remembers which it made up."""
 
     def __init__(self, known: dict[str, type[Layer]]) -> None:
         super().__init__(known)
+        self["Python"] = _AnyPython
         self.made: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:

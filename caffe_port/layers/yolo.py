@@ -136,6 +136,43 @@ class Yolov3DetectionOutput(Layer):
         return bottoms[0].new_empty(1, 1, 1, 7)
 
 
+class RegionYolo(Layer):
+    """YOLO's numbers, made probabilities: the sigmoid of each box's x, y and score, and of its classes or, with
+    ``softmax``, their softmax. Width and height stay as they are.
+
+    Takes (N, boxes * (coords + 1 + classes), H, W). Gives the same shape, or all of an item's numbers in a row with
+    ``do_softmax`` (YOLO v2). The boxes are ``num``, without it as many as ``mask`` has entries.
+
+    Reference: OpenVINO's specification of RegionYolo; openvinotoolkit/training_toolbox_caffe region_yolo_layer.cpp
+    """
+
+    param = "region_yolo_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        boxes = p.num if p.do_softmax else len(p.mask)
+        numbers = p.coords + 1 + p.classes
+        if len(bottoms[0]) != 4 or boxes < 1 or p.coords < 2 or bottoms[0][1] != boxes * numbers:
+            raise SpecError(f"{boxes} boxes of {numbers} numbers need (N, {boxes * numbers}, H, W), got {bottoms[0]}")
+        return {"boxes": boxes, "coords": p.coords} | ({"softmax": True} if p.do_softmax else {})
+
+    def __init__(self, boxes: int, coords: int = 4, softmax: bool = False) -> None:
+        super().__init__()
+        self.boxes, self.coords, self.softmax = boxes, coords, softmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = x.reshape(x.shape[0], self.boxes, -1, *x.shape[2:])
+        place, size, rest = grid.tensor_split((2, self.coords), 2)
+        if self.softmax:
+            score, classes = rest.tensor_split((1,), 2)
+            rest = torch.cat((score.sigmoid(), classes.softmax(2)), 2)
+        else:
+            rest = rest.sigmoid()
+        y = torch.cat((place.sigmoid(), size, rest), 2)
+        return y.flatten(1) if self.softmax else y.reshape(x.shape)
+
+
 # -- grids, in forward --------------------------------------------------------------------------------------------
 
 

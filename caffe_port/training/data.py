@@ -7,7 +7,8 @@ own Data layers name are in :mod:`caffe_port.training.sources`.
 from __future__ import annotations
 
 import gzip
-import zipfile
+import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from caffe_port import npz
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, did_you_mean
+from caffe_port.files import MAX_BYTES, opened
 from caffe_port.training.batches import positions
 from caffe_port.training.registry import MEAN_IMAGE, PerChannel, Preprocessing, cache_folder
 
@@ -183,19 +186,21 @@ def _idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
 
 def _read_idx(path: Path, dims: int) -> np.ndarray[Any, Any]:
     """An idx file of unsigned bytes. Source: yann.lecun.com/exdb/mnist."""
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
-        raise ParseError(f"cannot be read: {error}", str(path)) from None
     header = 4 + 4 * dims
-    if data[:4] != bytes((0, 0, 8, dims)) or len(data) < header:
-        raise ParseError(f"is no idx file of bytes with {dims} axes", str(path))
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dims, 4))
-    count = int(np.prod(shape, dtype=object))
-    if len(data) - header != count:
-        raise ParseError(f"declares {shape}, {count} bytes, and holds {len(data) - header}", str(path))
-    return np.frombuffer(data, np.uint8, count, header).reshape(shape)
+    with opened(path) as file, gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file as plain:
+        try:
+            head = plain.read(header)
+            if head[:4] != bytes((0, 0, 8, dims)) or len(head) < header:
+                raise ParseError(f"is no idx file of bytes with {dims} axes", str(path))
+            shape = tuple(int(n) for n in np.frombuffer(head, ">u4", dims, 4))
+            count = math.prod(shape)
+            data = plain.read(min(count, MAX_BYTES) + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ParseError(f"cannot be read: {error}", str(path)) from None
+    if len(data) != count:
+        raise ParseError(f"declares {shape}, {count} bytes, and holds {'more' if len(data) > count else len(data)}",
+                         str(path))  # fmt: skip
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 _NPZ_KEYS = (  # first the split's own arrays, then those of a file that holds one split
@@ -209,18 +214,15 @@ def from_npz(path: Path, split: str) -> ImageSet:
     Raises:
         CaffePortError: no such file, or none of these arrays in it.
     """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            keys = set(file.files)
-            for pattern in _NPZ_KEYS:
-                images, labels = (key.format(split) for key in pattern)
-                if images in keys and labels in keys:
-                    classes = [str(c) for c in file["classes"]] if "classes" in keys else ()
-                    return from_arrays(file[images], file[labels], f"{path} {split}", classes)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CaffePortError(f"cannot be read: {str(error)[:200]}", str(path)) from None
-    wanted = f"x_{split} and y_{split}, or images and labels"
-    raise CaffePortError(f"holds {', '.join(sorted(keys)) or 'nothing'}; {wanted} are looked for", str(path))
+    pairs = [tuple(key.format(split) for key in pattern) for pattern in _NPZ_KEYS]
+    keys = npz.names(path, "a data set")
+    found = next(((images, labels) for images, labels in pairs if images in keys and labels in keys), None)
+    if found is None:
+        wanted = f"x_{split} and y_{split}, or images and labels"
+        raise CaffePortError(f"holds {', '.join(sorted(keys))[:200] or 'nothing'}; {wanted} are looked for", str(path))
+    arrays = npz.read(path, "a data set", (*found, "classes"))
+    classes = [str(c) for c in arrays["classes"].reshape(-1)] if "classes" in arrays else ()
+    return from_arrays(arrays[found[0]], arrays[found[1]], f"{path} {split}", classes)
 
 
 def from_folder(path: Path, split: str) -> ImageSet:
@@ -392,8 +394,22 @@ class ImageFeed:
         self.seed, self.shuffle, self.size = seed, seed if shuffle else None, len(data)
         self.shapes: tuple[tuple[int, ...], ...] = (preprocessor.shape(data.shape), ())
         self.generator = torch.Generator(data.images.device)
+        self._orders: dict[int, Tensor] = {}
+
+    def _order(self, epoch: int) -> Tensor:
+        """An epoch's order, on the device: a batch is a slice of it, and nothing is copied there for every batch."""
+        epoch = epoch if self.shuffle is not None else 0
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[next(iter(self._orders))]
+            rows = positions(epoch, self.size, self.size, self.shuffle)
+            self._orders[epoch] = torch.from_numpy(rows).to(self.data.images.device)
+        return self._orders[epoch]
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
-        rows = torch.from_numpy(positions(number, self.batch_size, self.size, self.shuffle)).to(self.data.images.device)
+        first, last = number * self.batch_size, (number + 1) * self.batch_size
+        parts = [self._order(epoch)[max(first - epoch * self.size, 0) : last - epoch * self.size]
+                 for epoch in range(first // self.size, (last - 1) // self.size + 1)]  # fmt: skip
+        rows = torch.cat(parts) if len(parts) > 1 else parts[0]
         self.generator.manual_seed((self.seed << 40) + 2 * number + self.train)
         return self.preprocessor(self.data.images[rows], self.train, self.generator), self.data.labels[rows]

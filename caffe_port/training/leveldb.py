@@ -7,11 +7,13 @@ is taken. Source: LevelDB's doc/log_format.md, doc/table_format.md, db/version_e
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.files import opened, read_bytes
 
 _MAGIC = 0xDB4775248B80FB57
 _LOG_BLOCK = 32768
@@ -28,10 +30,11 @@ class LevelDB:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            current = (self.path / "CURRENT").read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            raise CaffePortError("holds no LevelDB (no file CURRENT)", str(path)) from None
+        if not (self.path / "CURRENT").is_file():
+            raise CaffePortError("holds no LevelDB (no file CURRENT)", str(path))
+        current = read_bytes(self.path / "CURRENT", 1 << 10).decode("ascii", "replace").strip()
+        if not re.fullmatch(r"MANIFEST-\d{1,20}", current):
+            raise ParseError("names no MANIFEST", str(self.path / "CURRENT"))
         tables, logs = self._live_files(current)
         newest: dict[bytes, tuple[int, int, tuple[int, int, int]]] = {}  # key -> (sequence, kind, where)
         self._tables = [self._open(number) for number in tables]
@@ -102,20 +105,17 @@ class LevelDB:
     def _open(self, number: int) -> memoryview:
         for suffix in ("ldb", "sst"):
             path = self.path / f"{number:06d}.{suffix}"
-            try:
-                with path.open("rb") as file:
-                    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except FileNotFoundError:
+            if not path.exists():
                 continue
+            try:
+                with opened(path) as file:
+                    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             except (OSError, ValueError) as error:
                 raise ParseError(f"cannot be read: {error}", str(path)) from None
         raise CaffePortError(f"lacks its table {number:06d}.ldb: the copy is incomplete", str(self.path))
 
     def _log_records(self, path: Path) -> Iterator[bytes]:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
+        data = read_bytes(path)
         at, parts = 0, b""
         while at + 7 <= len(data):
             left = _LOG_BLOCK - at % _LOG_BLOCK

@@ -13,10 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.files import atomic_write
-
-MAX_BYTES = 1 << 30
+from caffe_port.errors import ParseError
+from caffe_port.files import atomic_write, read_bytes
 
 _LINE = re.compile(r"^[IWEF](\d{4}) (\d\d:\d\d:\d\d\.\d+)\s+\d+ [\w.]+:\d+\] (.*)$")
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf|-?1\.#\w+))"
@@ -90,13 +88,7 @@ def read(path: str | Path) -> CaffeLog:
         CaffePortError: it cannot be read.
         ParseError: no line of it is Caffe's solver's.
     """
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
-    if len(data) > MAX_BYTES:
-        raise ParseError(f"is larger than {MAX_BYTES >> 30} GiB", str(path))
+    data = read_bytes(path)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"  # PowerShell redirects in UTF-16
     log = parse(data.decode(encoding, "replace"), str(path))
     if not log.metrics:

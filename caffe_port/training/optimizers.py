@@ -16,7 +16,8 @@ from torch import Tensor
 from caffe_port.errors import did_you_mean
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
-Update = tuple[Tensors, float]
+Rate = float | Tensor
+Update = tuple[Tensors, Rate]
 OPTIMIZERS: dict[str, type[CaffeOptimizer]] = {}
 
 
@@ -60,6 +61,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
             if name not in self.options:
                 raise TypeError(f"{type(self).__name__} takes no '{name}'.{did_you_mean(name, self.options)}")
         self.clip_gradients = clip_gradients
+        self.rates: list[Tensor] | None = None
         defaults: dict[str, Any] = {
             "lr": lr, "lr_mult": 1.0, "decay_mult": 1.0, "weight_decay": weight_decay, "iter": 0,
             "regularization_type": regularization_type, "iter_size": iter_size, **self.options, **options,
@@ -77,14 +79,32 @@ class CaffeOptimizer(torch.optim.Optimizer):
             [torch.zeros_like(p) if p.grad is None else p.grad for p in g["params"]] for g in self.param_groups
         ]
         factor = self._clip_factor(gradients)
-        for group, grads in zip(self.param_groups, gradients, strict=True):
+        rates: Sequence[Rate] = self.rates or [self.rate(group) for group in self.param_groups]
+        for group, grads, rate in zip(self.param_groups, gradients, rates, strict=True):
             params = group["params"]
             if params:
                 histories = [[self.history(p)[k] for p in params] for k in range(self.slots)]
-                update, rate = self.compute(self._regularised(group, grads, factor), histories, group)
-                torch._foreach_add_(params, update, alpha=-rate)
+                update, rate = self.compute(self._regularised(group, grads, factor), histories, group, rate)
+                _add(params, update, -rate)
             group["iter"] += 1
         return result
+
+    def rate(self, group: dict[str, Any]) -> float:
+        """What the update of this iteration is multiplied by, all of it that changes from iteration to iteration."""
+        return float(group["lr"] * group["lr_mult"])
+
+    def keep_rates_on_device(self) -> None:
+        """Puts this iteration's rates where a captured CUDA graph reads them: call it before every replay.
+
+        From the first call on, :meth:`step` reads them there too. Nothing waits for the device.
+        """
+        if self.rates is None:
+            self.rates = [torch.zeros((), device=g["params"][0].device) for g in self.param_groups]
+            self._filled = [math.nan] * len(self.rates)
+        for k, group in enumerate(self.param_groups):
+            if (value := self.rate(group)) != self._filled[k]:
+                self.rates[k].fill_(value)
+                self._filled[k] = value
 
     def history(self, parameter: Tensor) -> Tensors:
         """The parameter's arrays, zeros at first."""
@@ -93,7 +113,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
             state.update({f"history{k}": torch.zeros_like(parameter) for k in range(self.slots)})
         return [state[f"history{k}"] for k in range(self.slots)]
 
-    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         """(update, factor): their product is subtracted from the parameters. Changes histories, but no gradient."""
         raise NotImplementedError
 
@@ -116,8 +136,12 @@ class CaffeOptimizer(torch.optim.Optimizer):
         return torch._foreach_add(grads, toward, alpha=decay)
 
 
-def _rate(group: dict[str, Any]) -> float:
-    return float(group["lr"] * group["lr_mult"])
+def _add(tensors: Tensors, values: Tensors, rate: Rate) -> None:
+    """tensors += rate * values"""
+    if isinstance(rate, Tensor):
+        torch._foreach_add_(tensors, torch._foreach_mul(values, rate))
+    else:
+        torch._foreach_add_(tensors, values, alpha=rate)
 
 
 class SGD(CaffeOptimizer):
@@ -129,10 +153,10 @@ class SGD(CaffeOptimizer):
 
     options: ClassVar[dict[str, float]] = {"momentum": 0.0}
 
-    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories
         torch._foreach_mul_(history, group["momentum"])
-        torch._foreach_add_(history, grads, alpha=_rate(group))
+        _add(history, grads, rate)
         return history, 1.0
 
 
@@ -141,12 +165,12 @@ class Nesterov(CaffeOptimizer):
 
     options: ClassVar[dict[str, float]] = {"momentum": 0.0}
 
-    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories
         momentum = group["momentum"]
         before = torch._foreach_mul(history, momentum)
         torch._foreach_mul_(history, momentum)
-        torch._foreach_add_(history, grads, alpha=_rate(group))
+        _add(history, grads, rate)
         update = torch._foreach_mul(history, 1 + momentum)
         torch._foreach_sub_(update, before)
         return update, 1.0
@@ -157,10 +181,10 @@ class AdaGrad(CaffeOptimizer):
 
     options: ClassVar[dict[str, float]] = {"delta": 1e-8}
 
-    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories
         torch._foreach_addcmul_(history, grads, grads)
-        return _normalised(grads, history, group["delta"]), _rate(group)
+        return _normalised(grads, history, group["delta"]), rate
 
 
 class RMSProp(CaffeOptimizer):
@@ -168,10 +192,10 @@ class RMSProp(CaffeOptimizer):
 
     options: ClassVar[dict[str, float]] = {"rms_decay": 0.99, "delta": 1e-8}
 
-    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories
         _average(history, grads, group["rms_decay"])
-        return _normalised(grads, history, group["delta"]), _rate(group)
+        return _normalised(grads, history, group["delta"]), rate
 
 
 class AdaDelta(CaffeOptimizer):
@@ -183,7 +207,7 @@ class AdaDelta(CaffeOptimizer):
     slots: ClassVar[int] = 2
     options: ClassVar[dict[str, float]] = {"momentum": 0.0, "delta": 1e-8}
 
-    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         of_gradients, of_updates = histories
         _average(of_gradients, grads, group["momentum"])
         ratio = torch._foreach_add(of_updates, group["delta"])
@@ -191,7 +215,7 @@ class AdaDelta(CaffeOptimizer):
         torch._foreach_sqrt_(ratio)
         update = torch._foreach_mul(grads, ratio)
         _average(of_updates, update, group["momentum"])
-        return update, _rate(group)
+        return update, rate
 
 
 class Adam(CaffeOptimizer):
@@ -204,14 +228,17 @@ class Adam(CaffeOptimizer):
     slots: ClassVar[int] = 2
     options: ClassVar[dict[str, float]] = {"momentum": 0.9, "momentum2": 0.999, "delta": 1e-8}
 
-    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any]) -> Update:
+    def rate(self, group: dict[str, Any]) -> float:
+        t = group["iter"] + 1
+        return super().rate(group) * float(math.sqrt(1 - group["momentum2"] ** t) / (1 - group["momentum"] ** t))
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         first, second = histories
-        beta1, beta2, t = group["momentum"], group["momentum2"], group["iter"] + 1
+        beta1 = group["momentum"]
         torch._foreach_mul_(first, beta1)
         torch._foreach_add_(first, grads, alpha=1 - beta1)
-        _average(second, grads, beta2)
-        correction = math.sqrt(1 - beta2**t) / (1 - beta1**t)
-        return _normalised(first, second, group["delta"]), _rate(group) * correction
+        _average(second, grads, group["momentum2"])
+        return _normalised(first, second, group["delta"]), rate
 
 
 def _average(history: Tensors, values: Tensors, decay: float) -> None:

@@ -147,10 +147,23 @@ def total(value: Tensor) -> float:
     return float(value)
 
 
+def means(values: list[Tensor]) -> list[float]:
+    """The means over the processes of some single numbers, with one wait for the device."""
+    together = torch.stack(values)
+    if world() > 1:
+        dist.all_reduce(together)
+    return [float(value) / world() for value in together.tolist()]
+
+
+TIME_OVER = "max_seconds"
+
+
 def share(stop: list[str], device: torch.device) -> None:
-    """A signal that one process got stops all of them, after the same iteration."""
-    if world() > 1 and total(torch.tensor(float(bool(stop)), device=device)) and not stop:
-        stop.append("SIGTERM")
+    """A signal that one process got, or its clock, stops all of them, after the same iteration."""
+    if world() > 1:
+        weight = 0.0 if not stop else 1.0 if stop[0] == TIME_OVER else float(1 << 20)
+        if (heard := total(torch.tensor(weight, device=device))) and not stop:
+            stop.append("SIGTERM" if heard >= 1 << 20 else TIME_OVER)
 
 
 def barrier() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port.errors import CaffePortError, did_you_mean
-from caffe_port.files import sha256
+from caffe_port.files import read_bytes, sha256, stays_inside
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -216,10 +217,8 @@ def read(path: str | Path) -> dict[str, Entry]:
     """
     where = str(path)
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", where) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = tomllib.loads(read_bytes(path, 1 << 20).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CaffePortError(f"is not TOML: {error}", where) from None
     return {name: _entry(name, table, where) for name, table in tables.items()}
 
@@ -237,7 +236,22 @@ def _entry(name: str, table: Any, where: str) -> Entry:
     nested["weights"] = _build(WeightsFile, table["weights"], f"{at} weights") if "weights" in table else None
     plain = {key: value for key, value in table.items() if key not in nested}
     built: Entry = _build(Entry, {"name": name, **plain}, at, nested)
+    _check_files(built, at)
     return built
+
+
+def _check_files(entry: Entry, at: str) -> None:
+    """Names and paths end up in folders of ours: they must stay there."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", entry.name):
+        raise CaffePortError("names are letters, digits, '.', '-' and '_'", at)
+    weights = entry.weights
+    for key, path in {"model": entry.model, "solver": entry.solver, "file": weights.file if weights else ""}.items():
+        if not stays_inside(path):
+            raise CaffePortError(f"'{key}' is {path!r}, expected a path below the folder", at)
+    if weights is not None and not re.fullmatch("[0-9a-f]{64}", weights.sha256):
+        raise CaffePortError(f"'sha256' is {weights.sha256!r}, expected 64 hexadecimal digits", at)
+    if weights is not None and (weights.size < 1 or (weights.url and not weights.url.startswith("https://"))):
+        raise CaffePortError("'size' is at least 1, 'url' begins with https://", at)
 
 
 def _build(cls: type[Any], table: Any, at: str, nested: Mapping[str, Any] | None = None) -> Any:

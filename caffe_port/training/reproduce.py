@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +12,11 @@ from typing import Any
 
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.files import atomic_write, sha256
-from caffe_port.training import registry
+from caffe_port.training import download, registry
 from caffe_port.training.registry import Entry, Reported, WeightsFile
 
 Step = Callable[[str, int, int], None]
 """Called with (step, done, in all): ``"download"`` in bytes, ``"evaluate"`` in pictures, others (name, 0, 0)."""
-
-TIMEOUT = 30  # seconds without a byte
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,9 @@ def fetch(
         why = "offline" if offline else "it is not published anywhere"
         raise CaffePortError(f"is neither in the cache nor in a mirror, and {why}", weights.file,
                              "Give a folder that holds it: --mirror DIR")  # fmt: skip
-    _download(weights, cached, step or (lambda *_: None))
+    hear = step or (lambda *_: None)
+    download.fetch(weights.url, cached, weights.size, weights.sha256,
+                   step=lambda done, total: hear("download", done, total))  # fmt: skip
     return cached
 
 
@@ -190,43 +188,6 @@ def _checked(path: Path, weights: WeightsFile) -> Path:
         what = f"has the checksum {digest[:16]}..., the registry's is {weights.sha256[:16]}..."
         raise CaffePortError(what, str(path), "It is another file, or damaged. Remove it to have it fetched again.")
     return path
-
-
-def _download(weights: WeightsFile, target: Path, step: Step) -> None:
-    """Fetches into ``target``, going on where an earlier attempt ended."""
-    if not weights.url.startswith("https://"):
-        raise CaffePortError("is not fetched: only https is", weights.url)
-    part = target.with_name(f"{target.name}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        have = part.stat().st_size if part.exists() else 0
-        if have >= weights.size:
-            part.unlink()
-            have = 0
-        request = urllib.request.Request(weights.url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 - https, checked above
-            resumed = have > 0 and answer.status == 206
-            have = have if resumed else 0
-            with part.open("ab" if resumed else "wb") as file:
-                while chunk := answer.read(1 << 16):
-                    have += len(chunk)
-                    if have > weights.size:
-                        break
-                    file.write(chunk)
-                    step("download", have, weights.size)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise CaffePortError(f"cannot be fetched: {reason}", weights.url,
-                             "What came so far is kept; run it again, or give --mirror DIR.") from None  # fmt: skip
-    except OSError as error:
-        raise CaffePortError(f"cannot be written: {error.strerror or error}", str(part)) from None
-    try:
-        _checked(part, weights)
-    except CaffePortError as error:
-        if have >= weights.size:
-            part.unlink()
-        raise CaffePortError(error.what, weights.url, "Run it again, or give --mirror DIR.") from None
-    part.replace(target)
 
 
 def data_root(dataset: str, mirror: str | Path | None, root: str | Path | None) -> Path | None:

@@ -27,12 +27,30 @@ import torch
 
 from caffe_port import caffemodel
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.files import atomic_write, sha256
+from caffe_port.files import atomic_write, lock, read_bytes, sha256
 from caffe_port.message import Message
 from caffe_port.net import Net
-from caffe_port.training import solverstate
+from caffe_port.training import parallel, solverstate
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.solver import SolverSpec
+
+
+@contextlib.contextmanager
+def hold(path: str | Path) -> Iterator[None]:
+    """Keeps other processes from training in a run's folder; of those that train together, the first does it.
+
+    Raises:
+        CaffePortError: one does; says which, and on which machine.
+    """
+    if not parallel.first():
+        yield
+        return
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaffePortError(f"cannot be made: {error.strerror}", str(path)) from None
+    with lock(Path(path) / ".lock", "the folder is being trained in"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -168,10 +186,14 @@ class RunFolder:
 
     def _checked(self, it: int, path: Path) -> Snapshot:
         try:
-            extra = json.loads(path.read_text(encoding="utf-8"))
-            sums: dict[str, str] = extra["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ParseError(f"is damaged: {error}", str(path)) from None
+            extra = json.loads(read_bytes(path))
+            sums = dict(extra["sha256"])
+            check_random_states(extra["random"])
+            losses, best = extra["losses"], extra["best"]
+            if not all(isinstance(loss, float) for loss in losses) or not (best is None or best["name"]):
+                raise ValueError("losses are numbers, 'best' has a name")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ParseError(f"is damaged: {str(error)[:100]}", str(path)) from None
         files = [path.with_suffix(f".{end}") for end in ("caffemodel", "solverstate")]
         for file in files:
             if sha256(file) != sums.get(file.name):
@@ -202,15 +224,13 @@ def read_metrics(run: str | Path) -> Iterator[dict[str, Any]]:
         CaffePortError: there is none.
     """
     path = Path(run) / "metrics.jsonl"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
+    for text in read_bytes(path).decode("utf-8", "replace").split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("iter"), int) and isinstance(line.get("kind"), str):
+                yield line
 
 
 def random_states() -> dict[str, Any]:
@@ -219,6 +239,12 @@ def random_states() -> dict[str, Any]:
     if torch.cuda.is_available():
         states["cuda"] = [_packed(state) for state in torch.cuda.get_rng_state_all()]
     return states
+
+
+def check_random_states(states: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError for what :func:`random_states` did not make."""
+    if len(base64.b64decode(states["torch"], validate=True)) != torch.get_rng_state().numel():
+        raise ValueError("the random state is of another size")
 
 
 def restore_random_states(states: dict[str, Any]) -> None:

@@ -5,16 +5,16 @@ Sources: solver.cpp (SnapshotSolverState, Restore), sgd_solver.cpp (SnapshotSolv
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from caffe_port import caffemodel, wire
+from caffe_port import caffemodel, hdf5, wire
 from caffe_port.caffemodel import Array
-from caffe_port.errors import CaffePortError, DependencyError, ParseError, WeightsError
+from caffe_port.errors import CaffePortError, ParseError, WeightsError
 from caffe_port.files import atomic_write
 from caffe_port.message import Message
 from caffe_port.net import Net
@@ -64,14 +64,14 @@ def read(path: str | Path) -> SolverState:
 
 
 def _read_hdf5(where: str) -> SolverState:
-    h5py = _h5py(where)
+    h5py = hdf5.library(where)
     try:
         with h5py.File(where, "r") as file:
-            group = file["history"]
-            history = [np.asarray(group[str(k)][()], np.float32) for k in range(len(group))]
+            group = hdf5.member(file, "history", where)
+            history = [np.asarray(hdf5.values(group, str(k), where), np.float32) for k in range(len(group))]
             name = file["learned_net"][()]
             name = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-            numbers = [int(np.asarray(file[key][()]).reshape(-1)[0]) for key in ("iter", "current_step")]
+            numbers = [int(hdf5.values(file, key, where).reshape(-1)[0]) for key in ("iter", "current_step")]
             return SolverState(numbers[0], name, tuple(history), numbers[1], where)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise ParseError(f"is no .solverstate.h5, or a damaged one: {str(error)[:200]}", where) from None
@@ -93,20 +93,12 @@ def write(path: str | Path, state: SolverState) -> None:
 
 
 def _write_hdf5(path: str | Path, state: SolverState) -> None:
-    h5py = _h5py(str(path))
+    h5py = hdf5.library(str(path))
     with atomic_write(path) as out, h5py.File(out, "w") as file:
         file["iter"], file["current_step"] = np.array([state.iter], np.int32), np.array([state.current_step], np.int32)
         file["learned_net"] = np.bytes_(state.learned_net.encode())
         for index, array in enumerate(state.history):
             file[f"history/{index}"] = np.asarray(array, np.float32)
-
-
-def _h5py(where: str) -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise DependencyError("is HDF5, which needs h5py", where, "pip install 'caffe-port[hdf5]'") from None
-    return h5py
 
 
 def capture(net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, learned_net: str) -> SolverState:
@@ -159,6 +151,6 @@ def weights_beside(state: SolverState) -> Path:
     """
     named = Path(state.learned_net)
     for path in (Path(state.path).parent / named.name, named):
-        if named.name and path.is_file():
+        if named.name and os.path.isfile(path):  # False for a name that no file can have
             return path
     raise CaffePortError(f"its weights '{state.learned_net}' are neither beside it nor where it says", state.path)

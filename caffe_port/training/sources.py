@@ -5,24 +5,25 @@ Sources: data_layer.cpp, image_data_layer.cpp, hdf5_data_layer.cpp, data_transfo
 
 from __future__ import annotations
 
-import struct
+import re
 import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port import caffemodel, wire
+from caffe_port import caffemodel, hdf5, pictures, wire
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, SpecError
+from caffe_port.files import opened, read_bytes
 from caffe_port.message import Message
 from caffe_port.spec import LayerSpec
 from caffe_port.training.batches import Feed, positions
 from caffe_port.training.leveldb import LevelDB
+from caffe_port.training.lmdb import LMDB
 
 Array = np.ndarray[Any, Any]
 
@@ -150,107 +151,31 @@ def datum(data: bytes | memoryview, where: str, color: int = -1) -> tuple[Array,
 
 def decode(data: bytes, where: str, color: int) -> Array:
     """A compressed picture, uint8 (C, H, W), BGR, as Caffe's cv::imdecode gives it. Raises ParseError."""
-    import cv2
-
-    flag = {1: cv2.IMREAD_COLOR, 0: cv2.IMREAD_GRAYSCALE}.get(color, cv2.IMREAD_UNCHANGED)
-    try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error:
-        picture = None
-    if picture is None:
-        raise ParseError("holds an encoded picture that cannot be decoded", where)
-    return np.atleast_3d(picture).transpose(2, 0, 1)
+    return pictures.decode(data, color, where).transpose(2, 0, 1)
 
 
-class Lmdb:
-    """An LMDB of Datum, in the order of its keys.
+class Database:
+    """An LMDB or LevelDB of Datum, in the order of its keys.
 
     Raises:
         CaffePortError: not there, truncated, empty.
-        DependencyError: lmdb is not installed.
     """
 
     def __init__(self, path: Path, color: int = -1) -> None:
-        try:
-            import lmdb
-        except ImportError:
-            raise DependencyError("is an LMDB", str(path), "pip install 'caffe-port[data]'") from None
         self.path, self.color, self._lock = path, color, threading.Lock()
-        _check_lmdb(path / "data.mdb" if path.is_dir() else path)
-        try:
-            self._env = _Environment.of(path, lmdb)
-            self._txn = self._env.lmdb.begin(buffers=True)
-            with self._txn.cursor() as cursor:
-                self._keys = [bytes(key) for key in cursor.iternext(values=False)]
-        except lmdb.Error as error:
-            raise ParseError(f"is no LMDB that can be read: {error}", str(path)) from None
-        if not self._keys:
+        # What lies there counts: the backend's default (LEVELDB) is forgotten easily.
+        is_lmdb = path.is_file() or (path / "data.mdb").is_file()
+        self._records: LMDB | LevelDB = LMDB(path) if is_lmdb else LevelDB(path)
+        if not len(self._records):
             raise CaffePortError("is an empty database", str(path))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[Array, int]:
-        key = self._keys[index]
-        with self._lock:
-            data = self._txn.get(key)
-        assert data is not None
+        with self._lock:  # a LevelDB keeps the block that it unpacked last
+            key, data = self._records.key(index), self._records[index]
         return datum(data, f"{self.path}, key {key.decode(errors='replace')}", self.color)
-
-
-class _Environment:
-    """An open LMDB. A process may open each only once, and both phases may name the same."""
-
-    opened: ClassVar[weakref.WeakValueDictionary[Path, _Environment]] = weakref.WeakValueDictionary()
-
-    def __init__(self, opened: Any) -> None:
-        self.lmdb = opened
-
-    @classmethod
-    def of(cls, path: Path, lmdb: Any) -> _Environment:
-        real = path.resolve()
-        found = cls.opened.get(real)
-        if found is None:
-            found = cls(lmdb.open(str(real), readonly=True, lock=False, subdir=real.is_dir(), readahead=False))
-            cls.opened[real] = found
-        return found
-
-
-def _check_lmdb(path: Path) -> None:
-    """Refuses a file shorter than its own header says: reading the missing pages would kill the process."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(8192 + 152)
-            size = file.seek(0, 2)
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
-    if len(head) < 152 or struct.unpack_from("<I", head, 16)[0] != 0xBEEFC0DE:
-        raise ParseError("is no LMDB", str(path))
-    page: int = struct.unpack_from("<I", head, 40)[0]
-    last, newest = 0, -1
-    for at in (0, page):
-        if at + 152 <= len(head) and struct.unpack_from("<I", head, at + 16)[0] == 0xBEEFC0DE:
-            last_page, txn = struct.unpack_from("<QQ", head, at + 136)
-            last, newest = (last_page, txn) if txn > newest else (last, newest)
-    if size < (last + 1) * page:
-        raise ParseError(f"is truncated: {size} bytes, its header tells of {(last + 1) * page}", str(path))
-
-
-class LevelDb:
-    """A LevelDB of Datum, in the order of its keys."""
-
-    def __init__(self, path: Path, color: int = -1) -> None:
-        self.path, self.color, self._db, self._lock = path, color, LevelDB(path), threading.Lock()
-        if not len(self._db):
-            raise CaffePortError("is an empty database", str(path))
-
-    def __len__(self) -> int:
-        return len(self._db)
-
-    def __getitem__(self, index: int) -> tuple[Array, int]:
-        with self._lock:
-            data = self._db[index]
-        return datum(data, f"{self.path}, key {self._db.key(index).decode(errors='replace')}", self.color)
 
 
 class ImageList:
@@ -266,14 +191,11 @@ class ImageList:
     def __init__(self, path: Path, root: str = "", size: tuple[int, int] | None = None, color: bool = True) -> None:
         self.path, self.root, self.size, self.color = path, root, size, color
         self._lines: list[tuple[str, int]] = []
-        try:
-            text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
+        text = read_bytes(path).decode("utf-8", "surrogateescape")
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 name, _, label = line.rstrip().rpartition(" ")
-                if not name or not label.lstrip("-").isdecimal():
+                if not name or not re.fullmatch(r"-?\d{1,9}", label, re.ASCII):
                     raise ParseError(f"expected a path, a blank and a label, got '{line[:80]}'", f"{path}:{number}")
                 self._lines.append((name.rstrip(), int(label)))
         if not self._lines:
@@ -283,18 +205,12 @@ class ImageList:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> tuple[Array, int]:
-        import cv2
-
         name, label = self._lines[index]
         named = Path(self.root + name)
         path = named if self.root or named.is_absolute() or named.exists() else self.path.parent / name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
-        picture = decode(data, str(path), int(self.color))
+        picture = decode(read_bytes(path), str(path), int(self.color))
         if self.size is not None and picture.shape[1:] != self.size:
-            resized = cv2.resize(picture.transpose(1, 2, 0), self.size[::-1])
+            resized = pictures.opencv().resize(picture.transpose(1, 2, 0), self.size[::-1])
             picture = np.atleast_3d(resized).transpose(2, 0, 1)
         return picture, label
 
@@ -340,19 +256,17 @@ class RecordFeed:
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng((self.seed, number, 1))
-        pictures, labels = [], []
+        rows, labels = [], []
         for index in positions(number, self.batch_size, self.size, self.shuffle):
             picture, label = self.records[int(index)]
-            pictures.append(self.transform(picture, self.train, rng))
+            rows.append(self.transform(picture, self.train, rng))
             labels.append(label)
-            if pictures[-1].shape != self.shapes[0]:
+            if rows[-1].shape != self.shapes[0]:
                 hint = "Pictures of different sizes need crop_size (or new_height and new_width)."
-                raise CaffePortError(
-                    f"record {index} is {pictures[-1].shape}, the first was {self.shapes[0]}", hint=hint
-                )
+                raise CaffePortError(f"record {index} is {rows[-1].shape}, the first was {self.shapes[0]}", hint=hint)
             if self.classes is not None and not 0 <= label < self.classes:
                 raise CaffePortError(f"record {index} has label {label}; the net tells {self.classes} classes apart")
-        data = torch.from_numpy(np.stack(pictures))
+        data = torch.from_numpy(np.stack(rows))
         return data.to(self.device), torch.tensor(labels, dtype=torch.float32, device=self.device)
 
 
@@ -372,21 +286,16 @@ class Hdf5Feed:
         self, files: Sequence[Path], tops: Sequence[str], batch_size: int, *, shuffle: bool = False, seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
-        try:
-            import h5py
-        except ImportError:
-            raise DependencyError(
-                "is HDF5, which needs h5py", str(files[0]), "pip install 'caffe-port[hdf5]'"
-            ) from None
+        h5py = hdf5.library(str(files[0]))
         self.batch_size, self.shuffle, self.device = batch_size, seed if shuffle else None, torch.device(device)
         parts: list[list[Array]] = [[] for _ in tops]
         for path in files:
             try:
-                with h5py.File(path, "r") as file:
-                    read = [np.asarray(file[top][()], np.float32) for top in tops]
+                with opened(path), h5py.File(path, "r") as file:
+                    read = [np.asarray(hdf5.values(file, top, str(path)), np.float32) for top in tops]
             except KeyError:
                 raise ParseError(f"lacks one of the datasets {', '.join(tops)}", str(path)) from None
-            except (OSError, RuntimeError, ValueError, TypeError) as error:
+            except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
                 raise ParseError(f"cannot be read as HDF5: {str(error)[:200]}", str(path)) from None
             if len({len(a) if a.ndim else -1 for a in read}) != 1:
                 raise ParseError(f"datasets {', '.join(tops)} have different numbers of rows", str(path))
@@ -433,7 +342,7 @@ def from_layer(
     source = locate(own.source, folder, layer)
     options: dict[str, Any] = {"seed": seed, "device": device}
     if layer.type == "HDF5Data":
-        names = source.read_text(encoding="utf-8").split("\n")
+        names = read_bytes(source).decode("utf-8", "surrogateescape").split("\n")
         files = [locate(name.strip(), source.parent, layer) for name in names if name.strip()]
         if not files:
             raise layer.error(f"'{source}' lists no files")
@@ -448,7 +357,7 @@ def from_layer(
             records = ImageList(source, own.root_folder, resize, own.is_color)
             shuffle = own.shuffle if shuffle is None else shuffle
         else:
-            records = (Lmdb if _is_lmdb(source, own.backend) else LevelDb)(source, transform.color)
+            records = Database(source, transform.color)
         return RecordFeed(records, size, transform, train=train, shuffle=bool(shuffle), **options)
     except (SpecError, DependencyError):
         raise
@@ -456,10 +365,3 @@ def from_layer(
         raise type(error)(
             f"layer '{layer.name}' ({layer.type}): {error.what}", error.where or layer.where, error.hint
         ) from None
-
-
-def _is_lmdb(path: Path, backend: str) -> bool:
-    """What lies there counts; the backend's default (LEVELDB) is forgotten easily."""
-    if path.is_file() or (path / "data.mdb").is_file():
-        return True
-    return backend == "LMDB" and not (path / "CURRENT").is_file()

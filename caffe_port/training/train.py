@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffePortError
-from caffe_port.training import parallel, plots, solver
+from caffe_port.training import parallel, plots, runfolder, signals, solver
+from caffe_port.training.graph import GraphedUpdate
 from caffe_port.training.setup import Listener, Training, TrainOptions, TrainResult, facts, set_up
 from caffe_port.training.solver import SolverSpec
 
@@ -38,12 +38,14 @@ def train(
         listen: hears of every event.
 
     Raises:
-        CaffePortError: bad input; or the loss became NaN: says the iteration and the layer where it began.
+        CaffePortError: bad input; another process trains in that folder; or the loss became NaN: says the iteration
+            and the layer where it began.
     """
-    options = options or TrainOptions()
-    with parallel.group(options.device) as device:
+    began, options = time.monotonic(), options or TrainOptions()
+    with parallel.group(options.device) as device, runfolder.hold(out):
         training, start = set_up(SolverSpec.read(solver_path), Path(out), options, device, listen or (lambda _: None))
-        with _signals() as stop, contextlib.closing(training):
+        with signals.caught() as stop, contextlib.closing(training):
+            training.began = began
             return _loop(training, start, stop)
 
 
@@ -51,34 +53,37 @@ def train(
 
 
 def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
-    """Solver::Step and Solver::Solve."""
-    spec, began, last_time, last_iter = t.spec, time.monotonic(), time.monotonic(), start
+    """Solver::Step and Solver::Solve. Losses stay on the device until somebody has to know them."""
+    spec, last_time, last_iter = t.spec, time.monotonic(), start
     per_update = spec.iter_size * t.feeds["TRAIN"][0].batch_size
-    it = start
-    while it < spec.max_iter and not stop:
+    graphed = GraphedUpdate(t.optimizer, lambda batches: _gradients(t, batches)) if t.options.cuda_graph else None
+    limit = math.inf if t.options.max_seconds is None else t.began + t.options.max_seconds
+    it, over = start, _all_stop(t, stop)
+    while it < spec.max_iter and not over:
         if spec.test_interval and it % spec.test_interval == 0 and (it > 0 or spec.test_initialization):
             _test(t, it, stop)
-            if stop:
+            if over := _all_stop(t, stop):
                 break
             last_time, last_iter = time.monotonic(), it
 
         t.net.train()
         rate = solver.set_iteration(t.optimizer, spec, it)
-        t.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for k in range(spec.iter_size):
-            bottoms = t.batch("TRAIN", it * spec.iter_size + k)
-            with parallel.accumulate(t.model, last=k == spec.iter_size - 1):
-                with t.autocast():
-                    _, loss = t.model(*bottoms)
-                loss.backward()
-            total += parallel.mean(loss)
-            if not math.isfinite(total):
-                _explain(t, it, bottoms, total)
-        t.optimizer.step()
-        t.losses.append(total / spec.iter_size)
+        batches = [t.batch("TRAIN", it * spec.iter_size + k) for k in range(spec.iter_size)]
+        if graphed is not None:
+            t.unread.append(graphed(batches))
+        else:
+            t.optimizer.zero_grad(set_to_none=True)
+            t.unread.append(_gradients(t, batches))
+            if t.read_every == 1:
+                _read(t, it, batches)
+            t.optimizer.step()
+        displayed = spec.display and it % spec.display == 0
+        due = displayed or any(n and (it + 1) % n == 0 for n in (spec.snapshot, spec.test_interval))
+        due = due or max(len(t.unread), 1) >= t.read_every or it + 1 == spec.max_iter
+        if due:
+            _read(t, it)
 
-        if spec.display and it % spec.display == 0:
+        if displayed:
             now = time.monotonic()
             speed = (it + 1 - last_iter) * per_update / max(now - last_time, 1e-9)
             last_time, last_iter = now, it + 1
@@ -86,16 +91,54 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
             _report(t, {"kind": "train", "iter": it, "loss": sum(t.losses) / len(t.losses), "lr": rate,
                         "images_per_s": round(speed, 1), "eta_s": round(left)})  # fmt: skip
         it += 1
-        t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1], "lr": rate})
+        t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
+        if time.monotonic() >= limit and it < spec.max_iter and not stop:
+            stop.append(parallel.TIME_OVER)
+        if due or parallel.world() == 1:
+            over = _all_stop(t, stop)
         if spec.snapshot and it % spec.snapshot == 0:
             _snapshot(t, it)
-        parallel.share(stop, t.device)
 
+    _read(t, it - 1)
     if spec.snapshot_after_train and not (spec.snapshot and it % spec.snapshot == 0) and it > start:
         _snapshot(t, it)
     if not stop and spec.test_interval and it % spec.test_interval == 0:
         _test(t, it, stop)
-    return _finish(t, it, stop[0] if stop else "", time.monotonic() - began)
+    return _finish(t, it, stop[0] if stop else "")
+
+
+def _all_stop(t: Training, stop: list[str]) -> bool:
+    parallel.share(stop, t.device)
+    return bool(stop)
+
+
+def _gradients(t: Training, batches: list[list[Tensor]]) -> Tensor:
+    """Fills the gradients with the sum over the batches; the mean of their losses, on the device."""
+    losses = []
+    for k, bottoms in enumerate(batches):
+        with parallel.accumulate(t.model, last=k == len(batches) - 1):
+            with t.autocast():
+                _, loss = t.model(*bottoms)
+            loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).double().mean()
+
+
+def _read(t: Training, it: int, batches: list[list[Tensor]] | None = None) -> None:
+    """Waits for the losses up to that of iteration ``it`` and looks at them.
+
+    Args:
+        batches: those of ``it``, where no update was made with them yet.
+    """
+    if not t.unread:
+        return
+    values = parallel.means(t.unread)
+    first = it + 1 - len(values)
+    t.unread.clear()
+    for k, value in enumerate(values):
+        if not math.isfinite(value):
+            _explain(t, first + k, it, batches, value)
+        t.losses.append(value)
 
 
 @torch.no_grad()
@@ -141,29 +184,35 @@ def _judge(outputs: Mapping[str, float]) -> str | None:
     return names[0] if names else None
 
 
-def _explain(t: Training, it: int, bottoms: list[Tensor], loss: float) -> None:
-    """Raises the error that says where a loss that is not finite began. No update was made with it."""
-    where = "in the loss itself"
+def _explain(t: Training, it: int, now: int, batches: list[list[Tensor]] | None, loss: float) -> None:
+    """Raises the error that says where a loss that is not finite began, as long as no update was made with it."""
+    snapshot, _ = t.run.latest()
+    hint = f"The last good snapshot is {snapshot.state}." if snapshot else "There is no snapshot before it."
+    hint += " A smaller base_lr, or clip_gradients, is the usual remedy."
+    if batches is None:
+        hint += " --read-loss-every 1 names the layer."
+        late = f"it was read after iteration {now}, too late to say where it began"
+        raise CaffePortError(f"the loss is {loss} at iteration {it}; {late}", t.spec.path, hint)
+    raise CaffePortError(f"the loss is {loss} at iteration {it}; it began {_origin(t, it, batches)}", t.spec.path, hint)
+
+
+def _origin(t: Training, it: int, batches: list[list[Tensor]]) -> str:
+    """Which blob, or which layer's output, is the first that is not finite."""
     for name, blobs in t.net.caffe_layers().items():
         bad = [blob for blob in blobs.blob_names() if not torch.isfinite(blobs.get_blob(blob)).all()]
         if bad:
-            where = f"in the {bad[0]} of layer '{name}', since the update of iteration {it - 1}"
-            break
-    else:
-        with torch.no_grad(), t.autocast():
-            for turn in t.net.steps(*bottoms):
-                if not all(torch.isfinite(top).all() for top in turn.tops):
-                    where = f"in the output of layer '{turn.layer.name}' ({turn.layer.type})"
-                    break
-    snapshot, _ = t.run.latest()
-    kept = f"The last good snapshot is {snapshot.state}." if snapshot else "There is no snapshot before it."
-    raise CaffePortError(f"the loss is {loss} at iteration {it}; it began {where}", t.spec.path,
-                         f"{kept} A smaller base_lr, or clip_gradients, is the usual remedy.")  # fmt: skip
+            return f"in the {bad[0]} of layer '{name}', since the update of iteration {it - 1}"
+    with torch.no_grad(), t.autocast():
+        for turn in itertools.chain.from_iterable(t.net.steps(*bottoms) for bottoms in batches):
+            if not all(torch.isfinite(top).all() for top in turn.tops):
+                return f"in the output of layer '{turn.layer.name}' ({turn.layer.type})"
+    return "in the loss itself"
 
 
 def _snapshot(t: Training, it: int) -> None:
     if parallel.first():
-        saved = t.run.save(t.net, t.definition, t.optimizer, t.spec, it, {"best": t.best, "losses": list(t.losses)})
+        saved = t.run.save(t.net, t.definition, t.optimizer, t.spec, it, {
+            "best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 1)})  # fmt: skip
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
     parallel.barrier()
 
@@ -187,11 +236,11 @@ def _plot(t: Training, always: bool = False) -> None:
             t.listen({"kind": "note", "iter": 0, "text": str(error)})
 
 
-def _finish(t: Training, it: int, stopped: str, seconds: float) -> TrainResult:
+def _finish(t: Training, it: int, stopped: str) -> TrainResult:
     if parallel.first():
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
-        t.run.write_json("run.json", facts(t) | {"iter": it, "stopped": stopped, "seconds": round(seconds, 1),
+        t.run.write_json("run.json", facts(t) | {"iter": it, "stopped": stopped, "seconds": round(t.seconds(), 1),
                                                   "peak_memory_bytes": _peak_memory(t.device), "best": t.best,
                                                   "outputs": t.tested})  # fmt: skip
         t.listen({"kind": "end", "iter": it, "stopped": stopped, "best": t.best, "outputs": t.tested})
@@ -204,26 +253,6 @@ def _interpolated(points: list[tuple[int, float]], it: int) -> float | None:
         if x0 <= it <= x1:
             return y0 if x1 == x0 else y0 + (y1 - y0) * (it - x0) / (x1 - x0)
     return None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[str]]:
-    """A list that SIGINT and SIGTERM put their name into; a second signal acts as usual."""
-    stop: list[str] = []
-    before: dict[int, Any] = {}
-
-    def handler(number: int, _: Any) -> None:
-        stop.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
-
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        with contextlib.suppress(ValueError):  # not the main thread: whoever runs it handles signals
-            before[number] = signal.signal(number, handler)
-    try:
-        yield stop
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _peak_memory(device: torch.device) -> int:

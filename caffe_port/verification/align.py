@@ -1,73 +1,264 @@
-"""Somebody's own port beside the Caffe net: which of its calls is which layer, and what is different.
+"""Somebody's own port beside the Caffe net: which of its calls is which layer.
 
-Layers are paired by what they are: kind, parameter shapes and values, output shape and order together, never by their
-position alone. So an extra layer is an extra layer, and not the reason why all that follows seems wrong.
+Layers are paired by what they are: kind, parameter shapes and values, output shape, and the order in which data flows
+through them; never by their position alone. So an extra layer is an extra layer, and not the reason why all that
+follows seems wrong; and parallel branches may run in any order.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caffe_port.caffemodel import Array
-from caffe_port.spec import SOURCE_TYPES, LayerSpec, Source
-from caffe_port.verification.comparison import Row, Tolerance, difference, failure
-from caffe_port.verification.diagnose import diagnose
-from caffe_port.verification.recorder import Call, Recorder
+from caffe_port.spec import LayerSpec, Source
+from caffe_port.verification.recorder import Call
 from caffe_port.verification.reference import Case
 
 _ACTIVATIONS = frozenset(("ReLU", "PReLU", "ELU", "Sigmoid", "TanH", "ReLU6", "Swish", "BNLL"))
-_PAIRED = _ACTIVATIONS | frozenset(
+PAIRED = _ACTIVATIONS | frozenset(
     ("Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Pooling", "Softmax", "Dropout", "LRN", "Concat",
      "Eltwise")
 )  # fmt: skip
-_WITHOUT_NUMBERS = frozenset(("Dropout", "Flatten", "Reshape", "Split", "Silence"))
+WITHOUT_NUMBERS = frozenset(("Dropout", "Flatten", "Reshape", "Split", "Silence"))
 """Types that change no number in TEST: one more or less of them is worth a note, not a failure."""
+_FOLDABLE = frozenset(("BatchNorm", "BN", "Scale", "Bias"))
 
 _MISSING = {"Convolution": -9.0, "Deconvolution": -9.0, "InnerProduct": -9.0, "BatchNorm": -4.0, "Dropout": -0.1}
 """What it costs the alignment to leave a layer without a partner; 1 for what is not named."""
+_SAME_FLOW = 0.5
+"""What it is worth that a layer and its call read from each other's partners."""
+_ROUNDS = 4
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A Caffe layer and a call, one of which may be missing. ``scale`` is the Scale behind a BatchNorm."""
+    """A Caffe layer and a call, one of which may be missing.
+
+    Attributes:
+        scale: the Scale behind a BatchNorm that the call does too.
+        behind: what follows a Convolution or InnerProduct directly, has no partner, and may therefore lie in its
+            weights.
+        folded: as many of these as do; see :class:`~caffe_port.verification.injection.Injector`.
+    """
 
     layer: LayerSpec | None
     call: Call | None
     scale: LayerSpec | None = None
+    behind: tuple[LayerSpec, ...] = ()
+    folded: tuple[LayerSpec, ...] = ()
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """All that the call stands for; the last one's top is what it makes."""
+        own = [layer for layer in (self.layer, self.scale) if layer is not None]
+        return (*own, *self.folded)
 
 
 def align(case: Case, calls: Sequence[Call]) -> list[Pair]:
-    """Pairs the net's layers with a module's calls, keeping the order of both; the best total score wins."""
+    """Pairs the net's layers with a module's calls; the best total score wins.
+
+    Both stand in an order, and the pairs keep it: the net's own for the layers, and for the calls that of running or
+    another that the data flow allows, where it explains more.
+    """
     apart = any(call.kind == "Scale" for call in calls)  # else the batch norms do it, as is usual in PyTorch
     scales = {} if apart else _scales(case)
     merged = {scale.name for scale in scales.values()}
-    types = _PAIRED | {"Scale"} if apart else _PAIRED
+    types = PAIRED | {"Scale"} if apart else PAIRED
     layers = [layer for layer in case.spec.layers if layer.type in types and layer.name not in merged]
-    scores = np.zeros((len(layers) + 1, len(calls) + 1))
-    steps = np.zeros(scores.shape, np.int8)  # 1: pair, 2: the layer alone, 3: the call alone
-    scores[1:, 0] = np.cumsum([_alone(layer.type) for layer in layers])
-    scores[0, 1:] = np.cumsum([_alone(call.kind) for call in calls])
-    steps[1:, 0], steps[0, 1:] = 2, 3
-    for i, layer in enumerate(layers, 1):
-        for j, call in enumerate(calls, 1):
-            options = (scores[i - 1, j - 1] + _likeness(case, layer, call),
-                       scores[i - 1, j] + _alone(layer.type), scores[i, j - 1] + _alone(call.kind))  # fmt: skip
-            steps[i, j] = 1 + int(np.argmax(options))
-            scores[i, j] = max(options)
-    pairs: list[Pair] = []
-    i, j = len(layers), len(calls)
-    while i or j:
-        step = steps[i, j]
-        i, j = i - (step != 3), j - (step != 2)
-        layer_of = layers[i] if step != 3 else None
-        pairs.append(Pair(layer_of, calls[j] if step != 2 else None, scales.get(layer_of.name) if layer_of else None))
-    return pairs[::-1]
+    matching = _Matching(case, layers, calls)
+    best = matching.in_order(range(len(layers)), range(len(calls)))
+    score = matching.score(best)
+    if score < matching.perfect(best):
+        again = [matching.walk()]
+        for _ in range(_ROUNDS):
+            again.append(matching.leftovers(best))
+            found = [matching.in_order(range(len(layers)), matching.sorted_calls(places)) for places in again]
+            scored = [(matching.score(steps), steps) for steps in found]
+            better = max(scored, key=lambda one: one[0])
+            if better[0] <= score:
+                break
+            (score, best), again = better, []
+    pairs = [
+        Pair(None if i is None else layers[i], None if j is None else calls[j],
+             None if i is None else scales.get(layers[i].name)) for i, j in best
+    ]  # fmt: skip
+    return _with_foldable(case, pairs)
+
+
+_Steps = list[tuple[int | None, int | None]]
+"""Indices of a layer and a call, one of which may be missing."""
+
+
+class _Matching:
+    """Layers and calls as two graphs, and how alike each two of them are."""
+
+    def __init__(self, case: Case, layers: Sequence[LayerSpec], calls: Sequence[Call]) -> None:
+        self.layers, self.calls = layers, calls
+        self.like = np.array([[_likeness(case, layer, call) for call in calls] for layer in layers])
+        self.like = self.like.reshape(len(layers), len(calls))
+        index = {layer.name: i for i, layer in enumerate(layers) if layer.type != "Dropout"}
+        through: dict[str, tuple[int, ...]] = {}
+        own: dict[str, tuple[int, ...]] = {}
+        for layer in case.spec.layers:
+            reads = tuple(i for name, _ in layer.sources for i in through.get(name, ()))
+            through[layer.name] = (index[layer.name],) if layer.name in index else reads
+            own[layer.name] = reads
+        self.layer_reads = [own[layer.name] for layer in layers]
+        self.call_reads: list[tuple[int, ...]] = []
+        for call in calls:
+            read = [i for source in call.sources for i in source]
+            self.call_reads.append(tuple(
+                j for i in read for j in (self.call_reads[i] if calls[i].kind == "Dropout" else (i,))
+            ))  # fmt: skip
+
+    def in_order(self, rows: Sequence[int], columns: Sequence[int]) -> _Steps:
+        """The best pairs of some layers and some calls that keep the order of both."""
+        lone_layers = [_alone(self.layers[i].type) for i in rows]
+        lone_calls = [_alone(self.calls[j].kind) for j in columns]
+        scores = np.zeros((len(rows) + 1, len(columns) + 1))
+        steps = np.zeros(scores.shape, np.int8)  # 1: pair, 2: the layer alone, 3: the call alone
+        scores[1:, 0], scores[0, 1:] = np.cumsum(lone_layers), np.cumsum(lone_calls)
+        steps[1:, 0], steps[0, 1:] = 2, 3
+        for i, row in enumerate(rows, 1):
+            for j, column in enumerate(columns, 1):
+                options = (scores[i - 1, j - 1] + self.like[row, column],
+                           scores[i - 1, j] + lone_layers[i - 1], scores[i, j - 1] + lone_calls[j - 1])  # fmt: skip
+                steps[i, j] = 1 + int(np.argmax(options))
+                scores[i, j] = max(options)
+        found: _Steps = []
+        i, j = len(rows), len(columns)
+        while i or j:
+            step = steps[i, j]
+            i, j = i - (step != 3), j - (step != 2)
+            found.append((rows[i] if step != 3 else None, columns[j] if step != 2 else None))
+        return found[::-1]
+
+    def score(self, steps: _Steps) -> float:
+        """The sum over all pairs, and over what has no partner."""
+        total = _SAME_FLOW * self._agreeing(steps)
+        for i, j in steps:
+            if i is not None and j is not None:
+                total += self.like[i, j]
+            else:
+                total += _alone(self.layers[i].type) if i is not None else _alone(self.calls[j or 0].kind)
+        return float(total)
+
+    def perfect(self, steps: _Steps) -> float:
+        """The score of a pairing in which nothing is alone and everything reads what its partner reads."""
+        best = sum(self.like[i, j] for i, j in steps if i is not None and j is not None)
+        return float(best) + _SAME_FLOW * max(len(self.layers), len(self.calls))
+
+    def _agreeing(self, steps: _Steps) -> int:
+        """How many pairs read from each other's partners, those without one left out on both sides."""
+        partner = {i: j for i, j in steps if i is not None and j is not None}
+        paired = set(partner.values())
+        through_layers: list[list[int]] = []
+        for reads in self.layer_reads:
+            through_layers.append([c for r in reads for c in ([partner[r]] if r in partner else through_layers[r])])
+        through_calls: list[list[int]] = []
+        for reads in self.call_reads:
+            through_calls.append([c for r in reads for c in ([r] if r in paired else through_calls[r])])
+        return sum(
+            self._ordered(i, through_layers[i]) == self._ordered(i, through_calls[j]) for i, j in partner.items()
+        )
+
+    def _ordered(self, i: int, reads: Sequence[int]) -> Sequence[int]:
+        return reads if self.layers[i].type == "Concat" else sorted(reads)
+
+    def walk(self) -> dict[int, int]:
+        """Call -> layer, found by following the data from the inputs on."""
+        partner: dict[int, int] = {}
+        taken: dict[int, int] = {}
+        through: list[list[int]] = []
+        ahead_of_layer = _ahead([_kind(layer.type) for layer in self.layers], self.layer_reads)
+        ahead_of_call = _ahead([_kind(call.kind) for call in self.calls], self.call_reads)
+        by_reads = defaultdict(list)
+        for j, calls_read in enumerate(self.call_reads):
+            by_reads[tuple(sorted(calls_read))].append(j)
+        for i, layer in enumerate(self.layers):
+            reads = [c for r in self.layer_reads[i] for c in ([partner[r]] if r in partner else through[r])]
+            through.append(reads)
+            if layer.type == "Dropout":
+                continue
+            open_calls = [j for j in by_reads[tuple(sorted(reads))] if j not in taken and self.like[i, j] > 0]
+            open_calls = [j for j in open_calls if self.calls[j].kind != "Dropout"]
+            if open_calls:
+                j = max(open_calls, key=lambda j: (self.like[i, j], ahead_of_layer[i] == ahead_of_call[j], -j))
+                partner[i], taken[j] = j, i
+        return taken
+
+    def leftovers(self, steps: _Steps) -> dict[int, int]:
+        """Call -> layer, where those that were left alone are paired with each other."""
+        places = {j: i for i, j in steps if i is not None and j is not None}
+        lone = self.in_order(sorted(i for i, j in steps if i is not None and j is None),
+                             sorted(j for i, j in steps if j is not None and i is None))  # fmt: skip
+        return places | {j: i for i, j in lone if i is not None and j is not None}
+
+    def sorted_calls(self, places: Mapping[int, int]) -> list[int]:
+        """The calls in the order of their layers, as far as the data flow allows it."""
+        place: list[int] = []
+        waits, readers = [], defaultdict(list)
+        for j, call in enumerate(self.calls):
+            before = {i for source in call.sources for i in source}
+            place.append(places.get(j, max((place[i] for i in before), default=-1)))
+            waits.append(len(before))
+            for i in before:
+                readers[i].append(j)
+        ready = [(place[j], j) for j, n in enumerate(waits) if n == 0]
+        heapq.heapify(ready)
+        order = []
+        while ready:
+            j = heapq.heappop(ready)[1]
+            order.append(j)
+            for reader in readers[j]:
+                waits[reader] -= 1
+                if not waits[reader]:
+                    heapq.heappush(ready, (place[reader], reader))
+        return order
+
+
+def _ahead(kinds: Sequence[str], reads: Sequence[tuple[int, ...]]) -> list[int]:
+    """For each node, a number that stands for its kind and all that reads it, directly or not."""
+    found = [0] * len(kinds)
+    readers: list[list[int]] = [[] for _ in kinds]
+    for n in range(len(kinds) - 1, -1, -1):
+        found[n] = hash((kinds[n], tuple(sorted(readers[n]))))
+        for read in reads[n]:
+            readers[read].append(found[n])
+    return found
+
+
+def _kind(kind: str) -> str:
+    return "activation" if kind in _ACTIVATIONS else kind
+
+
+def _with_foldable(case: Case, pairs: list[Pair]) -> list[Pair]:
+    """The pairs, each with what may lie in the weights of its call."""
+    present = {layer.name for pair in pairs if pair.call is not None for layer in pair.layers}
+    readers: dict[Source, list[LayerSpec]] = defaultdict(list)
+    for layer in case.spec.layers:
+        for source in layer.sources:
+            readers[source].append(layer)
+    found = []
+    for pair in pairs:
+        behind: list[LayerSpec] = []
+        last = pair.layer
+        while last is not None and pair.call is not None and pair.layer is not None:
+            after = readers[last.name, 0]
+            last = after[0] if len(after) == 1 else None
+            if last is None or last.type not in _FOLDABLE or len(last.bottoms) > 1 or last.name in present:
+                break
+            behind.append(last)
+        holds = pair.layer is not None and pair.layer.type in ("Convolution", "InnerProduct")
+        found.append(Pair(pair.layer, pair.call, pair.scale, tuple(behind)) if holds and behind else pair)
+    return found
 
 
 def _scales(case: Case) -> dict[str, LayerSpec]:
@@ -148,149 +339,6 @@ def _targets(case: Case, pair: Pair) -> dict[str, Array | None]:
         outputs = pair.layer.param.inner_product_param.num_output
         blobs[0] = blobs[0].reshape(-1, outputs).T
     return {"weight": blobs[0], "bias": blobs[1] if len(blobs) > 1 else None}
-
-
-# -- comparing --------------------------------------------------------------------------------------------------------
-
-
-class Injector(Recorder):
-    """Runs a module on the reference's tops: every call that stands for a layer is answered with what the reference
-    made of that layer, so each runs on the right bottoms, through the module's own code between them.
-
-    A call that Caffe does not have is answered with its own input, as if it were not there.
-
-    Attributes:
-        alone: layer name -> what the call made of the reference's bottoms.
-    """
-
-    def __init__(self, module: nn.Module, case: Case, pairs: Sequence[Pair], tops: Mapping[Source, Array]) -> None:
-        super().__init__(module)
-        self.case, self.tops = case, tops
-        self.pairs = [pair for pair in pairs if pair.call is not None]
-        present = {layer.name for pair in self.pairs for layer in (pair.layer, pair.scale) if layer is not None}
-        self.missing = {layer.name for layer in case.spec.layers if layer.type in _PAIRED - _WITHOUT_NUMBERS} - present
-        self.alone: dict[str, Array] = {}
-
-    def answer(self, call: Call, made: Any) -> Any:
-        pair = self.pairs[len(self.calls) - 1] if len(self.calls) <= len(self.pairs) else Pair(None, call)
-        layer = pair.layer
-        if layer is None:
-            return call.inputs[0] if call.kind in _SKIPPED else made
-        inputs = call.inputs
-        if any(source[0] in self.missing for source in layer.sources):
-            bottoms = [torch.tensor(np.asarray(self.tops[s], np.float32)) for s in layer.sources]
-            inputs = tuple(
-                b.reshape(i.shape) if b.numel() == i.numel() else b for b, i in zip(bottoms, inputs, strict=False)
-            )
-        last = layer if pair.scale is None else pair.scale
-        if pair.scale is None:
-            self.alone[layer.name] = call.again(*(x.clone() for x in inputs)).numpy()
-        else:
-            normalised = torch.tensor(np.asarray(self.tops[layer.name, 0], np.float32))
-            self.alone[layer.name] = call.again(inputs[0].clone(), weight=None, bias=None).numpy()
-            self.alone[pair.scale.name] = _affine(normalised, call).numpy()
-        top = torch.tensor(np.asarray(self.tops[last.name, 0], np.float32))
-        answer = top.reshape(call.output.shape) if _alike(top.shape, call.output.shape) else top
-        return answer if isinstance(made, Tensor) else (answer, *made[1:])
-
-
-_SKIPPED = _PAIRED - {"Convolution", "Deconvolution", "InnerProduct", "Concat", "Eltwise"}
-"""Kinds of an extra call that can be left out without the module noticing."""
-
-
-def _affine(x: Tensor, call: Call) -> Tensor:
-    """The part of a batch norm that Caffe calls Scale."""
-    weight, bias = call.named.get("weight"), call.named.get("bias")
-    shape = (1, -1, *([1] * (x.ndim - 2)))
-    x = x * weight.detach().reshape(shape) if isinstance(weight, Tensor) else x
-    return x + bias.detach().reshape(shape) if isinstance(bias, Tensor) else x
-
-
-def rows(
-    case: Case, pairs: Sequence[Pair], tops: Mapping[Source, Array], alone: Mapping[str, Array], tolerance: Tolerance
-) -> Iterator[Row]:
-    """A row for every Caffe layer, and one for every call that Caffe does not have.
-
-    Args:
-        case: the Caffe net.
-        pairs: of :func:`align`, from a run with the parameters in place.
-        tops: the reference's, inputs included.
-        alone: what each call made of the reference's bottoms, see :class:`Injector`.
-    """
-    by_layer = {layer.name: pair for pair in pairs for layer in (pair.layer, pair.scale) if layer is not None}
-    extra = _extra_after(pairs)
-    yield from (_extra(call, None) for call in extra.get("", ()))
-    for layer in case.spec.layers:
-        pair = by_layer.get(layer.name)
-        if layer.type not in SOURCE_TYPES:
-            if pair is not None and pair.call is not None:
-                yield _row(case, layer, pair, tops, alone, tolerance)
-            else:
-                yield _without_partner(layer)
-        yield from (_extra(call, layer) for call in extra.get(layer.name, ()))
-
-
-def _without_partner(layer: LayerSpec) -> Row:
-    top = layer.tops[0] if layer.tops else ""
-    if layer.type in _PAIRED - _WITHOUT_NUMBERS:
-        cause = f"the port has no {layer.type} here"
-        return Row(layer.name, 0, layer.type, top, layer.where, None, failure("has no partner"), cause=cause)
-    note = "the port has none; it changes no number in TEST" if layer.type in _WITHOUT_NUMBERS else "has no partner"
-    return Row(layer.name, 0, layer.type, top, layer.where, note=note)
-
-
-def _extra_after(pairs: Sequence[Pair]) -> dict[str, list[Call]]:
-    """Calls without a layer, by the name of the layer before them."""
-    found: dict[str, list[Call]] = {}
-    last = ""
-    for pair in pairs:
-        if pair.layer is not None:
-            last = pair.scale.name if pair.scale else pair.layer.name
-        elif pair.call is not None:
-            found.setdefault(last, []).append(pair.call)
-    return found
-
-
-def _extra(call: Call, after: LayerSpec | None) -> Row:
-    where = f"behind '{after.name}'" if after else "at the beginning"
-    what = f"the port has an extra {call.kind} {where}: {call.name}"
-    shapes = f"{tuple(call.inputs[0].shape)} to {tuple(call.output.shape)}" if call.inputs else ""
-    if call.named.get("training") is True and call.kind == "Dropout":
-        what += ", active even in eval()"
-    elif call.kind in _WITHOUT_NUMBERS:
-        return Row(call.name, 0, call.kind, note=what)
-    return Row(call.name, 0, call.kind, free=failure(f"an extra layer, {shapes}"), cause=what)
-
-
-def _row(
-    case: Case, layer: LayerSpec, pair: Pair, tops: Mapping[Source, Array], alone: Mapping[str, Array],
-    tolerance: Tolerance,
-) -> Row:  # fmt: skip
-    call, expected = pair.call, tops[layer.name, 0]
-    assert call is not None
-    free = None
-    if pair.scale is None or layer is pair.scale:
-        free = difference(expected, _like(call.output.numpy(), expected), tolerance)
-    words = f"port: {call.name}"
-    if layer.name not in alone:
-        return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, free, None, words)
-    actual = _like(alone[layer.name], expected)
-    isolated = difference(expected, actual, tolerance)
-    finding = None
-    if not isolated.passed:
-        bottoms = [np.asarray(tops[s], np.float32) for s in layer.sources]
-        finding = diagnose(layer, bottoms, case.blobs.get(layer.name, ()), actual, expected, tolerance=tolerance)
-    cause = str(finding) if finding else ""
-    return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, free, isolated, words, cause)
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> bool:
-    return [n for n in one if n != 1] == [n for n in other if n != 1]
-
-
-def _like(actual: Array, expected: Array) -> Array:
-    """A flat vector in place of (N, C, 1, 1), or the other way round, is the same top."""
-    return actual.reshape(expected.shape) if _alike(actual.shape, expected.shape) else actual
 
 
 def training_notes(pairs: Sequence[Pair]) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from caffe_port.api import PathLike
 from caffe_port.caffemodel import Array
 from caffe_port.errors import CaffePortError
-from caffe_port.verification import align
+from caffe_port.verification import align, injection
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.feed import Preprocess
 from caffe_port.verification.recorder import load_module, record_calls, run_recorded
@@ -40,9 +41,10 @@ def verify_port(
     Args:
         module: the module, or ``path/to/file.py:Class`` (which is run).
         prototxt, weights: the Caffe net, as for :func:`caffe_port.load`.
-        state: a state_dict to load into a module that a file makes (weights_only; or .safetensors).
+        state: a state_dict to load into a module that a file makes (weights_only; or .safetensors). None: for a
+            folder of ``caffe-port convert`` its own ``weights.safetensors``.
         keep_parameters: whether the module's own parameters are compared (True) or Caffe's are copied in first
-            (False). None: kept where a state was given. The module that is passed is changed by copying.
+            (False). None: kept where there is a state. The module that is passed is changed by copying.
         reference: who says what is right.
         input, seed, preprocess, input_shapes, atol, rtol: as for :func:`caffe_port.verify`.
 
@@ -53,6 +55,9 @@ def verify_port(
         CaffePortError: the module cannot be made or run, or the net cannot be read.
     """
     told = module if isinstance(module, str) else type(module).__name__
+    converted = state is None and keep_parameters is None and isinstance(module, str)
+    if converted:
+        state = _converted_state(told)
     own = load_module(module, state) if isinstance(module, str) else module
     if keep_parameters is None:
         keep_parameters = state is not None
@@ -67,20 +72,46 @@ def verify_port(
     calls = record_calls(own, *inputs)
     pairs = align.align(case, calls)
     notes = list(subject.notes)
+    if converted and state is not None:
+        notes.append(f"the port's parameters are those beside it, {state}")
     if not keep_parameters:
         notes += align.copy_weights(case, pairs)
         calls = record_calls(own, *inputs)
         pairs = align.align(case, calls)
     tolerance = Tolerance(atol, rtol)
-    injector = align.Injector(own, case, pairs, trace.tops)
+    injector = injection.Injector(own, case, pairs, trace.tops, tolerance)
     try:
         run_recorded(injector, own, *inputs)
     except CaffePortError as error:
         notes.append(f"on the reference's tops it stops: {error.what}")
-    rows = tuple(align.rows(case, pairs, trace.tops, injector.alone, tolerance))
+    pairs = injector.pairs
+    rows = tuple(injection.rows(case, pairs, trace.tops, injector.alone, tolerance))
     notes += align.training_notes(pairs)
+    if not keep_parameters:
+        notes += _fold_notes(pairs)
     report = subject.report(rows, tolerance, source.name, told)
     return dataclasses.replace(report, notes=tuple(notes))
+
+
+def _converted_state(where: str) -> Path | None:
+    """The parameters that ``caffe-port convert`` wrote beside a class; None where it did not write that class."""
+    file, _, name = where.rpartition(":")
+    folder = Path(file).parent
+    state = folder / "weights.safetensors"
+    try:
+        written = json.loads((folder / "port.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(written, dict) and written.get("class") == name and Path(file).name == "model.py"
+    return state if ours and state.is_file() else None
+
+
+def _fold_notes(pairs: Sequence[align.Pair]) -> Iterator[str]:
+    """What to do where a port seems to have folded layers, but was given Caffe's weights."""
+    found = [pair for pair in pairs if any(layer.type in ("BatchNorm", "BN") for layer in pair.behind)]
+    if found and found[0].layer is not None:
+        yield (f"Caffe's weights were copied in; where '{found[0].behind[0].name}' is folded into those of the port, "
+               "give the port's own with --state FILE")  # fmt: skip
 
 
 def _floats(array: Array) -> Array:

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port import caffemodel
+from caffe_port import caffemodel, pictures
 from caffe_port.caffemodel import Array
-from caffe_port.errors import CaffePortError, DependencyError, ParseError, did_you_mean
+from caffe_port.errors import CaffePortError, ParseError, did_you_mean
+from caffe_port.files import opened, read_bytes
 from caffe_port.spec import LayerSpec, NetSpec, Source
 
 Shape = tuple[int, ...]
-
-_MAX_PIXELS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -163,35 +162,25 @@ def prepare(picture: Array, size: Shape, preprocess: Preprocess, where: str = ""
 def _resize(picture: Array, size: Shape) -> Array:
     if picture.shape[:2] == tuple(size):
         return picture
-    resized: Array = _cv2().resize(picture, (size[1], size[0]), interpolation=_cv2().INTER_LINEAR)
+    cv2 = pictures.opencv()
+    resized: Array = cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return resized.reshape(*size, picture.shape[2])
 
 
 def _read_picture(path: str | Path, channels: int, order: str) -> Array:
     """uint8 (H, W, C)."""
-    cv2 = _cv2()
     try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
-    try:
-        picture = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR) if data.size else None
-    except cv2.error:
-        picture = None
-    if picture is None or picture.size > _MAX_PIXELS:
-        raise ParseError("is not a picture, or a damaged one", str(path), "An input is an .npy file or a picture.")
-    pixels = np.asarray(picture)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
+        pixels = pictures.decode(read_bytes(path), 0 if channels == 1 else 1, str(path))
+    except ParseError as error:
+        raise ParseError(error.what, str(path), "An input is an .npy file or a picture.") from None
     return pixels[:, :, ::-1] if order == "RGB" else pixels
 
 
 def read_npy(path: str | Path) -> Array:
     """The array of an .npy file, memory-mapped. Raises CaffePortError for anything else."""
+    opened(path).close()
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise ParseError(f"is not an .npy array, or a damaged one: {str(error)[:120]}", str(path)) from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
@@ -206,11 +195,3 @@ def check_names(given: Mapping[str, Any], spec: NetSpec) -> None:
         if name not in names:
             near = did_you_mean(name, names)
             raise CaffePortError(f"the net has no input '{name}'; its inputs are {', '.join(names)}.{near}", spec.path)
-
-
-def _cv2() -> Any:
-    try:
-        import cv2
-    except ImportError:
-        raise DependencyError("pictures need OpenCV", hint="pip install 'opencv-python-headless<5'") from None
-    return cv2

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from caffe_port.verification.numpy_reference import FORMULAS, Layer
-from caffe_port.verification.numpy_reference.formulas import Array
+from caffe_port.verification.numpy_reference.formulas import Array, given, spatial
 from caffe_port.verification.numpy_reference.spatial import pool
 
 Guess = tuple[str, Array]
@@ -64,8 +64,8 @@ def _bottoms(q: Layer, *bottoms: Array) -> Layer:
 @slip("Pooling")
 def rounding(q: Layer, _: Array) -> Iterator[Guess]:
     p = q.param.pooling_param
-    up = p.round_mode == "CEIL" and p.ceil_mode
-    changed = _with(q, "pooling_param", round_mode="FLOOR" if up else "CEIL", ceil_mode=not up)
+    up = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below
+    changed = _with(q, "pooling_param", round_mode="FLOOR" if up else "CEIL", ceil_mode=not up, round_below=None)
     yield ("it rounds the size down (ceil_mode=False), Caffe up" if up else "it rounds the size up"), _top(changed)
 
 
@@ -74,8 +74,8 @@ def divisor(q: Layer, _: Array) -> Iterator[Guess]:
     p, x = q.param.pooling_param, q.x
     if p.pool != "AVE" or p.global_pooling:
         return
-    k, s, pad = ((getattr(p, f"{n}_h") or getattr(p, o), getattr(p, f"{n}_w") or getattr(p, o))
-                 for n, o in (("kernel", "kernel_size"), ("stride", "stride"), ("pad", "pad")))  # fmt: skip
+    k, s, pad = (spatial(list(getattr(p, o)), given(p, f"{n}_h"), given(p, f"{n}_w"), 2, d)
+                 for n, o, d in (("kernel", "kernel_size", 1), ("stride", "stride", 1), ("pad", "pad", 0)))  # fmt: skip
     for ceil, rounded in ((True, ""), (False, ", and rounds the size down")):
         mean = pool(x, "AVE", k, s, pad, ceil)[0]
         ones = pool(np.ones_like(x), "AVE", k, s, pad, ceil)[0]  # the share of a window that lies on the image
@@ -99,22 +99,19 @@ def window(q: Layer, actual: Array) -> Iterator[Guess]:
     """Kernel, padding, stride and dilation; only what gives the candidate's shape is computed."""
     message = "pooling_param" if q.param.type == "Pooling" else "convolution_param"
     p = getattr(q.param, message)
-    if getattr(p, "global_pooling", False) or (q.param.type != "Pooling" and len(p.kernel_size) > 1):
+    if getattr(p, "global_pooling", False) or len(p.kernel_size) > 1:
         return
-    repeated = q.param.type != "Pooling"
-    kernel = p.kernel_size[0] if repeated and p.kernel_size else p.kernel_size if not repeated else 0
-    now = {n: (v[0] if v else d) if repeated else v
-           for n, v, d in (("pad", p.pad, 0), ("stride", p.stride, 1))}  # fmt: skip
-    if repeated:
+    now = {n: v[0] if v else d for n, v, d in (("pad", p.pad, 0), ("stride", p.stride, 1))}
+    if q.param.type != "Pooling":
         now["dilation"] = p.dilation[0] if p.dilation else 1
-    elif kernel:
-        now["kernel_size"] = kernel
+    elif p.kernel_size:
+        now["kernel_size"] = p.kernel_size[0]
     for name, value in now.items():
         for other in range(1 if name != "pad" else 0, max(6, value + 3)):
             if other == value:
                 continue
             try:
-                made = _top(_with(q, message, **{name: [other] if repeated else other}))
+                made = _top(_with(q, message, **{name: [other]}))
             except (ValueError, ZeroDivisionError):
                 continue
             if made.shape == actual.shape:

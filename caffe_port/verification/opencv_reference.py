@@ -7,8 +7,7 @@ made. The net is cut where OpenCV refuses a layer or is known to compute somethi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from caffe_port import prototxt, wire
 from caffe_port.caffemodel import Array, blob_message
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.message import Message
+from caffe_port.pictures import quiet
 from caffe_port.spec import LayerSpec, Source
 from caffe_port.verification.reference import Case, Made, Run, Tops, computing
 
@@ -155,7 +155,7 @@ def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping
     buffers = [prototxt.dump(Message("NetParameter", name="net", layer=entries)).encode()]
     if stored:
         buffers.append(b"".join(wire.serialize(Message("NetParameter", name="net", layer=stored))))
-    with _quiet(cv2):
+    with quiet(cv2):
         net = cv2.dnn.readNetFromCaffe(*(np.frombuffer(buffer, np.uint8) for buffer in buffers))
         net.setPreferableBackend(cv2.dnn.DNN_BACKEND_OPENCV)
         net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
@@ -213,8 +213,8 @@ def _layer(name: str, layer: LayerSpec, blob: Mapping[Source, str], case: Case) 
 def _pooling(entry: Message, _layer: LayerSpec, _case: Case) -> None:
     """OpenCV knows ceil_mode and not round_mode."""
     p = entry.pooling_param
-    floor = p.round_mode == "FLOOR" or not p.ceil_mode
-    entry.set("pooling_param", p.copy(round_mode=None, ceil_mode=False if floor else None))
+    floor = p.round_mode == "FLOOR" or not p.ceil_mode or p.round_below
+    entry.set("pooling_param", p.copy(round_mode=None, round_below=None, ceil_mode=False if floor else None))
 
 
 def _lrn(entry: Message, _layer: LayerSpec, _case: Case) -> None:
@@ -257,15 +257,3 @@ def _refusal(error: Exception, layer: LayerSpec) -> str:
     if "Can't create layer" in text:
         return f"OpenCV has no layer {layer.type}"
     return f"OpenCV refuses it: {text or 'no reason given'}"
-
-
-@contextlib.contextmanager
-def _quiet(cv2: Any) -> Iterator[None]:
-    """OpenCV writes every refusal to stderr before it raises it."""
-    logging = cv2.utils.logging
-    level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from caffe_port import state as state_files
 from caffe_port.errors import CaffePortError, did_you_mean
@@ -48,6 +49,8 @@ class Call:
         inputs: the tensors it read.
         output: what it made.
         named: arguments by name, where the function is known.
+        index: its place in the order of running.
+        sources: for each input, the indices of the calls that it was made of last; empty for the module's inputs.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Call:
     inputs: tuple[Tensor, ...]
     output: Tensor
     named: dict[str, Any] = field(default_factory=dict)
+    index: int = 0
+    sources: tuple[tuple[int, ...], ...] = ()
 
     def again(self, *inputs: Tensor, **changes: Any) -> Tensor:
         """The same call on other inputs, with some arguments changed."""
@@ -90,6 +95,7 @@ class Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.stack: list[str] = []
         self.handles: list[Any] = []
+        self.made_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> indices of calls
         for name, child in module.named_modules():
             self.handles.append(child.register_forward_pre_hook(self._entering(name)))
             self.handles.append(child.register_forward_hook(self._leaving))
@@ -114,25 +120,55 @@ class Recorder(TorchFunctionMode):
         if kind is None and name in ("add", "__add__", "__iadd__") and len(args) > 1 and _images(args[:2]):
             kind = "Eltwise"
         if kind is None:
-            return func(*args, **kwargs)
+            made = func(*args, **kwargs)
+            given = list(_tensors((args, kwargs)))
+            changed = given[:1] if name in _IN_PLACE else _tensors(made)
+            self._remember(changed, self._made_of(given))
+            return made
         flat: Sequence[Any]
         if args and isinstance(args[0], (list, tuple)):
             flat = args[0]
         else:
             flat = {"Eltwise": args[:2], "Scale": args[1:2]}.get(kind, args[:1])
         inputs = tuple(t.detach().clone() for t in flat if isinstance(t, Tensor))
+        sources = tuple(self._made_of([t]) for t in flat if isinstance(t, Tensor))
         made = func(*args, **kwargs)
         output = made[0] if isinstance(made, tuple) else made
         named = {**dict(zip(_PARAMETERS.get(name, ()), args, strict=False)), **kwargs}
         where = self.stack[-1] if self.stack else ""
         told = f"{where} ({name})" if where else name
-        call = Call(told, kind, func, tuple(args), kwargs, inputs, output.detach().clone(), named)
+        index = len(self.calls)
+        call = Call(told, kind, func, tuple(args), kwargs, inputs, output.detach().clone(), named, index, sources)
         self.calls.append(call)
-        return self.answer(call, made)
+        answer = self.answer(call, made)
+        self._remember(_tensors(answer), (index,))
+        return answer
+
+    def _made_of(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
+        known = (self.made_of[tensor] for tensor in tensors if tensor in self.made_of)
+        return tuple(dict.fromkeys(index for indices in known for index in indices))
+
+    def _remember(self, tensors: Iterable[Tensor], indices: tuple[int, ...]) -> None:
+        for tensor in tensors:
+            self.made_of[tensor] = indices
 
     def answer(self, call: Call, made: Any) -> Any:
         """What the module is given for its call."""
         return made
+
+
+_IN_PLACE = frozenset(("__setitem__", "copy"))
+"""Functions that are read for what they do to their first argument."""
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
 
 
 def _images(tensors: Sequence[Any]) -> bool:

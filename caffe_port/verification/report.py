@@ -110,7 +110,7 @@ def render(report: Report, console: Console, all_rows: bool = False) -> None:
         console.print(Text(printable(f"input '{blob}': {words}")))
     shown = list(report.rows) if all_rows else _selection(report)
     if shown:
-        console.print(_table(report, shown))
+        console.print(_table(report, shown, console.width))
     hidden = len(report.rows) - len(shown)
     if hidden:
         agree = hidden - sum(row.status == "failed" for row in report.rows if row not in shown)
@@ -141,29 +141,68 @@ def _selection(report: Report) -> list[Row]:
     return attention + passed[:_WORST_SHOWN]
 
 
-def _table(report: Report, rows: list[Row]) -> Table:
-    both = any(row.free for row in report.rows) and any(row.isolated for row in report.rows)
+def _table(report: Report, rows: list[Row], width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("layer", overflow="fold")
-    table.add_column("type", overflow="fold")
-    for title in ("free", "isolated") if both else ("greatest |a - e|",):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("needs atol", justify="right", no_wrap=True)
-    far = any(row.distance for row in report.rows)
-    for title in ("ours to float64", "reference's") if far else ():
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("", overflow="fold")
-    for row in rows:
-        name = f"{row.layer}:{row.top}" if row.top else row.layer
-        found = (row.free, row.isolated) if both else (row.free or row.isolated,)
-        needed = "" if row.status == "not compared" else _number(row.needed_atol)
-        mark = Text("FAILED", style=_STYLES["failed"]) if row.broken else Text(_MARKS[row.status], _STYLES[row.status])
-        cells = [printable(name), printable(row.type), *map(_greatest, found), needed]
-        if far:
-            cells += [_number(row.distance.candidate), _number(row.distance.reference)] if row.distance else ["", ""]
-        table.add_row(*map(Text, cells), mark, Text(printable(_remark(row))))
+    cells = _columns(report, rows)
+    if width < _NARROW:
+        cells = _fitting(cells, width)
+    for title, column in cells.items():
+        text = title in ("layer", "type", _REMARK)
+        kept = _longest(title, column) if width < _NARROW and title in ("layer", "type") else None
+        table.add_column(title.strip(" "), justify="left" if text or title == _MARK else "right", no_wrap=not text,
+                         overflow="fold" if text else "ellipsis", width=kept)  # fmt: skip
+    for line in zip(*cells.values(), strict=True):
+        table.add_row(*line)
     return table
+
+
+_MARK, _REMARK = "", " "
+_NARROW = 100
+"""Columns of a terminal below which some of the table's are left out, in the order of :data:`_LEAVING`."""
+_LEAVING = ("free", "isolated", "greatest |a - e|", "type", "needs\natol", "needs atol")
+_NAME, _WORDS = 32, 24
+"""What a name may take before it is folded, and what remarks get at least, where some are as long."""
+
+
+def _columns(report: Report, rows: list[Row]) -> dict[str, list[Text]]:
+    """Title -> a cell for each row."""
+    both = any(row.free for row in report.rows) and any(row.isolated for row in report.rows)
+    far = any(row.distance for row in report.rows)
+    columns: dict[str, list[str]] = {
+        "layer": [printable(f"{row.layer}:{row.top}" if row.top else row.layer) for row in rows],
+        "type": [printable(row.type) for row in rows],
+    }
+    if both:
+        columns["free"] = [_greatest(row.free) for row in rows]
+        columns["isolated"] = [_greatest(row.isolated) for row in rows]
+    else:
+        columns["greatest |a - e|"] = [_greatest(row.free or row.isolated) for row in rows]
+    needed = ["" if row.status == "not compared" else _number(row.needed_atol) for row in rows]
+    columns["needs\natol" if far else "needs atol"] = needed
+    if far:
+        columns["ours to\nfloat64"] = [_number(row.distance.candidate) if row.distance else "" for row in rows]
+        columns["theirs to\nfloat64"] = [_number(row.distance.reference) if row.distance else "" for row in rows]
+    cells = {title: [Text(cell) for cell in column] for title, column in columns.items()}
+    cells[_MARK] = [
+        Text("FAILED", _STYLES["failed"]) if row.broken else Text(_MARKS[row.status], _STYLES[row.status])
+        for row in rows
+    ]
+    cells[_REMARK] = [Text(printable(_remark(row))) for row in rows]
+    return cells
+
+
+def _fitting(cells: dict[str, list[Text]], width: int) -> dict[str, list[Text]]:
+    """The columns that have room side by side; the least important go first."""
+    for title in (None, *_LEAVING):
+        cells = {name: column for name, column in cells.items() if name != title}
+        if sum(_longest(*column) for column in cells.items()) + 3 * len(cells) <= width:
+            break
+    return cells
+
+
+def _longest(title: str, column: list[Text]) -> int:
+    most = max(len(part) for part in (*title.split("\n"), *(cell.plain for cell in column)))
+    return min(most, {"layer": _NAME, "type": _NAME, _REMARK: _WORDS}.get(title, most))
 
 
 def _greatest(found: Difference | None) -> str:

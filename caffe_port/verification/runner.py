@@ -15,7 +15,8 @@ from torch import Tensor
 
 from caffe_port.caffemodel import Array
 from caffe_port.layers import Layer
-from caffe_port.net import Net, Step
+from caffe_port.net import Net
+from caffe_port.plan import Step
 from caffe_port.spec import LayerSpec
 from caffe_port.verification.comparison import Difference, Distance, Row, Tolerance, difference, failure
 from caffe_port.verification.details import Details

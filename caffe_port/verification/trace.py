@@ -19,30 +19,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
+from caffe_port import npz
 from caffe_port.caffemodel import Array
-from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.errors import ParseError
 from caffe_port.files import atomic_write
 from caffe_port.spec import Source
-
-_DAMAGED = (
-    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, ValueError, EOFError, KeyError,
-    NotImplementedError, RuntimeError, OSError, UnicodeDecodeError,
-)  # fmt: skip
-_DEFLATE_LIMIT = 1100
-"""Deflate cannot pack tighter than 1032 to 1; a member that says it does is a bomb."""
 
 AUTOMATIC_SPLIT = re.compile(r".+_\d+_split", re.DOTALL)
 """The names that insert_splits.cpp gives: <blob>_<layer>_<index>_split."""
@@ -103,7 +92,7 @@ class Trace:
             ParseError: not such a file, or a damaged one.
             CaffePortError: it cannot be read.
         """
-        arrays = _read_npz(path)
+        arrays = npz.read(path, "a trace")
         return _from_arrays(arrays, str(path))
 
 
@@ -163,48 +152,3 @@ def _provenance(meta: Array | None, where: str) -> dict[str, str]:
         return {str(k): str(v) for k, v in stored.items()} | provenance
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ParseError("'meta' is not the JSON object that a trace holds", where) from None
-
-
-# -- .npz, without trust ------------------------------------------------------------------------------------------
-
-
-def _read_npz(path: str | Path) -> dict[str, Array]:
-    where = str(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                info.filename.removesuffix(".npy"): _read_member(archive, info, where) for info in archive.infolist()
-            }
-    except ParseError:
-        raise
-    except IsADirectoryError:
-        raise CaffePortError("is a folder, a trace (.npz) was expected", where) from None
-    except (FileNotFoundError, PermissionError) as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", where) from None
-    except _DAMAGED as error:
-        raise ParseError(f"is not a trace (.npz), or a damaged one: {str(error)[:120]}", where) from None
-
-
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Array:
-    """One array, whose declared size is checked against the bytes that are there before memory is taken for it."""
-    if info.file_size > _DEFLATE_LIMIT * info.compress_size + 4096:
-        raise ParseError(f"'{info.filename[:60]}' declares {info.file_size} bytes in {info.compress_size}", where)
-    with archive.open(info) as member:
-        shape, dtype, offset = _header(member)
-    if dtype.hasobject:
-        raise ParseError(f"'{info.filename[:60]}' holds Python objects; a trace holds numbers", where)
-    declared, there = math.prod(shape) * dtype.itemsize, info.file_size - offset
-    if declared != there:
-        raise ParseError(f"'{info.filename[:60]}' declares {declared} bytes, {there} are there", where)
-    with archive.open(info) as member:
-        array: Array = np.lib.format.read_array(member, allow_pickle=False)
-    return array
-
-
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    version = np.lib.format.read_magic(member)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy version {version[0]}.{version[1]}")
-    shape, _, dtype = readers[version](member)
-    return shape, dtype, member.tell()

@@ -321,6 +321,40 @@ def test_the_nms_fields_of_the_first_ssd_count_too():
     assert (layer.nms_threshold, layer.top_k) == (0.6, 5)
 
 
+def test_priors_in_pixels_have_five_numbers_and_a_size():
+    count = 6
+    loc, conf = random(2, count * 4), random(2, count * 3, seed=1)
+    corners = random(count, 2, seed=2).abs() * 40
+    boxes = torch.cat((corners, corners + 20 + random(count, 2, seed=3).abs()), 1)
+    size = torch.tensor([200.0, 100, 200, 100])
+    variance = torch.tensor([0.1, 0.1, 0.2, 0.2]).repeat(count)
+    text = "num_classes: 3 code_type: CENTER_SIZE confidence_threshold: 0.1 nms_param { nms_threshold: 0.5 }"
+    plain = build("DetectionOutput", f"detection_output_param {{ {text} }}", loc.shape, conf.shape, (1, 2, count * 4))
+    want = plain(loc, conf, torch.stack(((boxes / size).flatten(), variance))[None])
+    rows = torch.zeros(1, 2, count * 5)
+    rows[0, 0] = torch.cat((torch.zeros(count, 1), boxes), 1).flatten()
+    rows[0, 1, : count * 4] = variance
+    text += " normalized: false input_width: 200 input_height: 100"
+    pixels = build("DetectionOutput", f"detection_output_param {{ {text} }}", loc.shape, conf.shape, rows.shape)
+    torch.testing.assert_close(pixels(loc, conf, rows), want)
+
+
+def test_clustered_priors_of_a_binary_file_have_numbers_of_their_own():
+    from caffe_port import wire
+    from caffe_port.message import Message
+
+    own = Message("PriorBoxClusteredParameter", width=[9.0, 20.0], height=[12.0, 7.0], step=10.0)
+    layer = Message("LayerParameter", name="l", type="PriorBoxClustered", prior_box_clustered_param=own)
+    data = b"".join(wire.serialize(Message("NetParameter", layer=[layer])))
+    read = wire.parse(memoryview(data), "NetParameter", "x").layer[0]
+    assert list(read.prior_box_clustered_param.height) == [12, 7]
+    assert not read.has("prior_box_param")
+    shapes = [(2, 3, 5, 6), (2, 3, 50, 60)]
+    text = "prior_box_param { width: 9 width: 20 height: 12 height: 7 step: 10 }"
+    x = [torch.zeros(shape) for shape in shapes]
+    assert torch.equal(class_of(read).build(read, shapes)(*x), build("PriorBoxClustered", text, *shapes)(*x))
+
+
 def test_refinedet_corrects_the_priors_and_drops_those_of_little_objectness():
     # sfzhang15/RefineDet, OSGetConfidenceScores and CasRegDecodeBBoxesAll
     loc, conf, prior = predictions(2, 31, 3)
@@ -355,6 +389,7 @@ def test_refinedet_corrects_the_priors_and_drops_those_of_little_objectness():
         ([(1, 36), (1, 27), (1, 2, 36), (1, 9)], "num_classes: 3", "4 bottoms"),
         ([(1, 36), (1, 27), (1, 2, 36)], "num_classes: 3 nms_param { eta: 2 }", "eta 2"),
         ([(1, 36), (1, 27), (1, 2, 36)], "num_classes: 3 normalized_bbox: false", "in pixels"),
+        ([(1, 36), (1, 27), (1, 2, 45)], "num_classes: 3 normalized: false", "input_width"),
     ],
 )
 def test_bad_detections_are_refused(shapes, text, says):

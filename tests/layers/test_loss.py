@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
-from caffe_port import prototxt, wire
+from caffe_port import api, emit, prototxt, wire
 from caffe_port.caffemodel import blob_message
+from caffe_port.emit import source as emit_source
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.layers import Layer, Shape, lookup
 
@@ -167,15 +169,39 @@ def test_infogain_of_a_file(tmp_path: Path) -> None:
     loss, p = module(x, label)
     torch.testing.assert_close(loss, infogain(x, label, h))
     torch.testing.assert_close(p, x.softmax(1))
-    with pytest.raises(SpecError, match=r"shape \(1, 1, 5, 5\); 3 classes need \(3, 3\)"):
-        layer("InfogainLoss", f'infogain_loss_param {{ source: "{path}" }}', (4, 3), (4,))(x[:, :3], label)
+    torch.testing.assert_close(module.double()(x.double(), label)[0], infogain(x.double(), label, h.double()))
+    with pytest.raises(SpecError, match=r"h\.binaryproto holds shape \(1, 1, 5, 5\); 3 classes need \(3, 3\)"):
+        layer("InfogainLoss", f'infogain_loss_param {{ source: "{path}" }}', (4, 3), (4,))
 
 
-def test_infogain_file_is_read_when_needed() -> None:
-    module = layer("InfogainLoss", 'infogain_loss_param { source: "missing.binaryproto" }', (4, 5), (4,))
-    assert tuple(module.infer(torch.empty(4, 5), torch.empty(4)).shape) == ()  # type: ignore[union-attr]
+def test_infogain_stands_alone(tmp_path: Path) -> None:
+    """model.py holds the matrix: the file may go."""
+    path = tmp_path / "h.binaryproto"
+    h = randn(5, 5, seed=3).abs()
+    path.write_bytes(b"".join(bytes(c) for c in wire.serialize(blob_message(h.reshape(1, 1, 5, 5).numpy()))))
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 5 } } }\n'
+        'layer { name: "l" type: "Input" top: "l" input_param { shape { dim: 4 } } }\n'
+        'layer { name: "loss" type: "InfogainLoss" bottom: "x" bottom: "l" top: "loss"\n'
+        f'        infogain_loss_param {{ source: "{path}" }} }}'
+    )
+    ported = api.port(net, keep_loss=True)
+    path.unlink()
+    written = emit_source.model(ported.net)
+    module = emit.read_model(written.source, written.class_name, _no_weights(tmp_path))
+    x, label = randn(4, 5), torch.tensor([0, 4, 2, 2])
+    torch.testing.assert_close(module(x, label), infogain(x, label, h))
+
+
+def _no_weights(folder: Path) -> Path:
+    save_file({}, str(folder / "weights.safetensors"))
+    return folder / "weights.safetensors"
+
+
+def test_infogain_without_its_file() -> None:
     with pytest.raises(CaffePortError, match="cannot be read"):
-        module(randn(4, 5), torch.zeros(4))
+        layer("InfogainLoss", 'infogain_loss_param { source: "missing.binaryproto" }', (4, 5), (4,))
 
 
 def test_accuracy_by_hand() -> None:

@@ -212,8 +212,21 @@ def test_normalize(shape, spatial, shared):
 
 def test_normalize_fillers():
     fillers = REGISTRY["Normalize"].fillers
-    assert fillers(prototxt.parse("", "NormalizeParameter"))["weight"].value == 1
-    assert fillers(prototxt.parse("scale_filler { value: 20 }", "NormalizeParameter"))["weight"].value == 20
+    assert fillers(prototxt.parse("norm_param { }", "LayerParameter"))["weight"].value == 1
+    given = prototxt.parse("norm_param { scale_filler { value: 20 } }", "LayerParameter")
+    assert fillers(given)["weight"].value == 20
+
+
+def test_normalize_without_its_message_is_normface():
+    x = torch.tensor([[3.0, 4], [0, 5], [-6, 8]]).reshape(3, 2, 1, 1)
+    message = prototxt.parse('type: "Normalize" top: "a" top: "b"', "LayerParameter")
+    layer = REGISTRY["Normalize"].build(message, [x.shape])
+    y, norm = layer(x)
+    assert layer.blob_names() == []
+    torch.testing.assert_close(norm.flatten(), torch.tensor([5.0, 5, 10]))
+    torch.testing.assert_close(y, x / norm)
+    absolute = build("Normalize", "normalize_param { normalize_type: 'L1' }", x.shape)(x)
+    torch.testing.assert_close(absolute, x / torch.tensor([7.0, 5, 14]).reshape(3, 1, 1, 1))
 
 
 def test_l2_normalization():

@@ -15,6 +15,7 @@ from caffe_port.spec import LayerSpec
 from caffe_port.verification.numpy_reference import (
     detection,
     elementwise,
+    forks,
     linear,
     losses,
     recurrent,
@@ -28,7 +29,7 @@ from caffe_port.verification.reference import Case, Made, Reference, Run, Tops, 
 __all__ = ["FORMULAS", "Layer", "NumPyReference", "WithFormulas", "compute"]
 
 # registered by being imported
-_FAMILIES = (detection, elementwise, linear, losses, recurrent, resample, shape, spatial)
+_FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample, shape, spatial)
 
 
 @dataclass(frozen=True)

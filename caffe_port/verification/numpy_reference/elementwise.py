@@ -17,7 +17,7 @@ def relu(layer: Layer) -> Result:
     return np.maximum(x, 0) + layer.param.relu_param.negative_slope * np.minimum(x, 0)
 
 
-@formula("ReLU6")
+@formula("ReLU6", "Relu6")
 def relu6(layer: Layer) -> Result:
     """min(max(x, 0) + slope * min(x, 0), 6). Source: relu6_layer.cpp (forks)."""
     x = layer.x
@@ -126,7 +126,7 @@ def dropout(layer: Layer) -> Result:
     return layer.x
 
 
-@formula("Eltwise")
+@formula("Eltwise", "ShortCut", "Shortcut")
 def eltwise(layer: Layer) -> Result:
     """Product, weighted sum or maximum of all bottoms. Source: eltwise_layer.cpp."""
     p = layer.param.eltwise_param

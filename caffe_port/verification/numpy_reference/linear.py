@@ -17,6 +17,8 @@ def inner_product(layer: Layer) -> Result:
     flat = x.reshape(*x.shape[:axis], math.prod(x.shape[axis:]))
     shape = (flat.shape[-1], p.num_output)
     weight = layer.blobs[0].reshape(shape) if p.transpose else layer.blobs[0].reshape(shape[::-1]).T
+    if p.normalize:  # happynear's fork
+        weight = weight / np.sqrt((weight**2).sum(0, keepdims=True) + 1e-6)
     return flat @ weight + (layer.blobs[1].reshape(-1) if p.bias_term else 0)
 
 
@@ -113,8 +115,16 @@ def mvn(layer: Layer) -> Result:
 
 @formula("Normalize")
 def normalize(layer: Layer) -> Result:
-    """x / sqrt(sum x^2 + eps), over channels or an item, times a learned scale. Source: normalize_layer.cpp (SSD)."""
+    """x / sqrt(sum x^2 + eps), over channels or an item, times a learned scale. Source: normalize_layer.cpp (SSD).
+
+    Without norm_param it is NormFace's: eps is 1e-6, nothing is learned, and the norms are a second top.
+    """
     p, x = layer.param.norm_param, layer.x
+    if not layer.param.has("norm_param"):
+        absolute = layer.param.normalize_param.normalize_type == "L1"
+        norm = (np.abs(x) if absolute else x**2).sum(1, keepdims=True) + 1e-6
+        norm = norm if absolute else np.sqrt(norm)
+        return [x / norm, norm][: layer.tops]
     axes = (1, 2, 3) if p.across_spatial else (1,)
     weight = layer.blobs[0].reshape(1, -1, 1, 1)
     return x / np.sqrt((x**2).sum(axes, keepdims=True) + p.eps) * weight

@@ -15,7 +15,7 @@ def split(layer: Layer) -> Result:
     return [layer.x] * layer.tops
 
 
-@formula("Silence")
+@formula("BlackHole", "Silence")
 def silence(_: Layer) -> Result:
     """Source: silence_layer.cpp."""
     return []
@@ -59,7 +59,7 @@ def permute(layer: Layer) -> Result:
     return layer.x.transpose(order + [i for i in range(layer.x.ndim) if i not in order])
 
 
-@formula("ShuffleChannel")
+@formula("ChannelShuffle", "ShuffleChannel")
 def shuffle_channel(layer: Layer) -> Result:
     """Channel i of group g goes to i * groups + g. Source: shuffle_channel_layer.cpp (ShuffleNet)."""
     x, groups = layer.x, layer.param.shuffle_channel_param.group
@@ -70,10 +70,11 @@ def shuffle_channel(layer: Layer) -> Result:
     return top
 
 
-@formula("Reverse")
+@formula("Reverse", "ReverseAxis")
 def reverse(layer: Layer) -> Result:
     """Source: reverse_layer.cpp (ChWick/caffe)."""
-    return np.flip(layer.x, layer.param.reverse_param.axis)
+    own = layer.param.has("reverse_axis_param")
+    return np.flip(layer.x, (layer.param.reverse_axis_param if own else layer.param.reverse_param).axis)
 
 
 @formula("Tile")

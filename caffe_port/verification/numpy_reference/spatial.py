@@ -17,13 +17,20 @@ Sides = tuple[int, ...]
 
 def _windows(p: Message, count: int) -> tuple[Sides, Sides, Sides, Sides]:
     """Kernel, stride, pad and dilation of ``count`` spatial axes."""
-    kernel = spatial(p.kernel_size, given(p, "kernel_h"), given(p, "kernel_w"), count, 1)
-    stride = spatial(p.stride, given(p, "stride_h"), given(p, "stride_w"), count, 1)
-    pad = spatial(p.pad, given(p, "pad_h"), given(p, "pad_w"), count, 0)
+    kernel = spatial(_shaped(p, "kernel"), given(p, "kernel_h"), given(p, "kernel_w"), count, 1)
+    stride = spatial(_shaped(p, "stride"), given(p, "stride_h"), given(p, "stride_w"), count, 1)
+    pad = spatial(_shaped(p, "pad"), given(p, "pad_h"), given(p, "pad_w"), count, 0)
     if p.has("dilation"):
         return kernel, stride, pad, spatial(p.dilation, None, None, count, 1)
     hole = [p.hole] if p.has("hole") else []  # DeepLab's word for it
     return kernel, stride, pad, spatial(hole, given(p, "hole_h"), given(p, "hole_w"), count, 1)
+
+
+def _shaped(p: Message, word: str) -> list[int]:
+    """``kernel_size``, ``stride`` or ``pad``; or the fork's ``kernel_shape { dim dim dim }`` and so on."""
+    if p.has(f"{word}_shape"):
+        return list(getattr(p, f"{word}_shape").dim)
+    return list(getattr(p, "kernel_size" if word == "kernel" else word))
 
 
 def _offsets(kernel: Sides) -> Iterator[Sides]:
@@ -41,7 +48,7 @@ def _last(*sides: Any) -> Any:
     return (..., *sides)
 
 
-@formula("Convolution", "ConvolutionDepthwise", "DepthwiseConvolution")
+@formula("Convolution", "ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution")
 def convolution(layer: Layer) -> Result:
     """y[o] = b[o] + sum over i, k of W[o, i, k] x[i, s * position + d * k - pad]. Source: base_conv_layer.cpp."""
     p = layer.param.convolution_param
@@ -151,13 +158,13 @@ def pooling(layer: Layer) -> Result:
         raise NotImplementedError("stochastic pooling")
     if p.global_pooling:
         kernel: Sides = x.shape[2:]
-        stride, pad = (1, 1), (0, 0)
+        stride: Sides = (1, 1)
+        pad: Sides = (0, 0)
     else:
-        h, w, size = given(p, "kernel_h"), given(p, "kernel_w"), given(p, "kernel_size")
-        kernel = (size, size) if size is not None else (h, w)
-        stride = (given(p, "stride_h") or p.stride, given(p, "stride_w") or p.stride)
-        pad = (given(p, "pad_h") or p.pad, given(p, "pad_w") or p.pad)
-    y, index = pool(x, p.pool, kernel, stride, pad, p.round_mode == "CEIL" and p.ceil_mode)
+        kernel = spatial(p.kernel_size, given(p, "kernel_h"), given(p, "kernel_w"), 2, 1)
+        stride = spatial(p.stride, given(p, "stride_h"), given(p, "stride_w"), 2, 1)
+        pad = spatial(p.pad, given(p, "pad_h"), given(p, "pad_w"), 2, 0)
+    y, index = pool(x, p.pool, kernel, stride, pad, p.round_mode == "CEIL" and p.ceil_mode and not p.round_below)
     return [y, index][: layer.tops]
 
 
@@ -188,7 +195,7 @@ def lrn(layer: Layer) -> Result:
     return x * (p.k + p.alpha / n * total) ** -p.beta
 
 
-@formula("Crop")
+@formula("AutoCrop", "Crop")
 def crop(layer: Layer) -> Result:
     """The part of the first bottom that has the second's size, from ``axis`` on. Source: crop_layer.cpp."""
     p, x = layer.param.crop_param, layer.x

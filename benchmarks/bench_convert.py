@@ -1,0 +1,264 @@
+"""What converting a net of VGG-16's size costs: 138 million parameters, a caffemodel of 553 MB, beside a mere copy.
+
+    python benchmarks/bench_convert.py [--rounds N] [--quick]
+
+Every row is a process of its own, the rows take turns, and the median of the rounds counts. The files are warm (in the
+page cache) and nothing waits for the disk: neither cp nor caffe-port calls fsync. Memory is the process's resident peak
+(VmHWM), in which pages of mapped files count though the system may take them back at any time, and the greatest
+anonymous part of it that was seen (RssAnon, every 5 ms). Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+
+
+@dataclass
+class Row:
+    """A process that is measured, and what its runs took; ``parts`` are figures that it prints itself, as JSON."""
+
+    name: str
+    command: list[str]
+    seconds: list[float] = field(default_factory=list)
+    peak: float = 0.0
+    anonymous: float = 0.0
+    parts: dict[str, list[float]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        start = time.perf_counter()
+        process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        watcher = threading.Thread(target=self._watch, args=(process,))
+        watcher.start()
+        out, err = process.communicate()
+        self.seconds.append(time.perf_counter() - start)
+        watcher.join()
+        if process.returncode:
+            sys.exit(f"{' '.join(self.command)}\n{err}")
+        if out.startswith("{"):
+            for name, value in json.loads(out).items():
+                self.parts.setdefault(name, []).append(value)
+
+    def _watch(self, process: subprocess.Popen[str]) -> None:
+        while process.returncode is None:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                return
+            peak, anonymous = (re.search(rf"{key}:\s+(\d+) kB", status) for key in ("VmHWM", "RssAnon"))
+            if peak and anonymous:  # neither, where it has ended
+                self.peak = max(self.peak, int(peak[1]) * 1024 / 1e6)
+                self.anonymous = max(self.anonymous, int(anonymous[1]) * 1024 / 1e6)
+            time.sleep(0.005)
+
+
+# -- what is measured, in the processes ---------------------------------------------------------------------------
+
+
+def vgg(side: int, width: int) -> str:
+    """A deploy prototxt of VGG-16; ``width`` of fc6 and fc7 is 4096 in the paper."""
+    text = f'name: "VGG_16"\nlayer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: 3 dim: {side} dim: {side} }} }} }}\n'  # noqa: E501
+    bottom = "data"
+
+    def add(name: str, type_: str, parameters: str, in_place: bool = False) -> None:
+        nonlocal bottom, text
+        top = bottom if in_place else name
+        text += f'layer {{ name: "{name}" type: "{type_}" bottom: "{bottom}" top: "{top}" {parameters} }}\n'
+        bottom = top
+
+    for block, (count, outputs) in enumerate(BLOCKS, 1):
+        for n in range(1, count + 1):
+            window = f"num_output: {outputs} kernel_size: 3 pad: 1"
+            add(f"conv{block}_{n}", "Convolution", f"convolution_param {{ {window} }}")
+            add(f"relu{block}_{n}", "ReLU", "", in_place=True)
+        add(f"pool{block}", "Pooling", "pooling_param { kernel_size: 2 stride: 2 }")
+    for n, outputs in ((6, width), (7, width), (8, 1000)):
+        add(f"fc{n}", "InnerProduct", f"inner_product_param {{ num_output: {outputs} }}")
+        if n < 8:
+            add(f"relu{n}", "ReLU", "", in_place=True)
+    add("prob", "Softmax", "")
+    return text
+
+
+def make(folder: Path, side: int, width: int) -> None:
+    """Writes net.prototxt and w.caffemodel, with random weights of the scale that keeps activations alive."""
+    import numpy as np
+
+    from caffe_port import caffemodel, prototxt
+
+    text = vgg(side, width)
+    (folder / "net.prototxt").write_text(text)
+    random = np.random.Generator(np.random.PCG64(0))
+
+    def blobs(outputs: int, *inputs: int) -> list[caffemodel.Array]:
+        weight = random.standard_normal((outputs, *inputs), np.float32)
+        weight *= np.float32((2 / np.prod(inputs)) ** 0.5)
+        return [weight, random.standard_normal(outputs, np.float32)]
+
+    made, channels = {}, 3
+    for block, (count, outputs) in enumerate(BLOCKS, 1):
+        for n in range(1, count + 1):
+            made[f"conv{block}_{n}"] = blobs(outputs, channels, 3, 3)
+            channels = outputs
+    features = channels * (side // 32) ** 2
+    for n, outputs in ((6, width), (7, width), (8, 1000)):
+        made[f"fc{n}"] = blobs(outputs, features)
+        features = outputs
+    caffemodel.write(folder / "w.caffemodel", prototxt.parse(text, "NetParameter"), made)
+
+
+def timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def read(folder: Path) -> dict[str, float]:
+    """caffemodel.read: every array is there, no page of it has been read."""
+    from caffe_port import caffemodel
+
+    return {"read": min(timed(lambda: caffemodel.read(folder / "w.caffemodel")) for _ in range(5))}
+
+
+def inside(folder: Path) -> dict[str, float]:
+    """Seconds of the parts of convert, in a process that has imported torch."""
+    from caffe_port import api, emit
+
+    compare, checking = emit.self_check, [0.0]
+
+    def check(*args: object, **options: object) -> str:
+        start = time.perf_counter()
+        said = compare(*args, **options)  # type: ignore[arg-type]
+        checking[0] = time.perf_counter() - start
+        return said
+
+    emit.self_check = check
+    start = time.perf_counter()
+    ported = api.port(folder / "net.prototxt", folder / "w.caffemodel", share=True)
+    port = time.perf_counter() - start
+    start = time.perf_counter()
+    emit.convert(ported, folder / "inside", force=True)
+    return {"port": port, "write": time.perf_counter() - start - checking[0], "check": checking[0]}
+
+
+def naive(folder: Path) -> dict[str, float]:
+    """What scripts do: protobuf's parser, an array of each field, torch.save; no model, no check."""
+    import numpy as np
+    import torch
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    import caffe_port
+
+    pool = descriptor_pool.DescriptorPool()
+    schema = Path(caffe_port.__file__).with_name("caffe.binpb").read_bytes()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(schema).file:
+        pool.Add(file)
+    start = time.perf_counter()
+    net = message_factory.GetMessageClass(pool.FindMessageTypeByName("caffe.NetParameter"))()
+    net.ParseFromString((folder / "w.caffemodel").read_bytes())
+    state = {
+        f"{layer.name}.{index}": torch.from_numpy(np.array(blob.data, np.float32).reshape(*blob.shape.dim))
+        for layer in net.layer
+        for index, blob in enumerate(layer.blobs)
+    }
+    torch.save(state, folder / "naive.pt")
+    return {"naive": time.perf_counter() - start}
+
+
+# -- the table ----------------------------------------------------------------------------------------------------
+
+
+def processor() -> str:
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return f"{found[1] if found else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def line(name: str, seconds: float, cp: float, row: Row | None = None) -> str:
+    memory = f"{row.peak:,.0f} | {row.anonymous:,.0f}" if row else " | "
+    return f"| {name} | {seconds:.3f} | {seconds / cp:.2f} | {memory} |"
+
+
+def measure(folder: Path, rounds: int) -> None:
+    python, command = [sys.executable], [sys.executable, "-m", "caffe_port"]
+    prototxt, weights = str(folder / "net.prototxt"), str(folder / "w.caffemodel")
+
+    def own(phase: str) -> list[str]:
+        return [*python, __file__, "--phase", phase, "--folder", str(folder)]
+
+    cp = Row("`cp` of the caffemodel", ["cp", weights, str(folder / "copy")])
+    reading = Row("read to arrays", own("read"))
+    torch = Row("`import torch` alone", [*python, "-c", "import torch"])
+    parts = Row("the same in a process that has torch", own("inside"))
+    whole = Row(
+        "`caffe-port convert`, the command", [*command, "convert", prototxt, weights, "-o", str(folder / "out")]
+    )
+    small = [Row("`caffe-port --help`", [*command, "--help"]),
+             Row("`caffe-port inspect net.prototxt`", [*command, "inspect", prototxt])]  # fmt: skip
+    simple = Row("the naive way: protobuf, NumPy, torch.save", own("naive"))
+    for _ in range(rounds):
+        for row in (cp, reading, torch, parts, whole, *small):
+            for made in ("copy", "out", "inside"):
+                path = folder / made
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            row.run()
+    simple.run()  # once: it takes as long as all the others
+
+    base = statistics.median(cp.seconds)
+    middle = {name: statistics.median(found) for row in (reading, parts) for name, found in row.parts.items()}
+    proper = statistics.median(a + b for a, b in zip(parts.parts["port"], parts.parts["write"], strict=True))
+    size = Path(weights).stat().st_size / 1e6
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "caffe-port", "protobuf"))
+    print(f"{datetime.date.today()}; {processor()}; Python {platform.python_version()}, {versions}; {size:.0f} MB\n")
+    print(f"| median of {rounds} | seconds | x cp | peak MB | anonymous MB |\n| --- | ---: | ---: | ---: | ---: |")
+    print(line(cp.name, base, base, cp))
+    print(line(f"{reading.name}, warm", middle["read"], base, reading))
+    for row in (torch, whole):
+        print(line(row.name, statistics.median(row.seconds), base, row))
+    print(line(parts.name, proper + middle["check"], base, parts))
+    print(line("- of it: build the Net", middle["port"], base))
+    print(line("- of it: write, read back, compare, checksums", middle["write"], base))
+    print(line("- of it: run model.py beside the Net", middle["check"], base))
+    print(line(f"{simple.name}, once, without its imports", simple.parts["naive"][0], base, simple))
+    for row in small:
+        print(line(row.name, statistics.median(row.seconds), base, row))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a net of 16 million parameters")
+    parser.add_argument("--phase", choices=["make", "read", "inside", "naive"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.phase == "make":
+        make(arguments.folder, *((64, 128) if arguments.quick else (224, 4096)))
+    elif arguments.phase:
+        phases = {"read": read, "inside": inside, "naive": naive}
+        print(json.dumps(phases[arguments.phase](arguments.folder)))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            quick = ["--quick"] if arguments.quick else []
+            command = [sys.executable, __file__, "--phase", "make", "--folder", temporary, *quick]
+            subprocess.run(command, check=True)  # elsewhere: what it takes in memory must not be inherited
+            measure(Path(temporary), arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The loop that bench_training.py compares with: SimpleNet (5.48 M) trained the way most PyTorch code of 2018 does it.
+
+A DataLoader with two workers, torchvision's transforms on PIL pictures, a hand-written module, fp32, one host
+synchronisation a step. The net is simplenet_cifar10.prototxt's, with the PyTorch port's BatchNorm2d after every
+convolution and its five Dropout2d in the place of Caffe's twelve Dropout layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+MEAN, STD = (0.491, 0.482, 0.446), (0.247, 0.243, 0.262)
+
+
+class SimpleNet(nn.Module):
+    """(N, 3, 32, 32) -> (N, classes)."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        last = 3
+        # widths; 0 pools; -width is a 1x1 convolution
+        for width in (64, 128, 128, 128, 0, 128, 128, 256, 0, 256, 256, 0, 512, -2048, -256, 0, 256):
+            if not width:
+                layers += [nn.MaxPool2d(2, 2), nn.Dropout2d(0.1)]
+                continue
+            out, kernel = abs(width), 3 if width > 0 else 1
+            layers += [nn.Conv2d(last, out, kernel, padding=kernel // 2), nn.BatchNorm2d(out, momentum=0.05)]
+            layers += [nn.ReLU(inplace=True)]
+            last = out
+        self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Dropout(0.1))
+        self.classifier = nn.Linear(last, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Pictures as torchvision.datasets.CIFAR10 hands them out: one PIL image at a time through the transforms.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        labels: int64 (N).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+        self.labels = labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+class OriginalLoop:
+    """One step at a time, so that others can be measured in between.
+
+    Args:
+        images, labels: as for :class:`Pictures`.
+        batch_size: rows.
+        device: where the net trains.
+        workers: of the DataLoader.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, device: torch.device, workers: int = 2) -> None:
+        torch.manual_seed(0)
+        self.device = device
+        self.loader = DataLoader(Pictures(images, labels), batch_size, shuffle=True, num_workers=workers,
+                                 pin_memory=device.type == "cuda", drop_last=True)  # fmt: skip
+        self.net = SimpleNet(int(labels.max()) + 1).to(device).train()
+        self.criterion = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.Adadelta(self.net.parameters(), 0.1, rho=0.9, eps=1e-3, weight_decay=0.001)
+        self.batches = self._endless()
+
+    def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from self.loader
+
+    def step(self) -> float:
+        """One update; its loss."""
+        images, labels = (t.to(self.device) for t in next(self.batches))
+        self.optimizer.zero_grad()
+        loss = self.criterion(self.net(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.item())

@@ -1,0 +1,75 @@
+"""doctor, completion."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from caffe_port.commands import command
+from caffe_port.table import printable
+
+
+@command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> int:
+    """Say what is installed, and try what works here.
+
+    \b
+    Examples:
+      caffe-port doctor
+      caffe-port doctor --json
+
+    \b
+    Exit codes:
+      0  converting and verifying work
+      1  they do not
+      2  bad usage
+    """
+    from caffe_port.inspection.doctor import examine
+
+    found = examine()
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return 0 if found.healthy else 1
+    part = ""
+    for finding in found.findings:
+        if finding.part != part:
+            part = finding.part
+            click.secho(part, bold=True)
+        mark = click.style("ok", fg="green") if finding.ok else click.style("--", fg="yellow")
+        click.echo(f"  {mark}  {finding.name:<22}  {printable(finding.text)}")
+        if finding.hint:
+            click.echo(f"{'':30}{printable(finding.hint)}")
+    verdict = "converting and verifying work" if found.healthy else "converting or verifying does not work"
+    click.secho(f"{verdict} ({found.seconds:.1f} s)", bold=True, fg="green" if found.healthy else "red")
+    return 0 if found.healthy else 1
+
+
+@command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script with which a shell completes caffe-port.
+
+    \b
+    Arguments:
+      SHELL  bash (4.4 or newer), zsh or fish
+
+    \b
+    Examples:
+      caffe-port completion bash >> ~/.bashrc
+      caffe-port completion zsh >> ~/.zshrc
+      caffe-port completion fish > ~/.config/fish/completions/caffe-port.fish
+
+    \b
+    Exit codes:
+      0  printed
+      2  bad usage
+    """
+    from click.shell_completion import get_completion_class
+
+    from caffe_port.cli import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "caffe-port", "_CAFFE_PORT_COMPLETE").source())

@@ -1,0 +1,280 @@
+"""The deploy view of a training net: without what exists for labels only.
+
+Caffe's users write that view by hand, as a second prototxt. What is left out beside losses and Accuracy is told in a
+note; a layer of an unknown type that the net needs is never left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from caffe_port.errors import SpecError
+from caffe_port.spec import LABEL_SUFFIXES, LayerSpec, NetSpec, Source
+
+_MEASURES = re.compile(r"Loss|Entropy|Accuracy|Eval|Recall|Precision|MMD|CTC(?!.*Decode)|mAP|IOU|IoU|ScoreDetections")
+"""Parts of the names of losses and measures, where the type is not known."""
+
+_PREPARES = re.compile(r"Data|Transform|Augment|Label")
+"""Parts of the names of layers that prepare pictures for training, where the type is not known."""
+
+_SLIGHT = frozenset(
+    ("AbsVal", "Concat", "Eltwise", "Flatten", "Permute", "Power", "Reduction", "ReLU", "Reshape", "Sigmoid", "Silence",
+     "Slice", "Softmax", "Split")
+)  # fmt: skip
+"""Types that may stand between a layer that serves labels and a loss, and do not make it a part of the net."""
+
+_SAMPLERS = ("ProposalTargetLayer",)
+"""Python layers that choose among the boxes of their first bottom those to train on. Faster R-CNN, R-FCN."""
+
+
+def view(
+    spec: NetSpec, label_types: Collection[str], learned_types: Collection[str], unknown: Collection[str] = ()
+) -> NetSpec:
+    """A net without layers of ``label_types``, and without whatever then leads nowhere.
+
+    Types with a name in LABEL_SUFFIXES are among ``label_types``. A top of a data layer is a label when no layer of
+    ``learned_types`` lies behind it, but does behind another.
+
+    Args:
+        unknown: names of the layers that cannot be built. Those that serve labels are left out with what reads them;
+            those that prepare data become inputs; the others stay.
+
+    Raises:
+        SpecError: nothing is left.
+    """
+    losses = {layer.name for layer in spec.layers if layer.type in label_types or layer.type.endswith(LABEL_SUFFIXES)}
+    unread = _unread(spec)
+    if not losses and not unknown and not unread:
+        return spec
+    notes: list[str] = []
+    layers = list(_without_samplers(spec.layers, unknown, notes))
+    layers = list(_data_prepared(layers, spec, unknown, notes))
+    spec = dataclasses.replace(spec, layers=tuple(layers))
+    gone = _behind(layers, losses)
+    if after := sorted(one.name for one in layers if one.name in gone - losses and one.tops):
+        notes.append(f"what reads a loss or Accuracy is left out with it: {', '.join(after)}")
+    labels = _labels(spec, [layer for layer in layers if layer.name not in gone], gone, learned_types)
+    for layer in reversed(layers):
+        if layer.name in unknown and layer.name not in gone:
+            left = [one for one in layers if one.name not in gone]
+            reason = _why_left_out(layer, left, spec, gone, labels, unknown)
+            if reason:
+                others = _behind(left, {layer.name}) - {layer.name}
+                gone |= {layer.name, *others}
+                if not _samples(layer):  # told already
+                    notes.append(_note(layer, reason, others))
+    gone |= _compared_only(spec, [layer for layer in layers if layer.name not in gone], gone, labels)
+    if not gone and not notes and not unread:
+        return spec
+    kept = [layer for layer in layers if layer.name not in gone]
+    labels = _labels(spec, kept, gone, learned_types) | unread
+    kept = _without_label_branches([_silent(layer, _derived(kept, labels)) for layer in kept], labels)
+    dropped = [layer for layer in layers if layer.name in gone]
+    compared = {s for layer in dropped for s in layer.sources[1:]} - {s for layer in dropped for s in layer.sources[:1]}
+    targets = frozenset(compared - _made_from(kept, learned_types))
+    deployed = dataclasses.replace(
+        spec, layers=tuple(_without_tops(kept, labels)), targets=targets, notes=(*spec.notes, *notes)
+    )
+    if not deployed.outputs:
+        raise SpecError("nothing is left without the losses; use --keep-loss", spec.path)
+    return deployed
+
+
+# -- layers of unknown types --------------------------------------------------------------------------------------
+
+
+def _without_samplers(layers: Sequence[LayerSpec], unknown: Collection[str], notes: list[str]) -> Iterator[LayerSpec]:
+    """The layers; one that samples boxes for training hands on its first bottom, as the test net does."""
+    moved: dict[Source, Source] = {}
+    for layer in layers:
+        sources = tuple(moved.get(s, s) for s in layer.sources)
+        if layer.name in unknown and _samples(layer) and sources:
+            moved[layer.name, 0] = sources[0]
+            notes.append(
+                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) chooses boxes to train on and is left out: "
+                f"'{layer.tops[0]}' is '{layer.bottoms[0]}'"
+            )
+            if len(layer.tops) > 1:
+                yield dataclasses.replace(layer, sources=sources)
+        else:
+            yield dataclasses.replace(layer, sources=sources) if sources != layer.sources else layer
+
+
+def _samples(layer: LayerSpec) -> bool:
+    return layer.type == "Python" and layer.param.python_param.layer in _SAMPLERS
+
+
+def _data_prepared(
+    layers: Sequence[LayerSpec], spec: NetSpec, unknown: Collection[str], notes: list[str]
+) -> Iterator[LayerSpec]:
+    """The layers; one of an unknown type that prepares what a data layer reads becomes an input."""
+    data = {source for _, source in spec.inputs if spec.by_name[source[0]].type != "Input"}
+    by_name = {layer.name: layer for layer in layers}
+    read = [source for layer in layers for source in layer.sources]
+    for layer in layers:
+        is_read = any((layer.name, k) in read for k in range(len(layer.tops)))
+        if (
+            layer.name in unknown and is_read and layer.sources and data.issuperset(layer.sources)
+            and (len(layer.sources) > 1 or _PREPARES.search(_kind(layer))) and not _MEASURES.search(_kind(layer))
+        ):  # fmt: skip
+            notes.append(
+                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is not known and prepares data: "
+                f"{', '.join(layer.tops)} are inputs"
+            )
+            data |= {(layer.name, k) for k in range(len(layer.tops))}
+            first = by_name[layer.sources[0][0]].param
+            param = layer.param.copy(type="OtherData", bottom=None)
+            if first.has("transform_param") and not param.has("transform_param"):
+                param.set("transform_param", first.transform_param)
+            yield dataclasses.replace(layer, type="OtherData", bottoms=(), sources=(), param=param)
+        else:
+            yield layer
+
+
+def _why_left_out(
+    layer: LayerSpec, left: Sequence[LayerSpec], spec: NetSpec, gone: Collection[str], labels: set[Source],
+    unknown: Collection[str],
+) -> str:  # fmt: skip
+    """Why the deploy view does without a layer of an unknown type; empty where it does not."""
+    behind = _behind(left, {layer.name})
+    if any(one.type not in _SLIGHT and one.name not in unknown for one in left if one.name in behind):
+        return ""
+    if layer.param.loss_weight or _MEASURES.search(_kind(layer)):
+        return "is a loss or a measure"
+    if set(layer.sources) & _derived(left, labels):
+        return "reads labels"
+    readings = [
+        index for one in spec.layers if one.name in gone for index, source in enumerate(one.sources)
+        if source[0] in behind
+    ]  # fmt: skip
+    if readings and 0 not in readings:
+        return "makes targets for losses"
+    if layer.type == "Python" and behind == {layer.name}:
+        return "runs Python code behind the net"
+    if not layer.tops:
+        return "makes nothing"
+    return ""
+
+
+def _kind(layer: LayerSpec) -> str:
+    """The type; of Python code, its class."""
+    p = layer.param.python_param
+    return f"{p.module}.{p.layer}" if layer.type == "Python" else layer.type
+
+
+def _note(layer: LayerSpec, reason: str, others: Iterable[str]) -> str:
+    too = sorted(others)
+    behind = f", and with it what reads it: {', '.join(too)}" if too else ""
+    return f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is not known, {reason} and is left out{behind}"
+
+
+# -- labels -------------------------------------------------------------------------------------------------------
+
+
+def _labels(
+    spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[str], learned_types: Collection[str]
+) -> set[Source]:
+    """The inputs that exist for what is gone."""
+    fed = _leading_to(kept, learned_types)
+    fed_inputs = {source for _, source in spec.inputs if source in fed}
+    labels = {s for _, s in spec.inputs if fed_inputs and s not in fed and spec.by_name[s[0]].type != "Input"}
+    read_by_losses = {s for layer in spec.layers if layer.name in gone for s in layer.sources}
+    return labels | {s for _, s in spec.inputs if s in read_by_losses and not any(s in k.sources for k in kept)}
+
+
+def _unread(spec: NetSpec) -> set[Source]:
+    """The tops of data layers that nobody reads, of a net that reads another."""
+    read = {source for layer in spec.layers for source in layer.sources}
+    data = {source for _, source in spec.inputs if spec.by_name[source[0]].type != "Input"}
+    return data - read if data & read else set()
+
+
+def _compared_only(spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[str], labels: set[Source]) -> set[str]:
+    """The layers that join labels and what the net made, a mask say, for a loss: nothing else reads them."""
+    derived = _derived(kept, labels)
+    read_by_gone = {source[0] for layer in spec.layers if layer.name in gone for source in layer.sources}
+    slight = {layer.name for layer in kept if layer.type in _SLIGHT}
+    found: set[str] = set()
+    for layer in kept:
+        behind = _behind(kept, {layer.name})
+        mixes = not derived.isdisjoint(layer.sources) and not derived.issuperset(layer.sources)
+        if mixes and layer.type == "Eltwise" and behind & read_by_gone and behind <= slight:
+            found |= behind
+    return found
+
+
+def _behind(layers: Sequence[LayerSpec], names: Collection[str]) -> set[str]:
+    """The layers of ``names``, and those that read what they or these make."""
+    found = set(names)
+    for layer in layers:
+        if any(source[0] in found for source in layer.sources):
+            found.add(layer.name)
+    return found
+
+
+def _derived(layers: Sequence[LayerSpec], labels: Collection[Source]) -> set[Source]:
+    """Labels, and the blobs that are made from labels alone."""
+    derived = set(labels)
+    for layer in layers:
+        if layer.sources and all(s in derived for s in layer.sources):
+            derived |= {(layer.name, k) for k in range(len(layer.tops))}
+    return derived
+
+
+def _leading_to(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Source]:
+    """The blobs from which a layer of ``types`` is reached."""
+    found: set[Source] = set()
+    for layer in reversed(layers):
+        if layer.type in types or any((layer.name, k) in found for k in range(len(layer.tops))):
+            found.update(layer.sources)
+    return found
+
+
+def _made_from(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Source]:
+    """The blobs that layers of ``types`` made, or that were made from those."""
+    found: set[Source] = set()
+    for layer in layers:
+        if layer.type in types or found.intersection(layer.sources):
+            found.update((layer.name, k) for k in range(len(layer.tops)))
+    return found
+
+
+def _silent(layer: LayerSpec, labels: set[Source]) -> LayerSpec:
+    """A Silence without its labels: it would keep them."""
+    if layer.type != "Silence":
+        return layer
+    kept = [k for k, source in enumerate(layer.sources) if source not in labels]
+    if not kept:
+        return layer
+    return dataclasses.replace(
+        layer, bottoms=tuple(layer.bottoms[k] for k in kept), sources=tuple(layer.sources[k] for k in kept)
+    )
+
+
+def _without_label_branches(layers: list[LayerSpec], labels: set[Source]) -> list[LayerSpec]:
+    """Drops the layers all of whose bottoms come from labels, unless somebody who is kept reads them."""
+    derived = _derived(layers, labels)
+    kept: list[LayerSpec] = []
+    read: set[Source] = set()
+    for layer in reversed(layers):
+        tops = {(layer.name, k) for k in range(len(layer.tops))}
+        from_labels = bool(layer.sources) and all(s in derived for s in layer.sources)
+        if not from_labels or tops & read:
+            kept.append(layer)
+            read.update(layer.sources)
+    return kept[::-1]
+
+
+def _without_tops(layers: Sequence[LayerSpec], dropped: set[Source]) -> Iterator[LayerSpec]:
+    """The layers, their sources without those tops in ``dropped`` that nobody reads."""
+    dropped = dropped - {s for layer in layers for s in layer.sources}
+    moved: dict[Source, Source] = {}
+    for layer in layers:
+        tops = [k for k in range(len(layer.tops)) if (layer.name, k) not in dropped]
+        moved |= {(layer.name, k): (layer.name, new) for new, k in enumerate(tops)}
+        if tops or not layer.tops:
+            yield dataclasses.replace(
+                layer, tops=tuple(layer.tops[k] for k in tops), sources=tuple(moved[s] for s in layer.sources)
+            )

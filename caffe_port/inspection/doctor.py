@@ -1,0 +1,242 @@
+"""What this installation can do: packages, references, devices, and a net that is converted and verified on the spot.
+
+Nothing is believed that can be tried: OpenCV's importer reads a net, pycaffe is imported by the Python that has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import caffe_port
+from caffe_port.errors import CaffePortError
+from caffe_port.table import human_bytes
+
+PACKAGES = ("torch", "torchvision", "protobuf", "numpy", "opencv", "safetensors", "click", "rich")
+"""What caffe-port always needs, by distribution; OpenCV has several."""
+OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
+EXTRAS = {
+    "hdf5": ".caffemodel.h5 and HDF5Data", "data": "LMDB, HDF5 and SVHN", "plot": "curves and pictures",
+    "onnx": "--format onnx",
+}  # fmt: skip
+"""What the extras of pyproject.toml are for."""
+
+NET = """
+name: "doctor"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 5 kernel_size: 3 stride: 2 pad: 1 weight_filler { type: "xavier" } } }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 3 stride: 2 } }
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        part: ``"packages"``, ``"extras"``, ``"references"``, ``"devices"``, ``"cache"`` or ``"self-test"``.
+        name: what it is.
+        ok: whether it is there and works.
+        text: version, place, or why not.
+        hint: the command or setting that would help.
+    """
+
+    part: str
+    name: str
+    ok: bool
+    text: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """All findings, and the verdict.
+
+    Attributes:
+        healthy: converting and verifying work; what else is missing may never be needed.
+        findings: in the order in which they are shown.
+        seconds: what the looking took.
+    """
+
+    healthy: bool
+    findings: tuple[Finding, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "caffe-port": caffe_port.__version__, "healthy": self.healthy, "seconds": round(self.seconds, 2),
+            "findings": [asdict(finding) for finding in self.findings],
+        }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Distribution -> version, Python first, "not installed" where it is not; nothing is imported for it."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        names = OPENCV if package == "opencv" else (package,)
+        installed = next(((name, _version(name)) for name in names if _version(name)), None)
+        name, version = installed or (names[0], "not installed")
+        found[name] = str(version)
+    return found
+
+
+def examine() -> Checkup:
+    """Looks at everything; takes about as long as importing torch."""
+    began = time.monotonic()
+    packages = [
+        Finding("packages", name, version != "not installed", version, _needed(name, version))
+        for name, version in versions().items()
+    ]
+    found = [*packages, *_extras()]
+    tests: tuple[tuple[str, str, Callable[[Path], str]], ...] = (
+        ("references", "OpenCV", functools.partial(_verify, "opencv")),
+        ("references", "NumPy formulas", functools.partial(_verify, "numpy")),
+        ("references", "pycaffe", _pycaffe),
+        ("devices", "CPU", _cpu),
+        ("devices", "GPU", _gpu),
+        ("cache", "folder", _cache),
+        ("self-test", "convert", _convert),
+    )
+    with tempfile.TemporaryDirectory(prefix="caffe-port-") as scratch:
+        found += [_tried(part, name, test, Path(scratch)) for part, name, test in tests]
+    works = {finding.name for finding in found if finding.ok}
+    healthy = "convert" in works and bool(works & {"OpenCV", "NumPy formulas"})
+    return Checkup(healthy, tuple(found), time.monotonic() - began)
+
+
+def _tried(part: str, name: str, test: Callable[[Path], str], scratch: Path) -> Finding:
+    """Whatever goes wrong is what was asked for: a broken installation raises anything."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a driver that is too old; said by torch, and below
+            return Finding(part, name, True, test(scratch))
+    except CaffePortError as error:
+        return Finding(part, name, False, f"{error.where}: {error.what}" if error.where else error.what, error.hint)
+    except Exception as error:  # noqa: BLE001
+        return Finding(part, name, False, f"{type(error).__name__}: {error}".partition("\n")[0])
+
+
+# -- packages -------------------------------------------------------------------------------------------------------
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _needed(name: str, version: str) -> str:
+    return f"pip install '{name}{'<5' if name in OPENCV else ''}'" if version == "not installed" else ""
+
+
+def _extras() -> list[Finding]:
+    """The extras that pyproject.toml declares, but for the tests' own, each with its packages."""
+    try:
+        required = metadata.requires("caffe-port") or []
+    except metadata.PackageNotFoundError:
+        text = "caffe-port is not installed, it runs from a checkout"
+        return [Finding("extras", "all", False, text, "pip install -e .")]
+    found = []
+    for extra, purpose in EXTRAS.items():
+        wanted = [r.partition(";")[0].strip() for r in required if re.search(rf"extra == ['\"]{extra}['\"]", r)]
+        names = {name: _version(name) for name in (re.split(r"[<>=!~ \[]", r)[0] for r in wanted)}
+        missing = [r for r in wanted if not names[re.split(r"[<>=!~ \[]", r)[0]]]
+        have = ", ".join(f"{name} {version}" for name, version in names.items() if version)
+        text = f"for {purpose}: {have}" if not missing else f"for {purpose}; missing: {', '.join(missing)}"
+        hint = "pip install " + " ".join(f"'{r}'" for r in missing) if missing else ""
+        found.append(Finding("extras", extra, not missing, text, hint))
+    return found
+
+
+# -- what is tried --------------------------------------------------------------------------------------------------
+
+
+def _net(scratch: Path) -> Path:
+    path = scratch / "net.prototxt"
+    path.write_text(NET, "utf-8")
+    return path
+
+
+def _verify(reference: str, scratch: Path) -> str:
+    from caffe_port.verification.verify import verify
+
+    report = verify(_net(scratch), against=reference)
+    rows = [row for row in report.rows if row.status != "not compared" and not row.by]
+    if not report.passed or not rows:
+        raise CaffePortError(f"a net of two layers does not agree with it: {report.first or 'nothing was compared'}")
+    return f"{report.reference}: verified a net of {len(rows)} layers"
+
+
+def _pycaffe(_: Path) -> str:
+    from caffe_port.verification.pycaffe_reference import PYTHON_VARIABLE, PycaffeReference
+
+    python = PycaffeReference().python
+    hint = f"needed only for --against pycaffe: set {PYTHON_VARIABLE} to a Python that has it"
+    code = "import caffe; print(getattr(caffe, '__version__', 'version unknown'), caffe.__file__)"
+    command = [python, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = getattr(error, "strerror", "it takes more than 30 seconds")
+        raise CaffePortError(f"{python} cannot be run: {why}", "", hint) from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise CaffePortError(f"{python}: {said}", "", hint)
+    return f"{done.stdout.strip().splitlines()[-1]}, by {python}"
+
+
+def _cpu(_: Path) -> str:
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()}, {capability}, {torch.get_num_threads()} threads of {os.cpu_count()} processors"
+
+
+def _gpu(_: Path) -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        raise CaffePortError(f"none that torch can use; torch {torch.__version__} {built}",
+                             hint="needed only for speed: everything runs on the CPU")  # fmt: skip
+    shown = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if device.major >= 8 else "no bf16"
+        shown.append(
+            f"cuda:{index} {device.name}, {human_bytes(device.total_memory)}, capability "
+            f"{device.major}.{device.minor}, {bf16}"
+        )
+    return "; ".join(shown)
+
+
+def _cache(_: Path) -> str:
+    from caffe_port.training.registry import cache_folder
+
+    folder = cache_folder()
+    exists = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not exists.is_dir() or not os.access(exists, os.W_OK | os.X_OK):
+        raise CaffePortError("cannot be written", str(folder), "set CAFFE_PORT_CACHE to a folder that can")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{folder}, {human_bytes(size)}" if folder.exists() else f"{folder}, made when first needed"
+
+
+def _convert(scratch: Path) -> str:
+    from caffe_port import api, emit
+
+    result = emit.convert(api.port(_net(scratch)), scratch / "converted")
+    return f"{result.layers} layers, {result.parameters} parameters; {result.check}"

@@ -1,0 +1,57 @@
+"""The layer that cuts one blob to the size of another; caffe_port/coordinates.py works out an offset left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from caffe_port.errors import SpecError
+from caffe_port.layers import Layer, Shape, canonical_axis, expect_bottoms
+from caffe_port.message import Message
+
+
+class Crop(Layer):
+    """The part of the first bottom, from ``axis`` on, that is as large as the second; ``offset`` says where it begins.
+
+    Without ``crop_param``, forks older than Caffe 1.0 (of FCN, HED, U-Net) begin where the windows of the layers before
+    say that the two bottoms show the same place, as AutoCrop does: that offset is taken where it is a whole number.
+    Caffe 1.0 begins at 0, which ``crop_param { offset: 0 }`` keeps.
+    Reference: crop_layer.cpp, auto_crop_layer.cpp (RCF)
+    """
+
+    param, aliases = "crop_param", ("AutoCrop",)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 2)
+        x, like = bottoms
+        axis = canonical_axis(p.axis, len(x))
+        if len(like) != len(x):
+            raise SpecError(f"the bottom {x} cannot be cropped to {like}: another number of dimensions")
+        offsets = [int(n) for n in p.offset] or [0]
+        if len(offsets) == 1:
+            offsets *= len(x) - axis
+        if len(offsets) != len(x) - axis:
+            raise SpecError(f"{len(offsets)} offsets; one, or {len(x) - axis} (one for each dimension from {axis} on)")
+        for dim, offset in enumerate(offsets, axis):
+            if offset + like[dim] > x[dim]:
+                raise SpecError(f"dimension {dim}: offset {offset} and size {like[dim]} reach beyond {x[dim]}")
+        return {"axis": axis, "offsets": tuple(offsets)}
+
+    def __init__(self, axis: int, offsets: tuple[int, ...]) -> None:
+        super().__init__()
+        self.axis, self.offsets = axis, offsets
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        for dim, offset in enumerate(self.offsets, self.axis):
+            x = x.narrow(dim, offset, like.shape[dim])
+        return x
+
+    def call_source(self, *bottoms: str) -> str:
+        x, like = bottoms
+        parts = [":"] * self.axis
+        for dim, n in enumerate(self.offsets, self.axis):
+            parts.append(f"{n}:{n} + {like}.shape[{dim}]" if n else f":{like}.shape[{dim}]")
+        return f"{x}[{', '.join(parts)}]"

@@ -1,0 +1,344 @@
+"""Layers that make one number of each window: pooling of images and volumes, spatial pyramid pooling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffe_port.errors import SpecError
+from caffe_port.layers import Layer, Shape, check_count, constructor, expect_bottoms, scalar_if_equal
+from caffe_port.layers.spatial import per_axis
+from caffe_port.message import Message
+
+
+class Pooling(Layer):
+    """Same as torch.nn.MaxPool2d or torch.nn.AvgPool2d with ``ceil_mode=True``, for all common parameters.
+
+    Differs from PyTorch: padding may reach kernel - 1. Windows that begin beyond the image are dropped only if there
+    is padding; without it (a stride greater than the kernel) they stay: MAX gives the lowest float32, AVE gives 0 / n
+    or NaN. MAX skips NaN in Caffe, torch passes it on. STOCHASTIC draws, in train(), one value of each window with
+    a probability proportional to it, and gives sum(x^2) / sum(x) in eval(); the bottom must not be negative.
+    A second top holds the index of each maximum within its plane, as floats. A bottom (N, C, D, H, W) is pooled as by
+    Pooling3D.
+    Reference: pooling_layer.cpp, pooling_layer.cu
+    """
+
+    aliases = ("NdPooling",)
+
+    def __init__(
+        self,
+        pool: str,
+        kernel_size: tuple[int, int] | None,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        ceil_mode: bool = True,
+        mask: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.kernel_size = kernel_size  # None: the whole image
+        self.stride = stride
+        self.padding = padding
+        self.ceil_mode = ceil_mode
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.kernel_size is None and self.pool == "AVE":
+            return F.adaptive_avg_pool2d(x, 1)
+        kernel = (x.shape[2], x.shape[3]) if self.kernel_size is None else self.kernel_size
+        if self.mask:
+            return max_pool_mask(x, kernel, self.stride, self.padding, self.ceil_mode)
+        if self.pool == "MAX":
+            return max_pool(x, kernel, self.stride, self.padding, self.ceil_mode)
+        if self.pool == "AVE":
+            return ave_pool(x, kernel, self.stride, self.padding, self.ceil_mode)
+        return stochastic_pool(x, kernel, self.stride, self.ceil_mode, self.training)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        mask = len(p.top) > 1
+        p = p.pooling_param
+        if len(bottoms[0]) != 4:
+            raise SpecError(f"Pooling takes a bottom (N, C, H, W), got {bottoms[0]}")
+        if mask and p.pool != "MAX":
+            raise SpecError(f"a second top (the mask) needs pool: MAX, got {p.pool}")
+        if p.global_pooling:
+            if p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w"):
+                raise SpecError("global_pooling takes the whole image: remove the kernel size")
+            stride, padding = per_axis(p, "stride", 2, 1, least=1), per_axis(p, "pad", 2, 0)
+            if stride != (1, 1) or padding != (0, 0):
+                raise SpecError(f"global_pooling allows stride 1 and pad 0 only, got {stride} and {padding}")
+            return {"pool": p.pool, "kernel_size": None} | ({"mask": True} if mask else {})
+        args: dict[str, Any] = {
+            "pool": p.pool,
+            "kernel_size": per_axis(p, "kernel_size", 2, None, least=1),
+            "stride": per_axis(p, "stride", 2, 1, least=1),
+            "padding": per_axis(p, "pad", 2, 0),
+            "ceil_mode": rounds_up(p),
+        }
+        check_pooling(bottoms[0], **args)
+        return args | ({"mask": True} if mask else {})
+
+    @classmethod
+    def build(cls, layer: Message, bottoms: Sequence[Shape]) -> Layer:
+        kind = Pooling3D if bottoms and len(bottoms[0]) == 5 else cls
+        return kind.make(kind.from_caffe(layer, bottoms))
+
+    def torch_source(self) -> str | None:
+        if self.mask or self.pool == "STOCHASTIC":
+            return None
+        name = {"MAX": "Max", "AVE": "Avg"}[self.pool]
+        if self.kernel_size is None:
+            return f"nn.Adaptive{name}Pool2d(1)"
+        if not torch_has_windows(self.kernel_size, self.stride, self.padding, self.ceil_mode):
+            return None
+        options = {
+            "padding": (scalar_if_equal(self.padding), 0),
+            "ceil_mode": (self.ceil_mode and self.stride != (1, 1), False),
+        }
+        window = [scalar_if_equal(self.kernel_size), scalar_if_equal(self.stride)]
+        return constructor(f"nn.{name}Pool2d", window, options)
+
+
+class Pooling3D(Layer):
+    """Same as torch.nn.MaxPool3d or torch.nn.AvgPool3d with ``ceil_mode=True``, for all common parameters.
+
+    Takes (N, C, D, H, W). The parameters are ``pooling3d_param`` or ``pooling_param``; ``kernel_depth``,
+    ``temporal_stride`` and ``temporal_pad`` are those of the first of the three axes (C3D), else a number counts for
+    all three, or each has its own.
+
+    Differs from PyTorch: as Pooling does, about windows at the edges. There is no STOCHASTIC, and no mask.
+    Reference: facebookarchive/C3D pool3d_layer.cpp; superxuang/caffe_3d_faster_rcnn pooling3d_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if len(p.top) > 1:
+            raise SpecError("a second top (the mask) is made of images (N, C, H, W) only")
+        p = p.pooling3d_param if p.has("pooling3d_param") else p.pooling_param
+        if len(bottoms[0]) != 5 or p.pool == "STOCHASTIC":
+            raise SpecError(f"a bottom (N, C, D, H, W), and MAX or AVE are expected, got {bottoms[0]} and {p.pool}")
+        if p.global_pooling:
+            return {"pool": p.pool, "kernel_size": None}
+        args: dict[str, Any] = {
+            "pool": p.pool,
+            "kernel_size": per_axis(p, "kernel_size", 3, None, least=1),
+            "stride": per_axis(p, "stride", 3, 1, least=1),
+            "padding": per_axis(p, "pad", 3, 0),
+            "ceil_mode": rounds_up(p),
+        }
+        check_pooling(bottoms[0], **args)
+        return args
+
+    def __init__(
+        self,
+        pool: str,
+        kernel_size: tuple[int, ...] | None,
+        stride: tuple[int, ...] = (1, 1, 1),
+        padding: tuple[int, ...] = (0, 0, 0),
+        ceil_mode: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pool, self.kernel_size, self.stride, self.padding = pool, kernel_size, stride, padding
+        self.ceil_mode = ceil_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = tuple(x.shape[2:]) if self.kernel_size is None else self.kernel_size
+        if self.pool == "MAX":
+            lowest = torch.finfo(x.dtype).min
+            wide = fit_to_windows(x, kernel, self.stride, self.padding, self.ceil_mode, lowest)
+            return F.max_pool3d(wide, kernel, self.stride)
+        wide = fit_to_windows(x, kernel, self.stride, self.padding, self.ceil_mode)
+        total = F.avg_pool3d(wide, kernel, self.stride) * math.prod(kernel)
+        for axis, (k, s, pad) in enumerate(zip(kernel, self.stride, self.padding, strict=True), 2):
+            start = torch.arange(total.shape[axis], device=x.device) * s - pad
+            covered = (x.shape[axis] + pad - start).clamp(max=k)
+            total = total / covered.reshape(-1, *[1] * (4 - axis))
+        return total
+
+    def torch_source(self) -> str | None:
+        name = {"MAX": "Max", "AVE": "Avg"}[self.pool]
+        if self.kernel_size is None:
+            return f"nn.Adaptive{name}Pool3d(1)"
+        if not torch_has_windows(self.kernel_size, self.stride, self.padding, self.ceil_mode):
+            return None
+        options = {
+            "padding": (scalar_if_equal(self.padding), 0),
+            "ceil_mode": (self.ceil_mode and set(self.stride) != {1}, False),
+        }
+        window = [scalar_if_equal(self.kernel_size), scalar_if_equal(self.stride)]
+        return constructor(f"nn.{name}Pool3d", window, options)
+
+
+class SPP(Layer):
+    """Spatial pyramid pooling: the image is pooled to 1x1, 2x2, 4x4, ... bins, which are flattened and concatenated.
+
+    Differs from PyTorch: there is no module for it; nn.AdaptiveMaxPool2d cuts its bins elsewhere. A pyramid of one
+    level is not flattened: its top is (N, C, 1, 1).
+    Reference: spp_layer.cpp
+    """
+
+    param = "spp_param"
+
+    def __init__(self, pyramid_height: int, pool: str = "MAX") -> None:
+        super().__init__()
+        self.pyramid_height = pyramid_height
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = []
+        for level in range(self.pyramid_height):
+            kernel, padding = spp_window((x.shape[2], x.shape[3]), 2**level)
+            if self.pool == "MAX":
+                levels.append(max_pool(x, kernel, kernel, padding, True))
+            elif self.pool == "AVE":
+                levels.append(ave_pool(x, kernel, kernel, padding, True))
+            else:
+                levels.append(stochastic_pool(x, kernel, kernel, True, self.training))
+        return levels[0] if len(levels) == 1 else torch.cat([y.flatten(1) for y in levels], dim=1)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if len(bottoms[0]) != 4:
+            raise SpecError(f"SPP takes a bottom (N, C, H, W), got {bottoms[0]}")
+        height, width = bottoms[0][2:]
+        if not 1 <= p.pyramid_height <= max(height, width).bit_length():
+            raise SpecError(f"pyramid_height {p.pyramid_height} does not fit an image of {height} x {width}")
+        for level in range(p.pyramid_height):
+            kernel, padding = spp_window((height, width), 2**level)
+            check_pooling(bottoms[0], p.pool, kernel, kernel, padding, True)
+        return {"pyramid_height": p.pyramid_height, "pool": p.pool}
+
+
+# -- windows, in forward ------------------------------------------------------------------------------------------
+
+
+def window_count(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, clip: bool) -> int:
+    """How many windows Caffe places along an axis; with ``clip``, none begins beyond the image. pooling_layer.cpp"""
+    span = size + 2 * padding - kernel
+    count = (-(-span // stride) if ceil_mode else span // stride) + 1
+    return count - 1 if clip and (count - 1) * stride >= size + padding else count
+
+
+def torch_has_windows(
+    kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], ceil_mode: bool
+) -> bool:
+    """Whether torch's pooling places Caffe's windows on images of every size.
+
+    Torch pads half a kernel at most, and drops windows that begin beyond the image even where there is no padding.
+    """
+    little_padding = all(2 * pad <= k for pad, k in zip(padding, kernel, strict=True))
+    same_clipping = not ceil_mode or any(padding) or all(s <= k for s, k in zip(stride, kernel, strict=True))
+    return little_padding and same_clipping
+
+
+def fit_to_windows(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    ceil_mode: bool,
+    value: float = 0.0,
+) -> Tensor:
+    """Pads (or crops) the image so that pooling without padding meets exactly Caffe's windows."""
+    edges: list[int] = []
+    for size, k, s, pad in zip(x.shape[2:], kernel, stride, padding, strict=True):
+        count = window_count(size, k, s, pad, ceil_mode, any(padding))
+        edges = [pad, (count - 1) * s + k - size - pad, *edges]
+    return F.pad(x, edges, value=value)
+
+
+def max_pool(
+    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
+) -> Tensor:
+    if torch_has_windows(kernel, stride, padding, ceil_mode):
+        return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
+    return F.max_pool2d(fit_to_windows(x, kernel, stride, padding, ceil_mode, torch.finfo(x.dtype).min), kernel, stride)
+
+
+def max_pool_mask(
+    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
+) -> tuple[Tensor, Tensor]:
+    """The maxima, and for each the index of its pixel in the plane; -1 for a window without pixels."""
+    if torch_has_windows(kernel, stride, padding, ceil_mode):
+        y, index = F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode, return_indices=True)
+        return y, index.to(x.dtype)
+    lowest = torch.finfo(x.dtype).min
+    wide = fit_to_windows(x, kernel, stride, padding, ceil_mode, lowest)
+    y, index = F.max_pool2d(wide, kernel, stride, return_indices=True)
+    row, column = index // wide.shape[3] - padding[0], index % wide.shape[3] - padding[1]
+    return y, torch.where(y > lowest, row * x.shape[3] + column, -1).to(x.dtype)
+
+
+def ave_pool(
+    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
+) -> Tensor:
+    """Means over the window, padding included, but cut off where the padding ends."""
+    if torch_has_windows(kernel, stride, padding, ceil_mode):
+        return F.avg_pool2d(x, kernel, stride, padding, ceil_mode)
+    wide = fit_to_windows(x, kernel, stride, padding, ceil_mode)
+    total = F.avg_pool2d(wide, kernel, stride) * (kernel[0] * kernel[1])
+    top = torch.arange(total.shape[2], device=x.device) * stride[0] - padding[0]
+    left = torch.arange(total.shape[3], device=x.device) * stride[1] - padding[1]
+    rows = (x.shape[2] + padding[0] - top).clamp(max=kernel[0])
+    columns = (x.shape[3] + padding[1] - left).clamp(max=kernel[1])
+    return total / (rows[:, None] * columns)
+
+
+def stochastic_pool(
+    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], ceil_mode: bool, training: bool
+) -> Tensor:
+    """Zeiler and Fergus 2013: a draw in proportion to the values (training), or its expectation."""
+    wide = fit_to_windows(x, kernel, stride, (0, 0), ceil_mode)
+    windows = wide.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(4)
+    if training:
+        so_far = windows.cumsum(4)
+        threshold = so_far[..., -1:] * torch.rand_like(so_far[..., -1:])
+        drawn = (so_far >= threshold).to(torch.uint8).argmax(4, keepdim=True)
+        return windows.gather(4, drawn).squeeze(4)
+    total = windows.sum(4)
+    some = total > 0
+    return torch.where(some, windows.square().sum(4) / torch.where(some, total, 1), 0)
+
+
+def spp_window(size: tuple[int, int], bins: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Kernel (also the stride) and padding that cut an image into bins x bins windows. spp_layer.cpp"""
+    kernel = (math.ceil(size[0] / bins), math.ceil(size[1] / bins))
+    return kernel, ((kernel[0] * bins - size[0] + 1) // 2, (kernel[1] * bins - size[1] + 1) // 2)
+
+
+# -- parameters, from Caffe ---------------------------------------------------------------------------------------
+
+
+def rounds_up(p: Message) -> bool:
+    """Whether the number of windows is rounded up, as Caffe does unless a newer field or a fork's says otherwise."""
+    return bool(p.round_mode == "CEIL" and p.ceil_mode and not p.round_below)
+
+
+def check_pooling(
+    bottom: Shape,
+    pool: str,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    ceil_mode: bool,
+) -> None:
+    """Raises SpecError for windows that Caffe refuses. pooling_layer.cpp"""
+    if any(padding) and pool == "STOCHASTIC":
+        raise SpecError("STOCHASTIC pooling has no padding in Caffe", hint="pad with MAX or AVE only")
+    for pad, kernel in zip(padding, kernel_size, strict=True):
+        if pad >= kernel:
+            raise SpecError(f"pad {pad} must be less than the kernel, {kernel}: a window would see padding only")
+    axes = zip(bottom[2:], kernel_size, stride, padding, strict=True)
+    sizes = [window_count(*axis, ceil_mode, any(padding)) for axis in axes]
+    if min(sizes) < 1:
+        raise SpecError(f"no window of {' x '.join(map(str, kernel_size))} fits a bottom {bottom}")
+    check_count("the top", (*bottom[:2], *sizes))

@@ -1,0 +1,31 @@
+"""The example of CONTRIBUTING.md: a layer type is one class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from caffe_port.layers import Layer, Shape
+from caffe_port.message import Message
+
+
+class HardSigmoid(Layer):
+    """min(1, max(0, slope * x + shift)).
+
+    Differs from PyTorch: nn.Hardsigmoid has the slope 1 / 6.
+    Reference: our fork's hard_sigmoid_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"slope": float(p.hard_sigmoid_param.slope), "shift": float(p.hard_sigmoid_param.shift)}
+
+    def __init__(self, slope: float, shift: float) -> None:
+        super().__init__()
+        self.slope = slope
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.slope * x + self.shift).clamp(0, 1)

@@ -1,0 +1,157 @@
+"""What is fuzzed: every reader of files, as functions of bytes. Each ends in a result or in a CaffePortError."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from caffe_port import api, caffemodel, prototxt, state, wire
+from caffe_port.emit import source
+from caffe_port.errors import CaffePortError
+from caffe_port.inspection import inspect
+from caffe_port.spec import Definition
+from caffe_port.training import logs, registry, solver, solverstate, sources
+from caffe_port.verification import trace
+
+LEVELDB = Path(__file__).resolve().parent.parent / "golden" / "leveldb" / "db"
+MANY = 1_000_000
+"""Parameters of a net that is built: what a definition asks for within Caffe's limits is its author's choice."""
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="caffe-port-fuzz.", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+
+
+def _file(data: bytes, name: str) -> Path:
+    path = Path(_FOLDER.name) / name
+    path.unlink(missing_ok=True)  # the last one may still be mapped
+    path.write_bytes(data)
+    return path
+
+
+def _looked_at(path: Path) -> bool:
+    """Inspects a net as the command line does; whether it is small enough to be built."""
+    found = inspect.inspect_file(path, options=inspect.Options(numbers=True))
+    json.dumps(found.to_json())
+    inspect.render(found, 100)
+    return not found.errors and not found.unknown["parameters"] and found.totals["parameters"] < MANY
+
+
+def net_prototxt(data: bytes) -> None:
+    """A net's text: parsed, written again, looked at, built, and written as model.py, which compiles."""
+    path = _file(data, "net.prototxt")
+    definition = Definition.read(path)
+    prototxt.parse(prototxt.dump(definition.net), "NetParameter")
+    if _looked_at(path):
+        written = source.model(api.port(path).net)
+        compile(written.source, "model.py", "exec")
+
+
+def solver_prototxt(data: bytes) -> None:
+    spec = solver.SolverSpec.read(_file(data, "solver.prototxt"))
+    for it in (0, 1, 7, 1000):
+        if it < spec.max_iter:
+            solver.learning_rate(spec, it)
+            solver.current_step(spec, it)
+    inspect.render(inspect.inspect_file(_file(data, "solver.prototxt")), 100)
+
+
+def weights(data: bytes) -> None:
+    """A .caffemodel of any age, or .caffemodel.h5."""
+    path = _file(data, "net.caffemodel")
+    stored = caffemodel.read(path)
+    if stored.net is not None:
+        b"".join(wire.serialize(stored.net))
+        prototxt.dump(stored.net)
+        if _looked_at(path):
+            api.port(None, path)
+    else:
+        _looked_at(path)
+
+
+def mean(data: bytes) -> None:
+    caffemodel.read_mean(_file(data, "mean.binaryproto"))
+    inspect.inspect_file(_file(data, "mean.binaryproto"))
+
+
+def solver_state(data: bytes) -> None:
+    """A .solverstate or .solverstate.h5."""
+    state_ = solverstate.read(_file(data, "net.solverstate"))
+    with contextlib.suppress(CaffePortError):
+        solverstate.weights_beside(state_)
+    inspect.inspect_file(_file(data, "net.solverstate"))
+
+
+def datum(data: bytes) -> None:
+    """A record of a database; the picture in it may be encoded."""
+    for color in (-1, 0, 1):
+        sources.datum(data, "record", color)
+
+
+def leveldb(data: bytes) -> None:
+    """A LevelDB; the first byte tells which of its files the others replace."""
+    folder = Path(_FOLDER.name) / "leveldb"
+    names = sorted(path.name for path in LEVELDB.iterdir())
+    if not folder.is_dir():
+        folder.mkdir()
+    chosen = names[data[0] % len(names)] if data else names[0]
+    for name in names:
+        _file(data[1:] if name == chosen else (LEVELDB / name).read_bytes(), f"leveldb/{name}")
+    records = sources.Database(folder)
+    for index in range(min(len(records), 50)):
+        records[index]
+
+
+def lmdb(data: bytes) -> None:
+    """A data.mdb."""
+    records = sources.Database(_file(data, "data.mdb"))
+    for index in range(min(len(records), 50)):
+        records[index]
+
+
+def picture_list(data: bytes) -> None:
+    """A list of pictures and labels; what lies behind a NUL is the picture that 'a' names."""
+    text, _, picture = data.partition(b"\0")
+    _file(picture, "a")
+    records = sources.ImageList(_file(text, "list.txt"), f"{_FOLDER.name}/", (5, 7))
+    for index in range(min(len(records), 20)):
+        records[index]
+
+
+def caffe_log(data: bytes) -> None:
+    log = logs.read(_file(data, "caffe.log"))
+    json.dumps(log.as_dict())
+    logs.to_csv(log, Path(_FOLDER.name) / "log.csv")
+
+
+def registry_toml(data: bytes) -> None:
+    for entry in registry.read(_file(data, "registry.toml")).values():
+        str(entry.preprocessing)
+
+
+def trace_npz(data: bytes) -> None:
+    trace.Trace.load(_file(data, "trace.npz"))
+
+
+def state_dict(data: bytes) -> None:
+    """.safetensors, .pt, .pth."""
+    state.read(_file(data, "state.pt"))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "net_prototxt": net_prototxt, "solver_prototxt": solver_prototxt, "caffemodel": weights, "caffemodel_h5": weights,
+    "binaryproto": mean, "solverstate": solver_state, "solverstate_h5": solver_state, "datum": datum,
+    "leveldb": leveldb, "lmdb": lmdb, "picture_list": picture_list, "caffe_log": caffe_log,
+    "registry_toml": registry_toml,    "trace_npz": trace_npz, "state_dict": state_dict,
+}  # fmt: skip
+
+
+def check(target: str, data: bytes) -> None:
+    """Runs a target; what it raises, CaffePortError apart, is a finding."""
+    try:
+        TARGETS[target](data)
+    except CaffePortError as error:
+        text = str(error)
+        assert len(text) < 5000, "an error is a sentence or two"
+        assert "\n" not in error.what, "one line says what"  # noqa: PT017

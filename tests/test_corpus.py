@@ -1,0 +1,39 @@
+"""What fuzzing found, again: every input of tests/corpus ends in a result or a CaffePortError, silently and soon."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from fuzz import seeds, targets
+
+CORPUS = Path(__file__).with_name("corpus")
+INPUTS = sorted(CORPUS.glob("*/*"))
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_findings_stay_fixed(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    targets.check(path.parent.name, path.read_bytes())
+    assert time.monotonic() - began < 10
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_seeds_cut_and_changed(target: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A little of what `make fuzz` does: two seeds of every target, cut, doubled, with every byte value somewhere."""
+    found = sorted(seeds.seeds(target), key=len)[:2]
+    capfd.readouterr()
+    for data in found:
+        targets.check(target, data)
+        for k in range(40):
+            at = len(data) * k // 40
+            for changed in (data[:at], data[:at] + bytes([7 * k % 256]) + data[at + 1 :], data[:at] + data):
+                targets.check(target, changed)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_every_input_belongs_to_a_target_and_is_small() -> None:
+    assert {path.parent.name for path in INPUTS} <= set(targets.TARGETS)
+    assert sum(path.stat().st_size for path in INPUTS) < 1 << 20
