@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import subprocess
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from caffe_port import caffemodel, layers, prototxt, shapes
 from caffe_port.errors import CaffePortError, SpecError
-from caffe_port.net import Net
+from caffe_port.net import Net, infer_by_running
 from caffe_port.shapes import UnknownShape
 from caffe_port.spec import SOURCE_TYPES, Definition, LayerSpec, NetSpec, Source
 
@@ -56,6 +57,10 @@ def assert_as_net(spec: NetSpec, given: dict[str, tuple[int, ...]]) -> Net:
     net = Net(spec, given, seed=None)
     found = shapes.infer(spec, given)
     assert found == dict(net.plan.shapes)
+    for step in net.plan.steps:  # by running, too: the Net itself goes by the rules
+        module = copy.deepcopy(getattr(net, step.attribute)).to("meta")
+        ran = infer_by_running(step.layer, module, [found[source] for source in step.layer.sources])
+        assert ran == [found[step.layer.name, k] for k in range(len(ran))], step.layer.name
     modules = net.caffe_layers()
     for layer in spec.layers:
         if layer.type in SOURCE_TYPES:
