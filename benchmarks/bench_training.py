@@ -34,14 +34,17 @@ from caffe_port.training.solver import SolverSpec
 from caffe_port.training.train import _gradients
 
 SOLVER = "simplenet_cifar10_port_solver.prototxt"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REPORTED_MB = 1239  # by the authors of the port, at batch size 64
 Step = Callable[[], Any]
 
 
-def training(data: Path, folder: Path, device: torch.device, batch_size: int, fast: bool) -> tuple[Training, Step]:
+def training(
+    data: Path, folder: Path, device: torch.device, batch_size: int, fast: bool, amp: str | None = None
+) -> tuple[Training, Step]:
     """Our loop's step without its reports; what ``caffe-port train`` does for one update."""
     spec = SolverSpec.read(registry.model_defs() / SOLVER).changed(test_interval=0)
-    options = TrainOptions(data=str(data), entry="simplenet-cifar10-port", batch_size=batch_size, fast=fast)
+    options = TrainOptions(data=str(data), entry="simplenet-cifar10-port", batch_size=batch_size, fast=fast, amp=amp)
     t, _ = set_up(spec, folder, options, device, lambda _: None)
     t.net.train()
     graphed = GraphedUpdate(t.optimizer, lambda batches: _gradients(t, batches)) if t.options.cuda_graph else None
@@ -85,14 +88,14 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, side: int) -> float:
     return 2 * side**3 / min(seconds(lambda: torch.mm(a, b), 3, device) for _ in range(3))
 
 
-def memory(data: Path, device: torch.device, fast: bool) -> tuple[float, str]:
+def memory(data: Path, device: torch.device, kind: str) -> tuple[float, str]:
     """MB that training at batch 64 takes, and how that was found out."""
     with tempfile.TemporaryDirectory() as folder:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
-        t, step = training(data, Path(folder), device, 64, fast)
+        t, step = training(data, Path(folder), device, 64, fast=kind == "bf16", amp="bf16" if kind == "bf16" else None)
         with closing(t):
             if device.type == "cuda":
                 for _ in range(6):
@@ -129,24 +132,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder, data = Path(name), Path(name) / "random.npz"
         np.savez(data, x_train=images, y_train=labels, x_test=images[:batch], y_test=labels[:batch])
-        used = {label: memory(data, device, fast) for label, fast in (("fp32", False), ("bf16", True))}
+        used = {kind: memory(data, device, kind) for kind in ("fp32", "bf16")}
         original = OriginalLoop(torch.from_numpy(images), torch.from_numpy(labels), batch, device)
         plain, plain_step = training(data, folder / "plain", device, batch, fast=False)
-        _, quick_step = training(data, folder / "fast", device, batch, fast=True)
+        quick, quick_step = training(data, folder / "fast", device, batch, fast=True)
+        quick_kind = quick.options.amp or "fp32"
         variants = {"original loop, fp32": original.step, "caffe-port train, fp32": plain_step,
-                    "caffe-port train --fast, bf16": quick_step}  # fmt: skip
+                    f"caffe-port train --fast, {quick_kind}": quick_step}  # fmt: skip
         x = torch.randn(2, 3, 32, 32, device=device)
         y = torch.zeros(2, dtype=torch.long, device=device)
         theirs = flops(lambda: original.criterion(original.net(x), y).backward()) / 2
         ours = flops(lambda: plain.net.forward_with_loss(x, y)[1].backward()) / 2
         for step in variants.values():  # the graph is captured at the fourth call
             seconds(step, 10 if gpu else 1, device)
-        best, rates = dict.fromkeys(variants, float("inf")), {"fp32": 0.0, "bf16": 0.0}
+        best, rates = dict.fromkeys(variants, float("inf")), dict.fromkeys(("fp32", quick_kind), 0.0)
         for _ in range(args.rounds):
             for label, step in variants.items():
                 best[label] = min(best[label], seconds(step, args.steps or (50 if gpu else 1), device))
-            for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-                rates[kind] = max(rates[kind], matmul_rate(dtype, device, 8192 if gpu else 1536))
+            for kind, rate in rates.items():
+                rates[kind] = max(rate, matmul_rate(DTYPES[kind], device, 8192 if gpu else 1536))
     speeds = {}
     for label, each in best.items():
         per_image = theirs if "original" in label else ours

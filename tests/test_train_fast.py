@@ -76,20 +76,39 @@ def test_what_a_cpu_cannot(tmp_path: Path, options: dict[str, Any], message: str
         train(project(tmp_path), tmp_path / "run", TrainOptions(**options))
 
 
-def test_fast_on_a_cpu_is_bf16_in_channels_last_memory(tmp_path: Path) -> None:
-    solver = project(tmp_path)
-    exact, quick = (train(solver, tmp_path / str(flag), TrainOptions(fast=flag, max_iter=4)) for flag in (False, True))
+@pytest.mark.parametrize("bf16", [True, False])
+def test_fast_on_a_cpu_is_channels_last_and_bf16_where_it_pays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    monkeypatch.setattr(parallel, "has_bf16", lambda device: bf16)
+    solver, told = project(tmp_path), []
+    net = tmp_path / "net.prototxt"  # in another memory format other units would be dropped
+    net.write_text("\n".join(line for line in net.read_text().splitlines() if "Dropout" not in line))
+    exact, quick = (train(solver, tmp_path / str(flag), TrainOptions(fast=flag, max_iter=4), told.append)
+                    for flag in (False, True))  # fmt: skip
     options = json.loads((tmp_path / "True" / "config.json").read_text())["options"]
-    assert (options["amp"], options["channels_last"], options["compile"], options["cuda_graph"]) == (
-        "bf16",
-        True,
-        False,
-        False,
-    )
-    assert quick.outputs["loss"] == pytest.approx(exact.outputs["loss"], rel=0.05)
-    assert quick.outputs["loss"] != exact.outputs["loss"]
+    assert options["amp"] == ("bf16" if bf16 else None)
+    assert (options["channels_last"], options["compile"], options["cuda_graph"]) == (True, False, False)
+    assert [parallel.NO_BF16 in event.get("text", "") for event in told].count(True) == (not bf16)
+    assert quick.outputs["loss"] == pytest.approx(exact.outputs["loss"], rel=0.05 if bf16 else 1e-4)
+    assert not bf16 or quick.outputs["loss"] != exact.outputs["loss"]
     right = 12 * quick.outputs["accuracy"]  # of two batches of six
     assert right == pytest.approx(round(right), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("told", "has"),
+    [({"avx2": True, "avx512_f": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True),
+     ({"amx_bf16": True}, True), ({"neon": True, "bf16": True}, True), (None, False)],
+)  # fmt: skip
+def test_bf16_is_asked_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, bool] | None, has: bool
+) -> None:
+    if told is None:  # as in torch 2.6
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert parallel.has_bf16(torch.device("cpu")) == has
 
 
 def test_the_end_of_the_time_is_told_apart_from_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,8 @@ def _std(text: str | None) -> list[float] | None:
 @click.option("--resume", is_flag=False, flag_value="newest", metavar="[STATE]",
               help="Go on from the newest snapshot in RUN, or from a .solverstate.")  # fmt: skip
 @click.option("--fast", is_flag=True,
-              help="bf16, channels-last, on a GPU compiled and as a CUDA graph. Default: fp32.")  # fmt: skip
+              help="channels-last, bf16 where the device has it; on a GPU compiled and as a CUDA graph. "
+              "Default: fp32.")  # fmt: skip
 @click.option("--amp", type=click.Choice(["bf16", "tf32"]), help="Mixed precision: autocast, or a GPU's TF32.")
 @click.option("--compile", is_flag=True, help="Run the net through torch.compile.")
 @click.option("--channels-last", is_flag=True, help="Memory format of images and weights; often faster on a GPU.")

@@ -202,8 +202,12 @@ def _pycaffe(_: Path) -> str:
 def _cpu(_: Path) -> str:
     import torch
 
+    from caffe_port.training.parallel import has_bf16
+
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()}, {capability}, {torch.get_num_threads()} threads of {os.cpu_count()} processors"
+    bf16 = "bf16" if has_bf16(torch.device("cpu")) else "no bf16"
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
+    return f"{platform.machine()}, {capability}, {bf16}, {threads}"
 
 
 def _gpu(_: Path) -> str:

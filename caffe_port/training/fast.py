@@ -1,9 +1,9 @@
 """The same net, trained as one would today: minutes on one GPU instead of hours. Nothing of Caffe's semantics is meant.
 
 SGD with Nesterov's momentum, a rate that rises and falls along two straight lines, label smoothing, mirroring,
-shifts and cutout on the device, an average of the parameters for the test, bfloat16 in channels-last memory,
-torch.compile on a GPU. The prototxt's layers are kept, its Dropout is not. The result is a .caffemodel that
-`caffe-port evaluate` knows.
+shifts and cutout on the device, an average of the parameters for the test, channels-last memory, bfloat16 where the
+device has it, torch.compile on a GPU. The prototxt's layers are kept, its Dropout is not. The result is a .caffemodel
+that `caffe-port evaluate` knows.
 
 What happens in an epoch depends on (seed, epoch) alone: a run that is resumed goes on as if it had not stopped.
 """
@@ -87,7 +87,7 @@ class FastOptions:
         seed: of the parameters, the order and the augmentation.
         resume: go on with what lies in the folder.
         max_seconds: ends the run after the epoch in which this time is over.
-        compile, bf16: None: compile on a GPU, bf16 everywhere.
+        compile, bf16: None: compile on a GPU, bf16 where the device has instructions for it.
     """
 
     data: str
@@ -101,7 +101,7 @@ class FastOptions:
     max_seconds: float | None = None
     device: str = "auto"
     compile: bool | None = None
-    bf16: bool = True
+    bf16: bool | None = None
 
 
 @dataclass
@@ -128,6 +128,10 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
     """
     listen, began = listen or (lambda _: None), time.monotonic()
     device = parallel.find_device(options.device)
+    if options.bf16 is None:
+        options = replace(options, bf16=parallel.has_bf16(device))
+        if not options.bf16:
+            listen({"kind": "note", "text": parallel.NO_BF16})
     if gpu := device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
@@ -179,7 +183,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
             torch._foreach_copy_(_state(net), run.averages)
             began_test = time.monotonic()
             prepare = Preprocessor(plan, test_set.channel_order, None, device)
-            with torch.autocast(device.type, torch.bfloat16, options.bf16):
+            with _autocast(device, options):
                 result = evaluate(net, test_set, prepare, batch_size=500, device=device)
             facts |= {
                 "epochs_done": run.epoch, "stopped": stopped, "train_seconds": round(run.seconds, 2),
@@ -230,7 +234,7 @@ def _epochs(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(update, updates)
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(epochs.device.type, torch.bfloat16, options.bf16):
+            with _autocast(epochs.device, options):
                 scores = model(images).flatten(1)
             loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.smoothing)
             torch.autograd.backward(loss)
@@ -268,7 +272,7 @@ def _compiled(
     images = torch.zeros(recipe.batch_size, *shape, device=device).to(memory_format=torch.channels_last)
     net.train()
     for _ in range(3):
-        with torch.autocast(device.type, torch.bfloat16, options.bf16):
+        with _autocast(device, options):
             scores = model(images).flatten(1)
         torch.autograd.backward(F.cross_entropy(scores.float(), scores.argmax(1)))
     net.zero_grad(set_to_none=True)
@@ -276,6 +280,10 @@ def _compiled(
     if gpu:
         torch.cuda.synchronize(device)
     return model, time.monotonic() - started
+
+
+def _autocast(device: torch.device, options: FastOptions) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, bool(options.bf16))
 
 
 def _state(net: nn.Module) -> list[Tensor]:
@@ -292,7 +300,7 @@ def _initialise(net: nn.Module, seed: int) -> None:
             value = torch.randn(tensor.shape, generator=generator) * gain / math.sqrt(tensor[0].numel())
         else:
             value = torch.full(tensor.shape, float(tensor.requires_grad and name.endswith("weight")))
-        tensor.data.copy_(value)
+        tensor.detach().copy_(value)
 
 
 # -- what is kept ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,17 @@ def find_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise CaffePortError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
     return device
+
+
+NO_BF16 = "the device has no instructions for bfloat16: float32 is used"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; one that has none is many times slower in it than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    told: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 cannot tell
+    return any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class TrainOptions:
         shuffle: None: databases in sequence, as Caffe; data sets shuffled.
         weights: parameters to start from.
         resume: True: from the newest whole snapshot in the folder; a path: from that .solverstate.
-        fast: amp bf16 and channels_last; on a GPU compile and cuda_graph too.
+        fast: channels_last, amp bf16 where the device has instructions for it; on a GPU compile and cuda_graph too.
         amp: ``"bf16"``: autocast; ``"tf32"``: a GPU's convolutions and matrix products round their factors to 10 bits.
         compile, channels_last, deterministic: as PyTorch has them.
         cuda_graph: one launch an update; on a GPU, in one process.
@@ -175,7 +175,7 @@ def set_up(
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    notes: list[str] = []
+    notes = [parallel.NO_BF16] if options.fast and options.amp is None else []
     definition, specs = _specs(spec)
     phases = ("TRAIN", "TEST") if spec.test_interval else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
@@ -239,7 +239,8 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
     """The options with ``fast`` spelled out, and PyTorch's own switches set; CaffePortError for what cannot be."""
     gpu, alone = device.type == "cuda", parallel.world() == 1
     if options.fast:
-        options = replace(options, amp=options.amp or "bf16", channels_last=True, compile=options.compile or gpu,
+        amp = options.amp or ("bf16" if parallel.has_bf16(device) else None)
+        options = replace(options, amp=amp, channels_last=True, compile=options.compile or gpu,
                           cuda_graph=options.cuda_graph or (gpu and alone))  # fmt: skip
     if options.amp not in (None, "bf16", "tf32"):
         raise CaffePortError(f"amp '{options.amp}' is not supported; bf16 and tf32 are")

@@ -212,7 +212,7 @@ def _origin(t: Training, it: int, batches: list[list[Tensor]]) -> str:
 def _snapshot(t: Training, it: int) -> None:
     if parallel.first():
         saved = t.run.save(t.net, t.definition, t.optimizer, t.spec, it, {
-            "best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 1)})  # fmt: skip
+            "best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 3)})  # fmt: skip
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
     parallel.barrier()
 
@@ -240,7 +240,7 @@ def _finish(t: Training, it: int, stopped: str) -> TrainResult:
     if parallel.first():
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
-        t.run.write_json("run.json", facts(t) | {"iter": it, "stopped": stopped, "seconds": round(t.seconds(), 1),
+        t.run.write_json("run.json", facts(t) | {"iter": it, "stopped": stopped, "seconds": round(t.seconds(), 3),
                                                   "peak_memory_bytes": _peak_memory(t.device), "best": t.best,
                                                   "outputs": t.tested})  # fmt: skip
         t.listen({"kind": "end", "iter": it, "stopped": stopped, "best": t.best, "outputs": t.tested})
