@@ -1,4 +1,4 @@
-"""Layers that run as one: a BatchNorm with the Scale behind it, and a ReLU that overwrites its bottom.
+"""Layers that run as one: a BatchNorm with the Scale behind it, a ReLU that overwrites its bottom, an idle Dropout.
 
 Nobody sees a difference but in time and memory: ``Net.steps()`` still gives every layer's own top; hooks, and modules
 that a user puts in the place of ours, end it.
@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.layers import Layer
-from caffe_port.layers.activation import ReLU
+from caffe_port.layers.activation import Dropout, ReLU
 from caffe_port.layers.linear import InnerProduct, Scale
 from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.layers.shape import Eltwise
@@ -90,21 +92,58 @@ def fuse(net: nn.Module, plan: Plan, scales: Mapping[str, str]) -> Plan:
 
 def affine(norm: Any, scale: Any, x: Tensor) -> Tensor:
     """BatchNorm and Scale of a step in :attr:`Plan.merged`."""
-    if type(norm) is BatchNorm and type(scale) is Scale and not (_has_hooks(norm) or _has_hooks(scale)):
-        return F.batch_norm(x, *norm.running_statistics(), scale.weight, scale.bias, eps=norm.eps)
+    if type(norm) is BatchNorm and type(scale) is Scale and not (_altered(norm) or _altered(scale)):
+        statistics = norm.running_statistics() if torch.compiler.is_compiling() else _statistics(norm)
+        return F.batch_norm(x, *statistics, scale.weight, scale.bias, eps=norm.eps)
     return scale(norm(x))  # type: ignore[no-any-return]
+
+
+class _Kept(NamedTuple):
+    """Statistics, the blobs that they were made of, and how often those had been written to by then."""
+
+    blobs: tuple[Tensor, Tensor, Tensor]
+    writes: tuple[int, int, int]
+    statistics: tuple[Tensor, Tensor]
+
+
+_KEPT: WeakKeyDictionary[BatchNorm, _Kept] = WeakKeyDictionary()
+
+
+def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """``norm.running_statistics()``, made again when a blob was replaced or written to; only to be read.
+
+    At batch 1 making them costs as much as normalising. PyTorch counts writes, but for those through ``.data`` and
+    through NumPy, which have to say so: torch.autograd.graph.increment_version.
+    """
+    a, b, c, kept = norm.mean, norm.variance, norm.scale_factor, _KEPT.get(norm)
+    if (kept and kept.blobs[0] is a and kept.blobs[1] is b and kept.blobs[2] is c
+            and kept.writes == (a._version, b._version, c._version)):  # fmt: skip
+        return kept.statistics
+    if any(blob.is_inference() for blob in (a, b, c)):  # their writes are not counted
+        return norm.running_statistics()
+    with torch.inference_mode(False), torch.no_grad():  # what is kept serves in every mode
+        made = norm.running_statistics()
+    _KEPT[norm] = _Kept((a, b, c), (a._version, b._version, c._version), made)
+    return made
 
 
 def may_overwrite(relu: Any, maker: Any) -> bool:
     """Whether a ReLU with :attr:`Step.in_place` may work in place as things are now."""
-    return type(relu) is ReLU and _is_fresh(maker) and not (_has_hooks(relu) or _has_hooks(maker))
+    return type(relu) is ReLU and _is_fresh(maker) and not (_altered(relu) or _altered(maker))
+
+
+def passes(dropout: Dropout) -> bool:
+    """Whether a Dropout hands on its bottom, as in eval()."""
+    return dropout.scale_train and not (dropout.training or dropout.always or _altered(dropout))
 
 
 def _is_fresh(module: Any) -> bool:
     return type(module) in _FRESH and (type(module) is not Eltwise or module.operation == "SUM")
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _altered(module: nn.Module) -> bool:
+    """Whether it has hooks, or a forward that was put in the place of its class's."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+        or "forward" in module.__dict__
+    )  # fmt: skip

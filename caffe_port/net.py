@@ -18,6 +18,7 @@ from caffe_port import fillers, fusion, layers, plugins, shapes
 from caffe_port.caffemodel import Array, Weights
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.layers import Layer, Shape
+from caffe_port.layers.activation import Dropout
 from caffe_port.naming import identifiers
 from caffe_port.plan import Plan, Step
 from caffe_port.spec import LayerSpec, NetSpec, Source
@@ -251,6 +252,8 @@ class Net(nn.Module):
                 tops = F.leaky_relu_(x, module.negative_slope) if module.negative_slope else F.relu_(x)
             elif step.per_bottom:
                 tops = tuple(module(values[i]) for i in step.bottoms)
+            elif type(module) is Dropout and fusion.passes(module):
+                tops = values[step.bottoms[0]]
             else:
                 tops = module(*[values[i] for i in step.bottoms])
             if len(step.tops) == 1 and not isinstance(tops, tuple):

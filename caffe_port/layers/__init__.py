@@ -173,6 +173,7 @@ class Layer(nn.Module):
                 own.data = torch.from_numpy(value)
             else:  # NumPy also reads what is not aligned, and needs no tensor in between
                 np.copyto(own.detach().numpy(), value, casting="same_kind")
+            torch.autograd.graph.increment_version(own)  # which NumPy does not
 
     # -- to model.py --------------------------------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class BatchNorm(Layer):
         return y
 
     def running_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C): the sums divided by ``scale_factor``; zeros where that is zero."""
         factor = self.scale_factor.reciprocal().nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0)
         return self.mean * factor, self.variance * factor
 
