@@ -86,7 +86,7 @@ class Net(nn.Module):
                 self.plans[True] = self.plans[False]
             else:
                 self.plans[training] = self._plan(spec, shapes, built, training)
-        self.to_empty(device="cpu")
+        self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # to_empty would import sympy, for a second
         self._tie()
         self.scales = fusion.scales(self, self.plans.values())
         fused = {id(plan): fusion.fuse(self, plan, self.scales) for plan in self.plans.values()}
