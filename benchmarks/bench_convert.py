@@ -158,6 +158,13 @@ def inside(folder: Path) -> dict[str, float]:
     return {"port": port, "write": time.perf_counter() - start - checking[0], "check": checking[0]}
 
 
+def blobs(folder: Path) -> dict[str, float]:
+    """What convert --format safetensors does, in a process that has imported what it takes."""
+    from caffe_port import blobs
+
+    return {"blobs": timed(lambda: blobs.convert(folder / "w.caffemodel", folder / "blobs"))}
+
+
 def naive(folder: Path) -> dict[str, float]:
     """What scripts do: protobuf's parser, an array of each field, torch.save; no model, no check."""
     import numpy as np
@@ -209,19 +216,22 @@ def measure(folder: Path, rounds: int) -> None:
     whole = Row(
         "`caffe-port convert`, the command", [*command, "convert", prototxt, weights, "-o", str(folder / "out")]
     )
+    fast = Row("`caffe-port convert --format safetensors`, the command",
+               [*command, "convert", weights, "-o", str(folder / "blobs"), "--format", "safetensors"])  # fmt: skip
+    alone = Row("the same in a running Python", own("blobs"))
     small = [Row("`caffe-port --help`", [*command, "--help"]),
              Row("`caffe-port inspect net.prototxt`", [*command, "inspect", prototxt])]  # fmt: skip
     simple = Row("the naive way: protobuf, NumPy, torch.save", own("naive"))
     for _ in range(rounds):
-        for row in (cp, reading, torch, parts, whole, *small):
-            for made in ("copy", "out", "inside"):
+        for row in (cp, reading, fast, alone, torch, parts, whole, *small):
+            for made in ("copy", "out", "inside", "blobs"):
                 path = folder / made
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             row.run()
     simple.run()  # once: it takes as long as all the others
 
     base = statistics.median(cp.seconds)
-    middle = {name: statistics.median(found) for row in (reading, parts) for name, found in row.parts.items()}
+    middle = {name: statistics.median(found) for row in (reading, alone, parts) for name, found in row.parts.items()}
     proper = statistics.median(a + b for a, b in zip(parts.parts["port"], parts.parts["write"], strict=True))
     size = Path(weights).stat().st_size / 1e6
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "caffe-port", "protobuf"))
@@ -229,6 +239,8 @@ def measure(folder: Path, rounds: int) -> None:
     print(f"| median of {rounds} | seconds | x cp | peak MB | anonymous MB |\n| --- | ---: | ---: | ---: | ---: |")
     print(line(cp.name, base, base, cp))
     print(line(f"{reading.name}, warm", middle["read"], base, reading))
+    print(line(fast.name, statistics.median(fast.seconds), base, fast))
+    print(line(alone.name, middle["blobs"], base, alone))
     for row in (torch, whole):
         print(line(row.name, statistics.median(row.seconds), base, row))
     print(line(parts.name, proper + middle["check"], base, parts))
@@ -244,13 +256,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a net of 16 million parameters")
-    parser.add_argument("--phase", choices=["make", "read", "inside", "naive"], help=argparse.SUPPRESS)
+    parser.add_argument("--phase", choices=["make", "read", "blobs", "inside", "naive"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.phase == "make":
         make(arguments.folder, *((64, 128) if arguments.quick else (224, 4096)))
     elif arguments.phase:
-        phases = {"read": read, "inside": inside, "naive": naive}
+        phases = {"read": read, "blobs": blobs, "inside": inside, "naive": naive}
         print(json.dumps(phases[arguments.phase](arguments.folder)))
     else:
         with tempfile.TemporaryDirectory() as temporary:

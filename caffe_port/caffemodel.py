@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from caffe_port import hdf5, wire
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.files import atomic_write, opened
+from caffe_port.files import MappedFile, atomic_write, opened
 from caffe_port.message import Message
 
 Array = np.ndarray[Any, Any]
@@ -60,7 +59,7 @@ class Weights:
     format: str
     layers: tuple[LayerBlobs, ...]
     net: Message | None = field(repr=False)
-    mapping: mmap.mmap | None = field(default=None, repr=False, compare=False)
+    mapping: MappedFile | None = field(default=None, repr=False, compare=False)
 
     @property
     def parameters(self) -> int:
@@ -95,7 +94,7 @@ def read(path: str | Path, writable: bool = False) -> Weights:
     if _looks_like_text(bytes(data[:512])):
         raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first, the weights second.")
     weights = from_message(wire.parse(data, "NetParameter", where), where)
-    assert isinstance(data.obj, mmap.mmap)
+    assert isinstance(data.obj, MappedFile)
     return dataclasses.replace(weights, mapping=data.obj)
 
 
@@ -186,8 +185,7 @@ def map_file(path: str | Path, writable: bool = False) -> memoryview:
         if not file.seek(0, 2):
             raise ParseError("is empty", str(path))
         try:
-            access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
-            return memoryview(mmap.mmap(file.fileno(), 0, access=access))
+            return memoryview(MappedFile.of(file, writable))
         except (OSError, ValueError) as error:
             raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
 
@@ -206,7 +204,9 @@ def _read_hdf5(where: str) -> Weights:
             for name, group in hdf5.layers(file["data"], where):
                 arrays = [hdf5.values(group, index, where) for index in sorted(group, key=int)]
                 if arrays:
-                    found.append(LayerBlobs(name, "", tuple(np.asarray(array, np.float32) for array in arrays)))
+                    with np.errstate(over="ignore"):  # a double beyond float32's range is infinite, as in Caffe
+                        arrays = [np.asarray(array, np.float32) for array in arrays]
+                    found.append(LayerBlobs(name, "", tuple(arrays)))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
     if not found:

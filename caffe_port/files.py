@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
+import functools
 import mmap
 import os
-import platform
 import stat
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from caffe_port.errors import CaffePortError, ParseError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_BYTES = 1 << 30
 """Of a file that is read as a whole. Weights are memory-mapped instead, and may be of any size."""
@@ -124,6 +127,8 @@ def lock(path: str | Path, what: str) -> Iterator[None]:
             holder = "" if folder else os.read(handle, 200).decode(errors="replace")
             raise CaffePortError(f"{what} by {holder or 'another process'}", str(path), "Wait for it to end.")
         if not folder:
+            import platform
+
             os.ftruncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
         yield
@@ -177,6 +182,39 @@ def _holds_weights(file: str | Path) -> bool:
         return False  # reading it as text says what is the matter
 
 
+class MappedFile(mmap.mmap):
+    """A file mapped into memory, which keeps a handle of the file.
+
+    Attributes:
+        handle: a file descriptor.
+    """
+
+    handle: int
+
+    @classmethod
+    def of(cls, file: IO[bytes], writable: bool = False) -> MappedFile:
+        """Maps a file that is open for reading, and may be closed afterwards.
+
+        Args:
+            writable: a page that is written to becomes a copy; the file stays as it is.
+        """
+        made = cls(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
+        made.handle = os.dup(file.fileno())
+        weakref.finalize(made, os.close, made.handle)
+        return made
+
+    def offset(self, array: np.ndarray[Any, Any]) -> int | None:
+        """Where the file has a contiguous array that is a view of the mapping; None for another array."""
+        at = array.__array_interface__["data"][0] - self._address
+        return at if 0 <= at <= len(self) - array.nbytes else None
+
+    @functools.cached_property
+    def _address(self) -> int:
+        import numpy as np
+
+        return int(np.frombuffer(self, np.uint8).__array_interface__["data"][0])
+
+
 def let_go(mapping: mmap.mmap | None) -> None:
     """Gives back the memory that the pages of a mapped file take; a page is read again when it is needed.
 
@@ -192,6 +230,8 @@ def sha256(path: str | Path) -> str:
     Raises:
         CaffePortError: it cannot be read.
     """
+    import hashlib
+
     digest = hashlib.sha256()
     try:
         with opened(path) as file:

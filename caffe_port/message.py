@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,7 @@ def _pool() -> Any:
     """A private descriptor pool, so that another caffe.proto (pycaffe's) can live in the same process."""
     from google.protobuf import descriptor_pb2, descriptor_pool
 
-    files = descriptor_pb2.FileDescriptorSet.FromString(
-        resources.files("caffe_port").joinpath("caffe.binpb").read_bytes()
-    )
+    files = descriptor_pb2.FileDescriptorSet.FromString(Path(__file__).with_name("caffe.binpb").read_bytes())
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
         pool.AddSerializedFile(file.SerializeToString())

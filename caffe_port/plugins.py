@@ -7,7 +7,6 @@ user did not name or install.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -46,6 +45,8 @@ def run(paths: Sequence[str | Path]) -> None:
 @functools.cache
 def load_entry_points() -> None:
     """Imports the installed packages that declare the entry-point group ``caffe_port.layers``."""
+    import importlib.metadata
+
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         _guard(entry.load, f"plugin {entry.name} ({entry.value})")
 

@@ -1,16 +1,11 @@
-"""state_dict files of PyTorch: .safetensors, .pt, .pth. No pickle is run.
-
-A .safetensors file is eight bytes, little-endian, of the length of a JSON header, the header, which says every tensor's
-dtype, shape and place, and the tensors. Source: the format's description in the README of huggingface/safetensors.
-"""
+"""state_dict files of PyTorch: .safetensors, .pt, .pth. No pickle is run."""
 
 from __future__ import annotations
 
 import json
-import mmap
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port import tensorfile
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.files import let_go, opened
+from caffe_port.files import MappedFile, opened
+from caffe_port.tensorfile import Stored
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -75,40 +72,16 @@ _DTYPES = {
 _DTYPES_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 LARGE = 1 << 20
 """Bytes from which on a tensor is worth sharing rather than copying."""
-_PIECE = 1 << 24  # bytes; mapped files are let go of after each
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], source: mmap.mmap | None = None) -> None:
-    """Writes tensors one after another, so that none is copied; the same tensors give the same bytes.
-
-    The safetensors library refuses tensors that share memory, and its older versions hold the file in memory.
-
-    Args:
-        source: the mapped file that tensors are views of; its pages do not stay in memory.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
-        }  # fmt: skip
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with Path(path).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for tensor in tensors.values():
-            for piece in _pieces(tensor):
-                file.write(piece.data)
-                let_go(source)
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], source: MappedFile | None = None) -> None:
+    """Writes tensors, which may share memory; see :func:`caffe_port.tensorfile.write`."""
+    tensorfile.write(path, {name: _stored(tensor) for name, tensor in tensors.items()}, source)
 
 
-def _pieces(tensor: Tensor) -> Iterator[np.ndarray[Any, Any]]:
-    """A tensor's bytes, some MiB at a time."""
-    if tensor.numel():
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        yield from (data[at : at + _PIECE] for at in range(0, data.size, _PIECE))
+def _stored(tensor: Tensor) -> Stored:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return Stored(_DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy())
 
 
 class Mapped:
@@ -130,7 +103,7 @@ class Mapped:
         with safe_open(path, "pt"):  # it judges the header; what it maps itself could not be let go of
             pass
         with opened(path) as file:
-            self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.mapping = MappedFile.of(file, writable=True)
         begin = 8 + int.from_bytes(self.mapping[:8], "little")
         header = json.loads(self.mapping[8:begin])
         header.pop("__metadata__", None)
@@ -144,20 +117,16 @@ class Mapped:
         made.reshape(-1).view(torch.uint8).numpy()[:] = np.frombuffer(self.mapping, np.uint8, size, at)
         return made
 
-    def difference(self, tensors: Mapping[str, Tensor], source: mmap.mmap | None = None) -> str:
+    def difference(self, tensors: Mapping[str, Tensor], source: MappedFile | None = None) -> str:
         """The first name under which these are not the very bytes of ``tensors``, or an empty string.
 
         Args:
-            source: as for :func:`write_safetensors`.
+            source: the mapped file that they may be views of.
         """
         for name in {**tensors, **self.tensors}:
             one, other = tensors.get(name), self.tensors.get(name)
             if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
                 return name
-            for piece, stored in zip(_pieces(one), _pieces(other), strict=True):
-                same = np.array_equal(piece, stored)
-                let_go(source)
-                let_go(self.mapping)
-                if not same:
-                    return name
+            if not tensorfile.same(_stored(one).data, _stored(other).data, (source, self.mapping)):
+                return name
         return ""

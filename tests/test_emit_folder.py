@@ -318,7 +318,7 @@ def test_shared_by_name_stays_shared(port: Callable[[str], Ported], tmp_path: Pa
 
 
 def test_unknown_format(port: Callable[[str], Ported], tmp_path: Path) -> None:
-    with pytest.raises(CaffePortError, match="format 'tflite' is not known\n  Formats: torch, onnx, pt2"):
+    with pytest.raises(CaffePortError, match="format 'tflite' is not known\n  Formats: torch, onnx, pt2, safetensors"):
         emit.convert(port(SMALL), tmp_path / "out", formats=["tflite"])
 
 

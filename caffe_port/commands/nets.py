@@ -17,7 +17,8 @@ from caffe_port.table import human_bytes, printable
 @click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR",
               help="Folder to write.")  # fmt: skip
 @click.option("--format", "formats", multiple=True, default=["torch"], show_default=True,
-              type=click.Choice(["torch", "onnx", "pt2"]), help="What to write; may be repeated.")  # fmt: skip
+              type=click.Choice(["torch", "onnx", "pt2", "safetensors"]),
+              help="What to write; may be repeated. safetensors: the blobs alone, as Caffe stores them.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace what an earlier convert wrote there.")
 @click.option("--fold", is_flag=True,
               help="For inference: BatchNorm and Scale go into the weights of the layer before them.")  # fmt: skip
@@ -45,6 +46,7 @@ def convert(
     Examples:
       caffe-port convert deploy.prototxt net.caffemodel -o net
       caffe-port convert net.caffemodel -o net --force
+      caffe-port convert net.caffemodel -o net --format safetensors
       caffe-port convert train_val.prototxt net.caffemodel -o net \\
           --input-shape data=1,3,224,224 --format torch --format onnx
       caffe-port convert deploy.prototxt -o back --caffemodel net.safetensors
@@ -54,6 +56,14 @@ def convert(
       0  written
       2  bad usage or bad input; nothing is written
     """
+    if set(formats) == {"safetensors"}:
+        if trained or stub or keep_loss or how["fold"] or net.weights is None:
+            raise click.UsageError("--format safetensors alone takes WEIGHTS and builds no net: leave out --fold, "
+                                   "--keep-loss, --stub, --caffemodel")  # fmt: skip
+        from caffe_port import blobs
+
+        _show(blobs.convert(net.weights, folder, net.prototxt, force=how["force"]))
+        return
     from caffe_port import api, emit
 
     ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, stub=stub, share=trained is None, **net.options)

@@ -5,20 +5,12 @@ Everything is built in a folder beside the wanted one and moved in when all is w
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import importlib.metadata
-import json
 import mmap
 import operator
-import os
-import re
-import shutil
-import tempfile
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,42 +20,22 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import caffe_port
+from caffe_port import blobs, folders
 from caffe_port.api import Ported
 from caffe_port.emit import export
 from caffe_port.emit.source import Model, model
 from caffe_port.errors import CaffePortError
-from caffe_port.files import let_go, lock, sha256
+from caffe_port.files import MappedFile, let_go
+from caffe_port.folders import Result as Result
 from caffe_port.net import Net
 from caffe_port.state import LARGE, Mapped
 from caffe_port.state import write_safetensors as write_safetensors
 
-MODEL, WEIGHTS, REPORT = "model.py", "weights.safetensors", "port.json"
+MODEL, WEIGHTS = "model.py", "weights.safetensors"
 FORMATS: dict[str, tuple[str, ...]] = {
-    "torch": (MODEL, WEIGHTS), "onnx": (export.ONNX,), "pt2": (export.PT2,),
+    "torch": (MODEL, WEIGHTS), "onnx": (export.ONNX,), "pt2": (export.PT2,), "safetensors": (blobs.BLOBS,),
 }  # fmt: skip
 """What a format writes, beside port.json."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What :func:`convert` wrote.
-
-    Attributes:
-        folder: where the files are.
-        files: their names, port.json last.
-        class_name: the class in model.py.
-        layers, parameters: how many; parameters that layers share count once.
-        check: what was found when the model was run against the Net, a sentence.
-        notes: what the user should hear of.
-    """
-
-    folder: Path
-    files: tuple[str, ...]
-    class_name: str
-    layers: int
-    parameters: int
-    check: str
-    notes: tuple[str, ...]
 
 
 def convert(
@@ -83,7 +55,8 @@ def convert(
         force: replaces the files of an earlier run in ``folder``; other files stay.
         fold: for inference, puts BatchNorm and Scale into the weights of the Convolution or InnerProduct before them;
             outputs then agree to rounding, not bit by bit.
-        formats: of FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2).
+        formats: of FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
+            "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.blobs.convert`).
         seed: of the input that the check uses.
 
     Raises:
@@ -94,18 +67,20 @@ def convert(
     if unknown or not formats:
         what = f"format '{unknown[0]}' is not known" if unknown else "no format is given"
         raise CaffePortError(what, "", f"Formats: {', '.join(FORMATS)}")
+    if "safetensors" in formats and ported.weights is None:
+        raise CaffePortError("format 'safetensors' is the blobs of a weights file, and none was given")
     folder = Path(folder)
-    _check_folder(folder, force)
+    folders.check(folder, force)
     if ported.shared and fold:  # which computes with the weights
         _adopt(ported.net, {}, {})
     source = model(ported.net, fold)
     read = dict.fromkeys([ported.definition.path, *([ported.weights.path] if ported.weights else [])])
     mapping = ported.weights.mapping if ported.weights and ported.shared else None
-    with _beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
-        origins = [pool.submit(_fingerprint, Path(path)) for path in read if Path(path).is_file()]
+    with folders.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
+        origins = [pool.submit(folders.fingerprint, Path(path)) for path in read if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
         write_safetensors(temporary / WEIGHTS, source.state, mapping)
-        digest = pool.submit(_fingerprint, temporary / WEIGHTS)
+        digest = pool.submit(folders.fingerprint, temporary / WEIGHTS)
         stored = _read_back(temporary / WEIGHTS, source.state, mapping)
         if ported.shared:
             _adopt(ported.net, source.state, stored.tensors)
@@ -120,14 +95,18 @@ def convert(
             for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
                 if name in formats:
                     check += "; " + write(module, example, ported.net.plans[False], temporary / path)
+        if "safetensors" in formats:
+            assert ported.weights is not None
+            blobs.write(temporary / blobs.BLOBS, ported.weights, ported.definition.net)
         unchecked = () if check.startswith("outputs") else (f"the written model could not be checked: {check}",)
         notes = (*ported.notes, *source.notes, *unchecked)
         report = _report(ported, source, check, notes)
         report["from"] = [origin.result() for origin in origins]
-        report["files"] = [digest.result() if name == WEIGHTS else _fingerprint(temporary / name) for name in files]
-        (temporary / REPORT).write_text(_json(report), encoding="utf-8")
-        files.append(REPORT)
-        _move_in(temporary, folder, files)
+        made = {name: digest.result() if name == WEIGHTS else folders.fingerprint(temporary / name) for name in files}
+        report["files"] = list(made.values())
+        folders.write_report(temporary, report)
+        files.append(folders.REPORT)
+        folders.move_in(temporary, folder, files)
     return Result(folder, tuple(files), source.class_name, report["layers"], report["parameters"], check, notes)
 
 
@@ -158,7 +137,7 @@ def read_model(source: str, class_name: str, weights: str | Path | Mapping[str, 
     for first, *others in tied.values():
         value = operator.attrgetter(first)(module)
         if value.is_meta:  # in no state_dict, and so without numbers, as in the Net
-            value = torch.empty_like(value, device="cpu")
+            value = torch.empty(value.shape, dtype=value.dtype)
             others = [first, *others]
         for name in others:  # which assigning has parted
             owner, _, attribute = name.rpartition(".")
@@ -242,7 +221,7 @@ def self_check(
     return _compare(wanted, got, exact)
 
 
-def _read_back(weights: Path, state: Mapping[str, Tensor], source: mmap.mmap | None) -> Mapped:
+def _read_back(weights: Path, state: Mapping[str, Tensor], source: MappedFile | None) -> Mapped:
     """What was written, bit-equal to ``state``: a random input does not tell a weight that is off by a little."""
     try:
         stored = Mapped(weights)
@@ -350,78 +329,5 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         "from": [],
         "files": [],
         "versions": {"caffe-port": caffe_port.__version__, "torch": importlib.metadata.version("torch")},
-        "time": _time(),
+        "time": folders.now(),
     }  # fmt: skip
-
-
-def _json(report: Mapping[str, Any]) -> str:
-    """Indented JSON, with lists of numbers on one line."""
-    text = json.dumps(report, indent=2)
-    return re.sub(r"\[\s+((?:\d+,?\s+)+)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-
-
-def _time() -> str:
-    """Now, or SOURCE_DATE_EPOCH (reproducible-builds.org), in UTC."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    utc = datetime.timezone.utc
-    now = datetime.datetime.fromtimestamp(int(epoch), utc) if epoch.isdecimal() else datetime.datetime.now(utc)
-    return now.isoformat(timespec="seconds")
-
-
-# -- the folder ---------------------------------------------------------------------------------------------------
-
-
-def _check_folder(folder: Path, force: bool) -> None:
-    try:
-        if folder.is_dir():
-            if not force and any(folder.iterdir()):
-                raise CaffePortError("is not empty", str(folder), "--force replaces the files of an earlier run in it.")
-        elif folder.exists() or folder.is_symlink():
-            raise CaffePortError("is a file, a folder was expected", str(folder))
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(folder)) from None
-
-
-@contextlib.contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder in the place where ``folder`` will be; it is gone in the end, with the parents made for it."""
-    missing = [parent for parent in folder.absolute().parents if not parent.exists()]
-    temporary = None
-    try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".caffe-port.", suffix=".part", dir=folder.absolute().parent))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        yield temporary
-    except CaffePortError as error:
-        if temporary is not None and error.where.startswith(str(temporary)):
-            error.where = str(folder) + error.where.removeprefix(str(temporary))
-        raise
-    except OSError as error:
-        raise CaffePortError(f"cannot be written: {error.strerror or error}", str(folder)) from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-
-
-def _move_in(temporary: Path, folder: Path, files: Sequence[str]) -> None:
-    for path in list(temporary.iterdir()):
-        if path.name not in files:
-            path.unlink()
-    if folder.is_dir() and any(folder.iterdir()):
-        with lock(folder, "the folder is being written to"):
-            (folder / REPORT).unlink(missing_ok=True)  # it comes last: what it tells of lies beside it, whole
-            for name in files:
-                os.replace(temporary / name, folder / name)
-    else:
-        if folder.is_dir():
-            folder.rmdir()
-        os.rename(temporary, folder)

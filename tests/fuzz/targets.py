@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from caffe_port import api, caffemodel, prototxt, state, wire
+from caffe_port import api, blobs, caffemodel, prototxt, state, wire
 from caffe_port.emit import source
 from caffe_port.errors import CaffePortError
 from caffe_port.inspection import inspect
@@ -61,6 +61,7 @@ def weights(data: bytes) -> None:
     """A .caffemodel of any age, or .caffemodel.h5."""
     path = _file(data, "net.caffemodel")
     stored = caffemodel.read(path)
+    blobs.write(path.with_name("blobs.safetensors"), stored)
     if stored.net is not None:
         b"".join(wire.serialize(stored.net))
         prototxt.dump(stored.net)
