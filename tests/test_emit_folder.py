@@ -197,8 +197,8 @@ def test_a_wrong_model_leaves_nothing(
 ) -> None:
     right = emit_source.model
 
-    def wrong(net: Net, fold: bool = False) -> emit_source.Model:
-        made = right(net, fold)
+    def wrong(net: Net, *how: bool) -> emit_source.Model:
+        made = right(net, *how)
         source = {"syntax": made.source + "(", "output": made.source.replace("return ", "return 1 + ")}
         state = {"conv.weight": made.state["conv.weight"]} if damage == "weights" else made.state
         return dataclasses.replace(made, source=source.get(damage, made.source), state=state)
@@ -333,6 +333,25 @@ def test_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         assert torch.equal(read[name], tensor)
         assert read[name].dtype == tensor.dtype
+
+
+def test_channels_last(port: Callable[[str], Ported], tmp_path: Path) -> None:
+    """The weights file stays as it is; a model that loaded it as its docstring says computes in the other format."""
+    ported = port('name: "Small"\n' + data(2, 3, 5, 4) + conv("conv", "data", "conv", 8, 3) + conv("b", "conv", "b", 4))
+    plain = emit.convert(ported, tmp_path / "plain")
+    other = emit.convert(ported, tmp_path / "other", channels_last=True)
+    assert other.check.startswith("outputs differ from the Net's by ")
+    weights = "weights.safetensors"
+    assert (other.folder / weights).read_bytes() == (plain.folder / weights).read_bytes()
+    code = (
+        "from model import Small\nfrom safetensors.torch import load_file\nimport torch\n"
+        f"model = Small()\nmodel.load_state_dict(load_file('{weights}'))\nmodel.eval()\n"
+        "y = model(torch.randn(2, 3, 7, 6))\n"
+        "print(y.is_contiguous(memory_format=torch.channels_last), y.is_contiguous())\n"
+    )
+    for folder, said in ((other.folder, "True False\n"), (plain.folder, "False True\n")):
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+        assert done.stdout == said
 
 
 def test_the_net_keeps_its_state(port: Callable[[str], Ported], tmp_path: Path) -> None:

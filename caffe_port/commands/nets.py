@@ -22,6 +22,7 @@ from caffe_port.table import human_bytes, printable
 @click.option("--force", is_flag=True, help="Replace what an earlier convert wrote there.")
 @click.option("--fold", is_flag=True,
               help="For inference: BatchNorm and Scale go into the weights of the layer before them.")  # fmt: skip
+@click.option("--channels-last", is_flag=True, help="Convolutions in PyTorch's channels-last memory: often faster.")
 @click.option("--keep-loss", is_flag=True, help="Keep losses, Accuracy and the label input.")
 @click.option("--stub", is_flag=True, help="Layers of unknown types become stubs, to be finished by hand.")
 @click.option("--caffemodel", "trained", metavar="STATE", type=click.Path(),
@@ -57,9 +58,9 @@ def convert(
       2  bad usage or bad input; nothing is written
     """
     if set(formats) == {"safetensors"}:
-        if trained or stub or keep_loss or how["fold"] or net.weights is None:
+        if net.weights is None or trained or stub or keep_loss or how["fold"] or how["channels_last"]:
             raise click.UsageError("--format safetensors alone takes WEIGHTS and builds no net: leave out --fold, "
-                                   "--keep-loss, --stub, --caffemodel")  # fmt: skip
+                                   "--channels-last, --keep-loss, --stub, --caffemodel")  # fmt: skip
         from caffe_port import blobs
 
         _show(blobs.convert(net.weights, folder, net.prototxt, force=how["force"]))

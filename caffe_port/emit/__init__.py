@@ -44,6 +44,7 @@ def convert(
     *,
     force: bool = False,
     fold: bool = False,
+    channels_last: bool = False,
     formats: Sequence[str] = ("torch",),
     seed: int = 0,
 ) -> Result:
@@ -55,6 +56,7 @@ def convert(
         force: replaces the files of an earlier run in ``folder``; other files stay.
         fold: for inference, puts BatchNorm and Scale into the weights of the Convolution or InnerProduct before them;
             outputs then agree to rounding, not bit by bit.
+        channels_last: convolutions compute in PyTorch's channels-last memory format; as above, to rounding.
         formats: of FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
             "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.blobs.convert`).
         seed: of the input that the check uses.
@@ -73,7 +75,7 @@ def convert(
     folders.check(folder, force)
     if ported.shared and fold:  # which computes with the weights
         _adopt(ported.net, {}, {})
-    source = model(ported.net, fold)
+    source = model(ported.net, fold, channels_last)
     read = dict.fromkeys([ported.definition.path, *([ported.weights.path] if ported.weights else [])])
     mapping = ported.weights.mapping if ported.weights and ported.shared else None
     with folders.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
@@ -86,7 +88,7 @@ def convert(
             _adopt(ported.net, source.state, stored.tensors)
         check = self_check(
             ported.net, source.source, source.class_name, stored if ported.shared else temporary / WEIGHTS,
-            exact=not fold, seed=seed,
+            exact=not (fold or channels_last), seed=seed,
         )  # fmt: skip
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
         if "onnx" in formats or "pt2" in formats:
@@ -132,7 +134,7 @@ def read_model(source: str, class_name: str, weights: str | Path | Mapping[str, 
     for name, value in (*module.named_parameters("", True, False), *module.named_buffers("", True, False)):
         tied.setdefault(id(value), []).append(name)
     own = module.state_dict()
-    state = {name: value.to(own[name].dtype) if name in own else value for name, value in weights.items()}
+    state = {name: _like(own[name], value) if name in own else value for name, value in weights.items()}
     module.load_state_dict(state, strict=True, assign=True)
     for first, *others in tied.values():
         value = operator.attrgetter(first)(module)
@@ -143,6 +145,12 @@ def read_model(source: str, class_name: str, weights: str | Path | Mapping[str, 
             owner, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(owner), attribute, value)
     return module.eval()
+
+
+def _like(own: Tensor, value: Tensor) -> Tensor:
+    """A value in the precision and the memory format of the parameter that it is for."""
+    last = own.dim() == 4 and not own.is_contiguous() and own.is_contiguous(memory_format=torch.channels_last)
+    return value.to(own.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
 
 def example_inputs(net: Net, seed: int = 0, batch: int | None = None, uniform: bool = False) -> tuple[Tensor, ...]:

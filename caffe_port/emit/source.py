@@ -48,22 +48,23 @@ class Model:
     notes: tuple[str, ...]
 
 
-def model(net: Net, fold: bool = False) -> Model:
+def model(net: Net, fold: bool = False, channels_last: bool = False) -> Model:
     """The source of a net. A BatchNorm and the Scale that follows are one affine BatchNorm.
 
     Args:
         fold: puts BatchNorm, BN and Scale into the weights of the Convolution or InnerProduct before them, which is
             for inference: train() then computes what eval() does.
+        channels_last: convolutions keep their weights, and so compute, in that memory format.
 
     Raises:
         CaffePortError: a layer cannot be written as a source that stands alone.
     """
-    return _Writer(net, fold).model()
+    return _Writer(net, fold, channels_last).model()
 
 
 class _Writer:
-    def __init__(self, net: Net, fold: bool) -> None:
-        self.net = net
+    def __init__(self, net: Net, fold: bool, channels_last: bool) -> None:
+        self.net, self.channels_last = net, channels_last
         self.modules: dict[str, Layer] = {}
         self.layer_names: dict[str, str] = {}
         for training in (False, True):
@@ -121,6 +122,9 @@ class _Writer:
             lines += wrap(f"self.{attribute} = {source}", 8)
         for name, owner in self._ties():
             lines.append(f"        self.{name} = self.{owner}")
+        if self.channels_last:
+            lines.append("        self.to(memory_format=torch.channels_last)")
+            self.copied.imports.add(Import("torch", None, "torch"))
         return lines
 
     def _called(self, attribute: str) -> bool:
