@@ -15,7 +15,7 @@ import small_training
 
 from caffe_port import api, emit
 from caffe_port.errors import CaffePortError
-from caffe_port.files import lock
+from caffe_port.files import lock, sha256
 from caffe_port.training.train import TrainOptions, train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
@@ -83,7 +83,7 @@ def test_two_converts_into_one_folder(tmp_path: Path) -> None:
     assert [program.wait() for program in programs] == [0, 0]
     report = json.loads((tmp_path / "out" / "port.json").read_text())
     for file in report["files"]:
-        assert emit.sha256(tmp_path / "out" / file["file"]) == file["sha256"], file
+        assert sha256(tmp_path / "out" / file["file"]) == file["sha256"], file
     assert sorted(os.listdir(tmp_path)) == ["a.prototxt", "b.prototxt", "out"], "no temporary folder stays"
     with (
         lock(tmp_path / "out", "the folder is being written to"),
