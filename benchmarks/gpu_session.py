@@ -30,23 +30,36 @@ RESERVE = 15.0  # seconds: a snapshot, the last curves, the start of Python
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing to be measured. ``left`` tells whether it is still to be run, or to be run on."""
+    """A command, and the files that say what it found.
+
+    Attributes:
+        results: name -> a JSON file, one for each run of the command.
+        target: per cent, of a training.
+        last: iteration or epoch with which a training is done; 0: no training.
+    """
 
     name: str
     command: list[str]
-    result: Path
+    results: dict[str, Path]
     target: float | None = None
     last: int = 0
 
-    def found(self) -> dict[str, Any]:
-        try:
-            return json.loads(self.result.read_text())
-        except (OSError, ValueError):
-            return {}
-
     def left(self) -> bool:
-        found = self.found()
-        return not found or (self.last > 0 and found.get("iter", found.get("epochs_done", 0)) < self.last)
+        """Whether it is still to be run, or to be run on."""
+        return any(not found or self.at(found) < self.last for found in map(read, self.results.values()))
+
+    @staticmethod
+    def at(found: dict[str, Any]) -> int:
+        """The last iteration or epoch of a training."""
+        return int(found.get("iter", found.get("epochs_done", 0)))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none yet."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def data_of(root: Path | None, name: str) -> list[str]:
@@ -63,17 +76,16 @@ def stages(args: argparse.Namespace, root: Path | None) -> list[Stage]:
     bench = [python, str(HERE / "bench_training.py"), "--json", str(args.out / "bench_training.json"),
              "--md", str(args.out / "bench_training.md")]  # fmt: skip
     found = [Stage("bench_training", bench + (["--batch-size", "4", "--rounds", "1"] if smoke else []),
-                   args.out / "bench_training.json")]  # fmt: skip
-    inference = HERE / "bench_inference.py"
-    if inference.is_file() and not smoke:
-        found.append(Stage("bench_inference", [python, str(inference)], args.out / "bench_inference.json"))
+                   {"": args.out / "bench_training.json"})]  # fmt: skip
     slim = [str(MODELS / "simplenet_slim_310k_cifar10.prototxt")] if smoke else []
     short = ["--epochs", "2", "--batch-size", "8"] if smoke else []
-    for seed in range(2 if smoke else args.seeds):
-        folder = args.out / f"fast-cifar10-seed-{seed}"
-        command = [*train, *slim, "--recipe", "fast", *data_of(root, "cifar10"), "--seed", str(seed), *short]
-        command += ["-o", str(folder)]
-        found.append(Stage(folder.name, command, folder / "run.json", 95.32, 2 if smoke else 100))
+    seeds, folder = 2 if smoke else args.seeds, args.out / "fast-cifar10"
+    command = [*train, *slim, "--recipe", "fast", *data_of(root, "cifar10"), "--seeds", str(seeds), *short]
+    results = {f"{folder.name}, seed {k}": folder / f"seed-{k}" / "run.json" for k in range(seeds)}
+    found.append(Stage(folder.name, [*command, "-o", str(folder)], results, 95.32, 2 if smoke else 100))
+    if not smoke:
+        command = [python, str(HERE / "bench_inference.py")]
+        found.append(Stage("bench_inference", command, {"": args.out / "bench_inference.json"}))
     for name, solver, target in (
         ("cifar10", "simplenet_cifar10_port_solver.prototxt", 95.32),
         ("cifar100", "simplenet_cifar100_solver.prototxt", 78.37),
@@ -83,7 +95,8 @@ def stages(args: argparse.Namespace, root: Path | None) -> list[Stage]:
         if smoke:
             path, own = small_solver(args.out), ["--batch-size", "4", *args.precision]
         command = [*train, str(path), *data_of(root, name), *own, "-o", str(folder)]
-        found.append(Stage(folder.name, command, folder / "run.json", target, 3 if smoke else 270_000))
+        results = {folder.name: folder / "run.json"}
+        found.append(Stage(folder.name, command, results, target, 3 if smoke else 270_000))
     return found
 
 
@@ -96,7 +109,7 @@ def run(stage: Stage, out: Path, seconds: float) -> int:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
         log.write(done.stdout)
     if stage.name == "bench_inference" and not done.returncode:
-        stage.result.write_text(json.dumps({"text": done.stdout}) + "\n")
+        stage.results[""].write_text(json.dumps({"text": done.stdout}) + "\n")
     print(done.stdout[-2000:], flush=True)
     return done.returncode
 
@@ -111,13 +124,11 @@ def accuracy(found: dict[str, Any]) -> float | None:
 
 def report(all_stages: list[Stage], out: Path) -> None:
     rows = []
-    for stage in all_stages:
-        found = stage.found()
-        if not stage.last:
-            continue
+    for stage, name, path in ((s, name, path) for s in all_stages if s.last for name, path in s.results.items()):
+        found = read(path)
+        state = "not begun" if not found else "done" if stage.at(found) >= stage.last else "going on"
         rows.append({
-            "run": stage.name, "state": "not begun" if not found else "going on" if stage.left() else "done",
-            "at": found.get("iter", found.get("epochs_done")), "of": stage.last, "accuracy": accuracy(found),
+            "run": name, "state": state, "at": stage.at(found), "of": stage.last, "accuracy": accuracy(found),
             "target": stage.target, "seconds": found.get("train_seconds", found.get("seconds")),
             "device": found.get("device_name"), "peak_memory_bytes": found.get("peak_memory_bytes"),
         })  # fmt: skip
@@ -135,8 +146,8 @@ def report(all_stages: list[Stage], out: Path) -> None:
         lines += ["", f"Fast recipe: {np.mean(fast):.2f} ± {np.std(fast, ddof=1):.2f} % over {len(fast)} seeds."]
     bench = out / "bench_training.md"
     lines += ["", "## Speed and memory", "", bench.read_text() if bench.is_file() else "Not measured yet."]
-    curves = sorted(out.glob("*/curves.png"))
-    lines += [text for path in curves for text in ("", f"![{path.parent.name}]({path.parent.name}/curves.png)")]
+    curves = sorted(path.relative_to(out).as_posix() for path in out.glob("**/curves.png"))
+    lines += [text for path in curves for text in ("", f"![{path.removesuffix('/curves.png')}]({path})")]
     (out / "README.md").write_text("\n".join(lines) + "\n")
     (out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
 

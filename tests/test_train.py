@@ -49,6 +49,9 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     names = {"conv.weight", "conv.bias", "ip.weight", "ip.bias", "bn.mean", "bn.variance", "bn.scale_factor"}
     import safetensors.numpy
 
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["sha256"]
+    assert sorted(kept) == ["best.caffemodel", "best.safetensors", "last.caffemodel", "last.safetensors"]
+    assert len(set(map(len, kept.values())) | {64}) == 1
     stored = safetensors.numpy.load_file(tmp_path / "run" / "last.safetensors")
     assert set(stored) == names
     last = blobs(tmp_path / "run")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import types
 from pathlib import Path
 from typing import Any
@@ -336,6 +338,9 @@ def test_the_recipe_learns_and_its_result_is_a_caffemodel(tmp_path: Path) -> Non
     assert "over 2 seeds" in fast.summary(results)
     written = json.loads((tmp_path / "run" / "seed-1" / "run.json").read_text())
     assert written["epochs_done"] == 6
+    weights = (tmp_path / "run" / "seed-1" / "last.caffemodel").read_bytes()
+    assert written["sha256"]["last.caffemodel"] == hashlib.sha256(weights).hexdigest()
+    assert {"curves.png", "curves.svg"} <= set(os.listdir(tmp_path / "run" / "seed-1"))
     assert written["train_seconds"] == pytest.approx(sum(h["seconds"] for h in written["history"]), abs=0.05)
     found = evaluate_files(tmp_path / "run" / "seed-1" / "last.caffemodel", data=options.data)
     assert found.result.accuracy == pytest.approx(results[1]["accuracy"])

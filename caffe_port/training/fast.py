@@ -29,7 +29,7 @@ from caffe_port.files import atomic_write, read_bytes
 from caffe_port.layers.activation import Dropout
 from caffe_port.spec import Definition
 from caffe_port.training import data as datasets
-from caffe_port.training import fused, parallel, registry, runfolder, signals
+from caffe_port.training import fused, parallel, plots, registry, runfolder, signals
 from caffe_port.training.augment import Augmentation, Epochs
 from caffe_port.training.data import Preprocessor
 from caffe_port.training.evaluate import evaluate
@@ -192,8 +192,9 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
                 "interval": list(result.interval), "history": run.history,
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if gpu else None,
             }  # fmt: skip
-            run_folder.write_json("run.json", facts)
             run_folder.save_weights("last", net, definition.net)
+            _plot(run_folder, recipe, run, len(epochs), result.accuracy, listen)
+            run_folder.write_json("run.json", facts | {"sha256": run_folder.checksums()})
         results.append(facts)
         listen({"kind": "end", **facts})
         if stopped:
@@ -301,6 +302,20 @@ def _initialise(net: nn.Module, seed: int) -> None:
         else:
             value = torch.full(tensor.shape, float(tensor.requires_grad and name.endswith("weight")))
         tensor.detach().copy_(value)
+
+
+def _plot(folder: RunFolder, recipe: Recipe, run: Run, length: int, accuracy: float, listen: Listener) -> None:
+    """Draws loss and rate by updates, and the one test."""
+    ends = [(line["epoch"] * length, line["loss"]) for line in run.history]
+    metrics: list[dict[str, Any]] = [
+        {"kind": "train", "iter": at, "loss": loss, "lr": recipe.rate(at - 1, recipe.epochs * length)}
+        for at, loss in ends
+    ]
+    metrics.append({"kind": "test", "iter": run.epoch * length, "outputs": {"accuracy": accuracy / 100}})
+    try:
+        plots.curves(metrics, folder.path / "curves.png", folder.path / "curves.svg")
+    except CaffePortError as error:
+        listen({"kind": "note", "text": str(error)})
 
 
 # -- what is kept ---------------------------------------------------------------------------------------------------

@@ -216,6 +216,11 @@ class RunFolder:
         with atomic_write(self.path / f"{stem}.safetensors") as file:
             file.write(save(tensors))
 
+    def checksums(self) -> dict[str, str]:
+        """File -> sha256, of the weights that :meth:`save_weights` wrote."""
+        names = [f"{stem}.{kind}" for stem in ("best", "last") for kind in ("caffemodel", "safetensors")]
+        return {name: sha256(self.path / name) for name in names if (self.path / name).is_file()}
+
 
 def read_metrics(run: str | Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's metrics.jsonl.

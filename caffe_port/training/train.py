@@ -242,7 +242,7 @@ def _finish(t: Training, it: int, stopped: str) -> TrainResult:
         _plot(t, always=True)
         t.run.write_json("run.json", facts(t) | {"iter": it, "stopped": stopped, "seconds": round(t.seconds(), 3),
                                                   "peak_memory_bytes": _peak_memory(t.device), "best": t.best,
-                                                  "outputs": t.tested})  # fmt: skip
+                                                  "outputs": t.tested, "sha256": t.run.checksums()})  # fmt: skip
         t.listen({"kind": "end", "iter": it, "stopped": stopped, "best": t.best, "outputs": t.tested})
     return TrainResult(it, t.tested, t.best, stopped, t.run.path)
 
