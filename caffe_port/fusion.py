@@ -113,7 +113,7 @@ def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """``norm.running_statistics()``, made again when a blob was replaced or written to; only to be read.
 
     At batch 1 making them costs as much as normalising. PyTorch counts writes, but for those through ``.data`` and
-    through NumPy, which have to say so: torch.autograd.graph.increment_version.
+    through NumPy: eval() and train() forget what was kept, and torch.autograd.graph.increment_version does.
     """
     a, b, c, kept = norm.mean, norm.variance, norm.scale_factor, _KEPT.get(norm)
     if (kept and kept.blobs[0] is a and kept.blobs[1] is b and kept.blobs[2] is c
@@ -125,6 +125,13 @@ def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
         made = norm.running_statistics()
     _KEPT[norm] = _Kept((a, b, c), (a._version, b._version, c._version), made)
     return made
+
+
+def forget(net: nn.Module) -> None:
+    """Drops the statistics that were kept for a net."""
+    for module in net.modules():
+        if isinstance(module, BatchNorm):
+            _KEPT.pop(module, None)
 
 
 def may_overwrite(relu: Any, maker: Any) -> bool:

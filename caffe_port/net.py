@@ -202,6 +202,11 @@ class Net(nn.Module):
                     owner, owner_module, owner_blob = owners.setdefault(param.name, (step.layer, module, name))
                     _share(step.layer, module, name, owner, owner_module, owner_blob, param.share_mode)
 
+    def train(self, mode: bool = True) -> Net:
+        """Switches to phase TRAIN, or to TEST."""
+        fusion.forget(self)
+        return super().train(mode)
+
     # -- running ------------------------------------------------------------------------------------------------
 
     @property

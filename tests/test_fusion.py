@@ -70,6 +70,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "an assigned state_dict": lambda net: net.load_state_dict(
         {k: v + 1 for k, v in net.state_dict().items()}, assign=True
     ),
+    "a write through .data, and eval()": lambda net: (net.bn.mean.data.add_(1), net.eval()),
     "another buffer": lambda net: setattr(net.bn, "mean", torch.tensor([9.0, 8.0, 7.0])),
     "another eps": lambda net: setattr(net.bn, "eps", 0.5),
 }
