@@ -257,15 +257,13 @@ def table(title: str, times: Mapping[str, list[float]]) -> str:
 
 
 def machine(device: str, threads: int) -> str:
-    import cv2
-
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     cpu = Path("/proc/cpuinfo")
     if device == "cpu" and cpu.is_file():
         name = next((line.split(": ")[1] for line in cpu.read_text().splitlines() if "model name" in line), name)
     today = datetime.datetime.now(datetime.timezone.utc).date()
     return (f"{today}, {name}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}, "
-            f"OpenCV {cv2.__version__}, caffe-port {caffe_port.__version__}\n")  # fmt: skip
+            f"caffe-port {caffe_port.__version__}\n")  # fmt: skip
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ shape and place, and the tensors. Source: the format's description in the README
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -64,19 +65,20 @@ def write(path: str | Path, tensors: Mapping[str, Stored], source: MappedFile | 
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
 
-    def copy(span: tuple[Array, int]) -> None:
+    def copy(parts: list[tuple[int, Array]]) -> None:
         with Path(path).open("r+b", buffering=0) as file:
-            file.seek(span[1])
-            for piece in pieces(span[0], source):
-                while piece:
-                    piece = piece[file.write(piece) :]
+            for at, data in parts:
+                file.seek(at)
+                for piece in pieces(data, source):
+                    while piece:
+                        piece = piece[file.write(piece) :]
 
-    at, spans = 8 + len(text), []
+    at, parts = 8 + len(text), []
     for tensor in tensors.values():
-        spans += [(tensor.data[k : k + _SPAN], at + k) for k in range(0, tensor.data.size, _SPAN)]
+        parts += [(at + k, tensor.data[k : k + _SPAN]) for k in range(0, tensor.data.size, _SPAN)]
         at += tensor.data.size
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(copy, spans))  # list: raises what a thread raised
+    with ThreadPoolExecutor(_THREADS) as pool:  # list: raises what a thread raised
+        list(pool.map(copy, [list(group) for _, group in itertools.groupby(parts, lambda part: part[0] // _SPAN)]))
 
 
 def same(one: Array, other: Array, sources: tuple[MappedFile | None, MappedFile | None] = (None, None)) -> bool:
@@ -92,6 +94,8 @@ def same(one: Array, other: Array, sources: tuple[MappedFile | None, MappedFile 
         both = (pieces(data[at : at + _SPAN], source) for data, source in zip((one, other), sources, strict=True))
         return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(*both, strict=True))
 
+    if one.size <= _SPAN:
+        return equal(0)
     with ThreadPoolExecutor(_THREADS) as pool:
         return all(pool.map(equal, range(0, one.size, _SPAN)))
 
