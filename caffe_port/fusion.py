@@ -93,9 +93,14 @@ def fuse(net: nn.Module, plan: Plan, scales: Mapping[str, str]) -> Plan:
 def affine(norm: Any, scale: Any, x: Tensor) -> Tensor:
     """BatchNorm and Scale of a step in :attr:`Plan.merged`."""
     if type(norm) is BatchNorm and type(scale) is Scale and not (_altered(norm) or _altered(scale)):
-        statistics = norm.running_statistics() if torch.compiler.is_compiling() else _statistics(norm)
+        statistics = norm.running_statistics() if _is_recorded() else _statistics(norm)
         return F.batch_norm(x, *statistics, scale.weight, scale.bias, eps=norm.eps)
     return scale(norm(x))  # type: ignore[no-any-return]
+
+
+def _is_recorded() -> bool:
+    """Whether torch.compile, export or a trace looks on, for which what is kept would be a constant."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 class _Kept(NamedTuple):

@@ -119,6 +119,15 @@ def test_copies_have_statistics_of_their_own(net: Any, way: str) -> None:
             net.bn.variance.mul_(1.5)
 
 
+@pytest.mark.filterwarnings("ignore")  # newer versions of torch call it old
+def test_a_trace_reads_the_blobs(net: Any) -> None:
+    assert agrees(net)
+    with torch.no_grad():
+        traced = torch.jit.trace(net, (X,))
+        net.bn.mean.add_(3)
+        torch.testing.assert_close(traced(X), net(X))
+
+
 def test_a_net_made_in_inference_mode(tmp_path: Path) -> None:
     (tmp_path / "n.prototxt").write_text(NET)
     with torch.inference_mode():
