@@ -181,9 +181,7 @@ def rows(ported: Ported, hand: nn.Module, x: Tensor, compiled: bool) -> dict[str
     found |= {f"{name}, channels_last": _call(net, last) for name, net in moved.items()}
     if compiled:
         found |= {f"{name}, compile": _compiled(net, x) for name, net in nets.items()}
-        name = "model.py --fold"
-        found[f"{name}, freezing"] = _compiled(nets[name], x, True)
-        found[f"{name}, channels_last, freezing"] = _compiled(moved[name], last, True)
+        found["model.py --fold, channels_last, freezing"] = _compiled(moved["model.py --fold"], last, True)
     return found
 
 

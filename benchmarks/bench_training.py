@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from caffe_port.training import registry, solver
 from caffe_port.training.graph import GraphedUpdate
-from caffe_port.training.parallel import find_device
+from caffe_port.training.parallel import find_device, has_bf16
 from caffe_port.training.setup import Training, TrainOptions, set_up
 from caffe_port.training.solver import SolverSpec
 from caffe_port.training.train import _gradients
@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder, data = Path(name), Path(name) / "random.npz"
         np.savez(data, x_train=images, y_train=labels, x_test=images[:batch], y_test=labels[:batch])
-        used = {kind: memory(data, device, kind) for kind in ("fp32", "bf16")}
+        used = {kind: memory(data, device, kind) for kind in ("fp32", "bf16") if kind == "fp32" or has_bf16(device)}
         original = OriginalLoop(torch.from_numpy(images), torch.from_numpy(labels), batch, device)
         plain, plain_step = training(data, folder / "plain", device, batch, fast=False)
         quick, quick_step = training(data, folder / "fast", device, batch, fast=True)
