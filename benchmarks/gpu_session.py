@@ -177,6 +177,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=8, help="of this call")
     parser.add_argument("--seeds", type=int, default=5, help="of the fast recipe")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="run these alone; a wrong name lists them")
     parser.add_argument("--exact", action="store_true", help="the faithful runs in fp32 instead of --fast")
     parser.add_argument("--smoke", action="store_true", help="a tiny run of everything")
     args = parser.parse_args()
@@ -185,14 +186,18 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     todo = stages(args, random_pictures(args.out) if args.smoke else args.root and args.root.resolve())
+    names = [stage.name for stage in todo]
+    if unknown := set(args.only or ()) - set(names):
+        parser.error(f"no stage is named {min(unknown)}; there are {', '.join(names)}")
+    chosen = [stage for stage in todo if stage.name in (args.only or names)]
     code = 0
-    for stage in todo:
+    for stage in chosen:
         seconds = 60 * args.minutes - (time.monotonic() - began)
         if stage.left() and seconds > 2 * RESERVE and run(stage, args.out, seconds):
             code = 1
             print(f"{stage.name} failed: see {args.out / stage.name}.log", file=sys.stderr)
         report(todo, args.out)
-    left = [stage.name for stage in todo if stage.left()]
+    left = [stage.name for stage in chosen if stage.left()]
     print(f"results: {args.out / 'README.md'}; " + (f"left: {', '.join(left)}" if left else "nothing is left"))
     return code
 
