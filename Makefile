@@ -52,7 +52,7 @@ bench-inference: $(VENV)/.installed-test  ## a converted net beside the same net
 bench-training: $(VENV)/.installed-test  ## images/s and memory of training, beside the original port's loop
 	$(BIN)/python benchmarks/bench_training.py
 
-bench: bench-convert bench-inference bench-training bench-verify  ## all the tables that a CPU can make, in some 10 minutes
+bench: bench-convert bench-inference bench-training bench-verify  ## all the tables that a CPU can make, in less than 10 minutes
 
 gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in pieces of MINUTES (ROOT=... the data, OUT=...)
 	$(BIN)/python benchmarks/gpu_session.py --root $(or $(ROOT),data) --out $(or $(OUT),gpu-results) --minutes $(or $(MINUTES),8)
