@@ -41,18 +41,22 @@ def named(weights: Weights, definition: Message | None = None) -> dict[str, Arra
     """The blobs by ``layer.blob``: ``conv1.weight``, ``bn1.scale_factor``.
 
     Args:
-        definition: NetParameter that tells the layers' types; None: the one that the file carries. A blob of a layer
-            whose type is not known is named by its number, from 0, as in Caffe's HDF5 files.
+        definition: NetParameter that tells the layers' types, besides the one that the file carries. A blob of a
+            layer whose type is not known is named by its number, from 0, as in Caffe's HDF5 files.
 
     Returns:
         Caffe's layout and precision. The axes of length one that files of the 4-D era put before a bias or a matrix
-        are left out. Of two layers of one name the last counts, as in Caffe.
+        are left out. Of two layers of one name the last counts, as in Caffe (net.cpp, CopyTrainedLayersFrom).
+
+    Raises:
+        SpecError: a definition of an old form that cannot be read as a net.
     """
-    net = definition if definition is not None else weights.net
-    layers = {layer.name: layer for layer in upgrade(net, weights.path).layer} if net is not None else {}
+    layers: dict[str, Message] = {}
+    for net in (weights.net, definition):
+        layers |= {layer.name: layer for layer in upgrade(net, weights.path).layer} if net is not None else {}
     return {
         f"{stored.name}.{name}": _without_padding(blob, name, layers.get(stored.name))
-        for stored in weights.layers
+        for stored in {layer.name: layer for layer in weights.layers}.values()
         for name, blob in zip(_names(layers.get(stored.name), len(stored.blobs)), stored.blobs, strict=True)
     }
 
@@ -85,7 +89,7 @@ def convert(
     Args:
         weights: .caffemodel or .caffemodel.h5.
         folder: is made; an existing one must be empty.
-        definition: a prototxt that tells the layers' types; None: what the file carries.
+        definition: a prototxt that tells the layers' types, which a .caffemodel knows by itself.
         force: replaces the files of an earlier run in ``folder``; other files stay.
 
     Raises:

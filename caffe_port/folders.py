@@ -29,7 +29,7 @@ class Result:
         files: their names, port.json last.
         class_name: the class in model.py; empty where there is none.
         layers, parameters: how many; parameters that layers share count once.
-        check: what was found when the model was run against the Net, a sentence.
+        check: what was found when the model was run against the Net, a sentence; without a model, what was written.
         notes: what the user should hear of.
     """
 

@@ -57,7 +57,9 @@ def test_every_golden(path: Path) -> None:
      "zoo/ultralight_slim-320", "simplenet/mnist_9972", "simplenet/svhn_9757"],
 )  # fmt: skip
 def test_real_files(shared: Path, tmp_path: Path, model: str) -> None:
-    for path in sorted((shared / "models" / model).rglob("*.caffemodel")):
+    paths = sorted((shared / "models" / model).rglob("*.caffemodel"))
+    assert paths
+    for path in paths:
         ported = caffe_port.port(None, path)
         result = blobs.convert(path, tmp_path / path.stem)
         assert ported.weights is not None
@@ -93,12 +95,33 @@ def test_any_type_any_precision_any_name(tmp_path: Path) -> None:
     double = Message("BlobProto", shape=Message("BlobShape", dim=[3]), double_data=np.array([0.1, 0.2, 0.3]))
     odd = Message("LayerParameter", name='conv1/7x7 "ü"\n', type="FromAFork", blobs=[raw, double])
     path = tmp_path / "w.caffemodel"
-    path.write_bytes(b"".join(caffe_port.caffemodel.wire.serialize(Message("NetParameter", layer=[odd]))))
+    path.write_bytes(b"".join(caffemodel.wire.serialize(Message("NetParameter", layer=[odd]))))
     found = load_file(blobs.convert(path, tmp_path / "out").folder / "blobs.safetensors")
     assert list(found) == ['conv1/7x7 "ü"\n.0', 'conv1/7x7 "ü"\n.1']
     assert found[next(iter(found))].dtype == np.float16
     assert np.array_equal(found['conv1/7x7 "ü"\n.0'], half)
     assert np.array_equal(found['conv1/7x7 "ü"\n.1'], [0.1, 0.2, 0.3])
+
+
+def test_of_equal_names_the_last_layer_counts(tmp_path: Path) -> None:
+    def entry(bias: bool, value: float) -> Message:
+        made = [np.full((3, 2), value, np.float32), *([np.zeros(3, np.float32)] if bias else [])]
+        blobs_ = [caffemodel.blob_message(blob) for blob in made]
+        return Message("LayerParameter", name="ip", type="InnerProduct", blobs=blobs_)
+
+    path = tmp_path / "w.caffemodel"
+    net = Message("NetParameter", layer=[entry(True, 1.0), entry(False, 2.0)])
+    path.write_bytes(b"".join(caffemodel.wire.serialize(net)))
+    found = blobs.named(caffemodel.read(path))
+    assert list(found) == ["ip.weight"]
+    assert (found["ip.weight"] == 2).all()
+
+
+def test_a_prototxt_of_another_net_takes_no_name_away(tmp_path: Path) -> None:
+    (tmp_path / "other.prototxt").write_text('layer { name: "nowhere" type: "Convolution" }')
+    alone = blobs.convert(WEIGHTS[0], tmp_path / "alone")
+    beside = blobs.convert(WEIGHTS[0], tmp_path / "beside", tmp_path / "other.prototxt")
+    assert (alone.folder / "blobs.safetensors").read_bytes() == (beside.folder / "blobs.safetensors").read_bytes()
 
 
 def test_the_4d_era(tmp_path: Path) -> None:

@@ -364,6 +364,13 @@ def test_version_names_what_matters_without_importing_it(run: Run) -> None:
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
+def test_building_a_net_does_not_import_sympy() -> None:
+    """Which takes longer than all else, and comes along when an operator runs on the meta device by way of Python."""
+    files = [str(CASE.with_suffix(suffix)) for suffix in (".prototxt", ".caffemodel")]
+    code = f"import sys, caffe_port; caffe_port.load(*{files!r}); assert 'sympy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(("shell", "words"), [("bash", "complete "), ("zsh", "compdef "), ("fish", "complete --")])
 def test_completion(run: Run, shell: str, words: str) -> None:
     script = run("completion", shell).stdout

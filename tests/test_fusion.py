@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +95,17 @@ def test_statistics_are_made_once(net: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(made) == 1
     net(X.clone().requires_grad_()).sum().backward()  # what was made in inference mode would not serve here
     assert len(made) == 1
-    assert type(net.bn) in {type(key) for key in fusion._KEPT}
+    assert net.bn in fusion._KEPT
+
+
+def test_what_is_kept_ends_with_the_net(net: Any) -> None:
+    before = len(fusion._KEPT)
+    other = copy.deepcopy(net)
+    assert agrees(other)
+    assert len(fusion._KEPT) == before + 1
+    del other
+    gc.collect()
+    assert len(fusion._KEPT) == before
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "save", "half"])

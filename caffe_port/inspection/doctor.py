@@ -213,6 +213,8 @@ def _cpu(_: Path) -> str:
 def _gpu(_: Path) -> str:
     import torch
 
+    from caffe_port.training.parallel import has_bf16
+
     if not torch.cuda.is_available():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
         raise CaffePortError(f"none that torch can use; torch {torch.__version__} {built}",
@@ -220,7 +222,7 @@ def _gpu(_: Path) -> str:
     shown = []
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        bf16 = "bf16" if device.major >= 8 else "no bf16"
+        bf16 = "bf16" if has_bf16(torch.device("cuda", index)) else "no bf16"
         shown.append(
             f"cuda:{index} {device.name}, {human_bytes(device.total_memory)}, capability "
             f"{device.major}.{device.minor}, {bf16}"

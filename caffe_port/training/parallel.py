@@ -58,7 +58,7 @@ NO_BF16 = "the device has no instructions for bfloat16: float32 is used"
 def has_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16; one that has none is many times slower in it than in float32."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return int(torch.cuda.get_device_properties(device).major) >= 8
     told: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 cannot tell
     return any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
