@@ -37,8 +37,8 @@ lint: $(VENV)/.installed-test  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-proto: $(VENV)/.installed-test  ## proto/caffe.proto -> caffe_port/caffe.binpb
-	$(BIN)/python -m grpc_tools.protoc -Iproto --descriptor_set_out=caffe_port/caffe.binpb caffe.proto
+proto: $(VENV)/.installed-test  ## proto/caffe.proto -> caffe_port/formats/caffe.binpb
+	$(BIN)/python -m grpc_tools.protoc -Iproto --descriptor_set_out=caffe_port/formats/caffe.binpb caffe.proto
 
 bench-verify: $(VENV)/.installed-test  ## what verifying a VGG-16-sized net costs
 	$(BIN)/python benchmarks/bench_verify.py
@@ -81,9 +81,9 @@ COMPAT ?= torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 protobuf==4.25.0 click=
 compat:  ## core tests on the oldest versions that pyproject.toml allows (COMPAT=... for others); downloads gigabytes
 	$(PYTHON) -m venv .venv-compat
 	.venv-compat/bin/python -m pip install --quiet $(COMPAT) --editable ".[data,plot]" "pytest>=8" "hypothesis>=6.100"
-	.venv-compat/bin/python -m pytest -q -W ignore::DeprecationWarning tests/test_wire.py tests/test_caffemodel.py \
-		tests/test_prototxt.py tests/test_schema.py tests/test_net.py tests/layers tests/test_solver.py tests/test_emit.py \
-		tests/test_opencv_reference.py tests/test_verify.py tests/test_train.py tests/test_cli.py
+	.venv-compat/bin/python -m pytest -q -W ignore::DeprecationWarning tests/formats/test_wire.py tests/formats/test_caffemodel.py \
+		tests/formats/test_prototxt.py tests/formats/test_schema.py tests/net/test_net.py tests/layers tests/training/test_solver.py tests/emit/test_model_source.py \
+		tests/verification/references/test_opencv.py tests/verification/test_verify.py tests/training/test_train.py tests/commands/test_cli.py
 
 clean:  ## everything that make made
 	rm -rf $(VENV) .venv-compat build dist demo .coverage .mypy_cache .pytest_cache .ruff_cache

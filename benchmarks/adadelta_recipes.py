@@ -17,11 +17,13 @@ from pathlib import Path
 
 import torch
 
-from caffe_port.net import Net
-from caffe_port.prototxt import parse
+from caffe_port.data import datasets
+from caffe_port.data.datasets import ImageFeed, Preprocessor
+from caffe_port.evaluation import evaluate, registry
+from caffe_port.formats.prototxt import parse
+from caffe_port.net.net import Net
 from caffe_port.spec import Definition
-from caffe_port.training import data, evaluate, registry, solver
-from caffe_port.training.data import ImageFeed, Preprocessor
+from caffe_port.training import solver
 from caffe_port.training.solver import SolverSpec
 
 MODEL = "simplenet_slim_310k_cifar10.prototxt"
@@ -90,7 +92,7 @@ def main() -> None:
     parser.add_argument("--only")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    train, test = (data.load(args.data, split, args.root) for split in data.SPLITS)
+    train, test = (datasets.load(args.data, split, args.root) for split in datasets.SPLITS)
     # every fifth: the packed test set is sorted by class
     test = replace(test, images=test.images[::5], labels=test.labels[::5])
     plan = registry.entry("simplenet-slim-310k-cifar10").preprocessing.changed(mirror_test=False)

@@ -104,7 +104,7 @@ def make(folder: Path, side: int, width: int) -> None:
     """Writes net.prototxt and w.caffemodel, with random weights of the scale that keeps activations alive."""
     import numpy as np
 
-    from caffe_port import caffemodel, prototxt
+    from caffe_port.formats import caffemodel, prototxt
 
     text = vgg(side, width)
     (folder / "net.prototxt").write_text(text)
@@ -135,7 +135,7 @@ def timed(function: Callable[[], object]) -> float:
 
 def read(folder: Path) -> dict[str, float]:
     """caffemodel.read: every array is there, no page of it has been read."""
-    from caffe_port import caffemodel
+    from caffe_port.formats import caffemodel
 
     return {"read": min(timed(lambda: caffemodel.read(folder / "w.caffemodel")) for _ in range(5))}
 
@@ -163,7 +163,7 @@ def inside(folder: Path) -> dict[str, float]:
 
 def blobs(folder: Path) -> dict[str, float]:
     """What convert --format safetensors does, in a process that has imported what it takes."""
-    from caffe_port import blobs
+    from caffe_port.emit import blobs
 
     return {"blobs": timed(lambda: blobs.convert(folder / "w.caffemodel", folder / "blobs"))}
 
@@ -177,7 +177,7 @@ def naive(folder: Path) -> dict[str, float]:
     import caffe_port
 
     pool = descriptor_pool.DescriptorPool()
-    schema = Path(caffe_port.__file__).with_name("caffe.binpb").read_bytes()
+    schema = (Path(caffe_port.__file__).parent / "formats" / "caffe.binpb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(schema).file:
         pool.Add(file)
     start = time.perf_counter()

@@ -28,7 +28,7 @@ import caffe_port
 from caffe_port import emit
 from caffe_port.api import Ported
 from caffe_port.emit import export
-from caffe_port.emit.source import model
+from caffe_port.emit.model_source import model
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "handwritten"

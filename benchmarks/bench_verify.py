@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from caffe_port.api import port
-from caffe_port.verification import feed
 from caffe_port.verification.comparison import Tolerance
-from caffe_port.verification.opencv_reference import OpenCVReference
+from caffe_port.verification.inputs import random_inputs
+from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.runner import run
 from caffe_port.verification.verify import case_of
 
@@ -71,7 +71,7 @@ def cost(text: str, times: int) -> tuple[float, float, float]:
         path = Path(folder) / "net.prototxt"
         path.write_text(text)
         ported = port(path)
-    inputs = feed.random_inputs(ported.net.plan.spec, ported.net.plan.shapes, 0)[0]
+    inputs = random_inputs(ported.net.plan.spec, ported.net.plan.shapes, 0)[0]
     case = case_of(ported, inputs)
     tensor = torch.from_numpy(inputs["data"])
     with torch.inference_mode():
@@ -92,7 +92,7 @@ def peak(depth: int, side: int) -> float:
         path = Path(folder) / "net.prototxt"
         path.write_text(text)
         ported = port(path)
-    case = case_of(ported, feed.random_inputs(ported.net.plan.spec, ported.net.plan.shapes, 0)[0])
+    case = case_of(ported, random_inputs(ported.net.plan.spec, ported.net.plan.shapes, 0)[0])
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = _peak()
     with torch.inference_mode():

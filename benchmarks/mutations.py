@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caffe_port.api import Ported, port
-from caffe_port.verification import feed
 from caffe_port.verification.comparison import Row, Tolerance
-from caffe_port.verification.numpy_reference import NumPyReference
-from caffe_port.verification.reference import Case, StoredReference, record
+from caffe_port.verification.inputs import random_inputs
+from caffe_port.verification.references.numpy_formulas import NumPyReference
+from caffe_port.verification.references.reference import Case, StoredReference, record
 from caffe_port.verification.runner import run
 from caffe_port.verification.verify import case_of
 
@@ -182,7 +182,7 @@ def _drawn(ported: Ported) -> Ported:
         plan = net.plan
         with torch.no_grad():
             for seed in range(20):
-                inputs = feed.random_inputs(plan.spec, plan.shapes, seed)[0]
+                inputs = random_inputs(plan.spec, plan.shapes, seed)[0]
                 net(*(torch.from_numpy(inputs[b]) for b in plan.inputs))
         net.eval()
     return ported
@@ -214,7 +214,7 @@ def table(folder: Path) -> tuple[list[str], list[str]]:
     total = np.zeros(5, int)
     for net_name, ported in nets(folder):
         plan = ported.net.plan
-        inputs = feed.random_inputs(plan.spec, plan.shapes, 0)[0]
+        inputs = random_inputs(plan.spec, plan.shapes, 0)[0]
         case = case_of(ported, inputs)
         reference = StoredReference(record(NumPyReference(), case))
         with torch.inference_mode():

@@ -11,8 +11,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "api", "port": "api", "Ported": "api", "Net": "net", "CaffePortError": "errors", "convert": "emit",
-    "verify": "verification.verify", "assert_parity": "verification.candidate", "train": "training.train",
+    "load": "api", "port": "api", "Ported": "api", "Net": "net.net", "CaffePortError": "errors", "convert": "emit",
+    "verify": "verification.verify", "assert_parity": "verification.user_module.verify_module", "train": "training.train",
 }  # fmt: skip
 
 __all__ = [*_LAZY, "__version__"]

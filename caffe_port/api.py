@@ -7,10 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caffe_port import caffemodel, fillers, inputs, layers, plugins
-from caffe_port.caffemodel import Weights
+from caffe_port import layers
+from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
-from caffe_port.net import LoadReport, Net
+from caffe_port.formats import caffemodel
+from caffe_port.formats.caffemodel import Weights
+from caffe_port.layers import fillers
+from caffe_port.net.net import LoadReport, Net
+from caffe_port.signatures import plugins
 from caffe_port.spec import Definition, LayerSpec, NetSpec
 
 PathLike = str | Path
@@ -105,13 +109,13 @@ def port(
         except SpecError:
             raise error from None
         notes.append(f"phase TEST cannot be built, eval() computes the layers of TRAIN: {error.where}: {error.what}")
-    shapes = inputs.resolve(test, stored, input_shapes, guess=True)
+    shapes = resolve(test, stored, input_shapes, guess=True)
     notes += [*test.notes, *shapes.notes]
     draw = None if stored else seed
     try:
         train = phase_spec(definition, "TRAIN", level, stages, shapes.shapes, keep_loss)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
-        resolved = inputs.resolve(train, stored, known, guess=True).shapes
+        resolved = resolve(train, stored, known, guess=True).shapes
         net = Net(test, resolved | shapes.shapes, train, draw)
     except SpecError as error:
         net = Net(test, shapes.shapes, None, draw)

@@ -14,7 +14,7 @@ import click
 import caffe_port
 from caffe_port.commands import health, nets, proof, training
 from caffe_port.errors import CaffePortError
-from caffe_port.table import printable
+from caffe_port.terminal import printable
 
 
 def main() -> NoReturn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from caffe_port.table import printable
+from caffe_port.terminal import printable
 
 
 class CaffePortError(Exception):

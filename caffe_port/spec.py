@@ -15,10 +15,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caffe_port import caffemodel, coordinates, plugins, prototxt
+from caffe_port.definition import crop_offsets
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.message import Message
-from caffe_port.upgrade import at, upgrade
+from caffe_port.formats import caffemodel, prototxt
+from caffe_port.formats.message import Message
+from caffe_port.formats.upgrade_v1 import at, upgrade
+from caffe_port.signatures import plugins
 
 Source = tuple[str, int]
 """Who made a blob: (layer name, top index)."""
@@ -96,8 +98,8 @@ class NetSpec:
     def deploy(
         self, label_types: Collection[str], learned_types: Collection[str], unknown: Collection[str] = ()
     ) -> NetSpec:
-        """Without what exists for labels only, see :func:`caffe_port.deploy.view`."""
-        from caffe_port.deploy import view
+        """Without what exists for labels only, see :func:`caffe_port.definition.deploy_view.view`."""
+        from caffe_port.definition.deploy_view import view
 
         return view(self, label_types, learned_types, unknown)
 
@@ -181,7 +183,7 @@ class Definition:
                 f"{switched} BatchNorm layers were saved in TRAIN with use_global_stats: false; eval() uses the stored "
                 "statistics, as Caffe's TEST phase does"
             )
-        resolved = coordinates.align(_resolve(layers, self.path, notes), notes)
+        resolved = crop_offsets.align(_resolve(layers, self.path, notes), notes)
         return NetSpec(self.net.name, phase, resolved, self.path, tuple(notes))
 
     def _with_sources(self, layers: Sequence[Message], inputs: Collection[str], notes: list[str]) -> list[Message]:
@@ -295,7 +297,7 @@ def _unknown_fields(message: Message, path: str, layer: Message | None = None) -
     The parameters of a layer of an unknown type are its own affair. Of a known one, a field that would change the
     layer's geometry is refused.
     """
-    from caffe_port.shapes import RULES
+    from caffe_port.signatures.shapes import RULES
 
     kind = message.schema.name if message.schema else ""
     layer = message if kind == "LayerParameter" else layer

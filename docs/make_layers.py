@@ -38,7 +38,7 @@ from caffe_port import api, emit  # noqa: E402
 from caffe_port.emit import export  # noqa: E402
 from caffe_port.errors import CaffePortError  # noqa: E402
 from caffe_port.layers import REGISTRY, UNSUPPORTED, Layer  # noqa: E402
-from caffe_port.net import Net  # noqa: E402
+from caffe_port.net.net import Net  # noqa: E402
 
 _NAMES = """
     AbsVal Accuracy ArgMax BNLL BatchNorm BatchReindex Bias Clip Concat ContrastiveLoss Convolution Crop Data

@@ -13,8 +13,9 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 GOLDEN = HERE / "golden"
-SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or HERE.parent.parent / "shared")
+SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder ($CAFFE_PORT_SHARED) is not here")
 

@@ -23,13 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import small_training
 import torch
 from safetensors.torch import load_file
 
-from caffe_port import api, caffemodel, emit
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
+
+import small_training
+
+from caffe_port import api, emit
 from caffe_port.errors import CaffePortError
-from caffe_port.training import download, plots, runfolder, solverstate
+from caffe_port.evaluation import download
+from caffe_port.formats import caffemodel
+from caffe_port.training import plots, run_folder, solverstate
 from caffe_port.training.train import TrainOptions, train
 
 NET = """name: "{name}"
@@ -111,7 +116,7 @@ class Jobs:
                     assert len(solverstate.read(path).history) == 7
                 elif path.suffix == ".safetensors":
                     load_file(path)
-            _, refused = runfolder.RunFolder(place / "run", "small").latest()
+            _, refused = run_folder.RunFolder(place / "run", "small").latest()
             if refused:
                 return f"a snapshot that counts is damaged: {refused}"
             os.chdir(self.folder / "project")

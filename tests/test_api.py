@@ -9,8 +9,9 @@ import torch
 from conftest import SHARED, needs_shared
 
 import caffe_port
-from caffe_port import api, caffemodel
+from caffe_port import api
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
+from caffe_port.formats import caffemodel
 
 pytestmark = needs_shared
 

@@ -20,13 +20,15 @@ from architectures import ARCHITECTURES, Architecture
 from torch import Tensor
 
 import caffe_port
-from caffe_port import api, caffemodel, emit, layers, prototxt, shape_rules, shapes
+from caffe_port import api, emit, layers
 from caffe_port.api import Ported
-from caffe_port.emit import source
+from caffe_port.emit import model_source
+from caffe_port.formats import caffemodel, prototxt
 from caffe_port.layers.normalization import BN
-from caffe_port.net import Net
+from caffe_port.net.net import Net
+from caffe_port.signatures import caffe, shapes
 from caffe_port.spec import SOURCE_TYPES, Definition, NetSpec
-from caffe_port.verification import feed
+from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.verify import verify
 
 
@@ -51,7 +53,7 @@ class Prepared:
     def inputs(self, net: Net) -> dict[str, np.ndarray]:
         """For the present phase of the net, by blob name."""
         plan = net.plan
-        arrays, _ = feed.random_inputs(plan.spec, plan.shapes, 1)
+        arrays, _ = random_inputs(plan.spec, plan.shapes, 1)
         return arrays | {name: made for name, made in self.architecture.inputs().items() if name in arrays}
 
 
@@ -132,7 +134,7 @@ def _count(spec: NetSpec) -> int:
             made = module.infer(*(torch.empty(shape) for shape in bottoms))
         made = made if isinstance(made, tuple) else (made,)
         tops |= {(layer.name, k): tuple(top.shape) for k, top in enumerate(made)}
-        if layer.type in shape_rules.RULES:
+        if layer.type in caffe.RULES:
             assert shapes.top_shapes(layer, bottoms) == [tuple(top.shape) for top in made], layer.name
         for k, (blob, param) in enumerate(module.named_parameters()):
             shared = layer.param.param[k].name if k < len(layer.param.param) else ""
@@ -182,7 +184,7 @@ def _as_many_as_found(net: Net, blob: str) -> bool:
 def test_channels_last_is_the_same(name: str, prepare: Callable[[str], Prepared]) -> None:
     prepared = prepare(name)
     net = prepared.port().net
-    made = source.model(net, channels_last=True)
+    made = model_source.model(net, channels_last=True)
     module = emit.read_model(made.source, made.class_name, made.state)
     last = torch.channels_last
     wide = [p for p in module.parameters() if p.dim() == 4]

@@ -15,13 +15,13 @@ import small_training
 
 from caffe_port import api, emit
 from caffe_port.errors import CaffePortError
-from caffe_port.files import lock, sha256
+from caffe_port.storage.files import lock, sha256
 from caffe_port.training.train import TrainOptions, train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
 HOLD = """
 import sys, time
-from caffe_port.files import lock
+from caffe_port.storage.files import lock
 with lock(sys.argv[1], "the folder is being trained in"):
     print("held", flush=True)
     time.sleep(60)

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from caffe_port import api, caffemodel
+from caffe_port import api
+from caffe_port.formats import caffemodel
 
 NET = """name: "n"
 layer { name: "x" type: "Input" top: "x" input_param { shape { dim: [2, 3, 6, 7] } } }

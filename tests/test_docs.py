@@ -17,13 +17,14 @@ from types import ModuleType
 import doc_pages
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
-from caffe_port import emit, plugins
+from caffe_port import emit
 from caffe_port.cli import main
 from caffe_port.layers import REGISTRY
+from caffe_port.signatures import plugins
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
 

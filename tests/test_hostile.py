@@ -20,10 +20,13 @@ import oracle
 import pytest
 import torch
 from conftest import GOLDEN
+from hostile_names import NAMES
 
-from caffe_port import api, caffemodel, inputs, prototxt, wire
+from caffe_port import api
+from caffe_port.definition import input_shapes
 from caffe_port.errors import CaffePortError
-from caffe_port.net import Net
+from caffe_port.formats import caffemodel, prototxt, wire
+from caffe_port.net.net import Net
 from caffe_port.spec import Definition
 
 PROTOTXT = """name: "tiny"
@@ -222,7 +225,7 @@ def test_nets_with_slips_are_built_or_refused(seed: int) -> None:
         try:
             definition = Definition.parse(prototxt.parse(text, "NetParameter", "n"), "n")
             spec = definition.spec()
-            Net(spec, inputs.resolve(spec).shapes, seed=None)
+            Net(spec, input_shapes.resolve(spec).shapes, seed=None)
             ends[True] += 1
         except CaffePortError as error:
             ends[False] += 1
@@ -261,27 +264,6 @@ def _phase(path: Path) -> str:
 
 
 # -- names ----------------------------------------------------------------------------------------------------------
-
-NAMES = {
-    "escape": "a\x1b[31mred\x1b[0m",
-    "newline": "a\nimport os",
-    "carriage return": "a\rb",
-    "NUL": "a\0b",
-    "bell": "\a",
-    "quotes": "a'\"b",
-    "triple quotes": '"""+__import__("os").system("x")+"""',
-    "right to left": "a\u202eb",
-    "a path": "../../etc/passwd",
-    "HTML": "<script>alert(1)</script>",
-    "a dunder": "__reduce__",
-    "a format": "{0.__class__}%s$(x)`y`",
-    "long": "x" * 10_000,
-    "emoji": "\U0001f600",
-    "surrogate": "a\ufffdb",
-    "a hash": "#2",
-    "spaces": "   ",
-}
-
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_are_data(kind: str, tmp_path: Path) -> None:

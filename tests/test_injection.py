@@ -12,20 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click.testing
+import hostile_names
 import pytest
-import test_hostile
 
 import caffe_port
-from caffe_port import api, prototxt
+from caffe_port import api
 from caffe_port.cli import cli
-from caffe_port.emit import source
+from caffe_port.emit import model_source
 from caffe_port.errors import CaffePortError
-from caffe_port.files import atomic_write, stays_inside
-from caffe_port.training import registry, solverstate
+from caffe_port.evaluation import registry
+from caffe_port.formats import prototxt
+from caffe_port.storage.files import atomic_write, stays_inside
+from caffe_port.training import solverstate
 
 PACKAGE = Path(caffe_port.__file__).parent
 NAMES = {
-    **test_hostile.NAMES,
+    **hostile_names.NAMES,
     "an OSC title": "a\x1b]0;owned\x07b",
     "a C1 control": "a\x9b31mb", "markup of rich": "[bold red]a[/bold red][link=x]",
     "a line separator": "a\u2028b", "an isolate": "a\u2066b\u2069", "a tag character": "a\U000e0041b",
@@ -58,7 +60,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "net.prototxt").write_text(net_text())
     ported = api.port(folder / "net.prototxt")
-    from caffe_port import caffemodel
+    from caffe_port.formats import caffemodel
 
     caffemodel.write(folder / "w.caffemodel", ported.definition.net, ported.net.blobs())
     (folder / "bad.prototxt").write_text(net_text().replace('"ReLU"', '"Re\\033]0;x\\007\\342\\200\\256"'))
@@ -147,7 +149,7 @@ def test_pages_and_junit(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_model_py(files: Path) -> None:
     """Names appear in model.py inside strings and comments only; none of its identifiers comes from outside."""
-    written = source.model(api.port(files / "net.prototxt").net).source
+    written = model_source.model(api.port(files / "net.prototxt").net).source
     assert not UNSAFE.findall(written)
     tree = ast.parse(written)
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -229,7 +231,7 @@ def test_a_states_weights_are_named_not_run(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_prefix_cannot_lead_out_of_the_run(tmp_path: Path) -> None:
-    from caffe_port.training.runfolder import RunFolder
+    from caffe_port.training.run_folder import RunFolder
 
     run = RunFolder(tmp_path / "run", Path("../../x").name)
     assert (run.snapshots / f"{run.name}_iter_1.json").resolve().is_relative_to(tmp_path / "run")

@@ -23,24 +23,29 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port import api, caffemodel, files, npz, pictures, prototxt, state, wire
+from caffe_port import api
+from caffe_port.data import datasets, records
+from caffe_port.data.leveldb import LevelDB
+from caffe_port.data.lmdb import LMDB
 from caffe_port.errors import CaffePortError
+from caffe_port.evaluation import registry
+from caffe_port.formats import caffemodel, prototxt, wire
+from caffe_port.formats.message import Message
 from caffe_port.inspection import inspect
-from caffe_port.message import Message
-from caffe_port.training import data, logs, registry, runfolder, solver, solverstate, sources
-from caffe_port.training.leveldb import LevelDB
-from caffe_port.training.lmdb import LMDB
-from caffe_port.verification import feed
-from caffe_port.verification.trace import Trace
+from caffe_port.net import state_dict
+from caffe_port.storage import files, images, npz
+from caffe_port.training import caffe_log, run_folder, solver, solverstate
+from caffe_port.verification import inputs
+from caffe_port.verification.references.trace import Trace
 
 READERS: dict[str, Callable[[Path], object]] = {
     "prototxt": lambda p: prototxt.read(p, "NetParameter"), "caffemodel": caffemodel.read, "mean": caffemodel.read_mean,
     "net": api.port, "weights": lambda p: api.port(None, p), "inspect": inspect.inspect_file,
-    "solver": solver.SolverSpec.read, "solverstate": solverstate.read, "state_dict": state.read, "log": logs.read,
-    "registry": registry.read, "trace": Trace.load, "npz": lambda p: npz.read(p, "a trace"), "npy": feed.read_npy,
-    "sha256": files.sha256, "list": sources.ImageList, "lmdb": LMDB,
-    "set": lambda p: data.from_npz(p, "test"),
-    "picture": lambda p: feed.picture_input(p, (2, 3, 5, 7), feed.Preprocess()),
+    "solver": solver.SolverSpec.read, "solverstate": solverstate.read, "state_dict": state_dict.read, "log": caffe_log.read,
+    "registry": registry.read, "trace": Trace.load, "npz": lambda p: npz.read(p, "a trace"), "npy": inputs.read_npy,
+    "sha256": files.sha256, "list": records.ImageList, "lmdb": LMDB,
+    "set": lambda p: datasets.from_npz(p, "test"),
+    "picture": lambda p: inputs.picture_input(p, (2, 3, 5, 7), inputs.Preprocess()),
 }  # fmt: skip
 
 
@@ -119,7 +124,7 @@ def test_an_npz_bomb(tmp_path: Path) -> None:
             archive.writestr("out:0:a:0.npy", content)
             archive.writestr("x_test.npy", content)
             archive.writestr("y_test.npy", content)
-        for read in (Trace.load, lambda p: data.from_npz(p, "test")):
+        for read in (Trace.load, lambda p: datasets.from_npz(p, "test")):
             with frugal(), pytest.raises(CaffePortError, match=r"declares \d+ bytes"):
                 read(tmp_path / name)
     whole = (tmp_path / "terabyte").read_bytes()
@@ -140,7 +145,7 @@ def test_hdf5_bombs(tmp_path: Path) -> None:
     path = tmp_path / "w.h5"
     readers: dict[str, Callable[[], object]] = {
         "data/c/0": lambda: caffemodel.read(path), "history/0": lambda: solverstate.read(path),
-        "data": lambda: sources.Hdf5Feed([path], ["data"], 2),
+        "data": lambda: records.Hdf5Feed([path], ["data"], 2),
     }  # fmt: skip
     for name, read in readers.items():
         with h5py.File(path, "w") as file:
@@ -177,7 +182,7 @@ def test_pictures_that_declare_much(tmp_path: Path) -> None:
     """OpenCV would take 3 GB for a picture of a hundred bytes; in a process of its own, for it reads its limit once."""
     code = """
 import struct, sys, zlib, resource
-from caffe_port import pictures
+from caffe_port.storage import images as pictures
 from caffe_port.errors import CaffePortError
 pictures.opencv()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -197,7 +202,7 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert pictures.MAX_PIXELS < 1 << 28
+    assert images.MAX_PIXELS < 1 << 28
 
 
 def test_a_gzip_bomb_in_mnist(tmp_path: Path) -> None:
@@ -206,7 +211,7 @@ def test_a_gzip_bomb_in_mnist(tmp_path: Path) -> None:
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(100_000_000), 1))
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 3, 4)))
     with frugal(), pytest.raises(CaffePortError, match=r"declares \(2, 2, 3\), 12 bytes, and holds more"):
-        data.load("mnist", "test", tmp_path)
+        datasets.load("mnist", "test", tmp_path)
 
 
 def test_a_state_dict_that_declares_much(tmp_path: Path) -> None:
@@ -216,19 +221,19 @@ def test_a_state_dict_that_declares_much(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes((20_000).to_bytes(8, "little") + b'{"a":' + b"[" * 19_995)
     for name in "abc":
         with frugal(), pytest.raises(CaffePortError, match="is no state_dict"):
-            state.read(tmp_path / name)
+            state_dict.read(tmp_path / name)
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(30_000_000)}, buffer)
     with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(tmp_path / "d", "w", zipfile.ZIP_DEFLATED) as packed:
         for info in old.infolist():
             packed.writestr(info.filename, old.read(info))
     with frugal(), pytest.raises(CaffePortError, match="its archive is compressed"):
-        state.read(tmp_path / "d")
+        state_dict.read(tmp_path / "d")
     endless: dict[str, Any] = {}
     endless["state_dict"] = endless
     torch.save(endless, tmp_path / "e")
     with frugal(), pytest.raises(CaffePortError, match="holds no tensors by name"):
-        state.read(tmp_path / "e")
+        state_dict.read(tmp_path / "e")
 
 
 # -- nesting, numbers, repetition -----------------------------------------------------------------------------------
@@ -253,8 +258,8 @@ def test_depth(tmp_path: Path) -> None:
         with frugal(), pytest.raises(CaffePortError):
             prototxt.parse(text, "NetParameter")
     (tmp_path / "metrics.jsonl").write_text("[" * 100_000 + '\n{"iter": 1, "kind": "train"}\n5\n"x"\n{"iter": "1"}\n')
-    assert list(runfolder.read_metrics(tmp_path)) == [{"iter": 1, "kind": "train"}]
-    run = runfolder.RunFolder(tmp_path / "run")
+    assert list(run_folder.read_metrics(tmp_path)) == [{"iter": 1, "kind": "train"}]
+    run = run_folder.RunFolder(tmp_path / "run")
     for text in ("[" * 100_000, "5", "{}", '{"sha256": []}', '{"sha256": {}, "random": {"torch": "%%"}}', "\ud800"):
         (run.snapshots / "net_iter_1.json").write_bytes(text.encode("utf-8", "surrogatepass"))
         assert run.latest()[0] is None

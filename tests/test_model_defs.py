@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 try:
@@ -19,9 +20,8 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL_DEFS = ROOT / "model_defs"
-DESCRIPTORS = ROOT / "caffe_port" / "caffe.binpb"
+DESCRIPTORS = ROOT / "caffe_port" / "formats" / "caffe.binpb"
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED", ROOT.parent / "shared"))
 
 SOLVERS = sorted(p.name for p in MODEL_DEFS.glob("*_solver.prototxt"))

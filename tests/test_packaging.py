@@ -9,13 +9,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 NEEDED = (
-    "caffe.binpb",
+    "formats/caffe.binpb",
     "py.typed",
     "layers/spatial.py",
-    "verification/dump_with_pycaffe.txt",
+    "verification/references/dump_with_pycaffe.txt",
     "verification/numpy_reference/__init__.py",
 )
 

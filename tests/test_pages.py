@@ -13,9 +13,9 @@ import torch
 
 from caffe_port.verification.comparison import Report, Row, Tolerance, difference, failure
 from caffe_port.verification.details import DECADES, Details, histogram
-from caffe_port.verification.html import to_html
-from caffe_port.verification.junit import to_junit
-from caffe_port.verification.numpy_reference import NumPyReference
+from caffe_port.verification.references.numpy_formulas import NumPyReference
+from caffe_port.verification.reports.html import to_html
+from caffe_port.verification.reports.junit import to_junit
 from caffe_port.verification.runner import run
 from caffe_port.verification.verify import prepare, verify
 

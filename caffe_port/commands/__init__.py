@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from caffe_port.files import sort_files
-from caffe_port.table import printable
+from caffe_port.storage.files import sort_files
+from caffe_port.terminal import printable
 
 F = Callable[..., Any]
 
@@ -82,7 +82,7 @@ def net_options(function: F) -> F:
     def with_net(files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, **rest: Any) -> Any:
         prototxt, weights = sort_files(files)
         if plugins:
-            from caffe_port.plugins import run
+            from caffe_port.signatures.plugins import run
 
             run(plugins)
         options = {"input_shapes": dict(shapes), "stages": stages, "level": level}

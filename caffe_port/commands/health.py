@@ -7,7 +7,7 @@ import json
 import click
 
 from caffe_port.commands import command
-from caffe_port.table import printable
+from caffe_port.terminal import printable
 
 
 @command()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from caffe_port.commands import NetFiles, Shape, command, net_options, note
-from caffe_port.table import human_bytes, printable
+from caffe_port.terminal import human_bytes, printable
 
 
 @command()
@@ -61,7 +61,7 @@ def convert(
         if net.weights is None or trained or stub or keep_loss or how["fold"] or how["channels_last"]:
             raise click.UsageError("--format safetensors alone takes WEIGHTS and builds no net: leave out --fold, "
                                    "--channels-last, --keep-loss, --stub, --caffemodel")  # fmt: skip
-        from caffe_port import blobs
+        from caffe_port.emit import blobs
 
         _show(blobs.convert(net.weights, folder, net.prototxt, force=how["force"]))
         return
@@ -120,7 +120,7 @@ def inspect(files: tuple[str, ...], shapes: Any, phase: str, stages: tuple[str, 
       2  bad usage or bad input
     """
     from caffe_port.inspection import inspect as looking
-    from caffe_port.inspection.survey import Options
+    from caffe_port.inspection.net_table import Options
 
     options = Options(phase=phase, level=level, stages=stages, input_shapes=dict(shapes), numbers=numbers)
     if side_by_side:
@@ -164,8 +164,8 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
     from rich.console import Console
 
     from caffe_port import api, emit
-    from caffe_port import demo as demonstration
-    from caffe_port.verification import report
+    from caffe_port.commands import demo_files as demonstration
+    from caffe_port.verification.reports import terminal
     from caffe_port.verification.verify import verify as run
 
     with demonstration.workspace() as scratch:
@@ -177,7 +177,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
         _show(result)
         click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
         found = run(prepared.prototxt, prepared.weights)
-    report.render(found, Console(), all_rows=False)
+    terminal.render(found, Console(), all_rows=False)
     click.secho("4. use it", bold=True)
     click.echo(demonstration.USAGE.format(folder=printable(str(folder)), name=result.class_name))
     return 0 if found.passed else 1

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from caffe_port.commands import F, NetFiles, Shape, command, net_options
-from caffe_port.files import atomic_write, sort_files
-from caffe_port.table import printable
+from caffe_port.storage.files import atomic_write, sort_files
+from caffe_port.terminal import printable
 
 
 def feed_options(function: F) -> F:
@@ -76,9 +76,9 @@ def verify(
       1  a layer differs, or nothing could be compared
       2  bad usage or bad input
     """
-    from caffe_port.verification import html, report
     from caffe_port.verification.details import Details
-    from caffe_port.verification.junit import to_junit
+    from caffe_port.verification.reports import html, terminal
+    from caffe_port.verification.reports.junit import to_junit
     from caffe_port.verification.verify import verify as run
 
     given: Any = _named_files(inputs)
@@ -90,11 +90,11 @@ def verify(
             with atomic_write(path, "w") as file:
                 file.write(text)
     if as_json:
-        click.echo(report.to_json(found))
+        click.echo(terminal.to_json(found))
     else:
         from rich.console import Console
 
-        report.render(found, Console(), all_rows)
+        terminal.render(found, Console(), all_rows)
     return 0 if found.passed else 1
 
 
@@ -144,17 +144,17 @@ def dump(
       2  bad usage or bad input; nothing is written
     """
     if as_script:
-        from caffe_port.verification.pycaffe_reference import script
+        from caffe_port.verification.references.pycaffe import script
 
         click.echo(script(), nl=False)
         return
     if output is None:
         raise click.UsageError("dump needs -o FILE.npz")
-    from caffe_port.verification import feed
     from caffe_port.verification.dump import dump as record
+    from caffe_port.verification.inputs import Preprocess, read_mean
 
     prototxt, weights = sort_files(files)
-    how = feed.Preprocess(feed.read_mean(mean) if mean else None, scale, channel_order)
+    how = Preprocess(read_mean(mean) if mean else None, scale, channel_order)
     given: Any = _named_files(inputs)
     trace = record(output, prototxt, weights, by=by, input=given, seed=seed, preprocess=how,
                            input_shapes=dict(shapes), keep_loss=keep_loss)  # fmt: skip

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from caffe_port.commands import NetFiles, command, net_options, note, progress_bar
-from caffe_port.table import printable, table
+from caffe_port.terminal import printable, table
 
 
 @command()
@@ -60,7 +60,7 @@ def evaluate(net: NetFiles, mean: str | None, std: str | None, expect: float | N
       1  --expect: worse, beyond what chance does
       2  bad usage or bad input
     """
-    from caffe_port.training import evaluate as evaluation
+    from caffe_port.evaluation import evaluate as evaluation
 
     if net.weights is None:
         raise click.UsageError("evaluate needs weights")
@@ -174,7 +174,7 @@ def train(context: click.Context, /, solver: Path | None, recipe: str | None, se
         return _train_fast(context, solver, seeds, out, resume, options)
     if solver is None or seeds != 1:
         raise click.UsageError("a SOLVER is needed, or --recipe; --seeds goes with --recipe")
-    from caffe_port.training.setup import TrainOptions
+    from caffe_port.training.set_up import TrainOptions
     from caffe_port.training.train import train as run
 
     chosen = TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
@@ -208,7 +208,7 @@ def _train_fast(
         raise click.UsageError("--recipe needs --data")
     if resume not in (None, "newest"):
         raise click.UsageError("--recipe resumes from its own folder: --resume takes no file")
-    from caffe_port.training import fast
+    from caffe_port.training import fast_recipe
 
     chosen = {name: options[name] for name in _OF_RECIPES} | {"seed": options["seed"] or 0}
     if (epochs := chosen["epochs"]) is not None and epochs != int(epochs):
@@ -229,9 +229,9 @@ def _train_fast(
                        f"{event['epochs_done']} epochs; {event['train_seconds']:.1f} s of training, "
                        f"{event['images_per_s']:,.0f} images/s")  # fmt: skip
 
-    results = fast.train(out, fast.FastOptions(resume=resume is not None, **chosen), hear, seeds)
+    results = fast_recipe.train(out, fast_recipe.FastOptions(resume=resume is not None, **chosen), hear, seeds)
     if seeds > 1:
-        click.echo(fast.summary(results))
+        click.echo(fast_recipe.summary(results))
     click.echo(f"run: {printable(str(out))}")
     stopped = results[-1]["stopped"]
     if stopped:
@@ -305,13 +305,13 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
       0  read
       2  bad usage or bad input
     """
-    from caffe_port.training import logs
+    from caffe_port.training import caffe_log
 
-    found = logs.read(path)
+    found = caffe_log.read(path)
     if csv is not None:
-        logs.to_csv(found, csv)
+        caffe_log.to_csv(found, csv)
     if plots:
-        logs.plot(found, *plots)
+        caffe_log.plot(found, *plots)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
@@ -350,7 +350,7 @@ def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> 
       1  it was not, or a layer differs
       2  bad usage or bad input
     """
-    from caffe_port.training import reproduce as reproduction
+    from caffe_port.evaluation import reproduce as reproduction
 
     if listed or name is None:
         known = reproduction.findings()
@@ -380,7 +380,7 @@ def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> 
 
 
 def _show_findings(findings: list[Any]) -> None:
-    from caffe_port.training.reproduce import as_rows
+    from caffe_port.evaluation.reproduce import as_rows
 
     rows = list(as_rows(findings))
     shown = [key for key in (rows[0] if rows else ()) if key != "command"]

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import caffe_port
-from caffe_port import blobs, folders
 from caffe_port.api import Ported
-from caffe_port.emit import export
-from caffe_port.emit.source import Model, model
+from caffe_port.emit import blobs, export
+from caffe_port.emit.model_source import Model, model
 from caffe_port.errors import CaffePortError
-from caffe_port.files import MappedFile, let_go
-from caffe_port.folders import Result as Result
-from caffe_port.net import Net
-from caffe_port.state import LARGE, Mapped
-from caffe_port.state import write_safetensors as write_safetensors
+from caffe_port.net.net import Net
+from caffe_port.net.state_dict import LARGE, Mapped
+from caffe_port.net.state_dict import write_safetensors as write_safetensors
+from caffe_port.storage import output_folder
+from caffe_port.storage.files import MappedFile, let_go
+from caffe_port.storage.output_folder import Result as Result
 
 MODEL, WEIGHTS = "model.py", "weights.safetensors"
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ def convert(
             outputs then agree to rounding, not bit by bit.
         channels_last: convolutions compute in PyTorch's channels-last memory format; as above, to rounding.
         formats: of FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
-            "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.blobs.convert`).
+            "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
         seed: of the input that the check uses.
 
     Raises:
@@ -72,17 +72,17 @@ def convert(
     if "safetensors" in formats and ported.weights is None:
         raise CaffePortError("format 'safetensors' is the blobs of a weights file, and none was given")
     folder = Path(folder)
-    folders.check(folder, force)
+    output_folder.check(folder, force)
     if ported.shared and fold:  # which computes with the weights
         _adopt(ported.net, {}, {})
     source = model(ported.net, fold, channels_last)
     read = dict.fromkeys([ported.definition.path, *([ported.weights.path] if ported.weights else [])])
     mapping = ported.weights.mapping if ported.weights and ported.shared else None
-    with folders.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
-        origins = [pool.submit(folders.fingerprint, Path(path)) for path in read if Path(path).is_file()]
+    with output_folder.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
+        origins = [pool.submit(output_folder.fingerprint, Path(path)) for path in read if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
         write_safetensors(temporary / WEIGHTS, source.state, mapping)
-        digest = pool.submit(folders.fingerprint, temporary / WEIGHTS)
+        digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
         stored = _read_back(temporary / WEIGHTS, source.state, mapping)
         if ported.shared:
             _adopt(ported.net, source.state, stored.tensors)
@@ -104,11 +104,11 @@ def convert(
         notes = (*ported.notes, *source.notes, *unchecked)
         report = _report(ported, source, check, notes)
         report["from"] = [origin.result() for origin in origins]
-        made = {name: digest.result() if name == WEIGHTS else folders.fingerprint(temporary / name) for name in files}
+        made = {name: digest.result() if name == WEIGHTS else output_folder.fingerprint(temporary / name) for name in files}
         report["files"] = list(made.values())
-        folders.write_report(temporary, report)
-        files.append(folders.REPORT)
-        folders.move_in(temporary, folder, files)
+        output_folder.write_report(temporary, report)
+        files.append(output_folder.REPORT)
+        output_folder.move_in(temporary, folder, files)
     return Result(folder, tuple(files), source.class_name, report["layers"], report["parameters"], check, notes)
 
 
@@ -337,5 +337,5 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         "from": [],
         "files": [],
         "versions": {"caffe-port": caffe_port.__version__, "torch": importlib.metadata.version("torch")},
-        "time": folders.now(),
+        "time": output_folder.now(),
     }  # fmt: skip

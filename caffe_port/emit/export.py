@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from caffe_port import caffemodel, prototxt
-from caffe_port import state as state_files
 from caffe_port.api import Ported
-from caffe_port.emit import source
+from caffe_port.emit import model_source
 from caffe_port.emit.onnx_functions import translations
 from caffe_port.errors import CaffePortError, DependencyError, WeightsError
-from caffe_port.files import atomic_write
+from caffe_port.formats import caffemodel, prototxt
+from caffe_port.formats.message import Message
 from caffe_port.layers.normalization import BN, BatchNorm
-from caffe_port.message import Message
-from caffe_port.net import Net
-from caffe_port.plan import Plan
+from caffe_port.net import state_dict as state_files
+from caffe_port.net.net import Net
+from caffe_port.net.plan import Plan
+from caffe_port.storage.files import atomic_write
 
 ONNX, PT2 = "model.onnx", "model.pt2"
 
@@ -176,9 +176,9 @@ def load_state(net: Net, path: str | Path) -> None:
         CaffePortError: no state_dict, or of another model; then nothing was copied.
     """
     state = state_files.read(path)
-    wanted = source.model(net).state
+    wanted = model_source.model(net).state
     if wanted.keys() != state.keys():
-        if source.model(net, fold=True).state.keys() == state.keys():
+        if model_source.model(net, fold=True).state.keys() == state.keys():
             raise WeightsError("is of a model written with --fold: BatchNorm and Scale cannot be told from its weights",
                                str(path), "Train what convert writes without --fold.")  # fmt: skip
         odd = sorted(wanted.keys() ^ state.keys())[0]

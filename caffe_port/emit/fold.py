@@ -7,12 +7,12 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from caffe_port.layers import Layer
+from caffe_port.layers.layer import Layer
 from caffe_port.layers.linear import InnerProduct, Scale
 from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.layers.spatial import Convolution
-from caffe_port.net import Net
-from caffe_port.plan import Plan
+from caffe_port.net.net import Net
+from caffe_port.net.plan import Plan
 
 
 def absorbed(net: Net) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import caffe_port
 from caffe_port.errors import CaffePortError
-from caffe_port.table import human_bytes
+from caffe_port.terminal import human_bytes
 
 PACKAGES = ("torch", "torchvision", "protobuf", "numpy", "opencv", "safetensors", "click", "rich")
 """What caffe-port always needs, by distribution; OpenCV has several."""
@@ -182,7 +182,7 @@ def _verify(reference: str, scratch: Path) -> str:
 
 
 def _pycaffe(_: Path) -> str:
-    from caffe_port.verification.pycaffe_reference import PYTHON_VARIABLE, PycaffeReference
+    from caffe_port.verification.references.pycaffe import PYTHON_VARIABLE, PycaffeReference
 
     python = PycaffeReference().python
     hint = f"needed only for --against pycaffe: set {PYTHON_VARIABLE} to a Python that has it"
@@ -202,7 +202,7 @@ def _pycaffe(_: Path) -> str:
 def _cpu(_: Path) -> str:
     import torch
 
-    from caffe_port.training.parallel import has_bf16
+    from caffe_port.training.processes import has_bf16
 
     capability = torch.backends.cpu.get_cpu_capability()
     bf16 = "bf16" if has_bf16(torch.device("cpu")) else "no bf16"
@@ -213,7 +213,7 @@ def _cpu(_: Path) -> str:
 def _gpu(_: Path) -> str:
     import torch
 
-    from caffe_port.training.parallel import has_bf16
+    from caffe_port.training.processes import has_bf16
 
     if not torch.cuda.is_available():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
@@ -231,7 +231,7 @@ def _gpu(_: Path) -> str:
 
 
 def _cache(_: Path) -> str:
-    from caffe_port.training.registry import cache_folder
+    from caffe_port.evaluation.registry import cache_folder
 
     folder = cache_folder()
     exists = next(path for path in (folder, *folder.absolute().parents) if path.exists())

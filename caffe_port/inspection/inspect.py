@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port import caffemodel, prototxt
-from caffe_port.caffemodel import Array, Weights
 from caffe_port.errors import CaffePortError, SpecError
+from caffe_port.formats import caffemodel, prototxt
+from caffe_port.formats.caffemodel import Array, Weights
+from caffe_port.formats.message import Message
 from caffe_port.inspection.compare_blobs import Diff, compare
-from caffe_port.inspection.survey import Dims, Options, Row, Survey, survey
-from caffe_port.message import Message
+from caffe_port.inspection.net_table import Dims, Options, Row, Survey, survey
 from caffe_port.spec import Definition
-from caffe_port.table import human_bytes, printable, table
+from caffe_port.terminal import human_bytes, printable, table
 
 __all__ = ["Diff", "Inspection", "Options", "diff", "inspect_file", "inspect_files", "kind_of", "render"]
 

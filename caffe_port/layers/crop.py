@@ -1,4 +1,4 @@
-"""The layer that cuts one blob to the size of another; caffe_port/coordinates.py works out an offset left out."""
+"""The layer that cuts one blob to the size of another; caffe_port/definition/crop_offsets.py works out an offset left out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from caffe_port.errors import SpecError
-from caffe_port.layers import Layer, Shape, canonical_axis, expect_bottoms
-from caffe_port.message import Message
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import Layer, Shape, canonical_axis, expect_bottoms
 
 
 class Crop(Layer):

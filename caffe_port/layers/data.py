@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.layers import Layer, Shape, expect_bottoms
-from caffe_port.message import Message
-from caffe_port.plugins import PYTHON_LAYERS
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import Layer, Shape, expect_bottoms
+from caffe_port.signatures.plugins import PYTHON_LAYERS
 
 
 class Input(Layer):

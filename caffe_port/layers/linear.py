@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
-from caffe_port.layers import Layer, Shape, canonical_axis, check_count, constructor, expect_bottoms
-from caffe_port.message import Message
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import Layer, Shape, canonical_axis, check_count, constructor, expect_bottoms
 
 
 class InnerProduct(Layer, nn.Linear):

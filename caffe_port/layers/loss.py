@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_port.errors import SpecError
-from caffe_port.layers import Layer, Shape, canonical_axis, expect_bottoms
-from caffe_port.message import Message
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import Layer, Shape, canonical_axis, expect_bottoms
 
 # -- from Caffe ---------------------------------------------------------------------------------------------------
 
@@ -285,7 +285,7 @@ def infogain_matrix(path: str, classes: int) -> tuple[tuple[float, ...], ...]:
         CaffePortError: the file cannot be read.
         SpecError: it holds another number of values than classes squared.
     """
-    from caffe_port import caffemodel, wire
+    from caffe_port.formats import caffemodel, wire
 
     matrix = caffemodel.blob_array(wire.parse(caffemodel.map_file(path), "BlobProto", path))
     if matrix.size != classes**2:

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
-from caffe_port.layers import Layer, Shape, check_count, expect_bottoms
-from caffe_port.message import Message
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import Layer, Shape, check_count, expect_bottoms
 
 
 def recurrent_args(p: Message, bottoms: Sequence[Shape], states: int) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
-from caffe_port.layers import Layer, Shape, canonical_axis, expect_bottoms, number
-from caffe_port.message import Message, decimal
+from caffe_port.formats.message import Message, decimal
+from caffe_port.layers.layer import Layer, Shape, canonical_axis, expect_bottoms, number
 
 
 def legacy_axis(p: Message, legacy: str, dims: int) -> int:

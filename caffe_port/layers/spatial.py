@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
-from caffe_port.layers import Layer, Shape, canonical_axis, check_count, constructor, expect_bottoms, scalar_if_equal
-from caffe_port.message import Message
-from caffe_port.windows import axis_values
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import (
+    Layer,
+    Shape,
+    canonical_axis,
+    check_count,
+    constructor,
+    expect_bottoms,
+    scalar_if_equal,
+)
+from caffe_port.signatures.kernel_params import axis_values
 
 WINDOW = ("kernel_size", "stride", "padding", "dilation")
 

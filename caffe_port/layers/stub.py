@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port import prototxt
 from caffe_port.errors import SpecError
-from caffe_port.layers import REGISTRY, Layer, Shape
+from caffe_port.formats import prototxt
+from caffe_port.formats.message import Message
 from caffe_port.layers.data import Python
-from caffe_port.message import Message
+from caffe_port.layers.layer import REGISTRY, Layer, Shape
 
 
 class Stub(Layer, register=False):

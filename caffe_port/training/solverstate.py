@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caffe_port import caffemodel, hdf5, wire
-from caffe_port.caffemodel import Array
 from caffe_port.errors import CaffePortError, ParseError, WeightsError
-from caffe_port.files import atomic_write
-from caffe_port.message import Message
-from caffe_port.net import Net
+from caffe_port.formats import caffemodel, wire
+from caffe_port.formats.caffemodel import Array
+from caffe_port.formats.message import Message
+from caffe_port.net.net import Net
+from caffe_port.storage import hdf5
+from caffe_port.storage.files import atomic_write
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.solver import SolverSpec, current_step, learnables, set_iteration
 

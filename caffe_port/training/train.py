@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffePortError
-from caffe_port.training import parallel, plots, runfolder, signals, solver
-from caffe_port.training.graph import GraphedUpdate
-from caffe_port.training.setup import Listener, Training, TrainOptions, TrainResult, facts, set_up
+from caffe_port.training import plots, processes, run_folder, signals, solver
+from caffe_port.training.cuda_graph import GraphedUpdate
+from caffe_port.training.set_up import Listener, Training, TrainOptions, TrainResult, facts, set_up
 from caffe_port.training.solver import SolverSpec
 
 __all__ = ["Listener", "TrainOptions", "TrainResult", "train"]
@@ -42,7 +42,7 @@ def train(
             and the layer where it began.
     """
     began, options = time.monotonic(), options or TrainOptions()
-    with parallel.group(options.device) as device, runfolder.hold(out):
+    with processes.group(options.device) as device, run_folder.hold(out):
         training, start = set_up(SolverSpec.read(solver_path), Path(out), options, device, listen or (lambda _: None))
         with signals.caught() as stop, contextlib.closing(training):
             training.began = began
@@ -93,8 +93,8 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
         it += 1
         t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
         if time.monotonic() >= limit and it < spec.max_iter and not stop:
-            stop.append(parallel.TIME_OVER)
-        if due or parallel.world() == 1:
+            stop.append(processes.TIME_OVER)
+        if due or processes.world() == 1:
             over = _all_stop(t, stop)
         if spec.snapshot and it % spec.snapshot == 0:
             _snapshot(t, it)
@@ -108,7 +108,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
 
 
 def _all_stop(t: Training, stop: list[str]) -> bool:
-    parallel.share(stop, t.device)
+    processes.share(stop, t.device)
     return bool(stop)
 
 
@@ -116,7 +116,7 @@ def _gradients(t: Training, batches: list[list[Tensor]]) -> Tensor:
     """Fills the gradients with the sum over the batches; the mean of their losses, on the device."""
     losses = []
     for k, bottoms in enumerate(batches):
-        with parallel.accumulate(t.model, last=k == len(batches) - 1):
+        with processes.accumulate(t.model, last=k == len(batches) - 1):
             with t.autocast():
                 _, loss = t.model(*bottoms)
             loss.backward()
@@ -132,7 +132,7 @@ def _read(t: Training, it: int, batches: list[list[Tensor]] | None = None) -> No
     """
     if not t.unread:
         return
-    values = parallel.means(t.unread)
+    values = processes.means(t.unread)
     first = it + 1 - len(values)
     t.unread.clear()
     for k, value in enumerate(values):
@@ -146,8 +146,8 @@ def _test(t: Training, it: int, stop: list[str]) -> None:
     """Solver::Test: the mean of every single-number output over test_iter batches. A signal ends it without result."""
     t.net.eval()
     sums: dict[str, Tensor] = {}
-    for k in parallel.share_of(t.spec.test_iter):
-        if stop and parallel.world() == 1:
+    for k in processes.share_of(t.spec.test_iter):
+        if stop and processes.world() == 1:
             return
         with t.autocast():
             tops = [top for feed in t.feeds["TEST"] for top in feed.batch(k)]
@@ -158,7 +158,7 @@ def _test(t: Training, it: int, stop: list[str]) -> None:
                 sums[name] = (
                     sums.get(name, torch.zeros((), device=t.device, dtype=torch.float64)) + value.double().sum()
                 )
-    t.tested = {name: parallel.total(value) / t.spec.test_iter for name, value in sums.items()}
+    t.tested = {name: processes.total(value) / t.spec.test_iter for name, value in sums.items()}
     event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": t.tested}
     name = _judge(t.tested)
     if name is not None:
@@ -166,7 +166,7 @@ def _test(t: Training, it: int, stop: list[str]) -> None:
         value = t.tested[name]
         if t.best is None or (value > t.best["value"] if higher else value < t.best["value"]):
             t.best = {"iter": it, "name": name, "value": value}
-            if parallel.first():
+            if processes.first():
                 t.run.save_weights("best", t.net, t.definition)
         event["best"] = t.best
         if higher and t.reference:
@@ -210,22 +210,22 @@ def _origin(t: Training, it: int, batches: list[list[Tensor]]) -> str:
 
 
 def _snapshot(t: Training, it: int) -> None:
-    if parallel.first():
+    if processes.first():
         saved = t.run.save(t.net, t.definition, t.optimizer, t.spec, it, {
             "best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 3)})  # fmt: skip
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
-    parallel.barrier()
+    processes.barrier()
 
 
 def _report(t: Training, event: dict[str, Any]) -> None:
-    if parallel.first():
+    if processes.first():
         t.run.log({**event, "time": round(time.time(), 3)})
         t.listen(event)
 
 
 def _plot(t: Training, always: bool = False) -> None:
     """Draws the curves, at most once in half a minute until the end."""
-    if not parallel.first() or not (always or time.monotonic() - t.drawn > 30):
+    if not processes.first() or not (always or time.monotonic() - t.drawn > 30):
         return
     t.drawn = time.monotonic()
     try:
@@ -237,7 +237,7 @@ def _plot(t: Training, always: bool = False) -> None:
 
 
 def _finish(t: Training, it: int, stopped: str) -> TrainResult:
-    if parallel.first():
+    if processes.first():
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
         t.run.write_json("run.json", facts(t) | {"iter": it, "stopped": stopped, "seconds": round(t.seconds(), 3),

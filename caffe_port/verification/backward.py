@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port.caffemodel import Array
 from caffe_port.errors import CaffePortError
-from caffe_port.layers import Layer
-from caffe_port.net import Net
+from caffe_port.formats.caffemodel import Array
+from caffe_port.layers.layer import Layer
+from caffe_port.net.net import Net
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
-from caffe_port.verification.reference import Case
-from caffe_port.verification.trace import Trace
+from caffe_port.verification.references.reference import Case
+from caffe_port.verification.references.trace import Trace
 
 
 def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> Iterator[Row]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from caffe_port.caffemodel import Array
+from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import NetSpec, Source
 from caffe_port.verification.comparison import Row
-from caffe_port.verification.reference import Made
+from caffe_port.verification.references.reference import Made
 
 DECADES = tuple(range(-10, 3))
 """Histogram bins: |a - e| below 1e-10 (and zero), then one bin a decade, then 100 and more."""

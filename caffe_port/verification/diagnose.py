@@ -1,6 +1,6 @@
 """From a layer that differs to the likely cause.
 
-Known slips (:mod:`caffe_port.verification.hypotheses`) are tried on the very bottoms that the layer was fed. The one
+Known slips (:mod:`caffe_port.verification.slips`) are tried on the very bottoms that the layer was fed. The one
 that explains what the candidate computed, where Caffe's formula does not, is the diagnosis.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from caffe_port.caffemodel import Array
+from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import LayerSpec
 from caffe_port.verification.comparison import Tolerance, difference
-from caffe_port.verification.hypotheses import HYPOTHESES
-from caffe_port.verification.numpy_reference import FORMULAS, Layer
+from caffe_port.verification.references.numpy_formulas import FORMULAS, Layer
+from caffe_port.verification.slips import HYPOTHESES
 
 _MAX_ELEMENTS = 1 << 19
 """Of a bottom: larger ones are cut to their first items, for a slip shows on one item as well as on all."""

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.caffemodel import Array
-from caffe_port.layers import Layer
-from caffe_port.net import Net
-from caffe_port.plan import Step
+from caffe_port.formats.caffemodel import Array
+from caffe_port.layers.layer import Layer
+from caffe_port.net.net import Net
+from caffe_port.net.plan import Step
 from caffe_port.spec import LayerSpec
 from caffe_port.verification.comparison import Difference, Distance, Row, Tolerance, difference, failure
 from caffe_port.verification.details import Details
 from caffe_port.verification.diagnose import diagnose
-from caffe_port.verification.numpy_reference import NumPyReference
-from caffe_port.verification.reference import Case, Made, Reference
+from caffe_port.verification.references.numpy_formulas import NumPyReference
+from caffe_port.verification.references.reference import Case, Made, Reference
 
 _Tensors = tuple[Tensor, ...]
 

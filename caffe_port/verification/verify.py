@@ -16,24 +16,31 @@ import torch
 from torch import nn
 
 import caffe_port
-from caffe_port import caffemodel
 from caffe_port.api import PathLike, Ported, phase_spec, port
-from caffe_port.caffemodel import Array
 from caffe_port.errors import CaffePortError, did_you_mean
-from caffe_port.files import sha256
-from caffe_port.net import Net
+from caffe_port.formats import caffemodel
+from caffe_port.formats.caffemodel import Array
+from caffe_port.net.net import Net
 from caffe_port.spec import SOURCE_TYPES, Definition, NetSpec, Source
-from caffe_port.verification import feed
+from caffe_port.storage.files import sha256
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Row, Tolerance
 from caffe_port.verification.details import Details
-from caffe_port.verification.feed import Preprocess
-from caffe_port.verification.numpy_reference import NumPyReference, WithFormulas
-from caffe_port.verification.opencv_reference import OpenCVReference
-from caffe_port.verification.pycaffe_reference import PycaffeReference
-from caffe_port.verification.reference import Case, Reference, StoredReference
+from caffe_port.verification.inputs import (
+    Preprocess,
+    check_names,
+    picture_input,
+    random_inputs,
+    read_mean,
+    read_npy,
+    with_batch_axis,
+)
+from caffe_port.verification.references.numpy_formulas import NumPyReference, WithFormulas
+from caffe_port.verification.references.opencv import OpenCVReference
+from caffe_port.verification.references.pycaffe import PycaffeReference
+from caffe_port.verification.references.reference import Case, Reference, StoredReference
+from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.runner import run
-from caffe_port.verification.trace import Trace
 
 MODES = ("both", "free", "isolated")
 
@@ -70,11 +77,11 @@ def verify(
             ``"numpy"`` (the formulas alone), ``"pycaffe"`` (in a process of its own), a trace (.npz) or
             :class:`Trace`, which brings its inputs, a :class:`Reference`; or somebody's own port,
             ``path/to/file.py:Class`` or a module: then *it* is compared with OpenCV, see
-            :func:`caffe_port.verification.candidate.verify_port`.
+            :func:`caffe_port.verification.user_module.verify_module.verify_port`.
         state: the state_dict of that port; without one, Caffe's weights are copied into it.
         input: an .npy file, a picture, an array, or a dict of these by blob name; None: standard normal numbers.
         seed: of the random numbers.
-        mean, scale, channel_order: how a picture is prepared, see :class:`~caffe_port.verification.feed.Preprocess`;
+        mean, scale, channel_order: how a picture is prepared, see :class:`~caffe_port.verification.inputs.Preprocess`;
             ``mean`` may be text: numbers, a .binaryproto or an .npy file.
         input_shapes: blob name -> shape, where the net does not say it or another one is wanted.
         keep_loss: compares losses and Accuracy too; None: if the trace holds what they need.
@@ -91,9 +98,9 @@ def verify(
     """
     if mode not in MODES:
         raise CaffePortError(f"the mode is {', '.join(MODES)}; got '{mode}'")
-    preprocess = Preprocess(feed.read_mean(mean) if isinstance(mean, str) else mean, scale, channel_order)
+    preprocess = Preprocess(read_mean(mean) if isinstance(mean, str) else mean, scale, channel_order)
     if isinstance(against, nn.Module) or (isinstance(against, str) and ".py:" in against):
-        from caffe_port.verification.candidate import verify_port
+        from caffe_port.verification.user_module.verify_module import verify_port
 
         return verify_port(against, prototxt, weights, state=state, input=input, seed=seed, preprocess=preprocess,
                            input_shapes=input_shapes, atol=atol, rtol=rtol)  # fmt: skip
@@ -226,12 +233,12 @@ def _given(spec: NetSpec, trace: Trace | None, given: Input | Mapping[str, Input
         if not spec.inputs:
             raise CaffePortError("the net has no input", spec.path)
         given = {spec.inputs[0][0]: given}
-    feed.check_names(given, spec)
+    check_names(given, spec)
     found: dict[str, Array | Path] = {}
     for blob, value in given.items():
         if isinstance(value, np.ndarray) or str(value).endswith(".npy"):
-            array = value if isinstance(value, np.ndarray) else feed.read_npy(value)
-            found[blob] = feed.with_batch_axis(array, spec, blob)
+            array = value if isinstance(value, np.ndarray) else read_npy(value)
+            found[blob] = with_batch_axis(array, spec, blob)
         else:
             found[blob] = Path(value)
     return found
@@ -251,11 +258,11 @@ def _inputs(
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """Every input's array, and how it was made, in words."""
     spec, shapes = net.plan.spec, net.plan.shapes
-    arrays, words = feed.random_inputs(spec, shapes, seed)
+    arrays, words = random_inputs(spec, shapes, seed)
     for blob, source in spec.inputs:
         value = given.get(blob)
         if isinstance(value, Path):
-            arrays[blob], words[blob] = feed.picture_input(value, shapes[source], preprocess), str(value)
+            arrays[blob], words[blob] = picture_input(value, shapes[source], preprocess), str(value)
         elif value is not None:
             arrays[blob], words[blob] = np.asarray(value, np.float32), "given"
     return arrays, words

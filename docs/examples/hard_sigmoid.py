@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from caffe_port.formats.message import Message
 from caffe_port.layers import Layer, Shape
-from caffe_port.message import Message
 
 
 class HardSigmoid(Layer):

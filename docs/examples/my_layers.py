@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
 from caffe_port.layers import Layer, Shape
-from caffe_port.message import Message
 
 
 class ScaledTanh(Layer):

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from caffe_port import api, caffemodel, prototxt, wire
-from caffe_port.message import Message, schema
+from caffe_port import api
+from caffe_port.evaluation.registry import model_defs
+from caffe_port.formats import caffemodel, prototxt, wire
+from caffe_port.formats.message import Message, schema
 from caffe_port.training import solverstate
-from caffe_port.training.registry import model_defs
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "golden"

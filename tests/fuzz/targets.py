@@ -8,13 +8,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from caffe_port import api, blobs, caffemodel, prototxt, state, wire
-from caffe_port.emit import source
+from caffe_port import api
+from caffe_port.data import records
+from caffe_port.emit import blobs, model_source
 from caffe_port.errors import CaffePortError
+from caffe_port.evaluation import registry
+from caffe_port.formats import caffemodel, prototxt, wire
 from caffe_port.inspection import inspect
+from caffe_port.net.state_dict import read as read_state_dict
 from caffe_port.spec import Definition
-from caffe_port.training import logs, registry, solver, solverstate, sources
-from caffe_port.verification import trace
+from caffe_port.training import solver, solverstate
+from caffe_port.training.caffe_log import read as read_log
+from caffe_port.training.caffe_log import to_csv
+from caffe_port.verification.references import trace
 
 LEVELDB = Path(__file__).resolve().parent.parent / "golden" / "leveldb" / "db"
 MANY = 1_000_000
@@ -44,7 +50,7 @@ def net_prototxt(data: bytes) -> None:
     definition = Definition.read(path)
     prototxt.parse(prototxt.dump(definition.net), "NetParameter")
     if _looked_at(path):
-        written = source.model(api.port(path).net)
+        written = model_source.model(api.port(path).net)
         compile(written.source, "model.py", "exec")
 
 
@@ -87,7 +93,7 @@ def solver_state(data: bytes) -> None:
 def datum(data: bytes) -> None:
     """A record of a database; the picture in it may be encoded."""
     for color in (-1, 0, 1):
-        sources.datum(data, "record", color)
+        records.datum(data, "record", color)
 
 
 def leveldb(data: bytes) -> None:
@@ -99,31 +105,31 @@ def leveldb(data: bytes) -> None:
     chosen = names[data[0] % len(names)] if data else names[0]
     for name in names:
         _file(data[1:] if name == chosen else (LEVELDB / name).read_bytes(), f"leveldb/{name}")
-    records = sources.Database(folder)
-    for index in range(min(len(records), 50)):
-        records[index]
+    found = records.Database(folder)
+    for index in range(min(len(found), 50)):
+        found[index]
 
 
 def lmdb(data: bytes) -> None:
     """A data.mdb."""
-    records = sources.Database(_file(data, "data.mdb"))
-    for index in range(min(len(records), 50)):
-        records[index]
+    found = records.Database(_file(data, "data.mdb"))
+    for index in range(min(len(found), 50)):
+        found[index]
 
 
 def picture_list(data: bytes) -> None:
     """A list of pictures and labels; what lies behind a NUL is the picture that 'a' names."""
     text, _, picture = data.partition(b"\0")
     _file(picture, "a")
-    records = sources.ImageList(_file(text, "list.txt"), f"{_FOLDER.name}/", (5, 7))
-    for index in range(min(len(records), 20)):
-        records[index]
+    found = records.ImageList(_file(text, "list.txt"), f"{_FOLDER.name}/", (5, 7))
+    for index in range(min(len(found), 20)):
+        found[index]
 
 
 def caffe_log(data: bytes) -> None:
-    log = logs.read(_file(data, "caffe.log"))
+    log = read_log(_file(data, "caffe.log"))
     json.dumps(log.as_dict())
-    logs.to_csv(log, Path(_FOLDER.name) / "log.csv")
+    to_csv(log, Path(_FOLDER.name) / "log.csv")
 
 
 def registry_toml(data: bytes) -> None:
@@ -137,7 +143,7 @@ def trace_npz(data: bytes) -> None:
 
 def state_dict(data: bytes) -> None:
     """.safetensors, .pt, .pth."""
-    state.read(_file(data, "state.pt"))
+    read_state_dict(_file(data, "state.pt"))
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

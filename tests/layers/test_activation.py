@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from caffe_port import prototxt
 from caffe_port.errors import SpecError
+from caffe_port.formats import prototxt
 from caffe_port.layers import Layer, lookup
 
 SHAPE = (2, 3, 5, 4)

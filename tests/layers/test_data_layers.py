@@ -3,11 +3,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from caffe_port import prototxt
 from caffe_port.errors import SpecError
+from caffe_port.formats import prototxt
+from caffe_port.formats.message import Message
 from caffe_port.layers import REGISTRY, Layer, Shape, class_of, lookup
 from caffe_port.layers.data import PYTHON_LAYERS, python_layer
-from caffe_port.message import Message
 
 
 def message(type_: str, param: str, tops: int = 1) -> Message:

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from caffe_port import api, emit, prototxt, wire
-from caffe_port.caffemodel import blob_message
-from caffe_port.emit import source as emit_source
+from caffe_port import api, emit
+from caffe_port.emit import model_source as emit_source
 from caffe_port.errors import CaffePortError, SpecError
+from caffe_port.formats import prototxt, wire
+from caffe_port.formats.caffemodel import blob_message
 from caffe_port.layers import Layer, Shape, lookup
 
 

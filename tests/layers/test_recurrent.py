@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port import prototxt
 from caffe_port.errors import SpecError
+from caffe_port.formats import prototxt
 from caffe_port.layers import Layer, Shape, lookup, recurrent
 
 T, N, I, H, S = 5, 3, 6, 4, 2  # noqa: E741 - the letters of the papers

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from caffe_port import prototxt
 from caffe_port.errors import SpecError
+from caffe_port.formats import prototxt
 from caffe_port.layers import Layer, Shape, lookup
 
 SHAPE = (2, 6, 7, 5)

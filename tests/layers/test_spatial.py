@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from caffe_port import prototxt
 from caffe_port.errors import SpecError
+from caffe_port.formats import prototxt
 from caffe_port.layers import REGISTRY
 
 

@@ -1,0 +1,67 @@
+"""The main job in one go and without network: SimpleNet, written as a .caffemodel, converted and verified."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from caffe_port.api import PathLike, port
+from caffe_port.evaluation import registry
+from caffe_port.formats import caffemodel
+
+MODEL = "simplenet_cifar10.prototxt"
+SEED = 1705  # of the authors' solver
+
+
+USAGE = """\
+  cd {folder} && python -c '
+  from model import {name}
+  from safetensors.torch import load_file
+  model = {name}()
+  model.load_state_dict(load_file("weights.safetensors"))
+  print(model.eval())'"""
+
+
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder for the demo's own .caffemodel, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="caffe-port-") as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The files that the demo converts; ``prototxt`` is None where the weights' own definition is used."""
+
+    prototxt: Path | None
+    weights: Path
+    story: str
+
+
+def prepare(folder: Path, weights: PathLike | None = None) -> Prepared:
+    """The user's weights, or SimpleNet for CIFAR-10 with weights drawn by Caffe's filler rules.
+
+    BatchNorm's running averages start at zero, which no TEST phase survives: one TRAIN pass over random pictures
+    fills them, as the first iteration of training would.
+
+    Args:
+        folder: where ``simplenet_cifar10.caffemodel`` is written; it must exist.
+        weights: a .caffemodel to use instead.
+    """
+    if weights is not None:
+        return Prepared(None, Path(weights), f"{weights}, by the definition inside it")
+    prototxt = registry.model_defs() / MODEL
+    ported = port(prototxt, seed=SEED)
+    net = ported.net.train()
+    generator = torch.Generator().manual_seed(SEED)
+    shape = (16, *next(iter(net.plan.shapes.values()))[1:])
+    with torch.no_grad():
+        net(torch.randn(shape, generator=generator))
+    path = folder / Path(MODEL).with_suffix(".caffemodel").name
+    caffemodel.write(path, ported.definition.net, net.blobs())
+    return Prepared(prototxt, path, f"SimpleNet for CIFAR-10, weights drawn by Caffe's fillers (seed {SEED})")

@@ -1,0 +1,85 @@
+"""An epoch of pictures, mirrored, shifted and cut on the device they lie on. What is drawn depends on its number alone.
+
+Nothing here is Caffe's; :mod:`caffe_port.data.datasets` has what transform_param asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from caffe_port.data.datasets import ImageSet
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training picture.
+
+    Attributes:
+        shift: pixels by which it moves at most, up, down and sideways; the border is mirrored into the gap.
+        cutout: side of the square, its centre anywhere, that becomes the mean colour; 0: none.
+        flip: mirrors each picture in every other epoch; which of the two is drawn once.
+    """
+
+    shift: int = 4
+    cutout: int = 8
+    flip: bool = True
+
+
+class Epochs:
+    """Batches of a set, normalised, in an order and with an augmentation that belong to (seed, epoch).
+
+    Args:
+        data: uint8 or float pictures, on the device that trains.
+        mean, std: per channel, as numbers of 0..255.
+        batch_size: rows; what is left over at the end of an epoch is not used.
+        augmentation: what is done.
+        seed: of everything that is drawn.
+    """
+
+    def __init__(
+        self, data: ImageSet, mean: Tensor, std: Tensor, batch_size: int, augmentation: Augmentation, seed: int = 0
+    ) -> None:
+        self.augmentation, self.seed, self.batch_size = augmentation, seed, min(batch_size, len(data))
+        self.labels, self.device = data.labels, data.labels.device
+        self.size = data.shape[1:]
+        images = data.images
+        if augmentation.shift:
+            images = F.pad(images.float(), (augmentation.shift,) * 4, mode="reflect").to(images.dtype)
+        self.images = images.permute(0, 2, 3, 1).contiguous()  # a pixel's channels side by side: they move together
+        self.mean, self.factor = mean.to(self.device), (1 / std).to(self.device)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.labels) // self.batch_size
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images float32 (N, C, H, W) in channels-last memory, labels) of an epoch."""
+        a, count = self.augmentation, len(self.labels)
+        always = torch.Generator(self.device).manual_seed(self.seed << 20)
+        first = torch.randint(2, (count,), generator=always, device=self.device)
+        own = torch.Generator(self.device).manual_seed((self.seed << 20) + 1 + number)
+        order = torch.randperm(count, generator=own, device=self.device)
+
+        def draw(bound: int) -> Tensor:
+            return torch.randint(bound, (count, 1), generator=own, device=self.device)
+
+        height, width = (torch.arange(side, device=self.device) for side in self.size)
+        rows, columns = height + draw(2 * a.shift + 1), width.expand(count, -1)
+        if a.flip:
+            columns = torch.where((first + number)[:, None] % 2 == 1, columns.flip(1), columns)
+        columns = columns + draw(2 * a.shift + 1)
+        centres = draw(len(height)), draw(len(width))
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            images = self.images[chosen[:, None, None], rows[chosen][:, :, None], columns[chosen][:, None, :]]
+            images = (images - self.mean) * self.factor
+            if a.cutout:
+                y, x = height - centres[0][chosen], width - centres[1][chosen]
+                y, x = (2 * y.abs() <= a.cutout), (2 * x.abs() <= a.cutout)
+                images = images.masked_fill((y[:, :, None] & x[:, None, :])[..., None], 0)
+            yield images.permute(0, 3, 1, 2), self.labels[chosen]

@@ -1,0 +1,415 @@
+"""Pictures and labels in memory, and what is done to them before a net sees them, in batches on the device.
+
+Sets by torchvision (MNIST, CIFAR10, CIFAR100, SVHN), folders of class folders, .npz. Databases and lists that a net's
+own Data layers name are in :mod:`caffe_port.data.records`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from caffe_port.data.batches import positions
+from caffe_port.errors import CaffePortError, DependencyError, ParseError, did_you_mean
+from caffe_port.evaluation.registry import MEAN_IMAGE, PerChannel, Preprocessing, cache_folder
+from caffe_port.storage import npz
+from caffe_port.storage.files import MAX_BYTES, opened
+
+TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Pictures of one size, in memory.
+
+    Attributes:
+        name: for messages, e.g. ``"mnist test"``.
+        images: uint8 0..255 (float32 where a database holds floats), (N, C, H, W).
+        labels: int64 (N).
+        classes: names by label; empty where they are unknown.
+        channel_order: ``"RGB"``, ``"BGR"`` or ``"GRAY"``.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...] = ()
+    channel_order: str = "RGB"
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.labels.ndim != 1 or len(self.images) != len(self.labels):
+            shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            raise CaffePortError(f"pictures (N, C, H, W) and labels (N) are needed, got {shapes}", self.name)
+        if not len(self.images):
+            raise CaffePortError("holds no pictures", self.name)
+        if int(self.labels.min()) < 0:
+            raise CaffePortError(f"label {int(self.labels.min())} is negative", self.name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a picture."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set on a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def first(self, count: int) -> ImageSet:
+        """The first pictures only."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels), in order; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield self.images[start : start + size], self.labels[start : start + size]
+
+    def check_labels(self, classes: int) -> None:
+        """Raises CaffePortError where a label is outside 0..classes-1."""
+        highest = int(self.labels.max())
+        if highest >= classes:
+            raise CaffePortError(f"label {highest} is out of range: the net tells {classes} classes apart", self.name)
+
+
+def from_arrays(
+    images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], name: str, classes: Sequence[str] = ()
+) -> ImageSet:
+    """The ImageSet of arrays: (N, H, W), (N, H, W, C) or (N, C, H, W), C one of 1 and 3; uint8, or floats.
+
+    Raises:
+        CaffePortError: another shape or type.
+    """
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise CaffePortError(
+            f"pictures of shape {images.shape} are neither (N, H, W), (N, H, W, C) nor (N, C, H, W)", name
+        )
+    if images.dtype != np.uint8:
+        if images.dtype.kind not in "fiu":
+            raise CaffePortError(f"pictures are numbers, got {images.dtype}", name)
+        whole = images.dtype.kind != "f" and images.size and images.min() >= 0 and images.max() <= 255
+        images = images.astype(np.uint8 if whole else np.float32)
+    if labels.dtype.kind not in "iu" and not (labels.dtype.kind == "f" and np.array_equal(labels, labels.round())):
+        raise CaffePortError(f"labels are whole numbers, got {labels.dtype}", name)
+    order = "GRAY" if images.shape[1] == 1 else "RGB"
+    tensors = torch.from_numpy(np.array(images, order="C")), torch.from_numpy(labels.reshape(-1).astype(np.int64))
+    return ImageSet(name, *tensors, tuple(classes), order)
+
+
+# -- sets by name ---------------------------------------------------------------------------------------------------
+
+
+def default_root() -> Path:
+    """Where data sets are kept: the folder ``data`` of :func:`caffe_port.evaluation.registry.cache_folder`."""
+    return cache_folder() / "data"
+
+
+def load(data: str | Path, split: str = "test", root: str | Path | None = None, download: bool = False) -> ImageSet:
+    """Loads a set of pictures.
+
+    Args:
+        data: ``"mnist"``, ``"cifar10"``, ``"cifar100"``, ``"svhn"``; or the path of an .npz file or a folder.
+        split: ``"train"`` or ``"test"``.
+        root: where torchvision finds the set (default :func:`default_root`); MNIST's four ``...-ubyte`` or
+            ``...-ubyte.gz`` files may also lie in it directly.
+        download: lets torchvision fetch what is missing; nothing is fetched otherwise.
+
+    Raises:
+        CaffePortError: no such set, not found under ``root``, damaged.
+    """
+    if split not in SPLITS:
+        raise CaffePortError(f"split '{split}' is neither train nor test")
+    name = str(data).lower()
+    if name in TORCHVISION:
+        return _by_torchvision(name, split, Path(root) if root is not None else default_root(), download)
+    path = Path(data)
+    if path.is_dir():
+        return from_folder(path, split)
+    if path.suffix == ".npz":
+        return from_npz(path, split)
+    hint = f"Known sets: {', '.join(TORCHVISION)}; or give an .npz file or a folder of class folders."
+    raise CaffePortError(f"'{data}' is no data set, file or folder.{did_you_mean(name, TORCHVISION)}", hint=hint)
+
+
+def _by_torchvision(name: str, split: str, root: Path, download: bool) -> ImageSet:
+    label = f"{name} {split}"
+    if name == "mnist" and (found := _idx_files(root, split)):
+        return from_arrays(_read_idx(found[0], 3), _read_idx(found[1], 1), label, [str(d) for d in range(10)])
+    try:
+        from torchvision import datasets
+    except ImportError:
+        raise DependencyError(f"{name} is read by torchvision", hint="pip install torchvision") from None
+    cls = getattr(datasets, TORCHVISION[name])
+    try:
+        wanted = {"split": split} if name == "svhn" else {"train": split == "train"}
+        stored = cls(root=str(root), download=download, **wanted)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        missing = "not found" in str(error).lower()
+        what = f"{name} is not there, or incomplete" if missing else f"{name} cannot be read: {str(error)[:200]}"
+        hint = "Say where it is with --root DIR" + ("." if download else ", or fetch it with --download.")
+        raise CaffePortError(what, str(root), hint) from None
+    except ImportError as error:
+        raise DependencyError(f"{name} needs {error.name or 'a package'}", hint=f"pip install {error.name}") from None
+    labels = np.asarray(stored.labels if name == "svhn" else stored.targets)
+    classes = [str(d) for d in range(10)] if name in ("svhn", "mnist") else stored.classes
+    return from_arrays(np.asarray(stored.data), labels, label, classes)
+
+
+def _idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
+    stem = {"train": "train", "test": "t10k"}[split]
+    found = []
+    for kind in ("images-idx3", "labels-idx1"):
+        names = [root / f"{stem}-{kind}-ubyte{end}" for end in ("", ".gz")]
+        path = next((p for p in names if p.is_file()), None)
+        if path is None:
+            return None
+        found.append(path)
+    return found[0], found[1]
+
+
+def _read_idx(path: Path, dims: int) -> np.ndarray[Any, Any]:
+    """An idx file of unsigned bytes. Source: yann.lecun.com/exdb/mnist."""
+    header = 4 + 4 * dims
+    with opened(path) as file, gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file as plain:
+        try:
+            head = plain.read(header)
+            if head[:4] != bytes((0, 0, 8, dims)) or len(head) < header:
+                raise ParseError(f"is no idx file of bytes with {dims} axes", str(path))
+            shape = tuple(int(n) for n in np.frombuffer(head, ">u4", dims, 4))
+            count = math.prod(shape)
+            data = plain.read(min(count, MAX_BYTES) + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ParseError(f"cannot be read: {error}", str(path)) from None
+    if len(data) != count:
+        raise ParseError(f"declares {shape}, {count} bytes, and holds {'more' if len(data) > count else len(data)}",
+                         str(path))  # fmt: skip
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+_NPZ_KEYS = (  # first the split's own arrays, then those of a file that holds one split
+    ("x_{0}", "y_{0}"), ("{0}_images", "{0}_labels"), ("{0}_x", "{0}_y"), ("images", "labels"), ("x", "y"),
+)  # fmt: skip
+
+
+def from_npz(path: Path, split: str) -> ImageSet:
+    """An .npz with ``x_train``, ``y_train``, ``x_test``, ``y_test`` (as Keras has them), or ``images`` and ``labels``.
+
+    Raises:
+        CaffePortError: no such file, or none of these arrays in it.
+    """
+    pairs = [tuple(key.format(split) for key in pattern) for pattern in _NPZ_KEYS]
+    keys = npz.names(path, "a data set")
+    found = next(((images, labels) for images, labels in pairs if images in keys and labels in keys), None)
+    if found is None:
+        wanted = f"x_{split} and y_{split}, or images and labels"
+        raise CaffePortError(f"holds {', '.join(sorted(keys))[:200] or 'nothing'}; {wanted} are looked for", str(path))
+    arrays = npz.read(path, "a data set", (*found, "classes"))
+    classes = [str(c) for c in arrays["classes"].reshape(-1)] if "classes" in arrays else ()
+    return from_arrays(arrays[found[0]], arrays[found[1]], f"{path} {split}", classes)
+
+
+def from_folder(path: Path, split: str) -> ImageSet:
+    """Pictures in one folder per class, classes in alphabetical order; under ``train``/``test`` where those exist.
+
+    Raises:
+        CaffePortError: no class folders, no pictures, or pictures of different sizes.
+    """
+    try:
+        from torchvision.datasets import ImageFolder
+    except ImportError:
+        raise DependencyError("folders of pictures are read by torchvision", hint="pip install torchvision") from None
+    names = {"train": ("train",), "test": ("test", "val")}[split]
+    inner = next((path / n for n in names if (path / n).is_dir()), None)
+    if inner is None and any((path / n).is_dir() for n in ("train", "test", "val")):
+        raise CaffePortError(f"has no folder '{names[0]}'", str(path))
+    path = inner or path
+    try:
+        stored = ImageFolder(str(path))
+    except FileNotFoundError as error:
+        raise CaffePortError(f"is no folder of class folders: {str(error).splitlines()[0]}", str(path)) from None
+    arrays = []
+    for file, _ in stored.samples:
+        try:
+            arrays.append(np.asarray(stored.loader(file)))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise CaffePortError(f"is no picture that can be read: {error}", file) from None
+        if arrays[-1].shape != arrays[0].shape:
+            sizes = " and ".join(f"{w}x{h}" for h, w, _ in (arrays[0].shape, arrays[-1].shape))
+            raise CaffePortError(f"pictures of different sizes: {sizes}; resize them first", file)
+    labels = np.asarray([label for _, label in stored.samples])
+    return from_arrays(np.stack(arrays), labels, str(path), stored.classes)
+
+
+def mean_image(data: ImageSet, batch_size: int = 5000) -> Tensor:
+    """The mean picture, float32 (C, H, W), in the set's own channel order, as compute_image_mean has it."""
+    total = torch.zeros(data.shape, dtype=torch.float64, device=data.images.device)
+    for images, _ in data.batches(batch_size):
+        total += images.sum(0, dtype=torch.float64)
+    return (total / len(data)).float()
+
+
+# -- preprocessing --------------------------------------------------------------------------------------------------
+
+
+class Preprocessor:
+    """Turns batches of an ImageSet into what the net expects, on the device the pictures are on.
+
+    Args:
+        plan: what to do.
+        order: channel order of the pictures.
+        mean: the mean image (C, H, W) in the pictures' own channel order, where the plan asks for one.
+        device: where the pictures will be.
+
+    Raises:
+        CaffePortError: grey pictures for a net of colour pictures or the reverse, or the mean image is missing.
+    """
+
+    def __init__(
+        self, plan: Preprocessing, order: str, mean: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        if (order == "GRAY") != (plan.channel_order == "GRAY"):
+            raise CaffePortError(f"the pictures are {order}, the net expects {plan.channel_order}")
+        if plan.mean == MEAN_IMAGE and mean is None:
+            raise CaffePortError(f"the {MEAN_IMAGE} is needed, and no training set is at hand",
+                                 hint="Give the mean: --mean FILE.binaryproto or --mean NUMBERS")  # fmt: skip
+        self.plan = plan
+        self.reorder = order != plan.channel_order
+        factor = np.float64(plan.scale) / np.asarray(plan.std, np.float64)
+        self.factor = torch.tensor(factor, dtype=torch.float32, device=device).reshape(-1, 1, 1)
+        if plan.mean == MEAN_IMAGE:
+            assert mean is not None
+            self.mean = (mean.flip(0) if self.reorder else mean).to(device, torch.float32)
+        else:
+            self.mean = torch.tensor(_numbers(plan.mean), device=device).reshape(-1, 1, 1)
+
+    def shape(self, picture: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of what comes out, for what goes in.
+
+        Raises:
+            CaffePortError: the crop is larger than the padded picture.
+        """
+        c, h, w = picture
+        h, w = h + 2 * self.plan.pad, w + 2 * self.plan.pad
+        crop = self.plan.crop
+        if crop > min(h, w):
+            raise CaffePortError(f"crop {crop} is larger than the picture, {w}x{h} with its padding")
+        return (c, crop, crop) if crop else (c, h, w)
+
+    def __call__(self, images: Tensor, train: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """The batch for the net.
+
+        Args:
+            images: (N, C, H, W), 0..255.
+            train: crops at random places, and mirrors by the training rule.
+            generator: of the random numbers, on the pictures' device.
+
+        Returns:
+            float32 (N, C, H', W').
+        """
+        plan = self.plan
+        x = images.flip(1) if self.reorder else images
+        x = x.float()
+        if plan.pad and plan.pad_first:
+            x = F.pad(x, (plan.pad,) * 4)
+        if self.mean.shape[1:] != (1, 1) and self.mean.shape != x.shape[1:]:
+            raise CaffePortError(f"a mean image {tuple(self.mean.shape)} does not fit pictures {tuple(x.shape[1:])}")
+        x = (x - self.mean) * self.factor
+        if plan.pad and not plan.pad_first:
+            x = F.pad(x, (plan.pad,) * 4)
+        mirror = plan.mirror_train if train else plan.mirror_test
+        return cut(x, plan.crop, at_random=train, mirror=mirror, generator=generator)
+
+
+def cut(x: Tensor, crop: int, at_random: bool, mirror: bool, generator: torch.Generator | None = None) -> Tensor:
+    """Cuts squares out of a batch and mirrors each picture with probability 1/2, in one gather.
+
+    Args:
+        x: (N, C, H, W).
+        crop: side; 0: the whole picture.
+        at_random: every picture at its own place; else the centre, as Caffe rounds it.
+        mirror: whether to mirror.
+        generator: on the batch's device.
+
+    Source: data_transformer.cpp.
+    """
+    n, _, height, width = x.shape
+    h, w = (crop, crop) if crop else (height, width)
+    top, left = (height - h) // 2, (width - w) // 2
+    if not mirror and not (at_random and (h, w) != (height, width)):
+        return x[:, :, top : top + h, left : left + w]
+
+    def draw(bound: int) -> Tensor:
+        return torch.randint(bound, (n, 1), device=x.device, generator=generator)
+
+    rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device).expand(n, w)
+    if mirror:
+        columns = torch.where(draw(2) == 1, columns.flip(1), columns)
+    rows = rows + (draw(height - h + 1) if at_random else top)
+    columns = columns + (draw(width - w + 1) if at_random else left)
+    x = x.gather(2, rows.expand(n, h)[:, None, :, None].expand(n, x.shape[1], h, width))
+    return x.gather(3, columns[:, None, None, :].expand(n, x.shape[1], h, w))
+
+
+def _numbers(value: PerChannel | str) -> np.ndarray[Any, Any]:
+    assert not isinstance(value, str)
+    return np.atleast_1d(np.asarray(value, np.float32))
+
+
+# -- batches for training -------------------------------------------------------------------------------------------
+
+
+class ImageFeed:
+    """Batches of an ImageSet, prepared on the device it lies on: tops (data, label). A :class:`~batches.Feed`.
+
+    Args:
+        data: the pictures, on the device.
+        preprocessor: for the same device.
+        batch_size: rows.
+        train: the training rules of cropping and mirroring.
+        shuffle: every epoch in another order, instead of in sequence.
+        seed: of the order, the crops and the mirroring.
+    """
+
+    def __init__(
+        self, data: ImageSet, preprocessor: Preprocessor, batch_size: int, *, train: bool, shuffle: bool, seed: int = 0
+    ) -> None:
+        self.data, self.preprocessor, self.batch_size, self.train = data, preprocessor, batch_size, train
+        self.seed, self.shuffle, self.size = seed, seed if shuffle else None, len(data)
+        self.shapes: tuple[tuple[int, ...], ...] = (preprocessor.shape(data.shape), ())
+        self.generator = torch.Generator(data.images.device)
+        self._orders: dict[int, Tensor] = {}
+
+    def _order(self, epoch: int) -> Tensor:
+        """An epoch's order, on the device: a batch is a slice of it, and nothing is copied there for every batch."""
+        epoch = epoch if self.shuffle is not None else 0
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[next(iter(self._orders))]
+            rows = positions(epoch, self.size, self.size, self.shuffle)
+            self._orders[epoch] = torch.from_numpy(rows).to(self.data.images.device)
+        return self._orders[epoch]
+
+    def batch(self, number: int) -> tuple[Tensor, ...]:
+        first, last = number * self.batch_size, (number + 1) * self.batch_size
+        parts = [self._order(epoch)[max(first - epoch * self.size, 0) : last - epoch * self.size]
+                 for epoch in range(first // self.size, (last - 1) // self.size + 1)]  # fmt: skip
+        rows = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self.generator.manual_seed((self.seed << 40) + 2 * number + self.train)
+        return self.preprocessor(self.data.images[rows], self.train, self.generator), self.data.labels[rows]

@@ -1,0 +1,173 @@
+"""Where the pixels of a top lie in its bottom, and from that the offset of a Crop that gives none.
+
+A layer that slides windows maps each spatial axis by a line. A convolution or pooling with kernel extent k, stride s
+and padding p has its top's pixel at ``x_top = (x_bottom + p - (k - 1) / 2) / s``; a deconvolution has the inverse; a
+Crop subtracts its offset; what works pixel by pixel changes nothing. Followed from the blob that both bottoms of a Crop
+come from, the two lines say how far the bottoms are apart.
+
+Sources: pycaffe's coord_map.py; crop_layer.cpp of the FCN and HED forks, auto_crop_layer.cpp of RCF's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.signatures.kernel_params import axis_values
+
+if TYPE_CHECKING:
+    from caffe_port.spec import LayerSpec, Source
+
+
+class Line(NamedTuple):
+    """``x_top = scale * x_bottom + shift`` along one axis, in pixels counted from 0."""
+
+    scale: Fraction
+    shift: Fraction
+
+    def after(self, first: Line) -> Line:
+        """This line applied to what ``first`` gives."""
+        return Line(self.scale * first.scale, self.scale * first.shift + self.shift)
+
+    def inverse(self) -> Line:
+        return Line(1 / self.scale, -self.shift / self.scale)
+
+
+SAME = Line(Fraction(1), Fraction(0))
+
+_CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution", "Im2col")
+_PIXEL_BY_PIXEL = frozenset(
+    ("AbsVal", "BN", "BNLL", "BatchNorm", "Bias", "Clip", "Concat", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log",
+     "MVN", "PReLU", "Power", "ReLU", "Scale", "Sigmoid", "Slice", "Softmax", "Split", "TanH", "Threshold")
+)  # fmt: skip
+
+
+def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...]:
+    """The layers, with the offsets that their definition leaves to the layers before them.
+
+    AutoCrop means them always. So does Crop without crop_param in forks older than Caffe 1.0, which itself takes offset
+    0 there: a Crop gets what is computed only if that is a possible offset, and stays as it is otherwise.
+
+    Args:
+        layers: in order, with their sources.
+        notes: gets one note for each of the two types.
+
+    Raises:
+        SpecError: the offset of an AutoCrop cannot be computed.
+    """
+    made: dict[str, LayerSpec] = {}
+    told: dict[str, list[str]] = {"Crop": [], "AutoCrop": []}
+    for layer in layers:
+        made[layer.name] = layer
+        if layer.type not in told or layer.param.has("crop_param") or len(layer.sources) != 2:
+            continue
+        try:
+            offsets = crop_offsets(layer, made)
+        except SpecError:
+            if layer.type == "Crop":
+                continue
+            raise
+        if any(offsets):
+            param = layer.param.copy(crop_param=Message("CropParameter", offset=offsets))
+            made[layer.name] = dataclasses.replace(layer, param=param)
+            told[layer.type].append(f"'{layer.name}' {' x '.join(map(str, offsets))}")
+    if told["Crop"]:
+        notes.append(
+            "Crop layers without crop_param get the offset that the layers before them imply, as in forks older than "
+            f"Caffe 1.0: {', '.join(told['Crop'])}. Caffe 1.0 itself takes 0; `crop_param {{ offset: 0 }}` keeps that"
+        )
+    if told["AutoCrop"]:
+        notes.append(f"AutoCrop layers get the offset that the layers before imply: {', '.join(told['AutoCrop'])}")
+    return tuple(made.values())
+
+
+def crop_offsets(layer: LayerSpec, made: Mapping[str, LayerSpec]) -> list[int]:
+    """Where the second bottom of a Crop begins in the first: down and across, or one number for both.
+
+    Args:
+        layer: with two bottoms of shape (N, C, H, W).
+        made: the layers before it, by name, with the offsets of their own.
+
+    Raises:
+        SpecError: no blob leads to both bottoms by first bottoms alone, a layer on the way has no line or the bottoms
+            differ in scale, or what comes out is not a whole number from 0 on.
+    """
+    first, second = (_upstream(source, made) for source in layer.sources)
+    meeting = next((source for source in second if source in first), None)
+    if meeting is None:
+        raise layer.error(f"no blob leads to both '{layer.bottoms[0]}' and '{layer.bottoms[1]}'", _WRITE_IT)
+    ways = [_lines(way[: way.index(meeting)], made) for way in (first, second)]
+    offsets = []
+    for x, like in zip(*ways, strict=True):
+        line = like.after(x.inverse())
+        if line.scale != 1:
+            raise layer.error(f"a pixel of '{layer.bottoms[0]}' is {line.scale} of '{layer.bottoms[1]}'", _WRITE_IT)
+        if line.shift > 0 or line.shift.denominator != 1:
+            raise layer.error(f"the layers before it imply offset {-line.shift}, no whole number from 0 on", _WRITE_IT)
+        offsets.append(int(-line.shift))
+    return offsets[:1] if len(set(offsets)) == 1 else offsets
+
+
+_WRITE_IT = "Write the offset into the file: crop_param { offset: ... }"
+
+
+def _upstream(source: Source, made: Mapping[str, LayerSpec]) -> list[Source]:
+    """A blob and those before it, along first bottoms as the forks go."""
+    way = [source]
+    while before := made[way[-1][0]].sources:
+        way.append(before[0])
+    return way
+
+
+def _lines(way: Iterable[Source], made: Mapping[str, LayerSpec]) -> tuple[Line, Line]:
+    """The lines, for H and W, of the layers that made these blobs; the last one first."""
+    h = w = SAME
+    for name, _ in way:
+        own_h, own_w = _lines_of(made[name])
+        h, w = h.after(own_h), w.after(own_w)
+    return h, w
+
+
+def _lines_of(layer: LayerSpec) -> tuple[Line, Line]:
+    p = layer.param
+    if layer.type in _PIXEL_BY_PIXEL or layer.tops[0] == layer.bottoms[0]:  # in place the shape cannot change
+        return SAME, SAME
+    if layer.type in _CONVOLUTIONS and p.convolution_param.axis == 1:
+        h, w = _window(layer, p.convolution_param)
+        return h.inverse(), w.inverse()
+    if layer.type == "Pooling" and not p.pooling_param.global_pooling:
+        h, w = _window(layer, p.pooling_param)
+        return h.inverse(), w.inverse()
+    if layer.type == "Deconvolution" and p.convolution_param.axis == 1:
+        return _window(layer, p.convolution_param)
+    if layer.type in ("Crop", "AutoCrop") and p.crop_param.axis in (2, -2):
+        down, across = _pair(layer, p.crop_param.offset or [0])
+        return Line(Fraction(1), Fraction(-down)), Line(Fraction(1), Fraction(-across))
+    raise layer.error("how it moves pixels is not known, so that no offset of a crop behind it follows", _WRITE_IT)
+
+
+def _window(layer: LayerSpec, p: Message) -> tuple[Line, Line]:
+    """From where a window is laid to its middle, for H and W. Source: FilterMap of the forks' util/coords.hpp."""
+    hole = "hole" if any(p.has(f"hole{end}") for end in ("", "_h", "_w")) else "dilation"  # DeepLab's word
+    windows = zip(
+        _pair(layer, axis_values(p, "kernel_size", 2)),
+        _pair(layer, axis_values(p, "stride", 2) or [1]),
+        _pair(layer, axis_values(p, "pad", 2) or [0]),
+        _pair(layer, (axis_values(p, hole, 2) if p.schema and hole in p.schema.fields else []) or [1]),
+        strict=True,
+    )
+    h, w = (Line(Fraction(s), Fraction(d * (k - 1), 2) - pad) for k, s, pad, d in windows)
+    if not (h.scale and w.scale):
+        raise layer.error("stride must be at least 1, got 0")
+    return h, w
+
+
+def _pair(layer: LayerSpec, values: Sequence[int]) -> tuple[int, int]:
+    """H and W of what is given once for both, or for each."""
+    if len(values) not in (1, 2):
+        raise layer.error(f"{len(values)} numbers for the two axes of an image")
+    return int(values[0]), int(values[-1])

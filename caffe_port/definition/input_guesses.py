@@ -1,0 +1,106 @@
+"""Shapes for inputs that nobody tells: a training net whose data layer reads whatever its database holds.
+
+Only a start: what is found is told in a note, and the user may say better. Sizes are tried until every shape rule of
+the net, and the weights if there are any, take them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from caffe_port.formats.message import Message
+from caffe_port.spec import LayerSpec, NetSpec, Source
+
+Shape = tuple[int, ...]
+
+_SIDES = (224, 227, 32, 28, 64, 96, 112, 128, 256, 299, 300, 321, 384, 500, 512)
+_DATA_SETS = {"mnist": (1, 28, 28), "lenet": (1, 28, 28), "cifar": (3, 32, 32), "svhn": (3, 32, 32)}
+_VECTORS = ((re.compile(r"im_?info"), (1, 3)), (re.compile(r"rois|boxes|^gt"), (1, 5)))
+"""What blobs of detectors hold, by name: height, width and scale of an image; image and corners of boxes."""
+_BOX_READERS = ("ROIPooling", "ROIAlign", "PSROIPooling", "ROIWarping")
+_STEPS = 20
+
+
+def try_shapes(
+    spec: NetSpec,
+    wanted: Sequence[tuple[str, Source]],
+    known: Mapping[str, Shape],
+    channels: int | None,
+    refused: Callable[[Mapping[str, Shape]], str],
+) -> tuple[dict[str, Shape], str]:
+    """Shapes for inputs, and why none fits: an empty string where these do.
+
+    Args:
+        spec: the net.
+        wanted: the inputs without a shape.
+        known: the shapes of the others.
+        channels: of the pictures, where the weights tell.
+        refused: why a choice of shapes for all inputs does not carry through the net, or an empty string.
+    """
+    vectors = {blob: shape for blob, source in wanted if (shape := _vector(spec, blob, source))}
+    pictures = [blob for blob, _ in wanted if blob not in vectors]
+    reason = ""
+    for shape in _candidates(spec, spec.by_name[wanted[0][1][0]], channels) if pictures else [()]:
+        choice = {**dict.fromkeys(pictures, shape), **vectors}
+        reason = refused({**known, **choice})
+        if not reason:
+            return choice, ""
+    return {}, reason
+
+
+def _vector(spec: NetSpec, blob: str, source: Source) -> Shape | None:
+    """The shape of an input that is no picture, by its readers, else by its name."""
+    for layer in spec.layers:
+        at = layer.sources.index(source) if source in layer.sources else -1
+        dims = layer.param.reshape_param.shape.dim
+        if at == 1 and layer.type in _BOX_READERS:
+            return (1, 5)
+        if (at == 1 and layer.type in ("LSTM", "RNN")) or (at == 0 and layer.type == "Embed"):
+            return (_STEPS, 1)
+        if at >= 0 and layer.type in ("LSTM", "RNN"):
+            return (_STEPS, 1, 64) if at == 0 else (1, 64)
+        if at == 0 and layer.type == "Reshape" and dims and min(dims) > 0:
+            return (math.prod(dims),)
+    return next((shape for pattern, shape in _VECTORS if pattern.search(blob)), None)
+
+
+def _candidates(spec: NetSpec, layer: LayerSpec, channels: int | None) -> Iterator[Shape]:
+    p = layer.param
+    sliced = list(cuts(spec, layer.name, 1))
+    told = f"{spec.name} {layer.name} {p.data_param.source} {p.transform_param.mean_file}".lower()
+    for word, shape in _DATA_SETS.items():
+        for count in (channels,) if channels else (*sliced, shape[0]):
+            if word in told:
+                yield (1, count, *shape[1:])
+    mean_values = len(p.transform_param.mean_value)
+    likely = (channels,) if channels else (*((mean_values,) if mean_values > 1 else ()), *sliced, 3, 1, 2, 6)
+    for batch, count, side in itertools.product((1, *_batches(spec, layer)), likely, _SIDES):
+        yield (batch, count, side, side)
+
+
+def cuts(spec: NetSpec, name: str, axis: int) -> Iterator[int]:
+    """Lengths along an axis of a data layer's tops that a Slice cuts, a pair of pictures in one blob: the last part is
+    taken to be as long as the one before.
+    """
+    for one in spec.layers:
+        p = one.param.slice_param
+        if one.type == "Slice" and one.sources[0][0] == name and p.slice_point and axis == _sliced_axis(p):
+            before = p.slice_point[-2] if len(p.slice_point) > 1 else 0
+            yield 2 * p.slice_point[-1] - before
+
+
+def _sliced_axis(p: Message) -> int:
+    return int(p.slice_dim if p.has("slice_dim") else p.axis)
+
+
+def _batches(spec: NetSpec, layer: LayerSpec) -> list[int]:
+    """Batch sizes that the net insists on: those of a Reshape to (steps, streams, ...), and the data layer's own."""
+    found = [*cuts(spec, layer.name, 0)]
+    found += [p.batch_size for _, p in layer.param.items() if isinstance(p, Message) and p.has("batch_size")]
+    for one in spec.layers:
+        dims = one.param.reshape_param.shape.dim if one.type == "Reshape" else []
+        found += [dims[0] * dims[1], dims[0]] if len(dims) > 1 and min(dims[:2]) > 0 else []
+    return [n for n in dict.fromkeys(found) if n > 1][:4]

@@ -1,0 +1,288 @@
+"""The shapes of a net's inputs: from the net, from its weights, or from the user.
+
+A deploy net says its shapes. A training net says ``crop_size`` at best: channels are then those of the first
+convolution's weights, and height and width whatever makes the first InnerProduct fit. Source: data_transformer.cpp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from caffe_port.definition.input_guesses import cuts, try_shapes
+from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.message import Message
+from caffe_port.signatures import shapes
+from caffe_port.spec import LABEL_SUFFIXES, LayerSpec, NetSpec, Source
+
+Shape = tuple[int, ...]
+
+MAX_COUNT = (1 << 31) - 1  # Caffe counts a blob's numbers in an int. Source: blob.cpp
+
+_COMMON_SIDES = (32, 224, 227, 28, 64, 96, 112, 128, 256, 299)
+_SIDES = range(1, 513)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputShapes:
+    """Shape by input blob, and notes on what was inferred rather than read."""
+
+    shapes: dict[str, Shape]
+    notes: tuple[str, ...] = ()
+
+
+def resolve(
+    spec: NetSpec,
+    weights: Weights | None = None,
+    given: Mapping[str, Sequence[int]] | None = None,
+    guess: bool = False,
+) -> InputShapes:
+    """Finds the shape of every input.
+
+    Args:
+        spec: the net, as it will be built.
+        weights: their shapes tell the channels.
+        given: shapes by blob name; they come before everything else.
+        guess: what cannot be known is guessed, and told in a note.
+
+    Raises:
+        SpecError: asks, by name, for the shape that cannot be known; or a given name is no input.
+    """
+    wanted: dict[str, Shape] = {name: tuple(shape) for name, shape in (given or {}).items()}
+    names = [blob for blob, _ in spec.inputs]
+    for name in wanted:
+        if name not in names:
+            near = did_you_mean(name, names)
+            raise SpecError(f"has no input '{name}'; its inputs are {', '.join(names) or 'none'}.{near}", spec.path)
+    found: dict[str, Shape] = {}
+    notes: list[str] = []
+    unknown: list[tuple[str, Source]] = []
+    asked: SpecError | None = None
+    for blob, source in spec.inputs:
+        layer = spec.by_name[source[0]]
+        shape = wanted[blob] if blob in wanted else _declared(layer, source[1])
+        if shape is None and source[1] > 0 and _is_label(spec, source):
+            shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one number a picture
+        try:
+            found[blob] = _from_data(spec, blob, source, weights, found, notes) if shape is None else shape
+        except SpecError as error:
+            if not guess:
+                raise
+            asked = asked or error
+            unknown.append((blob, source))
+            continue
+        if any(n < 1 for n in found[blob]):
+            raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis is at least 1", layer.where)
+        if (count := math.prod(found[blob])) > MAX_COUNT:
+            raise SpecError(f"input '{blob}' would hold {count} numbers; Caffe's limit is 2^31 - 1", layer.where)
+    if asked is not None:
+        guessed = _guessed(spec, unknown, found, weights, asked)
+        told = " ".join(f"--input-shape {blob}={','.join(map(str, shape))}" for blob, shape in guessed.items())
+        notes.append(f"the shapes of the data are not in the file; these are assumed, say better ones: {told}")
+        found |= guessed
+    return InputShapes({blob: found[blob] for blob in names}, tuple(notes))
+
+
+def _guessed(
+    spec: NetSpec, unknown: Sequence[tuple[str, Source]], known: Mapping[str, Shape], weights: Weights | None,
+    asked: SpecError,
+) -> dict[str, Shape]:  # fmt: skip
+    """Shapes that carry through the net. Raises ``asked`` where none does, with the reason."""
+
+    def refused(choice: Mapping[str, Shape]) -> str:
+        try:
+            return _misfit(spec, choice, weights)
+        except shapes.UnknownShape:
+            return ""
+
+    shapes_, reason = try_shapes(spec, unknown, known, _channels(spec, unknown[0][1], weights), refused)
+    if reason:
+        raise SpecError(f"{asked.what}; no common size fits: {reason}", asked.where, asked.hint)
+    return shapes_
+
+
+def _declared(layer: LayerSpec, index: int) -> Shape | None:
+    """What the layer itself says: Input's shape (one for all tops, or one each), MemoryData's four numbers."""
+    if layer.type == "Input":
+        declared = layer.param.input_param.shape
+        if not declared:
+            return None
+        tops = list(layer.param.top)  # as the file has them: the deploy view leaves some out
+        if len(declared) not in (1, len(tops)):
+            raise layer.error(f"gives {len(declared)} shapes for {len(tops)} tops")
+        return tuple(declared[tops.index(layer.tops[index]) if len(declared) > 1 else 0].dim)
+    if layer.type == "MemoryData" and index == 0:
+        p = layer.param.memory_data_param
+        return (p.batch_size, p.channels, p.height, p.width) if p.has("channels") else None
+    return None
+
+
+_LABEL_READERS = ("LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct", "Silence")
+"""Types beside losses that read labels: the margins of face recognition."""
+
+
+def _is_label(spec: NetSpec, source: Source) -> bool:
+    """Whether nothing reads the blob but losses, Accuracy and what else reads labels."""
+    readers = [layer.type for layer in spec.layers if source in layer.sources]
+    return all(type_ in _LABEL_READERS or type_.endswith(LABEL_SUFFIXES) for type_ in readers)
+
+
+def _from_data(
+    spec: NetSpec, blob: str, source: Source, weights: Weights | None, known: dict[str, Shape], notes: list[str]
+) -> Shape:
+    layer = spec.by_name[source[0]]
+    channels = _channels(spec, source, weights)
+    crop = _crop(layer)
+    frames = layer.param.image_data_param  # C3D's, of videos
+    length = (frames.new_length,) if frames.has("new_length") and frames.new_length > 1 else ()
+    if channels is None and crop is not None:
+        channels = len(layer.param.transform_param.mean_value) or 3
+        channels = 3 if channels == 1 else channels  # one mean value serves any number of channels
+        channels = next((n for n in cuts(spec, layer.name, 1) if n > channels), channels)
+        if layer.param.transform_param.force_gray or not layer.param.image_data_param.is_color:
+            channels = 1
+        notes.append(f"input '{blob}': the number of channels is not known without weights; {channels} assumed")
+    if channels is not None and crop is not None:
+        return (next(cuts(spec, layer.name, 0), 1), channels, *length, *crop)
+    if channels is not None:
+        sides = [n for n in _SIDES if _fits(spec, {**known, blob: (1, channels, n, n)}, weights)]
+        if not sides and _differ(spec, weights):  # no size makes them fit: loading the weights will say how
+            side = _likely(_SIDES, channels)
+            notes.append(f"input '{blob}': no height and width fit the weights; {side} is tried")
+            return (1, channels, side, side)
+        if sides and len(sides) < len(_SIDES) // 2:
+            side = _likely(sides, channels)
+            if len(sides) > 1:
+                notes.append(
+                    f"input '{blob}': height and width are not in the file; {sides[0]} to {sides[-1]} fit the weights, "
+                    f"{side} is used (say it with --input-shape {blob}=1,{channels},H,W)"
+                )
+            return (1, channels, side, side)
+    shown = f"1,{channels or 'C'},H,W"
+    raise SpecError(
+        f"the shape of input '{blob}' cannot be known: layer '{layer.name}' ({layer.type}) "
+        f"{'says none' if layer.type == 'Input' else 'reads it from data'}",
+        layer.where,
+        f"Say it: --input-shape {blob}={shown}",
+    )
+
+
+_SIZES = (
+    ("crop_height", "crop_width"), ("crop_h", "crop_w"), ("crop_size", "crop_size"), ("crop_size_y", "crop_size_x"),
+    ("new_height", "new_width"), ("image_size_y", "image_size_x"), ("yolo_height", "yolo_width"),
+    ("resize_height", "resize_width"),
+)  # fmt: skip
+"""How data layers of Caffe and its forks name height and width of what they give, the last step first."""
+
+
+def _crop(layer: LayerSpec) -> tuple[int, int] | None:
+    """The size of the pictures that a data layer gives, where it says one."""
+    owners = [value for _, value in layer.param.items() if isinstance(value, Message)]
+    owners += [value for values in layer.param.unknown.values() for value in values if isinstance(value, Message)]
+    for names in _SIZES:
+        for owner in owners:
+            size = tuple(getattr(owner, name) for name in names if owner.has(name))
+            if len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size):
+                return size
+    for resize in layer.param.transform_param.resize_param:  # SSD's
+        if resize.height and resize.width:
+            return resize.height, resize.width
+    return None
+
+
+def _likely(sides: Sequence[int], channels: int) -> int:
+    """The side that people use: MNIST's for one channel, else the common ones, else the greatest."""
+    common = (28, *_COMMON_SIDES) if channels == 1 else _COMMON_SIDES
+    return next((n for n in common if n in sides), sides[-1])
+
+
+_CONVOLUTIONS = ("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise")
+_TRANSPARENT = frozenset(
+    (
+        "AbsVal",
+        "BatchNorm",
+        "Bias",
+        "Dropout",
+        "LRN",
+        "MVN",
+        "Pooling",
+        "Power",
+        "ReLU",
+        "Scale",
+        "Sigmoid",
+        "Split",
+        "TanH",
+    )
+)
+
+
+def _channels(spec: NetSpec, source: Source, weights: Weights | None) -> int | None:
+    """Channels that the first convolution behind ``source`` expects, by its weights (C_out, C_in/group, kH, kW)."""
+    if weights is None:
+        return None
+    stored = weights.by_name()
+    reached = {source}
+    for layer in spec.layers:
+        if not reached.intersection(layer.sources):
+            continue
+        blobs = stored[layer.name].blobs if layer.name in stored else ()
+        if blobs and blobs[0].ndim == 4 and layer.type in _CONVOLUTIONS:
+            return int(blobs[0].shape[1]) * int(layer.param.convolution_param.group)
+        if blobs and blobs[0].ndim == 4 and layer.type == "Deconvolution":
+            return int(blobs[0].shape[0])
+        if layer.type in _TRANSPARENT:
+            reached.add((layer.name, 0))
+    return None
+
+
+def _differ(spec: NetSpec, weights: Weights | None) -> bool:
+    """Whether the weights have another num_output than the net, so that no input shape makes them fit."""
+    stored = weights.by_name() if weights else {}
+    for layer in spec.layers:
+        if layer.type not in ("Convolution", "InnerProduct") or layer.name not in stored:
+            continue
+        convolution, inner = layer.param.convolution_param, layer.param.inner_product_param
+        axis, wanted = (0, convolution.num_output) if layer.type == "Convolution" else (-2, inner.num_output)
+        shape = stored[layer.name].blobs[0].shape
+        if len(shape) > 1 and shape[-1 if inner.transpose else axis] != wanted:
+            return True
+    return False
+
+
+def _fits(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) -> bool:
+    """Whether the shapes carry through the net and the InnerProducts find what they were made for."""
+    try:
+        return not _misfit(spec, known, weights)
+    except shapes.UnknownShape:
+        return False
+
+
+def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) -> str:
+    """Why the shapes do not fit the net or the weights; an empty string where they do.
+
+    Raises:
+        UnknownShape: the net holds a layer of a type without a shape rule, and nothing before it is amiss.
+    """
+    stored = weights.by_name() if weights else {}
+    try:
+        tops = shapes.infer(spec, {blob: known.get(blob, (1,)) for blob, _ in spec.inputs})
+    except shapes.UnknownShape:
+        raise
+    except SpecError as error:
+        return str(error).splitlines()[0]
+    owners: dict[str, Shape] = {}
+    for layer in spec.layers:
+        if any(param.name for param in layer.param.param):
+            for param, shape in zip(
+                layer.param.param, shapes.blob_shapes(layer, [tops[s] for s in layer.sources]), strict=False
+            ):
+                if param.name and owners.setdefault(param.name, shape) != shape:
+                    return str(layer.error(f"shares '{param.name}' of shape {owners[param.name]}, needs {shape}"))
+        if layer.type == "InnerProduct" and layer.name in stored:
+            p = layer.param.inner_product_param
+            bottom = tops[layer.sources[0]]
+            if stored[layer.name].blobs[0].size != math.prod(bottom[p.axis :]) * p.num_output:
+                return f"layer '{layer.name}' (InnerProduct): its weights are not made for a bottom of shape {bottom}"
+    return ""

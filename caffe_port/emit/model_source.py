@@ -1,0 +1,355 @@
+"""model.py as text: the class of a net, with the layer classes that torch does not have, and the weights it loads.
+
+Nothing of the net's data becomes code: names are made identifiers, everything else goes through ``repr``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import caffe_port
+from caffe_port.emit import fold as folding
+from caffe_port.emit.copied_classes import Copied, Import, constructor_call, quoted
+from caffe_port.emit.forward_method import Body, Flow, flow, wrap
+from caffe_port.emit.frozen_batch_norm import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
+from caffe_port.errors import CaffePortError
+from caffe_port.layers.activation import ReLU
+from caffe_port.layers.layer import Layer
+from caffe_port.layers.linear import Scale
+from caffe_port.layers.normalization import BN, BatchNorm
+from caffe_port.net.identifiers import identifiers
+from caffe_port.net.net import Net
+from caffe_port.net.plan import Plan, Step
+
+
+@dataclass(frozen=True)
+class Model:
+    """A net as source.
+
+    Attributes:
+        class_name: of the net's class in ``source``.
+        source: the text of model.py.
+        state: what its ``load_state_dict`` takes; tied parameters come under each of their keys.
+        attributes: Caffe's layer name -> attribute; None where the layer became an expression, or nothing.
+        inputs: input blob -> argument of ``forward``, in its order.
+        notes: what the user should hear of.
+    """
+
+    class_name: str
+    source: str
+    state: dict[str, Tensor]
+    attributes: dict[str, str | None]
+    inputs: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def model(net: Net, fold: bool = False, channels_last: bool = False) -> Model:
+    """The source of a net. A BatchNorm and the Scale that follows are one affine BatchNorm.
+
+    Args:
+        fold: puts BatchNorm, BN and Scale into the weights of the Convolution or InnerProduct before them, which is
+            for inference: train() then computes what eval() does.
+        channels_last: convolutions keep their weights, and so compute, in that memory format.
+
+    Raises:
+        CaffePortError: a layer cannot be written as a source that stands alone.
+    """
+    return _Writer(net, fold, channels_last).model()
+
+
+class _Writer:
+    def __init__(self, net: Net, fold: bool, channels_last: bool) -> None:
+        self.net, self.channels_last = net, channels_last
+        self.modules: dict[str, Layer] = {}
+        self.layer_names: dict[str, str] = {}
+        for training in (False, True):
+            for step in net.plans[training].steps:
+                self.modules.setdefault(step.attribute, getattr(net, step.attribute))
+                self.layer_names.setdefault(step.attribute, step.layer.name)
+        self.order = _in_order(net)
+        self.folded = {scale: norm for norm, scale in net.scales.items()}  # a layer -> the one that it is part of
+        self.absorbed = folding.absorbed(net) if fold else {}
+        self.folded.update(self.absorbed)
+        self.copied = Copied()
+        self.state: dict[str, Tensor] = {}
+        self.shown: list[str] = []
+
+    def model(self) -> Model:
+        init = self._init()
+        methods, inputs = self._methods()
+        self.copied.imports |= {Import("torch", "Tensor", "Tensor"), Import("torch", "nn", "nn")}
+        name = class_name(self.net.plans[False].spec.name, set(self.copied.names) | {"Tensor", "F", "nn"})
+        text = [
+            f'"""{self._header(name)}"""', "",
+            *(["from __future__ import annotations", ""] if self.copied.blocks else []),
+            *self.copied.import_lines(), "",
+        ]  # fmt: skip
+        previous = ""
+        for kind, lines in self.copied.blocks:
+            text += ([] if previous == kind == "assignment" else [""] if kind == "assignment" else ["", ""]) + lines
+            previous = kind
+        text += ["", "", f"class {name}(nn.Module):", f'    """{self._class_docstring()}"""', ""]
+        text += ["    def __init__(self) -> None:", "        super().__init__()", *init, *methods]
+        source = "\n".join(text).replace("\n\n\n\n", "\n\n\n") + "\n"
+        attributes: dict[str, str | None] = {}
+        for step in (*self.net.plans[False].steps, *self.net.plans[True].steps):
+            attribute = self.folded.get(step.attribute, step.attribute)
+            attributes.setdefault(step.layer.name, attribute if attribute in self.shown else None)
+        notes: tuple[str, ...] = ()
+        if self.absorbed:
+            into = f"{len(self.absorbed)} layers were folded into the weights of the layers before them"
+            notes = (f"{into}: for inference; train what convert writes without --fold",)
+        return Model(name, source, self.state, attributes, inputs, notes)
+
+    # -- __init__ ---------------------------------------------------------------------------------------------------
+
+    def _init(self) -> list[str]:
+        lines = []
+        for attribute in self.order:
+            if attribute in self.folded or not self._called(attribute):
+                continue
+            module = self.modules[attribute]
+            if self._expression(module) is not None:
+                continue
+            source, state = self._module_source(attribute, module)
+            self.shown.append(attribute)
+            self.state.update({f"{attribute}.{key}": value for key, value in state.items()})
+            lines += wrap(f"self.{attribute} = {source}", 8)
+        for name, owner in self._ties():
+            lines.append(f"        self.{name} = self.{owner}")
+        if self.channels_last:
+            lines.append("        self.to(memory_format=torch.channels_last)")
+            self.copied.imports.add(Import("torch", None, "torch"))
+        return lines
+
+    def _called(self, attribute: str) -> bool:
+        """Whether anything comes of the layer: Silence has no tops and no state."""
+        steps = [s for plan in self.net.plans.values() for s in plan.steps if s.attribute == attribute]
+        return any(s.tops for s in steps) or bool(self.modules[attribute].state_dict())
+
+    def _module_source(self, attribute: str, module: Layer) -> tuple[str, dict[str, Tensor]]:
+        """What constructs the module, and its state_dict."""
+        inside = [name for name in self.order if self.folded.get(name) == attribute]
+        if inside and inside[0] in self.absorbed:
+            source = (module.torch_source() or "").replace(", bias=False", "")
+            return source, folding.weights(module, [self.modules[name] for name in inside])
+        if inside:
+            affine, state = _affine(module, self.modules[inside[0]])
+            return self._frozen(module, affine), state
+        written = module.torch_source()
+        if written is not None:
+            source = self._frozen(module, finite(written, self.copied))
+            if isinstance(module, ReLU) and self._in_place(attribute):
+                source = f"{source[:-1]}{', ' if module.negative_slope else ''}inplace=True)"
+            self.copied.need(source, ())
+            return source, module.torch_state()
+        try:
+            name = self.copied.add_layer(type(module))
+            call, arguments = constructor_call(type(module), module.args)
+        except CaffePortError as error:
+            raise CaffePortError(
+                f"layer '{self.layer_names[attribute]}': {error.what}", error.where, error.hint
+            ) from None
+        assert call == name
+        return f"{name}({', '.join(arguments)})", dict(module.state_dict())
+
+    def _in_place(self, attribute: str) -> bool:
+        return all(s.in_place for plan in self.net.plans.values() for s in plan.steps if s.attribute == attribute)
+
+    def _frozen(self, module: Layer, source: str) -> str:
+        """The constructor of a BatchNorm that never uses the batch's statistics, which torch.nn does not have."""
+        stays = isinstance(module, BatchNorm) and module.global_stats[0]
+        if not stays and not (isinstance(module, BN) and module.frozen):
+            return source
+        found = re.fullmatch(r"nn\.BatchNorm([123])d\((.*)\)", source)
+        if found is None:
+            return source
+        helper = (FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d)[int(found[1]) - 1]
+        self.copied.add(helper)
+        return f"{helper.__name__}({re.sub(r', momentum=[^,]*', '', found[2])})"
+
+    def _expression(self, module: Layer, *bottoms: str) -> str | None:
+        return None if module.state_dict() else module.call_source(*(bottoms or ["x"] * self._bottom_count(module)))
+
+    def _bottom_count(self, module: Layer) -> int:
+        steps = (s for plan in self.net.plans.values() for s in plan.steps if self.modules[s.attribute] is module)
+        return next((1 if s.per_bottom else len(s.bottoms) for s in steps), 1)
+
+    def _ties(self) -> Iterator[tuple[str, str]]:
+        """(parameter, the earlier one it is), for parameters and buffers that layers share."""
+        owners: dict[tuple[object, ...], str] = {}
+        whole: dict[tuple[object, ...], str] = {}
+        for key, value in self.state.items():
+            attribute, _, name = key.rpartition(".")
+            stored = tuple(t.data_ptr() for t in self.modules[attribute].state_dict().values() if t.numel())
+            twin = whole.setdefault((type(self.modules[attribute]), stored), attribute) if stored else attribute
+            same = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            owner = owners.setdefault(same, key) if value.numel() else key
+            if owner == key and twin != attribute and value.dim():
+                owner = f"{twin}.{name}"  # made afresh from blobs that are all shared
+            if owner != key:
+                yield key, owner
+
+    # -- forward ----------------------------------------------------------------------------------------------------
+
+    def _flow(self, phases: tuple[bool, ...]) -> Flow:
+        def alias(step: Step, module: Layer) -> bool:
+            if step.attribute in self.folded or step.layer.type == "Split":
+                return True
+            return len(step.bottoms) == len(step.tops) == 1 and self._expression(module, "x") == "x"
+
+        return flow(self.net.plans, self.modules, alias, self._tuple_of_one, phases)
+
+    def _tuple_of_one(self, plan: Plan, step: Step, module: Layer) -> bool:
+        if self._expression(module) is not None or module.torch_source() is not None:
+            return False
+        with torch.device("meta"), torch.no_grad():
+            like = type(module).make(module.args).eval()
+            made = like.infer(*(torch.empty(plan.shapes[s]) for s in step.layer.sources))
+        return isinstance(made, tuple)
+
+    def _render(self, module: Layer, attribute: str, bottoms: Sequence[str]) -> str:
+        source = self._expression(module, *bottoms)
+        if source is not None:
+            source = finite(source, self.copied)
+            self.copied.need(source, {"self"}.union(*(_words(bottom) for bottom in bottoms)))
+            return source
+        return f"self.{attribute}({', '.join(map(module.bottom_source, bottoms))})"
+
+    def _methods(self) -> tuple[list[str], dict[str, str]]:
+        """The lines of forward, and of a method for each phase where one cannot say both; and its arguments."""
+        plans = self.net.plans
+        merged = self._flow((False,) if _same(plans[False], plans[True]) else (False, True))
+        body = Body(merged, self._render, self.copied.names)
+        if body.right:
+            return self._method("forward", merged, body), body.parameters
+        lines: list[str] = []
+        both = Body(Flow([], merged.inputs, {False: ()}), self._render, self.copied.names)
+        calls = {}
+        for phase, name in ((False, "_forward_test"), (True, "_forward_train")):
+            own = self._flow((phase,))
+            part = Body(own, self._render, self.copied.names)
+            lines += self._method(name, own, part)
+            calls[phase] = f"return self.{name}({', '.join(both.parameters[blob] for blob in own.inputs)})"
+        head = self._signature("forward", both.parameters, self._returns(merged))
+        head += ["        if self.training:", *wrap(calls[True], 12), *wrap(calls[False], 8)]
+        return head + lines, both.parameters
+
+    def _method(self, name: str, flow_: Flow, body: Body) -> list[str]:
+        return [*self._signature(name, body.parameters, self._returns(flow_)), *body.lines()]
+
+    def _signature(self, name: str, parameters: Mapping[str, str], returns: str) -> list[str]:
+        needed = self.net.plans[False].inputs
+        shown = []
+        for blob, parameter in parameters.items():
+            optional = name == "forward" and blob not in needed
+            shown.append(f"{parameter}: Tensor | None = None" if optional else f"{parameter}: Tensor")
+        return ["", *wrap(f"def {name}({', '.join(['self', *shown])}) -> {returns}:", 4)]
+
+    @staticmethod
+    def _returns(flow_: Flow) -> str:
+        kinds = sorted({"Tensor" if len(out) == 1 else "dict[str, Tensor]" for out in flow_.outputs.values()})
+        return " | ".join(kinds)
+
+    # -- words ------------------------------------------------------------------------------------------------------
+
+    def _header(self, name: str) -> str:
+        plan = self.net.plans[False]
+        of = f"The Caffe net {quoted(plan.spec.name)}," if plan.spec.name else "A net"
+        load = ["    from safetensors.torch import load_file", ""], [
+            '    model.load_state_dict(load_file("weights.safetensors"))']  # fmt: skip
+        lines = [
+            f"{of} converted from Caffe by caffe-port {caffe_port.__version__}.", "",
+            *(load[0] if self.state else []),
+            f"    model = {name}()",
+            *(load[1] if self.state else []),
+            "    model.eval()", "",
+            "eval() is Caffe's phase TEST, train() is TRAIN.",
+        ]  # fmt: skip
+        return "\n".join(map(escaped, lines)) + "\n"
+
+    def _class_docstring(self) -> str:
+        plan = self.net.plans[False]
+        inputs = [f"{quoted(blob)} {plan.shapes[source]}" for blob, source in plan.spec.inputs]
+        outputs = [f"{quoted(blob)} {plan.shapes[source]}" for blob, source in plan.spec.outputs]
+        parts = [("Input", inputs), ("Output", outputs)]
+        sentences = [f"{word}{'s' if len(items) > 1 else ''} {', '.join(items)}." for word, items in parts if items]
+        text = " ".join(sentences)
+        if len(text) <= 100:
+            return escaped(text)
+        lines: list[str] = []
+        for word, items in parts:
+            lines += [f"{word}s:", *(f"    {item}" for item in items), ""] if items else []
+        return "\n    ".join([escaped(line) for line in lines]).replace("    \n", "\n").rstrip() + "\n    "
+
+
+def _affine(norm: Layer, scale: Layer) -> tuple[str, dict[str, Tensor]]:
+    assert isinstance(scale, Scale)
+    assert scale.weight is not None
+    source = norm.torch_source()
+    assert source is not None
+    weight = scale.weight.detach()
+    bias = torch.zeros_like(weight) if scale.bias is None else scale.bias.detach()
+    return source.replace(", affine=False", ""), {"weight": weight, "bias": bias, **norm.torch_state()}
+
+
+# -- small things -----------------------------------------------------------------------------------------------------
+
+
+def _in_order(net: Net) -> list[str]:
+    """The attributes of both phases' steps, in the net's order; a step of TRAIN alone stands before its successor."""
+    test = list(dict.fromkeys(step.attribute for step in net.plans[False].steps))
+    waiting: list[str] = []
+    order: list[str] = []
+    position = 0
+    for attribute in dict.fromkeys(step.attribute for step in net.plans[True].steps):
+        if attribute in test:
+            until = test.index(attribute) + 1
+            order += [*test[position : until - 1], *waiting, attribute] if until > position else []
+            waiting = [] if until > position else waiting
+            position = max(position, until)
+        else:
+            waiting.append(attribute)
+    return list(dict.fromkeys([*order, *waiting, *test[position:]]))
+
+
+def _same(a: Plan, b: Plan) -> bool:
+    """Whether two plans run the same calls on the same values."""
+    if a is b:
+        return True
+    rows = [[(s.attribute, s.layer.type, s.bottoms, s.tops, s.per_bottom) for s in plan.steps] for plan in (a, b)]
+    return rows[0] == rows[1] and a.inputs == b.inputs and a.outputs == b.outputs
+
+
+def class_name(name: str, taken: set[str]) -> str:
+    """A class name from a net's name: ``SimpleNet``, ``Cifar10Full`` for ``cifar10_full``, ``Net`` for no name."""
+    safe = identifiers([name], prefix="Net_")[name] if name.strip() else "Net"
+    if not (safe == name and safe[0].isupper()):
+        words = [word for word in re.split(r"[^0-9A-Za-z]+", safe) if word]
+        safe = "".join(word[0].upper() + word[1:] for word in words)[:60] or "Net"
+    while safe in taken:
+        safe += "Net"
+    return safe
+
+
+def escaped(text: str) -> str:
+    """Text that can stand in a docstring: no quotes that end it, no escapes, no control characters."""
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return printable.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+
+
+def _words(source: str) -> set[str]:
+    return set(re.findall(r"[A-Za-z_]\w*", source))
+
+
+def finite(source: str, copied: Copied) -> str:
+    """``math.inf`` for the ``inf`` that repr writes."""
+    if not re.search(r"\b(inf|nan)\b", source):
+        return source
+    copied.imports.add(Import("math", None, "math"))
+    return re.sub(r"(?<![\w.])(inf|nan)\b", r"math.\1", source)

@@ -1,0 +1,1 @@
+"""Is it right? Accuracy, the registry of published figures, and their reproduction."""

@@ -1,0 +1,320 @@
+"""The whole mission for one entry of the registry: fetch, convert, verify, evaluate, compare with what was reported."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caffe_port.errors import CaffePortError, DependencyError
+from caffe_port.evaluation import download, registry
+from caffe_port.evaluation.registry import Entry, Reported, WeightsFile
+from caffe_port.storage.files import atomic_write, sha256
+
+Step = Callable[[str, int, int], None]
+"""Called with (step, done, in all): ``"download"`` in bytes, ``"evaluate"`` in pictures, others (name, 0, 0)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A reported figure beside ours.
+
+    Attributes:
+        name: the registry entry.
+        quantity: ``"accuracy, %"``, ``"parameters"``, ...
+        reported, by, source: what somebody published.
+        ours: None where it was not run.
+        interval: 95 % confidence interval of ours, where it is an accuracy.
+        verdict: equal, better, worse, or "not run here".
+        command: what would run it.
+    """
+
+    name: str
+    quantity: str
+    reported: float
+    by: str
+    source: str
+    ours: float | None = None
+    interval: tuple[float, float] | None = None
+    verdict: str = "not run here"
+    command: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What :func:`reproduce` found.
+
+    Attributes:
+        entry: the registry entry.
+        weights: the file, whose checksum is the registry's.
+        folder: the converted net.
+        check: how the converted source compares with the Net, a sentence.
+        verified: verdict of the layer-by-layer comparison, a sentence; passed: its outcome, None without a reference.
+        findings: one for each reported figure.
+        notes: what the user should hear of.
+    """
+
+    entry: Entry
+    weights: Path
+    folder: Path
+    check: str
+    verified: str
+    passed: bool | None
+    findings: tuple[Finding, ...]
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def reached(self) -> bool:
+        """Whether nothing failed and no figure is worse than reported."""
+        return self.passed is not False and all(finding.verdict != "worse" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.entry.name, "weights": str(self.weights), "folder": str(self.folder), "check": self.check,
+            "verified": self.verified, "passed": self.passed, "reached": self.reached, "seconds": self.seconds,
+            "findings": [vars(finding) for finding in self.findings], "notes": list(self.notes),
+        }  # fmt: skip
+
+
+# -- the table ------------------------------------------------------------------------------------------------------
+
+_PORT = "https://github.com/Coderx7/SimpleNet_Pytorch"
+_MEMORY = (
+    "caffe-port train model_defs/simplenet_cifar10_port_solver.prototxt --data cifar10 --batch-size 64 --max-iter 200 "
+    "--device cuda --out RUN   (peak_memory_bytes in RUN/run.json)"
+)
+_OTHER_FIGURES = (  # (entry, quantity, reported, who, where, command)
+    ("simplenet-cifar10-port", "parameters", 5.48e6, "SimpleNet authors", _PORT,
+     "caffe-port inspect model_defs/simplenet_cifar10.prototxt"),
+    ("simplenet-cifar10-port", "GPU memory at batch size 64, MB", 1239.0, "SimpleNet authors", _PORT, _MEMORY),
+)  # fmt: skip
+
+
+def findings() -> list[Finding]:
+    """Everything that was reported, with what was found here before (kept in the cache)."""
+    table: list[Finding] = []
+    for entry in registry.entries().values():
+        earlier = _earlier(entry.name)
+        for reported in entry.reported:
+            blank = _blank(entry, reported)
+            table.append(earlier.get((blank.reported, blank.source), blank))
+    for name, quantity, reported_value, by, source, command in _OTHER_FIGURES:
+        ours, verdict = None, "not run here"
+        if quantity == "parameters":
+            ours = float(registry.entry(name).parameters)
+            verdict = "equal" if abs(ours / reported_value - 1) < 0.005 else "worse"
+        table.append(Finding(name, quantity, reported_value, by, source, ours, None, verdict, command))
+    return table
+
+
+def _blank(entry: Entry, reported: Reported) -> Finding:
+    quantity = "accuracy, %"
+    if reported.mirror_test is not None:
+        quantity += ", mirrored at random" if reported.mirror_test else ", not mirrored"
+    note = " ".join(text for text in (reported.note, reported.date) if text)
+    return Finding(
+        entry.name, quantity, reported.accuracy, reported.by, reported.source, command=_command(entry), note=note
+    )
+
+
+def _command(entry: Entry) -> str:
+    if entry.weights is not None:
+        return f"caffe-port reproduce {entry.name}"
+    return f"caffe-port train model_defs/{entry.solver} --data {entry.dataset} --device cuda --out RUN"
+
+
+def _results() -> Path:
+    return registry.cache_folder() / "reproduced"
+
+
+def _earlier(name: str) -> dict[tuple[float, str], Finding]:
+    try:
+        stored = json.loads((_results() / f"{name}.json").read_text(encoding="utf-8"))
+        found = [
+            Finding(**{**line, "interval": line["interval"] and tuple(line["interval"])}) for line in stored["findings"]
+        ]
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return {(finding.reported, finding.source): finding for finding in found}
+
+
+# -- fetching -------------------------------------------------------------------------------------------------------
+
+
+def fetch(
+    weights: WeightsFile, *, mirror: str | Path | None = None, offline: bool = False, step: Step | None = None
+) -> Path:
+    """A weights file whose checksum is right: from the mirror, the cache, or where it is published.
+
+    Args:
+        weights: what is wanted.
+        mirror: a folder that holds it under its own path, or by its name.
+        offline: nothing is downloaded.
+        step: hears of the download.
+
+    Raises:
+        CaffePortError: it cannot be had, or is another file.
+    """
+    for folder in [Path(mirror)] if mirror is not None else []:
+        for path in (folder / weights.file, folder / Path(weights.file).name):
+            if path.is_file():
+                return _checked(path, weights)
+    cached = registry.cache_folder() / "weights" / weights.sha256[:16] / Path(weights.file).name
+    if cached.is_file():
+        return _checked(cached, weights)
+    if offline or not weights.url:
+        why = "offline" if offline else "it is not published anywhere"
+        raise CaffePortError(f"is neither in the cache nor in a mirror, and {why}", weights.file,
+                             "Give a folder that holds it: --mirror DIR")  # fmt: skip
+    hear = step or (lambda *_: None)
+    download.fetch(weights.url, cached, weights.size, weights.sha256,
+                   step=lambda done, total: hear("download", done, total))  # fmt: skip
+    return cached
+
+
+def _checked(path: Path, weights: WeightsFile) -> Path:
+    size = path.stat().st_size
+    if size != weights.size:
+        raise CaffePortError(f"has {size} bytes, the registry tells of {weights.size}: it is another file", str(path))
+    digest = sha256(path)
+    if digest != weights.sha256:
+        what = f"has the checksum {digest[:16]}..., the registry's is {weights.sha256[:16]}..."
+        raise CaffePortError(what, str(path), "It is another file, or damaged. Remove it to have it fetched again.")
+    return path
+
+
+def data_root(dataset: str, mirror: str | Path | None, root: str | Path | None) -> Path | None:
+    """Where a data set lies: the given root, a folder ``data/<set>`` or ``<set>`` of the mirror, else None."""
+    if root is not None:
+        return Path(root)
+    folders = [Path(mirror) / "data" / dataset, Path(mirror) / dataset] if mirror is not None else []
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+# -- the mission ----------------------------------------------------------------------------------------------------
+
+
+def reproduce(
+    name: str,
+    *,
+    mirror: str | Path | None = None,
+    root: str | Path | None = None,
+    data: str | None = None,
+    offline: bool = False,
+    folder: str | Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    step: Step | None = None,
+) -> Outcome:
+    """Reproduces what was reported for an entry.
+
+    Args:
+        name: of the entry.
+        mirror: a folder with the weights (under the paths of registry.toml) and perhaps the data.
+        root: where the data set lies.
+        data: an .npz or folder in the place of the entry's data set.
+        offline: nothing is downloaded.
+        folder: for the converted net; None: in the cache.
+        device: where accuracy is measured.
+        seed: of the verification's input, and of random mirroring.
+        step: hears of every step.
+
+    Raises:
+        CaffePortError: no such entry, no weights, no data; says what would help.
+    """
+    from caffe_port import api, emit
+    from caffe_port.data import datasets
+    from caffe_port.evaluation import evaluate
+    from caffe_port.verification.reports import terminal
+    from caffe_port.verification.verify import verify
+
+    began = time.monotonic()
+    step = step or (lambda *_: None)
+    entry = registry.entry(name)
+    if entry.weights is None:
+        raise CaffePortError(f"the weights of '{name}' are not to be had: they must be trained",
+                             hint=f"{_command(entry)}, then caffe-port evaluate RUN/best.caffemodel")  # fmt: skip
+    step("fetch", 0, 0)
+    weights = fetch(entry.weights, mirror=mirror, offline=offline, step=step)
+    where = data_root(entry.dataset, mirror, root)
+    pictures = datasets.load(
+        data or entry.dataset, "test", where, download=not offline and data is None and where is None
+    )
+
+    step("convert", 0, 0)
+    shape = _input_shape(entry, pictures.shape)
+    blob = evaluate.input_blob(weights)
+    ported = api.port(None, weights, input_shapes={blob: (2, *shape)})
+    target = Path(folder) if folder is not None else _results() / name
+    with _folder(target):
+        converted = emit.convert(ported, target, force=True, seed=seed)
+
+    step("verify", 0, 0)
+    notes = list(ported.notes)
+    passed: bool | None = None
+    try:
+        compared = verify(None, weights, input_shapes={blob: (2, *shape)}, seed=seed)
+        verified, passed = terminal.verdict(compared), compared.passed
+    except DependencyError as error:
+        verified = f"not verified: {error}"
+
+    step("evaluate", 0, 0)
+    measured: dict[bool, Any] = {}
+    found = []
+    for reported in entry.reported:
+        mirrored = entry.preprocessing.mirror_test if reported.mirror_test is None else reported.mirror_test
+        if mirrored not in measured:
+            measured[mirrored] = evaluate.evaluate_files(
+                weights, data=data or entry.dataset, root=where, device=device, seed=seed,
+                tta="mirror" if mirrored else "none", progress=lambda done, total: step("evaluate", done, total),
+            ).result  # fmt: skip
+        result = measured[mirrored]
+        blank = vars(_blank(entry, reported))
+        known = {"ours": result.accuracy, "interval": result.interval, "verdict": result.verdict(reported.accuracy)}
+        found.append(Finding(**{**blank, **known}))
+    outcome = Outcome(entry, weights, converted.folder, converted.check, verified, passed, tuple(found),
+                      round(time.monotonic() - began, 1), tuple(notes))  # fmt: skip
+    _remember(outcome)
+    return outcome
+
+
+def _input_shape(entry: Entry, picture: tuple[int, int, int]) -> tuple[int, int, int]:
+    plan = entry.preprocessing
+    c, h, w = picture
+    return (c, plan.crop, plan.crop) if plan.crop else (c, h + 2 * plan.pad, w + 2 * plan.pad)
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaffePortError(f"cannot be made: {error.strerror}", str(path.parent)) from None
+    yield
+
+
+def _remember(outcome: Outcome) -> None:
+    """Keeps the result for ``reproduce --list``; without a cache that can be written it is just not kept."""
+    with contextlib.suppress(CaffePortError, OSError):
+        _results().mkdir(parents=True, exist_ok=True)
+        with atomic_write(_results() / f"{outcome.entry.name}.json", "w") as file:
+            json.dump(outcome.as_dict(), file, indent=2)
+
+
+def as_rows(table: list[Finding]) -> Iterator[Mapping[str, str]]:
+    """The table as text: entry, quantity, reported, ours, verdict, and the command where it was not run."""
+    for f in table:
+        digits = 0 if f.reported > 1000 else 2
+        interval = f" ({f.interval[0]:.2f} to {f.interval[1]:.2f})" if f.interval else ""
+        yield {
+            "entry": f.name, "what": f.quantity, "reported": f"{f.reported:,.{digits}f}", "by": f.by,
+            "ours": "" if f.ours is None else f"{f.ours:,.{digits}f}{interval}", "verdict": f.verdict,
+            "command": f.command if f.ours is None else "",
+        }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Caffe's files of any age as messages and arrays."""

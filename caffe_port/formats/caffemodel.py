@@ -1,0 +1,264 @@
+"""Caffe's binary files <-> arrays: .caffemodel (V0, V1, V2), .caffemodel.h5, .binaryproto, .solverstate.
+
+Files are memory-mapped and arrays are views of the mapping: reading takes the time of reading the headers, and files
+of any size work. Sources: net.cpp (CopyTrainedLayersFrom, ToProto), blob.cpp (FromProto), hdf5.cpp, solver.cpp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.formats import wire
+from caffe_port.formats.message import Message
+from caffe_port.storage import hdf5
+from caffe_port.storage.files import MappedFile, atomic_write, opened
+
+Array = np.ndarray[Any, Any]
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+MAX_AXES = 32  # kMaxBlobAxes of blob.hpp
+_NOT_WEIGHTS = (
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"PK\x03\x04", "a zip archive (a PyTorch file?)"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"BZh", "a bzip2 archive; unpack it first"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    (b"<", "a web page or XML, not weights; was the download an error page?"),
+)
+
+
+@dataclass(frozen=True)
+class LayerBlobs:
+    """The parameter blobs of one layer, in Caffe's order and shape."""
+
+    name: str
+    type: str
+    blobs: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a weights file holds.
+
+    Attributes:
+        path: the file.
+        format: ``"V2"``, ``"V1"``, ``"V0"`` or ``"HDF5"``.
+        layers: the layers that have blobs, in the file's order.
+        net: the definition that the file carries (a NetParameter without blobs); None for HDF5.
+        mapping: the mapped file that the blobs are views of; None where they are not.
+    """
+
+    path: str
+    format: str
+    layers: tuple[LayerBlobs, ...]
+    net: Message | None = field(repr=False)
+    mapping: MappedFile | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers held, of all blobs."""
+        return sum(blob.size for layer in self.layers for blob in layer.blobs)
+
+    def by_name(self) -> dict[str, LayerBlobs]:
+        """Layers by name; the first of equal names counts, as in Caffe."""
+        table: dict[str, LayerBlobs] = {}
+        for layer in self.layers:
+            table.setdefault(layer.name, layer)
+        return table
+
+
+def read(path: str | Path, writable: bool = False) -> Weights:
+    """Reads a .caffemodel or .caffemodel.h5.
+
+    Args:
+        writable: the blobs may be written to; that never reaches the file.
+
+    Raises:
+        ParseError: damaged, or another kind of file; says which.
+        CaffePortError: it cannot be read.
+    """
+    data = map_file(path, writable)
+    where = str(path)
+    if data[: len(HDF5_MAGIC)] == HDF5_MAGIC:
+        return _read_hdf5(where)
+    for magic, kind in _NOT_WEIGHTS:
+        if data[: len(magic)] == magic:
+            raise ParseError(f"is {kind}, not a .caffemodel", where)
+    if _looks_like_text(bytes(data[:512])):
+        raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first, the weights second.")
+    weights = from_message(wire.parse(data, "NetParameter", where), where)
+    assert isinstance(data.obj, MappedFile)
+    return dataclasses.replace(weights, mapping=data.obj)
+
+
+def from_message(net: Message, where: str = "<message>") -> Weights:
+    """The Weights of a NetParameter that holds blobs."""
+    layers: list[LayerBlobs] = []
+    bare: list[Message] = []
+    format_, entries = ("V2", net.layer) if net.has("layer") else ("V1", net.layers)
+    for entry in entries:
+        inner = entry
+        if format_ != "V2" and entry.has("layer"):
+            format_, inner = "V0", entry.layer
+        protos = inner.blobs or entry.blobs
+        if protos:
+            arrays = []
+            for index, proto in enumerate(protos):
+                try:
+                    arrays.append(blob_array(proto))
+                except ParseError as error:
+                    raise ParseError(f"layer '{inner.name}', blob {index}: {error.what}", where) from None
+            layers.append(LayerBlobs(inner.name, str(inner.type), tuple(arrays)))
+        bare.append(_without_blobs(entry))
+    if not bare or not layers:
+        what = "no layers" if not bare else f"{len(bare)} layers, none with weights"
+        raise ParseError(f"holds {what}: not a .caffemodel, or a damaged one", where)
+    names = "layer" if format_ == "V2" else "layers"
+    return Weights(where, format_, tuple(layers), net.copy(**{names: bare}))
+
+
+def _without_blobs(layer: Message) -> Message:
+    layer = layer.copy(blobs=None)
+    if layer.schema is not None and layer.schema.name == "V1LayerParameter" and layer.has("layer"):
+        layer.set("layer", layer.layer.copy(blobs=None))
+    return layer
+
+
+def blob_array(proto: Message) -> Array:
+    """The array of a BlobProto: float32 or float64 views, float16 of ``raw_data`` (NVCaffe, OpenCV) as it is.
+
+    Raises:
+        ParseError: the shape does not fit the number of values, or is none.
+    """
+    if proto.has("double_data"):
+        data: Array = np.asarray(proto.double_data, np.float64)
+    elif proto.has("raw_data"):
+        data = _raw_array(proto)
+    else:
+        data = np.asarray(proto.data, np.float32)
+    if proto.has("shape"):
+        shape = tuple(proto.shape.dim)
+    elif any(proto.has(name) for name in ("num", "channels", "height", "width")):
+        shape = (proto.num, proto.channels, proto.height, proto.width)
+    else:
+        shape = (data.size,)
+    if len(shape) > MAX_AXES:
+        raise ParseError(f"a shape of {len(shape)} axes; Caffe allows {MAX_AXES}")
+    if min(shape, default=1) < 0:
+        raise ParseError(f"shape {shape} has a negative axis")
+    if math.prod(shape) != data.size:
+        raise ParseError(f"shape {shape} asks for {math.prod(shape)} values, the file holds {data.size}")
+    try:
+        return data.reshape(shape)
+    except ValueError:  # no values, but axes beyond NumPy's range
+        raise ParseError(f"shape {shape} is larger than any memory") from None
+
+
+def _raw_array(proto: Message) -> Array:
+    dtypes = {"FLOAT": "<f4", "FLOAT16": "<f2", "DOUBLE": "<f8"}
+    dtype = dtypes.get(proto.raw_data_type)
+    if dtype is None:
+        raise ParseError(f"raw_data of type {proto.raw_data_type} is not a float type")
+    if len(proto.raw_data) % np.dtype(dtype).itemsize:
+        raise ParseError(f"raw_data of {len(proto.raw_data)} bytes is no whole number of {proto.raw_data_type} values")
+    return np.frombuffer(proto.raw_data, dtype)
+
+
+def map_file(path: str | Path, writable: bool = False) -> memoryview:
+    """A file's bytes, memory-mapped.
+
+    Args:
+        writable: a page that is written to becomes a copy; the file stays as it is.
+
+    Raises:
+        CaffePortError: it does not exist, is a folder or cannot be read.
+        ParseError: it is empty.
+    """
+    with opened(path) as file:
+        if not file.seek(0, 2):
+            raise ParseError("is empty", str(path))
+        try:
+            return memoryview(MappedFile.of(file, writable))
+        except (OSError, ValueError) as error:
+            raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
+
+
+def _looks_like_text(head: bytes) -> bool:
+    return b"{" in head and all(b in b"\t\n\r\f" or 32 <= b < 127 for b in head)
+
+
+def _read_hdf5(where: str) -> Weights:
+    h5py = hdf5.library(where)
+    found = []
+    try:
+        with h5py.File(where, "r") as file:
+            if "data" not in file or not isinstance(hdf5.member(file, "data", where), h5py.Group):
+                raise ParseError("holds no group 'data': not a .caffemodel.h5", where)
+            for name, group in hdf5.layers(file["data"], where):
+                arrays = [hdf5.values(group, index, where) for index in sorted(group, key=int)]
+                if arrays:
+                    with np.errstate(over="ignore"):  # a double beyond float32's range is infinite, as in Caffe
+                        arrays = [np.asarray(array, np.float32) for array in arrays]
+                    found.append(LayerBlobs(name, "", tuple(arrays)))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
+    if not found:
+        raise ParseError("holds no layers with weights", where)
+    return Weights(where, "HDF5", tuple(found), None)
+
+
+def read_mean(path: str | Path) -> Array:
+    """The mean image of a .binaryproto.
+
+    Returns:
+        float32 (C, H, W), in the channel order of the database it was computed from (BGR for Caffe's own tools).
+
+    Raises:
+        ParseError: not a BlobProto, or not one image.
+    """
+    proto = wire.parse(map_file(path), "BlobProto", str(path))
+    if not (proto.has("data") or proto.has("double_data")):
+        raise ParseError("holds no data: not a .binaryproto mean", str(path))
+    try:
+        mean = blob_array(proto)
+    except ParseError as error:
+        raise ParseError(error.what, str(path)) from None
+    if mean.ndim == 4 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim != 3 or not mean.size:
+        raise ParseError(f"shape {mean.shape} is not one image (1, C, H, W)", str(path))
+    return np.asarray(mean, np.float32)
+
+
+def blob_message(array: Array) -> Message:
+    """A BlobProto that holds the array as float32."""
+    shape = Message("BlobShape", dim=list(array.shape))
+    return Message("BlobProto", shape=shape, data=np.ascontiguousarray(array, np.float32).reshape(-1))
+
+
+def write(path: str | Path, net: Message, blobs: dict[str, list[Array]]) -> None:
+    """Writes a V2 .caffemodel: the definition with every layer's blobs, as Caffe's snapshot does.
+
+    Args:
+        net: NetParameter with ``layer`` entries.
+        blobs: layer name -> arrays in Caffe's order.
+
+    Raises:
+        CaffePortError: the file cannot be written, or a blob's layer is not in the net.
+    """
+    missing = set(blobs) - {layer.name for layer in net.layer}
+    if missing:
+        raise CaffePortError(f"layer '{min(missing)}' has blobs but is not in the net", str(path))
+    layers = [layer.copy(blobs=[blob_message(a) for a in blobs[layer.name]] if layer.name in blobs else None)
+              for layer in net.layer]  # fmt: skip
+    with atomic_write(path) as file:
+        for chunk in wire.serialize(net.copy(layer=layers)):
+            file.write(chunk)

@@ -1,0 +1,502 @@
+"""Protobuf's text format: ``.prototxt`` <-> :class:`~caffe_port.formats.message.Message`.
+
+Written for files that people keep: every message knows its line, every error says line and column, and fields that
+the schema does not name (a fork's own) are kept in ``Message.unknown``. A name that is one or two letters away from one
+of the schema's is taken for a slip of the pen and refused, unless a fork is known to have it
+(:data:`~caffe_port.formats.fork_fields.TEXT_FIELDS`). Grammar: protobuf's text format specification, as google::protobuf::TextFormat
+reads it for Caffe (io.cpp).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from caffe_port.errors import ParseError, did_you_mean
+from caffe_port.formats import fork_fields
+from caffe_port.formats.message import Field, Message, Schema, decimal, schema
+from caffe_port.storage.files import read_bytes
+
+MAX_DEPTH = 100  # protobuf's own recursion limit
+MAX_BYTES = 256 << 20
+MAX_MESSAGES = 1_000_000  # four bytes may open one, which takes hundreds in memory
+
+_SPACE = re.compile(r"[\s\0]+|#[^\n]*")
+_TOKEN = re.compile(
+    r"""(?P<name>[A-Za-z_][A-Za-z0-9_]*)
+      | (?P<number>(?:0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?)(?![A-Za-z0-9_.]))
+      | (?P<string>["'])
+      | (?P<mark>[][{}<>:;,\-/.])
+      | (?P<end>\Z)
+    """,
+    re.VERBOSE,
+)
+_INSIDE = {'"': re.compile(r'[^"\\\n]+|\\.'), "'": re.compile(r"[^'\\\n]+|\\.")}
+_ESCAPE = re.compile(r"\\(?:([abfnrtv\\'\"?])|[xX]([0-9a-fA-F]{1,2})|([0-7]{1,3})|u([0-9a-fA-F]{4}))|\\(.)", re.DOTALL)
+_SIMPLE_ESCAPES = dict(zip("abfnrtv\\'\"?", "\a\b\f\n\r\t\v\\'\"?", strict=True))
+_INTEGER_RANGES = {
+    "int32": (-(1 << 31), (1 << 31) - 1),
+    "uint32": (0, (1 << 32) - 1),
+    "int64": (-(1 << 63), (1 << 63) - 1),
+    "uint64": (0, (1 << 64) - 1),
+}
+_BOOLS = {"true": True, "t": True, "True": True, "1": True, "false": False, "f": False, "False": False, "0": False}
+
+
+def read(path: str | Path, message_type: str) -> Message:
+    """Reads a text file.
+
+    Args:
+        path: the file.
+        message_type: ``"NetParameter"``, ``"SolverParameter"``, ...
+
+    Raises:
+        ParseError: not text, or not of this type; with line and column.
+        CaffePortError: the file cannot be read.
+    """
+    return parse(read_text(path), message_type, str(path))
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, decoded."""
+    return decode(read_bytes(path, MAX_BYTES), str(path))
+
+
+def decode(data: bytes, where: str = "") -> str:
+    """Text of a prototxt's bytes: UTF-8 (comments in any encoding do no harm) or UTF-16 with a byte order mark."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    text = data.decode("utf-8-sig", errors="replace")
+    if "\0" in text[:4096]:
+        raise ParseError("is a binary file, not prototxt text", where, "Weights are given as the second argument.")
+    return text
+
+
+def parse(text: str, message_type: str, where: str = "<text>") -> Message:
+    """Parses text as a message of proto/caffe.proto.
+
+    Raises:
+        ParseError: with line and column, and "did you mean" for an unknown name that is nearly a known one.
+    """
+    return _Parser(text, where).parse(schema(message_type))
+
+
+class _Parser:
+    def __init__(self, text: str, where: str) -> None:
+        self.text, self.where, self.messages = text, where, 0
+        self.newlines = array("q", (m.start() for m in re.finditer("\n", text)))
+        self.position = 0
+        self.advance()
+
+    # -- tokens -------------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        self.start = self.past(_SPACE, self.position)
+        match = _TOKEN.match(self.text, self.start)
+        if match is None:
+            if self.text[self.start] in "0123456789.":
+                self.fail("this is no number, or a space is missing behind it")
+            self.fail(f"unexpected character {self.text[self.start]!r}")
+        self.kind = match.lastgroup or ""
+        self.position = match.end()
+        if self.kind == "string":
+            end = self.past(_INSIDE[match[0]], self.position)
+            if self.text[end : end + 1] != match[0]:
+                self.fail("this string has no closing quote on its line")
+            self.position = end + 1
+        self.token = self.text[self.start : self.position]
+
+    def past(self, pattern: re.Pattern[str], at: int) -> int:
+        """The first place that the pattern does not match. A loop: a group that repeats would keep 150 bytes a turn."""
+        while (match := pattern.match(self.text, at)) is not None:
+            at = match.end()
+        return at
+
+    def line(self, offset: int) -> int:
+        return bisect_right(self.newlines, offset - 1) + 1 if offset else 1
+
+    def fail(self, what: str, at: int | None = None, hint: str = "") -> NoReturn:
+        at = self.start if at is None else at
+        line = self.line(at)
+        column = at - (self.newlines[line - 2] if line > 1 else -1)
+        raise ParseError(what, f"{self.where}:{line}:{column}", hint)
+
+    def shown(self) -> str:
+        return "the end of the file" if self.kind == "end" else f"'{self.token[:40]}'"
+
+    def take(self, mark: str) -> bool:
+        if self.kind == "mark" and self.token == mark:
+            self.advance()
+            return True
+        return False
+
+    # -- messages: a loop with its own stack, so that depth is a limit and not a crash ----------------------------
+
+    def parse(self, root: Schema) -> Message:
+        message = Message(root, 1)
+        # (message, closing mark, where it was opened, the list of messages it belongs to)
+        stack: list[tuple[Message, str, int, Field | str | None]] = []
+        list_field: Field | str | None = None  # inside `name [ {...}, ...`
+        closing, opened = "", 0
+        while True:
+            if list_field is not None:  # after a message of a list
+                if self.take(","):
+                    if not (self.kind == "mark" and self.token in "{<"):
+                        self.fail(f"expected '{{' after ',' in a list of messages, got {self.shown()}")
+                elif self.take("]"):
+                    list_field = None
+                    self.separator()
+                    continue
+                else:
+                    self.fail(f"expected ',' or ']' in a list of messages, got {self.shown()}")
+                field = list_field
+            elif self.kind == "end":
+                if stack:
+                    self.fail(f"the file ends inside the block that opens at line {self.line(opened)}")
+                return message
+            elif self.kind == "mark" and self.token in "}>":
+                if self.token != closing:
+                    self.fail(
+                        f"'{self.token}' closes nothing" if not closing else f"expected '{closing}', got '{self.token}'"
+                    )
+                self.advance()
+                message, closing, opened, list_field = stack.pop()
+                if list_field is None:
+                    self.separator()
+                continue
+            else:
+                if self.kind != "name":
+                    self.fail(f"expected the name of a field, got {self.shown()}")
+                name_at = self.start
+                field = self.field(message)
+                colon = self.take(":")
+                is_message = isinstance(field, Field) and field.message_name is not None
+                if self.kind == "mark" and self.token == "[" and (is_message or self.list_of_messages()):
+                    self.advance()
+                    if self.take("]"):
+                        self.separator()
+                        continue
+                    list_field = field
+                if not (self.kind == "mark" and self.token in "{<"):
+                    if is_message:
+                        self.fail(f"'{_name(field)}' is a message: expected '{{', got {self.shown()}")
+                    if not colon:
+                        self.fail(f"expected ':' after '{_name(field)}', got {self.shown()}")
+                    self.scalars(message, field, name_at)
+                    self.separator()
+                    continue
+                if isinstance(field, Field) and not is_message:
+                    self.fail(f"'{field.name}' takes a value, not a block")
+            if len(stack) >= MAX_DEPTH:
+                self.fail(f"blocks are nested more than {MAX_DEPTH} deep")
+            self.messages += 1
+            if self.messages > MAX_MESSAGES:
+                self.fail(f"there are more than {MAX_MESSAGES} blocks")
+            child = Message(field.message if isinstance(field, Field) else None, self.line(self.start))
+            self.put(message, field, child, self.start)
+            stack.append((message, closing, opened, list_field))
+            closing, opened, list_field = "}" if self.token == "{" else ">", self.start, None
+            message = child
+            self.advance()
+
+    def separator(self) -> None:
+        if self.kind == "mark" and self.token in ";,":
+            self.advance()
+
+    def list_of_messages(self) -> bool:
+        following = _TOKEN.match(self.text, self.past(_SPACE, self.position))
+        return following is not None and following["mark"] in ("{", "<")
+
+    def field(self, message: Message) -> Field | str:
+        """Reads a name. A str for one that the message's schema does not have (or that has no schema)."""
+        name, at = self.token, self.start
+        self.advance()
+        if message.schema is None:
+            return name
+        known = message.schema.fields.get(name)
+        if known is not None:
+            return known
+        near = _slip_of(name, message)
+        hint = ""
+        if message.schema.name == "NetParameter" and name in schema("SolverParameter").fields:
+            hint = "This looks like a solver; give the net that its 'net:' names."
+        if near or hint:
+            suggestion = f" Did you mean '{near}'?" if near else ""
+            self.fail(f"{message.schema.name} has no field '{name}'.{suggestion}", at, hint)
+        return name
+
+    def put(self, message: Message, field: Field | str, value: Any, at: int) -> None:
+        fields = message._fields
+        if isinstance(field, str):
+            target = message.unknown if message.schema is not None else fields
+            if message.schema is not None:
+                message.unknown.setdefault(field, []).append(value)
+            elif field in target:  # a schema-less message: the second value makes it a list
+                previous = fields[field]
+                fields[field] = [*(previous if isinstance(previous, list) else [previous]), value]
+            else:
+                fields[field] = value
+        elif field.repeated:
+            fields.setdefault(field.name, []).append(value)
+        elif field.name in fields:
+            self.fail(f"'{field.name}' is given twice in one block; it takes one value", at)
+        else:
+            fields[field.name] = value
+
+    # -- values -------------------------------------------------------------------------------------------------
+
+    def scalars(self, message: Message, field: Field | str, at: int) -> None:
+        if not self.take("["):
+            self.put(message, field, self.scalar(field), at)
+            return
+        if isinstance(field, Field) and not field.repeated:
+            self.fail(f"'{field.name}' takes one value, not a list", at)
+        if self.take("]"):
+            return
+        while True:
+            self.put(message, field, self.scalar(field), at)
+            if self.take("]"):
+                return
+            if not self.take(","):
+                self.fail(f"expected ',' or ']' in a list, got {self.shown()}")
+
+    def scalar(self, field: Field | str) -> Any:
+        at = self.start
+        if self.kind == "string":
+            parts = []
+            while self.kind == "string":
+                parts.append(self.unescape(self.token[1:-1], self.start + 1))
+                self.advance()
+            data = b"".join(parts)
+            if isinstance(field, Field) and field.kind == "bytes":
+                return data
+            text = data.decode("utf-8", "replace")
+            if isinstance(field, Field) and field.kind != "string":
+                self.fail(f"'{field.name}' is {_article(field.kind)}, got the string {text[:40]!r}", at)
+            return text
+        negative = self.take("-")
+        if self.kind not in ("name", "number"):
+            self.fail(f"expected a value for '{_name(field)}', got {self.shown()}")
+        token, kind = self.token, self.kind
+        self.advance()
+        if isinstance(field, str):
+            return self.guess(token, kind, negative)
+        return self.typed(field, token, kind, negative, at)
+
+    def typed(self, field: Field, token: str, kind: str, negative: bool, at: int) -> Any:
+        sign = -1 if negative else 1
+        shown = f"'{'-' * negative}{token[:40]}'"
+        if field.kind in ("float", "double"):
+            number = _float(token)
+            if number is None:
+                self.fail(f"'{field.name}' is a number, got {shown}", at)
+            return sign * (decimal(number) if field.kind == "float" else number)
+        if field.kind == "bool":
+            if token not in _BOOLS or negative:
+                self.fail(f"'{field.name}' is true or false, got {shown}", at)
+            return _BOOLS[token]
+        if field.kind == "enum":
+            assert field.values is not None
+            number = _integer(token) if kind == "number" else None
+            if number is not None and sign * number in field.value_names:
+                return field.value_names[sign * number]
+            if token in field.values and not negative:
+                return token
+            if field is schema("V1LayerParameter").fields["type"] and _is_a_forks_type(token, field.values):
+                return token
+            one_of = ", ".join(field.values) if len(field.values) < 10 else f"one of {len(field.values)} names"
+            self.fail(f"'{field.name}' is {one_of}; got {shown}.{did_you_mean(token.upper(), field.values)}", at)
+        if field.kind in ("string", "bytes"):
+            self.fail(f"'{field.name}' is a string: put {shown} in quotes", at)
+        integer = _integer(token) if kind == "number" else None
+        if integer is None:
+            self.fail(f"'{field.name}' is an integer, got {shown}", at)
+        low, high = _INTEGER_RANGES[field.kind]
+        if not low <= sign * integer <= high:
+            self.fail(f"'{field.name}' is {_article(field.kind)} ({low} to {high}), got {shown}", at)
+        return sign * integer
+
+    def guess(self, token: str, kind: str, negative: bool) -> Any:
+        """A value whose type nobody told: a number, true/false, or a word."""
+        if kind == "number":
+            value = _integer(token)
+            number = value if value is not None else _float(token)
+            if number is None:
+                self.fail(f"'{token[:40]}' has too many digits")
+            return -number if negative else number
+        if token in ("true", "false"):
+            return token == "true"
+        return f"-{token}" if negative else token
+
+    def unescape(self, text: str, at: int) -> bytes:
+        encoded = bytearray()
+        position = 0
+        for match in _ESCAPE.finditer(text):
+            encoded += text[position : match.start()].encode("utf-8", "surrogatepass")
+            position = match.end()
+            simple, hexadecimal, octal, code_point, wrong = match.groups()
+            if wrong is not None:
+                self.fail(f"unknown escape '\\{wrong}' in a string", at + match.start())
+            if simple:
+                encoded += _SIMPLE_ESCAPES[simple].encode()
+            elif code_point:
+                encoded += chr(int(code_point, 16)).encode("utf-8", "surrogatepass")
+            else:
+                byte = int(hexadecimal, 16) if hexadecimal else int(octal, 8)
+                if byte > 255:
+                    self.fail(f"escape '\\{octal}' is larger than a byte", at + match.start())
+                encoded.append(byte)
+        encoded += text[position:].encode("utf-8", "surrogatepass")
+        return bytes(encoded)
+
+
+def _name(field: Field | str) -> str:
+    return field if isinstance(field, str) else field.name
+
+
+def _is_a_forks_type(token: str, known: Iterable[str]) -> bool:
+    """Whether a V1 type that is not Caffe's is a fork's own, DENSE_IMAGE_DATA, rather than a slip of the pen."""
+    return token.isupper() and (token[-1].isdecimal() or not any(_nearly(token, name) for name in known))
+
+
+_LAYERS = ("LayerParameter", "V1LayerParameter")
+_EVERY_LAYERS = ("transform_param", "loss_param")
+
+
+def _slip_of(name: str, message: Message) -> str | None:
+    """The field that ``name`` is a slip of the pen for; None for a name that is far from all, or a fork's own."""
+    assert message.schema is not None
+    kind = message.schema.name
+    if name in fork_fields.TEXT_FIELDS.get(kind, ()):
+        return None
+    slips = [field for field in message.schema.fields if _nearly(name, field) and not _specifies(name, field)]
+    if not name.endswith("_param") or kind not in _LAYERS or not message.has("type"):
+        return _nearest(name, slips)
+    # The parameters of a layer: those of its type, if they are nearly Caffe's for this type, else a fork's own.
+    type_ = str(message.type).replace("_", "").lower()
+    plain = name.replace("_", "")
+    if plain == f"{type_}param" and plain not in (field.replace("_", "") for field in slips):
+        return None
+    return _nearest(
+        name, (f for f in slips if f in _EVERY_LAYERS or f.removesuffix("_param").replace("_", "") in type_)
+    )
+
+
+def _nearest(name: str, fields: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(fields), n=1, cutoff=0)), None)
+
+
+def _specifies(name: str, field: str) -> bool:
+    """Whether a name is a field's with more behind it: ``crop_size_x``, ``source2``."""
+    return name.startswith(field) and re.fullmatch(r"_\w+|[0-9]+", name[len(field) :]) is not None
+
+
+def _nearly(a: str, b: str) -> bool:
+    """Whether one slip makes ``b`` of ``a``, or two in a long name: a letter more, less or wrong, or two swapped."""
+    most = 1 if len(a) < 10 else 2
+    if a == b or abs(len(a) - len(b)) > most or len(set(a) ^ set(b)) > 2 * most:
+        return False
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, before_previous = row, before
+        row = [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (x != y)))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                row[-1] = min(row[-1], before_previous[j - 2] + 1)
+        before = previous
+        if min(row) > most:
+            return False
+    return row[-1] <= most
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
+
+
+def _integer(token: str) -> int | None:
+    try:
+        if token[:2] in ("0x", "0X") and len(token) < 64:
+            return int(token, 16)
+        if token.isdecimal() and len(token) < 64:
+            return int(token, 8 if len(token) > 1 and token[0] == "0" else 10)
+    except ValueError:
+        pass
+    return None
+
+
+def _float(token: str) -> float | None:
+    """A decimal number; None for a hexadecimal or octal one, which protobuf's readers do not all read alike."""
+    if token.lower() in ("inf", "infinity"):
+        return math.inf
+    if token.lower() == "nan":
+        return math.nan
+    try:
+        number = float(token.rstrip("fF")) if token[0] in "0123456789." else None
+    except ValueError:
+        return None
+    octal = _integer(token) if token[0] == "0" else None
+    return number if octal is None or octal == number else None
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def dump(message: Message) -> str:
+    """The message as text, two spaces a level; what :func:`parse` reads back equal."""
+    lines: list[str] = []
+    _dump(message, "", lines)
+    return "".join(f"{line}\n" for line in lines)
+
+
+_ONE_VALUE = (str, bytes, memoryview, Message)
+
+
+def _dump(message: Message, indent: str, lines: list[str]) -> None:
+    known = message.schema.fields if message.schema else {}
+    named = [(str(name), values) for name, values in message.unknown.items() if isinstance(name, str)]
+    for name, value in [*message.items(), *named]:
+        field = known.get(name)
+        for one in [value] if isinstance(value, _ONE_VALUE) or not hasattr(value, "__iter__") else value:
+            if isinstance(one, Message):
+                lines.append(f"{indent}{name} {{")
+                _dump(one, indent + "  ", lines)
+                lines.append(f"{indent}}}")
+            else:
+                lines.append(f"{indent}{name}: {_scalar_text(one, field)}")
+
+
+def _scalar_text(value: Any, field: Field | None) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, bytes, memoryview)):
+        if field is not None and field.kind == "enum":
+            return str(value)
+        return quoted(value)
+    if field is not None and field.kind == "float":
+        return short_float(float(value))
+    return repr(float(value)) if field is not None and field.kind == "double" else repr(value)
+
+
+def quoted(value: str | bytes | memoryview) -> str:
+    """A string as text format writes it: printable, escaped, in double quotes."""
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else bytes(value)
+    special = {34: '\\"', 92: "\\\\", 10: "\\n", 13: "\\r", 9: "\\t"}
+    return '"' + "".join(special.get(b) or (chr(b) if 32 <= b < 127 else f"\\{b:03o}") for b in data) + '"'
+
+
+def short_float(value: float) -> str:
+    """The shortest text that reads back as the same float32."""
+    import numpy as np
+
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    text = str(np.float32(value))
+    return text.removesuffix(".0")

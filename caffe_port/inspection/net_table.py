@@ -1,0 +1,340 @@
+"""A net layer by layer, as far as it can be known: shapes, blobs, parameters, multiply-accumulates.
+
+Where the shape of an input is not known, the net is walked through with two guesses, and what both give is known: the
+channels behind the first convolution, say, and most of the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from caffe_port.definition.input_shapes import resolve
+from caffe_port.errors import SpecError
+from caffe_port.formats.caffemodel import LayerBlobs, Weights
+from caffe_port.formats.message import Message
+from caffe_port.signatures import caffe, shapes
+from caffe_port.signatures.caffe import Shape
+from caffe_port.spec import SOURCE_TYPES, Definition, LayerSpec, NetSpec, Source
+
+Dims = tuple[int | None, ...] | None
+"""A shape some of whose lengths may be unknown; None: not even their number is known."""
+
+_GUESSES: tuple[Shape, ...] = ((1, 3, 448, 480), (1, 1, 640, 608))
+_IN_PLACE = frozenset(("Flatten", "Reshape", "Silence", "Split"))
+"""Their tops share the memory of the bottoms (ShareData in flatten_layer.cpp, reshape_layer.cpp, split_layer.cpp)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to look at a net.
+
+    Attributes:
+        phase, level, stages: Caffe's NetState.
+        input_shapes: blob name -> shape, where the net does not say it or another one is wanted.
+        numbers: read every blob of a weights file: extremes, mean, NaN.
+    """
+
+    phase: str = "TEST"
+    level: int = 0
+    stages: tuple[str, ...] = ()
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    numbers: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer. None stands for what is not known.
+
+    Attributes:
+        bottoms, tops: blob names.
+        shapes: of the tops.
+        blobs: shapes of the parameter blobs.
+        parameters: numbers that a solver learns; a blob shared with an earlier layer counts there.
+        statistics: numbers that BatchNorm keeps, which no solver learns.
+        macs: multiply-accumulates of one forward pass.
+        activation_bytes: float32 memory of the tops; 0 for layers that work in place or share their bottom's memory.
+        line: of the prototxt; 0 where there is none.
+    """
+
+    name: str
+    type: str
+    bottoms: tuple[str, ...] = ()
+    tops: tuple[str, ...] = ()
+    shapes: tuple[Dims, ...] = ()
+    blobs: tuple[Dims, ...] | None = ()
+    parameters: int | None = 0
+    statistics: int | None = 0
+    macs: int | None = 0
+    activation_bytes: int | None = 0
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A net in one phase.
+
+    Attributes:
+        shapes: of every blob.
+        rows: its layers, in the file's order.
+        notes: what was inferred, or must be asked for.
+        errors: why the net cannot be built as it is.
+    """
+
+    spec: NetSpec
+    shapes: Mapping[Source, Dims]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    errors: tuple[str, ...]
+
+
+def survey(
+    definition: Definition,
+    options: Options,
+    weights: Weights | None = None,
+    hints: Mapping[str, Shape] | None = None,
+) -> Survey:
+    """Looks at a net.
+
+    Args:
+        definition: the net.
+        options: how.
+        weights: their shapes tell those of the inputs, and of blobs that the definition leaves open.
+        hints: shapes of input blobs, for inputs that do not say their own.
+
+    Raises:
+        SpecError: the wiring makes no sense, or ``options.input_shapes`` names no input.
+    """
+    spec, notes = _spec(definition, options)
+    known, asked = _input_shapes(spec, weights, options.input_shapes, hints or {})
+    given = {blob: shape for blob, shape in known.items() if shape is not None}
+    if len(given) == len(known):
+        views = [_walk(spec, given)]
+    else:
+        views = [_walk(spec, {**dict.fromkeys(known, guess), **given}) for guess in _GUESSES]
+    tops: dict[Source, Dims] = {source: _common([view.tops.get(source) for view in views]) for source in views[0].tops}
+    tops.update({source: None for blob, source in spec.inputs if blob not in given})
+    stored = weights.by_name() if weights else {}
+    owners: dict[str, str] = {}
+    rows = []
+    for layer in spec.layers:
+        blobs = _common([view.blobs.get(layer.name) for view in views])
+        macs = _common([view.macs.get(layer.name) for view in views])
+        rows.append(_row(layer, tops, _known_blobs(blobs, stored.get(layer.name)), macs, owners))
+    errors = () if len(views) > 1 else views[0].errors
+    unsupported = views[0].unsupported
+    needed = _needed(definition, options, known) if unsupported else set()
+    errors += tuple(str(layer.error("this type is not supported")) for layer in unsupported if layer.name in needed)
+    left_out = ", ".join(f"{layer.name} ({layer.type})" for layer in unsupported if layer.name not in needed)
+    notes += [f"of types that are not supported, and left out when converting: {left_out}"] if left_out else []
+    return Survey(spec, tops, tuple(rows), (*spec.notes, *notes, *asked), errors)
+
+
+def _needed(definition: Definition, options: Options, inputs: Collection[str]) -> set[str]:
+    """Names of the layers that converting keeps; it imports torch."""
+    from caffe_port.api import phase_spec
+
+    spec = phase_spec(definition, options.phase, options.level, options.stages, inputs, keep_loss=False)
+    return {layer.name for layer in spec.layers}
+
+
+def parameter_counts(
+    layer: LayerSpec, blobs: Sequence[Dims] | None, owners: dict[str, str]
+) -> tuple[int | None, int | None]:
+    """Learned numbers, and statistics.
+
+    Args:
+        blobs: shapes.
+        owners: name in ``param { name }`` -> the layer that counts it; grows.
+    """
+    if blobs is None:
+        return None, None
+    learned: int | None = 0
+    kept, statistics = 0, shapes.statistics(layer)
+    for index, shape in enumerate(blobs):
+        shared = layer.param.param[index].name if index < len(layer.param.param) else ""
+        if shared and owners.setdefault(shared, layer.name) != layer.name:
+            continue
+        count = size(shape)
+        if index in statistics:
+            kept += count or 0
+        else:
+            learned = None if learned is None or count is None else learned + count
+    return learned, kept
+
+
+def full(dims: Dims) -> Shape | None:
+    """The shape, if all of it is known."""
+    return None if dims is None or None in dims else tuple(n for n in dims if n is not None)
+
+
+def size(dims: Dims) -> int | None:
+    """How many numbers a shape holds, or None."""
+    return None if dims is None or None in dims else math.prod(n for n in dims if n is not None)
+
+
+def agree(a: Dims, b: Dims) -> bool | None:
+    """Whether two shapes are equal but for axes of length one (blob.cpp, ShapeEquals); None where it is not known."""
+    if a is None or b is None:
+        return None
+    if None not in a and None not in b:
+        return [n for n in a if n != 1] == [n for n in b if n != 1]
+    if len(a) != len(b):
+        return None
+    return False if any(m != n and m is not None and n is not None for m, n in zip(a, b, strict=True)) else None
+
+
+# -- the spec and its inputs --------------------------------------------------------------------------------------
+
+
+def _spec(definition: Definition, options: Options) -> tuple[NetSpec, list[str]]:
+    """The net in its phase; one without any input layer takes the blobs that nobody makes for its inputs."""
+    try:
+        return definition.spec(options.phase, options.level, options.stages, tuple(options.input_shapes)), []
+    except SpecError:
+        if any(layer.type in SOURCE_TYPES for layer in definition.net.layer):
+            raise
+        made = {top for layer in definition.net.layer for top in layer.top}
+        read = dict.fromkeys(bottom for layer in definition.net.layer for bottom in layer.bottom)
+        missing = tuple(blob for blob in read if blob not in made)
+        if not missing:
+            raise
+        spec = definition.spec(options.phase, options.level, options.stages, missing)
+        return spec, [f"the net has no input layer: {', '.join(missing)} taken for its inputs"]
+
+
+def _input_shapes(
+    spec: NetSpec, weights: Weights | None, given: Mapping[str, Sequence[int]], hints: Mapping[str, Shape]
+) -> tuple[dict[str, Shape | None], list[str]]:
+    """Shape, or None, by input blob; and the notes to them."""
+    names = [blob for blob, _ in spec.inputs]
+    if any(blob not in names for blob in given):
+        resolve(spec, weights, given)  # says what is wrong
+    declared = {blob for blob, source in spec.inputs if spec.by_name[source[0]].param.input_param.shape}
+    given = {blob: s for blob, s in hints.items() if blob in names and blob not in declared} | dict(given)
+    try:
+        resolved = resolve(spec, weights, given)
+        return dict(resolved.shapes), list(resolved.notes)
+    except SpecError as error:
+        if len(names) == 1:
+            return {names[0]: None}, [_asked(error)]
+    found: dict[str, Shape | None] = {}
+    notes: list[str] = []
+    for blob in names:
+        others = {other: (1,) for other in names if other != blob}
+        try:
+            resolved = resolve(spec, weights, {**others, **given})
+            found[blob] = resolved.shapes[blob]
+            notes += resolved.notes
+        except SpecError as error:
+            found[blob] = None
+            notes.append(_asked(error))
+    return found, notes
+
+
+def _asked(error: SpecError) -> str:
+    return f"{error.what}. {error.hint}".strip()
+
+
+# -- walking through ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _View:
+    """What one choice of input shapes gives; a layer whose bottoms are not known, or do not fit, is absent."""
+
+    tops: dict[Source, Shape | None] = field(default_factory=dict)
+    blobs: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()
+    unsupported: tuple[LayerSpec, ...] = ()
+
+
+def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
+    view = _View(tops={source: given[blob] for blob, source in spec.inputs})
+    for layer in spec.layers:
+        if layer.type in SOURCE_TYPES:
+            view.blobs[layer.name], view.macs[layer.name] = (), 0
+            continue
+        view.tops.update({(layer.name, k): None for k in range(len(layer.tops))})
+        bottoms = [shape for s in layer.sources if (shape := view.tops[s]) is not None]
+        if layer.type not in caffe.RULES and not _supported(layer):
+            view.unsupported += (layer,)
+            continue
+        if len(bottoms) < len(layer.sources):
+            continue
+        try:
+            tops, blobs = _tops_and_blobs(layer, bottoms)
+        except SpecError as error:
+            view.errors += (str(error),)
+            continue
+        view.tops.update({(layer.name, k): shape for k, shape in enumerate(tops)})
+        view.blobs[layer.name], view.macs[layer.name] = tuple(blobs), shapes.macs(layer, bottoms, tops)
+    return view
+
+
+def _tops_and_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> tuple[Sequence[Shape], Sequence[Shape]]:
+    """By rule; a type without one is built on the meta device, which imports torch."""
+    if layer.type in caffe.RULES:
+        return shapes.top_shapes(layer, bottoms), shapes.blob_shapes(layer, bottoms)
+    from caffe_port.net.net import Net
+
+    blobs = [f"bottom {k}" for k in range(len(bottoms))]
+    sources = [_input(blob) for blob in blobs]
+    alone = replace(layer, sources=tuple((blob, 0) for blob in blobs))
+    spec = NetSpec("", "TEST", (*sources, alone), layer.where)
+    net = Net(spec, dict(zip(blobs, bottoms, strict=True)), seed=None)
+    module: Any = net.caffe_layers()[layer.name]
+    tops = [net.plan.shapes[layer.name, k] for k in range(len(layer.tops))]
+    return tops, [tuple(module.get_blob(blob).shape) for blob in module.blob_names()]
+
+
+def _input(blob: str) -> LayerSpec:
+    return LayerSpec(blob, "Input", (), (blob,), (), Message("LayerParameter", name=blob, type="Input", top=[blob]), "")
+
+
+def _supported(layer: LayerSpec) -> bool:
+    from caffe_port import layers
+
+    return layers.lookup(layer.type) is not None
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """What all views say, length by length in a shape; None where they differ or one does not know."""
+    first = values[0]
+    if all(value == first for value in values):
+        return first
+    if all(isinstance(value, tuple) and len(value) == len(first) for value in values):
+        return tuple(_common(lengths) for lengths in zip(*values, strict=True))
+    return None
+
+
+def _known_blobs(blobs: tuple[Dims, ...] | None, stored: LayerBlobs | None) -> tuple[Dims, ...] | None:
+    """The definition's shapes; the file's where the definition leaves them open and nothing contradicts."""
+    if stored is None or (blobs is not None and all(size(shape) is not None for shape in blobs)):
+        return blobs
+    held = tuple(tuple(array.shape) for array in stored.blobs)
+    if blobs is None or (len(blobs) == len(held) and False not in map(agree, blobs, held)):
+        return held
+    return blobs
+
+
+def _row(
+    layer: LayerSpec, tops: Mapping[Source, Dims], blobs: tuple[Dims, ...] | None, macs: int | None,
+    owners: dict[str, str],
+) -> Row:  # fmt: skip
+    found = tuple(tops.get((layer.name, k)) for k in range(len(layer.tops)))
+    own = (
+        ()
+        if layer.type in _IN_PLACE
+        else [s for top, s in zip(layer.tops, found, strict=True) if top not in layer.bottoms]
+    )
+    counts = [size(shape) for shape in own]
+    memory = None if None in counts else 4 * sum(n for n in counts if n is not None)
+    parameters, statistics = parameter_counts(layer, blobs, owners)
+    return Row(
+        layer.name, layer.type, layer.bottoms, layer.tops, found, blobs, parameters, statistics, macs, memory,
+        layer.param.line,
+    )  # fmt: skip

@@ -1,0 +1,22 @@
+"""Layer types of Caffe's forks, as nn.Modules."""
+
+from __future__ import annotations
+
+from caffe_port.layers.forks import (  # noqa: F401  each registers its types
+    activation,
+    blocks,
+    cascade,
+    detection,
+    detection_loss,
+    faces,
+    flow,
+    quantized,
+    rcnn,
+    reduce,
+    resample,
+    resize,
+    sequence,
+    transform,
+    volume,
+    yolo,
+)

@@ -1,0 +1,273 @@
+"""Activations of forks, and layers that do something in training only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.layers.activation import Clip
+from caffe_port.layers.layer import Layer, Shape, expect_bottoms
+
+
+class HSwish(Layer, nn.Hardswish):
+    """Same as torch.nn.Hardswish: x * min(max(x + 3, 0), 6) / 6.
+
+    Reference: MobileNet v3's forks
+    """
+
+    aliases = ("HardSwish",)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        return {}
+
+    def torch_source(self) -> str:
+        return "nn.Hardswish()"
+
+
+class HSigmoid(Layer, nn.Hardsigmoid):
+    """Same as torch.nn.Hardsigmoid: min(max(x + 3, 0), 6) / 6.
+
+    Reference: MobileNet v3's forks
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        return {}
+
+    def torch_source(self) -> str:
+        return "nn.Hardsigmoid()"
+
+
+class SELU(Layer):
+    """``lambda * (max(x, 0) + min(alpha * (exp(x) - 1), 0))``; with its usual numbers the same as torch.nn.SELU.
+
+    Reference: selu_layer.cpp (forks)
+    """
+
+    param, aliases = "selu_param", ("Selu",)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        usual = not p.has("lambda") and not p.has("alpha")
+        return {} if usual else {"scale": getattr(p, "lambda"), "alpha": p.alpha}
+
+    def __init__(self, scale: float | None = None, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.scale, self.alpha = scale, alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.selu(x) if self.scale is None else self.scale * F.elu(x, self.alpha)
+
+    def torch_source(self) -> str | None:
+        return "nn.SELU()" if self.scale is None else None
+
+
+class NegReLU(Layer):
+    """``min(x, 0) + negative_slope * max(x, 0)``: ReLU upside down. From FlowNet2.
+
+    Reference: lmb-freiburg/flownet2 neg_relu_layer.cpp
+    """
+
+    param = "relu_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        return {"negative_slope": p.negative_slope} if p.negative_slope else {}
+
+    def __init__(self, negative_slope: float = 0.0) -> None:
+        super().__init__()
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x < 0, x, self.negative_slope * x)
+
+
+class SignedSqrt(Layer):
+    """``sign(x) * sqrt(|x|)``, which bilinear pooling ends with.
+
+    Differs from PyTorch: the gradient divides by sqrt(|x|) + 1e-4, and so stays finite.
+    Reference: signed_sqrt_layer.cpp (compact bilinear pooling)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        return {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.detach().sign() * x.detach().abs().sqrt()
+        return y + (x - x.detach()) / (2 * (y.abs() + 1e-4))
+
+
+class Insanity(Layer):
+    """``max(x, 0) + min(x, 0) / a``: a is drawn from lb to ub for every number in training (RReLU), and is
+    ``(ub - lb) / log(|ub / lb|)`` in evaluation.
+
+    Differs from PyTorch: torch.nn.RReLU multiplies, and takes the middle of the bounds in evaluation.
+    Reference: happynear/caffe-windows insanity_layer.cpp
+    """
+
+    param = "insanity_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if p.ub <= p.lb or p.lb * p.ub == 0:
+            raise SpecError(f"insanity_param: lb {p.lb} and ub {p.ub}; lb must be less, and neither 0")
+        return {"lower": p.lb, "upper": p.ub}
+
+    def __init__(self, lower: float = 5.0, upper: float = 10.0) -> None:
+        super().__init__()
+        self.lower, self.upper = lower, upper
+        self.mean = (upper - lower) / (math.log(abs(upper)) - math.log(abs(lower)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        slope = torch.empty_like(x).uniform_(self.lower, self.upper) if self.training else self.mean
+        return torch.where(x > 0, x, x / slope)
+
+
+class EltwiseAffine(Layer):
+    """``slope * x + bias`` along the channels, or with one of each for all.
+
+    Blobs: slope (C), bias (C), or single numbers with ``channel_shared``
+    Reference: happynear/caffe-windows eltwise_affine_layer.cpp
+    """
+
+    param, blobs = "eltwise_affine_param", ("slope", "bias")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if len(bottoms[0]) < 2:
+            raise SpecError(f"EltwiseAffine takes a bottom of at least 2 axes, got {bottoms[0]}")
+        return {"channels": None if p.channel_shared else bottoms[0][1]}
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        usual = {"slope": 1.0001, "bias": 0.0001}
+        return {
+            name: getattr(p, f"{name}_filler") if p.has(f"{name}_filler")
+            else Message("FillerParameter", type="constant", value=value)
+            for name, value in usual.items()
+        }  # fmt: skip
+
+    def __init__(self, channels: int | None = None) -> None:
+        super().__init__()
+        shape = () if channels is None else (channels,)
+        self.slope, self.bias = nn.Parameter(torch.empty(shape)), nn.Parameter(torch.empty(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        slope: Tensor = self.slope
+        bias: Tensor = self.bias
+        if slope.dim():
+            along = (-1, *[1] * (x.dim() - 2))
+            slope, bias = slope.reshape(along), bias.reshape(along)
+        return torch.addcmul(bias, x, slope)
+
+
+class Truncation(Clip):
+    """Same as torch.clamp.
+
+    Reference: happynear/caffe-windows truncation_layer.cpp
+    """
+
+    param = "truncation_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        low = p.truncation_min if p.has("truncation_min") else -math.inf
+        high = p.truncation_max if p.has("truncation_max") else math.inf
+        if low > high:
+            raise SpecError(f"truncation_param: truncation_min {low} is greater than truncation_max {high}")
+        return {"low": low, "high": high}
+
+
+class SpatialDropout(Layer, nn.Dropout2d):
+    """Same as torch.nn.Dropout2d: whole channels are dropped in training; the identity in evaluation.
+
+    Reference: spatial_dropout_layer.cpp (forks)
+    """
+
+    aliases = ("ChannelDropout",)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        p = p.spatial_dropout_param if p.has("spatial_dropout_param") else p.dropout_param
+        if not 0 <= p.dropout_ratio < 1:
+            raise SpecError(f"dropout_ratio {p.dropout_ratio} is not in [0, 1)")
+        return {"p": p.dropout_ratio}
+
+    def torch_source(self) -> str:
+        return f"nn.Dropout2d({self.p!r})"
+
+
+class Noise(Layer):
+    """The identity in evaluation. In training adds numbers that are drawn from a normal distribution around ``bias``,
+    or evenly from ``bias - uniform_range`` to ``bias + uniform_range``.
+
+    The random numbers are PyTorch's, not Caffe's. Types of other forks with this name in theirs and parameters that are
+    not these add nothing.
+
+    Reference: happynear/caffe-windows noise_layer.cpp
+    """
+
+    param, aliases = "noise_param", ("AddNoise", "GaussianNoise", "RandomNoise")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if p.has("gaussian_std"):
+            return {"std": p.gaussian_std, "bias": p.bias}
+        return {"width": p.uniform_range, "bias": p.bias} if p.has("uniform_range") else {}
+
+    def __init__(self, std: float | None = None, width: float | None = None, bias: float = 0.0) -> None:
+        super().__init__()
+        self.std, self.width, self.bias = std, width, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or (self.std is None and self.width is None):
+            return x
+        noise = torch.empty_like(x)
+        if self.std is not None:
+            return x + noise.normal_(self.bias, self.std)
+        assert self.width is not None
+        return x + noise.uniform_(self.bias - self.width, self.bias + self.width)
+
+
+class GradientScaler(Layer):
+    """The identity, through which the gradient goes back times -1 (domain adaptation).
+
+    Differs from Caffe: the forks' factor grows with the solver's iteration, to its final value -1 by default; here it
+    is the final one from the beginning.
+    Reference: Jiaolong/caffe gradient_scaler_layer.cpp; ddtm/caffe
+    """
+
+    aliases = ("GRL", "GradientReversal")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        own = p.gradient_scaler_param if p.has("gradient_scaler_param") else None
+        upper = own.upper_bound if own is not None and own.has("upper_bound") else 1.0
+        return {"factor": float(upper)} if upper != 1 else {}
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach() - self.factor * (x - x.detach())

@@ -1,0 +1,154 @@
+"""Small layers that forks added for one architecture or another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import UNSUPPORTED, Layer, Shape, check_count, expect_bottoms
+
+UNSUPPORTED |= {
+    "DenseCRF": "a conditional random field after the net; leave the layer out, and apply one to the scores",
+    "MultiStageMeanfield": "the mean field of CRF-RNN; leave the layer out, and apply a CRF to the scores",
+    "MatRead": "reads .mat files; make its top an Input",
+}
+
+
+class Axpy(Layer):
+    """``a * x + y``, with a factor for every channel of every image (SENet).
+
+    Takes a (N, C) or (N, C, 1, 1), x and y (N, C, H, W).
+
+    Reference: hujie-frank/SENet axpy_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 3)
+        a, x, y = bottoms
+        if x != y or a[:2] != x[:2] or set(a[2:]) - {1}:
+            raise SpecError(f"a (N, C, 1, 1), x and y (N, C, H, W) are expected, got {a}, {x} and {y}")
+        return {}
+
+    def forward(self, a: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return a.reshape(*a.shape[:2], *[1] * (x.dim() - 2)) * x + y
+
+    def call_source(self, *bottoms: str) -> str:
+        a, x, y = bottoms
+        return f"{a}.flatten(1)[:, :, None, None] * {x} + {y}"
+
+
+class Mish(Layer, nn.Mish):
+    """Same as torch.nn.Mish: x * tanh(softplus(x)).
+
+    Reference: eric612/MobileNet-YOLO mish_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        return {}
+
+    def torch_source(self) -> str:
+        return "nn.Mish()"
+
+
+class GRN(Layer):
+    """Every pixel divided by its length over the channels: ``x / sqrt(sum(x^2) + bias)``.
+
+    Differs from PyTorch: F.normalize takes the greater of length and eps, here the bias is added under the root.
+    Reference: OpenVINO's training toolbox, GRN
+    """
+
+    param = "grn_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if len(bottoms[0]) < 2:
+            raise SpecError(f"the bottom {bottoms[0]} has no channels")
+        return {"bias": p.bias}
+
+    def __init__(self, bias: float = 1.0) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.square().sum(1, keepdim=True) + self.bias).sqrt()
+
+
+class Local(Layer):
+    """A convolution with weights of its own at every pixel (DeepFace).
+
+    Blobs: weight (C_out, 1, C_in * kH * kW, H' * W'), bias (1, 1, C_out, H' * W')
+    Reference: happynear/caffe-windows local_layer.cpp
+    """
+
+    param, blobs = "local_param", ("weight", "bias")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if len(bottoms[0]) != 4 or min(p.num_output, p.kernel_size, p.stride) < 1:
+            raise SpecError(f"a bottom (N, C, H, W), num_output, kernel_size and stride are needed, got {bottoms[0]}")
+        size = tuple((n + 2 * p.pad - p.kernel_size) // p.stride + 1 for n in bottoms[0][2:])
+        if min(size) < 1:
+            raise SpecError(f"no window of {p.kernel_size} x {p.kernel_size} fits a bottom {bottoms[0]}")
+        check_count("weight", (p.num_output, bottoms[0][1], p.kernel_size, p.kernel_size, *size))
+        return {
+            "in_channels": bottoms[0][1], "out_channels": p.num_output, "kernel_size": p.kernel_size, "size": size,
+            "stride": p.stride, "padding": p.pad, "bias": p.bias_term,
+        }  # fmt: skip
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        size: tuple[int, int],
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        pixels = size[0] * size[1]
+        self.kernel_size, self.size, self.stride, self.padding = kernel_size, size, stride, padding
+        self.weight = nn.Parameter(torch.empty(out_channels, 1, in_channels * kernel_size**2, pixels))
+        self.bias = nn.Parameter(torch.empty(1, 1, out_channels, pixels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = F.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)
+        y = torch.einsum("nkp,okp->nop", windows, self.weight[:, 0])
+        if self.bias is not None:
+            y = y + self.bias[0]
+        return y.reshape(*y.shape[:2], *self.size)
+
+
+class ForkLoss(Layer):
+    """Losses and measures of forks, which exist for training only: the deploy view drops them.
+
+    Not supported with keep_loss: write the loss in PyTorch, or as a plugin.
+    """
+
+    labels = True
+    aliases = (
+        "BoxAnnotatorOHEM", "CenterLoss", "CTCLoss", "DetectionEvaluate", "EvalDetection", "FocalLoss", "L1Loss",
+        "LocLoss", "LpqLoss", "RegionLoss", "SegAccuracy", "SmoothL1LossOHEM", "SoftmaxFocalLoss",
+        "SoftmaxWithLossOHEM", "STLoss", "TripletLoss", "YoloV2Loss", "YoloV3Loss", "Yolov3",
+    )  # fmt: skip
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        raise SpecError(
+            "is a fork's own loss or measure, which is not supported; without losses (the default) the net converts",
+            hint="To train with it, write it in PyTorch, or as a plugin.",
+        )
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        raise NotImplementedError

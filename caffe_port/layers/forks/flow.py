@@ -1,0 +1,301 @@
+"""Optical flow and stereo: comparing and moving images. Source: src/caffe/layers of lmb-freiburg/flownet2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message, decimal
+from caffe_port.layers.layer import Layer, Shape, check_count, expect_bottoms
+
+
+class Correlation(Layer):
+    """How well the first image fits the second, moved by up to max_displacement in steps of stride_2 (FlowNetC).
+
+    Gives (N, (2 * (max_displacement // stride_2) + 1)^2, H', W'), a channel for each move, rows of moves from the top
+    left: the mean, over the channels and a patch of kernel_size, of the products (or of the absolute differences).
+
+    Reference: lmb-freiburg/flownet2 correlation_layer.cu
+    """
+
+    param = "correlation_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        args = correlation_arguments(p, bottoms)
+        reach = p.max_displacement + p.kernel_size // 2
+        if min(bottoms[0][2:]) + 2 * p.pad - 2 * reach < 1:
+            raise SpecError(f"max_displacement and kernel_size reach {reach} pixels, beyond the bottom {bottoms[0]}")
+        return args
+
+    def __init__(
+        self, kernel_size: int, max_displacement: int, pad: int = 0, stride_1: int = 1, stride_2: int = 1,
+        subtract: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.kernel_size, self.max_displacement, self.pad = kernel_size, max_displacement, pad
+        self.stride_1, self.stride_2, self.subtract = stride_1, stride_2, subtract
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        radius = self.max_displacement // self.stride_2 * self.stride_2
+        moves = range(-radius, radius + 1, self.stride_2)
+        first, second = F.pad(first, (self.pad,) * 4), F.pad(second, (self.pad,) * 4)
+        reach, top, left = self.max_displacement, first.shape[2], first.shape[3]
+        center = first[:, :, reach : top - reach, reach : left - reach]
+        maps = []
+        for dy in moves:
+            for dx in moves:
+                moved = second[:, :, reach + dy : top - reach + dy, reach + dx : left - reach + dx]
+                maps.append(agreement(center, moved, self.subtract))
+        return F.avg_pool2d(torch.cat(maps, 1), self.kernel_size, self.stride_1)
+
+
+class Correlation1D(Layer):
+    """How well the left image fits the right one, moved sideways by up to max_displacement (DispNetC).
+
+    As Correlation, with horizontal moves and padding only. single_direction 1 moves right only, from 0 on; -1 left
+    only, from one step beyond max_displacement to one step, as in the original; beyond the padding all is 0.
+
+    Reference: lmb-freiburg/flownet2 correlation_layer1d.cu
+    """
+
+    param = "correlation_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        args = correlation_arguments(p, bottoms)
+        height, width = bottoms[0][2:]
+        if min(height - p.kernel_size, width + 2 * p.pad - 2 * p.max_displacement - p.kernel_size) < 0:
+            raise SpecError(f"max_displacement and kernel_size are too large for the bottom {bottoms[0]}")
+        if p.single_direction not in (-1, 0, 1):
+            raise SpecError(f"single_direction is -1, 0 or 1, got {p.single_direction}")
+        return args | {"single_direction": p.single_direction}
+
+    def __init__(
+        self, kernel_size: int, max_displacement: int, pad: int = 0, stride_1: int = 1, stride_2: int = 1,
+        subtract: bool = False, single_direction: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.kernel_size, self.max_displacement, self.pad = kernel_size, max_displacement, pad
+        self.stride_1, self.stride_2, self.subtract = stride_1, stride_2, subtract
+        self.single_direction = single_direction
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        radius = self.max_displacement // self.stride_2 * self.stride_2
+        least, most = -radius, radius
+        if self.single_direction == 1:
+            least = 0
+        elif self.single_direction == -1:
+            least, most = -radius - self.stride_2, -self.stride_2
+        reach, beyond = self.max_displacement, self.pad + self.stride_2
+        first, second = F.pad(first, (self.pad, self.pad)), F.pad(second, (beyond, beyond))
+        center = first[..., reach : first.shape[3] - reach]
+        maps = []
+        for dx in range(least, most + 1, self.stride_2):
+            left = self.stride_2 + reach + dx
+            maps.append(agreement(center, second[..., left : left + center.shape[3]], self.subtract))
+        return F.avg_pool2d(torch.cat(maps, 1), self.kernel_size, self.stride_1)
+
+
+class FlowWarp(Layer):
+    """The image as seen along a flow: the pixel at x takes the value at x + flow(x), between the four nearest pixels.
+
+    Takes the image (N, C, H, W) and the flow (N, 2, H, W), horizontal first. Where the flow leads out of the image
+    comes 0, or NaN with fill_value NOT_A_NUMBER.
+
+    Differs from PyTorch: F.grid_sample mixes in zeros over a pixel's width beyond the border.
+    Reference: lmb-freiburg/flownet2 flow_warp_layer.cu
+    """
+
+    param = "flow_warp_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 2)
+        image, flow = bottoms
+        if len(image) != 4 or flow != (image[0], 2, *image[2:]):
+            raise SpecError(f"an image (N, C, H, W) and a flow (N, 2, H, W) are expected, got {image} and {flow}")
+        return {"fill_nan": True} if p.fill_value == "NOT_A_NUMBER" else {}
+
+    def __init__(self, fill_nan: bool = False) -> None:
+        super().__init__()
+        self.fill = float("nan") if fill_nan else 0.0
+
+    def forward(self, image: Tensor, flow: Tensor) -> Tensor:
+        height, width = image.shape[2:]
+        x = flow[:, :1] + torch.arange(width, device=flow.device)
+        y = flow[:, 1:] + torch.arange(height, device=flow.device)[:, None]
+        inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        x, y = x.where(inside, 0), y.where(inside, 0)
+        left, top = x.floor(), y.floor()
+        right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+        a, b = x - left, y - top
+        upper = (1 - a) * self.at(image, top, left) + a * self.at(image, top, right)
+        lower = (1 - a) * self.at(image, bottom, left) + a * self.at(image, bottom, right)
+        return ((1 - b) * upper + b * lower).where(inside, self.fill)
+
+    def at(self, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """The pixels of the image at whole coordinates (N, 1, H, W)."""
+        index = (y * image.shape[3] + x).long().flatten(2).expand(-1, image.shape[1], -1)
+        return image.flatten(2).gather(2, index).reshape_as(image)
+
+
+class ChannelNorm(Layer):
+    """Same as torch.linalg.vector_norm over the channels, which become one.
+
+    Reference: lmb-freiburg/flownet2 channel_norm_layer.cu
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if len(bottoms[0]) < 2:
+            raise SpecError(f"the bottom {bottoms[0]} has no channels")
+        return {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x, dim=1, keepdim=True)  # type: ignore[no-any-return]
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"torch.linalg.vector_norm({bottoms[0]}, dim=1, keepdim=True)"
+
+
+class DataAugmentation(Layer):
+    """Cuts out the middle of the image, and subtracts the mean (FlowNet).
+
+    The cut goes halfway between pixels where the sizes say so; as in the original, its last row and column stay 0.05
+    pixels inside. The mean is of the channels, or of the pixels with mean_per_pixel.
+
+    Differs from Caffe: nothing is changed at random, and the mean is not learned; train with your own augmentation.
+    Blobs: iterations (1, 1, 1, 1), pixel_mean (1, C, H, W), channel_mean (1, C, 1, 1); without recompute_mean only the
+    first
+    Reference: lmb-freiburg/flownet2 data_augmentation_layer.cu
+    """
+
+    blobs = ("iterations", "pixel_mean", "channel_mean")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        if len(bottoms[0]) != 4:
+            raise SpecError(f"a bottom (N, C, H, W) is expected, got {bottoms[0]}")
+        if len(p.top) > 1:
+            raise SpecError("a second top, the random parameters, is not supported")
+        p = p.augmentation_param
+        channels, *size = bottoms[0][1:]
+        crop = (p.crop_height, p.crop_width) if p.has("crop_height") and p.has("crop_width") else None
+        if crop and (min(crop) < 1 or crop[0] > size[0] or crop[1] > size[1]):
+            raise SpecError(f"crop_height and crop_width {crop} do not fit an image of {size[0]} x {size[1]}")
+        args: dict[str, Any] = {"crop": crop}
+        if p.recompute_mean > 0:
+            return args | {"learned": (channels, *(crop or size)), "mean_per_pixel": p.mean_per_pixel}
+        mean = tuple(decimal(m) for m in p.mean)
+        return args | ({"mean": mean} if len(mean) == 3 and not p.mean_per_pixel else {})
+
+    def __init__(
+        self,
+        crop: tuple[int, int] | None = None,
+        learned: tuple[int, int, int] | None = None,
+        mean_per_pixel: bool = False,
+        mean: tuple[float, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.crop, self.mean_per_pixel, self.mean = crop, mean_per_pixel, mean
+        self.iterations = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False)
+        self.pixel_mean = self.channel_mean = None
+        if learned:
+            self.pixel_mean = nn.Parameter(torch.empty(1, *learned), requires_grad=False)
+            self.channel_mean = nn.Parameter(torch.empty(1, learned[0], 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.crop:
+            x = self.middle(self.middle(x, 2, self.crop[0]), 3, self.crop[1])
+        if self.pixel_mean is not None and self.channel_mean is not None:
+            return x - (self.pixel_mean if self.mean_per_pixel else self.channel_mean)
+        return x - torch.tensor(self.mean).to(x)[:, None, None] if self.mean else x
+
+    def middle(self, x: Tensor, dim: int, size: int) -> Tensor:
+        at = torch.arange(size, device=x.device) + (x.shape[dim] - size) / 2
+        at = at.clamp(max=x.shape[dim] - 1.05).to(x.dtype)
+        first = at.floor()
+        share = (at - first).reshape([-1 if d == dim else 1 for d in range(4)])
+        index = first.long()
+        following = (index + 1).clamp(max=x.shape[dim] - 1)
+        return x.index_select(dim, index) * (1 - share) + x.index_select(dim, following) * share
+
+
+class Mean(Layer):
+    """Adds a mean to images or takes it off: ``output_scale * (input_scale * x + mean_scale * mean)``, with a number
+    for each channel; fewer repeat. Several bottoms are treated one by one.
+
+    Not supported: a mean from a file.
+    Reference: lmb-freiburg/flownet2 mean_layer.cpp
+    """
+
+    param, per_bottom = "mean_param", True
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1, 1 << 30)
+        if p.has("file"):
+            raise SpecError("mean_param: a file is not supported; give values")
+        count = len(p.value)
+        if not count or any(len(shape) != 4 or shape[1] % count for shape in bottoms):
+            raise SpecError(f"{count} values of the mean do not divide the channels of {', '.join(map(str, bottoms))}")
+        sign = -1 if p.operation == "SUBTRACT" else 1
+        mean = tuple(decimal(p.output_scale * p.mean_scale * sign * v) for v in p.value)
+        return {"scale": decimal(p.output_scale * p.input_scale), "mean": mean}
+
+    def __init__(self, scale: float = 1.0, mean: tuple[float, ...] = (0.0,)) -> None:
+        super().__init__()
+        self.scale, self.mean = scale, mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).repeat(x.shape[1] // len(self.mean))
+        return self.scale * x + mean[:, None, None]
+
+
+class ImgWriter(Layer):
+    """Takes bottoms and gives no top; of several forks.
+
+    Differs from Caffe: it writes no files; read the blobs from the Net instead.
+    Reference: lmb-freiburg/flownet2 imgwriter_layer.cpp, flowriter_layer.cpp, floatwriter_layer.cpp
+    """
+
+    aliases = ("FLOWriter", "FloatWriter", "MatWrite", "PFMWriter")
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+
+# -- in forward ---------------------------------------------------------------------------------------------------
+
+
+def agreement(first: Tensor, second: Tensor, subtract: bool) -> Tensor:
+    """The mean over the channels of the products, or of the absolute differences; (N, 1, H, W)."""
+    return ((first - second).abs() if subtract else first * second).mean(1, keepdim=True)
+
+
+# -- parameters, from Caffe ---------------------------------------------------------------------------------------
+
+
+def correlation_arguments(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+    """The constructor arguments that Correlation and Correlation1D share."""
+    expect_bottoms(bottoms, 2)
+    if bottoms[0] != bottoms[1] or len(bottoms[0]) != 4:
+        raise SpecError(f"two bottoms (N, C, H, W) of one shape are expected, got {bottoms[0]} and {bottoms[1]}")
+    if p.kernel_size % 2 == 0 or not p.has("max_displacement"):
+        raise SpecError("max_displacement and an odd kernel_size are needed")
+    if min(p.stride_1, p.stride_2) < 1:
+        raise SpecError("stride_1 and stride_2 must be at least 1")
+    moves = 2 * (p.max_displacement // p.stride_2) + 1
+    check_count("the top", (bottoms[0][0], moves, moves, *bottoms[0][2:]))
+    return {
+        "kernel_size": p.kernel_size, "max_displacement": p.max_displacement, "pad": p.pad, "stride_1": p.stride_1,
+        "stride_2": p.stride_2, "subtract": p.correlation_type == "SUBTRACT",
+    }  # fmt: skip

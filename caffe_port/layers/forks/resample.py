@@ -1,0 +1,369 @@
+"""Layers of the forks that enlarge, shrink, crop or rearrange images: PSPNet, SegNet, DeconvNet, FlowNet, YOLO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import Layer, Shape, canonical_axis, check_count, expect_bottoms
+
+
+class Interp(Layer):
+    """Same as torch.nn.Upsample with mode="bilinear" and align_corners=True, also for shrinking.
+
+    The size is given by height and width, by shrink_factor s, (size - 1) // s + 1, by zoom_factor z,
+    size + (size - 1) * (z - 1), or by both, shrinking first; a second bottom's size counts where nothing is given.
+    Negative pad_beg and pad_end crop the bottom before.
+
+    Reference: DeepLab v2 and hszhao/PSPNet interp_layer.cpp
+    """
+
+    param = "interp_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_image(bottoms, 2)
+        if p.pad_beg > 0 or p.pad_end > 0:
+            raise SpecError("pad_beg and pad_end crop: they must be negative or 0")
+        if p.interp_type != "bilinear":
+            raise SpecError(f"interp_type {p.interp_type} is not supported, only bilinear")
+        args: dict[str, Any] = {"align_corners": False} if not p.align_corners else {}
+        if p.pad_beg or p.pad_end:
+            args["crop"] = (-p.pad_beg, -p.pad_end)
+        if p.has("shrink_factor") or p.has("zoom_factor"):
+            args |= {"shrink": p.shrink_factor, "zoom": p.zoom_factor}
+            if min(p.shrink_factor, p.zoom_factor) < 1:
+                raise SpecError("shrink_factor and zoom_factor must be at least 1")
+        elif p.has("height") and p.has("width"):
+            args["size"] = (p.height, p.width)
+            if min(args["size"]) < 1:
+                raise SpecError("height and width must be positive")
+        elif len(bottoms) < 2:
+            raise SpecError("the size is missing: give height and width, shrink_factor or zoom_factor")
+        return args
+
+    def __init__(
+        self,
+        size: tuple[int, int] | None = None,
+        shrink: int | None = None,
+        zoom: int | None = None,
+        crop: tuple[int, int] = (0, 0),
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        self.size, self.shrink, self.zoom, self.crop, self.align_corners = size, shrink, zoom, crop, align_corners
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        begin, end = self.crop
+        x = x[:, :, begin : x.shape[2] - end, begin : x.shape[3] - end]
+        size = self.size or (like.shape[2:] if like is not None else x.shape[2:])
+        if self.shrink or self.zoom:
+            steps = [(n - 1) // (self.shrink or 1) for n in x.shape[2:]]
+            size = (steps[0] * (self.zoom or 1) + 1, steps[1] * (self.zoom or 1) + 1)
+        return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+
+    def call_source(self, *bottoms: str) -> str | None:
+        if (self.size is None and len(bottoms) == 1) or self.shrink or self.zoom or any(self.crop):
+            return None
+        size = f"{bottoms[1]}.shape[2:]" if self.size is None else repr(self.size)
+        return f'F.interpolate({bottoms[0]}, {size}, mode="bilinear", align_corners={self.align_corners})'
+
+
+class Upsample(Layer):
+    """With two bottoms the same as torch.nn.MaxUnpool2d (SegNet): each value goes where the mask of a max pooling says.
+    With one the same as torch.nn.Upsample with mode="nearest" (YOLO): each value becomes scale x scale.
+
+    Differs from PyTorch: the mask holds floats. Where several values go to one place, which of them stays is open.
+    Reference: alexgkendall/caffe-segnet upsample_layer.cpp; eric612/MobileNet-YOLO upsample_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_image(bottoms, 2)
+        p, size = p.upsample_param, bottoms[0][2:]
+        names = ("stride", "stride_h", "stride_w") if not p.has("scale") and p.has("stride") else (
+            "scale", "scale_h", "scale_w")  # fmt: skip
+        scale = (getattr(p, names[1]), getattr(p, names[2])) if p.has(names[1]) else (getattr(p, names[0]),) * 2
+        given = any(p.has(name) for name in names)
+        if len(bottoms) == 1:
+            if not given and not p.has("upsample_h"):
+                scale = (1, 1)  # darknet2caffe's default
+            args: dict[str, Any] = {"scale": scale}
+        else:
+            if bottoms[1] != bottoms[0]:
+                raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
+            padded = (p.pad_out_h, p.pad_out_w)
+            if any(pad and s != 2 for pad, s in zip(padded, scale, strict=True)):
+                raise SpecError(f"pad_out_h and pad_out_w need a scale of 2, got {scale}")
+            args = {"size": tuple(n * s - pad for n, s, pad in zip(size, scale, padded, strict=True))}
+        if p.has("upsample_h") and p.has("upsample_w"):
+            args = {"size": (p.upsample_h, p.upsample_w)}
+        if min(args.get("size") or args["scale"]) < 1:
+            raise SpecError(f"the scale must be positive, got {scale}")
+        top = args.get("size") or [n * s for n, s in zip(size, scale, strict=True)]
+        check_count("the top", (*bottoms[0][:2], *top))
+        return args
+
+    def __init__(self, scale: tuple[int, int] | None = None, size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.scale, self.size = scale, size
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None and self.size is not None:
+            return scatter_to(x, mask, self.size)
+        if self.size is not None:
+            return F.interpolate(x, self.size)
+        return F.interpolate(x, scale_factor=self.scale)
+
+    def torch_source(self) -> str | None:
+        return f"nn.Upsample(scale_factor={self.scale!r})" if self.scale else None
+
+
+class Unpooling(Layer):
+    """Undoes a pooling (DeconvNet): each value goes where the mask says, without a mask to the corner of its window
+    (MAX); or it is spread over the window, in equal parts (AVE) or in full (TILE). Where windows overlap, these two add
+    up.
+
+    Differs from PyTorch: torch.nn.MaxUnpool2d does MAX with a mask, which holds floats here.
+    Reference: HyeonwooNoh/caffe unpooling_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_image(bottoms, 2)
+        if len(bottoms) > 1 and bottoms[1] != bottoms[0]:
+            raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
+        p = p.unpooling_param if p.has("unpooling_param") else Message(None)
+        kernel, stride = sizes(p, "kernel_size", "kernel"), sizes(p, "stride", "stride") or (1, 1)
+        unpool = str(p.unpool) if p.has("unpool") else "MAX"
+        if kernel is None:
+            raise SpecError("unpooling_param: kernel_size is missing")
+        if any(sizes(p, "pad", "pad") or ()):
+            raise SpecError("unpooling_param: pad is not supported, as in Caffe's fork")
+        if unpool not in ("MAX", "AVE", "TILE"):
+            raise SpecError(f"unpooling_param: unpool is MAX, AVE or TILE, got {unpool}")
+        size = sizes(p, "unpool_size", "unpool")
+        if size is None:
+            shapes = zip(bottoms[0][2:], kernel, stride, strict=True)
+            size = tuple(max((n - 1) * s + k, n * s + 1) for n, k, s in shapes)  # type: ignore[assignment]
+        assert size is not None
+        if min(*kernel, *stride, *size) < 1:
+            raise SpecError("unpooling_param: kernel, stride and size must be positive")
+        check_count("the top", (*bottoms[0][:2], *size))
+        return {"size": size, "kernel_size": kernel, "stride": stride, "unpool": unpool}
+
+    def __init__(
+        self, size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int] = (1, 1), unpool: str = "MAX"
+    ) -> None:
+        super().__init__()
+        self.size, self.kernel_size, self.stride, self.unpool = size, kernel_size, stride, unpool
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.unpool == "MAX":
+            if mask is None:
+                rows = torch.arange(x.shape[2], device=x.device) * self.stride[0]
+                columns = torch.arange(x.shape[3], device=x.device) * self.stride[1]
+                corner = rows.clamp(max=self.size[0] - 1)[:, None] * self.size[1]
+                mask = (corner + columns.clamp(max=self.size[1] - 1)).expand_as(x)
+            return scatter_to(x, mask, self.size)
+        rows, columns = (self.inside(x, axis) for axis in (0, 1))
+        if self.unpool == "AVE":
+            x = x / (self.windows(x, 0)[:, None] * self.windows(x, 1))
+        return torch.einsum("ncij,ih,jw->nchw", x, rows, columns)
+
+    def windows(self, x: Tensor, axis: int) -> Tensor:
+        """How many pixels each window has, as far as it begins inside."""
+        start = torch.arange(x.shape[2 + axis], device=x.device) * self.stride[axis]
+        return (self.size[axis] - start).clamp(max=self.kernel_size[axis]).to(x.dtype)
+
+    def inside(self, x: Tensor, axis: int) -> Tensor:
+        """Which pixels lie in which window: 0 or 1, (windows, pixels)."""
+        start = torch.arange(x.shape[2 + axis], device=x.device)[:, None] * self.stride[axis]
+        pixel = torch.arange(self.size[axis], device=x.device)
+        return ((pixel >= start) & (pixel < start + self.kernel_size[axis])).to(x.dtype)
+
+
+class Resample(Layer):
+    """Resizes an image with a triangle or cubic filter, or to the nearest pixel (FlowNet), to the size of the second
+    bottom, where there is one.
+
+    Differs from PyTorch: F.interpolate does the same for LINEAR without antialias where both axes scale alike. Where
+    they do not, FlowNet shifts one axis by half the other's scale; that is kept. CUBIC has the coefficient -0.5, and at
+    the border the filter is cut off.
+    Reference: lmb-freiburg/flownet2 resample_layer.cu
+    """
+
+    param = "resample_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_image(bottoms, 2)
+        if p.type not in ("NEAREST", "LINEAR", "CUBIC"):
+            raise SpecError(f"type {p.type} is not supported; NEAREST, LINEAR and CUBIC are")
+        size = bottoms[1][2:] if len(bottoms) > 1 else (p.height, p.width)
+        if min(size) < 1:
+            raise SpecError("height and width are needed, unless there is a second bottom")
+        check_count("the top", (*bottoms[0][:2], *size))
+        return {"size": tuple(size), "method": p.type, "antialias": p.antialias}
+
+    def __init__(self, size: tuple[int, int], method: str = "LINEAR", antialias: bool = True) -> None:
+        super().__init__()
+        self.size, self.method, self.antialias = size, method, antialias
+
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        size = self.size if like is None else like.shape[2:]
+        fy, fx = x.shape[2] / size[0], x.shape[3] / size[1]
+        y = torch.arange(size[0], device=x.device, dtype=x.dtype) * fy + fx / 2 - 0.5
+        x_ = torch.arange(size[1], device=x.device, dtype=x.dtype) * fx + fy / 2 - 0.5
+        if self.method == "NEAREST":
+            rows = (y + 0.5).floor().clamp(0, x.shape[2] - 1).long()
+            return x[:, :, rows][..., (x_ + 0.5).floor().clamp(0, x.shape[3] - 1).long()]
+        antialias = self.antialias and max(fx, fy) > 1
+        rows, columns = self.weights(y, x.shape[2], fy, antialias), self.weights(x_, x.shape[3], fx, antialias)
+        return torch.einsum("nchw,yh,xw->ncyx", x, rows, columns)
+
+    def weights(self, center: Tensor, size: int, scale: float, antialias: bool) -> Tensor:
+        """What each of ``size`` pixels adds to a pixel of the top, whose centre lies at ``center``; rows sum to 1."""
+        stretch = scale if antialias else 1.0
+        support = 4 if self.method == "CUBIC" else 2
+        radius = 2 if scale < 1 else math.ceil(support * stretch)
+        pixel = torch.arange(size, device=center.device)
+        near = (pixel - (center[:, None] + 0.5).floor()).abs() <= radius
+        distance = ((center[:, None] - pixel) / stretch).abs()
+        if self.method == "LINEAR":
+            weight = (1 - distance).clamp(min=0)
+        else:
+            inner = distance**2 * (1.5 * distance - 2.5) + 1
+            outer = distance * (distance * (-0.5 * distance + 2.5) - 4) + 2
+            weight = torch.where(distance <= 1, inner, outer) * (distance < 2)
+        weight = weight * near
+        total = weight.sum(1, keepdim=True)
+        return torch.where(total == 0, 0, weight / total)
+
+
+class Reorg(Layer):
+    """YOLO's space to depth; with ``reverse`` its depth to space. Gives (N, C * s^2, H / s, W / s), or the inverse.
+
+    Differs from PyTorch: nn.PixelUnshuffle orders the channels otherwise. Unless reverse, the original reads the
+    channels of the bottom as if they had been C / s^2 larger planes, which mixes them; trained nets rely on it.
+    Reference: darknet's reorg_cpu; gklz1982/caffe-yolov2 reorg_layer.cpp
+    """
+
+    aliases = ("PassThrough", "ReorgYolo")
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_image(bottoms, 1)
+        if p.type == "PassThrough":
+            block = p.pass_through_param.block_height, p.pass_through_param.block_width
+            if len(set(block)) > 1:
+                raise SpecError(f"pass_through_param: a block of {block[0]} x {block[1]} is not square")
+            p = Message("ReorgParameter", stride=block[0])
+        else:
+            p = p.reorg_yolo_param if p.type == "ReorgYolo" else p.reorg_param
+        stride, reverse, shape = p.stride or 2, p.has("reverse") and p.reverse, bottoms[0]
+        if shape[1] % stride**2:
+            raise SpecError(f"stride {stride} needs channels in multiples of {stride**2}, the bottom has {shape[1]}")
+        if not reverse and (shape[2] % stride or shape[3] % stride):
+            raise SpecError(f"stride {stride} does not divide an image of {shape[2]} x {shape[3]}")
+        return {"stride": stride} | ({"reverse": True} if reverse else {})
+
+    def __init__(self, stride: int, reverse: bool = False) -> None:
+        super().__init__()
+        self.stride, self.reverse = stride, reverse
+
+    def forward(self, x: Tensor) -> Tensor:
+        (n, c, h, w), s = x.shape, self.stride
+        planes = c // s**2
+        if self.reverse:
+            y = x.reshape(n, s, s, planes, h, w).permute(0, 3, 4, 1, 5, 2)
+            return y.reshape(n, planes, h * s, w * s)
+        y = x.reshape(n, planes, h, s, w, s).permute(0, 3, 5, 1, 2, 4)
+        return y.reshape(n, c * s**2, h // s, w // s)
+
+
+class CropCenter(Layer):
+    """Cuts ``crop_size`` numbers off both ends of every axis.
+
+    Reference: crop_center_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        given = p.crop_center_param.crop_size if p.has("crop_center_param") else []
+        sizes = tuple(int(n) for n in (given if isinstance(given, list) else [given]))
+        if len(sizes) != len(bottoms[0]):
+            raise SpecError(f"{len(sizes)} crop_size for {len(bottoms[0])} dimensions")
+        for size, length in zip(sizes, bottoms[0], strict=True):
+            if size < 0 or size * 2 >= length:
+                raise SpecError(f"crop_size {size} leaves nothing of {length}")
+        return {"crop_size": sizes}
+
+    def __init__(self, crop_size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.crop_size = crop_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dim, size in enumerate(self.crop_size):
+            x = x.narrow(dim, size, x.shape[dim] - 2 * size)
+        return x
+
+
+class Reverse(Layer):
+    """Same as torch.flip along one axis.
+
+    Reference: ChWick/caffe reverse_layer.cpp
+    """
+
+    aliases = ("ReverseAxis",)
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 1)
+        p = p.reverse_axis_param if p.has("reverse_axis_param") else p.reverse_param
+        return {"dim": canonical_axis(p.axis, len(bottoms[0]))}
+
+    def __init__(self, dim: int = 0) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(self.dim)
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"{bottoms[0]}.flip({self.dim})"
+
+
+# -- in forward ---------------------------------------------------------------------------------------------------
+
+
+def scatter_to(x: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A plane of ``size`` that has every value of ``x`` at the index which ``mask`` says, and zeros elsewhere."""
+    y = x.new_zeros(*x.shape[:2], size[0] * size[1])
+    return y.scatter(2, mask.flatten(2).long(), x.flatten(2)).reshape(*x.shape[:2], *size)
+
+
+# -- parameters, from Caffe ---------------------------------------------------------------------------------------
+
+
+def expect_image(bottoms: Sequence[Shape], most: int) -> None:
+    """Raises SpecError unless there are 1 to ``most`` bottoms, all (N, C, H, W)."""
+    expect_bottoms(bottoms, 1, most)
+    for shape in bottoms:
+        if len(shape) != 4:
+            raise SpecError(f"a bottom (N, C, H, W) is expected, got {shape}")
+
+
+def sizes(p: Message, both: str, short: str) -> tuple[int, int] | None:
+    """(vertical, horizontal) of ``both``, or of ``short`` with _h and _w; None where absent."""
+    if p.has(f"{short}_h") and p.has(f"{short}_w"):
+        return int(getattr(p, f"{short}_h")), int(getattr(p, f"{short}_w"))
+    return (int(getattr(p, both)),) * 2 if p.has(both) else None

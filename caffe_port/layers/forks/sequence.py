@@ -1,0 +1,86 @@
+"""Sequences of text recognition: decoding what CTC learned, and turning sequences round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.layers.layer import Layer, Shape, expect_bottoms
+
+
+class CTCGreedyDecoder(Layer):
+    """The best class of every step, without repetitions and blanks, as CTC reads them.
+
+    Takes scores (T, N, C) and cont (T, N), which is 0 where a sequence begins: it ends before the next 0. Gives the
+    classes (T, N, 1, 1), then -1; as a second top minus the sum of the best scores (N, 1, 1, 1). ``blank_index`` is the
+    last class unless it says otherwise; ``ctc_merge_repeated: false`` keeps repetitions.
+
+    Not supported: a third bottom, the true sequences, for accuracy.
+    Reference: ChWick/caffe ctc_decoder_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 2)
+        with_scores, p = len(p.top) > 1, p.ctc_decoder_param
+        x, cont = bottoms
+        if len(x) < 3 or math.prod(cont) != x[0] * x[1]:
+            raise SpecError(f"scores (T, N, C) and cont (T, N) are expected, got {x} and {cont}")
+        classes = math.prod(x[2:])
+        blank = p.blank_index if p.blank_index >= 0 else classes - 1
+        return {"blank": blank, "merge": p.ctc_merge_repeated} | ({"with_scores": True} if with_scores else {})
+
+    def __init__(self, blank: int, merge: bool = True, with_scores: bool = False) -> None:
+        super().__init__()
+        self.blank, self.merge, self.with_scores = blank, merge, with_scores
+
+    def forward(self, x: Tensor, cont: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        best, index = x.flatten(2).max(2)
+        ended = (cont.reshape(index.shape)[1:] == 0).long().cumsum(0)
+        inside = torch.cat((torch.ones_like(index[:1]), (ended == 0).long()))
+        keep = (index != self.blank) & (inside > 0)
+        if self.merge:
+            keep = keep & torch.cat((torch.ones_like(keep[:1]), index[1:] != index[:-1]))
+        place = torch.where(keep, keep.long().cumsum(0), 0)
+        top = x.new_full((x.shape[0] + 1, x.shape[1]), -1).scatter(0, place, index.to(x.dtype))[1:]
+        top = top.reshape(*index.shape, 1, 1)
+        return (top, -(best * inside).sum(0).reshape(-1, 1, 1, 1)) if self.with_scores else top
+
+
+class ReverseTime(Layer):
+    """Every sequence turned round: x (T, N, ...), and the lengths (N) as the second bottom.
+
+    What follows the end of a sequence stays where it is; with ``copy_remaining: false`` it is 0.
+
+    Differs from PyTorch: torch.flip turns all T steps.
+    Reference: ChWick/caffe reverse_time_layer.cpp
+    """
+
+    param = "reverse_time_param"
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_bottoms(bottoms, 2)
+        x, length = bottoms
+        if len(x) < 2 or math.prod(length) != x[1]:
+            raise SpecError(f"sequences (T, N, ...) and N lengths are expected, got {x} and {length}")
+        return {} if p.copy_remaining else {"copy_remaining": False}
+
+    def __init__(self, copy_remaining: bool = True) -> None:
+        super().__init__()
+        self.copy_remaining = copy_remaining
+
+    def forward(self, x: Tensor, length: Tensor) -> Tensor:
+        step = torch.arange(x.shape[0], device=x.device)[:, None]
+        length = length.reshape(-1).long()
+        source = torch.where(step < length, length - 1 - step, step)
+        y = x.gather(0, source.reshape(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
+        if self.copy_remaining:
+            return y
+        return y * (step < length).reshape(*source.shape, *[1] * (x.dim() - 2))

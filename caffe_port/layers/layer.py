@@ -1,0 +1,249 @@
+"""A Caffe layer type is one class: Caffe's parameters come in through ``from_caffe``, the rest is ordinary PyTorch.
+
+Subclassing :class:`Layer` registers the class under its own name, which is Caffe's type string. The families are the
+modules of this folder; a plugin registers its types by being imported, in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from caffe_port.errors import SpecError, WeightsError
+from caffe_port.formats.message import Message
+
+Shape = tuple[int, ...]
+
+REGISTRY: dict[str, type[Layer]] = {}
+
+UNSUPPORTED: dict[str, str] = {}
+"""Types of Caffe 1.0 that cannot exist here: type -> reason and what to do instead."""
+
+
+class Layer(nn.Module):
+    """Base of every layer type.
+
+    A subclass says three things: ``param`` and ``blobs``, how Caffe's message becomes constructor arguments
+    (:meth:`from_caffe`), and, in ``__init__`` and ``forward``, what it computes. Constants belong into plain Python
+    attributes: modules are built on the meta device first, where a tensor holds no numbers.
+
+    Attributes:
+        param: field of LayerParameter that ``from_caffe`` receives; None: it receives the LayerParameter itself.
+        blobs: attribute names of Caffe's parameter blobs, in Caffe's order. One that is None (``bias``) is absent.
+        aliases: further type strings of forks that mean the same layer.
+        loss: the first top has loss_weight 1 unless the net says otherwise.
+        labels: the layer exists for labels only (losses, Accuracy): the deploy view drops it.
+        source: the tops come from outside (Data, Input): they are inputs of the Net, and no module is built.
+        per_bottom: several bottoms are treated one by one, each giving its own top.
+        args: the constructor arguments it was built with.
+    """
+
+    param: ClassVar[str | None] = None
+    blobs: ClassVar[tuple[str, ...]] = ()
+    aliases: ClassVar[tuple[str, ...]] = ()
+    loss: ClassVar[bool] = False
+    labels: ClassVar[bool] = False
+    source: ClassVar[bool] = False
+    per_bottom: ClassVar[bool] = False
+    args: dict[str, Any]
+
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in (cls.__name__, *cls.__dict__.get("aliases", ())) if register else ():
+            REGISTRY[name] = cls
+
+    @classmethod
+    def stand_in(cls, layer: Message) -> type[Layer]:
+        """The class that builds this very layer: itself, but for Python layers."""
+        return cls
+
+    # -- from Caffe ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        """Constructor arguments for Caffe's message ``p`` and the shapes of the bottoms.
+
+        Raises:
+            SpecError: the parameters make no sense (``where`` and the layer's name are added by the net).
+        """
+        return {}
+
+    @classmethod
+    def build(cls, layer: Message, bottoms: Sequence[Shape]) -> Layer:
+        """The layer for a LayerParameter and bottom shapes."""
+        return cls.make(cls.from_caffe(cls.own_message(layer), bottoms))
+
+    @classmethod
+    def make(cls, args: dict[str, Any]) -> Layer:
+        """The layer for constructor arguments, which it remembers (they are what model.py shows)."""
+        module = cls(**args)
+        module.args = args
+        return module
+
+    @classmethod
+    def own_message(cls, layer: Message) -> Message:
+        """The part of a LayerParameter that ``from_caffe`` is given."""
+        return layer if cls.param is None else getattr(layer, cls.param)
+
+    @classmethod
+    def merge_phases(cls, train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any] | None:
+        """One set of arguments for a layer that the two phases define differently; None: it takes two modules."""
+        return None
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        """Blob name -> FillerParameter, for the blobs that no weights file fills. Absent: zeros."""
+        known = p.schema.fields if p.schema else dict(p.items())
+        return {b: getattr(p, f"{b}_filler") for b in cls.blobs if f"{b}_filler" in known}
+
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The tops on the meta device; a layer whose top shapes depend on values says here what Caffe allocates."""
+        return self(*bottoms)  # type: ignore[no-any-return]
+
+    # -- blobs --------------------------------------------------------------------------------------------------
+
+    def blob_names(self) -> list[str]:
+        """The blobs that this instance has, in Caffe's order."""
+        return [name for name in self.blobs if getattr(self, name) is not None]
+
+    def get_blob(self, name: str) -> Tensor:
+        """A blob in Caffe's layout."""
+        return getattr(self, name)  # type: ignore[no-any-return]
+
+    def set_blob(self, name: str, value: Tensor) -> None:
+        """Copies a value in Caffe's layout and shape into the blob."""
+        with torch.no_grad():
+            getattr(self, name).copy_(value)
+
+    def mismatch(self, arrays: Sequence[np.ndarray[Any, Any]]) -> str:
+        """Why these blobs cannot be loaded, or an empty string. Axes of length one may differ, as in the 4-D era."""
+        names = self.blob_names()
+        if len(arrays) != len(names):
+            shown = ", ".join(str(tuple(a.shape)) for a in arrays)
+            want = f"{len(names)} ({', '.join(names)})" if names else "none"
+            return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
+        for name, array in zip(names, arrays, strict=True):
+            shape = tuple(self.get_blob(name).shape)
+            if not shapes_agree(array.shape, shape):
+                return f"holds {name} {tuple(array.shape)}, the definition asks for {shape}"
+        return ""
+
+    def load_blobs(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+        """Copies Caffe's blobs in.
+
+        Raises:
+            WeightsError: another number of blobs, or another shape.
+        """
+        self._load(arrays, None)
+
+    def share_blobs(self, arrays: Sequence[np.ndarray[Any, Any]], least: int) -> None:
+        """Like :meth:`load_blobs`, but blobs of ``least`` bytes or more become views of the arrays, where that works.
+
+        The arrays must be writable. Those of a mapped file need not be aligned: a parameter on one can be stored, but
+        nothing may compute with it.
+        """
+        own_way = type(self).load_blobs is not Layer.load_blobs or type(self).torch_state is not Layer.torch_state
+        if own_way:
+            self.load_blobs(arrays)
+        else:
+            self._load(arrays, least)
+
+    def _load(self, arrays: Sequence[np.ndarray[Any, Any]], least: int | None) -> None:
+        if wrong := self.mismatch(arrays):
+            raise WeightsError(wrong)
+        for name, array in zip(self.blob_names(), arrays, strict=True):
+            own, blob = getattr(self, name), self.get_blob(name)
+            if blob is not own or not own.is_cpu or own.dtype != torch.float32:
+                self.set_blob(name, torch.tensor(np.asarray(array, np.float32)).reshape(blob.shape))
+                continue
+            value = np.reshape(array, tuple(own.shape))  # the file's layout is the parameter's
+            if least is not None and own.nbytes >= least and value.dtype == "<f4" and value.flags.c_contiguous:
+                own.data = torch.from_numpy(value)
+            else:  # NumPy also reads what is not aligned, and needs no tensor in between
+                np.copyto(own.detach().numpy(), value, casting="same_kind")
+            torch.autograd.graph.increment_version(own)  # which NumPy does not
+
+    # -- to model.py --------------------------------------------------------------------------------------------
+
+    def torch_source(self) -> str | None:
+        """``"nn.Conv2d(3, 64, 3)"`` where a module of torch.nn does the same; None: the class itself is copied."""
+        return None
+
+    def call_source(self, *bottoms: str) -> str | None:
+        """``"torch.cat((a, b), dim=1)"`` where an expression does it and nobody would write a module; else None."""
+        return None
+
+    def bottom_source(self, bottom: str) -> str:
+        """What a module of ``torch_source`` is called with: ``"x.flatten(1)"`` for a Linear behind a convolution."""
+        return bottom
+
+    def torch_state(self) -> dict[str, Tensor]:
+        """The state_dict of what ``torch_source`` constructs."""
+        return dict(self.state_dict())
+
+
+def shapes_agree(got: Sequence[int], want: Sequence[int]) -> bool:
+    """Equal, or equal but for axes of length one: (1, 1, 1, 10) of Caffe's 4-D era is (10,). Source: blob.cpp."""
+    return [n for n in got if n != 1] == [n for n in want if n != 1]
+
+
+def constructor(name: str, positional: Sequence[Any], options: Mapping[str, tuple[Any, Any]]) -> str:
+    """Source of a constructor call; ``options`` maps keyword -> (value, default), and defaults are left out.
+
+    >>> constructor("nn.Conv2d", [3, 64, 5], {"padding": (2, 0), "bias": (True, True)})
+    'nn.Conv2d(3, 64, 5, padding=2)'
+    """
+    shown = [repr(v) for v in positional]
+    shown += [f"{k}={value!r}" for k, (value, default) in options.items() if value != default]
+    return f"{name}({', '.join(shown)})"
+
+
+def scalar_if_equal(values: Sequence[int]) -> int | tuple[int, ...]:
+    """``3`` for (3, 3), the tuple otherwise: how one writes a kernel size."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def canonical_axis(axis: int, dims: int) -> int:
+    """A negative axis counted from the end. Raises SpecError outside [-dims, dims). Source: blob.hpp."""
+    if not -dims <= axis < dims:
+        raise SpecError(f"axis {axis} does not exist in a bottom of {dims} dimensions")
+    return axis % dims
+
+
+def expect_bottoms(bottoms: Sequence[Shape], least: int, most: int | None = None) -> None:
+    """Raises SpecError unless there are ``least`` to ``most`` bottoms (``most`` None: exactly ``least``)."""
+    most = least if most is None else most
+    if not least <= len(bottoms) <= most:
+        wanted = str(least) if least == most else f"{least} to {most}"
+        raise SpecError(f"{len(bottoms)} bottoms; the layer takes {wanted}")
+
+
+def check_count(what: str, shape: Sequence[int]) -> None:
+    """Raises SpecError for more numbers than Caffe's Blob holds. blob.cpp"""
+    if math.prod(shape) > 2**31 - 1:
+        raise SpecError(f"{what} would hold {math.prod(shape)} numbers; Caffe's limit is 2^31 - 1")
+
+
+def number(value: float) -> str:
+    """Source of a factor or summand: 2 for 2.0."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e6 else repr(value)
+
+
+def lookup(type_name: str) -> type[Layer] | None:
+    """The class of a Caffe type string, or None."""
+    return REGISTRY.get(type_name)
+
+
+def class_of(layer: Message) -> type[Layer] | None:
+    """The class of a LayerParameter, or None; for a Python layer the one that a plugin put in its place.
+
+    Raises:
+        SpecError: a Python layer that no plugin stands in for.
+    """
+    found = lookup(layer.type)
+    return found.stand_in(layer) if found is not None else None

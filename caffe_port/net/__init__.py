@@ -1,0 +1,1 @@
+"""Modules wired and run."""

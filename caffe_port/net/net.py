@@ -1,0 +1,462 @@
+"""Net: a Caffe net as an nn.Module. Its two phases are ``train()`` and ``eval()``.
+
+Source of the semantics: net.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caffe_port import layers
+from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
+from caffe_port.formats.caffemodel import Array, Weights
+from caffe_port.layers import fillers
+from caffe_port.layers.activation import Dropout
+from caffe_port.layers.layer import Layer, Shape
+from caffe_port.net import fusion
+from caffe_port.net.identifiers import identifiers
+from caffe_port.net.plan import Plan, Step
+from caffe_port.net.state_dict import LARGE
+from caffe_port.signatures import plugins, shapes
+from caffe_port.spec import LayerSpec, NetSpec, Source
+
+MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
+
+Outputs = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What :meth:`Net.steps` yields: a layer, what it read, what it made."""
+
+    layer: LayerSpec
+    module: Layer
+    bottoms: tuple[Tensor, ...]
+    tops: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading weights did, by layer name.
+
+    Attributes:
+        loaded: layers that got their blobs.
+        initialised: layers of the net that the file does not hold; their fillers drew them.
+        unused: layers of the file that the net does not have.
+    """
+
+    loaded: tuple[str, ...]
+    initialised: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+class Net(nn.Module):
+    """A net with modules named as in Caffe (``net.conv1``), made safe for Python where need be (``net.names``).
+
+    Args:
+        test: the net in phase TEST, what ``eval()`` computes.
+        shapes: shape of every input blob, by blob name.
+        train: the net in phase TRAIN; None: the layers of ``test``, whose modules still know train() from eval().
+        seed: the parameters are drawn by their fillers; None leaves that to :meth:`load_weights`.
+
+    Raises:
+        UnsupportedLayerError: names every layer of a type that is not registered.
+        SpecError: parameters that make no sense, with layer and line.
+    """
+
+    def __init__(
+        self, test: NetSpec, shapes: Mapping[str, Shape], train: NetSpec | None = None, seed: int | None = 0
+    ) -> None:
+        super().__init__()
+        specs = {False: test, True: train or test}
+        _check_types(list(specs.values()))
+        named = dict.fromkeys(layer.name for spec in specs.values() for layer in spec.layers)
+        taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales"}
+        self.names: dict[str, str] = identifiers(named, taken)
+        self.plans: dict[bool, Plan] = {}
+        self.scales: dict[str, str] = {}  # BatchNorm -> the Scale behind it, by attribute; the two are one in eval()
+        self._train_names: dict[str, str] = {}  # layers that TRAIN defines so differently that it has its own module
+        built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]] = {}
+        for training, spec in specs.items():
+            if training and spec is test:
+                self.plans[True] = self.plans[False]
+            else:
+                self.plans[training] = self._plan(spec, shapes, built, training)
+        self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # to_empty would import sympy, for a second
+        self._tie()
+        self.scales = fusion.scales(self, self.plans.values())
+        fused = {id(plan): fusion.fuse(self, plan, self.scales) for plan in self.plans.values()}
+        self.plans = {training: fused[id(plan)] for training, plan in self.plans.items()}
+        if seed is not None:
+            self.initialise(seed)
+        self.eval()
+
+    # -- building -----------------------------------------------------------------------------------------------
+
+    def _plan(
+        self, spec: NetSpec, shapes: Mapping[str, Shape], built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]],
+        training: bool,
+    ) -> Plan:  # fmt: skip
+        slot: dict[Source, int] = {}
+        inferred: dict[Source, Shape] = {}
+        for blob, source in spec.inputs:
+            if blob not in shapes:
+                raise SpecError(f"the shape of input '{blob}' is unknown", spec.path)
+            slot[source], inferred[source] = len(slot), tuple(shapes[blob])
+        last_read = {s: i for i, layer in enumerate(spec.layers) for s in layer.sources}
+        kept = {source for _, source in spec.outputs}
+        steps, losses = [], []
+        for index, layer in enumerate(spec.layers):
+            module = self._module(layer, [inferred[s] for s in layer.sources], built)
+            if module is None:
+                continue
+            tops = _infer(layer, module, [inferred[s] for s in layer.sources])
+            for k, shape in enumerate(tops):
+                slot[layer.name, k], inferred[layer.name, k] = len(slot), shape
+            weights = _loss_weights(layer, module)
+            losses += [(slot[layer.name, k], w) for k, w in enumerate(weights) if w]
+            kept |= {(layer.name, k) for k, w in enumerate(weights) if w}
+            tops_here = {(layer.name, k) for k in range(len(tops))}
+            dead = {s for s in (*layer.sources, *tops_here) if last_read.get(s, index) == index and s not in kept}
+            steps.append(
+                Step(layer, self._attribute(layer.name, training), tuple(slot[s] for s in layer.sources),
+                     tuple(slot[layer.name, k] for k in range(len(tops))), module.per_bottom and len(layer.sources) > 1,
+                     tuple(sorted(slot[s] for s in dead)))
+            )  # fmt: skip
+        outputs = tuple((blob, slot[source]) for blob, source in spec.outputs)
+        return Plan(spec, tuple(steps), len(slot), tuple(b for b, _ in spec.inputs), outputs, tuple(losses), inferred)
+
+    def _attribute(self, name: str, training: bool) -> str:
+        return (training and self._train_names.get(name)) or self.names[name]
+
+    def _module(
+        self, layer: LayerSpec, bottoms: list[Shape], built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]]
+    ) -> Layer | None:
+        try:
+            cls = layers.class_of(layer.param)
+        except SpecError as error:
+            raise layer.error(error.what, error.hint) from None
+        assert cls is not None
+        if cls.source:
+            return None
+        attribute = self.names[layer.name]
+        first = built.get(layer.name)
+        if first is not None and first[0].type == layer.type:
+            same_shapes = first[1] == tuple(bottoms)
+            if first[0].param is layer.param and same_shapes:
+                return getattr(self, attribute)  # type: ignore[no-any-return]
+        try:
+            with torch.device("meta"):
+                module = cls.build(layer.param, bottoms)
+                if first is not None:
+                    other: Layer = getattr(self, attribute)
+                    if type(other) is type(module):
+                        if other.args == module.args:
+                            return other
+                        merged = cls.merge_phases(module.args, other.args)
+                        if merged is not None:
+                            module = cls.make(merged)
+                            self.add_module(attribute, module)
+                            return module
+        except SpecError as error:
+            raise layer.error(error.what, error.hint) from None
+        except RuntimeError as error:  # a shape beyond PyTorch's range
+            raise layer.error(str(error).splitlines()[0][:200]) from None
+        for name in module.blob_names():
+            count = getattr(module, name).numel()
+            if count > MAX_ELEMENTS:
+                raise layer.error(f"{name} would hold {count} numbers; Caffe's limit is 2^31 - 1")
+        if first is not None:
+            attribute = f"{attribute}__train"
+            while attribute in self.names.values():
+                attribute += "_"
+            self._train_names[layer.name] = attribute
+        else:
+            built[layer.name] = (layer, tuple(bottoms))
+        self.add_module(attribute, module)
+        return module
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Net:
+        """to(), cuda() and double() replace buffers one by one: those that are shared are shared again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
+
+    def _tie(self) -> None:
+        """Shares blobs that ``param { name }`` names alike, and those of a layer of which each phase has a module."""
+        owners: dict[str, tuple[LayerSpec, Layer, str]] = {}
+        for training in (False, True):
+            for step in self.plans[training].steps:
+                module: Layer = getattr(self, step.attribute)
+                twin: Layer = getattr(self, self.names[step.layer.name])
+                if twin is not module and twin.blob_names() == module.blob_names():
+                    for name in module.blob_names():
+                        setattr(module, name, getattr(twin, name))
+                for name, param in zip(module.blob_names(), step.layer.param.param, strict=False):
+                    if not param.name:
+                        continue
+                    owner, owner_module, owner_blob = owners.setdefault(param.name, (step.layer, module, name))
+                    _share(step.layer, module, name, owner, owner_module, owner_blob, param.share_mode)
+
+    def train(self, mode: bool = True) -> Net:
+        """Switches to phase TRAIN, or to TEST."""
+        fusion.forget(self)
+        return super().train(mode)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the present phase."""
+        return self.plans[self.training]
+
+    def forward(self, *bottoms: Tensor) -> Outputs:
+        """The outputs for the inputs, which come in the order of ``net.plan.inputs``.
+
+        Returns:
+            A tensor where the net has one output, else a dict by blob name, in Caffe's (alphabetical) order.
+        """
+        plan = self.plans[self.training]
+        values = self._run(plan, bottoms)
+        if len(plan.outputs) == 1:
+            return values[plan.outputs[0][1]]  # type: ignore[return-value]
+        return {blob: values[slot] for blob, slot in plan.outputs}  # type: ignore[misc]
+
+    def forward_with_loss(self, *bottoms: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The outputs by blob name, and the sum of all losses, each times its loss_weight.
+
+        Raises:
+            CaffePortError: the net has no loss (the deploy view drops them; see ``keep_loss``).
+        """
+        plan = self.plans[self.training]
+        if not plan.losses:
+            raise CaffePortError("the net has no loss", plan.spec.path, "Load it with keep_loss=True.")
+        values = self._run(plan, bottoms)
+        terms = [values[slot].sum() * weight for slot, weight in plan.losses]  # type: ignore[union-attr]
+        return {blob: values[slot] for blob, slot in plan.outputs}, torch.stack(terms).sum()  # type: ignore[misc]
+
+    def _run(self, plan: Plan, bottoms: Sequence[Tensor]) -> list[Tensor | None]:
+        if len(bottoms) != len(plan.inputs):
+            raise CaffePortError(
+                f"the net takes {len(plan.inputs)} inputs ({', '.join(plan.inputs)}), got {len(bottoms)}",
+                plan.spec.path,
+            )
+        values: list[Any] = [*bottoms, *[None] * (plan.slots - len(bottoms))]
+        modules: Any = self._modules
+        for step in plan.steps if self.training else plan.merged:
+            module = modules[step.attribute]
+            tops: Any
+            if step.scale:
+                tops = fusion.affine(module, modules[step.scale], values[step.bottoms[0]])
+            elif step.in_place and fusion.may_overwrite(module, modules[step.in_place]):
+                x = values[step.bottoms[0]]
+                tops = F.leaky_relu_(x, module.negative_slope) if module.negative_slope else F.relu_(x)
+            elif step.per_bottom:
+                tops = tuple(module(values[i]) for i in step.bottoms)
+            elif type(module) is Dropout and fusion.passes(module):
+                tops = values[step.bottoms[0]]
+            else:
+                tops = module(*[values[i] for i in step.bottoms])
+            if len(step.tops) == 1 and not isinstance(tops, tuple):
+                values[step.tops[0]] = tops
+            else:
+                for i, top in zip(step.tops, tops or (), strict=True):
+                    values[i] = top
+            for i in step.frees:
+                values[i] = None
+        return values
+
+    def steps(self, *bottoms: Tensor) -> Generator[Turn, Sequence[Tensor] | None, None]:
+        """Runs layer by layer and yields every layer's turn.
+
+        ``send(tops)`` puts other tops in the place of the layer's own, so that the layers behind it read those: fed
+        with a reference's tops, every layer runs on the reference's own bottoms.
+        """
+        plan = self.plans[self.training]
+        values: list[Any] = [*bottoms, *[None] * (plan.slots - len(bottoms))]
+        for step in plan.steps:
+            module: Any = self._modules[step.attribute]
+            read = tuple(values[i] for i in step.bottoms)
+            made = tuple(module(x) for x in read) if step.per_bottom else module(*read)
+            tops = made if isinstance(made, tuple) else () if made is None else (made,)
+            instead = yield Turn(step.layer, module, read, tops)
+            if instead is not None:
+                tops = tuple(instead)
+            for i, top in zip(step.tops, tops, strict=True):
+                values[i] = top
+            for i in step.frees:
+                values[i] = None
+
+    # -- parameters ---------------------------------------------------------------------------------------------
+
+    def caffe_layers(self) -> dict[str, Layer]:
+        """The modules by Caffe's layer names, in the net's order."""
+        return {
+            step.layer.name: getattr(self, self.names[step.layer.name])
+            for training in (False, True)
+            for step in self.plans[training].steps
+        }
+
+    def initialise(self, seed: int = 0, only: Sequence[str] | None = None) -> None:
+        """Draws parameters by their fillers, as Caffe does before training.
+
+        Args:
+            seed: of NumPy's PCG64.
+            only: names of the layers; None for all.
+        """
+        rng = np.random.Generator(np.random.PCG64(seed))
+        specs = {s.layer.name: s.layer for training in (True, False) for s in self.plans[training].steps}
+        for name, module in self.caffe_layers().items():
+            if only is not None and name not in only:
+                continue
+            by_blob = module.fillers(module.own_message(specs[name].param)) if module.blob_names() else {}
+            for blob in module.blob_names():
+                shape = tuple(module.get_blob(blob).shape)
+                try:
+                    value = fillers.fill(by_blob[blob], shape, rng) if blob in by_blob else np.zeros(shape, np.float32)
+                except SpecError as error:
+                    raise specs[name].error(error.what, error.hint) from None
+                module.set_blob(blob, torch.from_numpy(value))
+
+    def load_weights(self, weights: Weights, share: bool = False) -> LoadReport:
+        """Copies blobs by layer name, as Caffe's CopyTrainedLayersFrom.
+
+        Layers that the file does not hold are drawn by their fillers.
+
+        Args:
+            share: large parameters become views of the blobs, which must be writable; see :meth:`Layer.share_blobs`.
+
+        Raises:
+            WeightsError: no layer of the net is in the file, or any layer's blobs have another number or shape;
+                then nothing was copied.
+        """
+        stored = weights.by_name()
+        for layer in weights.layers:  # of equal names Caffe copies one after the other: the last stays
+            if [b.shape for b in layer.blobs] == [b.shape for b in stored[layer.name].blobs]:
+                stored[layer.name] = layer
+        modules = self.caffe_layers()
+        targets = {name: module for name, module in modules.items() if module.blob_names()}
+        matched = [name for name in targets if name in stored]
+        bare = [name for name in modules if name in stored and name not in targets]
+        if targets and not matched:
+            near = did_you_mean(next(iter(targets)), stored)
+            raise WeightsError(
+                f"holds no layer of this net; the net has {_few(targets)}, the file {_few(stored)}.{near}", weights.path
+            )
+        wrong = [f"layer '{name}' {text}" for name in (*matched, *bare)
+                 if (text := modules[name].mismatch(stored[name].blobs))]  # fmt: skip
+        if wrong:
+            count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
+            raise WeightsError(f"{wrong[0]}{count}.", weights.path)
+        for name in (*matched, *bare):
+            if share:
+                modules[name].share_blobs(stored[name].blobs, LARGE)
+            else:
+                modules[name].load_blobs(stored[name].blobs)
+        absent = [name for name in targets if name not in stored]
+        if absent:
+            self.initialise(only=absent)
+        known = set(self.names)
+        return LoadReport((*matched, *bare), tuple(absent), tuple(name for name in stored if name not in known))
+
+    def blobs(self) -> dict[str, list[Array]]:
+        """Every layer's blobs as Caffe stores them: layer name -> float32 arrays (copies)."""
+        return {
+            name: [module.get_blob(b).detach().cpu().float().numpy().copy() for b in module.blob_names()]
+            for name, module in self.caffe_layers().items()
+            if module.blob_names()
+        }
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _check_types(specs: Iterable[NetSpec]) -> None:
+    def unregistered() -> dict[str, LayerSpec]:
+        return {layer.name: layer for spec in specs for layer in spec.layers if layers.lookup(layer.type) is None}
+
+    if not unregistered():
+        return
+    plugins.load_entry_points()
+    unknown = unregistered()
+    if not unknown:
+        return
+    lines = []
+    for layer in unknown.values():
+        reason = layers.UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, layers.REGISTRY, 0.75).strip()
+        lines.append(f"{layer.where}: layer '{layer.name}' ({layer.type}){': ' + reason if reason else ''}")
+    lines.append("--stub puts a place holder there, --plugin takes a Layer of your own.")
+    some = next(iter(unknown.values()))
+    path = some.where.rsplit(":", 1)[0] if some.param.line else some.where
+    raise UnsupportedLayerError(
+        f"{len(unknown)} {'layers have a type' if len(unknown) > 1 else 'layer has a type'} that is not supported:",
+        path, lines,
+    )  # fmt: skip
+
+
+def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    """Top shapes: by rule for our own types, since the meta device takes seconds to load; others are run there."""
+    if layer.type in shapes.RULES and type(module).__module__.startswith("caffe_port.layers."):
+        tops = shapes.top_shapes(layer, bottoms)
+    else:
+        tops = infer_by_running(layer, module, bottoms)
+    if len(tops) != len(layer.tops):
+        raise layer.error(f"has {len(layer.tops)} tops, this type makes {len(tops)} from {len(bottoms)} bottoms")
+    for name, shape in zip(layer.tops, tops, strict=True):
+        if np.prod(shape, dtype=float) > MAX_ELEMENTS or min(shape, default=1) < 0:
+            raise layer.error(f"top '{name}' of shape {shape} is larger than any memory")
+    return tops
+
+
+def infer_by_running(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
+    """Top shapes, by running the layer on the meta device, where tensors have shapes and no numbers."""
+    try:
+        inputs = [torch.empty(shape, device="meta") for shape in bottoms]
+        with torch.no_grad(), torch.device("meta"):
+            module.eval()
+            if module.per_bottom and len(inputs) > 1:
+                made: Any = tuple(module.infer(x) for x in inputs)
+            else:
+                made = module.infer(*inputs)
+    except SpecError as error:
+        raise layer.error(error.what, error.hint) from None
+    except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
+        shown = ", ".join(str(tuple(s)) for s in bottoms) or "none"
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise layer.error(f"does not fit its bottoms of shape {shown}: {reason}") from None
+    tops = made if isinstance(made, tuple) else () if made is None else (made,)
+    return [tuple(top.shape) for top in tops]
+
+
+def _loss_weights(layer: LayerSpec, module: Layer) -> list[float]:
+    given = list(layer.param.loss_weight)
+    if given and len(given) != len(layer.tops):
+        raise layer.error(f"{len(given)} loss_weight for {len(layer.tops)} tops; give one for each")
+    return given or [1.0 if module.loss and k == 0 else 0.0 for k in range(len(layer.tops))]
+
+
+def _share(
+    layer: LayerSpec, module: Layer, blob: str, owner: LayerSpec, owner_module: Layer, owner_blob: str, mode: str
+) -> None:
+    mine, theirs = getattr(module, blob), getattr(owner_module, owner_blob)
+    if mine is theirs:
+        return
+    if mine.shape != theirs.shape:
+        raise layer.error(
+            f"shares {blob} {tuple(mine.shape)} with layer '{owner.name}', whose blob is {tuple(theirs.shape)}",
+            "Caffe's share_mode PERMISSIVE allows it for equal counts; here shared blobs have one shape."
+            if mode == "PERMISSIVE" else "",
+        )  # fmt: skip
+    setattr(module, blob, theirs)
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

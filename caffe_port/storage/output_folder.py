@@ -1,0 +1,127 @@
+"""The folder that convert writes: made beside the wanted place and moved in when all is well; and its port.json."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caffe_port.errors import CaffePortError
+from caffe_port.storage.files import lock, sha256
+
+REPORT = "port.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What convert wrote.
+
+    Attributes:
+        folder: where the files are.
+        files: their names, port.json last.
+        class_name: the class in model.py; empty where there is none.
+        layers, parameters: how many; parameters that layers share count once.
+        check: what was found when the model was run against the Net, a sentence; without a model, what was written.
+        notes: what the user should hear of.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    class_name: str
+    layers: int
+    parameters: int
+    check: str
+    notes: tuple[str, ...]
+
+
+def check(folder: Path, force: bool) -> None:
+    """Raises CaffePortError for a folder that may not be written to: it is not empty, or no folder.
+
+    Args:
+        force: files of an earlier run may be replaced.
+    """
+    try:
+        if folder.is_dir():
+            if not force and any(folder.iterdir()):
+                raise CaffePortError("is not empty", str(folder), "--force replaces the files of an earlier run in it.")
+        elif folder.exists() or folder.is_symlink():
+            raise CaffePortError("is a file, a folder was expected", str(folder))
+    except OSError as error:
+        raise CaffePortError(f"cannot be read: {error.strerror}", str(folder)) from None
+
+
+@contextlib.contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder in the place where ``folder`` will be; it is gone in the end, with the parents made for it.
+
+    Raises:
+        CaffePortError: it cannot be made or written to.
+    """
+    missing = [parent for parent in folder.absolute().parents if not parent.exists()]
+    temporary = None
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".caffe-port.", suffix=".part", dir=folder.absolute().parent))
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        yield temporary
+    except CaffePortError as error:
+        if temporary is not None and error.where.startswith(str(temporary)):
+            error.where = str(folder) + error.where.removeprefix(str(temporary))
+        raise
+    except OSError as error:
+        raise CaffePortError(f"cannot be written: {error.strerror or error}", str(folder)) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def move_in(temporary: Path, folder: Path, files: Sequence[str]) -> None:
+    """Puts ``files`` of a temporary folder into the wanted one, in which others stay; port.json comes last."""
+    for path in list(temporary.iterdir()):
+        if path.name not in files:
+            path.unlink()
+    if folder.is_dir() and any(folder.iterdir()):
+        with lock(folder, "the folder is being written to"):
+            (folder / REPORT).unlink(missing_ok=True)  # it comes last: what it tells of lies beside it, whole
+            for name in files:
+                os.replace(temporary / name, folder / name)
+    else:
+        if folder.is_dir():
+            folder.rmdir()
+        os.rename(temporary, folder)
+
+
+# -- port.json ----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Name, size and checksum of a file."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Writes port.json: indented JSON, with lists of numbers on one line."""
+    text = json.dumps(report, indent=2)
+    text = re.sub(r"\[\s+((?:\d+,?\s+)+)\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def now() -> str:
+    """The time, or SOURCE_DATE_EPOCH (reproducible-builds.org), in UTC."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    utc = datetime.timezone.utc
+    moment = datetime.datetime.fromtimestamp(int(epoch), utc) if epoch.isdecimal() else datetime.datetime.now(utc)
+    return moment.isoformat(timespec="seconds")

@@ -1,0 +1,120 @@
+"""Writing .safetensors as fast as files are copied, with nothing in memory that is not there already. Without torch.
+
+Such a file is eight bytes, little-endian, of the length of a JSON header, the header, which says every tensor's dtype,
+shape and place, and the tensors. Source: the format's description in the README of huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caffe_port.storage.files import MappedFile
+
+Array = np.ndarray[Any, Any]
+
+_DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16"}
+_PIECE = 1 << 20  # bytes; what a thread holds, small enough for a processor's cache
+_SPAN = 1 << 25  # bytes; what a thread does at a time
+_THREADS = 2  # two saturate the memory
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file holds it.
+
+    Attributes:
+        dtype: the format's word, ``"F32"``.
+        shape: of the tensor.
+        data: its bytes, uint8 (N), little-endian.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Array
+
+    @classmethod
+    def of(cls, array: Array) -> Stored:
+        """A float16, float32 or float64 array, which is not copied if it is contiguous."""
+        flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
+        return cls(_DTYPES[array.dtype.name], array.shape, flat.view(np.uint8))
+
+
+def write(path: str | Path, tensors: Mapping[str, Stored], source: MappedFile | None = None) -> None:
+    """Writes tensors one after another; the same tensors give the same bytes.
+
+    Args:
+        source: the mapped file that tensors may be views of; none of its pages is touched.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.data.size
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+    def copy(parts: list[tuple[int, Array]]) -> None:
+        with Path(path).open("r+b", buffering=0) as file:
+            for at, data in parts:
+                file.seek(at)
+                for piece in pieces(data, source):
+                    while piece:
+                        piece = piece[file.write(piece) :]
+
+    at, parts = 8 + len(text), []
+    for tensor in tensors.values():
+        parts += [(at + k, tensor.data[k : k + _SPAN]) for k in range(0, tensor.data.size, _SPAN)]
+        at += tensor.data.size
+    with ThreadPoolExecutor(_THREADS) as pool:  # list: raises what a thread raised
+        list(pool.map(copy, [list(group) for _, group in itertools.groupby(parts, lambda part: part[0] // _SPAN)]))
+
+
+def same(one: Array, other: Array, sources: tuple[MappedFile | None, MappedFile | None] = (None, None)) -> bool:
+    """Whether two arrays of bytes are equal.
+
+    Args:
+        sources: the mapped files that they may be views of.
+    """
+    if one.size != other.size:
+        return False
+
+    def equal(at: int) -> bool:
+        both = (pieces(data[at : at + _SPAN], source) for data, source in zip((one, other), sources, strict=True))
+        return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(*both, strict=True))
+
+    if one.size <= _SPAN:
+        return equal(0)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return all(pool.map(equal, range(0, one.size, _SPAN)))
+
+
+def pieces(data: Array, source: MappedFile | None) -> Iterator[memoryview]:
+    """The bytes of an array, at most 1 MiB at a time; each is good until the next is asked for.
+
+    Those of a mapped file are read through its handle: the kernel copies faster than it maps.
+    """
+    at = source.offset(data) if source is not None and hasattr(os, "preadv") else None
+    if source is None or at is None:
+        yield from (data[k : k + _PIECE].data for k in range(0, data.size, _PIECE))
+        return
+    buffer = memoryview(bytearray(min(_PIECE, data.size)))
+    for begin in range(at, at + data.size, _PIECE):
+        piece, done = buffer[: at + data.size - begin], 0
+        while done < len(piece):
+            count = os.preadv(source.handle, [piece[done:]], begin + done)
+            if not count:
+                raise OSError("the file became shorter while it was read")
+            done += count
+        yield piece

@@ -1,0 +1,409 @@
+"""What a training run is asked for, and everything that is ready before its first iteration."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from caffe_port import __version__
+from caffe_port.data import datasets
+from caffe_port.data.batches import Feed, Prefetch
+from caffe_port.data.datasets import ImageFeed, Preprocessor
+from caffe_port.data.records import RecordFeed, from_layer
+from caffe_port.errors import CaffePortError, SpecError
+from caffe_port.evaluation import registry
+from caffe_port.evaluation.evaluate import from_transform_param
+from caffe_port.evaluation.registry import MEAN_IMAGE, Preprocessing
+from caffe_port.formats import caffemodel
+from caffe_port.formats.message import Message
+from caffe_port.net.net import Net
+from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec
+from caffe_port.training import fused_layers, processes, solver, solverstate
+from caffe_port.training.optimizers import CaffeOptimizer
+from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
+from caffe_port.training.solver import SolverSpec
+
+Listener = Callable[[dict[str, Any]], None]
+"""Called with every event: a dict with ``kind`` (start, progress, train, test, snapshot, note, end) and ``iter``."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line adds to a solver.prototxt.
+
+    Attributes:
+        data: a data set by name or path (see :func:`~caffe_port.data.datasets.load`);
+            None: what the net's Data layers read.
+        root, download: where it lies, whether it may be fetched.
+        entry: registry entry whose preprocessing is meant; None: that of the solver, else the net's transform_param.
+        epochs, max_iter, batch_size: instead of the solver's and the net's.
+        shuffle: None: databases in sequence, as Caffe; data sets shuffled.
+        weights: parameters to start from.
+        resume: True: from the newest whole snapshot in the folder; a path: from that .solverstate.
+        fast: channels_last, amp bf16 where the device has instructions for it; on a GPU compile and cuda_graph too.
+        amp: ``"bf16"``: autocast; ``"tf32"``: a GPU's convolutions and matrix products round their factors to 10 bits.
+        compile, channels_last, deterministic: as PyTorch has them.
+        cuda_graph: one launch an update; on a GPU, in one process.
+        read_loss_every: iterations between two looks at the loss, each of which waits for the device; None: 1, or 100
+            on a GPU. It is looked at before every display, test and snapshot in any case.
+        max_seconds: ends the run, with a snapshot, after the iteration in which this time is over.
+        seed: None: the solver's random_seed, else 0.
+        sync_batch_norm: with several processes, statistics of the whole batch; False: of each process's rows, as Caffe.
+        keep: snapshots that stay; 0: all.
+        reference_log: a log of Caffe's; every test says whether we are ahead.
+    """
+
+    data: str | None = None
+    root: str | None = None
+    download: bool = False
+    entry: str | None = None
+    epochs: float | None = None
+    max_iter: int | None = None
+    batch_size: int | None = None
+    shuffle: bool | None = None
+    weights: str | None = None
+    resume: bool | str = False
+    fast: bool = False
+    amp: str | None = None
+    compile: bool = False
+    channels_last: bool = False
+    cuda_graph: bool = False
+    read_loss_every: int | None = None
+    max_seconds: float | None = None
+    deterministic: bool = False
+    device: str = "cpu"
+    seed: int | None = None
+    sync_batch_norm: bool = True
+    keep: int = 3
+    reference_log: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        iter: updates done.
+        outputs: of the last test, by blob name.
+        best: of the best test: ``{"iter": ..., "name": ..., "value": ...}``; None without tests.
+        stopped: what ended it early: a signal's name, ``"max_seconds"``, or empty.
+    """
+
+    iter: int
+    outputs: dict[str, float]
+    best: dict[str, Any] | None
+    stopped: str
+    run: Path
+
+
+class WithLoss(nn.Module):
+    """A net whose forward gives (outputs, loss): what DistributedDataParallel and torch.compile take."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *bottoms: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return self.net.forward_with_loss(*bottoms)
+
+
+@dataclass
+class Training:
+    """Everything the loop needs."""
+
+    spec: SolverSpec
+    options: TrainOptions
+    net: Net
+    model: nn.Module
+    optimizer: CaffeOptimizer
+    feeds: Mapping[str, list[Feed]]
+    definition: Message
+    device: torch.device
+    run: RunFolder
+    listen: Listener
+    notes: list[str] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    tested: dict[str, float] = field(default_factory=dict)
+    losses: deque[float] = field(default_factory=deque)
+    unread: list[Tensor] = field(default_factory=list)
+    read_every: int = 1
+    began: float = field(default_factory=time.monotonic)
+    seconds_before: float = 0.0
+    reference: list[tuple[int, float]] = field(default_factory=list)
+    drawn: float = field(default_factory=time.monotonic)
+
+    def batch(self, phase: str, number: int) -> list[Tensor]:
+        """The bottoms of a batch, in the order of the net's inputs; this process's rows of it."""
+        tops = [top for feed in self.feeds[phase] for top in feed.batch(number)]
+        return [processes.rows(top, self.options.channels_last) for top in tops]
+
+    def seconds(self) -> float:
+        """The run's, those of earlier pieces included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def close(self) -> None:
+        """Ends the threads that prepare batches."""
+        for feed in (feed for feeds in self.feeds.values() for feed in feeds):
+            if isinstance(feed, Prefetch):
+                feed.close()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        # a weight is cast once a pass in any case; a cache could hold what a CUDA graph has captured
+        return torch.autocast(self.device.type, torch.bfloat16, self.options.amp == "bf16", cache_enabled=False)
+
+
+def set_up(
+    spec: SolverSpec, out: Path, options: TrainOptions, device: torch.device, listen: Listener
+) -> tuple[Training, int]:
+    options = _for_device(options, device)
+    run = RunFolder(out, Path(spec.snapshot_prefix).name or Path(spec.path).stem.removesuffix("_solver"), options.keep)
+    if run.used() and not options.resume:
+        raise CaffePortError("holds a run already", str(out), "Give another folder, or --resume to go on with it.")
+    random_seed = spec.random_seed if spec.random_seed >= 0 else 0
+    seed = options.seed if options.seed is not None else random_seed
+    torch.backends.cudnn.benchmark = not options.deterministic
+    if options.deterministic:
+        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    notes = [processes.NO_BF16] if options.fast and options.amp is None else []
+    definition, specs = _specs(spec)
+    phases = ("TRAIN", "TEST") if spec.test_interval else ("TRAIN",)
+    feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
+    if options.epochs is not None:
+        size, batch = feeds["TRAIN"][0].size, feeds["TRAIN"][0].batch_size * spec.iter_size
+        spec = spec.changed(max_iter=math.ceil(options.epochs * size / batch))
+    spec = spec.changed(max_iter=options.max_iter)
+    net = _net(specs, feeds, seed)
+    start = options.weights or next(iter(spec.param.weights if spec.param is not None else ()), None)
+    if start:
+        net.load_weights(caffemodel.read(start))
+    net.to(device).train()
+    if options.channels_last:
+        net.to(memory_format=torch.channels_last)
+    if not (options.sync_batch_norm and processes.world() > 1):
+        fused_layers.fuse(net, relu_dropout=not options.compile)
+    if options.amp == "bf16":  # a bf16 accuracy has 8 bits: 0.9532 would be read as 0.9531
+        for module in net.modules():
+            if getattr(module, "labels", False):
+                module.register_forward_pre_hook(_in_float32)
+    optimizer = solver.build(spec, net)
+    learned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for parameter in net.parameters():
+        parameter.requires_grad_(id(parameter) in learned)
+    _check_classes(net, feeds)
+    feeds = {phase: [Prefetch(f) if isinstance(f, RecordFeed) else f for f in own] for phase, own in feeds.items()}
+    seed_everything(seed + 1000 * processes.rank())
+    training = Training(spec, options, net, WithLoss(net), optimizer, feeds, definition, device, run, listen, notes)
+    training.losses = deque(maxlen=spec.average_loss)
+    training.read_every = options.read_loss_every or (1 if device.type == "cpu" else 100)
+    if options.reference_log:
+        from caffe_port.training import caffe_log
+
+        training.reference = caffe_log.read(options.reference_log).accuracies()
+    at = _resume(training) if options.resume else 0
+    if options.sync_batch_norm:
+        processes.sync_batch_norm(net)
+    training.model = processes.wrap(training.model, device)
+    if options.compile:
+        training.model = torch.compile(training.model)  # type: ignore[assignment]
+    if processes.first():
+        feed = feeds["TEST" if "TEST" in feeds else "TRAIN"][0]
+        plan = asdict(feed.preprocessor.plan) if isinstance(feed, ImageFeed) else None
+        run.write_json(
+            "config.json", facts(training) | {"options": asdict(options), "seed": seed, "preprocessing": plan}
+        )
+        if not at:
+            run.rewind(0)
+        for text in training.notes:
+            listen({"kind": "note", "iter": at, "text": text})
+        listen({"kind": "start", "iter": at, "max_iter": spec.max_iter, "test_interval": spec.test_interval,
+                "batch_size": feeds["TRAIN"][0].batch_size, "records": feeds["TRAIN"][0].size})  # fmt: skip
+    return training, at
+
+
+def _in_float32(_: nn.Module, bottoms: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in bottoms)
+
+
+def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
+    """The options with ``fast`` spelled out, and PyTorch's own switches set; CaffePortError for what cannot be."""
+    gpu, alone = device.type == "cuda", processes.world() == 1
+    if options.fast:
+        amp = options.amp or ("bf16" if processes.has_bf16(device) else None)
+        options = replace(options, amp=amp, channels_last=True, compile=options.compile or gpu,
+                          cuda_graph=options.cuda_graph or (gpu and alone))  # fmt: skip
+    if options.amp not in (None, "bf16", "tf32"):
+        raise CaffePortError(f"amp '{options.amp}' is not supported; bf16 and tf32 are")
+    if options.cuda_graph and not (gpu and alone):
+        what = f"device {device.type}" if alone else f"{processes.world()} processes"
+        raise CaffePortError(f"a CUDA graph needs a GPU and one process, got {what}", hint="Leave --cuda-graph out.")
+    if gpu:  # cuDNN would use TF32 unasked
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.amp == "tf32"
+    return options
+
+
+def _specs(spec: SolverSpec) -> tuple[Message, dict[str, NetSpec]]:
+    """The definition to be written into caffemodels, and the net of each phase."""
+    train, test = (spec.definition(phase) for phase in ("TRAIN", "TEST"))
+    specs = {"TRAIN": train.spec("TRAIN", *spec.state("TRAIN"))}
+    specs["TEST"] = test.spec("TEST", *spec.state("TEST")) if spec.test_interval else specs["TRAIN"]
+    return train.net, specs
+
+
+def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: int) -> Net:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for phase in reversed(list(feeds)):
+        tops = [(feed.batch_size // processes.world(), *shape) for feed in feeds[phase] for shape in feed.shapes]
+        blobs = [blob for blob, _ in specs[phase].inputs]
+        if len(blobs) != len(tops):
+            raise SpecError(
+                f"takes {len(blobs)} inputs ({', '.join(blobs)}), the data gives {len(tops)}", specs[phase].path
+            )
+        shapes |= dict(zip(blobs, tops, strict=True))
+    net = Net(specs["TEST"], shapes, specs["TRAIN"], seed=seed)
+    if not net.plans[True].losses:
+        raise SpecError("has no loss in phase TRAIN: there is nothing to train for", specs["TRAIN"].path)
+    return net
+
+
+def _feeds(
+    net: NetSpec, phase: str, spec: SolverSpec, options: TrainOptions, seed: int, device: torch.device, notes: list[str]
+) -> list[Feed]:
+    layers = [layer for layer in net.layers if layer.type in SOURCE_TYPES]
+    if not layers:
+        raise SpecError(f"reads no data in phase {phase}", net.path, "A Data layer with include { phase } is needed.")
+    size = options.batch_size if phase == "TRAIN" else None
+    if options.data is None:
+        shuffle = options.shuffle if phase == "TRAIN" else None
+        feeds = [
+            from_layer(layer, phase, shuffle=shuffle, seed=seed, device=device, batch_size=size) for layer in layers
+        ]
+    else:
+        if sum(len(layer.tops) for layer in layers) != 2:
+            raise SpecError(
+                f"takes {sum(len(layer.tops) for layer in layers)} inputs; --data gives pictures and labels", net.path
+            )
+        feeds = [_image_feed(layers[0], phase, spec, options, size, seed, device, notes)]
+    for feed in feeds:
+        if feed.batch_size % processes.world():
+            raise CaffePortError(
+                f"batch size {feed.batch_size} cannot be shared by {processes.world()} processes", net.path
+            )
+    return feeds
+
+
+def _image_feed(
+    layer: LayerSpec, phase: str, spec: SolverSpec, options: TrainOptions, size: int | None, seed: int,
+    device: torch.device, notes: list[str],
+) -> Feed:  # fmt: skip
+    assert options.data is not None
+    training = phase == "TRAIN"
+    pictures = datasets.load(options.data, "train" if training else "test", options.root, options.download).to(device)
+    plan, mean = _plan(layer, spec, options, pictures, notes)
+    if plan.mean == MEAN_IMAGE and mean is None:
+        mean = datasets.mean_image(pictures if training else datasets.load(options.data, "train", options.root))
+    preprocessor = Preprocessor(plan, pictures.channel_order, mean, device)
+    own = getattr(layer.param, {"ImageData": "image_data_param", "HDF5Data": "hdf5_data_param",
+                                "MemoryData": "memory_data_param"}.get(layer.type, "data_param"))  # fmt: skip
+    shape = list(layer.param.input_param.shape) if layer.type == "Input" else []
+    batch = size or (shape[0].dim[0] if shape and shape[0].dim else own.batch_size)
+    if batch < 1:
+        raise layer.error("has no batch_size", "Say it with --batch-size.")
+    shuffle = training and (options.shuffle is None or options.shuffle)
+    return ImageFeed(pictures, preprocessor, batch, train=training, shuffle=shuffle, seed=seed)
+
+
+def _plan(
+    layer: LayerSpec, spec: SolverSpec, options: TrainOptions, pictures: datasets.ImageSet, notes: list[str]
+) -> tuple[Preprocessing, Tensor | None]:
+    entry = registry.entry(options.entry) if options.entry else None
+    if entry is None:
+        names = {e.name: e for e in registry.entries().values() if e.solver_path and e.dataset == options.data}
+        same = [e for e in names.values() if e.solver_path and _same_file(e.solver_path, spec.path)]
+        entry = same[0] if same else None
+    if entry is not None:
+        text = f"preprocessing of registry entry '{entry.name}': {entry.preprocessing}"
+        plan, mean = entry.preprocessing, None
+    else:
+        plan, mean = from_transform_param(layer.param.transform_param, pictures, Path(layer.where).parent, notes)
+        text = f"preprocessing by transform_param of layer '{layer.name}': {plan}"
+    if text not in notes:
+        notes.append(text)
+    return plan, mean
+
+
+def _same_file(a: Path, b: str) -> bool:
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False
+
+
+def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
+    """Labels that the net has no score for are found before the first iteration, or at the batch that holds one."""
+    for phase, training in (("TRAIN", True), ("TEST", False)):
+        plan = net.plans[training]
+        losses = [
+            s.layer for s in plan.steps if s.layer.type == "SoftmaxWithLoss" and not s.layer.param.has("loss_param")
+        ]
+        inputs = dict(plan.spec.inputs).values()
+        for layer in losses:
+            if layer.sources[1] not in inputs:
+                continue
+            classes = plan.shapes[layer.sources[0]][layer.param.softmax_param.axis]
+            for feed in feeds.get(phase, []):
+                if isinstance(feed, ImageFeed):
+                    feed.data.check_labels(classes)
+                elif isinstance(feed, RecordFeed):
+                    feed.classes = classes
+
+
+def _resume(t: Training) -> int:
+    """Puts a snapshot back; gives its iteration."""
+    if isinstance(t.options.resume, str):
+        state = solverstate.read(t.options.resume)
+        extra: dict[str, Any] = {}
+        weights = solverstate.weights_beside(state)
+    else:
+        snapshot, refused = t.run.latest()
+        t.notes.extend(f"not used: {text}" for text in refused)
+        if snapshot is None:
+            t.notes.append("no snapshot to resume from: the run starts at iteration 0")
+            return 0
+        state, weights, extra = solverstate.read(snapshot.state), snapshot.weights, snapshot.extra
+        t.notes.append(f"resumed from {snapshot.state.name}")
+    t.net.load_weights(caffemodel.read(weights))
+    solverstate.restore(state, t.net, t.optimizer, t.spec)
+    if extra:
+        restore_random_states(extra["random"])
+        t.best, losses = extra["best"], extra["losses"]
+        t.losses.extend(losses)
+        t.seconds_before = float(extra.get("seconds", 0))
+    if processes.first():
+        t.run.rewind(state.iter)
+    return state.iter
+
+
+def facts(t: Training) -> dict[str, Any]:
+    """Versions and machine, for config.json and run.json."""
+    device = (
+        torch.cuda.get_device_name(t.device) if t.device.type == "cuda" else platform.processor() or platform.machine()
+    )
+    return {
+        "solver": t.spec.path, "type": t.spec.type, "max_iter": t.spec.max_iter, "net": t.net.plans[True].spec.name,
+        "parameters": sum(p.numel() for p in t.net.parameters()), "device": str(t.device), "device_name": device,
+        "processes": processes.world(), "threads": torch.get_num_threads(),
+        "versions": {"caffe_port": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""What a net is compared with: Caffe, OpenCV, NumPy formulas, stored traces."""

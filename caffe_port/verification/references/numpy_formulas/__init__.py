@@ -1,0 +1,114 @@
+"""Plain NumPy as the reference: float64, one short function a type, written from the formulas of Caffe's sources.
+
+It shares no code with :mod:`caffe_port.layers`, installs everywhere, and is the truth that rounding errors are measured
+from. It is not fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from caffe_port.spec import LayerSpec
+from caffe_port.verification.references.numpy_formulas import (
+    detection,
+    elementwise,
+    forks,
+    linear,
+    losses,
+    recurrent,
+    resample,
+    shape,
+    spatial,
+)
+from caffe_port.verification.references.numpy_formulas.formulas import FORMULAS, Array, Layer
+from caffe_port.verification.references.reference import Case, Made, Reference, Run, Tops, computing
+
+__all__ = ["FORMULAS", "Layer", "NumPyReference", "WithFormulas", "compute"]
+
+# registered by being imported
+_FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample, shape, spatial)
+
+
+@dataclass(frozen=True)
+class NumPyReference:
+    """The formulas, run layer by layer in float64."""
+
+    @property
+    def name(self) -> str:
+        return f"NumPy {np.__version__}, float64"
+
+    def run(self, case: Case) -> Run:
+        """Runs the net; a type without a formula has no figures."""
+        values: dict[tuple[str, int], Array] = {s: np.asarray(x, np.float64) for s, x in case.sources().items()}
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        for layer in computing(case.spec):
+            bottoms = [values[s] for s in layer.sources]
+            tops, note = compute(layer, bottoms, case.blobs.get(layer.name, ()), case.spec.phase == "TRAIN")
+            instead = yield Made(layer, tops, self.name, note)
+            for k, top in enumerate(tops if tops is not None else instead or ()):
+                values[layer.name, k] = np.asarray(top, np.float64)
+            for source in layer.sources:
+                if last_read[source] == layer.name:
+                    values.pop(source, None)
+
+
+@dataclass(frozen=True)
+class WithFormulas:
+    """Another reference, and the formulas for the layers of which it has no figures."""
+
+    other: Reference
+
+    @property
+    def name(self) -> str:
+        return self.other.name
+
+    def run(self, case: Case) -> Run:
+        """Runs the net; a layer that the formulas had to compute says so in its note."""
+        values: dict[tuple[str, int], Array] = dict(case.sources())
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        turns = self.other.run(case)
+        instead: Sequence[Array] | None = None
+        while True:
+            try:
+                made = turns.send(instead)
+            except StopIteration:
+                return
+            layer, tops = made.layer, made.tops
+            if tops is None:
+                bottoms = [values[s] for s in layer.sources]
+                tops, why = compute(layer, bottoms, case.blobs.get(layer.name, ()), case.spec.phase == "TRAIN")
+                words = f"{made.note}: compared with NumPy" if tops is not None else f"{made.note}; {why}"
+                sent = yield Made(layer, tops, NumPyReference().name, words)
+                instead = sent if tops is None else tops
+            else:
+                instead = yield made
+            for k, top in enumerate(tops if tops is not None else instead or ()):
+                values[layer.name, k] = np.asarray(top)
+            for source in layer.sources:
+                if last_read[source] == layer.name:
+                    values.pop(source, None)
+
+
+def compute(
+    layer: LayerSpec, bottoms: Sequence[Array], blobs: Sequence[Array], train: bool = False
+) -> tuple[Tops | None, str]:
+    """One layer's tops in float64, or None with the reason why not."""
+    formula = FORMULAS.get(layer.type)
+    if formula is None:
+        return None, f"no formula for {layer.type}"
+    question = Layer(
+        layer.param, [np.asarray(x, np.float64) for x in bottoms], [np.asarray(b, np.float64) for b in blobs], train,
+        len(layer.tops),
+    )  # fmt: skip
+    try:
+        with np.errstate(all="ignore"):
+            made = formula(question)
+    except NotImplementedError as error:
+        return None, f"no formula for {error}"
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        return None, f"the formula fails: {str(error)[:120]}"
+    tops = (made,) if isinstance(made, np.ndarray) else tuple(made)
+    return tuple(np.asarray(top, np.float64) for top in tops), ""

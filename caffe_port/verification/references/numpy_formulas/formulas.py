@@ -1,0 +1,75 @@
+"""What the formulas of a layer type have in common: the registry and the reading of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from caffe_port.formats.message import Message
+
+Array = np.ndarray[Any, Any]
+
+FLT_MAX = float(np.finfo(np.float32).max)
+FLT_MIN = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's question: its LayerParameter, bottoms and blobs in float64, and the phase."""
+
+    param: Message
+    bottoms: Sequence[Array]
+    blobs: Sequence[Array]
+    train: bool = False
+    tops: int = 1
+
+    @property
+    def x(self) -> Array:
+        """The first bottom."""
+        return self.bottoms[0]
+
+
+Result = Any
+"""An array, or a sequence of arrays: one a top. A message's fields have no type that a checker could know."""
+
+Formula = Callable[[Layer], Result]
+
+FORMULAS: dict[str, Formula] = {}
+"""Caffe's type string -> the function that computes its tops."""
+
+
+def formula(*types: str) -> Callable[[Formula], Formula]:
+    """Registers a function for layer types."""
+
+    def register(function: Formula) -> Formula:
+        FORMULAS.update(dict.fromkeys(types, function))
+        return function
+
+    return register
+
+
+def spatial(values: Sequence[int], h: int | None, w: int | None, count: int, default: int) -> tuple[int, ...]:
+    """``kernel_size``, ``kernel_h`` and ``kernel_w`` as one number for each axis. Source: base_conv_layer.cpp."""
+    if h is not None or w is not None:
+        return (default if h is None else h, default if w is None else w)
+    if not values:
+        return (default,) * count
+    return tuple(values) * count if len(values) == 1 else tuple(values)
+
+
+def given(p: Message, name: str) -> Any:
+    """A field's value, None where it is not set."""
+    return getattr(p, name) if p.has(name) else None
+
+
+def legacy_axis(p: Message, old: str) -> int:
+    """``axis``, or the ``concat_dim`` or ``slice_dim`` of older files."""
+    return int(getattr(p, old) if p.has(old) else p.axis)
+
+
+def along(values: Array, axis: int, dims: int) -> Array:
+    """Parameters of one or more axes, shaped so that they line up with a bottom from ``axis`` on."""
+    return values.reshape(values.shape + (1,) * (dims - axis - values.ndim))

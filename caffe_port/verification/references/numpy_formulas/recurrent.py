@@ -1,0 +1,67 @@
+"""Recurrences over the first axis, time. A 0 in the second bottom forgets what came before."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caffe_port.verification.references.numpy_formulas.formulas import Array, Layer, Result, formula
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * np.tanh(0.5 * x) + 0.5
+
+
+def _lstm_unit(gates: Array, cell: Array, keep: Array) -> tuple[Array, Array]:
+    """Gates i, f, o, g; keep is 0 where a sequence begins. Source: lstm_unit_layer.cpp."""
+    i, f, o, g = np.split(gates, 4, axis=-1)
+    cell = _sigmoid(i) * np.tanh(g) + keep * _sigmoid(f) * cell
+    return cell, _sigmoid(o) * np.tanh(cell)
+
+
+@formula("LSTMUnit")
+def lstm_unit(layer: Layer) -> Result:
+    """Bottoms: cell (1, N, D), gates (1, N, 4 D), continuation (1, N)."""
+    cell, gates, keep = layer.bottoms
+    return list(_lstm_unit(gates, cell, keep[..., None]))
+
+
+@formula("LSTM")
+def lstm(layer: Layer) -> Result:
+    """gates = W_x x + b + W_h (keep * h) + W_s static. Source: lstm_layer.cpp."""
+    p = layer.param.recurrent_param
+    x, keep = layer.x, layer.bottoms[1]
+    rest = list(layer.bottoms[2:])
+    n, d = x.shape[1], p.num_output
+    static = rest.pop(0).reshape(n, -1) if len(rest) in (1, 3) else None
+    hidden, cell = (r.reshape(n, d) for r in rest) if p.expose_hidden else (np.zeros((n, d)), np.zeros((n, d)))
+    weight, bias, recurrent = layer.blobs[0], layer.blobs[1], layer.blobs[-1]
+    constant = bias.reshape(-1) if static is None else bias.reshape(-1) + static @ layer.blobs[2].T
+    tops = []
+    for t in range(x.shape[0]):
+        k = keep[t].reshape(n, 1)
+        gates = x[t].reshape(n, -1) @ weight.T + constant + (k * hidden) @ recurrent.T
+        cell, hidden = _lstm_unit(gates, cell, k)
+        tops.append(hidden)
+    ends = [hidden[None], cell[None]] if p.expose_hidden else []
+    return [np.stack(tops), *ends]
+
+
+@formula("RNN")
+def rnn(layer: Layer) -> Result:
+    """h = tanh(W_h (keep * h) + W_x x + b + W_s static); o = tanh(W_o h + b_o). Source: rnn_layer.cpp."""
+    p = layer.param.recurrent_param
+    x, keep = layer.x, layer.bottoms[1]
+    rest = list(layer.bottoms[2:])
+    n, d = x.shape[1], p.num_output
+    static = rest.pop(0).reshape(n, -1) if len(rest) in (1, 2) and not (p.expose_hidden and len(rest) == 1) else None
+    hidden = rest[0].reshape(n, d) if p.expose_hidden else np.zeros((n, d))
+    blobs = list(layer.blobs)
+    weight, bias = blobs[0], blobs[1].reshape(-1)
+    constant = bias if static is None else bias + static @ blobs.pop(2).T
+    recurrent, out, out_bias = blobs[2], blobs[3], blobs[4].reshape(-1)
+    tops = []
+    for t in range(x.shape[0]):
+        k = keep[t].reshape(n, 1)
+        hidden = np.tanh((k * hidden) @ recurrent.T + x[t].reshape(n, -1) @ weight.T + constant)
+        tops.append(np.tanh(hidden @ out.T + out_bias))
+    return [np.stack(tops), *([hidden[None]] if p.expose_hidden else [])]

@@ -1,0 +1,121 @@
+"""Who can say what a net computes, and is not us.
+
+A reference runs a net layer by layer and yields what every layer made. It says, instead of giving a number, where it
+cannot run a layer or is known to compute something else than Caffe; the layers behind such a layer then run on the
+tops that it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from caffe_port.errors import CaffePortError
+from caffe_port.formats.caffemodel import Array
+from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
+from caffe_port.verification.references.trace import Trace
+
+Tops = tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a reference is asked to compute.
+
+    Attributes:
+        spec: the net, in one phase.
+        shapes: the shape of every top.
+        blobs: layer name -> parameter blobs in Caffe's order and layout.
+        inputs: input blob -> array.
+    """
+
+    spec: NetSpec
+    shapes: Mapping[Source, tuple[int, ...]]
+    blobs: Mapping[str, Sequence[Array]]
+    inputs: Mapping[str, Array]
+
+    def sources(self) -> dict[Source, Array]:
+        """The inputs by who made them."""
+        return {source: self.inputs[blob] for blob, source in self.spec.inputs}
+
+
+@dataclass(frozen=True)
+class Made:
+    """One layer's turn.
+
+    Attributes:
+        tops: what it made; None where the reference has no figures for this layer.
+        by: who computed it, with version.
+        note: why there are no figures.
+    """
+
+    layer: LayerSpec
+    tops: Tops | None
+    by: str
+    note: str = ""
+
+
+Run = Generator[Made, Sequence[Array] | None, None]
+"""Every layer of a net in turn; after one without figures, ``send`` the tops that the layers behind it shall read."""
+
+
+class Reference(Protocol):
+    """Somebody who can run a net."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, case: Case) -> Run:
+        """Runs the net layer by layer, inputs left out.
+
+        Raises:
+            CaffePortError: it cannot run here at all.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StoredReference:
+    """A trace that somebody recorded."""
+
+    trace: Trace
+
+    @property
+    def name(self) -> str:
+        return self.trace.provenance.get("producer") or self.trace.provenance.get("file", "a stored trace")
+
+    def run(self, case: Case) -> Run:
+        for layer in computing(case.spec):
+            tops = [self.trace.tops.get((layer.name, k)) for k in range(len(layer.tops))]
+            there = tuple(top for top in tops if top is not None)
+            complete = len(there) == len(tops)
+            yield Made(layer, there if complete else None, self.name, "" if complete else "not in the trace")
+
+
+def computing(spec: NetSpec) -> Iterator[LayerSpec]:
+    """The layers that compute something: all but the sources."""
+    return (layer for layer in spec.layers if layer.type not in SOURCE_TYPES)
+
+
+def record(reference: Reference, case: Case, provenance: Mapping[str, str] | None = None) -> Trace:
+    """The trace of a whole net. Layers without figures are absent, and so is what depends on them.
+
+    Raises:
+        CaffePortError: the reference has no figures for any layer.
+    """
+    tops: dict[Source, Array] = {
+        (layer, k): case.inputs[blob] for blob, (layer, k) in case.spec.inputs
+    }  # Caffe's Input layers are layers
+    run = reference.run(case)
+    notes = []
+    for made in run:
+        if made.tops is None:
+            notes.append(f"{made.layer.name}: {made.note}")
+            break
+        tops |= {(made.layer.name, k): top for k, top in enumerate(made.tops)}
+    run.close()
+    if len(tops) == len(case.spec.inputs) and notes:
+        raise CaffePortError(f"{reference.name} has no figures for {notes[0]}", case.spec.path)
+    words = {"producer": reference.name, **(provenance or {})}
+    return Trace(tops, case.inputs, case.spec.phase, words | ({"stopped at": notes[0]} if notes else {}))

@@ -1,0 +1,1 @@
+"""A Report for a terminal, as a page, and as JUnit XML."""

@@ -1,0 +1,245 @@
+"""How a verification is told: a table for a terminal, JSON for programs. The only place that renders.
+
+The JSON is stable; members may be added, none changes its meaning:
+
+- ``format``: ``"caffe-port verification"``; ``version``: 1
+- ``passed``: the verdict; ``compared``, ``failed``, ``not_compared``: numbers of tops
+- ``net``, ``phase``, ``reference``, ``candidate``, ``inputs`` (blob -> words), ``provenance``, ``notes``
+- ``tolerance``: ``{"atol", "rtol"}``; a top passes where ``|a - e| <= atol * unit + rtol * |e|``
+- ``first``: ``{"layer", "top"}`` of the first layer that diverges, or null
+- ``rows``: ``{"layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "free",
+  "isolated"}`` in the net's order; ``status`` is ``"passed"``, ``"failed"`` or ``"not compared"``; ``by`` is empty, or
+  who stood in for the reference; ``distance`` is null or
+  ``{"candidate", "reference"}``; ``free`` and ``isolated`` are null or ``{"passed", "reason", "shape", "greatest",
+  "at", "expected", "actual", "unit", "needed_atol", "relative", "outside", "count"}``, as
+  :class:`~caffe_port.verification.comparison.Difference` has them. A number that is not finite is null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from caffe_port.terminal import printable
+from caffe_port.verification.comparison import Difference, Distance, Report, Row
+
+_STYLES = {"passed": "green", "failed": "bold red", "not compared": "yellow"}
+_MARKS = {"passed": "ok", "failed": "differs", "not compared": "-"}
+_WORST_SHOWN = 5
+_FOLLOWING_SHOWN = 3
+
+
+def to_json(report: Report) -> str:
+    """The report as JSON, indented."""
+    value = {
+        "format": "caffe-port verification",
+        "version": 1,
+        "passed": report.passed,
+        "compared": report.compared,
+        "failed": report.failed,
+        "not_compared": report.not_compared,
+        "net": report.net,
+        "phase": report.phase,
+        "reference": report.reference,
+        "candidate": report.candidate,
+        "inputs": dict(report.inputs),
+        "provenance": dict(report.provenance),
+        "notes": list(report.notes),
+        "tolerance": dataclasses.asdict(report.tolerance),
+        "first": {"layer": report.first.layer, "top": report.first.top} if report.first else None,
+        "rows": [_row(row) for row in report.rows],
+    }
+    return json.dumps(value, indent=2, allow_nan=False)
+
+
+def _row(row: Row) -> dict[str, Any]:
+    value = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+    numbers = {name: _numbers(value[name]) for name in ("free", "isolated", "distance")}
+    return value | {"status": row.status} | numbers
+
+
+def _numbers(found: Difference | Distance | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    values = dataclasses.asdict(found)
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def verdict(report: Report) -> str:
+    """The result in one sentence."""
+    rest = f"; {report.not_compared} not compared" if report.not_compared else ""
+    others = [row.by for row in report.rows if row.by and row.status != "not compared"]
+    if others:
+        rest = f" ({len(others)} of them compared with {others[0]} instead){rest}"
+    if not report.compared:
+        return f"NOTHING COMPARED with {report.reference}: all {len(report.rows)} tops are without a counterpart"
+    if report.passed:
+        return f"PASSED: {report.compared} of {len(report.rows)} tops agree with {report.reference}{rest}"
+    broken = list(dict.fromkeys(row.layer for row in report.broken))
+    named = ", ".join(f"'{name}'" for name in broken[:3]) + (", ..." if len(broken) > 3 else "")
+    words = f"{report.failed} of {report.compared} tops differ from {report.reference}"
+    far = sum(row.distance is not None and not row.distance.passed for row in report.rows)
+    if far and not broken:
+        further = f"further from a float64 run than twice {report.reference}"
+        return f"FAILED: {far} of {report.compared} tops are {further}{rest}"
+    if not broken:
+        return f"FAILED: {words}, though every layer by itself agrees: rounding errors accumulate{rest}"
+    one = "layer is" if len(broken) == 1 else "layers are"
+    follow = report.failed - len(report.broken)
+    behind = f"; {follow} differ because of what came before" if follow else ""
+    return f"FAILED: {words}; {len(broken)} {one} different: {named}{behind}{rest}"
+
+
+def render(report: Report, console: Console, all_rows: bool = False) -> None:
+    """Prints the report.
+
+    Args:
+        console: colours appear where it is a terminal.
+        all_rows: every top in the net's order; otherwise what failed or was not compared, and the worst that passed.
+    """
+    console.print(Text(printable(f"{report.net} against {report.reference}, phase {report.phase}"), style="bold"))
+    for blob, words in report.inputs.items():
+        console.print(Text(printable(f"input '{blob}': {words}")))
+    shown = list(report.rows) if all_rows else _selection(report)
+    if shown:
+        console.print(_table(report, shown, console.width))
+    hidden = len(report.rows) - len(shown)
+    if hidden:
+        agree = hidden - sum(row.status == "failed" for row in report.rows if row not in shown)
+        differ = f", {hidden - agree} more differ" if agree < hidden else ""
+        console.print(Text(f"{agree} more agree{differ}; --all shows every top", style="dim"))
+    for note in report.notes:
+        console.print(Text(printable(f"note: {note}"), style="dim"))
+    if report.first:
+        for line in _where_it_diverges(report.first):
+            console.print(Text(printable(line), style="red"))
+    console.print(Text(printable(_allowed(report)), style="dim"))
+    console.print(Text(printable(verdict(report)), style=_STYLES["passed" if report.passed else "failed"]))
+
+
+def as_text(report: Report, width: int = 100) -> str:
+    """What :func:`render` prints, without colours."""
+    out = io.StringIO()
+    render(report, Console(file=out, width=width, no_color=True))
+    return out.getvalue()
+
+
+def _selection(report: Report) -> list[Row]:
+    """What is different by itself, what follows from it, what was not compared, and the worst of what passed."""
+    following = [row for row in report.rows if row.status == "failed" and not row.broken]
+    attention = [*report.broken, *following[:_FOLLOWING_SHOWN]]
+    attention += [row for row in report.rows if row.status == "not compared"]
+    passed = sorted((r for r in report.rows if r.status == "passed"), key=lambda row: -row.needed_atol)
+    return attention + passed[:_WORST_SHOWN]
+
+
+def _table(report: Report, rows: list[Row], width: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    cells = _columns(report, rows)
+    if width < _NARROW:
+        cells = _fitting(cells, width)
+    for title, column in cells.items():
+        text = title in ("layer", "type", _REMARK)
+        kept = _longest(title, column) if width < _NARROW and title in ("layer", "type") else None
+        table.add_column(title.strip(" "), justify="left" if text or title == _MARK else "right", no_wrap=not text,
+                         overflow="fold" if text else "ellipsis", width=kept)  # fmt: skip
+    for line in zip(*cells.values(), strict=True):
+        table.add_row(*line)
+    return table
+
+
+_MARK, _REMARK = "", " "
+_NARROW = 100
+"""Columns of a terminal below which some of the table's are left out, in the order of :data:`_LEAVING`."""
+_LEAVING = ("free", "isolated", "greatest |a - e|", "type", "needs\natol", "needs atol")
+_NAME, _WORDS = 32, 24
+"""What a name may take before it is folded, and what remarks get at least, where some are as long."""
+
+
+def _columns(report: Report, rows: list[Row]) -> dict[str, list[Text]]:
+    """Title -> a cell for each row."""
+    both = any(row.free for row in report.rows) and any(row.isolated for row in report.rows)
+    far = any(row.distance for row in report.rows)
+    columns: dict[str, list[str]] = {
+        "layer": [printable(f"{row.layer}:{row.top}" if row.top else row.layer) for row in rows],
+        "type": [printable(row.type) for row in rows],
+    }
+    if both:
+        columns["free"] = [_greatest(row.free) for row in rows]
+        columns["isolated"] = [_greatest(row.isolated) for row in rows]
+    else:
+        columns["greatest |a - e|"] = [_greatest(row.free or row.isolated) for row in rows]
+    needed = ["" if row.status == "not compared" else _number(row.needed_atol) for row in rows]
+    columns["needs\natol" if far else "needs atol"] = needed
+    if far:
+        columns["ours to\nfloat64"] = [_number(row.distance.candidate) if row.distance else "" for row in rows]
+        columns["theirs to\nfloat64"] = [_number(row.distance.reference) if row.distance else "" for row in rows]
+    cells = {title: [Text(cell) for cell in column] for title, column in columns.items()}
+    cells[_MARK] = [
+        Text("FAILED", _STYLES["failed"]) if row.broken else Text(_MARKS[row.status], _STYLES[row.status])
+        for row in rows
+    ]
+    cells[_REMARK] = [Text(printable(_remark(row))) for row in rows]
+    return cells
+
+
+def _fitting(cells: dict[str, list[Text]], width: int) -> dict[str, list[Text]]:
+    """The columns that have room side by side; the least important go first."""
+    for title in (None, *_LEAVING):
+        cells = {name: column for name, column in cells.items() if name != title}
+        if sum(_longest(*column) for column in cells.items()) + 3 * len(cells) <= width:
+            break
+    return cells
+
+
+def _longest(title: str, column: list[Text]) -> int:
+    most = max(len(part) for part in (*title.split("\n"), *(cell.plain for cell in column)))
+    return min(most, {"layer": _NAME, "type": _NAME, _REMARK: _WORDS}.get(title, most))
+
+
+def _greatest(found: Difference | None) -> str:
+    return "" if found is None else "-" if math.isnan(found.greatest) else _number(found.greatest)
+
+
+def _remark(row: Row) -> str:
+    decisive = next((d for d in (row.isolated, row.free) if d is not None and not d.passed), None)
+    if row.distance is not None and not row.distance.passed and decisive is None:
+        return "further from float64 than twice the reference"
+    if row.cause or row.note or decisive is None:
+        return row.cause or row.note
+    return decisive.reason or ("only because of what came before it" if not row.broken else "")
+
+
+def _where_it_diverges(row: Row) -> list[str]:
+    decisive = row.isolated if row.isolated is not None and not row.isolated.passed else row.free or row.isolated
+    assert decisive is not None
+    words = f"first to diverge: layer '{row.layer}' ({row.type})" + (f", {row.where}" if row.where else "")
+    if decisive.reason:
+        words += f": {decisive.reason}"
+    lines = [words, f"  it seems that {row.cause}"] if row.cause else [words]
+    if decisive.at is None:
+        return lines
+    share = f"{decisive.outside} of {decisive.count} elements are outside"
+    at = ", ".join(map(str, decisive.at))
+    return [*lines, f"  at ({at}) it has {decisive.actual:.7g}, the reference {decisive.expected:.7g}; {share}"]
+
+
+def _allowed(report: Report) -> str:
+    t = report.tolerance
+    words = f"allowed: |a - e| <= {t.atol:g} u + {t.rtol:g} |e|, u = max(1, rms of the top)"
+    worst = report.worst
+    if worst is None or not math.isfinite(worst.needed_atol):
+        return words
+    return f"{words}; the least atol that passes is {_number(worst.needed_atol)} ('{worst.layer}')"
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"

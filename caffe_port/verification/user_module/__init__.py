@@ -1,0 +1,1 @@
+"""A port that somebody else wrote, compared with Caffe's net."""

@@ -1,0 +1,167 @@
+"""Somebody's own port on the reference's tops: every call runs on the right bottoms, and is compared by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from caffe_port.formats.caffemodel import Array
+from caffe_port.spec import SOURCE_TYPES, LayerSpec, Source
+from caffe_port.verification.comparison import Row, Tolerance, difference, failure
+from caffe_port.verification.diagnose import diagnose
+from caffe_port.verification.references.reference import Case
+from caffe_port.verification.user_module.align import PAIRED, WITHOUT_NUMBERS, Pair
+from caffe_port.verification.user_module.folded_layers import alike, cause_of, how_many, like, told
+from caffe_port.verification.user_module.recorder import Call, Recorder
+
+
+class Injector(Recorder):
+    """Runs a module on the reference's tops: every call that stands for a layer is answered with what the reference
+    made of that layer, so each runs on the right bottoms, through the module's own code between them.
+
+    A call that Caffe does not have is answered with its own input, as if it were not there.
+
+    Attributes:
+        pairs: as given; where a call makes the top of what follows its layer, that is in its ``folded``.
+        alone: layer name -> what the call made of the reference's bottoms.
+    """
+
+    def __init__(
+        self, module: nn.Module, case: Case, pairs: Sequence[Pair], tops: Mapping[Source, Array], tolerance: Tolerance
+    ) -> None:
+        super().__init__(module)
+        self.case, self.tops, self.tolerance = case, tops, tolerance
+        self.pairs = list(pairs)
+        self.places = {pair.call.index: n for n, pair in enumerate(pairs) if pair.call is not None}
+        present = {layer.name for pair in pairs if pair.call is not None for layer in pair.layers}
+        self.missing = {layer.name for layer in case.spec.layers if layer.type in PAIRED - WITHOUT_NUMBERS} - present
+        self.alone: dict[str, Array] = {}
+
+    def answer(self, call: Call, made: Any) -> Any:
+        place = self.places.get(call.index)
+        pair = Pair(None, call) if place is None else self.pairs[place]
+        layer = pair.layer
+        if layer is None:
+            return call.inputs[0] if call.kind in _SKIPPED else made
+        inputs = call.inputs
+        if any(source[0] in self.missing for source in layer.sources):
+            bottoms = [torch.tensor(np.asarray(self.tops[s], np.float32)) for s in layer.sources]
+            inputs = tuple(
+                b.reshape(i.shape) if b.numel() == i.numel() else b for b, i in zip(bottoms, inputs, strict=False)
+            )
+        if pair.scale is None:
+            made_alone = call.again(*(x.clone() for x in inputs)).numpy()
+            if pair.behind and place is not None:
+                steps = [np.asarray(self.tops[one.name, 0]) for one in (layer, *pair.behind)]
+                folded = pair.behind[: how_many(steps, like(made_alone, steps[0]), self.tolerance)]
+                pair = self.pairs[place] = dataclasses.replace(pair, folded=folded)
+                self.missing -= {one.name for one in folded}
+            self.alone[pair.layers[-1].name] = made_alone
+        else:
+            normalised = torch.tensor(np.asarray(self.tops[layer.name, 0], np.float32))
+            self.alone[layer.name] = call.again(inputs[0].clone(), weight=None, bias=None).numpy()
+            self.alone[pair.scale.name] = _affine(normalised, call).numpy()
+        top = torch.tensor(np.asarray(self.tops[pair.layers[-1].name, 0], np.float32))
+        answer = top.reshape(call.output.shape) if alike(top.shape, call.output.shape) else top
+        return answer if isinstance(made, Tensor) else (answer, *made[1:])
+
+
+_SKIPPED = PAIRED - {"Convolution", "Deconvolution", "InnerProduct", "Concat", "Eltwise"}
+"""Kinds of an extra call that can be left out without the module noticing."""
+
+
+def _affine(x: Tensor, call: Call) -> Tensor:
+    """The part of a batch norm that Caffe calls Scale."""
+    weight, bias = call.named.get("weight"), call.named.get("bias")
+    shape = (1, -1, *([1] * (x.ndim - 2)))
+    x = x * weight.detach().reshape(shape) if isinstance(weight, Tensor) else x
+    return x + bias.detach().reshape(shape) if isinstance(bias, Tensor) else x
+
+
+def rows(
+    case: Case, pairs: Sequence[Pair], tops: Mapping[Source, Array], alone: Mapping[str, Array], tolerance: Tolerance
+) -> Iterator[Row]:
+    """A row for every Caffe layer, and one for every call that Caffe does not have.
+
+    Args:
+        case: the Caffe net.
+        pairs: those of the :class:`Injector`, after its run.
+        tops: the reference's, inputs included.
+        alone: what each call made of the reference's bottoms, see :class:`Injector`.
+    """
+    by_layer = {layer.name: pair for pair in pairs if pair.call is not None for layer in pair.layers}
+    extra = _extra_after(pairs)
+    yield from (_extra(call, None) for call in extra.get("", ()))
+    for layer in case.spec.layers:
+        pair = by_layer.get(layer.name)
+        if layer.type not in SOURCE_TYPES:
+            if pair is not None:
+                yield _row(case, layer, pair, tops, alone, tolerance)
+            else:
+                yield _without_partner(layer)
+        yield from (_extra(call, layer) for call in extra.get(layer.name, ()))
+
+
+def _without_partner(layer: LayerSpec) -> Row:
+    top = layer.tops[0] if layer.tops else ""
+    if layer.type in PAIRED - WITHOUT_NUMBERS:
+        cause = f"the port has no {layer.type} here"
+        return Row(layer.name, 0, layer.type, top, layer.where, None, failure("has no partner"), cause=cause)
+    note = "the port has none; it changes no number in TEST" if layer.type in WITHOUT_NUMBERS else "has no partner"
+    return Row(layer.name, 0, layer.type, top, layer.where, note=note)
+
+
+def _extra_after(pairs: Sequence[Pair]) -> dict[str, list[Call]]:
+    """Calls without a layer, by the name of the layer before them."""
+    found: dict[str, list[Call]] = {}
+    last = ""
+    for pair in pairs:
+        if pair.layer is not None:
+            last = pair.layers[-1].name
+        elif pair.call is not None:
+            found.setdefault(last, []).append(pair.call)
+    return found
+
+
+def _extra(call: Call, after: LayerSpec | None) -> Row:
+    where = f"behind '{after.name}'" if after else "at the beginning"
+    what = f"the port has an extra {call.kind} {where}: {call.name}"
+    shapes = f"{tuple(call.inputs[0].shape)} to {tuple(call.output.shape)}" if call.inputs else ""
+    if call.named.get("training") is True and call.kind == "Dropout":
+        what += ", active even in eval()"
+    elif call.kind in WITHOUT_NUMBERS:
+        return Row(call.name, 0, call.kind, note=what)
+    return Row(call.name, 0, call.kind, free=failure(f"an extra layer, {shapes}"), cause=what)
+
+
+def _row(
+    case: Case, layer: LayerSpec, pair: Pair, tops: Mapping[Source, Array], alone: Mapping[str, Array],
+    tolerance: Tolerance,
+) -> Row:  # fmt: skip
+    call, expected = pair.call, tops[layer.name, 0]
+    assert call is not None
+    last = pair.layers[-1]
+    if pair.folded and layer is not last:
+        into = pair.layers[0].name
+        note = f"folded into the weights of '{into}'" if layer.name != into else f"compared as '{last.name}'"
+        note += f"; port: {call.name}" if layer.name == into else ""
+        return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, note=note)
+    free = difference(expected, like(call.output.numpy(), expected), tolerance) if layer is last else None
+    words = f"port: {call.name}" + (f", with {told(pair.folded)} in its weights" if pair.folded else "")
+    if layer.name not in alone:
+        return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, free, None, words)
+    actual = like(alone[layer.name], expected)
+    isolated = difference(expected, actual, tolerance)
+    finding: object = None
+    if not isolated.passed and pair.folded:
+        finding = cause_of(case, pair, tops, actual)
+    elif not isolated.passed:
+        bottoms = [np.asarray(tops[s], np.float32) for s in layer.sources]
+        finding = diagnose(layer, bottoms, case.blobs.get(layer.name, ()), actual, expected, tolerance=tolerance)
+    cause = str(finding) if finding else ""
+    return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, free, isolated, words, cause)

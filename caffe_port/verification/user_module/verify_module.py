@@ -1,0 +1,145 @@
+"""Somebody's own port against the Caffe net: ``verify net.prototxt w.caffemodel --against mymodel.py:SimpleNet``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from caffe_port.api import PathLike
+from caffe_port.errors import CaffePortError
+from caffe_port.formats.caffemodel import Array
+from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
+from caffe_port.verification.inputs import Preprocess
+from caffe_port.verification.references.reference import Reference, record
+from caffe_port.verification.user_module import align, injection
+from caffe_port.verification.user_module.recorder import load_module, record_calls, run_recorded
+from caffe_port.verification.verify import Input, find_reference, prepare
+
+
+def verify_port(
+    module: nn.Module | str,
+    prototxt: PathLike | None = None,
+    weights: PathLike | None = None,
+    *,
+    state: str | Path | None = None,
+    keep_parameters: bool | None = None,
+    reference: str | Reference = "opencv",
+    input: Input | Mapping[str, Input] | None = None,  # noqa: A002  the word of the command line
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    atol: float = ATOL,
+    rtol: float = RTOL,
+) -> Report:
+    """Aligns a hand-written module's calls with the net's layers and reports what differs.
+
+    Args:
+        module: the module, or ``path/to/file.py:Class`` (which is run).
+        prototxt, weights: the Caffe net, as for :func:`caffe_port.load`.
+        state: a state_dict to load into a module that a file makes (weights_only; or .safetensors). None: for a
+            folder of ``caffe-port convert`` its own ``weights.safetensors``.
+        keep_parameters: whether the module's own parameters are compared (True) or Caffe's are copied in first
+            (False). None: kept where there is a state. The module that is passed is changed by copying.
+        reference: who says what is right.
+        input, seed, preprocess, input_shapes, atol, rtol: as for :func:`caffe_port.verify`.
+
+    Returns:
+        A row for every Caffe layer, and one for every layer that the module has and Caffe does not.
+
+    Raises:
+        CaffePortError: the module cannot be made or run, or the net cannot be read.
+    """
+    told = module if isinstance(module, str) else type(module).__name__
+    converted = state is None and keep_parameters is None and isinstance(module, str)
+    if converted:
+        state = _converted_state(told)
+    own = load_module(module, state) if isinstance(module, str) else module
+    if keep_parameters is None:
+        keep_parameters = state is not None
+    source = find_reference(reference)
+    subject = prepare(prototxt, weights, input=input, seed=seed, preprocess=preprocess, input_shapes=input_shapes)
+    case = subject.case
+    trace = record(source, case)
+    if len(trace.tops) < sum(len(layer.tops) for layer in case.spec.layers):
+        raise CaffePortError(f"{source.name} has no figures for the whole net: {trace.provenance['stopped at']}",
+                             case.spec.path)  # fmt: skip
+    inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
+    calls = record_calls(own, *inputs)
+    pairs = align.align(case, calls)
+    notes = list(subject.notes)
+    if converted and state is not None:
+        notes.append(f"the port's parameters are those beside it, {state}")
+    if not keep_parameters:
+        notes += align.copy_weights(case, pairs)
+        calls = record_calls(own, *inputs)
+        pairs = align.align(case, calls)
+    tolerance = Tolerance(atol, rtol)
+    injector = injection.Injector(own, case, pairs, trace.tops, tolerance)
+    try:
+        run_recorded(injector, own, *inputs)
+    except CaffePortError as error:
+        notes.append(f"on the reference's tops it stops: {error.what}")
+    pairs = injector.pairs
+    rows = tuple(injection.rows(case, pairs, trace.tops, injector.alone, tolerance))
+    notes += align.training_notes(pairs)
+    if not keep_parameters:
+        notes += _fold_notes(pairs)
+    report = subject.report(rows, tolerance, source.name, told)
+    return dataclasses.replace(report, notes=tuple(notes))
+
+
+def _converted_state(where: str) -> Path | None:
+    """The parameters that ``caffe-port convert`` wrote beside a class; None where it did not write that class."""
+    file, _, name = where.rpartition(":")
+    folder = Path(file).parent
+    state = folder / "weights.safetensors"
+    try:
+        written = json.loads((folder / "port.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(written, dict) and written.get("class") == name and Path(file).name == "model.py"
+    return state if ours and state.is_file() else None
+
+
+def _fold_notes(pairs: Sequence[align.Pair]) -> Iterator[str]:
+    """What to do where a port seems to have folded layers, but was given Caffe's weights."""
+    found = [pair for pair in pairs if any(layer.type in ("BatchNorm", "BN") for layer in pair.behind)]
+    if found and found[0].layer is not None:
+        yield (f"Caffe's weights were copied in; where '{found[0].behind[0].name}' is folded into those of the port, "
+               "give the port's own with --state FILE")  # fmt: skip
+
+
+def _floats(array: Array) -> Array:
+    return array.astype("float32", copy=True)
+
+
+def assert_parity(
+    module: nn.Module,
+    prototxt: PathLike | None = None,
+    weights: PathLike | None = None,
+    *,
+    copy_parameters: bool = False,
+    **options: object,
+) -> None:
+    """For other people's test suites: fails where a module does not compute what the Caffe net does.
+
+    Args:
+        module: their own port, or a :class:`caffe_port.Net`.
+        prototxt, weights: the Caffe net.
+        copy_parameters: copies Caffe's parameters into the module first; otherwise its own must already be right.
+        options: as for :func:`verify_port`.
+
+    Raises:
+        AssertionError: names the first layer that differs, the likely cause and the numbers.
+    """
+    __tracebackhide__ = True  # pytest shows the line of the test, not ours
+    report = verify_port(module, prototxt, weights, keep_parameters=not copy_parameters, **options)  # type: ignore[arg-type]
+    if not report.passed:
+        from caffe_port.verification.reports.terminal import as_text
+
+        raise AssertionError(f"{report.candidate} is not the Caffe net\n{as_text(report)}")

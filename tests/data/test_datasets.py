@@ -1,0 +1,259 @@
+"""Data sets, and preprocessing against plain NumPy."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from caffe_port.data import datasets
+from caffe_port.data.datasets import ImageSet, Preprocessor
+from caffe_port.errors import CaffePortError
+from caffe_port.evaluation.registry import MEAN_IMAGE, Preprocessing
+
+RNG = np.random.default_rng(5)
+PICTURES = RNG.integers(0, 256, (6, 3, 9, 7), dtype=np.uint8)
+
+
+def pictures(gray: bool = False) -> ImageSet:
+    return datasets.from_arrays(PICTURES[:, :1] if gray else PICTURES, np.arange(6), "made up")
+
+
+def idx(folder: Path, stem: str, images: np.ndarray, labels: np.ndarray, packed: bool) -> None:
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        content = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+        path = folder / f"{stem}-{kind}-ubyte{'.gz' if packed else ''}"
+        path.write_bytes(gzip.compress(content) if packed else content)
+
+
+# -- preprocessing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_mean_scale_and_std_are_per_channel_of_the_nets_order(order: str) -> None:
+    plan = Preprocessing(order, (10.0, 20.0, 30.0), 0.5, (2.0, 4.0, 8.0))
+    got = Preprocessor(plan, "RGB")(pictures().images)
+    x = PICTURES[:, ::-1] if order == "BGR" else PICTURES
+    want = (x - np.reshape([10, 20, 30], (3, 1, 1))) * 0.5 / np.reshape([2, 4, 8], (3, 1, 1))
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-6)
+
+
+def test_the_mean_image_follows_the_channel_order() -> None:
+    images = pictures()
+    mean = datasets.mean_image(images, batch_size=4)
+    np.testing.assert_allclose(mean.numpy(), PICTURES.mean(0), rtol=1e-6)
+    got = Preprocessor(Preprocessing("BGR", MEAN_IMAGE), "RGB", mean)(images.images)
+    np.testing.assert_allclose(got.numpy(), (PICTURES - PICTURES.mean(0))[:, ::-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("pad_first", [False, True])
+def test_padding_is_zero_after_normalising_or_before_it(pad_first: bool) -> None:
+    plan = Preprocessing(mean=100.0, std=50.0, pad=2, pad_first=pad_first)
+    got = Preprocessor(plan, "RGB")(pictures().images)
+    assert got.shape == (6, 3, 13, 11)
+    assert got[0, 0, 0, 0] == (-2 if pad_first else 0)
+    np.testing.assert_allclose(got[:, :, 2:-2, 2:-2].numpy(), (PICTURES - 100.0) / 50, rtol=1e-5)
+
+
+def test_testing_cuts_the_centre_and_training_anywhere() -> None:
+    plan = Preprocessing(crop=4)
+    prepare = Preprocessor(plan, "RGB")
+    images = pictures().images
+    assert torch.equal(prepare(images), images[:, :, 2:6, 1:5].float())
+    generator = torch.Generator().manual_seed(1)
+    many = torch.cat([prepare(images[:1], train=True, generator=generator) for _ in range(400)])
+    windows = {images[0, :, y : y + 4, x : x + 4].float().numpy().tobytes() for y in range(6) for x in range(4)}
+    assert {picture.numpy().tobytes() for picture in many} == windows
+
+
+def test_mirroring_flips_about_half_the_pictures() -> None:
+    images = pictures().images[:1].expand(2000, -1, -1, -1)
+    for plan, train, flips in [
+        (Preprocessing(mirror_train=True), True, True),
+        (Preprocessing(mirror_train=True), False, False),
+        (Preprocessing(mirror_test=True), False, True),
+    ]:
+        got = Preprocessor(plan, "RGB")(images, train=train, generator=torch.Generator().manual_seed(2))
+        flipped = (got == images.flip(3).float()).flatten(1).all(1)
+        assert (flipped | (got == images.float()).flatten(1).all(1)).all()
+        assert (900 < int(flipped.sum()) < 1100) if flips else not flipped.any()
+
+
+def test_randomness_is_the_generators() -> None:
+    prepare = Preprocessor(Preprocessing(pad=2, crop=7, mirror_train=True), "RGB")
+    images = pictures().images
+    a, b, c = (prepare(images, train=True, generator=torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(CaffePortError, match="the pictures are GRAY, the net expects RGB"):
+        Preprocessor(Preprocessing(), "GRAY")
+    with pytest.raises(CaffePortError, match="training-set mean image is needed"):
+        Preprocessor(Preprocessing(mean=MEAN_IMAGE), "RGB")
+    with pytest.raises(CaffePortError, match="crop 12 is larger than the picture, 9x11 with its padding"):
+        Preprocessor(Preprocessing(pad=1, crop=12), "RGB").shape((3, 9, 7))
+    with pytest.raises(CaffePortError, match=r"mean image \(3, 5, 5\) does not fit"):
+        Preprocessor(Preprocessing(mean=MEAN_IMAGE), "RGB", torch.zeros(3, 5, 5))(pictures().images)
+
+
+# -- sets -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_mnist_is_read_from_a_folder_of_its_idx_files(tmp_path: Path, packed: bool) -> None:
+    for stem in ("train", "t10k"):
+        idx(tmp_path, stem, PICTURES[:, 0], np.arange(6, dtype=np.uint8), packed)
+    got = datasets.load("mnist", "test", tmp_path)
+    assert got.shape == (1, 9, 7)
+    assert got.channel_order == "GRAY"
+    np.testing.assert_array_equal(got.images.numpy(), PICTURES[:, :1])
+    assert got.labels.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_mnist_is_read_from_torchvisions_folder(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for stem in ("train", "t10k"):
+        idx(raw, stem, PICTURES[:, 0], np.arange(6, dtype=np.uint8), packed=False)
+    got = datasets.load("MNIST", "train", tmp_path)
+    np.testing.assert_array_equal(got.images.numpy(), PICTURES[:, :1])
+
+
+def test_a_damaged_idx_file_is_refused(tmp_path: Path) -> None:
+    idx(tmp_path, "t10k", PICTURES[:, 0], np.arange(6, dtype=np.uint8), packed=False)
+    path = tmp_path / "t10k-images-idx3-ubyte"
+    whole = path.read_bytes()
+    for content, message in [
+        (whole[:-1], "378 bytes, and holds 377"),
+        (whole[:10], "no idx file"),
+        (b"\0\0\x0d\x03" + whole[4:], "no idx file"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(CaffePortError, match=message):
+            datasets.load("mnist", "test", tmp_path)
+    path.unlink()
+    (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(whole)[:-9])
+    with pytest.raises(CaffePortError, match="cannot be read"):
+        datasets.load("mnist", "test", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+def test_a_set_that_is_not_there_is_not_fetched(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CaffePortError, match="--root DIR, or fetch it with --download"):
+        datasets.load(name, "test", tmp_path)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("keys", ["x_{} y_{}", "{}_images {}_labels", "images labels"])
+def test_npz(tmp_path: Path, keys: str) -> None:
+    images, labels = keys.format("test", "test").split()
+    np.savez(tmp_path / "set.npz", **{images: PICTURES.transpose(0, 2, 3, 1), labels: np.arange(6)})
+    got = datasets.load(tmp_path / "set.npz", "test")
+    np.testing.assert_array_equal(got.images.numpy(), PICTURES)
+    assert got.labels.dtype == torch.int64
+
+
+def test_npz_that_cannot_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, pictures=PICTURES)
+    with pytest.raises(CaffePortError, match="holds pictures; x_test and y_test, or images and labels"):
+        datasets.load(path)
+    np.savez(path, images=np.array([{}], object), labels=np.zeros(1))
+    with pytest.raises(CaffePortError, match="holds Python objects"):
+        datasets.load(path)
+    path.write_bytes(b"PK\3\4 not a zip")
+    with pytest.raises(CaffePortError, match="is not a data set"):
+        datasets.load(path)
+    with pytest.raises(CaffePortError, match="cannot be read"):
+        datasets.load(tmp_path / "absent.npz")
+
+
+def test_folder_of_class_folders(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split in ("train", "val"):
+        for k, name in enumerate(("cat", "dog")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(PICTURES[k].transpose(1, 2, 0)).save(folder / "1.png")
+    got = datasets.load(tmp_path, "test")
+    np.testing.assert_array_equal(got.images.numpy(), PICTURES[:2])
+    assert got.classes == ("cat", "dog")
+    Image.fromarray(PICTURES[0, 0]).resize((3, 4)).save(tmp_path / "val" / "dog" / "2.png")
+    with pytest.raises(CaffePortError, match="different sizes: 7x9 and 3x4"):
+        datasets.load(tmp_path, "test")
+    (tmp_path / "val" / "dog" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(CaffePortError, match=r"2\.png: is no picture"):
+        datasets.load(tmp_path, "test")
+
+
+def test_folders_that_hold_no_set(tmp_path: Path) -> None:
+    with pytest.raises(CaffePortError, match="is no folder of class folders"):
+        datasets.load(tmp_path, "test")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(CaffePortError, match="has no folder 'test'"):
+        datasets.load(tmp_path, "test")
+    with pytest.raises(CaffePortError, match="Did you mean 'cifar10'"):
+        datasets.load("cifar1")
+    with pytest.raises(CaffePortError, match="neither train nor test"):
+        datasets.load("mnist", "val")
+
+
+def test_arrays_that_are_no_set() -> None:
+    labels = np.arange(6)
+    with pytest.raises(CaffePortError, match="neither"):
+        datasets.from_arrays(PICTURES[:, :2], labels, "x")
+    with pytest.raises(CaffePortError, match="pictures are numbers"):
+        datasets.from_arrays(PICTURES.astype(str), labels, "x")
+    with pytest.raises(CaffePortError, match="labels are whole numbers"):
+        datasets.from_arrays(PICTURES, labels + 0.5, "x")
+    with pytest.raises(CaffePortError, match=r"got \(6, 3, 9, 7\) and \(5,\)"):
+        datasets.from_arrays(PICTURES, labels[:5], "x")
+    with pytest.raises(CaffePortError, match="label -1 is negative"):
+        datasets.from_arrays(PICTURES, labels - 1, "x")
+    with pytest.raises(CaffePortError, match="no pictures"):
+        datasets.from_arrays(PICTURES[:0], labels[:0], "x")
+    assert datasets.from_arrays(PICTURES.astype(np.int32), labels, "x").images.dtype == torch.uint8
+    assert datasets.from_arrays(PICTURES.astype(np.float64), labels, "x").images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_what_torchvision_gives_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from torchvision import datasets
+
+    asked: list[dict[str, object]] = []
+
+    class Stored:
+        classes = tuple("abcdef")
+        data = PICTURES if name == "svhn" else PICTURES.transpose(0, 2, 3, 1)
+        labels = np.arange(6)
+        targets = tuple(range(6))
+
+        def __init__(self, **options: object) -> None:
+            asked.append(options)
+
+    monkeypatch.setattr(datasets, datasets.TORCHVISION[name], Stored)
+    got = datasets.load(name, "train", tmp_path)
+    np.testing.assert_array_equal(got.images.numpy(), PICTURES)
+    assert got.labels.tolist() == [*range(6)]
+    assert len(got.classes) == (10 if name == "svhn" else 6)
+    which = {"split": "train"} if name == "svhn" else {"train": True}
+    assert asked == [{"root": str(tmp_path), "download": False, **which}]
+
+
+def test_a_package_that_torchvision_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    def lacking(**options: object) -> None:
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+
+    monkeypatch.setattr(datasets, "SVHN", lacking)
+    with pytest.raises(CaffePortError, match="svhn needs scipy"):
+        datasets.load("svhn", "test", tmp_path)

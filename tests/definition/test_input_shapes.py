@@ -1,0 +1,284 @@
+"""Shapes of inputs: declared, from transform_param, from the weights, from the user."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from caffe_port.definition import input_shapes
+from caffe_port.errors import SpecError
+from caffe_port.formats import prototxt
+from caffe_port.formats.caffemodel import LayerBlobs, Weights
+from caffe_port.spec import Definition, NetSpec
+
+
+def spec(text: str) -> NetSpec:
+    return Definition.parse(prototxt.parse(text, "NetParameter"), "net.prototxt").spec()
+
+
+def weights(**shapes: tuple[int, ...]) -> Weights:
+    layers = tuple(LayerBlobs(name, "", (np.zeros(shape, np.float32),)) for name, shape in shapes.items())
+    return Weights("w.caffemodel", "V2", layers, None)
+
+
+def refused(text: str, *args: object) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        input_shapes.resolve(spec(text), *args)  # type: ignore[arg-type]
+    return caught.value
+
+
+CONV = (
+    'layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" '
+    "convolution_param { num_output: 4 kernel_size: 5 } }"
+)
+FC = 'layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc" inner_product_param { num_output: 6 } }'
+POOL = 'layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }'
+FC_POOL = FC.replace('bottom: "conv"', 'bottom: "pool"')
+
+
+def data(more: str = "", tops: str = "data", type_: str = "Data") -> str:
+    return f'layer {{ name: "batch" type: "{type_}" ' + "".join(f'top: "{t}" ' for t in tops.split()) + more + "}\n"
+
+
+# -- guessed ------------------------------------------------------------------------------------------------------
+
+
+def guessed(text: str, *args: object) -> dict[str, tuple[int, ...]]:
+    with pytest.raises(SpecError, match="cannot be known"):
+        input_shapes.resolve(spec(text), *args)  # type: ignore[arg-type]
+    found = input_shapes.resolve(spec(text), *args, guess=True)  # type: ignore[arg-type]
+    assert "these are assumed" in found.notes[-1]
+    return found.shapes
+
+
+def test_a_guess_takes_what_people_use() -> None:
+    assert guessed(data() + CONV) == {"data": (1, 3, 224, 224)}
+    assert guessed(data('data_param { source: "mnist_train_lmdb" }') + CONV) == {"data": (1, 1, 28, 28)}
+    assert guessed(data('transform_param { mean_file: "cifar10/mean.binaryproto" }') + CONV) == {"data": (1, 3, 32, 32)}
+    assert guessed(data("transform_param { mean_value: [1, 2, 3, 4] }") + CONV) == {"data": (1, 4, 224, 224)}
+    assert guessed(data() + CONV, weights(conv=(4, 5, 5, 5))) == {"data": (1, 5, 224, 224)}
+
+
+def test_a_guess_fits_the_weights_or_is_none() -> None:
+    """7 x 9 behind the convolution is no square; 30 x 30 behind a stride of three is that of 96."""
+    with pytest.raises(SpecError, match="no common size fits") as caught:
+        input_shapes.resolve(spec(data() + CONV + FC), weights(conv=(4, 3, 5, 5), fc=(6, 4 * 7 * 9)), None, True)
+    assert caught.value.hint == "Say it: --input-shape data=1,3,H,W"
+
+
+def test_a_pair_in_one_blob_has_twice_the_channels() -> None:
+    """Siamese nets share their parameters by name: one and two channels would not."""
+    text = data('data_param { source: "mnist_pairs" }') + (
+        'layer { name: "cut" type: "Slice" bottom: "data" top: "a" top: "b" slice_param { slice_point: 1 } }'
+    )
+    for side in "ab":
+        text += CONV.replace('"conv"', f'"conv_{side}"').replace('"data"', f'"{side}" param {{ name: "w" }}')
+    assert guessed(text) == {"data": (1, 2, 28, 28)}
+
+
+def test_inputs_of_detectors_and_sequences() -> None:
+    text = data("", "data cont im_info", "HDF5Data") + (
+        'layer { name: "lstm" type: "LSTM" bottom: "data" bottom: "cont" top: "h" recurrent_param { num_output: 4 } }'
+        'layer { name: "double" type: "Power" bottom: "im_info" top: "double" }'
+    )
+    assert guessed(text) == {"data": (20, 1, 64), "cont": (20, 1), "im_info": (1, 3)}
+
+
+def test_frames_that_a_reshape_counts() -> None:
+    text = data("", "data clip", "HDF5Data") + CONV
+    text += 'layer { name: "r" type: "Reshape" bottom: "clip" top: "r" reshape_param { shape { dim: 4 dim: 6 } } }'
+    fold = "reshape_param { shape { dim: 4 dim: 6 dim: -1 } }"
+    text += f'layer {{ name: "s" type: "Reshape" bottom: "conv" top: "s" {fold} }}'
+    assert guessed(text)["clip"] == (24,)
+
+
+# -- declared -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ('layer { name: "i" type: "Input" top: "data" input_param { shape { dim: [2, 3, 5] } } }', {"data": (2, 3, 5)}),
+        ('layer { name: "i" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 3] } } }',
+         {"a": (2, 3), "b": (2, 3)}),
+        ('layer { name: "i" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 3] } shape { dim: 4 } } }',
+         {"a": (2, 3), "b": (4,)}),
+        ('input: "data" input_dim: [2, 3, 5, 7] layer { name: "r" type: "ReLU" bottom: "data" top: "r" }',
+         {"data": (2, 3, 5, 7)}),
+        (data("memory_data_param { batch_size: 2 channels: 3 height: 5 width: 7 }", "data label", "MemoryData"),
+         {"data": (2, 3, 5, 7), "label": (2,)}),
+    ],
+)  # fmt: skip
+def test_declared_shapes(text: str, want: dict[str, tuple[int, ...]]) -> None:
+    found = input_shapes.resolve(spec(text))
+    assert found.shapes == want
+    assert found.notes == ()
+
+
+def test_as_many_shapes_as_tops() -> None:
+    text = (
+        'layer { name: "i" type: "Input" top: "a" top: "b" top: "c" input_param { shape { dim: 2 } shape { dim: 3 } } }'
+    )
+    assert str(refused(text)) == "net.prototxt:1: layer 'i' (Input): gives 2 shapes for 3 tops"
+
+
+@pytest.mark.parametrize("dim", [0, -1, -(2**62)])
+def test_every_axis_is_at_least_one(dim: int) -> None:
+    text = f'layer {{ name: "i" type: "Input" top: "data" input_param {{ shape {{ dim: [3, {dim}] }} }} }}'
+    assert f"input 'data' of shape (3, {dim}): every axis is at least 1" in str(refused(text))
+
+
+@pytest.mark.parametrize("dims", [(1 << 31, 1), (10**6, 10**6), (10**6,) * 4, (1 << 62, 1 << 62)])
+def test_an_input_that_no_memory_holds(dims: tuple[int, ...]) -> None:
+    text = f'layer {{ name: "i" type: "Input" top: "data" input_param {{ shape {{ dim: {list(dims)} }} }} }}'
+    want = f"net.prototxt:1: input 'data' would hold {math.prod(dims)} numbers; Caffe's limit is 2^31 - 1"
+    assert str(refused(text)) == want
+
+
+# -- from the user --------------------------------------------------------------------------------------------------
+
+
+def test_what_the_user_says_comes_first() -> None:
+    text = 'layer { name: "i" type: "Input" top: "data" input_param { shape { dim: [2, 3, 5, 7] } } }' + CONV
+    assert input_shapes.resolve(spec(text), None, {"data": [4, 1, 9, 8]}).shapes == {"data": (4, 1, 9, 8)}
+    crop = data("transform_param { crop_size: 28 }") + CONV
+    found = input_shapes.resolve(spec(crop), weights(conv=(4, 3, 5, 5)), {"data": (2, 3, 11, 13)})
+    assert found == input_shapes.InputShapes({"data": (2, 3, 11, 13)})
+
+
+def test_an_input_that_does_not_exist() -> None:
+    said = str(refused(data() + CONV, None, {"dat": (1, 2)}))
+    assert said == "net.prototxt: has no input 'dat'; its inputs are data. Did you mean 'data'?"
+    no_input = 'layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: 2 } } }'
+    assert str(refused(no_input, None, {"x": (1,)})) == "net.prototxt: has no input 'x'; its inputs are none."
+
+
+# -- from transform_param and the weights -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "type_", "stored", "want"),
+    [
+        ("transform_param { crop_size: 28 }", "Data", {"conv": (4, 1, 5, 5)}, (1, 1, 28, 28)),
+        ("transform_param { crop_size: 28 }", "Data", {}, (1, 3, 28, 28)),
+        ("transform_param { crop_size: 28 mean_value: [1, 2] }", "Data", {}, (1, 2, 28, 28)),
+        ("transform_param { crop_size: 28 mean_value: 1 }", "Data", {}, (1, 3, 28, 28)),
+        ("image_data_param { new_height: 11 new_width: 13 }", "ImageData", {"conv": (4, 7, 5, 5)}, (1, 7, 11, 13)),
+        ("image_data_param { new_height: 11 new_width: 13 } transform_param { crop_size: 9 }", "ImageData",
+         {"conv": (4, 7, 5, 5)}, (1, 7, 9, 9)),
+    ],
+)  # fmt: skip
+def test_crops(more: str, type_: str, stored: dict[str, tuple[int, ...]], want: tuple[int, ...]) -> None:
+    found = input_shapes.resolve(spec(data(more, type_=type_) + CONV), weights(**stored) if stored else None)
+    assert found.shapes == {"data": want}
+    assert bool(found.notes) == (not stored), "what is assumed is told"
+
+
+def test_channels_of_a_grouped_convolution() -> None:
+    grouped = CONV.replace("kernel_size", "group: 2 kernel_size")
+    text = data("transform_param { crop_size: 28 }") + grouped
+    assert input_shapes.resolve(spec(text), weights(conv=(4, 3, 5, 5))).shapes == {"data": (1, 6, 28, 28)}
+
+
+def test_channels_behind_layers_without_weights() -> None:
+    text = (
+        data("transform_param { crop_size: 28 }")
+        + 'layer { name: "s" type: "Power" bottom: "data" top: "data" }'
+        + 'layer { name: "bn" type: "BatchNorm" bottom: "data" top: "x" }'
+        + CONV.replace('bottom: "data"', 'bottom: "x"')
+    )
+    assert input_shapes.resolve(spec(text), weights(bn=(5,), conv=(4, 5, 3, 3))).shapes == {"data": (1, 5, 28, 28)}
+
+
+def test_the_size_that_fits_the_inner_product() -> None:
+    """28 - 5 + 1 = 24 and 24 x 24 x 4 = 2304: nothing else fits, so nothing needs to be told."""
+    found = input_shapes.resolve(spec(data() + CONV + FC), weights(conv=(4, 1, 5, 5), fc=(6, 2304)))
+    assert found == input_shapes.InputShapes({"data": (1, 1, 28, 28)})
+
+
+def test_a_size_among_several_is_told() -> None:
+    """Pooling rounds up: (28 - 4) / 2 = 12 and (27 - 4 + 1) / 2 = 12; the size that people use is taken."""
+    found = input_shapes.resolve(spec(data() + CONV + POOL + FC_POOL), weights(conv=(4, 1, 5, 5), fc=(6, 4 * 12 * 12)))
+    assert found.shapes == {"data": (1, 1, 28, 28)}
+    (note,) = found.notes
+    assert note.startswith("input 'data': height and width are not in the file; 27 to 28 fit the weights, 28 is used")
+    assert "--input-shape data=1,1,H,W" in note
+
+
+def test_inner_products_of_the_4d_era() -> None:
+    found = input_shapes.resolve(spec(data() + CONV + FC), weights(conv=(4, 1, 5, 5), fc=(1, 1, 6, 2304)))
+    assert found.shapes == {"data": (1, 1, 28, 28)}
+
+
+def test_a_fully_convolutional_net_must_be_asked() -> None:
+    error = refused(data() + CONV, weights(conv=(4, 3, 5, 5)))
+    assert str(error) == (
+        "net.prototxt:1: the shape of input 'data' cannot be known: layer 'batch' (Data) reads it from data\n"
+        "  Say it: --input-shape data=1,3,H,W"
+    )
+    assert refused(data() + CONV).hint == "Say it: --input-shape data=1,C,H,W"
+    declared = 'layer { name: "i" type: "Input" top: "data" }' + CONV
+    assert "the shape of input 'data' cannot be known" in str(refused(declared))
+
+
+def test_a_net_that_is_not_square_must_be_asked() -> None:
+    """The widths fit, but no square does: 7 x 9 behind the convolution."""
+    error = refused(data() + CONV + FC, weights(conv=(4, 3, 5, 5), fc=(6, 4 * 7 * 9)))
+    assert error.hint == "Say it: --input-shape data=1,3,H,W"
+
+
+def test_weights_of_another_net_are_left_to_loading() -> None:
+    """Whatever the size, 5 is not 4 channels: the shape is no matter, load_weights names the layers."""
+    found = input_shapes.resolve(spec(data() + CONV + FC), weights(conv=(5, 3, 5, 5), fc=(6, 99)))
+    assert found.shapes["data"][:2] == (1, 3)
+    assert "no height and width fit the weights" in found.notes[0]
+
+
+def test_labels_are_batches_of_one_number() -> None:
+    text = data("transform_param { crop_size: 28 }", "data label") + CONV
+    text += 'layer { name: "acc" type: "Accuracy" bottom: "conv" bottom: "label" top: "acc" }'
+    assert input_shapes.resolve(spec(text), weights(conv=(4, 1, 5, 5))).shapes == {"data": (1, 1, 28, 28), "label": (1,)}
+
+
+def test_labels_come_in_the_batch_of_their_pictures() -> None:
+    loss = 'layer { type: "SoftmaxWithLoss" bottom: "conv" bottom: "label" top: "loss" }'
+    text = data("", "data label") + CONV + loss
+    found = input_shapes.resolve(spec(text), None, {"data": (3, 1, 7, 9)})
+    assert found.shapes == {"data": (3, 1, 7, 9), "label": (3,)}
+
+
+def test_a_second_top_that_the_net_learns_from_is_no_label() -> None:
+    text = data("", "data speed") + CONV + FC.replace('"conv"', '"speed"')
+    said = str(refused(text, None, {"data": (2, 1, 7, 9)}))
+    assert "the shape of input 'speed' cannot be known: layer 'batch' (Data) reads it from data" in said
+
+
+@pytest.mark.parametrize(
+    ("type_", "more", "want"),
+    [
+        ("DenseImageData", "dense_image_data_param { new_height: 36 new_width: 48 }", (1, 3, 36, 48)),
+        ("ImageSegData", "transform_param { crop_width: 33 crop_height: 22 }", (1, 3, 22, 33)),
+        ("CPMData", "transform_param { crop_size_x: 36 crop_size_y: 38 }", (1, 3, 38, 36)),
+        ("CPMData", "cpm_transform_param { crop_size_x: 36 crop_size_y: 38 }", (1, 3, 38, 36)),
+        ("BoxData", "box_data_param { resize_width: 44 resize_height: 40 }", (1, 3, 40, 44)),
+        ("ImageData", "image_data_param { new_height: 36 new_width: 48 is_color: false }", (1, 1, 36, 48)),
+    ],
+)
+def test_sizes_in_forks_words(type_: str, more: str, want: tuple[int, ...]) -> None:
+    assert input_shapes.resolve(spec(data(more, type_=type_) + CONV)).shapes == {"data": want}
+
+
+def test_resize_of_ssd() -> None:
+    transform = "transform_param { resize_param { height: 11 width: 13 } mean_value: [1, 2, 3] }"
+    found = input_shapes.resolve(spec(data(transform, type_="AnnotatedData") + CONV))
+    assert found.shapes == {"data": (1, 3, 11, 13)}
+
+
+def test_shapes_are_those_of_the_tops_that_are_left() -> None:
+    """The deploy view drops an input that losses alone read; the others keep the shapes that the file gives them."""
+    text = 'input: "gt" input_dim: [2, 1, 9, 8] input: "data" input_dim: [2, 3, 7, 5]' + CONV
+    text += 'layer { name: "loss" type: "EuclideanLoss" bottom: "conv" bottom: "gt" top: "loss" }'
+    deployed = spec(text).deploy({"EuclideanLoss"}, {"Convolution"})
+    assert input_shapes.resolve(deployed).shapes == {"data": (2, 3, 7, 5)}

@@ -1,0 +1,224 @@
+"""ONNX, torch.export and Caffe's own files give the same numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+import golden_nets
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import caffe_port
+from caffe_port import emit
+from caffe_port.emit import export
+from caffe_port.errors import CaffePortError, DependencyError, WeightsError
+
+ZOO = {
+    "mnist_9972": (None, "simplenet/mnist_9972/weights.caffemodel"),
+    "svhn_9757": (None, "simplenet/svhn_9757/weights.caffemodel"),
+    "det1": ("zoo/mtcnn_v2/det1.prototxt", "zoo/mtcnn_v2/det1.caffemodel"),
+    "det3": ("zoo/mtcnn_v2/det3.prototxt", "zoo/mtcnn_v2/det3.caffemodel"),
+    "cifar10_full": (
+        "zoo/caffe2014_cifar10_v1/cifar10_full.prototxt",
+        "zoo/caffe2014_cifar10_v1/cifar10_full_iter_70000.caffemodel",
+    ),
+    "wechat_sr": ("zoo/wechat_qrcode_sr/sr.prototxt", "zoo/wechat_qrcode_sr/sr.caffemodel"),
+    "ultralight": ("zoo/ultralight_slim-320/slim-320.prototxt", "zoo/ultralight_slim-320/slim-320.caffemodel"),
+    "quantized": (
+        "zoo/arm_cmsisnn_cifar10/cifar10_m4_train_test.prototxt",
+        "zoo/arm_cmsisnn_cifar10/quantized_cifar10_m4_iter_70000.caffemodel",
+    ),
+}
+
+ONNX_GOLDEN = (
+    "batchnorm_scale_inplace", "convolution_3d", "convolution_axis2", "crop_offsets", "deconvolution_group",
+    "eltwise_three_max", "lrn_across_k", "lrn_within5", "lstm_static", "mvn_across", "pooling_ave_k3s2p1_odd",
+    "pooling_max_k3s2p1_odd", "prelu_shared", "reshape_num_axes2", "scale_axis1_naxes2", "softmaxwithloss_spatial",
+)  # fmt: skip
+
+
+def port(name: str, shared: Path) -> caffe_port.Ported:
+    prototxt, weights = (shared / "models" / path if path else None for path in ZOO[name])
+    return caffe_port.port(prototxt, weights)
+
+
+def as_dict(made: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    return made if isinstance(made, dict) else {"": made}
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    limit = 1e-4 * max(float(expected.abs().max()), 0.1)
+    torch.testing.assert_close(actual.reshape(expected.shape), expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", ["det1", "wechat_sr"])
+def test_convert_to_onnx_and_pt2(name: str, shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    import onnxruntime
+
+    ported = port(name, shared)
+    result = emit.convert(ported, tmp_path / "out", formats=["onnx", "pt2"])
+    assert result.files == ("model.onnx", "model.pt2", "port.json")
+    assert "model.onnx differs from the model by" in result.check
+    assert b"site-packages" not in (tmp_path / "out" / "model.onnx").read_bytes()
+    inputs = emit.example_inputs(ported.net, seed=3)
+    with torch.no_grad():
+        wanted = as_dict(ported.net(*inputs))
+    plan = ported.net.plan
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == list(plan.inputs)
+    assert [o.name for o in session.get_outputs()] == [blob for blob, _ in plan.outputs]
+    got = session.run(None, {blob: x.numpy() for blob, x in zip(plan.inputs, inputs, strict=True)})
+    for value, expected in zip(got, wanted.values(), strict=True):
+        assert_close(torch.from_numpy(value), expected)
+    module = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    with torch.no_grad():
+        for value, expected in zip(as_dict(module(*inputs)).values(), wanted.values(), strict=True):
+            assert_close(value, expected)
+
+
+@pytest.mark.parametrize("name", ONNX_GOLDEN)
+def test_golden_net_as_onnx(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    golden = golden_nets.load(GOLDEN / "layers" / f"{name}.prototxt")
+    golden.net.eval()
+    source = emit.model(golden.net)
+    emit.write_safetensors(tmp_path / "w", source.state)
+    module = emit.read_model(source.source, source.class_name, tmp_path / "w")
+    said = export.onnx(module, golden.inputs, golden.net.plan, tmp_path / "model.onnx")
+    assert said.startswith("model.onnx differs from the model by ")
+
+
+def test_a_wrong_onnx_is_found(tmp_path: Path) -> None:
+    """The exporter ignores divisor_override: without a check the file would be wrong by a factor."""
+    pytest.importorskip("onnxruntime")
+    golden = golden_nets.load(GOLDEN / "layers" / "pooling_ave_k2s2.prototxt")
+
+    class Wrong(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.avg_pool2d(x, 2, divisor_override=1)
+
+    with pytest.raises(CaffePortError, match="output 'y' differs from the model's by"):
+        export.onnx(Wrong(), golden.inputs, golden.net.plan, tmp_path / "model.onnx")
+
+
+class Branches(nn.Module):
+    """Its control flow depends on a value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    golden = golden_nets.load(GOLDEN / "layers" / "relu_default.prototxt")
+    for write in (export.onnx, export.pt2):
+        with pytest.raises(CaffePortError, match="cannot be"):
+            write(Branches(), golden.inputs, golden.net.plan, tmp_path / "model")
+
+
+def test_onnx_without_onnxscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else find(name, *a))
+    golden = golden_nets.load(GOLDEN / "layers" / "relu_default.prototxt")
+    with pytest.raises(DependencyError, match=r"pip install 'caffe-port\[onnx\]'"):
+        export.onnx(nn.ReLU(), golden.inputs, golden.net.plan, tmp_path / "model.onnx")
+
+
+# -- back to Caffe ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_written_back_to_caffe(name: str, shared: Path, tmp_path: Path) -> None:
+    ported = port(name, shared)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in ported.net.parameters():  # as training would
+            p += 0.01 * p.abs().mean() * torch.randn(p.shape, generator=generator)
+    paths = export.write_caffe(ported, tmp_path)
+    assert [p.name for p in paths] == ["net.prototxt", "net.caffemodel"]
+    inputs = emit.example_inputs(ported.net)
+    with torch.no_grad():
+        wanted = as_dict(ported.net(*inputs))
+        again = as_dict(caffe_port.load(*paths)(*inputs))
+        alone = as_dict(caffe_port.load(weights=paths[1])(*inputs))
+    for blob, value in wanted.items():
+        assert torch.equal(again[blob], value)
+        assert torch.equal(alone[blob], value)
+    reader = cv2.dnn.readNetFromCaffe(*map(str, paths))
+    plan = ported.net.plan
+    for blob, x in zip(plan.inputs, inputs, strict=True):
+        reader.setInput(x.numpy(), blob)
+    got = reader.forward([source[0] for _, source in plan.spec.outputs])
+    for value, expected in zip(got, wanted.values(), strict=True):
+        assert_close(torch.from_numpy(np.asarray(value)), expected)
+
+
+def test_a_net_trained_as_pytorch_goes_back_to_caffe(shared: Path, tmp_path: Path) -> None:
+    ported = port("mnist_9972", shared)
+    folder = tmp_path / "out"
+    result = emit.convert(ported, folder)
+    module = emit.read_model((folder / "model.py").read_text(), result.class_name, folder / "weights.safetensors")
+    module.train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    for seed in range(2):
+        x = emit.example_inputs(ported.net, seed, batch=8)
+        optimizer.zero_grad()
+        module(*x).square().mean().backward()
+        optimizer.step()
+    module.eval()
+    save_file(module.state_dict(), folder / "trained.safetensors")
+    export.load_state(ported.net, folder / "trained.safetensors")
+    paths = export.write_caffe(ported.net, folder / "caffe")
+    x = emit.example_inputs(ported.net, batch=3)
+    with torch.no_grad():
+        assert_close(caffe_port.load(*paths)(*x), module(*x))
+    emit.convert(ported, tmp_path / "folded", fold=True)
+    with pytest.raises(CaffePortError, match="is of a model written with --fold"):
+        export.load_state(ported.net, tmp_path / "folded" / "weights.safetensors")
+
+
+def test_the_state_of_another_model(shared: Path, tmp_path: Path) -> None:
+    ported = port("det1", shared)
+    emit.convert(ported, tmp_path / "out")
+    state = load_file(tmp_path / "out" / "weights.safetensors")
+    before = {name: value.clone() for name, value in ported.net.state_dict().items()}
+    cases = [
+        ({k: v for k, v in state.items() if k != "conv2.bias"}, r"lacks 'conv2\.bias', which the net's model\.py has"),
+        ({**state, "other": torch.zeros(1)}, r"holds 'other', which the net's model\.py does not have"),
+        ({**state, "conv1.bias": torch.zeros(3)}, r"'conv1\.bias' is \(3,\), the net's is \(10,\)"),
+    ]
+    for wrong, said in cases:
+        save_file(wrong, tmp_path / "w")
+        with pytest.raises(WeightsError, match=said):
+            export.load_state(ported.net, tmp_path / "w")
+    (tmp_path / "w").write_bytes(b"no")
+    with pytest.raises(CaffePortError, match="is no state_dict"):
+        export.load_state(ported.net, tmp_path / "w")
+    with pytest.raises(CaffePortError, match="cannot be read"):
+        export.load_state(ported.net, tmp_path / "absent")
+    for name, value in ported.net.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("name", ["convolution_shared_weights", "batchnorm_scale_inplace", "innerproduct_transpose",
+                                  "prelu_shared", "net_slash_names", "lstm_static"])  # fmt: skip
+def test_golden_net_written_back(name: str, tmp_path: Path) -> None:
+    golden = golden_nets.load(GOLDEN / "layers" / f"{name}.prototxt")
+    paths = export.write_caffe(golden.net.eval(), tmp_path)
+    with torch.no_grad():
+        wanted, got = as_dict(golden.net(*golden.inputs)), as_dict(caffe_port.load(*paths)(*golden.inputs))
+    for blob, value in wanted.items():
+        assert torch.equal(got[blob], value)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    golden = golden_nets.load(GOLDEN / "layers" / "relu_default.prototxt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CaffePortError, match="cannot be written"):
+        export.write_caffe(golden.net, tmp_path / "file" / "out")

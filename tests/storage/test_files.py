@@ -1,0 +1,110 @@
+"""atomic_write: the whole file under its name, or nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from caffe_port.errors import CaffePortError
+from caffe_port.storage.files import atomic_write
+
+not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+
+
+def test_writes_bytes_and_text(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a.bin") as file:
+        file.write(b"\x00\xff")
+        assert not (tmp_path / "a.bin").exists(), "the name stands for a whole file only"
+    assert (tmp_path / "a.bin").read_bytes() == b"\x00\xff"
+    with atomic_write(tmp_path / "b.txt", "w") as file:
+        file.write("é\n")
+    assert (tmp_path / "b.txt").read_bytes() == "é\n".encode()
+    assert sorted(os.listdir(tmp_path)) == ["a.bin", "b.txt"]
+
+
+def test_replaces_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old and longer")
+    with atomic_write(path, "w") as file:
+        file.write("new")
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, CaffePortError])
+def test_an_error_leaves_everything_as_it_was(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with atomic_write(path, "w") as file:
+            file.write("half")
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        write_half()
+    assert os.listdir(tmp_path) == ["a"]
+    assert path.read_text() == "old"
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    """A temporary file is its owner's alone; a result is not."""
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "a") as file:
+            file.write(b"x")
+        assert os.umask(0o027) == 0o027, "the umask is left as it was"
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("missing/a", "No such file or directory"), ("file/a", "Not a directory"), ("folder", "Is a directory"),
+     ("x" * 300, "File name too long")],
+)  # fmt: skip
+def test_places_that_cannot_be_written(name: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CaffePortError, match=f"cannot be written: {reason}") as caught, atomic_write(tmp_path / name):
+        pass
+    assert caught.value.where == str(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_name_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    name = "x" * 255
+    with atomic_write(tmp_path / name) as file:
+        file.write(b"x")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_nul_in_the_name(tmp_path: Path) -> None:
+    with pytest.raises(CaffePortError, match="cannot be written"), atomic_write(f"{tmp_path}/a\0b"):
+        pass
+    assert not os.listdir(tmp_path)
+
+
+@not_root
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(CaffePortError, match="cannot be written: Permission denied"), atomic_write(tmp_path / "a"):
+            pass
+    finally:
+        tmp_path.chmod(0o755)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """/dev/full refuses every byte; its error comes from the block, as a full disk's does."""
+    with (
+        pytest.raises(CaffePortError, match="a: cannot be written: No space left on device"),
+        atomic_write(tmp_path / "a"),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,319 @@
+"""Caffe's own training runs, followed parameter by parameter; and what a solver.prototxt may say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+
+from caffe_port import api
+from caffe_port.errors import CaffePortError, SpecError
+from caffe_port.formats import prototxt
+from caffe_port.net.net import Net
+from caffe_port.training import optimizers, solver, solverstate
+from caffe_port.training.solver import SolverSpec, learning_rate
+
+FOLDER = GOLDEN / "solvers"
+RUNS = sorted(p.name.removesuffix(".solver.prototxt") for p in FOLDER.glob("*.solver.prototxt"))
+
+
+def build(name: str, weights: str = "init.caffemodel") -> tuple[SolverSpec, Net, optimizers.CaffeOptimizer]:
+    spec = SolverSpec.read(FOLDER / f"{name}.solver.prototxt")
+    net = api.port(FOLDER / "net.prototxt", FOLDER / weights, keep_loss=True).net.train()
+    return spec, net, solver.build(spec, net)
+
+
+def assert_parameters(net: Net, run: dict[str, np.ndarray], at: int) -> None:
+    compared = 0
+    for layer, blobs in net.blobs().items():
+        for j, blob in enumerate(blobs):
+            expected = run[f"param:{layer}:{j}"][at].astype(np.float64)
+            worst = (np.abs(blob - expected) - 1e-6 - 1e-5 * np.abs(expected)).max()
+            assert worst <= 0, f"{layer} blob {j} after {at} iterations: {worst:.3g} beyond the tolerance"
+            compared += 1
+    assert compared == sum(key.startswith("param:") for key in run)
+
+
+def follow(
+    spec: SolverSpec, net: Net, optimizer: optimizers.CaffeOptimizer, run: dict[str, np.ndarray], start: int
+) -> None:
+    """Trains from ``start`` to 16; a forward pass takes the next of the four batches."""
+    for it in range(start, 16):
+        solver.set_iteration(optimizer, spec, it)
+        optimizer.zero_grad()
+        total = 0.0
+        for _ in range(spec.iter_size):
+            x, label = (torch.from_numpy(run[key][it % 4]) for key in ("x", "l"))
+            _, loss = net.forward_with_loss(x, label)
+            loss.backward()
+            total += loss.item() / spec.iter_size
+        assert total == pytest.approx(run["loss"][it], rel=1e-5)
+        optimizer.step()
+        assert_parameters(net, run, it + 1)
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return dict(file)
+
+
+def test_there_are_19_runs() -> None:
+    assert len(RUNS) == 19
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_caffes_run_is_followed(name: str) -> None:
+    spec, net, optimizer = build(name)
+    run = load(name)
+    assert_parameters(net, run, 0)
+    follow(spec, net, optimizer, run, 0)
+
+
+# -- .solverstate ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_caffes_snapshot_is_resumed(name: str) -> None:
+    spec, net, optimizer = build(name, f"{name}_iter_8.caffemodel")
+    state = solverstate.read(FOLDER / f"{name}_iter_8.solverstate")
+    assert state.iter == 8
+    assert state.current_step == solver.current_step(spec, 7)
+    assert solverstate.weights_beside(state) == FOLDER / f"{name}_iter_8.caffemodel"
+    solverstate.restore(state, net, optimizer, spec)
+    run = load(name)
+    assert_parameters(net, run, 8)
+    follow(spec, net, optimizer, run, 8)
+    ours = solverstate.capture(net, optimizer, spec, 16, f"{name}_iter_16.caffemodel")
+    caffes = solverstate.read(FOLDER / f"{name}_iter_16.solverstate")
+    assert (ours.iter, ours.learned_net, ours.current_step) == (caffes.iter, caffes.learned_net, caffes.current_step)
+    for mine, theirs in zip(ours.history, caffes.history, strict=True):
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["solverstate", "solverstate.h5"])
+def test_a_state_survives_writing(tmp_path: Path, suffix: str) -> None:
+    state = solverstate.read(FOLDER / "adam_iter_8.solverstate")
+    solverstate.write(tmp_path / f"s.{suffix}", state)
+    again = solverstate.read(tmp_path / f"s.{suffix}")
+    assert (again.iter, again.learned_net, again.current_step) == (8, "adam_iter_8.caffemodel", state.current_step)
+    for mine, theirs in zip(again.history, state.history, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    if suffix == "solverstate":
+        assert (tmp_path / "s.solverstate").read_bytes() == (FOLDER / "adam_iter_8.solverstate").read_bytes()
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    spec, net, optimizer = build("sgd")
+    with pytest.raises(CaffePortError, match="holds 16 arrays, SGD on this net keeps 1 for each of 8 blobs"):
+        solverstate.restore(solverstate.read(FOLDER / "adam_iter_8.solverstate"), net, optimizer, spec)
+    state = solverstate.read(FOLDER / "sgd_iter_8.solverstate")
+    wrong = dataclasses.replace(state, history=(np.zeros((2, 2), np.float32), *state.history[1:]))
+    with pytest.raises(CaffePortError, match=r"layer 'conv', blob 0: history \(2, 2\), the blob has \(4, 3, 3, 3\)"):
+        solverstate.restore(wrong, net, optimizer, spec)
+    with pytest.raises(CaffePortError, match=r"is no \.solverstate"):
+        solverstate.read(FOLDER / "sgd_iter_8.caffemodel")
+    data = (FOLDER / "sgd_iter_8.solverstate").read_bytes()
+    for k, content in enumerate((data[: len(data) // 2], b"\x89HDF\r\n\x1a\n" + data)):
+        path = tmp_path / f"{k}.solverstate"
+        path.write_bytes(content)
+        with pytest.raises(CaffePortError, match=str(path)):
+            solverstate.read(path)
+    alone = tmp_path / "sgd_iter_8.solverstate"
+    alone.write_bytes(data)
+    with pytest.raises(CaffePortError, match="neither beside it nor where it says"):
+        solverstate.weights_beside(solverstate.read(alone))
+
+
+# -- the learning rate ----------------------------------------------------------------------------------------------
+
+
+def spec_of(text: str) -> SolverSpec:
+    return SolverSpec.parse(prototxt.parse(text, "SolverParameter"))
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [
+        ('lr_policy: "fixed"', {0: 0.1, 99: 0.1}),
+        ('lr_policy: "step" stepsize: 3 gamma: 0.5', {0: 0.1, 2: 0.1, 3: 0.05, 6: 0.025}),
+        ('lr_policy: "exp" gamma: 0.9', {0: 0.1, 2: 0.081}),
+        ('lr_policy: "inv" gamma: 0.5 power: 2', {0: 0.1, 2: 0.025}),
+        ('lr_policy: "multistep" stepvalue: [2, 4] gamma: 0.1', {1: 0.1, 2: 0.01, 3: 0.01, 4: 0.001, 9: 0.001}),
+        ('lr_policy: "multistep" stepvalue: [4, 2] gamma: 0.1', {3: 0.1, 4: 0.01, 5: 0.001}),  # one step an iteration
+        ('lr_policy: "multistep" stepvalue: [0, 0] gamma: 0.1', {0: 0.01, 1: 0.001}),
+        ('lr_policy: "poly" power: 0.5 max_iter: 4', {0: 0.1, 3: 0.05, 4: 0.0, 5: 0.0}),
+        ('lr_policy: "sigmoid" gamma: -0.5 stepsize: 2', {2: 0.05, 4: 0.1 / (1 + math.e), 9999: 0.0}),
+    ],
+)
+def test_rates_by_hand(text: str, rates: dict[int, float]) -> None:
+    spec = spec_of(f"base_lr: 0.1 {text}")
+    for it, rate in rates.items():
+        assert learning_rate(spec, it) == pytest.approx(rate, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no base_lr"),
+        ('base_lr: 1 type: "Adadelta"', "Did you mean 'AdaDelta'"),
+        ('base_lr: 1 type: "SGD" solver_type: SGD', "both type and solver_type"),
+        ('base_lr: 1 lr_policy: "steps"', "Did you mean 'step'"),
+        ('base_lr: 1 lr_policy: "step"', "stepsize of at least 1, got 0"),
+        ('base_lr: 1 type: "AdaGrad" momentum: 0.9', "momentum cannot be used with AdaGrad"),
+        ('base_lr: 1 type: "RMSProp" rms_decay: 1', "not in"),
+        ('base_lr: 1 regularization_type: "L3"', "neither L1 nor L2"),
+        ("base_lr: 1 iter_size: 0", "iter_size is 0, at least 1"),
+        ("base_lr: 1 test_interval: 5", "test_iter"),
+        ("base_lr: nan", "not finite"),
+        ("base_lr: 1 test_iter: 1 test_iter: 2", "2 test nets"),
+        ("base_lr: 1 local_lr_auto: true", "NVIDIA/caffe"),
+    ],
+)
+def test_a_solver_that_caffe_refuses(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        spec_of(text)
+
+
+def test_the_old_type_is_understood() -> None:
+    for old, new in solver._OLD_TYPES.items():
+        assert spec_of(f"base_lr: 1 solver_type: {old}").type == new
+    assert spec_of("base_lr: 1").changed(max_iter=7, iter_size=None).max_iter == 7
+
+
+def test_the_net_is_found_beside_the_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (FOLDER / "net.prototxt").read_text()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "net.prototxt").write_text(text)
+    path = tmp_path / "a" / "solver.prototxt"
+    path.write_text('base_lr: 1 net: "net.prototxt"')
+    assert SolverSpec.read(path).definition().net.name == "solver_parity"
+    path.write_text('base_lr: 1 net: "examples/there/net.prototxt"')
+    assert SolverSpec.read(path).definition("TEST").path == str(tmp_path / "a" / "net.prototxt")
+    monkeypatch.chdir(tmp_path)
+    path.write_text(
+        'base_lr: 1 train_net: "a/net.prototxt" test_net_param { name: "t" layer { name: "i" type: "Input" } }'
+    )
+    assert SolverSpec.read(path).definition("TRAIN").net.name == "solver_parity"
+    assert SolverSpec.read(path).definition("TEST").net.name == "t"
+    for wrong, message in (
+        ('net: "absent.prototxt"', "absent.prototxt' is neither"),
+        ("", "names no nets for TRAIN"),
+        ('train_net: "a" train_net_param { }', "names 2 nets"),
+    ):
+        path.write_text(f"base_lr: 1 {wrong}")
+        with pytest.raises(SpecError, match=message):
+            SolverSpec.read(path).definition()
+
+
+def test_states_of_the_phases() -> None:
+    spec = spec_of('base_lr: 1 train_state { level: 2 stage: "a" } test_state { stage: "b" }')
+    assert spec.state("TRAIN") == (2, ("a",))
+    assert spec.state("TEST") == (0, ("b",))
+    assert spec_of("base_lr: 1").state("TEST") == (0, ())
+
+
+# -- which blobs learn ----------------------------------------------------------------------------------------------
+
+SHARED = """
+layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 2 dim: 3 }} }} }}
+layer {{ name: "a" type: "InnerProduct" bottom: "x" top: "a" param {{ name: "w" {0} }} param {{ lr_mult: 0 }}
+  inner_product_param {{ num_output: 3 }} }}
+layer {{ name: "b" type: "InnerProduct" bottom: "a" top: "b" param {{ name: "w" {1} }}
+  inner_product_param {{ num_output: 3 }} }}
+"""
+
+
+def shared_net(folder: Path, first: str, second: str) -> Net:
+    path = folder / "net.prototxt"
+    path.write_text(SHARED.format(first, second))
+    return api.port(path).net
+
+
+def test_shared_blobs_learn_once_and_frozen_ones_never(tmp_path: Path) -> None:
+    net = shared_net(tmp_path, "", "lr_mult: 3 decay_mult: 2")
+    found = solver.learnables(net)
+    assert [(b.layer, b.index, b.lr_mult, b.decay_mult) for b in found] == [
+        ("a", 0, 3, 2),
+        ("a", 1, 0, 1),
+        ("b", 1, 1, 1),
+    ]
+    optimizer = solver.build(spec_of("base_lr: 1"), net)
+    assert [(g["lr_mult"], len(g["params"])) for g in optimizer.param_groups] == [(3.0, 1), (1.0, 1)]
+    assert not found[1].tensor.requires_grad
+    with pytest.raises(SpecError, match=r"layer 'b'.*shares a blob with layer 'a' and gives it another lr_mult"):
+        solver.learnables(shared_net(tmp_path, "lr_mult: 1", "lr_mult: 3"))
+    frozen = SHARED.format("lr_mult: 0", "lr_mult: 0").replace("num_output", "bias_term: false num_output")
+    (tmp_path / "net.prototxt").write_text(frozen.replace("param { lr_mult: 0 }\n", ""))
+    nothing = api.port(tmp_path / "net.prototxt").net
+    with pytest.raises(SpecError, match="nothing to learn"):
+        solver.build(spec_of("base_lr: 1"), nothing)
+    with pytest.raises(SpecError, match="has 4 param for 2 blobs"):
+        solver.learnables(shared_net(tmp_path, "} param { } param { ", ""))
+
+
+# -- the optimizers by themselves -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(optimizers.OPTIMIZERS))
+def test_a_state_dict_carries_everything(name: str) -> None:
+    def run(steps: int, saved: dict | None = None, start: torch.Tensor | None = None) -> tuple[dict, torch.Tensor]:
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 6).reshape(2, 3) if start is None else start.clone())
+        optimizer = optimizers.OPTIMIZERS[name]([{"params": [p], "lr_mult": 2.0}], 0.1, weight_decay=0.01)
+        if saved is not None:
+            optimizer.load_state_dict(saved)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            p.square().sum().backward()
+            optimizer.step()
+        return optimizer.state_dict(), p.detach().clone()
+
+    _, whole = run(5)
+    saved, half = run(2)
+    _, resumed = run(3, saved, half)
+    assert torch.equal(whole, resumed)
+
+
+def test_adadelta_is_torchs_with_rho_for_momentum() -> None:
+    p, q = (torch.nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
+    ours = optimizers.AdaDelta([p], 0.1, momentum=0.9, delta=1e-3, weight_decay=5e-3)
+    torchs = torch.optim.Adadelta([q], 0.1, rho=0.9, eps=1e-3, weight_decay=5e-3)
+    for it in range(50):
+        for parameter, optimizer in ((p, ours), (q, torchs)):
+            optimizer.zero_grad()
+            (parameter - it % 3).cos().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_torchs_own_adadelta_follows_caffes_run() -> None:
+    """Caffe's AdaDelta has no momentum besides rho: torch.optim.Adadelta(rho=momentum, eps=delta) is the same."""
+    spec, net, ours = build("adadelta")
+    run = load("adadelta")
+    groups = [{**g, "weight_decay": spec.weight_decay * g["decay_mult"]} for g in ours.param_groups]
+    torchs = torch.optim.Adadelta(groups, rho=spec.momentum, eps=spec.delta)
+    for it in range(16):
+        for group in torchs.param_groups:
+            group["lr"] = learning_rate(spec, it) * group["lr_mult"]
+        torchs.zero_grad()
+        _, loss = net.forward_with_loss(*(torch.from_numpy(run[key][it % 4]) for key in ("x", "l")))
+        loss.backward()
+        torchs.step()
+        assert_parameters(net, run, it + 1)
+
+
+def test_gradients_stay_and_missing_ones_are_zero() -> None:
+    p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = optimizers.SGD([p, q], 0.1, momentum=0.5, weight_decay=1.0, clip_gradients=1.0)
+    p.grad = torch.tensor([3.0, 4.0])
+    assert optimizer.step(lambda: 7) == 7
+    assert p.grad.tolist() == [3.0, 4.0]
+    torch.testing.assert_close(p.detach(), 1 - 0.1 * (torch.tensor([0.6, 0.8]) + 1))
+    torch.testing.assert_close(q.detach(), torch.full((2,), 0.9))
+    with pytest.raises(TypeError, match="SGD takes no 'delta'"):
+        optimizers.SGD([p], 0.1, delta=1.0)

@@ -1,0 +1,146 @@
+"""OpenCV as the reference: it agrees with Caffe wherever it does not say otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from golden_nets import case_of
+
+from caffe_port.errors import CaffePortError, DependencyError
+from caffe_port.verification.comparison import difference
+from caffe_port.verification.references.opencv import DEVIATIONS, OpenCVReference
+from caffe_port.verification.references.reference import Case, Made, record
+
+cv2 = pytest.importorskip("cv2")
+
+CASES = [p for p in sorted((GOLDEN / "layers").glob("*.prototxt")) if not p.stem.endswith("_train")]
+
+REFUSED = {
+    "Accuracy", "ArgMax", "BatchReindex", "Bias", "Clip", "ContrastiveLoss", "DummyData", "Embed", "EuclideanLoss",
+    "Filter", "HingeLoss", "Im2col", "InfogainLoss", "LSTM", "LSTMUnit", "MultinomialLogisticLoss", "Parameter", "RNN",
+    "Reduction", "SPP", "SigmoidCrossEntropyLoss", "SoftmaxWithLoss", "Threshold", "Tile",
+}  # fmt: skip
+"""Types that OpenCV 4 refuses altogether."""
+
+REFUSED_CASES = {
+    "batchnorm_test_batch_stats", "convolution_1d", "convolution_3d", "convolution_axis2", "convolution_two_bottoms",
+    "deconvolution_dilated", "innerproduct_transpose", "log_base", "log_default", "lrn_across_k", "mvn_eps",
+    "reshape_axis_insert_end", "scale_two_bottoms_mid", "split_use", "swish_beta",
+}  # fmt: skip
+"""Cases of other types that it refuses, or where it is known to deviate."""
+
+
+def turns(case: Case, expected: dict[tuple[str, int], np.ndarray]) -> Iterator[Made]:
+    """Runs the reference; where it has no figures it goes on with Caffe's."""
+    run = OpenCVReference().run(case)
+    instead = None
+    while True:
+        try:
+            made = run.send(instead)
+        except StopIteration:
+            return
+        yield made
+        instead = None if made.tops is not None else [expected[made.layer.name, k] for k in range(len(made.layer.tops))]
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
+def test_as_caffe_or_not_at_all(path: Path) -> None:
+    case, expected = case_of(path)
+    if case.spec.phase == "TRAIN":
+        with pytest.raises(CaffePortError, match="TEST phase only"):
+            next(OpenCVReference().run(case))
+        return
+    made = list(turns(case, expected))
+    assert [m.layer.name for m in made] == [layer.name for layer in case.spec.layers if layer.type != "Input"]
+    for turn in made:
+        assert (turn.tops is None) == bool(turn.note)
+        for k, top in enumerate(turn.tops or ()):
+            found = difference(expected[turn.layer.name, k], top)
+            assert found.passed, f"{turn.layer.name}: {found}"
+        refused = turn.layer.type in REFUSED or (path.stem in REFUSED_CASES and turn.layer.type not in ("ReLU", "TanH"))
+        assert (turn.tops is None) == refused, turn.note
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in sorted(REFUSED_CASES) if n.split("_")[0] in {t.lower() for t in DEVIATIONS}]
+)
+def test_the_deviations_are_real(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OpenCV that has learned it would let the entry go."""
+    case, expected = case_of(GOLDEN / "layers" / f"{name}.prototxt")
+    for type_ in list(DEVIATIONS):
+        monkeypatch.delitem(DEVIATIONS, type_)
+    wrong = [
+        turn.tops is None or not all(
+            difference(expected[turn.layer.name, k], top).passed for k, top in enumerate(turn.tops)
+        )
+        for turn in turns(case, expected)
+    ]  # fmt: skip
+    assert any(wrong)
+
+
+def test_a_refused_layer_does_not_take_the_net_with_it(tmp_path: Path) -> None:
+    net = tmp_path / "net.prototxt"
+    net.write_text("""
+        layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }
+        layer { name: "a" type: "ReLU" bottom: "x" top: "x" }
+        layer { name: "b" type: "Power" bottom: "x" top: "b" power_param { scale: 2 } }
+        layer { name: "c" type: "Threshold" bottom: "b" top: "c" }
+        layer { name: "d" type: "TanH" bottom: "b" top: "d" }
+        layer { name: "e" type: "Eltwise" bottom: "c" bottom: "d" bottom: "x" top: "e" }
+        layer { name: "quiet" type: "Silence" bottom: "e" }
+    """)
+    from caffe_port.api import port
+
+    plan = port(net).net.plan
+    x = np.random.Generator(np.random.PCG64(1)).standard_normal((2, 3, 5, 4), np.float32)
+    case = Case(plan.spec, plan.shapes, {}, {"x": x})
+    step = (np.maximum(x, 0) * 2 > 0).astype(np.float32)
+    made = {m.layer.name: m for m in turns(case, {("c", 0): step})}
+    assert [name for name, m in made.items() if m.tops is None] == ["c"]
+    assert made["c"].note == "OpenCV has no layer Threshold"
+    assert made["quiet"].tops == ()
+    relu = np.maximum(x, 0)
+    for name, value in {"a": relu, "b": relu * 2, "d": np.tanh(relu * 2), "e": step + np.tanh(relu * 2) + relu}.items():
+        tops = made[name].tops
+        assert tops is not None
+        assert difference(value, tops[0]).passed, name
+
+
+def test_small_segments_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, expected = case_of(GOLDEN / "layers/net_residual.prototxt")
+    whole = [m.tops for m in turns(case, expected)]
+    monkeypatch.setattr("caffe_port.verification.references.opencv._SEGMENT_BYTES", 1)
+    parts = [m.tops for m in turns(case, expected)]
+    assert len(whole) == len(parts)
+    for one, other in zip(whole, parts, strict=True):
+        assert one is not None
+        assert other is not None
+        assert all(difference(a, b).passed for a, b in zip(one, other, strict=True))
+
+
+def test_record(tmp_path: Path) -> None:
+    case, expected = case_of(GOLDEN / "layers/net_residual.prototxt")
+    trace = record(OpenCVReference(), case, {"weights": "w"})
+    assert set(trace.tops) == set(expected) - {k for k in expected if "_split" in k[0]}
+    assert trace.provenance == {"producer": f"OpenCV {cv2.__version__}", "weights": "w"}
+    case, _ = case_of(GOLDEN / "layers/argmax_default.prototxt")
+    with pytest.raises(CaffePortError, match="no figures for argmax: OpenCV has no layer ArgMax"):
+        record(OpenCVReference(), case)
+
+
+def test_without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(DependencyError, match="not installed") as error:
+        _ = OpenCVReference().name
+    assert "pip install" in error.value.hint
+
+
+def test_opencv_5_has_no_importer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(cv2.dnn, "readNetFromCaffe")
+    with pytest.raises(DependencyError, match="no Caffe importer"):
+        _ = OpenCVReference().name

@@ -1,0 +1,124 @@
+"""What is printed, and what programs read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+from rich.console import Console
+
+from caffe_port.verification.comparison import Distance, Report, Row, Tolerance, difference, failure
+from caffe_port.verification.reports.terminal import render, to_json, verdict
+
+ZERO, HALF = np.zeros((2, 3)), np.full((2, 3), 0.5)
+GOOD, BAD = difference(ZERO, ZERO), difference(ZERO, HALF)
+
+
+def report(*rows: Row, **fields: object) -> Report:
+    return Report(rows, Tolerance(), "R 1.0", net="net", **fields)  # type: ignore[arg-type]
+
+
+def text(of: Report, all_rows: bool = False, terminal: bool = False, width: int = 100) -> str:
+    out = io.StringIO()
+    render(of, Console(file=out, force_terminal=terminal, width=width), all_rows)
+    return out.getvalue()
+
+
+def test_passed() -> None:
+    of = report(*(Row(f"layer{i}", 0, "ReLU", free=GOOD, isolated=GOOD) for i in range(9)))
+    shown = text(of)
+    assert "PASSED: 9 of 9 tops agree with R 1.0" in shown
+    assert "4 more agree; --all shows every top" in shown
+    assert "\x1b" not in shown
+    assert text(of, all_rows=True).count("ok") == 9
+    assert "\x1b[" in text(of, terminal=True)
+
+
+def test_one_broken_layer_and_what_follows() -> None:
+    rows = [Row("a", 0, "ReLU", free=GOOD, isolated=GOOD), Row("b", 1, "Slice", where="n:7", free=BAD, isolated=BAD)]
+    rows += [Row(f"c{i}", 0, "ReLU", free=BAD, isolated=GOOD) for i in range(8)]
+    of = report(*rows)
+    shown = text(of)
+    assert "FAILED: 9 of 10 tops differ from R 1.0; 1 layer is different: 'b'; 8 differ because of what came" in shown
+    assert "first to diverge: layer 'b' (Slice), n:7" in shown
+    assert "at (0, 0) it has 0.5, the reference 0; 6 of 6 elements are outside" in shown
+    assert "b:1" in shown
+    assert "0 more agree, 5 more differ" in shown
+    assert shown.count("only because of what came before it") == 3
+
+
+def test_only_accumulated() -> None:
+    of = report(Row("a", 0, free=GOOD, isolated=GOOD), Row("b", 0, free=BAD, isolated=GOOD))
+    assert verdict(of) == (
+        "FAILED: 1 of 2 tops differ from R 1.0, though every layer by itself agrees: rounding errors accumulate"
+    )
+
+
+def test_not_compared_is_listed_and_counted() -> None:
+    of = report(Row("a", 0, free=GOOD), Row("b", 0, "ArgMax", note="R has no layer ArgMax"))
+    shown = text(of)
+    assert "R has no layer ArgMax" in shown
+    assert "PASSED: 1 of 2 tops agree with R 1.0; 1 not compared" in shown
+    assert verdict(report(Row("b", 0))).startswith("NOTHING COMPARED")
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    of = report(Row("\x1b[31mred\n[bold]x[/bold]", 0, "T\x07", free=GOOD), notes=("n\x1b]0;title\x07",))
+    shown = text(of, width=200)
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "\\x1b[31mred\\n[bold]x[/bold]" in shown
+
+
+def test_shape_mismatch_has_no_number() -> None:
+    of = report(Row("pool", 0, "Pooling", free=difference(np.zeros((2, 3)), np.zeros((2, 2)))))
+    shown = text(of, width=140)
+    assert "first to diverge: layer 'pool' (Pooling): shape (2, 2), the reference has (2, 3)" in shown
+    assert "nan" not in shown
+
+
+def test_json() -> None:
+    nan = difference(np.array([1.0, 2.0]), np.array([1.0, math.nan]))
+    of = report(
+        Row("a", 0, "ReLU", "x", "n:3", GOOD, BAD), Row("b", 1, note="why"), Row("c", 0, free=nan),
+        Row("d", 0, free=failure("raises")), inputs={"x": "words"}, provenance={"torch": "2"}, notes=("note",),
+    )  # fmt: skip
+    value = json.loads(to_json(of))
+    assert list(value) == [
+        "format", "version", "passed", "compared", "failed", "not_compared", "net", "phase", "reference", "candidate",
+        "inputs", "provenance", "notes", "tolerance", "first", "rows",
+    ]  # fmt: skip
+    assert (value["format"], value["version"]) == ("caffe-port verification", 1)
+    assert (value["passed"], value["compared"], value["failed"], value["not_compared"]) == (False, 3, 3, 1)
+    assert value["tolerance"] == {"atol": 1e-5, "rtol": 1e-4}
+    assert value["first"] == {"layer": "a", "top": 0}
+    row = value["rows"][0]
+    assert set(row) == {
+        "layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "free", "isolated"
+    }  # fmt: skip
+    assert set(row["isolated"]) == {
+        "passed", "reason", "shape", "greatest", "at", "expected", "actual", "unit", "needed_atol", "relative",
+        "outside", "count",
+    }  # fmt: skip
+    assert row["isolated"]["at"] == [0, 0]
+    assert value["rows"][1]["free"] is None
+    assert value["rows"][2]["free"]["greatest"] is None
+    assert value["rows"][2]["free"]["actual"] is None
+    assert "NaN or infinity" in value["rows"][2]["free"]["reason"]
+
+
+def test_a_narrow_terminal_keeps_names_whole() -> None:
+    """Numbers of lesser weight go; layers' names and types are not broken into columns of two letters."""
+    far = Distance(2.3e-7, 1.2e-7)
+    rows = [Row(f"inception_4{c}/3x3_reduce", 0, "Convolution", free=GOOD, isolated=GOOD, distance=far) for c in "abc"]
+    wide, narrow = (text(report(*rows), all_rows=True, width=width).splitlines() for width in (120, 80))
+    for shown in (wide, narrow):
+        line = next(line for line in shown if "inception_4b" in line)
+        assert line.split()[:2] == ["inception_4b/3x3_reduce", "Convolution"]
+        assert line.split()[-3:] == ["2.3e-07", "1.2e-07", "ok"]
+    assert any("free   isolated" in line for line in wide)
+    assert not any("free" in line for line in narrow)
+    assert sum("Convolution" in line for line in narrow) == 3
+    assert max(map(len, narrow)) <= 80

@@ -1,0 +1,59 @@
+"""Gradients against Caffe's, through verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import GOLDEN
+
+from caffe_port.errors import CaffePortError
+from caffe_port.verification.backward import gradient_rows
+from caffe_port.verification.comparison import Tolerance
+from caffe_port.verification.references.trace import Trace, read_golden
+from caffe_port.verification.verify import prepare, verify
+
+SOME = ("net_residual", "batchnorm_scale_inplace_train", "softmaxwithloss_weight", "innerproduct_transpose",
+        "convolution_shared_weights", "lstm_default", "pooling_ave_k3s2p1")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_as_caffe(name: str) -> None:
+    path = GOLDEN / "layers" / f"{name}.npz"
+    weights = path.with_suffix(".caffemodel")
+    trace = read_golden(path)
+    report = verify(path.with_suffix(".prototxt"), weights if weights.exists() else None, against=trace, backward=True)
+    assert report.passed, [(r.layer, r.top, r.type, r.free) for r in report.rows if r.status != "passed"]
+    rows = [r for r in report.rows if r.type == "gradient"]
+    assert len(rows) == len(trace.input_gradients) + len(trace.parameter_gradients)
+    assert len([r for r in report.rows if r.type == "parameter after forward"]) == len(trace.changed_parameters)
+
+
+def test_a_wrong_gradient_is_found() -> None:
+    path = GOLDEN / "layers/net_residual.npz"
+    trace = read_golden(path)
+    subject = prepare(path.with_suffix(".prototxt"), path.with_suffix(".caffemodel"), trace=trace)
+    subject.ported.net.c2.weight.register_hook(lambda g: g * 1.01)
+    rows = list(gradient_rows(subject.ported.net, subject.case, trace, Tolerance()))
+    assert [(r.layer, r.top, r.blob) for r in rows if r.status == "failed"] == [("c2", 0, "weight")]
+
+
+def test_without_gradients(golden: Path) -> None:
+    net = golden / "layers/relu_default.prototxt"
+    trace = read_golden(net.with_suffix(".npz"))
+    with pytest.raises(CaffePortError, match="holds no gradients"):
+        verify(net, against=Trace(trace.tops, trace.inputs), backward=True)
+    with pytest.raises(CaffePortError, match="gradients are compared with a trace"):
+        verify(net, against="opencv", backward=True)
+    with pytest.raises(CaffePortError, match="nothing of this net can be differentiated"):
+        verify(net, against=Trace(trace.tops, trace.inputs, input_gradients=trace.input_gradients), backward=True)
+
+
+def test_the_net_is_as_it_was() -> None:
+    path = GOLDEN / "layers/innerproduct_transpose.npz"
+    trace = read_golden(path)
+    subject = prepare(path.with_suffix(".prototxt"), path.with_suffix(".caffemodel"), trace=trace)
+    before = {k: v.clone() for k, v in subject.ported.net.state_dict().items()}
+    list(gradient_rows(subject.ported.net, subject.case, trace, Tolerance()))
+    assert all(torch.equal(v, before[k]) for k, v in subject.ported.net.state_dict().items())
