@@ -79,8 +79,10 @@ def optimizer(net: Net, how: str, decay: float, plain: bool) -> torch.optim.Opti
     ours = solver.build(spec, net)
     if how == "caffe":
         return ours
-    groups = [{"params": g["params"], "lr": 0.1 * g["lr_mult"], "weight_decay": decay * g["decay_mult"]}
-              for g in ours.param_groups]  # fmt: skip
+    groups = [
+        {"params": g["params"], "lr": 0.1 * g["lr_mult"], "weight_decay": decay * g["decay_mult"]}
+        for g in ours.param_groups
+    ]
     return torch.optim.Adadelta(groups, rho=0.9, eps=1e-3)
 
 
@@ -119,9 +121,13 @@ def main() -> None:
         apart = next((k for k, (a, b) in enumerate(zip(losses, first, strict=True)) if abs(a - b) > 1e-3 * b), None)
         norm = sum(float(p.detach().square().sum()) for p in net.parameters()) ** 0.5
         results[name] = {
-            "loss": sum(losses[-50:]) / len(losses[-50:]), "accuracy": accuracy, "norm": norm, "differs_from": apart,
-            "first_losses": losses[:5], "seconds": round(time.monotonic() - began),
-        }  # fmt: skip
+            "loss": sum(losses[-50:]) / len(losses[-50:]),
+            "accuracy": accuracy,
+            "norm": norm,
+            "differs_from": apart,
+            "first_losses": losses[:5],
+            "seconds": round(time.monotonic() - began),
+        }
         print(name, json.dumps(results[name]), flush=True)
     if args.out:
         args.out.write_text(json.dumps(results, indent=2))

@@ -219,11 +219,15 @@ def measure(folder: Path, rounds: int) -> None:
     whole = Row(
         "`caffe-port convert`, the command", [*command, "convert", prototxt, weights, "-o", str(folder / "out")]
     )
-    fast = Row("`caffe-port convert --format safetensors`, the command",
-               [*command, "convert", weights, "-o", str(folder / "blobs"), "--format", "safetensors"])  # fmt: skip
+    fast = Row(
+        "`caffe-port convert --format safetensors`, the command",
+        [*command, "convert", weights, "-o", str(folder / "blobs"), "--format", "safetensors"],
+    )
     alone = Row("the same in a running Python", own("blobs"))
-    small = [Row("`caffe-port --help`", [*command, "--help"]),
-             Row("`caffe-port inspect net.prototxt`", [*command, "inspect", prototxt])]  # fmt: skip
+    small = [
+        Row("`caffe-port --help`", [*command, "--help"]),
+        Row("`caffe-port inspect net.prototxt`", [*command, "inspect", prototxt]),
+    ]
     simple = Row("the naive way: protobuf, NumPy, torch.save", own("naive"))
     for _ in range(rounds):
         for row in (cp, reading, fast, alone, torch, parts, whole, *small):

@@ -244,13 +244,19 @@ def _wait(device: str) -> None:
 
 
 def table(title: str, times: Mapping[str, list[float]]) -> str:
-    lines = [f"### {title}, {len(times[BASE])} rounds", "", "| row | median ms | least ms | ratio | quartiles |",
-             "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    lines = [
+        f"### {title}, {len(times[BASE])} rounds",
+        "",
+        "| row | median ms | least ms | ratio | quartiles |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for name, own in times.items():
         ratios = [a / b for a, b in zip(own, times[BASE], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        lines.append(f"| {name} | {statistics.median(own) * 1e3:.2f} | {min(own) * 1e3:.2f} "
-                     f"| {middle:.2f} | {low:.2f} to {high:.2f} |")  # fmt: skip
+        lines.append(
+            f"| {name} | {statistics.median(own) * 1e3:.2f} | {min(own) * 1e3:.2f} "
+            f"| {middle:.2f} | {low:.2f} to {high:.2f} |"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -260,8 +266,10 @@ def machine(device: str, threads: int) -> str:
     if device == "cpu" and cpu.is_file():
         name = next((line.split(": ")[1] for line in cpu.read_text().splitlines() if "model name" in line), name)
     today = datetime.datetime.now(datetime.timezone.utc).date()
-    return (f"{today}, {name}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}, "
-            f"caffe-port {caffe_port.__version__}\n")  # fmt: skip
+    return (
+        f"{today}, {name}, {threads} threads, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"caffe-port {caffe_port.__version__}\n"
+    )
 
 
 def main() -> None:
@@ -279,8 +287,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         residual = Path(folder) / "resnet18.prototxt"
         residual.write_text(resnet18())
-        nets = [(caffe_port.port(ROOT / "model_defs/simplenet_cifar10.prototxt"), SimpleNet(), 32, (1, 64)),
-                (caffe_port.port(residual), ResNet18(), 224, (1,))]  # fmt: skip
+        nets = [
+            (caffe_port.port(ROOT / "model_defs/simplenet_cifar10.prototxt"), SimpleNet(), 32, (1, 64)),
+            (caffe_port.port(residual), ResNet18(), 224, (1,)),
+        ]
     for ported, hand, side, batches in nets:
         prepare(ported, hand)
         for batch in batches:

@@ -138,8 +138,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         plain, plain_step = training(data, folder / "plain", device, batch, fast=False)
         quick, quick_step = training(data, folder / "fast", device, batch, fast=True)
         quick_kind = quick.options.amp or "fp32"
-        variants = {"original loop, fp32": original.step, "caffe-port train, fp32": plain_step,
-                    f"caffe-port train --fast, {quick_kind}": quick_step}  # fmt: skip
+        variants = {
+            "original loop, fp32": original.step,
+            "caffe-port train, fp32": plain_step,
+            f"caffe-port train --fast, {quick_kind}": quick_step,
+        }
         x = torch.randn(2, 3, 32, 32, device=device)
         y = torch.zeros(2, dtype=torch.long, device=device)
         theirs = flops(lambda: original.criterion(original.net(x), y).backward()) / 2
@@ -158,18 +161,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         achieved = per_image * batch / each
         kind = "bf16" if "bf16" in label else "fp32"
         speeds[label] = {
-            "images_per_s": batch / each, "ratio": best["original loop, fp32"] / each, "tflops": achieved / 1e12,
+            "images_per_s": batch / each,
+            "ratio": best["original loop, fp32"] / each,
+            "tflops": achieved / 1e12,
             "share_of_matmul": achieved / rates[kind],
-        }  # fmt: skip
+        }
     return {
-        "date": datetime.now(timezone.utc).date().isoformat(), "batch_size": batch, "rounds": args.rounds,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "batch_size": batch,
+        "rounds": args.rounds,
         "device": torch.cuda.get_device_name(device) if gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
         "load": None if gpu or not hasattr(os, "getloadavg") else round(os.getloadavg()[0], 1),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "gflop_per_image": {"original": theirs / 1e9, "ours": ours / 1e9}, "speeds": speeds,
+        "gflop_per_image": {"original": theirs / 1e9, "ours": ours / 1e9},
+        "speeds": speeds,
         "matmul_tflops": {kind: rate / 1e12 for kind, rate in rates.items()},
-        "memory_mb": {kind: value for kind, (value, _) in used.items()}, "memory_how": used["fp32"][1],
-    }  # fmt: skip
+        "memory_mb": {kind: value for kind, (value, _) in used.items()},
+        "memory_how": used["fp32"][1],
+    }
 
 
 def cpu_name() -> str:

@@ -46,12 +46,16 @@ def vgg(side: int, width: int) -> str:
         for n in range(1, count + 1):
             text += conv(f"conv{block}_{n}", bottom, outputs)
             bottom = f"conv{block}_{n}"
-        text += (f'layer {{ name: "pool{block}" type: "Pooling" bottom: "{bottom}" top: "pool{block}" '
-                 "pooling_param { kernel_size: 2 stride: 2 } }\n")  # fmt: skip
+        text += (
+            f'layer {{ name: "pool{block}" type: "Pooling" bottom: "{bottom}" top: "pool{block}" '
+            "pooling_param { kernel_size: 2 stride: 2 } }\n"
+        )
         bottom = f"pool{block}"
     for n, outputs in ((6, width), (7, width), (8, 1000)):
-        text += (f'layer {{ name: "fc{n}" type: "InnerProduct" bottom: "{bottom}" top: "fc{n}" inner_product_param {{ '
-                 f'num_output: {outputs} weight_filler {{ type: "xavier" }} }} }}\n')  # fmt: skip
+        text += (
+            f'layer {{ name: "fc{n}" type: "InnerProduct" bottom: "{bottom}" top: "fc{n}" inner_product_param {{ '
+            f'num_output: {outputs} weight_filler {{ type: "xavier" }} }} }}\n'
+        )
         bottom = f"fc{n}"
     return text
 

@@ -73,10 +73,21 @@ def data_of(root: Path | None, name: str) -> list[str]:
 def stages(args: argparse.Namespace, root: Path | None) -> list[Stage]:
     python, smoke = sys.executable, args.smoke
     train = [python, "-m", "caffe_port", "train"]
-    bench = [python, str(HERE / "bench_training.py"), "--json", str(args.out / "bench_training.json"),
-             "--md", str(args.out / "bench_training.md")]  # fmt: skip
-    found = [Stage("bench_training", bench + (["--batch-size", "4", "--rounds", "1"] if smoke else []),
-                   {"": args.out / "bench_training.json"})]  # fmt: skip
+    bench = [
+        python,
+        str(HERE / "bench_training.py"),
+        "--json",
+        str(args.out / "bench_training.json"),
+        "--md",
+        str(args.out / "bench_training.md"),
+    ]
+    found = [
+        Stage(
+            "bench_training",
+            bench + (["--batch-size", "4", "--rounds", "1"] if smoke else []),
+            {"": args.out / "bench_training.json"},
+        )
+    ]
     slim = [str(MODELS / "simplenet_slim_310k_cifar10.prototxt")] if smoke else []
     short = ["--epochs", "2", "--batch-size", "8"] if smoke else []
     seeds, folder = 2 if smoke else args.seeds, args.out / "fast-cifar10"
@@ -127,11 +138,19 @@ def report(all_stages: list[Stage], out: Path) -> None:
     for stage, name, path in ((s, name, path) for s in all_stages if s.last for name, path in s.results.items()):
         found = read(path)
         state = "not begun" if not found else "done" if stage.at(found) >= stage.last else "going on"
-        rows.append({
-            "run": name, "state": state, "at": stage.at(found), "of": stage.last, "accuracy": accuracy(found),
-            "target": stage.target, "seconds": found.get("train_seconds", found.get("seconds")),
-            "device": found.get("device_name"), "peak_memory_bytes": found.get("peak_memory_bytes"),
-        })  # fmt: skip
+        rows.append(
+            {
+                "run": name,
+                "state": state,
+                "at": stage.at(found),
+                "of": stage.last,
+                "accuracy": accuracy(found),
+                "target": stage.target,
+                "seconds": found.get("train_seconds", found.get("seconds")),
+                "device": found.get("device_name"),
+                "peak_memory_bytes": found.get("peak_memory_bytes"),
+            }
+        )
     fast = [r["accuracy"] for r in rows if r["run"].startswith("fast") and r["state"] == "done"]
     lines = [f"# Measured on {datetime.now(timezone.utc).date().isoformat()}", ""]
     lines += [
@@ -140,8 +159,10 @@ def report(all_stages: list[Stage], out: Path) -> None:
     ]
     for r in rows:
         shown = "" if r["accuracy"] is None else f"{r['accuracy']:.2f} %"
-        lines.append(f"| {r['run']} | {r['state']} | {r['at'] or 0:,} of {r['of']:,} | {shown} | {r['target']} % | "
-                     f"{r['seconds'] or 0:,.0f} | {r['device'] or ''} |")  # fmt: skip
+        lines.append(
+            f"| {r['run']} | {r['state']} | {r['at'] or 0:,} of {r['of']:,} | {shown} | {r['target']} % | "
+            f"{r['seconds'] or 0:,.0f} | {r['device'] or ''} |"
+        )
     if len(fast) > 1:
         lines += ["", f"Fast recipe: {np.mean(fast):.2f} ± {np.std(fast, ddof=1):.2f} % over {len(fast)} seeds."]
     bench = out / "bench_training.md"

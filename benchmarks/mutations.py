@@ -94,17 +94,19 @@ SLIPS: dict[str, dict[str, tuple[Slip, str]]] = {
     "Pooling": {
         "rounds down": (lambda m, x: _pool(m, x, ceil_mode=not m.ceil_mode), r"rounds the size"),
         "average for maximum, or the reverse": (
-            lambda m, x: _pool(m, x, pool="AVE" if m.pool == "MAX" else "MAX"), r"takes the (average|maximum)"),
+            lambda m, x: _pool(m, x, pool="AVE" if m.pool == "MAX" else "MAX"),
+            r"takes the (average|maximum)",
+        ),
         "divisor without padding": (
             lambda m, x: F.avg_pool2d(x, m.kernel_size, m.stride, m.padding, True, False) if m.pool == "AVE" else m(x),
-            r"leaves the padding out"),
+            r"leaves the padding out",
+        ),
     },
     "Convolution": {
         "kernel flipped": (lambda m, x: _conv(m, x, m.weight.flip(2, 3)), r"kernel is flipped"),
         "kernel transposed": (lambda m, x: _conv(m, x, m.weight.transpose(2, 3)), r"height and width"),
         "channel order": (lambda m, x: _conv(m, x, m.weight.flip(1)), r"its input channels"),
-        "bias missing": (
-            lambda m, x: _conv(m, x, bias=m.bias * 0) if m.bias is not None else m(x), r"bias is missing"),
+        "bias missing": (lambda m, x: _conv(m, x, bias=m.bias * 0) if m.bias is not None else m(x), r"bias is missing"),
         "padding": (lambda m, x: _conv(m, x, padding=tuple(p + 1 for p in m.padding)), r"its pad is"),
         "one weight perturbed": (_perturbed, r"only channels"),
     },
@@ -112,18 +114,16 @@ SLIPS: dict[str, dict[str, tuple[Slip, str]]] = {
         "scale factor not divided out": (_unscaled, r"scale factor"),
         "eps": (_eps, r"its eps is about 0\.001"),
         "statistics of the batch": (
-            lambda m, x: F.batch_norm(x, None, None, None, None, True, 0.1, m.eps), r"statistics of the batch"),
+            lambda m, x: F.batch_norm(x, None, None, None, None, True, 0.1, m.eps),
+            r"statistics of the batch",
+        ),
     },
-    "Scale": {
-        "bias missing": (lambda m, x: m(x) - m(torch.zeros_like(x)), r"bias is missing"),
-    },
+    "Scale": {"bias missing": (lambda m, x: m(x) - m(torch.zeros_like(x)), r"bias is missing")},
     "ReLU": {
         "missing": (lambda _, x: x.clone(), r"the layer is missing"),
         "leaky": (lambda _, x: F.leaky_relu(x, 0.01), r"negative slope is 0\.01"),
     },
-    "PReLU": {
-        "slope missing": (lambda _, x: F.relu(x), r"negative slope is missing"),
-    },
+    "PReLU": {"slope missing": (lambda _, x: F.relu(x), r"negative slope is missing")},
     "LRN": {
         "alpha not divided": (lambda m, x: _lrn(m, x, scale=5.0), r"not divide alpha"),
         "k of another net": (lambda m, x: _lrn(m, x, k=2.0), r"uses k = 2"),
@@ -131,17 +131,17 @@ SLIPS: dict[str, dict[str, tuple[Slip, str]]] = {
     "InnerProduct": {
         "flatten order": (_hwc, r"flattens in the order"),
         "weight transposed": (
-            lambda m, x: _linear(m, x, m.weight.reshape(m.weight.shape[::-1]).T), r"read as \(in, out"),
+            lambda m, x: _linear(m, x, m.weight.reshape(m.weight.shape[::-1]).T),
+            r"read as \(in, out",
+        ),
         "bias missing": (lambda m, x: _linear(m, x, bias=m.bias * 0), r"bias is missing"),
     },
     "Softmax": {
         "logarithm": (lambda m, x: m(x).log(), r"logarithm"),
         "missing": (lambda _, x: x.clone(), r"does nothing"),
     },
-    "Dropout": {
-        "active": (lambda _, x: F.dropout(x.clone(), 0.5, True), r"dropout is active"),
-    },
-}  # fmt: skip
+    "Dropout": {"active": (lambda _, x: F.dropout(x.clone(), 0.5, True), r"dropout is active")},
+}
 
 
 class Planted(nn.Module):
@@ -158,8 +158,10 @@ class Planted(nn.Module):
 
 def nets(folder: Path) -> Iterator[tuple[str, Ported]]:
     """The nets, with their parameters; drawn ones get biases and statistics that are not zero."""
-    yield "SimpleNet", _drawn(port(ROOT / "model_defs/simplenet_slim_310k_cifar10.prototxt",
-                                   input_shapes={"data": (2, 3, 32, 32)}))  # fmt: skip
+    yield (
+        "SimpleNet",
+        _drawn(port(ROOT / "model_defs/simplenet_slim_310k_cifar10.prototxt", input_shapes={"data": (2, 3, 32, 32)})),
+    )
     for name, text in (("LeNet", _lenet()), ("GoogLeNet-like", _googlenet())):
         path = folder / f"{name}.prototxt"
         path.write_text(text)
@@ -281,25 +283,32 @@ def _googlenet() -> str:
         return name
 
     def norm(name: str, bottom: str) -> str:
-        lines.append(f'layer {{ name: "{name}" type: "LRN" bottom: "{bottom}" top: "{name}" '
-                     "lrn_param { local_size: 5 alpha: 0.1 beta: 0.75 } }")  # fmt: skip
+        lines.append(
+            f'layer {{ name: "{name}" type: "LRN" bottom: "{bottom}" top: "{name}" '
+            "lrn_param { local_size: 5 alpha: 0.1 beta: 0.75 } }"
+        )
         return name
 
     top = norm("norm1", pool("pool1", conv("conv1", "data", 16, 7, 3, 2), "pool: MAX kernel_size: 3 stride: 2"))
     top = norm("norm2", conv("conv2", top, 24, 3, 1))
     top = pool("pool2", top, "pool: MAX kernel_size: 3 stride: 2")
     for n in range(1, 5):
-        parts = [conv(f"i{n}_1x1", top, 8, 1), conv(f"i{n}_3x3", conv(f"i{n}_3x3r", top, 6, 1), 12, 3, 1),
-                 conv(f"i{n}_5x5", conv(f"i{n}_5x5r", top, 4, 1), 6, 5, 2),
-                 conv(f"i{n}_proj", pool(f"i{n}_pool", top, "kernel_size: 3 stride: 1 pad: 1"), 6, 1)]  # fmt: skip
+        parts = [
+            conv(f"i{n}_1x1", top, 8, 1),
+            conv(f"i{n}_3x3", conv(f"i{n}_3x3r", top, 6, 1), 12, 3, 1),
+            conv(f"i{n}_5x5", conv(f"i{n}_5x5r", top, 4, 1), 6, 5, 2),
+            conv(f"i{n}_proj", pool(f"i{n}_pool", top, "kernel_size: 3 stride: 1 pad: 1"), 6, 1),
+        ]
         top = f"i{n}"
         bottoms = " ".join(f'bottom: "{part}"' for part in parts)
         lines.append(f'layer {{ name: "{top}" type: "Concat" {bottoms} top: "{top}" }}')
         if n == 2:
             top = pool("pool3", top, "pool: AVE kernel_size: 3 stride: 2 pad: 1")
     lines.append(f'layer {{ name: "drop" type: "Dropout" bottom: "{top}" top: "{top}" }}')
-    lines.append(f'layer {{ name: "classifier" type: "InnerProduct" bottom: "{top}" top: "classifier" '
-                 'inner_product_param { num_output: 11 weight_filler { type: "xavier" } } }')  # fmt: skip
+    lines.append(
+        f'layer {{ name: "classifier" type: "InnerProduct" bottom: "{top}" top: "classifier" '
+        'inner_product_param { num_output: 11 weight_filler { type: "xavier" } } }'
+    )
     lines.append('layer { name: "prob" type: "Softmax" bottom: "classifier" top: "prob" }')
     return "\n".join(lines)
 

@@ -82,8 +82,14 @@ class OriginalLoop:
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, device: torch.device, workers: int = 2) -> None:
         torch.manual_seed(0)
         self.device = device
-        self.loader = DataLoader(Pictures(images, labels), batch_size, shuffle=True, num_workers=workers,
-                                 pin_memory=device.type == "cuda", drop_last=True)  # fmt: skip
+        self.loader = DataLoader(
+            Pictures(images, labels),
+            batch_size,
+            shuffle=True,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            drop_last=True,
+        )
         self.net = SimpleNet(int(labels.max()) + 1).to(device).train()
         self.criterion = nn.CrossEntropyLoss()
         self.optimizer = torch.optim.Adadelta(self.net.parameters(), 0.1, rho=0.9, eps=1e-3, weight_decay=0.001)

@@ -11,9 +11,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "api", "port": "api", "Ported": "api", "Net": "net.net", "CaffePortError": "errors", "convert": "emit",
-    "verify": "verification.verify", "assert_parity": "verification.user_module.verify_module", "train": "training.train",
-}  # fmt: skip
+    "load": "api",
+    "port": "api",
+    "Ported": "api",
+    "Net": "net.net",
+    "CaffePortError": "errors",
+    "convert": "emit",
+    "verify": "verification.verify",
+    "assert_parity": "verification.user_module.verify_module",
+    "train": "training.train",
+}
 
 __all__ = [*_LAZY, "__version__"]
 

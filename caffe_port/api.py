@@ -87,8 +87,16 @@ def port(
         from caffe_port.layers.stub import stubs
 
         with stubs() as made:
-            ported = port(prototxt, weights, input_shapes=input_shapes, keep_loss=keep_loss, level=level,
-                          stages=stages, seed=seed, share=share)  # fmt: skip
+            ported = port(
+                prototxt,
+                weights,
+                input_shapes=input_shapes,
+                keep_loss=keep_loss,
+                level=level,
+                stages=stages,
+                seed=seed,
+                share=share,
+            )
         told = f"to be finished by hand in model.py, as stubs: {', '.join(sorted(made))}"
         return dataclasses.replace(ported, notes=(*ported.notes, told)) if made else ported
     if prototxt is None and weights is None:

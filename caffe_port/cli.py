@@ -62,8 +62,14 @@ def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> N
     epilog="Each command has --help with examples. Exit codes: 0 done; 1 parity or accuracy not reached; "
     "2 bad usage or bad input.",
 )
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_versions,
-              help="Show the version, and those of what it rests on.")  # fmt: skip
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_tell_versions,
+    help="Show the version, and those of what it rests on.",
+)
 @click.pass_context
 def cli(context: click.Context) -> int | None:
     """Moves Caffe models to PyTorch, proves layer by layer that nothing changed, and retrains them as Caffe would."""

@@ -84,15 +84,24 @@ class NetSpec:
     @functools.cached_property
     def inputs(self) -> tuple[tuple[str, Source], ...]:
         """(blob name, source) of the tops that come from outside, in the file's order."""
-        return tuple((top, (layer.name, k)) for layer in self.layers if layer.type in SOURCE_TYPES
-                     for k, top in enumerate(layer.tops))  # fmt: skip
+        return tuple(
+            (top, (layer.name, k))
+            for layer in self.layers
+            if layer.type in SOURCE_TYPES
+            for k, top in enumerate(layer.tops)
+        )
 
     @functools.cached_property
     def outputs(self) -> tuple[tuple[str, Source], ...]:
         """(blob name, source) of the tops that no layer reads, by blob name as Caffe orders them; inputs left out."""
         read = self.targets.union(source for layer in self.layers for source in layer.sources)
-        found = [(top, (layer.name, k)) for layer in self.layers if layer.type not in SOURCE_TYPES
-                 for k, top in enumerate(layer.tops) if (layer.name, k) not in read]  # fmt: skip
+        found = [
+            (top, (layer.name, k))
+            for layer in self.layers
+            if layer.type not in SOURCE_TYPES
+            for k, top in enumerate(layer.tops)
+            if (layer.name, k) not in read
+        ]
         return tuple(sorted(found))
 
     def deploy(
@@ -259,8 +268,11 @@ def _only_a_label(blob: str, layers: Sequence[Message]) -> bool:
 
 def _included(layer: Message, phase: str, level: int, stages: Collection[str], path: str) -> bool:
     if layer.include and layer.exclude:
-        raise SpecError(f"layer '{layer.name}': include and exclude rules together", at(path, layer),
-                        "Caffe allows one kind a layer.")  # fmt: skip
+        raise SpecError(
+            f"layer '{layer.name}': include and exclude rules together",
+            at(path, layer),
+            "Caffe allows one kind a layer.",
+        )
 
     def met(rule: Message) -> bool:
         return not (
@@ -308,8 +320,11 @@ def _unknown_fields(message: Message, path: str, layer: Message | None = None) -
         if not isinstance(name, str) or (kind == "LayerParameter" and isinstance(values[0], Message) and not known):
             continue
         if name.startswith(_GEOMETRY) and known and kind != "LayerParameter" and not _without_effect(name, values):
-            raise SpecError(f"{inside}field '{name}' of {kind} is unknown, and would change what the layer computes",
-                            at(path, message), "Give the layer a type of its own, see --plugin.")  # fmt: skip
+            raise SpecError(
+                f"{inside}field '{name}' of {kind} is unknown, and would change what the layer computes",
+                at(path, message),
+                "Give the layer a type of its own, see --plugin.",
+            )
         told.append(f"'{name}'")
     if told:
         fields, are, have = ("fields", "are", "have") if len(told) > 1 else ("field", "is", "has")
@@ -365,8 +380,10 @@ def _source(layer: LayerSpec, bottom: str, current: dict[str, Source], layers: S
             "Layers run in the order of the file: a layer stands behind those whose tops it reads.",
         )
     if not current:
-        raise layer.error(f"bottom '{bottom}' does not exist: the net has no input layer",
-                          f"Say its shape, and it becomes an input: --input-shape {bottom}=1,3,H,W")  # fmt: skip
+        raise layer.error(
+            f"bottom '{bottom}' does not exist: the net has no input layer",
+            f"Say its shape, and it becomes an input: --input-shape {bottom}=1,3,H,W",
+        )
     shown = ", ".join(list(current)[-8:])
     dots = "..., " if len(current) > 8 else ""
     raise layer.error(f"bottom '{bottom}' does not exist; blobs so far: {dots}{shown}.{did_you_mean(bottom, current)}")
@@ -392,9 +409,24 @@ def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[s
 
 
 _WEIGHTED = frozenset(
-    ("BN", "BatchNorm", "Bias", "Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "Embed",
-     "InnerProduct", "LSTM", "Normalize", "PReLU", "Parameter", "RNN", "Scale")
-)  # fmt: skip
+    (
+        "BN",
+        "BatchNorm",
+        "Bias",
+        "Convolution",
+        "ConvolutionDepthwise",
+        "Deconvolution",
+        "DepthwiseConvolution",
+        "Embed",
+        "InnerProduct",
+        "LSTM",
+        "Normalize",
+        "PReLU",
+        "Parameter",
+        "RNN",
+        "Scale",
+    )
+)
 """Types with weights, of which the file holds those of one name once."""
 
 

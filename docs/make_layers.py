@@ -137,9 +137,11 @@ def shown(case: Case, type_: str) -> Iterator[str]:
     tree = ast.parse(made.source)
     assigned = {
         target.attr: " ".join((ast.get_source_segment(made.source, node.value) or "").split())
-        for node in ast.walk(tree) if isinstance(node, ast.Assign)
-        for target in node.targets if isinstance(target, ast.Attribute)
-    }  # fmt: skip
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute)
+    }
     for step in case.net.plan.steps:
         if step.layer.type == type_:
             attribute = made.attributes[step.layer.name]

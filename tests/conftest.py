@@ -20,6 +20,12 @@ SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder ($CAFFE_PORT_SHARED) is not here")
 
 
+def real_files(suffix: str) -> list[Path]:
+    """The shared files that Caffe 1.0 wrote or reads: no fork's, and none that is wrong on purpose."""
+    folders = [SHARED / "models", *(SHARED / "golden" / name for name in ("layers", "nets", "solvers"))]
+    return sorted(path for folder in folders for path in folder.rglob(f"*{suffix}"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real models, data and nets' goldens; skips where it is absent."""

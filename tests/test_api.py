@@ -23,30 +23,70 @@ MNIST = SIMPLENET / "mnist_9972"
 ZOO_MODELS = [
     ("caffe2014_lenet_v1/lenet_iter_10000.caffemodel", "", {}, (1, 1, 28, 28), {"ip2": (1, 10)}),
     ("caffe2014_lenet_v1/lenet_iter_10000.caffemodel", "lenet.prototxt", {}, (64, 1, 28, 28), {"prob": (64, 10)}),
-    ("caffe2014_lenet_v1/lenet_iter_10000.caffemodel", "lenet_train_test.prototxt", {}, (1, 1, 28, 28),
-     {"ip2": (1, 10)}),
+    (
+        "caffe2014_lenet_v1/lenet_iter_10000.caffemodel",
+        "lenet_train_test.prototxt",
+        {},
+        (1, 1, 28, 28),
+        {"ip2": (1, 10)},
+    ),
     ("caffe2014_cifar10_v1/cifar10_full_iter_70000.caffemodel", "", {}, (1, 3, 32, 32), {"ip1": (1, 10)}),
-    ("caffe2014_cifar10_v1/cifar10_full_iter_70000.caffemodel", "cifar10_full.prototxt", {}, (1, 3, 32, 32),
-     {"prob": (1, 10)}),
+    (
+        "caffe2014_cifar10_v1/cifar10_full_iter_70000.caffemodel",
+        "cifar10_full.prototxt",
+        {},
+        (1, 3, 32, 32),
+        {"prob": (1, 10)},
+    ),
     ("caffe2014_cifar10_v1/cifar10_quick_iter_5000.caffemodel", "", {}, (1, 3, 32, 32), {"ip2": (1, 10)}),
-    ("caffe2014_cifar10_v1/cifar10_quick_iter_5000.caffemodel", "cifar10_quick_train_test.prototxt", {}, (1, 3, 32, 32),
-     {"ip2": (1, 10)}),
-    ("arm_cmsisnn_cifar10/cifar10_m4_iter_70000.caffemodel.h5", "cifar10_m4_train_test.prototxt", {}, (1, 3, 32, 32),
-     {"ip1": (1, 10)}),
-    ("arm_cmsisnn_cifar10/cifar10_m7_iter_300000.caffemodel.h5", "cifar10_m7_train_test.prototxt", {}, (1, 3, 32, 32),
-     {"ip1": (1, 10)}),
+    (
+        "caffe2014_cifar10_v1/cifar10_quick_iter_5000.caffemodel",
+        "cifar10_quick_train_test.prototxt",
+        {},
+        (1, 3, 32, 32),
+        {"ip2": (1, 10)},
+    ),
+    (
+        "arm_cmsisnn_cifar10/cifar10_m4_iter_70000.caffemodel.h5",
+        "cifar10_m4_train_test.prototxt",
+        {},
+        (1, 3, 32, 32),
+        {"ip1": (1, 10)},
+    ),
+    (
+        "arm_cmsisnn_cifar10/cifar10_m7_iter_300000.caffemodel.h5",
+        "cifar10_m7_train_test.prototxt",
+        {},
+        (1, 3, 32, 32),
+        {"ip1": (1, 10)},
+    ),
     ("arm_cmsisnn_cifar10/quantized_cifar10_m4_iter_70000.caffemodel", "", {}, (1, 3, 32, 32), {"ip1": (1, 10)}),
     ("arm_cmsisnn_cifar10/quantized_cifar10_m7_iter_300000.caffemodel", "", {}, (1, 3, 32, 32), {"ip1": (1, 10)}),
     ("mtcnn_v2/det1.caffemodel", "det1.prototxt", {}, (1, 3, 12, 12), {"conv4-2": (1, 4, 1, 1), "prob1": (1, 2, 1, 1)}),
-    ("mtcnn_v2/det1.caffemodel", "", {"data12face": (2, 3, 12, 14)}, (2, 3, 12, 14),
-     {"conv4-1": (2, 2, 1, 2), "conv4-2": (2, 4, 1, 2)}),
+    (
+        "mtcnn_v2/det1.caffemodel",
+        "",
+        {"data12face": (2, 3, 12, 14)},
+        (2, 3, 12, 14),
+        {"conv4-1": (2, 2, 1, 2), "conv4-2": (2, 4, 1, 2)},
+    ),
     ("mtcnn_v2/det2.caffemodel", "det2.prototxt", {}, (1, 3, 24, 24), {"conv5-2": (1, 4), "prob1": (1, 2)}),
-    ("mtcnn_v2/det3.caffemodel", "det3.prototxt", {}, (1, 3, 48, 48),
-     {"conv6-2": (1, 4), "conv6-3": (1, 10), "prob1": (1, 2)}),
-    ("ultralight_slim-320/slim-320.caffemodel", "slim-320.prototxt", {}, (1, 3, 240, 320),
-     {"boxes": (1, 4420, 4), "scores": (1, 4420, 2)}),
+    (
+        "mtcnn_v2/det3.caffemodel",
+        "det3.prototxt",
+        {},
+        (1, 3, 48, 48),
+        {"conv6-2": (1, 4), "conv6-3": (1, 10), "prob1": (1, 2)},
+    ),
+    (
+        "ultralight_slim-320/slim-320.caffemodel",
+        "slim-320.prototxt",
+        {},
+        (1, 3, 240, 320),
+        {"boxes": (1, 4420, 4), "scores": (1, 4420, 2)},
+    ),
     ("wechat_qrcode_sr/sr.caffemodel", "sr.prototxt", {"data": (2, 1, 17, 23)}, (2, 1, 17, 23), {"fc": (2, 1, 33, 45)}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("weights", "prototxt", "given", "shape", "outputs"), ZOO_MODELS)
@@ -113,8 +153,9 @@ def test_six_of_fourteen_widths() -> None:
     theirs = {layer.name: layer for layer in api.Definition.read(MNIST / "train_test.prototxt").net.layer}
     widths = [
         (ours[n].convolution_param.num_output, theirs[n].convolution_param.num_output)
-        for n in ours if n in theirs and ours[n].type in ("Convolution", "InnerProduct")
-    ]  # fmt: skip
+        for n in ours
+        if n in theirs and ours[n].type in ("Convolution", "InnerProduct")
+    ]
     assert (sum(a != b for a, b in widths), len(widths)) == (6, 14)
 
 
@@ -168,9 +209,13 @@ def test_a_training_net_whose_size_nobody_says() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("DropoutAll", 5_495_818), ("NoDropout", 5_495_818), ("Slim_version_310KParams", 312_234),
-     ("Slim_version_460KParams", 456_862)],
-)  # fmt: skip
+    [
+        ("DropoutAll", 5_495_818),
+        ("NoDropout", 5_495_818),
+        ("Slim_version_310KParams", 312_234),
+        ("Slim_version_460KParams", 456_862),
+    ],
+)
 def test_published_architectures_without_a_data_layer(name: str, parameters: int) -> None:
     path = SIMPLENET / "architectures" / f"{name}.prototxt"
     with pytest.raises(SpecError, match="bottom 'data' does not exist: the net has no input layer\n  Say its shape"):

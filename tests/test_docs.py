@@ -199,9 +199,12 @@ PAGES = {str(page.relative_to(ROOT)): page for page in doc_pages.pages() if doc_
 
 @pytest.mark.parametrize("name", sorted(PAGES.keys() - OWN_TEST))
 def test_a_page_does_what_it_says(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    name: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Every block, in order, in a folder like the reader's; see doc_pages for the comments that steer it."""
     doc_pages.lay_out(PAGES[name], tmp_path, lambda: request.getfixturevalue("shared"))
     monkeypatch.setenv("CAFFE_PORT_CACHE", str(tmp_path / "cache"))
@@ -213,10 +216,18 @@ def test_a_page_does_what_it_says(
 
 
 PLAIN = {
-    "__main__.py: the module", "pooling.py: max_pool", "rcnn.py: pooled_size", "rcnn.py: positive",
-    "yolo.py: widths_and_heights", "yolo.py: check_grid", "shape_rules.py: rule", "shape_rules.py: expect_dims",
-    "shape_rules.py: slide", "shape_rules.py: positive", "setup.py: set_up",
-}  # fmt: skip
+    "__main__.py: the module",
+    "pooling.py: max_pool",
+    "rcnn.py: pooled_size",
+    "rcnn.py: positive",
+    "yolo.py: widths_and_heights",
+    "yolo.py: check_grid",
+    "shape_rules.py: rule",
+    "shape_rules.py: expect_dims",
+    "shape_rules.py: slide",
+    "shape_rules.py: positive",
+    "setup.py: set_up",
+}
 """Helpers of a family that say by their name and a line what they do; nothing is to be added here."""
 
 
@@ -297,7 +308,10 @@ def test_a_page_that_lies_is_found(tmp_path: Path, text: str, says: str) -> None
 
 
 def test_a_page_that_is_true_passes(tmp_path: Path) -> None:
-    read_all(page_of(tmp_path, """
+    read_all(
+        page_of(
+            tmp_path,
+            """
 <!-- write: mine.py -->
 ```python
 x = 2
@@ -317,4 +331,7 @@ $ caffe-port verify \\
 ```python
 import mine
 ```
-"""), printed="PASSED: 2 of 3 in 1.2e-07, ─────── 7.1 KiB by torch 2.14.1+cpu")  # fmt: skip
+""",
+        ),
+        printed="PASSED: 2 of 3 in 1.2e-07, ─────── 7.1 KiB by torch 2.14.1+cpu",
+    )

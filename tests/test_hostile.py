@@ -245,8 +245,10 @@ def test_binary_definitions_build_the_same_net(path: Path) -> None:
         spec = Definition.parse(message, path.name).spec(_phase(path))
         shapes = {
             blob: tuple(layer.param.input_param.shape[0].dim)
-            for layer in spec.layers if layer.type == "Input" for blob in layer.tops
-        }  # fmt: skip
+            for layer in spec.layers
+            if layer.type == "Input"
+            for blob in layer.tops
+        }
         nets.append(Net(spec, shapes, seed=1))
     a, b = nets
     assert a.plan.shapes == b.plan.shapes
@@ -264,6 +266,7 @@ def _phase(path: Path) -> str:
 
 
 # -- names ----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_are_data(kind: str, tmp_path: Path) -> None:

@@ -29,14 +29,26 @@ PACKAGE = Path(caffe_port.__file__).parent
 NAMES = {
     **hostile_names.NAMES,
     "an OSC title": "a\x1b]0;owned\x07b",
-    "a C1 control": "a\x9b31mb", "markup of rich": "[bold red]a[/bold red][link=x]",
-    "a line separator": "a\u2028b", "an isolate": "a\u2066b\u2069", "a tag character": "a\U000e0041b",
-    "CDATA": "]]><x/><![CDATA[", "an attribute": "a' onmouseover='alert(1)", "an entity": "&lt;&#0;",
-    "a device": "CON", "a drive": "C:\\x", "an absolute path": "/etc/passwd", "a comment": "*/ # \\",
+    "a C1 control": "a\x9b31mb",
+    "markup of rich": "[bold red]a[/bold red][link=x]",
+    "a line separator": "a\u2028b",
+    "an isolate": "a\u2066b\u2069",
+    "a tag character": "a\U000e0041b",
+    "CDATA": "]]><x/><![CDATA[",
+    "an attribute": "a' onmouseover='alert(1)",
+    "an entity": "&lt;&#0;",
+    "a device": "CON",
+    "a drive": "C:\\x",
+    "an absolute path": "/etc/passwd",
+    "a comment": "*/ # \\",
     "backslash": "x\\",
-    "f-string": "{__import__('os').system('x')}", "a number": "1", "Python": "import os; os.system('x')",
-    "a docstring's end": 'a""" + 1 + """', "a template": "{{7*7}}${7*7}", "a soft hyphen": "a\u00adb",
-}  # fmt: skip
+    "f-string": "{__import__('os').system('x')}",
+    "a number": "1",
+    "Python": "import os; os.system('x')",
+    "a docstring's end": 'a""" + 1 + """',
+    "a template": "{{7*7}}${7*7}",
+    "a soft hyphen": "a\u00adb",
+}
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u00ad\u2028-\u202e\u2066-\u2069\U000e0000-\U000e0fff]")
 """What may steer a terminal; a line feed is our own."""
 
@@ -44,12 +56,17 @@ UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u00ad\u2028-\u202e\u2066-\u206
 def net_text() -> str:
     """A net in which every hostile name is a layer's and a blob's."""
     lines, bottom = ['name: "<script>alert(1)</script>\\033[31m"'], "x\u202e"
-    lines.append(f'layer {{ name: "in" type: "Input" top: {prototxt.quoted(bottom)} '
-                 "input_param { shape { dim: [2, 3, 5, 7] } } }")  # fmt: skip
+    lines.append(
+        f'layer {{ name: "in" type: "Input" top: {prototxt.quoted(bottom)} '
+        "input_param { shape { dim: [2, 3, 5, 7] } } }"
+    )
     for index, name in enumerate(NAMES.values()):
         quoted, of = prototxt.quoted(name), prototxt.quoted(bottom)
-        kind = ('type: "Convolution" convolution_param { num_output: 2 kernel_size: 1 }' if index % 9 == 0
-                else 'type: "ReLU"')  # fmt: skip
+        kind = (
+            'type: "Convolution" convolution_param { num_output: 2 kernel_size: 1 }'
+            if index % 9 == 0
+            else 'type: "ReLU"'
+        )
         lines.append(f"layer {{ name: {quoted} {kind} bottom: {of} top: {quoted} }}  # {name!r}")
         bottom = name
     return "\n".join(lines)
@@ -71,8 +88,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COMMANDS = {
-    "inspect": ["inspect", "net.prototxt", "w.caffemodel"], "inspect numbers": ["inspect", "--numbers", "w.caffemodel"],
-    "inspect solver": ["inspect", "solver.prototxt"], "diff": ["inspect", "--diff", "net.prototxt", "w.caffemodel"],
+    "inspect": ["inspect", "net.prototxt", "w.caffemodel"],
+    "inspect numbers": ["inspect", "--numbers", "w.caffemodel"],
+    "inspect solver": ["inspect", "solver.prototxt"],
+    "diff": ["inspect", "--diff", "net.prototxt", "w.caffemodel"],
     "convert": ["convert", "net.prototxt", "w.caffemodel", "-o", "out"],
     "convert bad": ["convert", "bad.prototxt", "-o", "bad"],
     "stub": ["convert", "bad.prototxt", "--stub", "-o", "stub"],
@@ -81,10 +100,12 @@ COMMANDS = {
     "dump": ["dump", "w.caffemodel", "--by", "numpy", "-o", "t.npz"],
     "against a trace": ["verify", "w.caffemodel", "--against", "t.npz"],
     "evaluate": ["evaluate", "w.caffemodel", "--data", "\x1b[31m\u202e"],
-    "train": ["train", "solver.prototxt", "-o", "run"], "log": ["log", "net.prototxt"],
-    "input": ["verify", "w.caffemodel", "--input", "\x1b[31m=x"], "missing": ["inspect", "a\x1b[31m\u202e"],
+    "train": ["train", "solver.prototxt", "-o", "run"],
+    "log": ["log", "net.prototxt"],
+    "input": ["verify", "w.caffemodel", "--input", "\x1b[31m=x"],
+    "missing": ["inspect", "a\x1b[31m\u202e"],
     "reproduce": ["reproduce", "a\x1b[31m"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -200,11 +221,16 @@ size = 7
     assert registry.read(file)["net"].model == "m"
 
 
-@pytest.mark.parametrize(("old", "new", "what"), [
-    ("[net", '["../net"', "names are letters"), ("0" * 64, "../../x", "64 hexadecimal digits"),
-    ("size = 7", "size = -1", "at least 1"),
-    ("size = 7", 'size = 7\nurl = "http://x"', "https"), ("size = 7", 'size = 7\nurl = "file:///etc/passwd"', "https"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("[net", '["../net"', "names are letters"),
+        ("0" * 64, "../../x", "64 hexadecimal digits"),
+        ("size = 7", "size = -1", "at least 1"),
+        ("size = 7", 'size = 7\nurl = "http://x"', "https"),
+        ("size = 7", 'size = 7\nurl = "file:///etc/passwd"', "https"),
+    ],
+)
 def test_registry_entries_that_lead_outside(old: str, new: str, what: str, tmp_path: Path) -> None:
     text = f"""[net]
 dataset = "mnist"
@@ -265,7 +291,7 @@ ALLOWED: dict[str, Callable[[str], bool]] = {
     "subprocess.run": lambda call: "shell" not in call,
     "importlib.import_module": lambda call: "param" not in call,  # modules of ours, and onnxruntime
     "spec.loader.exec_module": lambda call: True,  # plugins.run and recorder.load_module: files that the user names
-}  # fmt: skip
+}
 
 
 def test_no_pickle_and_no_code_is_reachable() -> None:

@@ -39,14 +39,26 @@ from caffe_port.verification import inputs
 from caffe_port.verification.references.trace import Trace
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "prototxt": lambda p: prototxt.read(p, "NetParameter"), "caffemodel": caffemodel.read, "mean": caffemodel.read_mean,
-    "net": api.port, "weights": lambda p: api.port(None, p), "inspect": inspect.inspect_file,
-    "solver": solver.SolverSpec.read, "solverstate": solverstate.read, "state_dict": state_dict.read, "log": caffe_log.read,
-    "registry": registry.read, "trace": Trace.load, "npz": lambda p: npz.read(p, "a trace"), "npy": inputs.read_npy,
-    "sha256": files.sha256, "list": records.ImageList, "lmdb": LMDB,
+    "prototxt": lambda p: prototxt.read(p, "NetParameter"),
+    "caffemodel": caffemodel.read,
+    "mean": caffemodel.read_mean,
+    "net": api.port,
+    "weights": lambda p: api.port(None, p),
+    "inspect": inspect.inspect_file,
+    "solver": solver.SolverSpec.read,
+    "solverstate": solverstate.read,
+    "state_dict": state_dict.read,
+    "log": caffe_log.read,
+    "registry": registry.read,
+    "trace": Trace.load,
+    "npz": lambda p: npz.read(p, "a trace"),
+    "npy": inputs.read_npy,
+    "sha256": files.sha256,
+    "list": records.ImageList,
+    "lmdb": LMDB,
     "set": lambda p: datasets.from_npz(p, "test"),
     "picture": lambda p: inputs.picture_input(p, (2, 3, 5, 7), inputs.Preprocess()),
-}  # fmt: skip
+}
 
 
 @contextmanager
@@ -71,12 +83,16 @@ def test_no_files(reader: str, tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "to_pipe").symlink_to("pipe")
     for name, what in {
-        "pipe": "is a named pipe, a file was expected", "to_pipe": "is a named pipe, a file was expected",
-        "folder": "is a folder, a file was expected", "loop": "cannot be read: Too many levels of symbolic links",
-        "dangling": "cannot be read: No such file", "absent": "cannot be read: No such file",
+        "pipe": "is a named pipe, a file was expected",
+        "to_pipe": "is a named pipe, a file was expected",
+        "folder": "is a folder, a file was expected",
+        "loop": "cannot be read: Too many levels of symbolic links",
+        "dangling": "cannot be read: No such file",
+        "absent": "cannot be read: No such file",
         "a\0b": "cannot be read: ",
-        "x" * 300: "cannot be read: File name too long", "empty": "",
-    }.items():  # fmt: skip
+        "x" * 300: "cannot be read: File name too long",
+        "empty": "",
+    }.items():
         if (reader, name) in (("sha256", "empty"), ("registry", "empty"), ("prototxt", "empty")):
             continue  # an empty file has a checksum, tells of no entries, and is a message
         if (reader, name) == ("lmdb", "folder"):
@@ -144,9 +160,10 @@ def test_hdf5_bombs(tmp_path: Path) -> None:
     """1.6 GB declared in a few kB: of weights, of a state, of data; and data that lie in other files."""
     path = tmp_path / "w.h5"
     readers: dict[str, Callable[[], object]] = {
-        "data/c/0": lambda: caffemodel.read(path), "history/0": lambda: solverstate.read(path),
+        "data/c/0": lambda: caffemodel.read(path),
+        "history/0": lambda: solverstate.read(path),
         "data": lambda: records.Hdf5Feed([path], ["data"], 2),
-    }  # fmt: skip
+    }
     for name, read in readers.items():
         with h5py.File(path, "w") as file:
             _bomb(file, name)
@@ -276,15 +293,28 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-NUMBERS = ("1e999999", "-1e999999", "1" * 5000, "0x" + "f" * 5000, "1e-999999", "9" * 400 + ".5", "4294967296",
-           "-2147483649", "18446744073709551616")  # fmt: skip
+NUMBERS = (
+    "1e999999",
+    "-1e999999",
+    "1" * 5000,
+    "0x" + "f" * 5000,
+    "1e-999999",
+    "9" * 400 + ".5",
+    "4294967296",
+    "-2147483649",
+    "18446744073709551616",
+)
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda n: n[:20])
 def test_numbers(number: str) -> None:
     """A number is read, or its field says what it can be; in every field that takes one."""
-    for text in (f"x {{ y: {number} }}", f"layer {{ loss_weight: {number} }}", f"input_dim: {number}",
-                 f"layer {{ convolution_param {{ num_output: {number} }} }}"):  # fmt: skip
+    for text in (
+        f"x {{ y: {number} }}",
+        f"layer {{ loss_weight: {number} }}",
+        f"input_dim: {number}",
+        f"layer {{ convolution_param {{ num_output: {number} }} }}",
+    ):
         with frugal():
             try:
                 prototxt.dump(prototxt.parse(text, "NetParameter"))
@@ -294,11 +324,15 @@ def test_numbers(number: str) -> None:
 
 def test_numbers_on_the_wire() -> None:
     for data_, what in {
-        b"\x08" + b"\xff" * 9 + b"\x01": None, b"\x08" + b"\xff" * 10 + b"\x01": "longer than ten bytes",
-        b"\x2a\x03\0\0\0": "no whole number of floats", b"\x2a" + _varint(1 << 62): "bytes long",
+        b"\x08" + b"\xff" * 9 + b"\x01": None,
+        b"\x08" + b"\xff" * 10 + b"\x01": "longer than ten bytes",
+        b"\x2a\x03\0\0\0": "no whole number of floats",
+        b"\x2a" + _varint(1 << 62): "bytes long",
         b"\x2a" + _varint(4) + bytes(4) + b"\x2a" + _varint(7) + bytes(7): "no whole number of floats",
-        b"\x2d\0\0\0": "ends inside a value", b"\x00\x01": "field of number 0", b"\x0b\x0c": "wire type 3",
-    }.items():  # fmt: skip
+        b"\x2d\0\0\0": "ends inside a value",
+        b"\x00\x01": "field of number 0",
+        b"\x0b\x0c": "wire type 3",
+    }.items():
         with frugal():
             try:
                 wire.parse(data_, "BlobProto")
@@ -333,9 +367,10 @@ TOO_MUCH = (
     + LAYER.format("b", "Tile", "a", "tile_param { tiles: 2147483647 axis: 1 }"),
     LAYER.format("a", "Reshape", "x", "reshape_param { shape { dim: 9223372036854775807 dim: -1 } }"),
     'layer { name: "a" type: "Input" top: "a" input_param { shape { dim: [4294967296, 4294967296] } } }',
-    LAYER.format("a", "ReLU", "a", ""), LAYER.format("a", "ReLU", "b", "") + LAYER.format("b", "ReLU", "a", ""),
+    LAYER.format("a", "ReLU", "a", ""),
+    LAYER.format("a", "ReLU", "b", "") + LAYER.format("b", "ReLU", "a", ""),
     LAYER.format("a", "ReLU", "x", 'bottom: "x"'),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("text", TOO_MUCH)

@@ -26,9 +26,12 @@ BAD = difference(np.zeros((2, 3)), np.full((2, 3), 0.5))
 
 def evil() -> Report:
     rows = (
-        Row(EVIL, 0, EVIL, EVIL, EVIL, BAD, BAD, cause=EVIL), Row("follows", 0, "ReLU", free=BAD, isolated=GOOD),
-        Row("skipped", 1, note=EVIL), Row("good", 0, free=GOOD), Row("shape", 0, free=failure("shape (1,)")),
-    )  # fmt: skip
+        Row(EVIL, 0, EVIL, EVIL, EVIL, BAD, BAD, cause=EVIL),
+        Row("follows", 0, "ReLU", free=BAD, isolated=GOOD),
+        Row("skipped", 1, note=EVIL),
+        Row("good", 0, free=GOOD),
+        Row("shape", 0, free=failure("shape (1,)")),
+    )
     return Report(rows, Tolerance(), EVIL, EVIL, EVIL, inputs={EVIL: EVIL}, provenance={EVIL: EVIL}, notes=(EVIL,))
 
 

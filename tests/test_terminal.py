@@ -31,8 +31,15 @@ def test_table() -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 20, "1.0 MiB"), (1020 * 1024, "1.0 MiB"),
-     (5 << 40, "5.0 TiB"), (5 << 52, "20,480.0 TiB")],
-)  # fmt: skip
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (1 << 20, "1.0 MiB"),
+        (1020 * 1024, "1.0 MiB"),
+        (5 << 40, "5.0 TiB"),
+        (5 << 52, "20,480.0 TiB"),
+    ],
+)
 def test_human_bytes(count: int, text: str) -> None:
     assert human_bytes(count) == text

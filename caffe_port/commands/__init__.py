@@ -69,14 +69,27 @@ def net_options(function: F) -> F:
     """The files of a net and what the files cannot say."""
     options = [
         click.argument("files", nargs=-1, required=True, metavar="[PROTOTXT] [WEIGHTS]", type=click.Path()),
-        click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
-                     help="Shape of an input blob, where the net does not say it."),
-        click.option("--stage", "stages", multiple=True, metavar="NAME",
-                     help="Caffe's NetState.stage; may be repeated."),
+        click.option(
+            "--input-shape",
+            "shapes",
+            type=Shape(),
+            multiple=True,
+            metavar="NAME=N,C,H,W",
+            help="Shape of an input blob, where the net does not say it.",
+        ),
+        click.option(
+            "--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage; may be repeated."
+        ),
         click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level."),
-        click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", type=click.Path(),
-                     help="Python file with layer types of your own; it is run. May be repeated."),
-    ]  # fmt: skip
+        click.option(
+            "--plugin",
+            "plugins",
+            multiple=True,
+            metavar="FILE.py",
+            type=click.Path(),
+            help="Python file with layer types of your own; it is run. May be repeated.",
+        ),
+    ]
 
     @functools.wraps(function)
     def with_net(files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, **rest: Any) -> Any:

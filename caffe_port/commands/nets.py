@@ -14,24 +14,36 @@ from caffe_port.terminal import human_bytes, printable
 
 @command()
 @net_options
-@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="Folder to write.")  # fmt: skip
-@click.option("--format", "formats", multiple=True, default=["torch"], show_default=True,
-              type=click.Choice(["torch", "onnx", "pt2", "safetensors"]),
-              help="What to write; may be repeated. safetensors: the blobs alone, as Caffe stores them.")  # fmt: skip
+@click.option(
+    "-o", "--output", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write."
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=["torch"],
+    show_default=True,
+    type=click.Choice(["torch", "onnx", "pt2", "safetensors"]),
+    help="What to write; may be repeated. safetensors: the blobs alone, as Caffe stores them.",
+)
 @click.option("--force", is_flag=True, help="Replace what an earlier convert wrote there.")
-@click.option("--fold", is_flag=True,
-              help="For inference: BatchNorm and Scale go into the weights of the layer before them.")  # fmt: skip
+@click.option(
+    "--fold", is_flag=True, help="For inference: BatchNorm and Scale go into the weights of the layer before them."
+)
 @click.option("--channels-last", is_flag=True, help="Convolutions in PyTorch's channels-last memory: often faster.")
 @click.option("--keep-loss", is_flag=True, help="Keep losses, Accuracy and the label input.")
 @click.option("--stub", is_flag=True, help="Layers of unknown types become stubs, to be finished by hand.")
-@click.option("--caffemodel", "trained", metavar="STATE", type=click.Path(),
-              help="The other way: write .prototxt and .caffemodel, with the parameters of STATE, a trained "
-              "model.py's weights (.safetensors, .pt).")  # fmt: skip
+@click.option(
+    "--caffemodel",
+    "trained",
+    metavar="STATE",
+    type=click.Path(),
+    help="The other way: write .prototxt and .caffemodel, with the parameters of STATE, a trained "
+    "model.py's weights (.safetensors, .pt).",
+)
 def convert(
-    net: NetFiles, folder: Path, formats: tuple[str, ...], trained: str | None, stub: bool, keep_loss: bool,
-    **how: Any,
-) -> None:  # fmt: skip
+    net: NetFiles, folder: Path, formats: tuple[str, ...], trained: str | None, stub: bool, keep_loss: bool, **how: Any
+) -> None:
     """Convert a Caffe net to model.py and weights.safetensors.
 
     \b
@@ -59,8 +71,10 @@ def convert(
     """
     if set(formats) == {"safetensors"}:
         if net.weights is None or trained or stub or keep_loss or how["fold"] or how["channels_last"]:
-            raise click.UsageError("--format safetensors alone takes WEIGHTS and builds no net: leave out --fold, "
-                                   "--channels-last, --keep-loss, --stub, --caffemodel")  # fmt: skip
+            raise click.UsageError(
+                "--format safetensors alone takes WEIGHTS and builds no net: leave out --fold, "
+                "--channels-last, --keep-loss, --stub, --caffemodel"
+            )
         from caffe_port.emit import blobs
 
         _show(blobs.convert(net.weights, folder, net.prototxt, force=how["force"]))
@@ -89,17 +103,36 @@ def _show(result: Any) -> None:
 
 @command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
-@click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
-              help="Shape of an input blob, where the net does not say it.")  # fmt: skip
-@click.option("--phase", type=click.Choice(["TRAIN", "TEST"], case_sensitive=False), default="TEST",
-              show_default=True, help="Whose layers are shown.")  # fmt: skip
+@click.option(
+    "--input-shape",
+    "shapes",
+    type=Shape(),
+    multiple=True,
+    metavar="NAME=N,C,H,W",
+    help="Shape of an input blob, where the net does not say it.",
+)
+@click.option(
+    "--phase",
+    type=click.Choice(["TRAIN", "TEST"], case_sensitive=False),
+    default="TEST",
+    show_default=True,
+    help="Whose layers are shown.",
+)
 @click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage; may be repeated.")
 @click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level.")
 @click.option("--diff", "side_by_side", is_flag=True, help="A prototxt and weights beside each other, blob by blob.")
 @click.option("--numbers", is_flag=True, help="Least, greatest and mean value of every blob; NaN and infinity.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(files: tuple[str, ...], shapes: Any, phase: str, stages: tuple[str, ...], level: int, side_by_side: bool,
-            numbers: bool, as_json: bool) -> int:  # fmt: skip
+def inspect(
+    files: tuple[str, ...],
+    shapes: Any,
+    phase: str,
+    stages: tuple[str, ...],
+    level: int,
+    side_by_side: bool,
+    numbers: bool,
+    as_json: bool,
+) -> int:
     """Show layers, shapes, parameters and cost of Caffe's files.
 
     \b
@@ -140,8 +173,16 @@ def inspect(files: tuple[str, ...], shapes: Any, phase: str, stages: tuple[str, 
 
 @command()
 @click.argument("weights", required=False, type=click.Path(path_type=Path))
-@click.option("-o", "--output", "folder", default="demo", show_default=True, type=click.Path(path_type=Path),
-              metavar="DIR", help="Folder to write.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    default="demo",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to write.",
+)
 @click.option("--force", is_flag=True, help="Replace an earlier demo.")
 def demo(weights: Path | None, folder: Path, force: bool) -> int:
     """Convert and verify SimpleNet, in one go and offline.

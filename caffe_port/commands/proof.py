@@ -15,15 +15,31 @@ from caffe_port.terminal import printable
 def feed_options(function: F) -> F:
     """What a net is fed with."""
     options = [
-        click.option("--input", "inputs", multiple=True, metavar="[NAME=]FILE",
-                     help="A picture or .npy; without it, random numbers."),
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="[NAME=]FILE",
+            help="A picture or .npy; without it, random numbers.",
+        ),
         click.option("--mean", metavar="B,G,R|FILE", help="Subtracted from a picture: numbers, .binaryproto or .npy."),
-        click.option("--scale", type=float, default=1.0, show_default=True, metavar="NUMBER",
-                     help="What a picture is multiplied by."),
-        click.option("--channel-order", type=click.Choice(["BGR", "RGB"], case_sensitive=False), default="BGR",
-                     show_default=True, help="Of the net's input."),
+        click.option(
+            "--scale",
+            type=float,
+            default=1.0,
+            show_default=True,
+            metavar="NUMBER",
+            help="What a picture is multiplied by.",
+        ),
+        click.option(
+            "--channel-order",
+            type=click.Choice(["BGR", "RGB"], case_sensitive=False),
+            default="BGR",
+            show_default=True,
+            help="Of the net's input.",
+        ),
         click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the random numbers."),
-    ]  # fmt: skip
+    ]
     for option in reversed(options):
         function = option(function)
     return function
@@ -31,29 +47,45 @@ def feed_options(function: F) -> F:
 
 @command()
 @net_options
-@click.option("--against", default="opencv", show_default=True, metavar="REFERENCE",
-              help="opencv, numpy (our formulas in float64), pycaffe, a trace (.npz); or FILE.py:Class, your own "
-              "port, which is run and compared with OpenCV.")  # fmt: skip
+@click.option(
+    "--against",
+    default="opencv",
+    show_default=True,
+    metavar="REFERENCE",
+    help="opencv, numpy (our formulas in float64), pycaffe, a trace (.npz); or FILE.py:Class, your own "
+    "port, which is run and compared with OpenCV.",
+)
 @click.option(
     "--state", metavar="FILE", type=click.Path(), help="Weights of your own port; without them Caffe's are copied in."
 )
 @feed_options
 @click.option("--atol", type=click.FloatRange(min=0), metavar="NUMBER", help="Absolute tolerance.  [default: 1e-05]")
 @click.option("--rtol", type=click.FloatRange(min=0), metavar="NUMBER", help="Relative tolerance.  [default: 0.0001]")
-@click.option("--mode", type=click.Choice(["both", "free", "isolated"]), default="both", show_default=True,
-              help="free: errors accumulate; isolated: every layer is fed the reference's bottoms.")  # fmt: skip
+@click.option(
+    "--mode",
+    type=click.Choice(["both", "free", "isolated"]),
+    default="both",
+    show_default=True,
+    help="free: errors accumulate; isolated: every layer is fed the reference's bottoms.",
+)
 @click.option("--keep-loss", is_flag=True, default=None, help="Compare losses and Accuracy too.")
-@click.option("--strict", is_flag=True,
-              help="Fail, too, where ours is further from a float64 run than twice the reference is.")  # fmt: skip
+@click.option(
+    "--strict", is_flag=True, help="Fail, too, where ours is further from a float64 run than twice the reference is."
+)
 @click.option("--backward", is_flag=True, help="Compare gradients with those of a trace or of pycaffe.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit XML.")
 @click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures.")
 @click.option("--all", "all_rows", is_flag=True, help="Show every layer, not only the worst.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
-    net: NetFiles, inputs: tuple[str, ...], junit: Path | None, page: Path | None, all_rows: bool, as_json: bool,
+    net: NetFiles,
+    inputs: tuple[str, ...],
+    junit: Path | None,
+    page: Path | None,
+    all_rows: bool,
+    as_json: bool,
     **options: Any,
-) -> int:  # fmt: skip
+) -> int:
     """Compare every layer with another implementation.
 
     \b
@@ -83,8 +115,14 @@ def verify(
 
     given: Any = _named_files(inputs)
     details = Details() if page is not None and ".py:" not in options["against"] else None
-    found = run(net.prototxt, net.weights, input=given, details=details, **net.options,
-                **{name: value for name, value in options.items() if value is not None})  # fmt: skip
+    found = run(
+        net.prototxt,
+        net.weights,
+        input=given,
+        details=details,
+        **net.options,
+        **{name: value for name, value in options.items() if value is not None},
+    )
     for path, text in ((junit, junit and to_junit(found)), (page, page and html.to_html(found, details))):
         if path is not None:
             with atomic_write(path, "w") as file:
@@ -112,18 +150,42 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
 @command()
 @click.argument("files", nargs=-1, metavar="[PROTOTXT] [WEIGHTS]", type=click.Path())
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.npz", help="The trace to write.")
-@click.option("--by", default="opencv", show_default=True, type=click.Choice(["opencv", "numpy", "pycaffe"]),
-              help="Who computes it.")  # fmt: skip
-@click.option("--input-shape", "shapes", type=Shape(), multiple=True, metavar="NAME=N,C,H,W",
-              help="Shape of an input blob, where the net does not say it.")  # fmt: skip
+@click.option(
+    "--by",
+    default="opencv",
+    show_default=True,
+    type=click.Choice(["opencv", "numpy", "pycaffe"]),
+    help="Who computes it.",
+)
+@click.option(
+    "--input-shape",
+    "shapes",
+    type=Shape(),
+    multiple=True,
+    metavar="NAME=N,C,H,W",
+    help="Shape of an input blob, where the net does not say it.",
+)
 @feed_options
 @click.option("--keep-loss", is_flag=True, help="Record losses and Accuracy too.")
-@click.option("--script", "as_script", is_flag=True,
-              help="Print a program instead, that records a trace where pycaffe is (Python 2.7 or 3).")  # fmt: skip
+@click.option(
+    "--script",
+    "as_script",
+    is_flag=True,
+    help="Print a program instead, that records a trace where pycaffe is (Python 2.7 or 3).",
+)
 def dump(
-    files: tuple[str, ...], output: Path | None, by: str, shapes: Any, inputs: tuple[str, ...], mean: str | None,
-    scale: float, channel_order: str, seed: int, keep_loss: bool, as_script: bool,
-) -> None:  # fmt: skip
+    files: tuple[str, ...],
+    output: Path | None,
+    by: str,
+    shapes: Any,
+    inputs: tuple[str, ...],
+    mean: str | None,
+    scale: float,
+    channel_order: str,
+    seed: int,
+    keep_loss: bool,
+    as_script: bool,
+) -> None:
     """Record what every layer computes, as a trace for verify.
 
     \b
@@ -156,6 +218,15 @@ def dump(
     prototxt, weights = sort_files(files)
     how = Preprocess(read_mean(mean) if mean else None, scale, channel_order)
     given: Any = _named_files(inputs)
-    trace = record(output, prototxt, weights, by=by, input=given, seed=seed, preprocess=how,
-                           input_shapes=dict(shapes), keep_loss=keep_loss)  # fmt: skip
+    trace = record(
+        output,
+        prototxt,
+        weights,
+        by=by,
+        input=given,
+        seed=seed,
+        preprocess=how,
+        input_shapes=dict(shapes),
+        keep_loss=keep_loss,
+    )
     click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")

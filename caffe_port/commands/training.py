@@ -15,28 +15,42 @@ from caffe_port.terminal import printable, table
 
 @command()
 @net_options
-@click.option("--data", required=True, metavar="NAME|PATH",
-              help="mnist, cifar10, cifar100, svhn; an .npz; a folder of class folders.")  # fmt: skip
+@click.option(
+    "--data",
+    required=True,
+    metavar="NAME|PATH",
+    help="mnist, cifar10, cifar100, svhn; an .npz; a folder of class folders.",
+)
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set lies.")
 @click.option("--download", is_flag=True, help="Let torchvision fetch the data set into --root.")
-@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True,
-              help="Which pictures.")  # fmt: skip
+@click.option(
+    "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Which pictures."
+)
 @click.option("--mean", metavar="NUMBERS|FILE", help="Numbers, a .binaryproto, or 'training-set mean image'.")
 @click.option("--std", metavar="NUMBERS", help="What (x - mean) * scale is divided by.")
 @click.option("--scale", type=float, metavar="NUMBER", help="What x - mean is multiplied by.")
-@click.option("--channel-order", type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False),
-              help="Of the net's input.")  # fmt: skip
+@click.option(
+    "--channel-order", type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False), help="Of the net's input."
+)
 @click.option("--tta", type=click.Choice(["none", "mirror"]), help="Mirror pictures at random, as some tests did.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=250, show_default=True, metavar="N",
-              help="Pictures at a time.")  # fmt: skip
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=250, show_default=True, metavar="N", help="Pictures at a time."
+)
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of random mirroring.")
 @click.option("--expect", type=float, metavar="PERCENT", help="The reported accuracy; exit code 1 if ours is worse.")
 @click.option("--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Confusion matrix as a picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate(net: NetFiles, mean: str | None, std: str | None, expect: float | None, confusion: Path | None,
-             as_json: bool, **options: Any) -> int:  # fmt: skip
+def evaluate(
+    net: NetFiles,
+    mean: str | None,
+    std: str | None,
+    expect: float | None,
+    confusion: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Measure accuracy on a data set, with its confidence interval.
 
     \b
@@ -73,15 +87,27 @@ def evaluate(net: NetFiles, mean: str | None, std: str | None, expect: float | N
     if confusion is not None:
         evaluation.plot_confusion(result, confusion)
     if as_json:
-        click.echo(json.dumps(result.as_dict() | {"data": found.data, "preprocessing": str(found.preprocessing),
-                                                  "expected": expect, "verdict": verdict}, indent=2))  # fmt: skip
+        click.echo(
+            json.dumps(
+                result.as_dict()
+                | {
+                    "data": found.data,
+                    "preprocessing": str(found.preprocessing),
+                    "expected": expect,
+                    "verdict": verdict,
+                },
+                indent=2,
+            )
+        )
     else:
         for text in found.notes:
             note(text)
         low, high = result.interval
         click.echo(f"{printable(found.data)}: {printable(str(found.preprocessing))} ({printable(found.origin)})")
-        click.echo(f"{result.accuracy:.2f} % of {result.total:,} ({result.correct:,} right; 95 % interval "
-                   f"{low:.2f} to {high:.2f} %)")  # fmt: skip
+        click.echo(
+            f"{result.accuracy:.2f} % of {result.total:,} ({result.correct:,} right; 95 % interval "
+            f"{low:.2f} to {high:.2f} %)"
+        )
         if result.top5 is not None and len(result.classes) > 5:
             click.echo(f"top-5 {result.top5:.2f} %")
         if verdict is not None:
@@ -108,46 +134,88 @@ def _std(text: str | None) -> list[float] | None:
 
 @command()
 @click.argument("solver", type=click.Path(path_type=Path), required=False)
-@click.option("--recipe", type=click.Choice(["fast"]),
-              help="No solver: a recipe of today for SimpleNet, or for the net given in SOLVER's place.")  # fmt: skip
+@click.option(
+    "--recipe",
+    type=click.Choice(["fast"]),
+    help="No solver: a recipe of today for SimpleNet, or for the net given in SOLVER's place.",
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, metavar="N", help="With --recipe: so many runs.")
-@click.option("--out", "-o", "out", required=True, type=click.Path(path_type=Path), metavar="RUN",
-              help="Folder of the run: config, metrics.jsonl, plots, snapshots, weights.")  # fmt: skip
-@click.option("--data", metavar="NAME|PATH",
-              help="mnist, cifar10, cifar100, svhn, .npz, folder; default: what the Data layers read.")  # fmt: skip
+@click.option(
+    "--out",
+    "-o",
+    "out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Folder of the run: config, metrics.jsonl, plots, snapshots, weights.",
+)
+@click.option(
+    "--data",
+    metavar="NAME|PATH",
+    help="mnist, cifar10, cifar100, svhn, .npz, folder; default: what the Data layers read.",
+)
 @click.option("--root", metavar="DIR", help="Where the data set lies.")
 @click.option("--download", is_flag=True, help="Let torchvision fetch the data set into --root.")
 @click.option("--entry", metavar="NAME", help="Registry entry whose preprocessing is meant.")
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), metavar="NUMBER",
-              help="Instead of the solver's max_iter.")  # fmt: skip
+@click.option(
+    "--epochs", type=click.FloatRange(min=0, min_open=True), metavar="NUMBER", help="Instead of the solver's max_iter."
+)
 @click.option("--max-iter", type=click.IntRange(min=0), metavar="N", help="Instead of the solver's.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Instead of the net's.")
 @click.option("--shuffle/--in-sequence", default=None, help="Order of the records; default: databases in sequence.")
 @click.option("--weights", metavar="FILE", type=click.Path(), help="A .caffemodel to start from (fine-tuning).")
-@click.option("--resume", is_flag=False, flag_value="newest", metavar="[STATE]",
-              help="Go on from the newest snapshot in RUN, or from a .solverstate.")  # fmt: skip
-@click.option("--fast", is_flag=True,
-              help="channels-last, bf16 where the device has it; on a GPU compiled and as a CUDA graph. "
-              "Default: fp32.")  # fmt: skip
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="newest",
+    metavar="[STATE]",
+    help="Go on from the newest snapshot in RUN, or from a .solverstate.",
+)
+@click.option(
+    "--fast",
+    is_flag=True,
+    help="channels-last, bf16 where the device has it; on a GPU compiled and as a CUDA graph. Default: fp32.",
+)
 @click.option("--amp", type=click.Choice(["bf16", "tf32"]), help="Mixed precision: autocast, or a GPU's TF32.")
 @click.option("--compile", is_flag=True, help="Run the net through torch.compile.")
 @click.option("--channels-last", is_flag=True, help="Memory format of images and weights; often faster on a GPU.")
 @click.option("--cuda-graph", is_flag=True, help="Launch each update as one CUDA graph.")
 @click.option("--deterministic", is_flag=True, help="Deterministic kernels only.")
-@click.option("--read-loss-every", type=click.IntRange(min=1), metavar="N",
-              help="Iterations between two looks at the loss; default: 1, on a GPU 100.")  # fmt: skip
-@click.option("--max-seconds", type=click.FloatRange(min=0), metavar="NUMBER",
-              help="Stop after this time, with a snapshot; go on with --resume.")  # fmt: skip
+@click.option(
+    "--read-loss-every",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Iterations between two looks at the loss; default: 1, on a GPU 100.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0),
+    metavar="NUMBER",
+    help="Stop after this time, with a snapshot; go on with --resume.",
+)
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, metavar="N", help="Instead of the solver's random_seed.")
-@click.option("--keep", type=click.IntRange(min=0), default=3, show_default=True, metavar="N",
-              help="Snapshots to keep; 0: all.")  # fmt: skip
-@click.option("--sync-batch-norm/--batch-norm-per-process", default=True, show_default=True,
-              help="With several processes: whose batch BatchNorm takes its statistics of.")  # fmt: skip
+@click.option(
+    "--keep", type=click.IntRange(min=0), default=3, show_default=True, metavar="N", help="Snapshots to keep; 0: all."
+)
+@click.option(
+    "--sync-batch-norm/--batch-norm-per-process",
+    default=True,
+    show_default=True,
+    help="With several processes: whose batch BatchNorm takes its statistics of.",
+)
 @click.option("--reference-log", metavar="FILE", type=click.Path(), help="A log of Caffe's, drawn beside ours.")
 @click.pass_context
-def train(context: click.Context, /, solver: Path | None, recipe: str | None, seeds: int, out: Path, resume: str | None,
-          **options: Any) -> int:  # fmt: skip
+def train(
+    context: click.Context,
+    /,
+    solver: Path | None,
+    recipe: str | None,
+    seeds: int,
+    out: Path,
+    resume: str | None,
+    **options: Any,
+) -> int:
     """Train as Caffe would: its rates, updates, snapshots, tests.
 
     \b
@@ -183,8 +251,9 @@ def train(context: click.Context, /, solver: Path | None, recipe: str | None, se
     for name, value in result.outputs.items():
         click.echo(f"{printable(name)} = {value:.6g} after {result.iter:,} iterations")
     if result.best:
-        click.echo(f"best: {printable(result.best['name'])} = {result.best['value']:.6g} at iteration "
-                   f"{result.best['iter']:,}")  # fmt: skip
+        click.echo(
+            f"best: {printable(result.best['name'])} = {result.best['value']:.6g} at iteration {result.best['iter']:,}"
+        )
     click.echo(f"run: {printable(str(result.run))}")
     if not result.stopped:
         return 0
@@ -221,13 +290,17 @@ def _train_fast(
         if event["kind"] == "note":
             note(event["text"])
         elif event["kind"] == "epoch":
-            click.echo(f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, "
-                       f"{event['seconds']:.2f} s", err=True)  # fmt: skip
+            click.echo(
+                f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, {event['seconds']:.2f} s",
+                err=True,
+            )
         elif event["kind"] == "end":
             low, high = event["interval"]
-            click.echo(f"seed {event['seed']}: {event['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}) after "
-                       f"{event['epochs_done']} epochs; {event['train_seconds']:.1f} s of training, "
-                       f"{event['images_per_s']:,.0f} images/s")  # fmt: skip
+            click.echo(
+                f"seed {event['seed']}: {event['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}) after "
+                f"{event['epochs_done']} epochs; {event['train_seconds']:.1f} s of training, "
+                f"{event['images_per_s']:,.0f} images/s"
+            )
 
     results = fast_recipe.train(out, fast_recipe.FastOptions(resume=resume is not None, **chosen), hear, seeds)
     if seeds > 1:
@@ -286,8 +359,14 @@ class _Teller:
 @command()
 @click.argument("path", metavar="CAFFE_LOG", type=click.Path(path_type=Path))
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write every training and test point.")
-@click.option("--plot", "plots", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Draw loss, accuracy and rate; .png, .svg or .pdf.")  # fmt: skip
+@click.option(
+    "--plot",
+    "plots",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw loss, accuracy and rate; .png, .svg or .pdf.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) -> None:
     """Read a log of Caffe's: best and last accuracy, and when.

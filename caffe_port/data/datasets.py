@@ -198,14 +198,19 @@ def _read_idx(path: Path, dims: int) -> np.ndarray[Any, Any]:
         except (OSError, EOFError, zlib.error) as error:
             raise ParseError(f"cannot be read: {error}", str(path)) from None
     if len(data) != count:
-        raise ParseError(f"declares {shape}, {count} bytes, and holds {'more' if len(data) > count else len(data)}",
-                         str(path))  # fmt: skip
+        raise ParseError(
+            f"declares {shape}, {count} bytes, and holds {'more' if len(data) > count else len(data)}", str(path)
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 _NPZ_KEYS = (  # first the split's own arrays, then those of a file that holds one split
-    ("x_{0}", "y_{0}"), ("{0}_images", "{0}_labels"), ("{0}_x", "{0}_y"), ("images", "labels"), ("x", "y"),
-)  # fmt: skip
+    ("x_{0}", "y_{0}"),
+    ("{0}_images", "{0}_labels"),
+    ("{0}_x", "{0}_y"),
+    ("images", "labels"),
+    ("x", "y"),
+)
 
 
 def from_npz(path: Path, split: str) -> ImageSet:
@@ -287,8 +292,10 @@ class Preprocessor:
         if (order == "GRAY") != (plan.channel_order == "GRAY"):
             raise CaffePortError(f"the pictures are {order}, the net expects {plan.channel_order}")
         if plan.mean == MEAN_IMAGE and mean is None:
-            raise CaffePortError(f"the {MEAN_IMAGE} is needed, and no training set is at hand",
-                                 hint="Give the mean: --mean FILE.binaryproto or --mean NUMBERS")  # fmt: skip
+            raise CaffePortError(
+                f"the {MEAN_IMAGE} is needed, and no training set is at hand",
+                hint="Give the mean: --mean FILE.binaryproto or --mean NUMBERS",
+            )
         self.plan = plan
         self.reorder = order != plan.channel_order
         factor = np.float64(plan.scale) / np.asarray(plan.std, np.float64)
@@ -408,8 +415,10 @@ class ImageFeed:
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         first, last = number * self.batch_size, (number + 1) * self.batch_size
-        parts = [self._order(epoch)[max(first - epoch * self.size, 0) : last - epoch * self.size]
-                 for epoch in range(first // self.size, (last - 1) // self.size + 1)]  # fmt: skip
+        parts = [
+            self._order(epoch)[max(first - epoch * self.size, 0) : last - epoch * self.size]
+            for epoch in range(first // self.size, (last - 1) // self.size + 1)
+        ]
         rows = torch.cat(parts) if len(parts) > 1 else parts[0]
         self.generator.manual_seed((self.seed << 40) + 2 * number + self.train)
         return self.preprocessor(self.data.images[rows], self.train, self.generator), self.data.labels[rows]

@@ -284,9 +284,15 @@ class Hdf5Feed:
     """
 
     def __init__(
-        self, files: Sequence[Path], tops: Sequence[str], batch_size: int, *, shuffle: bool = False, seed: int = 0,
+        self,
+        files: Sequence[Path],
+        tops: Sequence[str],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
         device: torch.device | str = "cpu",
-    ) -> None:  # fmt: skip
+    ) -> None:
         h5py = hdf5.library(str(files[0]))
         self.batch_size, self.shuffle, self.device = batch_size, seed if shuffle else None, torch.device(device)
         parts: list[list[Array]] = [[] for _ in tops]
@@ -316,9 +322,14 @@ class Hdf5Feed:
 
 
 def from_layer(
-    layer: LayerSpec, phase: str, *, shuffle: bool | None = None, seed: int = 0, device: torch.device | str = "cpu",
+    layer: LayerSpec,
+    phase: str,
+    *,
+    shuffle: bool | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
     batch_size: int | None = None,
-) -> Feed:  # fmt: skip
+) -> Feed:
     """The feed that a Data, ImageData or HDF5Data layer asks for.
 
     Args:

@@ -41,9 +41,33 @@ SAME = Line(Fraction(1), Fraction(0))
 
 _CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution", "Im2col")
 _PIXEL_BY_PIXEL = frozenset(
-    ("AbsVal", "BN", "BNLL", "BatchNorm", "Bias", "Clip", "Concat", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log",
-     "MVN", "PReLU", "Power", "ReLU", "Scale", "Sigmoid", "Slice", "Softmax", "Split", "TanH", "Threshold")
-)  # fmt: skip
+    (
+        "AbsVal",
+        "BN",
+        "BNLL",
+        "BatchNorm",
+        "Bias",
+        "Clip",
+        "Concat",
+        "Dropout",
+        "ELU",
+        "Eltwise",
+        "Exp",
+        "LRN",
+        "Log",
+        "MVN",
+        "PReLU",
+        "Power",
+        "ReLU",
+        "Scale",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "TanH",
+        "Threshold",
+    )
+)
 
 
 def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...]:

@@ -20,9 +20,23 @@ _PREPARES = re.compile(r"Data|Transform|Augment|Label")
 """Parts of the names of layers that prepare pictures for training, where the type is not known."""
 
 _SLIGHT = frozenset(
-    ("AbsVal", "Concat", "Eltwise", "Flatten", "Permute", "Power", "Reduction", "ReLU", "Reshape", "Sigmoid", "Silence",
-     "Slice", "Softmax", "Split")
-)  # fmt: skip
+    (
+        "AbsVal",
+        "Concat",
+        "Eltwise",
+        "Flatten",
+        "Permute",
+        "Power",
+        "Reduction",
+        "ReLU",
+        "Reshape",
+        "Sigmoid",
+        "Silence",
+        "Slice",
+        "Softmax",
+        "Split",
+    )
+)
 """Types that may stand between a layer that serves labels and a loss, and do not make it a part of the net."""
 
 _SAMPLERS = ("ProposalTargetLayer",)
@@ -116,9 +130,13 @@ def _data_prepared(
     for layer in layers:
         is_read = any((layer.name, k) in read for k in range(len(layer.tops)))
         if (
-            layer.name in unknown and is_read and layer.sources and data.issuperset(layer.sources)
-            and (len(layer.sources) > 1 or _PREPARES.search(_kind(layer))) and not _MEASURES.search(_kind(layer))
-        ):  # fmt: skip
+            layer.name in unknown
+            and is_read
+            and layer.sources
+            and data.issuperset(layer.sources)
+            and (len(layer.sources) > 1 or _PREPARES.search(_kind(layer)))
+            and not _MEASURES.search(_kind(layer))
+        ):
             notes.append(
                 f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is not known and prepares data: "
                 f"{', '.join(layer.tops)} are inputs"
@@ -134,9 +152,13 @@ def _data_prepared(
 
 
 def _why_left_out(
-    layer: LayerSpec, left: Sequence[LayerSpec], spec: NetSpec, gone: Collection[str], labels: set[Source],
+    layer: LayerSpec,
+    left: Sequence[LayerSpec],
+    spec: NetSpec,
+    gone: Collection[str],
+    labels: set[Source],
     unknown: Collection[str],
-) -> str:  # fmt: skip
+) -> str:
     """Why the deploy view does without a layer of an unknown type; empty where it does not."""
     behind = _behind(left, {layer.name})
     if any(one.type not in _SLIGHT and one.name not in unknown for one in left if one.name in behind):
@@ -146,9 +168,12 @@ def _why_left_out(
     if set(layer.sources) & _derived(left, labels):
         return "reads labels"
     readings = [
-        index for one in spec.layers if one.name in gone for index, source in enumerate(one.sources)
+        index
+        for one in spec.layers
+        if one.name in gone
+        for index, source in enumerate(one.sources)
         if source[0] in behind
-    ]  # fmt: skip
+    ]
     if readings and 0 not in readings:
         return "makes targets for losses"
     if layer.type == "Python" and behind == {layer.name}:

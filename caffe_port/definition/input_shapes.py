@@ -34,10 +34,7 @@ class InputShapes:
 
 
 def resolve(
-    spec: NetSpec,
-    weights: Weights | None = None,
-    given: Mapping[str, Sequence[int]] | None = None,
-    guess: bool = False,
+    spec: NetSpec, weights: Weights | None = None, given: Mapping[str, Sequence[int]] | None = None, guess: bool = False
 ) -> InputShapes:
     """Finds the shape of every input.
 
@@ -86,9 +83,12 @@ def resolve(
 
 
 def _guessed(
-    spec: NetSpec, unknown: Sequence[tuple[str, Source]], known: Mapping[str, Shape], weights: Weights | None,
+    spec: NetSpec,
+    unknown: Sequence[tuple[str, Source]],
+    known: Mapping[str, Shape],
+    weights: Weights | None,
     asked: SpecError,
-) -> dict[str, Shape]:  # fmt: skip
+) -> dict[str, Shape]:
     """Shapes that carry through the net. Raises ``asked`` where none does, with the reason."""
 
     def refused(choice: Mapping[str, Shape]) -> str:
@@ -170,10 +170,15 @@ def _from_data(
 
 
 _SIZES = (
-    ("crop_height", "crop_width"), ("crop_h", "crop_w"), ("crop_size", "crop_size"), ("crop_size_y", "crop_size_x"),
-    ("new_height", "new_width"), ("image_size_y", "image_size_x"), ("yolo_height", "yolo_width"),
+    ("crop_height", "crop_width"),
+    ("crop_h", "crop_w"),
+    ("crop_size", "crop_size"),
+    ("crop_size_y", "crop_size_x"),
+    ("new_height", "new_width"),
+    ("image_size_y", "image_size_x"),
+    ("yolo_height", "yolo_width"),
     ("resize_height", "resize_width"),
-)  # fmt: skip
+)
 """How data layers of Caffe and its forks name height and width of what they give, the last step first."""
 
 

@@ -33,8 +33,11 @@ from caffe_port.storage.output_folder import Result as Result
 
 MODEL, WEIGHTS = "model.py", "weights.safetensors"
 FORMATS: dict[str, tuple[str, ...]] = {
-    "torch": (MODEL, WEIGHTS), "onnx": (export.ONNX,), "pt2": (export.PT2,), "safetensors": (blobs.BLOBS,),
-}  # fmt: skip
+    "torch": (MODEL, WEIGHTS),
+    "onnx": (export.ONNX,),
+    "pt2": (export.PT2,),
+    "safetensors": (blobs.BLOBS,),
+}
 """What a format writes, beside port.json."""
 
 
@@ -87,9 +90,13 @@ def convert(
         if ported.shared:
             _adopt(ported.net, source.state, stored.tensors)
         check = self_check(
-            ported.net, source.source, source.class_name, stored if ported.shared else temporary / WEIGHTS,
-            exact=not (fold or channels_last), seed=seed,
-        )  # fmt: skip
+            ported.net,
+            source.source,
+            source.class_name,
+            stored if ported.shared else temporary / WEIGHTS,
+            exact=not (fold or channels_last),
+            seed=seed,
+        )
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
         if "onnx" in formats or "pt2" in formats:
             module = read_model(source.source, source.class_name, temporary / WEIGHTS)
@@ -104,7 +111,9 @@ def convert(
         notes = (*ported.notes, *source.notes, *unchecked)
         report = _report(ported, source, check, notes)
         report["from"] = [origin.result() for origin in origins]
-        made = {name: digest.result() if name == WEIGHTS else output_folder.fingerprint(temporary / name) for name in files}
+        made = {
+            name: digest.result() if name == WEIGHTS else output_folder.fingerprint(temporary / name) for name in files
+        }
         report["files"] = list(made.values())
         output_folder.write_report(temporary, report)
         files.append(output_folder.REPORT)
@@ -329,13 +338,13 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         "layers": len(plan.steps),
         "parameters": sum(p.numel() for p in ported.net.parameters()),
         "attributes": source.attributes,
-        "load": None if loaded is None else {
-            "loaded": list(loaded.loaded), "initialised": list(loaded.initialised), "unused": list(loaded.unused),
-        },
+        "load": None
+        if loaded is None
+        else {"loaded": list(loaded.loaded), "initialised": list(loaded.initialised), "unused": list(loaded.unused)},
         "notes": list(notes),
         "check": check,
         "from": [],
         "files": [],
         "versions": {"caffe-port": caffe_port.__version__, "torch": importlib.metadata.version("torch")},
         "time": output_folder.now(),
-    }  # fmt: skip
+    }

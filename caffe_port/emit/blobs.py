@@ -19,10 +19,29 @@ BLOBS = "blobs.safetensors"
 
 NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("Convolution", "Convolution3D", "ConvolutionDepthwise", "ConvolutionRistretto", "Deconvolution",
-         "Deconvolution3D", "DeconvolutionRistretto", "DeformableConvolution", "DepthwiseConv", "DepthwiseConvolution",
-         "Embed", "FcRistretto", "InnerDistance", "InnerProduct", "Local", "NdConvolution", "NdDeconvolution", "Scalar",
-         "Scale"), ("weight", "bias")),
+        (
+            "Convolution",
+            "Convolution3D",
+            "ConvolutionDepthwise",
+            "ConvolutionRistretto",
+            "Deconvolution",
+            "Deconvolution3D",
+            "DeconvolutionRistretto",
+            "DeformableConvolution",
+            "DepthwiseConv",
+            "DepthwiseConvolution",
+            "Embed",
+            "FcRistretto",
+            "InnerDistance",
+            "InnerProduct",
+            "Local",
+            "NdConvolution",
+            "NdDeconvolution",
+            "Scalar",
+            "Scale",
+        ),
+        ("weight", "bias"),
+    ),
     **dict.fromkeys(("LargeMarginInnerProduct", "MarginInnerProduct", "Normalize", "PReLU"), ("weight",)),
     "BN": ("slope", "bias", "mean", "variance"),
     "BatchNorm": ("mean", "variance", "scale_factor"),
@@ -34,7 +53,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "Lstm": ("weight_x", "weight_h", "bias"),
     "Parameter": ("value",),
     "RNN": ("weight_x", "bias_h", "weight_static", "weight_h", "weight_o", "bias_o"),
-}  # fmt: skip
+}
 """Type -> the names of its blobs in Caffe's order, which are those of the layer classes (the tests hold them equal)."""
 
 
@@ -109,12 +128,15 @@ def convert(
             "net": stored.net.name if stored.net is not None else "",
             "layers": len(stored.layers),
             "parameters": stored.parameters,
-            "from": [{"file": Path(path).name, "bytes": Path(path).stat().st_size}
-                     for path in (definition, weights) if path is not None],
+            "from": [
+                {"file": Path(path).name, "bytes": Path(path).stat().st_size}
+                for path in (definition, weights)
+                if path is not None
+            ],
             "files": [{"file": BLOBS, "bytes": (temporary / BLOBS).stat().st_size}],
             "versions": {"caffe-port": caffe_port.__version__},
             "time": output_folder.now(),
-        }  # fmt: skip
+        }
         output_folder.write_report(temporary, report)
         files = (BLOBS, output_folder.REPORT)
         output_folder.move_in(temporary, folder, files)

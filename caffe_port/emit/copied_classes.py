@@ -283,8 +283,12 @@ def _kept_members(cls: type[Layer]) -> set[str]:
         if name in kept:
             continue
         kept.add(name)
-        used = {n.attr for body in bodies[name] for n in ast.walk(body)
-                if isinstance(n, ast.Attribute) and _is_self(n.value, cls.__name__)}  # fmt: skip
+        used = {
+            n.attr
+            for body in bodies[name]
+            for n in ast.walk(body)
+            if isinstance(n, ast.Attribute) and _is_self(n.value, cls.__name__)
+        }
         waiting += [n for n in used if n in bodies]
     return kept
 
@@ -312,13 +316,20 @@ def _free(node: ast.AST, bound: set[str]) -> set[str]:
         outside: list[ast.AST] = [*arguments.defaults, *(d for d in arguments.kw_defaults if d is not None)]
         body: list[ast.AST] = [node.body] if isinstance(node, ast.Lambda) else list(node.body)
         if not isinstance(node, ast.Lambda):
-            outside += [*node.decorator_list, *(a.annotation for a in ast.walk(arguments)
-                                                if isinstance(a, ast.arg) and a.annotation is not None)]  # fmt: skip
+            outside += [
+                *node.decorator_list,
+                *(a.annotation for a in ast.walk(arguments) if isinstance(a, ast.arg) and a.annotation is not None),
+            ]
             outside += [node.returns] if node.returns is not None else []
         stored = {n.id for b in body for n in ast.walk(b) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         stored |= {n.name for b in body for n in ast.walk(b) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-        stored |= {a.asname or a.name.partition(".")[0] for b in body for n in ast.walk(b)
-                   if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}  # fmt: skip
+        stored |= {
+            a.asname or a.name.partition(".")[0]
+            for b in body
+            for n in ast.walk(b)
+            if isinstance(n, (ast.Import, ast.ImportFrom))
+            for a in n.names
+        }
         inside = bound | parameters | stored
         return set().union(*(_free(n, bound) for n in outside), *(_free(n, inside) for n in body))
     if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):

@@ -44,9 +44,14 @@ def onnx(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | P
     with _quiet():
         try:
             program = torch.onnx.export(
-                module.eval(), tuple(example), dynamo=True, input_names=inputs, output_names=outputs, verbose=False,
+                module.eval(),
+                tuple(example),
+                dynamo=True,
+                input_names=inputs,
+                output_names=outputs,
+                verbose=False,
                 custom_translation_table=translations(),
-            )  # fmt: skip
+            )
             assert program is not None
             for node in program.model.graph.all_nodes():
                 node.metadata_props.clear()  # stack traces with the paths of this machine
@@ -158,11 +163,27 @@ def caffe_definition(net: Net) -> Message:
     for spec in plan.spec.layers:
         if spec.name in from_outside:
             shapes = [Message("BlobShape", dim=list(plan.shapes[spec.name, k])) for k in range(len(spec.tops))]
-            layers.append(Message("LayerParameter", name=spec.name, type="Input", top=list(spec.tops),
-                                  input_param=Message("InputParameter", shape=shapes)))  # fmt: skip
+            layers.append(
+                Message(
+                    "LayerParameter",
+                    name=spec.name,
+                    type="Input",
+                    top=list(spec.tops),
+                    input_param=Message("InputParameter", shape=shapes),
+                )
+            )
         else:
-            layers.append(spec.param.copy(name=spec.name, bottom=list(spec.bottoms), top=list(spec.tops), blobs=None,
-                                          phase=None, include=None, exclude=None))  # fmt: skip
+            layers.append(
+                spec.param.copy(
+                    name=spec.name,
+                    bottom=list(spec.bottoms),
+                    top=list(spec.tops),
+                    blobs=None,
+                    phase=None,
+                    include=None,
+                    exclude=None,
+                )
+            )
     return Message("NetParameter", name=plan.spec.name, layer=layers)
 
 
@@ -179,11 +200,17 @@ def load_state(net: Net, path: str | Path) -> None:
     wanted = model_source.model(net).state
     if wanted.keys() != state.keys():
         if model_source.model(net, fold=True).state.keys() == state.keys():
-            raise WeightsError("is of a model written with --fold: BatchNorm and Scale cannot be told from its weights",
-                               str(path), "Train what convert writes without --fold.")  # fmt: skip
+            raise WeightsError(
+                "is of a model written with --fold: BatchNorm and Scale cannot be told from its weights",
+                str(path),
+                "Train what convert writes without --fold.",
+            )
         odd = sorted(wanted.keys() ^ state.keys())[0]
-        raise WeightsError(f"{'lacks' if odd in wanted else 'holds'} '{odd}', which the net's model.py "
-                           f"{'has' if odd in wanted else 'does not have'}", str(path))  # fmt: skip
+        raise WeightsError(
+            f"{'lacks' if odd in wanted else 'holds'} '{odd}', which the net's model.py "
+            f"{'has' if odd in wanted else 'does not have'}",
+            str(path),
+        )
     for key, value in wanted.items():
         if state[key].shape != value.shape:
             raise WeightsError(f"'{key}' is {tuple(state[key].shape)}, the net's is {tuple(value.shape)}", str(path))

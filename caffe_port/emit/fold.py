@@ -23,9 +23,10 @@ def absorbed(net: Net) -> dict[str, str]:
     """
     uses = Counter(id(tensor) for module in net.children() for tensor in (*module.parameters(), *module.buffers()))
     shared = {
-        name for name, module in net.named_children()
+        name
+        for name, module in net.named_children()
         if any(uses[id(tensor)] > 1 for tensor in (*module.parameters(), *module.buffers()))
-    }  # fmt: skip
+    }
     found = [_in_plan(net, plan, shared) for plan in net.plans.values()]
     agreed: dict[str, str] = {}
     for name, base in found[0].items():

@@ -28,7 +28,7 @@ _BOTH = _TEST | _TRAIN
 
 NESTED = frozenset(
     ("BN", "BNLL", "BatchNorm", "Bias", "Dropout", "ELU", "PReLU", "ReLU", "ReLU6", "Scale", "Sigmoid", "Swish", "TanH")
-)  # fmt: skip
+)
 """Types that are written around the call whose top they alone read: ``self.relu1(self.conv1(x))``."""
 
 _RESERVED = (set(dir(builtins)) - {"input"}) | {"self", "torch", "nn", "F", "math", "Tensor", "torchvision"}
@@ -116,8 +116,10 @@ def flow(
                 continue
             blobs.update(zip(tops, step.layer.tops, strict=True))
             if step.per_bottom:
-                lists[phase] += [Call(frozenset((phase,)), step.attribute, module, step.layer.type, {phase: (b,)}, (t,))
-                                 for b, t in zip(read, tops, strict=True)]  # fmt: skip
+                lists[phase] += [
+                    Call(frozenset((phase,)), step.attribute, module, step.layer.type, {phase: (b,)}, (t,))
+                    for b, t in zip(read, tops, strict=True)
+                ]
             else:
                 one = len(tops) == 1 and tuple_of_one(plans[phase], step, module)
                 lists[phase].append(
@@ -238,9 +240,12 @@ class Body:
                     continue
                 until = last[value]
                 one = len(self.statements[i].tops) == 1
-                chain = one and not (several and until == end) and until - i <= 4 and all(
-                    value in self._reads(j) or value in self._writes(j) for j in range(i + 1, until + 1)
-                )  # fmt: skip
+                chain = (
+                    one
+                    and not (several and until == end)
+                    and until - i <= 4
+                    and all(value in self._reads(j) or value in self._writes(j) for j in range(i + 1, until + 1))
+                )
                 name = self.identifier[self.flow.blobs[source]]
                 options = (["x"] if chain else []) + [name]
                 count = 2

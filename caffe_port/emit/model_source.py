@@ -85,10 +85,12 @@ class _Writer:
         self.copied.imports |= {Import("torch", "Tensor", "Tensor"), Import("torch", "nn", "nn")}
         name = class_name(self.net.plans[False].spec.name, set(self.copied.names) | {"Tensor", "F", "nn"})
         text = [
-            f'"""{self._header(name)}"""', "",
+            f'"""{self._header(name)}"""',
+            "",
             *(["from __future__ import annotations", ""] if self.copied.blocks else []),
-            *self.copied.import_lines(), "",
-        ]  # fmt: skip
+            *self.copied.import_lines(),
+            "",
+        ]
         previous = ""
         for kind, lines in self.copied.blocks:
             text += ([] if previous == kind == "assignment" else [""] if kind == "assignment" else ["", ""]) + lines
@@ -261,16 +263,20 @@ class _Writer:
     def _header(self, name: str) -> str:
         plan = self.net.plans[False]
         of = f"The Caffe net {quoted(plan.spec.name)}," if plan.spec.name else "A net"
-        load = ["    from safetensors.torch import load_file", ""], [
-            '    model.load_state_dict(load_file("weights.safetensors"))']  # fmt: skip
+        load = (
+            ["    from safetensors.torch import load_file", ""],
+            ['    model.load_state_dict(load_file("weights.safetensors"))'],
+        )
         lines = [
-            f"{of} converted from Caffe by caffe-port {caffe_port.__version__}.", "",
+            f"{of} converted from Caffe by caffe-port {caffe_port.__version__}.",
+            "",
             *(load[0] if self.state else []),
             f"    model = {name}()",
             *(load[1] if self.state else []),
-            "    model.eval()", "",
+            "    model.eval()",
+            "",
             "eval() is Caffe's phase TEST, train() is TRAIN.",
-        ]  # fmt: skip
+        ]
         return "\n".join(map(escaped, lines)) + "\n"
 
     def _class_docstring(self) -> str:

@@ -20,9 +20,14 @@ _AGAIN = "Run it again, or give --mirror DIR."
 
 
 def fetch(
-    url: str, target: Path, size: int, sha256: str, *, step: Callable[[int, int], None] = lambda *_: None,
+    url: str,
+    target: Path,
+    size: int,
+    sha256: str,
+    *,
+    step: Callable[[int, int], None] = lambda *_: None,
     context: ssl.SSLContext | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Fetches a file, going on where an earlier attempt ended.
 
     What has come lies in ``<target>.part`` and is renamed once size and checksum are right. No file but that one is

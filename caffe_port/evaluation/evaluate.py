@@ -102,9 +102,14 @@ class Evaluation:
         low, high = self.interval
         per_class = [{"class": name, "correct": correct, "total": total} for name, correct, total in self.per_class()]
         return {
-            "accuracy": self.accuracy, "correct": self.correct, "total": self.total, "top5": self.top5,
-            "interval": [low, high], "per_class": per_class, "confusion": self.confusion.tolist(),
-        }  # fmt: skip
+            "accuracy": self.accuracy,
+            "correct": self.correct,
+            "total": self.total,
+            "top5": self.top5,
+            "interval": [low, high],
+            "per_class": per_class,
+            "confusion": self.confusion.tolist(),
+        }
 
 
 @torch.inference_mode()
@@ -276,8 +281,9 @@ def evaluate_files(
     net, more = _net(weights, prototxt, spec, shape, pictures.name)
     if limit is not None:
         pictures = pictures.first(limit)
-    result = evaluate(net, pictures, preprocessor, batch_size=batch_size, device=device, seed=seed, output=output,
-                      progress=progress)  # fmt: skip
+    result = evaluate(
+        net, pictures, preprocessor, batch_size=batch_size, device=device, seed=seed, output=output, progress=progress
+    )
     return FileEvaluation(result, entry, plan, origin, pictures.name, (*notes, *more))
 
 
@@ -398,8 +404,15 @@ def plot_confusion(result: Evaluation, path: str | Path) -> None:
         axes.set_yticks(range(count), result.classes)
         for (row, column), value in np.ndenumerate(result.confusion):
             if value:
-                axes.text(column, row, str(value), ha="center", va="center", fontsize=7,
-                          color="white" if share[row, column] > 0.5 else "black")  # fmt: skip
+                axes.text(
+                    column,
+                    row,
+                    str(value),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if share[row, column] > 0.5 else "black",
+                )
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

@@ -65,8 +65,12 @@ class Preprocessing:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) not in (1, channels):
                 raise CaffePortError(f"{name} has {len(value)} values; {self.channel_order} takes 1 or {channels}")
-        numbers = [n for value in (self.mean, self.std, self.scale) if not isinstance(value, str)
-                   for n in (value if isinstance(value, tuple) else (value,))]  # fmt: skip
+        numbers = [
+            n
+            for value in (self.mean, self.std, self.scale)
+            if not isinstance(value, str)
+            for n in (value if isinstance(value, tuple) else (value,))
+        ]
         if not all(math.isfinite(n) for n in numbers):
             raise CaffePortError("mean, scale and std are finite numbers")
         if any(s == 0 for s in (self.std if isinstance(self.std, tuple) else (self.std,))):
@@ -204,9 +208,14 @@ def cache_folder() -> Path:
 
 _NUMBER = (int, float)
 _TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "float": _NUMBER, "bool": (bool,), "bool | None": (bool,),
-    "PerChannel": (*_NUMBER, list), "PerChannel | str": (*_NUMBER, list, str),
-}  # fmt: skip
+    "str": (str,),
+    "int": (int,),
+    "float": _NUMBER,
+    "bool": (bool,),
+    "bool | None": (bool,),
+    "PerChannel": (*_NUMBER, list),
+    "PerChannel | str": (*_NUMBER, list, str),
+}
 
 
 def read(path: str | Path) -> dict[str, Entry]:

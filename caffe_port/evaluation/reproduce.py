@@ -77,10 +77,17 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "name": self.entry.name, "weights": str(self.weights), "folder": str(self.folder), "check": self.check,
-            "verified": self.verified, "passed": self.passed, "reached": self.reached, "seconds": self.seconds,
-            "findings": [vars(finding) for finding in self.findings], "notes": list(self.notes),
-        }  # fmt: skip
+            "name": self.entry.name,
+            "weights": str(self.weights),
+            "folder": str(self.folder),
+            "check": self.check,
+            "verified": self.verified,
+            "passed": self.passed,
+            "reached": self.reached,
+            "seconds": self.seconds,
+            "findings": [vars(finding) for finding in self.findings],
+            "notes": list(self.notes),
+        }
 
 
 # -- the table ------------------------------------------------------------------------------------------------------
@@ -91,10 +98,16 @@ _MEMORY = (
     "--device cuda --out RUN   (peak_memory_bytes in RUN/run.json)"
 )
 _OTHER_FIGURES = (  # (entry, quantity, reported, who, where, command)
-    ("simplenet-cifar10-port", "parameters", 5.48e6, "SimpleNet authors", _PORT,
-     "caffe-port inspect model_defs/simplenet_cifar10.prototxt"),
+    (
+        "simplenet-cifar10-port",
+        "parameters",
+        5.48e6,
+        "SimpleNet authors",
+        _PORT,
+        "caffe-port inspect model_defs/simplenet_cifar10.prototxt",
+    ),
     ("simplenet-cifar10-port", "GPU memory at batch size 64, MB", 1239.0, "SimpleNet authors", _PORT, _MEMORY),
-)  # fmt: skip
+)
 
 
 def findings() -> list[Finding]:
@@ -171,11 +184,15 @@ def fetch(
         return _checked(cached, weights)
     if offline or not weights.url:
         why = "offline" if offline else "it is not published anywhere"
-        raise CaffePortError(f"is neither in the cache nor in a mirror, and {why}", weights.file,
-                             "Give a folder that holds it: --mirror DIR")  # fmt: skip
+        raise CaffePortError(
+            f"is neither in the cache nor in a mirror, and {why}",
+            weights.file,
+            "Give a folder that holds it: --mirror DIR",
+        )
     hear = step or (lambda *_: None)
-    download.fetch(weights.url, cached, weights.size, weights.sha256,
-                   step=lambda done, total: hear("download", done, total))  # fmt: skip
+    download.fetch(
+        weights.url, cached, weights.size, weights.sha256, step=lambda done, total: hear("download", done, total)
+    )
     return cached
 
 
@@ -239,8 +256,10 @@ def reproduce(
     step = step or (lambda *_: None)
     entry = registry.entry(name)
     if entry.weights is None:
-        raise CaffePortError(f"the weights of '{name}' are not to be had: they must be trained",
-                             hint=f"{_command(entry)}, then caffe-port evaluate RUN/best.caffemodel")  # fmt: skip
+        raise CaffePortError(
+            f"the weights of '{name}' are not to be had: they must be trained",
+            hint=f"{_command(entry)}, then caffe-port evaluate RUN/best.caffemodel",
+        )
     step("fetch", 0, 0)
     weights = fetch(entry.weights, mirror=mirror, offline=offline, step=step)
     where = data_root(entry.dataset, mirror, root)
@@ -272,15 +291,29 @@ def reproduce(
         mirrored = entry.preprocessing.mirror_test if reported.mirror_test is None else reported.mirror_test
         if mirrored not in measured:
             measured[mirrored] = evaluate.evaluate_files(
-                weights, data=data or entry.dataset, root=where, device=device, seed=seed,
-                tta="mirror" if mirrored else "none", progress=lambda done, total: step("evaluate", done, total),
-            ).result  # fmt: skip
+                weights,
+                data=data or entry.dataset,
+                root=where,
+                device=device,
+                seed=seed,
+                tta="mirror" if mirrored else "none",
+                progress=lambda done, total: step("evaluate", done, total),
+            ).result
         result = measured[mirrored]
         blank = vars(_blank(entry, reported))
         known = {"ours": result.accuracy, "interval": result.interval, "verdict": result.verdict(reported.accuracy)}
         found.append(Finding(**{**blank, **known}))
-    outcome = Outcome(entry, weights, converted.folder, converted.check, verified, passed, tuple(found),
-                      round(time.monotonic() - began, 1), tuple(notes))  # fmt: skip
+    outcome = Outcome(
+        entry,
+        weights,
+        converted.folder,
+        converted.check,
+        verified,
+        passed,
+        tuple(found),
+        round(time.monotonic() - began, 1),
+        tuple(notes),
+    )
     _remember(outcome)
     return outcome
 
@@ -314,7 +347,11 @@ def as_rows(table: list[Finding]) -> Iterator[Mapping[str, str]]:
         digits = 0 if f.reported > 1000 else 2
         interval = f" ({f.interval[0]:.2f} to {f.interval[1]:.2f})" if f.interval else ""
         yield {
-            "entry": f.name, "what": f.quantity, "reported": f"{f.reported:,.{digits}f}", "by": f.by,
-            "ours": "" if f.ours is None else f"{f.ours:,.{digits}f}{interval}", "verdict": f.verdict,
+            "entry": f.name,
+            "what": f.quantity,
+            "reported": f"{f.reported:,.{digits}f}",
+            "by": f.by,
+            "ours": "" if f.ours is None else f"{f.ours:,.{digits}f}{interval}",
+            "verdict": f.verdict,
             "command": f.command if f.ours is None else "",
-        }  # fmt: skip
+        }

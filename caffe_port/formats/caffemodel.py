@@ -257,8 +257,10 @@ def write(path: str | Path, net: Message, blobs: dict[str, list[Array]]) -> None
     missing = set(blobs) - {layer.name for layer in net.layer}
     if missing:
         raise CaffePortError(f"layer '{min(missing)}' has blobs but is not in the net", str(path))
-    layers = [layer.copy(blobs=[blob_message(a) for a in blobs[layer.name]] if layer.name in blobs else None)
-              for layer in net.layer]  # fmt: skip
+    layers = [
+        layer.copy(blobs=[blob_message(a) for a in blobs[layer.name]] if layer.name in blobs else None)
+        for layer in net.layer
+    ]
     with atomic_write(path) as file:
         for chunk in wire.serialize(net.copy(layer=layers)):
             file.write(chunk)

@@ -155,7 +155,7 @@ BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
 
 #: Message type -> {number in the file: field}, for an integer above 1 where proto/caffe.proto has a bool.
 NOT_A_BOOL: Final[dict[str, dict[int, str]]] = {
-    "ConvolutionParameter": {17: "hole"},  # DeepLab, PSPNet: the dilation; Caffe's 17 is force_nd_im2col
+    "ConvolutionParameter": {17: "hole"}  # DeepLab, PSPNet: the dilation; Caffe's 17 is force_nd_im2col
 }
 
 #: Message type -> fields of forks that look like a slip of the pen for one of proto/caffe.proto's, and are none.

@@ -1,9 +1,9 @@
 """Messages of proto/caffe.proto: one class for text and binary, which knows where it stood in the file.
 
-A :class:`Message` is read by :mod:`caffe_port.formats.prototxt` (text) or :mod:`caffe_port.formats.wire` (binary) against the
-schema below. Attribute access follows protobuf: an unset scalar gives its default, an unset message an empty one,
-a repeated field a list. Enum values are their names (``pool == "MAX"``). Float arrays of a binary file are NumPy
-views of the file itself.
+A :class:`Message` is read by :mod:`caffe_port.formats.prototxt` (text) or :mod:`caffe_port.formats.wire` (binary)
+against the schema below. Attribute access follows protobuf: an unset scalar gives its default, an unset message an
+empty one, a repeated field a list. Enum values are their names (``pool == "MAX"``). Float arrays of a binary file are
+NumPy views of the file itself.
 """
 
 from __future__ import annotations
@@ -17,10 +17,24 @@ from typing import Any
 import numpy as np
 
 _SCALARS = {  # google.protobuf.FieldDescriptor.TYPE_*: (kind, wire type)
-    1: ("double", 1), 2: ("float", 5), 3: ("int64", 0), 4: ("uint64", 0), 5: ("int32", 0), 6: ("fixed64", 1),
-    7: ("fixed32", 5), 8: ("bool", 0), 9: ("string", 2), 11: ("message", 2), 12: ("bytes", 2), 13: ("uint32", 0),
-    14: ("enum", 0), 15: ("sfixed32", 5), 16: ("sfixed64", 1), 17: ("sint32", 0), 18: ("sint64", 0),
-}  # fmt: skip
+    1: ("double", 1),
+    2: ("float", 5),
+    3: ("int64", 0),
+    4: ("uint64", 0),
+    5: ("int32", 0),
+    6: ("fixed64", 1),
+    7: ("fixed32", 5),
+    8: ("bool", 0),
+    9: ("string", 2),
+    11: ("message", 2),
+    12: ("bytes", 2),
+    13: ("uint32", 0),
+    14: ("enum", 0),
+    15: ("sfixed32", 5),
+    16: ("sfixed64", 1),
+    17: ("sint32", 0),
+    18: ("sint64", 0),
+}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Written for files that people keep: every message knows its line, every error says line and column, and fields that
 the schema does not name (a fork's own) are kept in ``Message.unknown``. A name that is one or two letters away from one
 of the schema's is taken for a slip of the pen and refused, unless a fork is known to have it
-(:data:`~caffe_port.formats.fork_fields.TEXT_FIELDS`). Grammar: protobuf's text format specification, as google::protobuf::TextFormat
-reads it for Caffe (io.cpp).
+(:data:`~caffe_port.formats.fork_fields.TEXT_FIELDS`). Grammar: protobuf's text format specification, as
+google::protobuf::TextFormat reads it for Caffe (io.cpp).
 """
 
 from __future__ import annotations

@@ -9,23 +9,63 @@ from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 
 V1_TYPES = {
-    "NONE": "", "ABSVAL": "AbsVal", "ACCURACY": "Accuracy", "ARGMAX": "ArgMax", "BNLL": "BNLL", "CONCAT": "Concat",
-    "CONTRASTIVE_LOSS": "ContrastiveLoss", "CONVOLUTION": "Convolution", "DATA": "Data",
-    "DECONVOLUTION": "Deconvolution", "DROPOUT": "Dropout", "DUMMY_DATA": "DummyData",
-    "EUCLIDEAN_LOSS": "EuclideanLoss", "ELTWISE": "Eltwise", "EXP": "Exp", "FLATTEN": "Flatten",
-    "HDF5_DATA": "HDF5Data", "HDF5_OUTPUT": "HDF5Output", "HINGE_LOSS": "HingeLoss", "IM2COL": "Im2col",
-    "IMAGE_DATA": "ImageData", "INFOGAIN_LOSS": "InfogainLoss", "INNER_PRODUCT": "InnerProduct", "LRN": "LRN",
-    "MEMORY_DATA": "MemoryData", "MULTINOMIAL_LOGISTIC_LOSS": "MultinomialLogisticLoss", "MVN": "MVN",
-    "POOLING": "Pooling", "POWER": "Power", "RELU": "ReLU", "SIGMOID": "Sigmoid",
-    "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss", "SILENCE": "Silence", "SLICE": "Slice",
-    "SOFTMAX": "Softmax", "SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "TANH": "TanH",
-    "THRESHOLD": "Threshold", "WINDOW_DATA": "WindowData",
+    "NONE": "",
+    "ABSVAL": "AbsVal",
+    "ACCURACY": "Accuracy",
+    "ARGMAX": "ArgMax",
+    "BNLL": "BNLL",
+    "CONCAT": "Concat",
+    "CONTRASTIVE_LOSS": "ContrastiveLoss",
+    "CONVOLUTION": "Convolution",
+    "DATA": "Data",
+    "DECONVOLUTION": "Deconvolution",
+    "DROPOUT": "Dropout",
+    "DUMMY_DATA": "DummyData",
+    "EUCLIDEAN_LOSS": "EuclideanLoss",
+    "ELTWISE": "Eltwise",
+    "EXP": "Exp",
+    "FLATTEN": "Flatten",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "HINGE_LOSS": "HingeLoss",
+    "IM2COL": "Im2col",
+    "IMAGE_DATA": "ImageData",
+    "INFOGAIN_LOSS": "InfogainLoss",
+    "INNER_PRODUCT": "InnerProduct",
+    "LRN": "LRN",
+    "MEMORY_DATA": "MemoryData",
+    "MULTINOMIAL_LOGISTIC_LOSS": "MultinomialLogisticLoss",
+    "MVN": "MVN",
+    "POOLING": "Pooling",
+    "POWER": "Power",
+    "RELU": "ReLU",
+    "SIGMOID": "Sigmoid",
+    "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss",
+    "SILENCE": "Silence",
+    "SLICE": "Slice",
+    "SOFTMAX": "Softmax",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "SPLIT": "Split",
+    "TANH": "TanH",
+    "THRESHOLD": "Threshold",
+    "WINDOW_DATA": "WindowData",
     # Forks
-    "BN": "BN", "CONVOLUTION3D": "Convolution3D", "CROP": "Crop", "DECONVOLUTION3D": "Deconvolution3D",
-    "HOLE_CONVOLUTION": "Convolution", "IMAGE_SEG_DATA": "ImageSegData", "INTERP": "Interp", "POOLING3D": "Pooling3D",
-    "PRELU": "PReLU", "ROI_POOLING": "ROIPooling", "SEG_ACCURACY": "SegAccuracy", "SMOOTH_L1_LOSS": "SmoothL1Loss",
-    "SPP": "SPP", "UPSAMPLE": "Upsample", "VIDEO_DATA": "VideoData",
-}  # fmt: skip
+    "BN": "BN",
+    "CONVOLUTION3D": "Convolution3D",
+    "CROP": "Crop",
+    "DECONVOLUTION3D": "Deconvolution3D",
+    "HOLE_CONVOLUTION": "Convolution",
+    "IMAGE_SEG_DATA": "ImageSegData",
+    "INTERP": "Interp",
+    "POOLING3D": "Pooling3D",
+    "PRELU": "PReLU",
+    "ROI_POOLING": "ROIPooling",
+    "SEG_ACCURACY": "SegAccuracy",
+    "SMOOTH_L1_LOSS": "SmoothL1Loss",
+    "SPP": "SPP",
+    "UPSAMPLE": "Upsample",
+    "VIDEO_DATA": "VideoData",
+}
 """V1LayerParameter.LayerType -> type string."""
 
 _V1_ONLY = ("type", "layer", "param", "blob_share_mode", "blobs_lr", "weight_decay")
@@ -75,8 +115,12 @@ def _from_v1(old: Message, where: str) -> Message:
     params = []
     for index in range(max(len(old.param), len(old.blob_share_mode), len(old.blobs_lr), len(old.weight_decay))):
         param = Message("ParamSpec", old.line)
-        for name, values in (("name", old.param), ("share_mode", old.blob_share_mode), ("lr_mult", old.blobs_lr),
-                             ("decay_mult", old.weight_decay)):  # fmt: skip
+        for name, values in (
+            ("name", old.param),
+            ("share_mode", old.blob_share_mode),
+            ("lr_mult", old.blobs_lr),
+            ("decay_mult", old.weight_decay),
+        ):
             if index < len(values):
                 param.set(name, values[index])
         params.append(param)

@@ -44,8 +44,9 @@ class _Reader:
         self.view, self.where, self.messages = view, where, 0
 
     def fail(self, what: str, at: int) -> NoReturn:
-        raise ParseError(f"{what} (at byte {at} of {len(self.view)}): the file is damaged or not of this format",
-                         self.where)  # fmt: skip
+        raise ParseError(
+            f"{what} (at byte {at} of {len(self.view)}): the file is damaged or not of this format", self.where
+        )
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
         value = shift = 0
@@ -116,9 +117,14 @@ class _Reader:
         return message
 
     def delimited(
-        self, message: Message, field: Field, at: int, stop: int, depth: int,
+        self,
+        message: Message,
+        field: Field,
+        at: int,
+        stop: int,
+        depth: int,
         arrays: dict[str, list[np.ndarray[Any, Any]]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         if field.message_name is not None:
             child = self.message(field.message, at, stop, depth + 1)
             previous = message._fields.get(field.name)
@@ -151,9 +157,16 @@ class _Reader:
                     at += size
 
     def fixed(
-        self, message: Message, field: Field | None, number: int, wire_type: int, start: int, at: int, end: int,
+        self,
+        message: Message,
+        field: Field | None,
+        number: int,
+        wire_type: int,
+        start: int,
+        at: int,
+        end: int,
         arrays: dict[str, list[np.ndarray[Any, Any]]],
-    ) -> int:  # fmt: skip
+    ) -> int:
         """A value of four or eight bytes; a run of them under one repeated float field becomes one strided view."""
         size = _WIRE_FIXED_SIZE[wire_type]
         if at + size > end:

@@ -100,10 +100,14 @@ class Diff:
         ``reason``.
         """
         return {
-            "definition": self.definition, "weights": self.weights, "fits": self.fits,
-            "own_definition_fits": self.own_fits, "counts": self.counts,
-            "layers": [dataclasses.asdict(row) for row in self.rows], "notes": list(self.notes),
-        }  # fmt: skip
+            "definition": self.definition,
+            "weights": self.weights,
+            "fits": self.fits,
+            "own_definition_fits": self.own_fits,
+            "counts": self.counts,
+            "layers": [dataclasses.asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+        }
 
 
 def compare(definition: Definition, weights: Weights, options: Options, known: Survey | None = None) -> Diff:
@@ -205,9 +209,7 @@ def _judge(row: Row, held: tuple[Shape, ...]) -> Difference:
     return Difference(row.name, row.type, asked, held, "unknown" if None in verdicts else "equal")
 
 
-_WEIGHTED = frozenset(
-    ("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "InnerProduct")
-)  # fmt: skip
+_WEIGHTED = frozenset(("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "InnerProduct"))
 """Types whose first blob is (outputs, inputs, kernel); of Deconvolution's, (inputs, outputs, kernel)."""
 
 

@@ -27,9 +27,11 @@ PACKAGES = ("torch", "torchvision", "protobuf", "numpy", "opencv", "safetensors"
 """What caffe-port always needs, by distribution; OpenCV has several."""
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 EXTRAS = {
-    "hdf5": ".caffemodel.h5 and HDF5Data", "data": "LMDB, HDF5 and SVHN", "plot": "curves and pictures",
+    "hdf5": ".caffemodel.h5 and HDF5Data",
+    "data": "LMDB, HDF5 and SVHN",
+    "plot": "curves and pictures",
     "onnx": "--format onnx",
-}  # fmt: skip
+}
 """What the extras of pyproject.toml are for."""
 
 NET = """
@@ -77,9 +79,11 @@ class Checkup:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "caffe-port": caffe_port.__version__, "healthy": self.healthy, "seconds": round(self.seconds, 2),
+            "caffe-port": caffe_port.__version__,
+            "healthy": self.healthy,
+            "seconds": round(self.seconds, 2),
             "findings": [asdict(finding) for finding in self.findings],
-        }  # fmt: skip
+        }
 
 
 def versions() -> dict[str, str]:
@@ -217,8 +221,10 @@ def _gpu(_: Path) -> str:
 
     if not torch.cuda.is_available():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-        raise CaffePortError(f"none that torch can use; torch {torch.__version__} {built}",
-                             hint="needed only for speed: everything runs on the CPU")  # fmt: skip
+        raise CaffePortError(
+            f"none that torch can use; torch {torch.__version__} {built}",
+            hint="needed only for speed: everything runs on the CPU",
+        )
     shown = []
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

@@ -92,11 +92,17 @@ class Inspection:
         (``layer``, ``index``, ``shape``, ``minimum``, ``maximum``, ``mean``, ``nans``, ``infinities``).
         """
         return {
-            "path": self.path, "kind": self.kind, "bytes": self.bytes, "facts": dict(self.facts),
-            "totals": self.totals, "unknown": self.unknown, "layers": [dataclasses.asdict(row) for row in self.rows],
+            "path": self.path,
+            "kind": self.kind,
+            "bytes": self.bytes,
+            "facts": dict(self.facts),
+            "totals": self.totals,
+            "unknown": self.unknown,
+            "layers": [dataclasses.asdict(row) for row in self.rows],
             "numbers": [dataclasses.asdict(blob) for blob in self.numbers],
-            "notes": list(self.notes), "errors": list(self.errors),
-        }  # fmt: skip
+            "notes": list(self.notes),
+            "errors": list(self.errors),
+        }
 
 
 # -- looking ------------------------------------------------------------------------------------------------------
@@ -140,9 +146,21 @@ def inspect_file(path: PathLike, weights: PathLike | None = None, options: Optio
 
 
 _SOLVER_FIELDS = frozenset(
-    ("base_lr", "lr_policy", "max_iter", "net", "net_param", "solver_mode", "solver_type", "snapshot_prefix",
-     "test_iter", "test_net", "train_net", "train_net_param")
-)  # fmt: skip
+    (
+        "base_lr",
+        "lr_policy",
+        "max_iter",
+        "net",
+        "net_param",
+        "solver_mode",
+        "solver_type",
+        "snapshot_prefix",
+        "test_iter",
+        "test_net",
+        "train_net",
+        "train_net_param",
+    )
+)
 _TOKEN = re.compile(r"""\#[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[{}<>]|[A-Za-z_]\w*(?=\s*[:{<])""")
 
 
@@ -181,9 +199,15 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
         elif compared.counts["missing"] or compared.counts["extra"]:
             notes.append(f"net and weights: {compared.summary} See `caffe-port inspect --diff`.")
     return Inspection(
-        str(path), "net", Path(path).stat().st_size, tuple(facts), found.rows, _numbers(weights, options), tuple(notes),
+        str(path),
+        "net",
+        Path(path).stat().st_size,
+        tuple(facts),
+        found.rows,
+        _numbers(weights, options),
+        tuple(notes),
         tuple(errors),
-    )  # fmt: skip
+    )
 
 
 def _inspect_weights(path: PathLike, options: Options) -> Inspection:
@@ -274,8 +298,11 @@ def _inspect_solver(path: PathLike) -> Inspection:
     facts += [(name, _value_text(value)) for name, value in message.items()]
     notes = [f"line {message.line}: field '{name}' is unknown and has no effect" for name in message.unknown]
     nets = [getattr(message, name) for name in ("net", "train_net") if message.has(name)]
-    notes += [f"the net is looked for at '{net}', seen from the folder where the command runs" for net in nets
-              if not os.path.exists(net)]  # fmt: skip
+    notes += [
+        f"the net is looked for at '{net}', seen from the folder where the command runs"
+        for net in nets
+        if not os.path.exists(net)
+    ]
     return Inspection(str(path), "solver", Path(path).stat().st_size, tuple(facts), notes=tuple(notes))
 
 
@@ -295,9 +322,12 @@ def _inspect_mean(path: PathLike) -> Inspection:
     with np.errstate(invalid="ignore"):  # numbers that are not finite are told of below
         means = mean.mean(axis=(1, 2), dtype=np.float64)
     channels = ", ".join(f"{value:.4f}" for value in means)
-    facts = [("format", "mean image"), ("shape", f"{dims_text(mean.shape)} (channels, height, width)"),
-             ("channel means", f"{channels} (in the order of the database: B, G, R for Caffe's own tools)"),
-             ("range", f"{_number(numbers.minimum)} to {_number(numbers.maximum)}")]  # fmt: skip
+    facts = [
+        ("format", "mean image"),
+        ("shape", f"{dims_text(mean.shape)} (channels, height, width)"),
+        ("channel means", f"{channels} (in the order of the database: B, G, R for Caffe's own tools)"),
+        ("range", f"{_number(numbers.minimum)} to {_number(numbers.maximum)}"),
+    ]
     errors = [f"{numbers.nans + numbers.infinities} values are not finite"] if numbers.nans + numbers.infinities else []
     return Inspection(str(path), "mean", Path(path).stat().st_size, tuple(facts), errors=tuple(errors))
 
@@ -308,8 +338,13 @@ def _inspect_state(path: PathLike) -> Inspection:
     state = solverstate.read(path)
     shapes = ", ".join(dims_text(array.shape) for array in state.history[:6])
     history = f"{len(state.history)} blobs, {sum(array.size for array in state.history):,} numbers"
-    facts = [("format", "solver state"), ("iteration", f"{state.iter:,}"), ("weights", state.learned_net),
-             ("history", history), ("shapes", shapes + (", ..." if len(state.history) > 6 else ""))]  # fmt: skip
+    facts = [
+        ("format", "solver state"),
+        ("iteration", f"{state.iter:,}"),
+        ("weights", state.learned_net),
+        ("history", history),
+        ("shapes", shapes + (", ..." if len(state.history) > 6 else "")),
+    ]
     return Inspection(str(path), "solverstate", Path(path).stat().st_size, tuple((k, v) for k, v in facts if v))
 
 
@@ -369,9 +404,13 @@ def _messages(label: str, messages: Sequence[str], width: int) -> list[str]:
         for k, line in enumerate(message.splitlines()):
             text = printable(line.strip()) if k else f"{label}: {printable(line)}"
             lines += textwrap.wrap(
-                text, width, initial_indent="  " if k else "", subsequent_indent="  ", break_on_hyphens=False,
+                text,
+                width,
+                initial_indent="  " if k else "",
+                subsequent_indent="  ",
+                break_on_hyphens=False,
                 break_long_words=False,
-            )  # fmt: skip
+            )
     return lines
 
 
@@ -383,8 +422,18 @@ def _inspection_lines(found: Inspection, width: int) -> list[str]:
         lines += ["", *_layer_lines(found, width), *_total_lines(found)]
     if found.numbers:
         header = ("layer", "blob", "shape", "minimum", "maximum", "mean", "not finite")
-        rows = [(b.layer, str(b.index), dims_text(b.shape), _number(b.minimum), _number(b.maximum), _number(b.mean),
-                 _count(b.nans + b.infinities)) for b in found.numbers]  # fmt: skip
+        rows = [
+            (
+                b.layer,
+                str(b.index),
+                dims_text(b.shape),
+                _number(b.minimum),
+                _number(b.maximum),
+                _number(b.mean),
+                _count(b.nans + b.infinities),
+            )
+            for b in found.numbers
+        ]
         lines += ["", *table(header, rows, (1, 3, 4, 5, 6), ((0, 12), (2, 10)), width)]
         broken = sum(bool(b.nans or b.infinities) for b in found.numbers)
         lines += [f"{broken} blobs hold NaN or infinity" if broken else "every number is finite"]
@@ -401,8 +450,18 @@ def _layer_lines(found: Inspection, width: int) -> list[str]:
         memory = (
             "?" if row.activation_bytes is None else human_bytes(row.activation_bytes) if row.activation_bytes else ""
         )
-        rows.append((row.name, row.type, _wiring(row, before), ", ".join(map(dims_text, row.shapes)),
-                     _blobs_text(row.blobs), _count(row.parameters), _count(row.macs), memory))  # fmt: skip
+        rows.append(
+            (
+                row.name,
+                row.type,
+                _wiring(row, before),
+                ", ".join(map(dims_text, row.shapes)),
+                _blobs_text(row.blobs),
+                _count(row.parameters),
+                _count(row.macs),
+                memory,
+            )
+        )
         before = row.tops
     rows = [tuple("" if k in left_out else cell for k, cell in enumerate(row)) for row in rows]
     return table(header, rows, (5, 6, 7), ((2, 14), (0, 14), (1, 12), (4, 16), (2, 6), (3, 12), (0, 8)), width)
@@ -439,10 +498,16 @@ def _diff_lines(found: Diff, width: int) -> list[str]:
     reasons = {"missing": "not in the weights", "extra": "in the weights only"}
     header = ("", "layer", "type", "prototxt", "weights", "prototxt / weights")
     rows = [
-        (marks[row.verdict], row.name, row.type, "" if row.verdict == "extra" else _blobs_text(row.definition),
-         "" if row.weights is None else _blobs_text(row.weights), row.reason or reasons.get(row.verdict, ""))
+        (
+            marks[row.verdict],
+            row.name,
+            row.type,
+            "" if row.verdict == "extra" else _blobs_text(row.definition),
+            "" if row.weights is None else _blobs_text(row.weights),
+            row.reason or reasons.get(row.verdict, ""),
+        )
         for row in found.rows
-    ]  # fmt: skip
+    ]
     lines = [f"prototxt  {printable(found.definition)}", f"weights   {printable(found.weights)}", ""]
     lines += [*table(header, rows, (), ((1, 14), (2, 12), (3, 16), (4, 16), (5, 16), (1, 8)), width), "", found.summary]
     causes = [row.name for row in found.rows if row.is_cause]

@@ -91,10 +91,7 @@ class Survey:
 
 
 def survey(
-    definition: Definition,
-    options: Options,
-    weights: Weights | None = None,
-    hints: Mapping[str, Shape] | None = None,
+    definition: Definition, options: Options, weights: Weights | None = None, hints: Mapping[str, Shape] | None = None
 ) -> Survey:
     """Looks at a net.
 
@@ -322,9 +319,12 @@ def _known_blobs(blobs: tuple[Dims, ...] | None, stored: LayerBlobs | None) -> t
 
 
 def _row(
-    layer: LayerSpec, tops: Mapping[Source, Dims], blobs: tuple[Dims, ...] | None, macs: int | None,
+    layer: LayerSpec,
+    tops: Mapping[Source, Dims],
+    blobs: tuple[Dims, ...] | None,
+    macs: int | None,
     owners: dict[str, str],
-) -> Row:  # fmt: skip
+) -> Row:
     found = tuple(tops.get((layer.name, k)) for k in range(len(layer.tops)))
     own = (
         ()
@@ -335,6 +335,15 @@ def _row(
     memory = None if None in counts else 4 * sum(n for n in counts if n is not None)
     parameters, statistics = parameter_counts(layer, blobs, owners)
     return Row(
-        layer.name, layer.type, layer.bottoms, layer.tops, found, blobs, parameters, statistics, macs, memory,
+        layer.name,
+        layer.type,
+        layer.bottoms,
+        layer.tops,
+        found,
+        blobs,
+        parameters,
+        statistics,
+        macs,
+        memory,
         layer.param.line,
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""The layer that cuts one blob to the size of another; caffe_port/definition/crop_offsets.py works out an offset left out."""
+"""Crop: one blob cut to the size of another. An offset left out is worked out by definition/crop_offsets.py."""
 
 from __future__ import annotations
 

@@ -396,11 +396,7 @@ class SoftmaxWithLoss(Layer):
         }
 
     def __init__(
-        self,
-        axis: int = 1,
-        ignore_label: int | None = None,
-        normalization: str = "VALID",
-        probabilities: bool = False,
+        self, axis: int = 1, ignore_label: int | None = None, normalization: str = "VALID", probabilities: bool = False
     ) -> None:
         super().__init__()
         self.axis, self.ignore_label = axis, ignore_label

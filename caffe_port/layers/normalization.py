@@ -186,11 +186,7 @@ class BN(Layer):
         state = {"weight": self.slope.detach(), "bias": self.bias.detach()}
         if self.mean is None or self.variance is None:
             return state
-        return state | {
-            "running_mean": self.mean,
-            "running_var": self.variance,
-            "num_batches_tracked": torch.tensor(0),
-        }
+        return state | {"running_mean": self.mean, "running_var": self.variance, "num_batches_tracked": torch.tensor(0)}
 
 
 class LRN(Layer, nn.LocalResponseNorm):
@@ -265,11 +261,7 @@ class MVN(Layer):
         expect_bottoms(bottoms, 1)
         if not 2 <= len(bottoms[0]) <= 4:
             raise SpecError(f"MVN takes a bottom of 2 to 4 axes, got {bottoms[0]}")
-        return {
-            "across_channels": p.across_channels,
-            "normalize_variance": p.normalize_variance,
-            "eps": p.eps,
-        }
+        return {"across_channels": p.across_channels, "normalize_variance": p.normalize_variance, "eps": p.eps}
 
 
 class Normalize(Layer):

@@ -291,11 +291,7 @@ class Reduction(Layer):
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_bottoms(bottoms, 1)
         dims = len(bottoms[0])
-        return {
-            "operation": p.operation,
-            "dims": tuple(range(canonical_axis(p.axis, dims), dims)),
-            "coeff": p.coeff,
-        }
+        return {"operation": p.operation, "dims": tuple(range(canonical_axis(p.axis, dims), dims)), "coeff": p.coeff}
 
     def __init__(self, operation: str, dims: tuple[int, ...], coeff: float = 1.0) -> None:
         super().__init__()

@@ -45,11 +45,12 @@ def scales(net: nn.Module, plans: Collection[Plan]) -> dict[str, str]:
     uses = Counter(id(tensor) for module in net.children() for tensor in _tensors(module))
     calls = [Counter(step.attribute for step in plan.steps) for plan in plans]
     return {
-        norm: scale for norm, scale in found[0].items()
+        norm: scale
+        for norm, scale in found[0].items()
         if all(pairs.get(norm) == scale for pairs in found)
         and all(uses[id(t)] == 1 for name in (norm, scale) for t in _tensors(net.get_submodule(name)))
         and all(count[name] == 1 for count in calls for name in (norm, scale))
-    }  # fmt: skip
+    }
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -58,9 +59,14 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 def _are_affine(norm: Layer, scale: Layer) -> bool:
     return (
-        type(norm) is BatchNorm and type(scale) is Scale and norm.dims > 1 and norm.global_stats[1]
-        and scale.weight is not None and scale.axis == 1 and scale.weight.shape == norm.mean.shape
-    )  # fmt: skip
+        type(norm) is BatchNorm
+        and type(scale) is Scale
+        and norm.dims > 1
+        and norm.global_stats[1]
+        and scale.weight is not None
+        and scale.axis == 1
+        and scale.weight.shape == norm.mean.shape
+    )
 
 
 def fuse(net: nn.Module, plan: Plan, scales: Mapping[str, str]) -> Plan:
@@ -80,9 +86,11 @@ def fuse(net: nn.Module, plan: Plan, scales: Mapping[str, str]) -> Plan:
     behind = {step.attribute: step for step in steps if step.attribute in scales.values()}
     merged = tuple(
         replace(step, scale=scale.attribute, tops=scale.tops, frees=scale.frees + step.frees)
-        if (scale := behind.get(scales.get(step.attribute, ""))) else step
-        for step in steps if step.attribute not in behind
-    )  # fmt: skip
+        if (scale := behind.get(scales.get(step.attribute, "")))
+        else step
+        for step in steps
+        if step.attribute not in behind
+    )
     return replace(plan, steps=steps, merged=merged)
 
 
@@ -121,8 +129,13 @@ def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     through NumPy: eval() and train() forget what was kept, and torch.autograd.graph.increment_version does.
     """
     a, b, c, kept = norm.mean, norm.variance, norm.scale_factor, _KEPT.get(norm)
-    if (kept and kept.blobs[0] is a and kept.blobs[1] is b and kept.blobs[2] is c
-            and kept.writes == (a._version, b._version, c._version)):  # fmt: skip
+    if (
+        kept
+        and kept.blobs[0] is a
+        and kept.blobs[1] is b
+        and kept.blobs[2] is c
+        and kept.writes == (a._version, b._version, c._version)
+    ):
         return kept.statistics
     if any(blob.is_inference() for blob in (a, b, c)):  # their writes are not counted
         return norm.running_statistics()
@@ -156,6 +169,9 @@ def _is_fresh(module: Any) -> bool:
 def _altered(module: nn.Module) -> bool:
     """Whether it has hooks, or a forward that was put in the place of its class's."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         or "forward" in module.__dict__
-    )  # fmt: skip
+    )

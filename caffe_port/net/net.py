@@ -101,9 +101,12 @@ class Net(nn.Module):
     # -- building -----------------------------------------------------------------------------------------------
 
     def _plan(
-        self, spec: NetSpec, shapes: Mapping[str, Shape], built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]],
+        self,
+        spec: NetSpec,
+        shapes: Mapping[str, Shape],
+        built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]],
         training: bool,
-    ) -> Plan:  # fmt: skip
+    ) -> Plan:
         slot: dict[Source, int] = {}
         inferred: dict[Source, Shape] = {}
         for blob, source in spec.inputs:
@@ -126,10 +129,15 @@ class Net(nn.Module):
             tops_here = {(layer.name, k) for k in range(len(tops))}
             dead = {s for s in (*layer.sources, *tops_here) if last_read.get(s, index) == index and s not in kept}
             steps.append(
-                Step(layer, self._attribute(layer.name, training), tuple(slot[s] for s in layer.sources),
-                     tuple(slot[layer.name, k] for k in range(len(tops))), module.per_bottom and len(layer.sources) > 1,
-                     tuple(sorted(slot[s] for s in dead)))
-            )  # fmt: skip
+                Step(
+                    layer,
+                    self._attribute(layer.name, training),
+                    tuple(slot[s] for s in layer.sources),
+                    tuple(slot[layer.name, k] for k in range(len(tops))),
+                    module.per_bottom and len(layer.sources) > 1,
+                    tuple(sorted(slot[s] for s in dead)),
+                )
+            )
         outputs = tuple((blob, slot[source]) for blob, source in spec.outputs)
         return Plan(spec, tuple(steps), len(slot), tuple(b for b, _ in spec.inputs), outputs, tuple(losses), inferred)
 
@@ -350,8 +358,11 @@ class Net(nn.Module):
             raise WeightsError(
                 f"holds no layer of this net; the net has {_few(targets)}, the file {_few(stored)}.{near}", weights.path
             )
-        wrong = [f"layer '{name}' {text}" for name in (*matched, *bare)
-                 if (text := modules[name].mismatch(stored[name].blobs))]  # fmt: skip
+        wrong = [
+            f"layer '{name}' {text}"
+            for name in (*matched, *bare)
+            if (text := modules[name].mismatch(stored[name].blobs))
+        ]
         if wrong:
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
@@ -397,8 +408,9 @@ def _check_types(specs: Iterable[NetSpec]) -> None:
     path = some.where.rsplit(":", 1)[0] if some.param.line else some.where
     raise UnsupportedLayerError(
         f"{len(unknown)} {'layers have a type' if len(unknown) > 1 else 'layer has a type'} that is not supported:",
-        path, lines,
-    )  # fmt: skip
+        path,
+        lines,
+    )
 
 
 def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -452,8 +464,9 @@ def _share(
         raise layer.error(
             f"shares {blob} {tuple(mine.shape)} with layer '{owner.name}', whose blob is {tuple(theirs.shape)}",
             "Caffe's share_mode PERMISSIVE allows it for equal counts; here shared blobs have one shape."
-            if mode == "PERMISSIVE" else "",
-        )  # fmt: skip
+            if mode == "PERMISSIVE"
+            else "",
+        )
     setattr(module, blob, theirs)
 
 

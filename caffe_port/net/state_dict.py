@@ -66,9 +66,15 @@ def _check_not_packed(path: str | Path) -> None:
 
 
 _DTYPES = {
-    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _DTYPES_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 LARGE = 1 << 20
 """Bytes from which on a tensor is worth sharing rather than copying."""

@@ -1,4 +1,6 @@
-"""Shape rules, one for each layer type: top shapes from bottom shapes. :mod:`caffe_port.signatures.shapes` applies them.
+"""Shape rules, one for each layer type: top shapes from bottom shapes.
+
+:mod:`caffe_port.signatures.shapes` applies them.
 
 Each rule is the Reshape function of Caffe's layer of that name, in src/caffe/layers (a fork's, where it says so).
 """
@@ -56,15 +58,39 @@ def text(shape: Shape) -> str:
 # -- the shape stays ----------------------------------------------------------------------------------------------
 
 _SAME_DIMS = {
-    "BN": (2, 4), "BatchNorm": (1, ANY), "LRN": (4, 4), "MVN": (2, 4), "PReLU": (2, ANY), "ShuffleChannel": (3, ANY),
+    "BN": (2, 4),
+    "BatchNorm": (1, ANY),
+    "LRN": (4, 4),
+    "MVN": (2, 4),
+    "PReLU": (2, ANY),
+    "ShuffleChannel": (3, ANY),
     "ChannelShuffle": (3, ANY),
-}  # fmt: skip
+}
 
 
 @rule(
-    "AbsVal", "BN", "BNLL", "BatchNorm", "ChannelShuffle", "Clip", "Dropout", "ELU", "Exp", "LRN", "Log", "MVN",
-    "PReLU", "Power", "ReLU", "ShuffleChannel", "Sigmoid", "Softmax", "Swish", "TanH", "Threshold",
-)  # fmt: skip
+    "AbsVal",
+    "BN",
+    "BNLL",
+    "BatchNorm",
+    "ChannelShuffle",
+    "Clip",
+    "Dropout",
+    "ELU",
+    "Exp",
+    "LRN",
+    "Log",
+    "MVN",
+    "PReLU",
+    "Power",
+    "ReLU",
+    "ShuffleChannel",
+    "Sigmoid",
+    "Softmax",
+    "Swish",
+    "TanH",
+    "Threshold",
+)
 def _same(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     expect_dims(layer, bottoms[0], *_SAME_DIMS.get(layer.type, (0, ANY)))
     if layer.type == "Softmax":
@@ -377,9 +403,18 @@ def _argmax(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 
 @rule(
-    "CenterLoss", "ContrastiveLoss", "EuclideanLoss", "FocalLoss", "HingeLoss", "MultiBoxLoss",
-    "MultinomialLogisticLoss", "SigmoidCrossEntropyLoss", "SmoothL1Loss", "TripletLoss", bottoms=(2, 5),
-)  # fmt: skip
+    "CenterLoss",
+    "ContrastiveLoss",
+    "EuclideanLoss",
+    "FocalLoss",
+    "HingeLoss",
+    "MultiBoxLoss",
+    "MultinomialLogisticLoss",
+    "SigmoidCrossEntropyLoss",
+    "SmoothL1Loss",
+    "TripletLoss",
+    bottoms=(2, 5),
+)
 def _loss(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [()]
 

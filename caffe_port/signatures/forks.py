@@ -1,4 +1,6 @@
-"""Shape rules of the layer types that forks added. :mod:`caffe_port.signatures.caffe` has Caffe's own, and how they work.
+"""Shape rules of the layer types that forks added.
+
+:mod:`caffe_port.signatures.caffe` has Caffe's own, and how they work.
 
 Each rule is the Reshape function of the fork's layer of that name.
 """
@@ -17,11 +19,39 @@ from caffe_port.spec import LayerSpec
 
 
 @rule(
-    "AddNoise", "ChannelDropout", "EltwiseAffine", "GRL", "GRN", "GaussianNoise", "GradientReversal", "GradientScaler",
-    "HSigmoid", "HSwish", "HardSwish", "Insanity", "L2Norm", "L2Normalization", "L2Normalize", "LRNRistretto", "Mish",
-    "NegReLU", "Noise", "Normalization", "NormalizeFeature", "RandomNoise", "ReLU6", "Relu6", "Reverse", "ReverseAxis",
-    "SELU", "Selu", "SignedSqrt", "Softplus", "SpatialDropout", "Truncation",
-)  # fmt: skip
+    "AddNoise",
+    "ChannelDropout",
+    "EltwiseAffine",
+    "GRL",
+    "GRN",
+    "GaussianNoise",
+    "GradientReversal",
+    "GradientScaler",
+    "HSigmoid",
+    "HSwish",
+    "HardSwish",
+    "Insanity",
+    "L2Norm",
+    "L2Normalization",
+    "L2Normalize",
+    "LRNRistretto",
+    "Mish",
+    "NegReLU",
+    "Noise",
+    "Normalization",
+    "NormalizeFeature",
+    "RandomNoise",
+    "ReLU6",
+    "Relu6",
+    "Reverse",
+    "ReverseAxis",
+    "SELU",
+    "Selu",
+    "SignedSqrt",
+    "Softplus",
+    "SpatialDropout",
+    "Truncation",
+)
 def _same(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if layer.type in ("EltwiseAffine", "L2Normalization"):
         expect_dims(layer, bottoms[0], 2, ANY)

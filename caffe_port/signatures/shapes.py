@@ -90,9 +90,15 @@ def top_shapes(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
 
 _DECONVOLUTIONS = ("Deconvolution", "Deconvolution3D", "DeconvolutionRistretto", "NdDeconvolution")
 _CONVOLUTIONS = (
-    "Convolution", "Convolution3D", "ConvolutionDepthwise", "ConvolutionRistretto", "DepthwiseConv",
-    "DepthwiseConvolution", "NdConvolution", *_DECONVOLUTIONS,
-)  # fmt: skip
+    "Convolution",
+    "Convolution3D",
+    "ConvolutionDepthwise",
+    "ConvolutionRistretto",
+    "DepthwiseConv",
+    "DepthwiseConvolution",
+    "NdConvolution",
+    *_DECONVOLUTIONS,
+)
 
 
 @rule(*_CONVOLUTIONS, bottoms=(1, ANY))
@@ -241,14 +247,25 @@ def _parameter_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
 
 _BLOBS: dict[str, Callable[[LayerSpec, Sequence[Shape]], list[Shape]]] = {
     **dict.fromkeys(_CONVOLUTIONS, _convolution_blobs),
-    "InnerProduct": _inner_product_blobs, "FcRistretto": _inner_product_blobs, "Embed": _embed_blobs,
-    "Scale": _scale_blobs, "Bias": _scale_blobs, "Scalar": _scale_blobs,
-    "MarginInnerProduct": _face_blobs, "LargeMarginInnerProduct": _face_blobs, "InnerDistance": _face_blobs,
-    "LabelSpecificMargin": _margin_blobs, "EltwiseAffine": _affine_blobs,
-    "BatchNorm": _batch_norm_blobs, "BN": _bn_blobs, "PReLU": _slope_blobs, "Normalize": _slope_blobs,
-    "LSTM": _recurrent_blobs, "RNN": _recurrent_blobs,
+    "InnerProduct": _inner_product_blobs,
+    "FcRistretto": _inner_product_blobs,
+    "Embed": _embed_blobs,
+    "Scale": _scale_blobs,
+    "Bias": _scale_blobs,
+    "Scalar": _scale_blobs,
+    "MarginInnerProduct": _face_blobs,
+    "LargeMarginInnerProduct": _face_blobs,
+    "InnerDistance": _face_blobs,
+    "LabelSpecificMargin": _margin_blobs,
+    "EltwiseAffine": _affine_blobs,
+    "BatchNorm": _batch_norm_blobs,
+    "BN": _bn_blobs,
+    "PReLU": _slope_blobs,
+    "Normalize": _slope_blobs,
+    "LSTM": _recurrent_blobs,
+    "RNN": _recurrent_blobs,
     "Parameter": _parameter_blobs,
-}  # fmt: skip
+}
 
 
 # -- cost ---------------------------------------------------------------------------------------------------------

@@ -20,9 +20,21 @@ Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
 _DAMAGED = (
-    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, ValueError, EOFError, KeyError,
-    NotImplementedError, RuntimeError, OSError, UnicodeDecodeError, MemoryError, OverflowError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    UnicodeDecodeError,
+    MemoryError,
+    OverflowError,
+)
 _TIGHTEST, _FREE = 64, 1 << 20
 """An array may be declared 64 times as large as it is compressed, and a MiB."""
 
@@ -46,8 +58,11 @@ def read(path: str | Path, what: str, wanted: Collection[str] | None = None) -> 
 
     def arrays(archive: zipfile.ZipFile) -> dict[str, Array]:
         members = {_name(info): info for info in archive.infolist()}
-        return {name: _member(archive, info, str(path)) for name, info in members.items()
-                if wanted is None or name in wanted}  # fmt: skip
+        return {
+            name: _member(archive, info, str(path))
+            for name, info in members.items()
+            if wanted is None or name in wanted
+        }
 
     return _archive(path, what, arrays)
 

@@ -75,10 +75,17 @@ class CaffeLog:
         """A summary for JSON."""
         best, last = (point and {"iter": point[0], "accuracy": point[1]} for point in (self.best(), self.last()))
         return {
-            "path": self.path, "solver": self.solver, "device": self.device, "seconds": round(self.seconds, 3),
-            "tests": len(self.tests), "displays": len(self.trained), "output": self.output(),
-            "best": best, "last": last, "last_train": self.trained[-1] if self.trained else None,
-        }  # fmt: skip
+            "path": self.path,
+            "solver": self.solver,
+            "device": self.device,
+            "seconds": round(self.seconds, 3),
+            "tests": len(self.tests),
+            "displays": len(self.trained),
+            "output": self.output(),
+            "best": best,
+            "last": last,
+            "last_train": self.trained[-1] if self.trained else None,
+        }
 
 
 def read(path: str | Path) -> CaffeLog:

@@ -136,8 +136,9 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
     if gpu := device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
-    train_set, test_set = (datasets.load(options.data, split, options.root, options.download).to(device)
-                           for split in datasets.SPLITS)  # fmt: skip
+    train_set, test_set = (
+        datasets.load(options.data, split, options.root, options.download).to(device) for split in datasets.SPLITS
+    )
     classes = int(train_set.labels.max()) + 1
     name, recipe = next((name, recipe) for most, name, recipe in RECIPES if classes <= most or most == RECIPES[-1][0])
     recipe = replace(recipe, epochs=options.epochs or recipe.epochs, batch_size=options.batch_size or recipe.batch_size)
@@ -172,12 +173,19 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
             epochs = Epochs(train_set, mean.float(), std.float(), recipe.batch_size, recipe.augmentation, seed)
             run_folder = RunFolder(folder, "fast")
             facts = {
-                "recipe": asdict(recipe), "seed": seed, "data": train_set.name, "pictures": len(train_set),
-                "net": str(path), "preprocessing": asdict(plan), "device": str(device),
-                "device_name": torch.cuda.get_device_name(device) if gpu else "cpu", "torch": torch.__version__,
-                "bf16": options.bf16, "load_seconds": round(load_seconds, 2),
+                "recipe": asdict(recipe),
+                "seed": seed,
+                "data": train_set.name,
+                "pictures": len(train_set),
+                "net": str(path),
+                "preprocessing": asdict(plan),
+                "device": str(device),
+                "device_name": torch.cuda.get_device_name(device) if gpu else "cpu",
+                "torch": torch.__version__,
+                "bf16": options.bf16,
+                "load_seconds": round(load_seconds, 2),
                 "compile_seconds": round(compile_seconds, 2),
-            }  # fmt: skip
+            }
             run = _begin(run_folder, net, recipe, seed, options.resume, listen)
             run_folder.write_json("config.json", facts)
             stopped = _epochs(run_folder, net, model, epochs, recipe, run, options, began, stop, listen)
@@ -187,12 +195,16 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
             with _autocast(device, options):
                 result = evaluate(net, test_set, prepare, batch_size=500, device=device)
             facts |= {
-                "epochs_done": run.epoch, "stopped": stopped, "train_seconds": round(run.seconds, 2),
+                "epochs_done": run.epoch,
+                "stopped": stopped,
+                "train_seconds": round(run.seconds, 2),
                 "images_per_s": round(run.epoch * len(epochs) * epochs.batch_size / max(run.seconds, 1e-9), 1),
-                "evaluation_seconds": round(time.monotonic() - began_test, 2), "accuracy": result.accuracy,
-                "interval": list(result.interval), "history": run.history,
+                "evaluation_seconds": round(time.monotonic() - began_test, 2),
+                "accuracy": result.accuracy,
+                "interval": list(result.interval),
+                "history": run.history,
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if gpu else None,
-            }  # fmt: skip
+            }
             run_folder.save_weights("last", net, definition.net)
             _plot(run_folder, recipe, run, len(epochs), result.accuracy, listen)
             run_folder.write_json("run.json", facts | {"sha256": run_folder.checksums()})
@@ -215,9 +227,17 @@ def summary(results: Results) -> str:
 
 
 def _epochs(
-    folder: RunFolder, net: nn.Module, model: nn.Module, epochs: Epochs, recipe: Recipe, run: Run,
-    options: FastOptions, began: float, stop: list[str], listen: Listener,
-) -> str:  # fmt: skip
+    folder: RunFolder,
+    net: nn.Module,
+    model: nn.Module,
+    epochs: Epochs,
+    recipe: Recipe,
+    run: Run,
+    options: FastOptions,
+    began: float,
+    stop: list[str],
+    listen: Listener,
+) -> str:
     """Trains to the last epoch, or to a signal or the end of the time; says which."""
     decayed = [p for p in net.parameters() if p.ndim > 1]
     plain = [p for p in net.parameters() if p.ndim <= 1]
@@ -250,8 +270,11 @@ def _epochs(
         run.history.append(line)
         listen({"kind": "epoch", "epochs": recipe.epochs, **line})
         if not math.isfinite(loss_now):
-            raise CaffePortError(f"the loss is {loss_now} in epoch {run.epoch}", str(folder.path),
-                                 "Another --seed, or a smaller --batch-size, may do.")  # fmt: skip
+            raise CaffePortError(
+                f"the loss is {loss_now} in epoch {run.epoch}",
+                str(folder.path),
+                "Another --seed, or a smaller --batch-size, may do.",
+            )
         over = options.max_seconds is not None and time.monotonic() - began >= options.max_seconds
         if run.epoch == recipe.epochs:
             break
@@ -365,10 +388,17 @@ def _begin(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, resume:
             told = json.loads(file.metadata()["run"])
             if (told["recipe"], told["seed"]) != (_plain(recipe), seed):
                 raise CaffePortError("is a run with another recipe or seed", str(folder.path), "Give another folder.")
-            found = {kind: [file.get_tensor(f"{kind}.{k}") for k in range(len(like))]
-                     for kind, like in (("state", state), ("averages", state), ("momenta", moving))}  # fmt: skip
-        run = Run(int(told["epoch"]), [torch.empty_like(t) for t in state], [torch.empty_like(p) for p in moving],
-                  float(told["seconds"]), list(told["history"]))  # fmt: skip
+            found = {
+                kind: [file.get_tensor(f"{kind}.{k}") for k in range(len(like))]
+                for kind, like in (("state", state), ("averages", state), ("momenta", moving))
+            }
+        run = Run(
+            int(told["epoch"]),
+            [torch.empty_like(t) for t in state],
+            [torch.empty_like(p) for p in moving],
+            float(told["seconds"]),
+            list(told["history"]),
+        )
         for mine, theirs in ((state, "state"), (run.averages, "averages"), (run.momenta, "momenta")):
             for one, other in zip(mine, found[theirs], strict=True):
                 one.detach().copy_(other)

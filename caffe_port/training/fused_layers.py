@@ -70,16 +70,24 @@ def _chained(plan: Plan) -> list[tuple[Step, Step]]:
     return [
         (one, two)
         for one, two in itertools.pairwise(plan.steps)
-        if len(one.tops) == 1 and len(two.tops) == 1 and len(one.bottoms) == 1 and one.tops == two.bottoms
-        and slots.count(one.tops[0]) == 1 and uses.count(one.attribute) == uses.count(two.attribute) == 1
-    ]  # fmt: skip
+        if len(one.tops) == 1
+        and len(two.tops) == 1
+        and len(one.bottoms) == 1
+        and one.tops == two.bottoms
+        and slots.count(one.tops[0]) == 1
+        and uses.count(one.attribute) == uses.count(two.attribute) == 1
+    ]
 
 
 def _is_affine(scale: Any, norm: BatchNorm) -> bool:
     return (
-        type(scale) is Scale and scale.axis == 1 and scale.weight is not None and scale.bias is not None
-        and scale.weight.shape == norm.mean.shape and norm.dims > 1
-    )  # fmt: skip
+        type(scale) is Scale
+        and scale.axis == 1
+        and scale.weight is not None
+        and scale.bias is not None
+        and scale.weight.shape == norm.mean.shape
+        and norm.dims > 1
+    )
 
 
 def _is_plain(dropout: Any) -> bool:

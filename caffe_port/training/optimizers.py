@@ -63,9 +63,16 @@ class CaffeOptimizer(torch.optim.Optimizer):
         self.clip_gradients = clip_gradients
         self.rates: list[Tensor] | None = None
         defaults: dict[str, Any] = {
-            "lr": lr, "lr_mult": 1.0, "decay_mult": 1.0, "weight_decay": weight_decay, "iter": 0,
-            "regularization_type": regularization_type, "iter_size": iter_size, **self.options, **options,
-        }  # fmt: skip
+            "lr": lr,
+            "lr_mult": 1.0,
+            "decay_mult": 1.0,
+            "weight_decay": weight_decay,
+            "iter": 0,
+            "regularization_type": regularization_type,
+            "iter_size": iter_size,
+            **self.options,
+            **options,
+        }
         super().__init__(params, defaults)
 
     @torch.no_grad()

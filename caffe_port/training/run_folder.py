@@ -147,9 +147,11 @@ class RunFolder:
         caffemodel.write(weights, definition, net.blobs())
         solverstate.write(state, solverstate.capture(net, optimizer, spec, it, weights.name))
         values = {
-            "iter": it, "sha256": {path.name: sha256(path) for path in (weights, state)},
-            "random": random_states(), **extra,
-        }  # fmt: skip
+            "iter": it,
+            "sha256": {path.name: sha256(path) for path in (weights, state)},
+            "random": random_states(),
+            **extra,
+        }
         self.write_json(f"snapshots/{stem}.json", values)
         snapshot = Snapshot(it, weights, state, values)
         self._prune(it)

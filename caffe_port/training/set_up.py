@@ -228,8 +228,16 @@ def set_up(
             run.rewind(0)
         for text in training.notes:
             listen({"kind": "note", "iter": at, "text": text})
-        listen({"kind": "start", "iter": at, "max_iter": spec.max_iter, "test_interval": spec.test_interval,
-                "batch_size": feeds["TRAIN"][0].batch_size, "records": feeds["TRAIN"][0].size})  # fmt: skip
+        listen(
+            {
+                "kind": "start",
+                "iter": at,
+                "max_iter": spec.max_iter,
+                "test_interval": spec.test_interval,
+                "batch_size": feeds["TRAIN"][0].batch_size,
+                "records": feeds["TRAIN"][0].size,
+            }
+        )
     return training, at
 
 
@@ -242,8 +250,13 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
     gpu, alone = device.type == "cuda", processes.world() == 1
     if options.fast:
         amp = options.amp or ("bf16" if processes.has_bf16(device) else None)
-        options = replace(options, amp=amp, channels_last=True, compile=options.compile or gpu,
-                          cuda_graph=options.cuda_graph or (gpu and alone))  # fmt: skip
+        options = replace(
+            options,
+            amp=amp,
+            channels_last=True,
+            compile=options.compile or gpu,
+            cuda_graph=options.cuda_graph or (gpu and alone),
+        )
     if options.amp not in (None, "bf16", "tf32"):
         raise CaffePortError(f"amp '{options.amp}' is not supported; bf16 and tf32 are")
     if options.cuda_graph and not (gpu and alone):
@@ -305,9 +318,15 @@ def _feeds(
 
 
 def _image_feed(
-    layer: LayerSpec, phase: str, spec: SolverSpec, options: TrainOptions, size: int | None, seed: int,
-    device: torch.device, notes: list[str],
-) -> Feed:  # fmt: skip
+    layer: LayerSpec,
+    phase: str,
+    spec: SolverSpec,
+    options: TrainOptions,
+    size: int | None,
+    seed: int,
+    device: torch.device,
+    notes: list[str],
+) -> Feed:
     assert options.data is not None
     training = phase == "TRAIN"
     pictures = datasets.load(options.data, "train" if training else "test", options.root, options.download).to(device)
@@ -315,8 +334,12 @@ def _image_feed(
     if plan.mean == MEAN_IMAGE and mean is None:
         mean = datasets.mean_image(pictures if training else datasets.load(options.data, "train", options.root))
     preprocessor = Preprocessor(plan, pictures.channel_order, mean, device)
-    own = getattr(layer.param, {"ImageData": "image_data_param", "HDF5Data": "hdf5_data_param",
-                                "MemoryData": "memory_data_param"}.get(layer.type, "data_param"))  # fmt: skip
+    own = getattr(
+        layer.param,
+        {"ImageData": "image_data_param", "HDF5Data": "hdf5_data_param", "MemoryData": "memory_data_param"}.get(
+            layer.type, "data_param"
+        ),
+    )
     shape = list(layer.param.input_param.shape) if layer.type == "Input" else []
     batch = size or (shape[0].dim[0] if shape and shape[0].dim else own.batch_size)
     if batch < 1:
@@ -402,8 +425,14 @@ def facts(t: Training) -> dict[str, Any]:
         torch.cuda.get_device_name(t.device) if t.device.type == "cuda" else platform.processor() or platform.machine()
     )
     return {
-        "solver": t.spec.path, "type": t.spec.type, "max_iter": t.spec.max_iter, "net": t.net.plans[True].spec.name,
-        "parameters": sum(p.numel() for p in t.net.parameters()), "device": str(t.device), "device_name": device,
-        "processes": processes.world(), "threads": torch.get_num_threads(),
+        "solver": t.spec.path,
+        "type": t.spec.type,
+        "max_iter": t.spec.max_iter,
+        "net": t.net.plans[True].spec.name,
+        "parameters": sum(p.numel() for p in t.net.parameters()),
+        "device": str(t.device),
+        "device_name": device,
+        "processes": processes.world(),
+        "threads": torch.get_num_threads(),
         "versions": {"caffe_port": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
-    }  # fmt: skip
+    }

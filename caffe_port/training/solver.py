@@ -21,16 +21,30 @@ from caffe_port.training.optimizers import OPTIMIZERS, CaffeOptimizer
 
 POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
 _OLD_TYPES = {
-    "SGD": "SGD", "NESTEROV": "Nesterov", "ADAGRAD": "AdaGrad", "RMSPROP": "RMSProp", "ADADELTA": "AdaDelta",
+    "SGD": "SGD",
+    "NESTEROV": "Nesterov",
+    "ADAGRAD": "AdaGrad",
+    "RMSPROP": "RMSProp",
+    "ADADELTA": "AdaDelta",
     "ADAM": "Adam",
-}  # fmt: skip
+}
 _OF_FORKS = {  # fields that would change the training, and whose they are
-    "rampup_interval": "NVIDIA/caffe", "local_lr_auto": "NVIDIA/caffe", "momentum_policy": "NVIDIA/caffe",
-    "min_lr": "NVIDIA/caffe", "warmup_iter": "Intel's Caffe", "stagelr": "MobileNet-YOLO",
-}  # fmt: skip
+    "rampup_interval": "NVIDIA/caffe",
+    "local_lr_auto": "NVIDIA/caffe",
+    "momentum_policy": "NVIDIA/caffe",
+    "min_lr": "NVIDIA/caffe",
+    "warmup_iter": "Intel's Caffe",
+    "stagelr": "MobileNet-YOLO",
+}
 _AT_LEAST = {
-    "iter_size": 1, "average_loss": 1, "max_iter": 0, "test_interval": 0, "test_iter": 0, "snapshot": 0, "display": 0,
-}  # fmt: skip
+    "iter_size": 1,
+    "average_loss": 1,
+    "max_iter": 0,
+    "test_interval": 0,
+    "test_iter": 0,
+    "snapshot": 0,
+    "display": 0,
+}
 
 
 @dataclass(frozen=True)

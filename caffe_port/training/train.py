@@ -88,8 +88,17 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
             speed = (it + 1 - last_iter) * per_update / max(now - last_time, 1e-9)
             last_time, last_iter = now, it + 1
             left = (spec.max_iter - it - 1) * per_update / speed
-            _report(t, {"kind": "train", "iter": it, "loss": sum(t.losses) / len(t.losses), "lr": rate,
-                        "images_per_s": round(speed, 1), "eta_s": round(left)})  # fmt: skip
+            _report(
+                t,
+                {
+                    "kind": "train",
+                    "iter": it,
+                    "loss": sum(t.losses) / len(t.losses),
+                    "lr": rate,
+                    "images_per_s": round(speed, 1),
+                    "eta_s": round(left),
+                },
+            )
         it += 1
         t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
         if time.monotonic() >= limit and it < spec.max_iter and not stop:
@@ -211,8 +220,14 @@ def _origin(t: Training, it: int, batches: list[list[Tensor]]) -> str:
 
 def _snapshot(t: Training, it: int) -> None:
     if processes.first():
-        saved = t.run.save(t.net, t.definition, t.optimizer, t.spec, it, {
-            "best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 3)})  # fmt: skip
+        saved = t.run.save(
+            t.net,
+            t.definition,
+            t.optimizer,
+            t.spec,
+            it,
+            {"best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
+        )
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
     processes.barrier()
 
@@ -240,9 +255,19 @@ def _finish(t: Training, it: int, stopped: str) -> TrainResult:
     if processes.first():
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
-        t.run.write_json("run.json", facts(t) | {"iter": it, "stopped": stopped, "seconds": round(t.seconds(), 3),
-                                                  "peak_memory_bytes": _peak_memory(t.device), "best": t.best,
-                                                  "outputs": t.tested, "sha256": t.run.checksums()})  # fmt: skip
+        t.run.write_json(
+            "run.json",
+            facts(t)
+            | {
+                "iter": it,
+                "stopped": stopped,
+                "seconds": round(t.seconds(), 3),
+                "peak_memory_bytes": _peak_memory(t.device),
+                "best": t.best,
+                "outputs": t.tested,
+                "sha256": t.run.checksums(),
+            },
+        )
         t.listen({"kind": "end", "iter": it, "stopped": stopped, "best": t.best, "outputs": t.tested})
     return TrainResult(it, t.tested, t.best, stopped, t.run.path)
 

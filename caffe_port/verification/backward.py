@@ -100,7 +100,7 @@ def _gradient(module: Layer, blob: str) -> Array | None:
 
 def _row(
     layer: str, top: int, kind: str, blob: str, expected: Array, actual: Array | None, tolerance: Tolerance
-) -> Row:  # fmt: skip
+) -> Row:
     if actual is None:  # Caffe holds zeros where nothing was to be learned
         actual = np.zeros_like(expected)
     if actual.shape != expected.shape and actual.size == expected.size:

@@ -295,12 +295,18 @@ def compare(
             rows.append(Row(*key, note="not in the reference" if expected is None else "not in the candidate"))
             continue
         rows.append(
-            Row(*key, free=None if free is None else difference(expected, free, tolerance),
-                isolated=None if alone is None else difference(expected, alone, tolerance))
-        )  # fmt: skip
+            Row(
+                *key,
+                free=None if free is None else difference(expected, free, tolerance),
+                isolated=None if alone is None else difference(expected, alone, tolerance),
+            )
+        )
     names = [t.provenance.get("producer") or t.provenance.get("file", "") for t in (reference, candidate)]
-    provenance = {f"{who} {k}": v for who, t in (("reference", reference), ("candidate", candidate))
-                  for k, v in t.provenance.items()}  # fmt: skip
+    provenance = {
+        f"{who} {k}": v
+        for who, t in (("reference", reference), ("candidate", candidate))
+        for k, v in t.provenance.items()
+    }
     return Report(tuple(rows), tolerance, names[0], names[1], phase=reference.phase, provenance=provenance)
 
 

@@ -76,9 +76,12 @@ def diagnose(
         bottoms, actual = [b[:keep] for b in bottoms], actual[:keep]
         expected = None if expected is None else expected[:keep]
     question = Layer(
-        layer.param, [np.asarray(b, np.float64) for b in bottoms], [np.asarray(b, np.float64) for b in blobs], train,
+        layer.param,
+        [np.asarray(b, np.float64) for b in bottoms],
+        [np.asarray(b, np.float64) for b in blobs],
+        train,
         len(layer.tops),
-    )  # fmt: skip
+    )
     actual = np.asarray(actual, np.float64)
     findings = _matching(question, actual, tolerance)
     if findings:
@@ -128,8 +131,10 @@ def _parameters(blobs: Sequence[Array], parameters: Sequence[Array] | None) -> F
             half = difference(blob.reshape(own.shape).astype(np.float16), np.asarray(own), Tolerance(0, 0)).passed
             rounded = "rounded to half precision" if half else f"{found.outside} of {found.count} values"
             where = ", ".join(map(str, found.at))
-            cause = (f"its {what} is not the file's ({rounded}): {found.actual:.6g} at ({where}), "
-                     f"the file has {found.expected:.6g}")  # fmt: skip
+            cause = (
+                f"its {what} is not the file's ({rounded}): {found.actual:.6g} at ({where}), "
+                f"the file has {found.expected:.6g}"
+            )
             return Finding(cause, 0.0)
     return None
 

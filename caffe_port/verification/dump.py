@@ -34,8 +34,9 @@ def dump(
         CaffePortError: bad input, or the reference cannot run the net.
     """
     reference = find_reference(by)
-    subject = prepare(prototxt, weights, input=input, seed=seed, preprocess=preprocess, input_shapes=input_shapes,
-                      keep_loss=keep_loss)  # fmt: skip
+    subject = prepare(
+        prototxt, weights, input=input, seed=seed, preprocess=preprocess, input_shapes=input_shapes, keep_loss=keep_loss
+    )
     words = {f"input {blob}": how for blob, how in subject.words.items()}
     trace = record(reference, subject.case, {**subject.provenance, **words})
     trace.save(output)

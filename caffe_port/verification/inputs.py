@@ -132,8 +132,9 @@ def picture_input(path: str | Path, shape: Shape, preprocess: Preprocess) -> Arr
         CaffePortError: the file cannot be read, is no picture, or does not fit.
     """
     if len(shape) != 4 or shape[1] not in (1, 3):
-        raise CaffePortError(f"a picture has 1 or 3 channels, the net's input is {tuple(shape)}", str(path),
-                             "Give an .npy file.")  # fmt: skip
+        raise CaffePortError(
+            f"a picture has 1 or 3 channels, the net's input is {tuple(shape)}", str(path), "Give an .npy file."
+        )
     picture = _read_picture(path, shape[1], preprocess.channel_order)
     return np.ascontiguousarray(np.broadcast_to(prepare(picture, shape[2:], preprocess, str(path)), shape))
 

@@ -28,9 +28,14 @@ _Tensors = tuple[Tensor, ...]
 
 
 def run(
-    net: Net, reference: Reference, case: Case, tolerance: Tolerance, mode: str = "both", strict: bool = False,
+    net: Net,
+    reference: Reference,
+    case: Case,
+    tolerance: Tolerance,
+    mode: str = "both",
+    strict: bool = False,
     details: Details | None = None,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """Runs the net and the reference in step and compares every top.
 
     Args:
@@ -98,9 +103,15 @@ _MAX_DIAGNOSED = 20
 
 
 def _explained(
-    row: Row, net: Net, step: Step, made: Made, ours: Sequence[_Tensors | Difference | None],
-    runners: Sequence[_Runner | None], case: Case, tolerance: Tolerance,
-) -> Row:  # fmt: skip
+    row: Row,
+    net: Net,
+    step: Step,
+    made: Made,
+    ours: Sequence[_Tensors | Difference | None],
+    runners: Sequence[_Runner | None],
+    case: Case,
+    tolerance: Tolerance,
+) -> Row:
     """The row with its likely cause. In a free run alone, the bottoms are the candidate's own."""
     runner, tops = next((r, t) for r, t in reversed(list(zip(runners, ours, strict=True))) if r is not None)
     if not isinstance(tops, tuple) or made.tops is None:
@@ -109,11 +120,15 @@ def _explained(
     module = getattr(net, step.attribute)
     names = module.blob_names() if isinstance(module, Layer) else None
     finding = diagnose(
-        step.layer, [v.cpu().numpy() for v in values if v is not None], case.blobs.get(step.layer.name, ()),
-        tops[row.top].cpu().numpy(), np.asarray(made.tops[row.top]),
+        step.layer,
+        [v.cpu().numpy() for v in values if v is not None],
+        case.blobs.get(step.layer.name, ()),
+        tops[row.top].cpu().numpy(),
+        np.asarray(made.tops[row.top]),
         parameters=None if names is None else [module.get_blob(n).detach().cpu().numpy() for n in names],
-        train=case.spec.phase == "TRAIN", tolerance=tolerance,
-    )  # fmt: skip
+        train=case.spec.phase == "TRAIN",
+        tolerance=tolerance,
+    )
     return row if finding is None else dataclasses.replace(row, cause=str(finding))
 
 
@@ -148,9 +163,12 @@ class _Runner:
 
 
 def _rows(
-    layer: LayerSpec, made: Made, ours: Sequence[_Tensors | Difference | None], tolerance: Tolerance,
+    layer: LayerSpec,
+    made: Made,
+    ours: Sequence[_Tensors | Difference | None],
+    tolerance: Tolerance,
     free: _Runner | None,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     if not layer.tops:
         yield Row(layer.name, 0, layer.type, "", layer.where, note="has no top")
     for k, blob in enumerate(layer.tops):
@@ -174,8 +192,14 @@ def _stopped(net: Net, last: Step, by: str) -> Iterator[Row]:
     for step in net.plan.steps:
         if after:
             for k, blob in enumerate(step.layer.tops):
-                yield Row(step.layer.name, k, step.layer.type, blob, step.layer.where,
-                          note=f"behind '{last.layer.name}', which neither {by} nor the net could run")  # fmt: skip
+                yield Row(
+                    step.layer.name,
+                    k,
+                    step.layer.type,
+                    blob,
+                    step.layer.where,
+                    note=f"behind '{last.layer.name}', which neither {by} nor the net could run",
+                )
         after = after or step is last
 
 

@@ -1,8 +1,8 @@
 """The slips that people make when they port a layer, and what the layer would then compute.
 
 Each entry is told as what the candidate does ("it rounds pooling down"), and computed by the formulas of
-:mod:`caffe_port.verification.references.numpy_formulas` with one thing changed. The diagnosis needs no look into the candidate:
-it works on anybody's module.
+:mod:`caffe_port.verification.references.numpy_formulas` with one thing changed. The diagnosis needs no look into
+the candidate: it works on anybody's module.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ def divisor(q: Layer, _: Array) -> Iterator[Guess]:
     p, x = q.param.pooling_param, q.x
     if p.pool != "AVE" or p.global_pooling:
         return
-    k, s, pad = (spatial(list(getattr(p, o)), given(p, f"{n}_h"), given(p, f"{n}_w"), 2, d)
-                 for n, o, d in (("kernel", "kernel_size", 1), ("stride", "stride", 1), ("pad", "pad", 0)))  # fmt: skip
+    k, s, pad = (
+        spatial(list(getattr(p, o)), given(p, f"{n}_h"), given(p, f"{n}_w"), 2, d)
+        for n, o, d in (("kernel", "kernel_size", 1), ("stride", "stride", 1), ("pad", "pad", 0))
+    )
     for ceil, rounded in ((True, ""), (False, ", and rounds the size down")):
         mean = pool(x, "AVE", k, s, pad, ceil)[0]
         ones = pool(np.ones_like(x), "AVE", k, s, pad, ceil)[0]  # the share of a window that lies on the image
@@ -90,8 +92,10 @@ def other_pooling(q: Layer, _: Array) -> Iterator[Guess]:
     name = "average" if q.param.pooling_param.pool == "MAX" else "maximum"
     other = "AVE" if q.param.pooling_param.pool == "MAX" else "MAX"
     for ceil, rounded in ((True, ""), (False, ", rounding down")):
-        yield (f"it takes the {name} instead{rounded}",
-               _top(_with(q, "pooling_param", pool=other, round_mode="CEIL" if ceil else "FLOOR")))  # fmt: skip
+        yield (
+            f"it takes the {name} instead{rounded}",
+            _top(_with(q, "pooling_param", pool=other, round_mode="CEIL" if ceil else "FLOOR")),
+        )
 
 
 @slip("Pooling", "Convolution", "Deconvolution")
@@ -186,8 +190,10 @@ def weight_transposed(q: Layer, _: Array) -> Iterator[Guess]:
     p, weight = q.param.inner_product_param, q.blobs[0]
     shape = (weight.size // p.num_output, p.num_output)
     stored = weight.reshape(shape[::-1] if not p.transpose else shape)
-    yield ("its weight is read as (in, out), Caffe stores (out, in)",
-           _top(_blobs(q, stored.reshape(stored.shape[::-1]).T, *q.blobs[1:])))  # fmt: skip
+    yield (
+        "its weight is read as (in, out), Caffe stores (out, in)",
+        _top(_blobs(q, stored.reshape(stored.shape[::-1]).T, *q.blobs[1:])),
+    )
     if stored.shape[0] == stored.shape[1]:
         yield "its weight is transposed", _top(_blobs(q, stored.T, *q.blobs[1:]))
 
@@ -215,8 +221,10 @@ def lrn_constants(q: Layer, _: Array) -> Iterator[Guess]:
     for k in (1.0, 2.0, 0.0):
         if k != p.k and p.norm_region == "ACROSS_CHANNELS":
             yield f"it uses k = {k:g}, Caffe {p.k:g}", _top(_with(q, "lrn_param", k=k))
-            yield (f"it uses k = {k:g}, Caffe {p.k:g}, and does not divide alpha by the size",
-                   _top(_with(q, "lrn_param", k=k, alpha=p.alpha * area)))  # fmt: skip
+            yield (
+                f"it uses k = {k:g}, Caffe {p.k:g}, and does not divide alpha by the size",
+                _top(_with(q, "lrn_param", k=k, alpha=p.alpha * area)),
+            )
     yield f"its region is {region}", _top(_with(q, "lrn_param", norm_region=region))
     for beta in (0.5, 0.75, 1.0):
         if beta != p.beta:

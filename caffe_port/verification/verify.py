@@ -102,20 +102,40 @@ def verify(
     if isinstance(against, nn.Module) or (isinstance(against, str) and ".py:" in against):
         from caffe_port.verification.user_module.verify_module import verify_port
 
-        return verify_port(against, prototxt, weights, state=state, input=input, seed=seed, preprocess=preprocess,
-                           input_shapes=input_shapes, atol=atol, rtol=rtol)  # fmt: skip
+        return verify_port(
+            against,
+            prototxt,
+            weights,
+            state=state,
+            input=input,
+            seed=seed,
+            preprocess=preprocess,
+            input_shapes=input_shapes,
+            atol=atol,
+            rtol=rtol,
+        )
     if state is not None:
         raise CaffePortError("a state belongs to a module: --against path/to/file.py:Class --state FILE")
     tolerance = Tolerance(atol, rtol)
     reference = find_reference(against)
     trace = reference.trace if isinstance(reference, StoredReference) else None
     if backward and trace is None and not isinstance(reference, PycaffeReference):
-        raise CaffePortError("gradients are compared with a trace that holds them, or with pycaffe",
-                             hint="Give --against TRACE.npz or --against pycaffe.")  # fmt: skip
+        raise CaffePortError(
+            "gradients are compared with a trace that holds them, or with pycaffe",
+            hint="Give --against TRACE.npz or --against pycaffe.",
+        )
     subject = prepare(
-        prototxt, weights, trace=trace, input=input, seed=seed, preprocess=preprocess, input_shapes=input_shapes,
-        keep_loss=keep_loss, level=level, stages=stages,
-    )  # fmt: skip
+        prototxt,
+        weights,
+        trace=trace,
+        input=input,
+        seed=seed,
+        preprocess=preprocess,
+        input_shapes=input_shapes,
+        keep_loss=keep_loss,
+        level=level,
+        stages=stages,
+    )
     if backward and isinstance(reference, PycaffeReference):
         trace = reference.trace(subject.case, backward=True)
         reference = StoredReference(trace)
@@ -154,8 +174,17 @@ class Subject:
     def report(self, rows: tuple[Row, ...], tolerance: Tolerance, reference: str, candidate: str) -> Report:
         """The report on these rows."""
         spec = self.case.spec
-        return Report(rows, tolerance, reference, candidate, spec.name or spec.path, spec.phase, self.words,
-                      self.provenance, self.notes)  # fmt: skip
+        return Report(
+            rows,
+            tolerance,
+            reference,
+            candidate,
+            spec.name or spec.path,
+            spec.phase,
+            self.words,
+            self.provenance,
+            self.notes,
+        )
 
 
 def prepare(
@@ -184,8 +213,14 @@ def prepare(
     ported = port(prototxt, weights, input_shapes=shapes, keep_loss=keep_loss, level=level, stages=stages, seed=seed)
     net = ported.net.train(spec.phase == "TRAIN")
     inputs, words = _inputs(net, given, preprocess or Preprocess(), seed)
-    return Subject(ported, case_of(ported, inputs), full, words, provenance(prototxt, weights, trace),
-                   (*ported.notes, *_uncovered(full, spec)))  # fmt: skip
+    return Subject(
+        ported,
+        case_of(ported, inputs),
+        full,
+        words,
+        provenance(prototxt, weights, trace),
+        (*ported.notes, *_uncovered(full, spec)),
+    )
 
 
 def find_reference(against: str | Path | Trace | Reference) -> Reference:
@@ -302,8 +337,9 @@ def _only_in_trace(trace: Trace, full: NetSpec, spec: NetSpec) -> tuple[Row, ...
     compared = spec.by_name
     return tuple(
         Row(layer, k, note="left out: only labels need it" if layer in full.by_name else "in the trace, not in the net")
-        for layer, k in trace.tops if layer not in sources and layer not in compared
-    )  # fmt: skip
+        for layer, k in trace.tops
+        if layer not in sources and layer not in compared
+    )
 
 
 def provenance(prototxt: PathLike | None, weights: PathLike | None, trace: Trace | None = None) -> dict[str, str]:
@@ -315,6 +351,9 @@ def provenance(prototxt: PathLike | None, weights: PathLike | None, trace: Trace
     if trace is not None:
         found |= {f"trace {k}": v for k, v in trace.provenance.items()}
     return found | {
-        "caffe-port": caffe_port.__version__, "torch": torch.__version__, "numpy": np.__version__,
-        "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
-    }  # fmt: skip
+        "caffe-port": caffe_port.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }

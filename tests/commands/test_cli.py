@@ -245,8 +245,10 @@ def test_train_resume_and_log(run: Run, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 3), np.uint8)
     labels = np.arange(40) % 4
     np.savez(tmp_path / "d.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    net = NET.replace('type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } }',
-                      'type: "Data" top: "data" top: "label" data_param { source: "d" batch_size: 10 }')  # fmt: skip
+    net = NET.replace(
+        'type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } }',
+        'type: "Data" top: "data" top: "label" data_param { source: "d" batch_size: 10 }',
+    )
     (tmp_path / "net.prototxt").write_text(
         net + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }\n'
     )

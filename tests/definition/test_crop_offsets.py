@@ -27,8 +27,13 @@ def window(name: str, type_: str, bottom: str, kernel: int, stride: int = 1, pad
     if type_ == "Pooling":
         return layer(name, type_, bottom, f"pooling_param {{ pool: AVE kernel_size: {kernel} stride: {stride} }}")
     filler = "bilinear" if type_ == "Deconvolution" and kernel > 1 else "constant"
-    return layer(name, type_, bottom, f"convolution_param {{ num_output: 1 bias_term: false kernel_size: {kernel} "
-                 f'stride: {stride} pad: {pad} weight_filler {{ type: "{filler}" value: 1 }} }}')  # fmt: skip
+    return layer(
+        name,
+        type_,
+        bottom,
+        f"convolution_param {{ num_output: 1 bias_term: false kernel_size: {kernel} "
+        f'stride: {stride} pad: {pad} weight_filler {{ type: "{filler}" value: 1 }} }}',
+    )
 
 
 def relu(blob: str) -> str:
@@ -159,8 +164,9 @@ def test_u_net_takes_the_middle() -> None:
         x = f"down{level}"
     for level in (3, 2, 1, 0):
         text += window(f"up{level}", "Deconvolution", x, 2, 2) + layer(f"crop{level}", "Crop", f"down{level} up{level}")
-        text += layer(f"both{level}", "Concat", f"up{level} crop{level}") + window(f"b{level}", "Convolution",
-                                                                                f"both{level}", 3)  # fmt: skip
+        text += layer(f"both{level}", "Concat", f"up{level} crop{level}") + window(
+            f"b{level}", "Convolution", f"both{level}", 3
+        )
         text += window(f"c{level}", "Convolution", f"b{level}", 3)
         x = f"c{level}"
     assert offsets(text) == {
@@ -192,13 +198,16 @@ INTERP = "interp_param { height: 200 width: 210 }"
     ("before", "bottoms", "said"),
     [
         (window("up", "Deconvolution", "data", 4, 2), "up data", "a pixel of 'up' is 1/2 of 'data'"),
-        (window("half", "Convolution", "data", 3, 2, 1) + window("up", "Deconvolution", "half", 4, 2, 1), "up data",
-         "the layers before it imply offset 1/2, no whole number"),
+        (
+            window("half", "Convolution", "data", 3, 2, 1) + window("up", "Deconvolution", "half", 4, 2, 1),
+            "up data",
+            "the layers before it imply offset 1/2, no whole number",
+        ),
         (window("conv", "Convolution", "data", 5), "conv data", "the layers before it imply offset -2, no whole"),
         (layer("big", "Interp", "data", INTERP), "big data", "layer 'big' (Interp): how it moves pixels is not known"),
         (IMAGE.replace("data", "other"), "data other", "no blob leads to both 'data' and 'other'"),
     ],
-)  # fmt: skip
+)
 def test_where_no_offset_follows(before: str, bottoms: str, said: str) -> None:
     """AutoCrop is refused there, and Crop begins at 0 as in Caffe 1.0."""
     text = IMAGE + before

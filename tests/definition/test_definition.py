@@ -123,14 +123,22 @@ def test_read(tmp_path: Path) -> None:
 
 def test_in_place_layers_name_their_producer() -> None:
     net = spec(
-        DATA + CONV + layer("relu", "ReLU", "conv", "conv") + layer("drop", "Dropout", "conv", "conv")
-        + layer("a", "ReLU", "conv", "a") + layer("sum", "Eltwise", "conv a", "sum")
-    )  # fmt: skip
+        DATA
+        + CONV
+        + layer("relu", "ReLU", "conv", "conv")
+        + layer("drop", "Dropout", "conv", "conv")
+        + layer("a", "ReLU", "conv", "a")
+        + layer("sum", "Eltwise", "conv a", "sum")
+    )
     sources = {one.name: one.sources for one in net.layers}
     assert sources == {
-        "data": (), "conv": (("data", 0),), "relu": (("conv", 0),), "drop": (("relu", 0),), "a": (("drop", 0),),
+        "data": (),
+        "conv": (("data", 0),),
+        "relu": (("conv", 0),),
+        "drop": (("relu", 0),),
+        "a": (("drop", 0),),
         "sum": (("drop", 0), ("a", 0)),
-    }  # fmt: skip
+    }
     assert net.by_name["relu"].bottoms == net.by_name["relu"].tops == ("conv",)
     assert net.inputs == (("data", ("data", 0)),)
     assert net.outputs == (("sum", ("sum", 0)),)
@@ -166,23 +174,31 @@ def test_inputs_that_nobody_reads_are_no_outputs() -> None:
     [
         (
             BATCH + layer("conv1", "Convolution", "dta", "conv1"),
-            ("net.prototxt:2: layer 'conv1' (Convolution): bottom 'dta' does not exist; blobs so far: data, label. "
-            "Did you mean 'data'?"),
+            (
+                "net.prototxt:2: layer 'conv1' (Convolution): bottom 'dta' does not exist; blobs so far: data, label. "
+                "Did you mean 'data'?"
+            ),
         ),
         (
             DATA + "".join(layer(f"r{k}", "ReLU", "data", f"r{k}") for k in range(9)) + layer("x", "ReLU", "zzz", "x"),
-            ("net.prototxt:11: layer 'x' (ReLU): bottom 'zzz' does not exist; blobs so far: ..., "
-            "r1, r2, r3, r4, r5, r6, r7, r8."),
+            (
+                "net.prototxt:11: layer 'x' (ReLU): bottom 'zzz' does not exist; blobs so far: ..., "
+                "r1, r2, r3, r4, r5, r6, r7, r8."
+            ),
         ),
         (
             layer("conv", "Convolution", "data", "conv"),
-            ("net.prototxt:1: layer 'conv' (Convolution): bottom 'data' does not exist: the net has no input layer\n"
-            "  Say its shape, and it becomes an input: --input-shape data=1,3,H,W"),
+            (
+                "net.prototxt:1: layer 'conv' (Convolution): bottom 'data' does not exist: the net has no input layer\n"
+                "  Say its shape, and it becomes an input: --input-shape data=1,3,H,W"
+            ),
         ),
         (
             DATA + layer("b", "ReLU", "a", "b") + layer("a", "ReLU", "data", "a"),
-            ("net.prototxt:2: layer 'b' (ReLU): bottom 'a' does not exist yet: layer 'a' (line 3) makes it\n"
-            "  Layers run in the order of the file: a layer stands behind those whose tops it reads."),
+            (
+                "net.prototxt:2: layer 'b' (ReLU): bottom 'a' does not exist yet: layer 'a' (line 3) makes it\n"
+                "  Layers run in the order of the file: a layer stands behind those whose tops it reads."
+            ),
         ),
         (
             DATA + layer("a", "Eltwise", "data b", "a") + layer("b", "ReLU", "a", "b"),
@@ -205,7 +221,7 @@ def test_inputs_that_nobody_reads_are_no_outputs() -> None:
             "net.prototxt:2: layer 'swap' (Eltwise): top 'data' is already made by layer 'data'; a blob has one source",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_wired(text: str, what: str) -> None:
     said = refused(text)
     assert said == what or said.split("\n")[0] == what
@@ -241,11 +257,13 @@ def test_layers_without_names() -> None:
 def test_automatic_splits_are_undone() -> None:
     """insert_splits.cpp writes <blob>_<layer>_<index>_split into a snapshot; a Split that a person wrote stays."""
     net = spec(
-        DATA + CONV
+        DATA
+        + CONV
         + layer("conv_conv_0_split", "Split", "conv", "conv_conv_0_split_0 conv_conv_0_split_1")
-        + layer("a", "ReLU", "conv_conv_0_split_0", "a") + layer("b", "TanH", "conv_conv_0_split_1", "b")
+        + layer("a", "ReLU", "conv_conv_0_split_0", "a")
+        + layer("b", "TanH", "conv_conv_0_split_1", "b")
         + layer("mine", "Split", "a", "m n")
-    )  # fmt: skip
+    )
     assert names(net) == ["data", "conv", "a", "b", "mine"]
     assert net.by_name["a"].sources == net.by_name["b"].sources == (("conv", 0),)
     assert net.by_name["a"].bottoms == ("conv",)
@@ -255,9 +273,13 @@ def test_automatic_splits_are_undone() -> None:
 def test_automatic_splits_after_an_in_place_layer() -> None:
     split = "conv_relu_0_split"
     net = spec(
-        DATA + CONV + layer("relu", "ReLU", "conv", "conv") + layer(split, "Split", "conv", f"{split}_0 {split}_1")
-        + layer("a", "ReLU", f"{split}_0", "a") + layer("sum", "Eltwise", f"{split}_1 a", "sum")
-    )  # fmt: skip
+        DATA
+        + CONV
+        + layer("relu", "ReLU", "conv", "conv")
+        + layer(split, "Split", "conv", f"{split}_0 {split}_1")
+        + layer("a", "ReLU", f"{split}_0", "a")
+        + layer("sum", "Eltwise", f"{split}_1 a", "sum")
+    )
     assert net.by_name["a"].sources == (("relu", 0),)
     assert net.by_name["sum"].sources == (("relu", 0), ("a", 0))
 
@@ -328,8 +350,9 @@ def test_a_net_of_stages_names_them() -> None:
     text = layer("conv", "Convolution", "data", "c", 'include { stage: "coarse" }') + layer(
         "fine", "ReLU", "c", "d", 'include { stage: "fine" }'
     )
-    assert refused(text).endswith("holds no layers in phase TEST\n  Its layers belong to stages; say one: "
-                                  "--stage coarse | fine")  # fmt: skip
+    assert refused(text).endswith(
+        "holds no layers in phase TEST\n  Its layers belong to stages; say one: --stage coarse | fine"
+    )
 
 
 # -- the deploy view ------------------------------------------------------------------------------------------------
@@ -369,10 +392,15 @@ def test_deploy_with_the_label_in_any_top(tops: str) -> None:
 def test_deploy_drops_label_chains() -> None:
     """MTCNN: one label blob is cut in two, one part goes through a Reshape."""
     text = (
-        BATCH + CONV + FC + layer("box", "InnerProduct", "conv", "box")
-        + layer("cut", "Slice", "label", "class roi") + layer("shape", "Reshape", "roi", "roi2")
-        + layer("loss1", "SoftmaxWithLoss", "fc class", "loss1") + layer("loss2", "EuclideanLoss", "box roi2", "loss2")
-    )  # fmt: skip
+        BATCH
+        + CONV
+        + FC
+        + layer("box", "InnerProduct", "conv", "box")
+        + layer("cut", "Slice", "label", "class roi")
+        + layer("shape", "Reshape", "roi", "roi2")
+        + layer("loss1", "SoftmaxWithLoss", "fc class", "loss1")
+        + layer("loss2", "EuclideanLoss", "box roi2", "loss2")
+    )
     assert view(deployed(text)) == (["data"], ["conv", "fc", "box"], ["box", "fc"])
 
 
@@ -396,11 +424,14 @@ def test_deploy_of_a_siamese_net() -> None:
 def test_deploy_of_an_autoencoder() -> None:
     """The losses compare with data itself: nothing but they goes."""
     text = (
-        layer("data", "Data", "", "data") + layer("flat", "Flatten", "data", "flat")
-        + layer("encode", "InnerProduct", "data", "code") + layer("decode", "InnerProduct", "code", "out")
-        + layer("cross", "SigmoidCrossEntropyLoss", "out flat", "cross") + layer("sig", "Sigmoid", "out", "sig")
+        layer("data", "Data", "", "data")
+        + layer("flat", "Flatten", "data", "flat")
+        + layer("encode", "InnerProduct", "data", "code")
+        + layer("decode", "InnerProduct", "code", "out")
+        + layer("cross", "SigmoidCrossEntropyLoss", "out flat", "cross")
+        + layer("sig", "Sigmoid", "out", "sig")
         + layer("euclid", "EuclideanLoss", "sig flat", "euclid")
-    )  # fmt: skip
+    )
     inputs, made, outputs = view(deployed(text))
     assert inputs == ["data"]
     assert {"encode", "decode", "sig"} <= set(made)
@@ -411,9 +442,13 @@ def test_deploy_of_an_autoencoder() -> None:
 def test_deploy_of_two_losses_at_two_depths() -> None:
     """GoogLeNet's auxiliary classifiers: their layers stay, as in Caffe, and are outputs."""
     text = (
-        BATCH + CONV + layer("aux", "InnerProduct", "conv", "aux") + layer("l1", "SoftmaxWithLoss", "aux label", "l1")
-        + FC + LOSS
-    )  # fmt: skip
+        BATCH
+        + CONV
+        + layer("aux", "InnerProduct", "conv", "aux")
+        + layer("l1", "SoftmaxWithLoss", "aux label", "l1")
+        + FC
+        + LOSS
+    )
     assert view(deployed(text)) == (["data"], ["conv", "aux", "fc"], ["aux", "fc"])
 
 
@@ -466,9 +501,10 @@ def test_saved_with_explicit_phases() -> None:
 def test_a_file_that_holds_both_phases_is_filtered() -> None:
     """Written by something else than Caffe."""
     definition = embedded(
-        DATA + layer("a", "Convolution", "data", "x", f"{BLOB} include {{ phase: TRAIN }}")
+        DATA
+        + layer("a", "Convolution", "data", "x", f"{BLOB} include {{ phase: TRAIN }}")
         + layer("b", "Convolution", "data", "x", f"{BLOB} include {{ phase: TEST }}")
-    )  # fmt: skip
+    )
     assert definition.saved_in is None
     assert names(definition.spec("TEST")) == ["data", "b"]
     assert names(definition.spec("TRAIN")) == ["data", "a"]
@@ -511,7 +547,7 @@ def test_weights_without_a_definition() -> None:
         (f'layers {{ type: 5 }} layer {{ name: "d" {BLOB} }}', "'layers' (the old form) and 'layer' are mixed"),
         (f'layers {{ layer {{ name: "c" type: "cv" {BLOB} }} }}', "layer 'c' (cv): is of no type that V0 had"),
     ],
-)  # fmt: skip
+)
 def test_errors_of_an_embedded_definition_have_no_line(text: str, what: str) -> None:
     with pytest.raises(SpecError) as caught:
         embedded(text).spec()

@@ -53,16 +53,19 @@ RPN = (
     + conv("rpn_cls_score", "conv5", 18)
     + conv("rpn_bbox_pred", "conv5", 36)
     + layer("pairs", "Reshape", "rpn_cls_score", "pairs", "reshape_param { shape { dim: [0, 2, -1, 0] } }")
-    + python("rpn-data", "rpn_cls_score gt_boxes im_info data", "rpn_labels rpn_targets rpn_inside rpn_outside",
-             "rpn.anchor_target_layer.AnchorTargetLayer")
+    + python(
+        "rpn-data",
+        "rpn_cls_score gt_boxes im_info data",
+        "rpn_labels rpn_targets rpn_inside rpn_outside",
+        "rpn.anchor_target_layer.AnchorTargetLayer",
+    )
     + layer("rpn_loss_cls", "SoftmaxWithLoss", "pairs rpn_labels", "rpn_loss_cls")
     + layer("rpn_loss_bbox", "SmoothL1Loss", "rpn_bbox_pred rpn_targets rpn_inside rpn_outside", "rpn_loss_bbox")
     + layer("rpn_cls_prob", "Softmax", "pairs", "rpn_cls_prob")
     + layer("back", "Reshape", "rpn_cls_prob", "back", "reshape_param { shape { dim: [0, 18, -1, 0] } }")
     + python("proposal", "back rpn_bbox_pred im_info", "rpn_rois", "rpn.proposal_layer.ProposalLayer")
-    + python("roi-data", "rpn_rois gt_boxes", "rois labels bbox_targets bbox_inside bbox_outside",
-             SAMPLER)
-)  # fmt: skip
+    + python("roi-data", "rpn_rois gt_boxes", "rois labels bbox_targets bbox_inside bbox_outside", SAMPLER)
+)
 RPN_LEFT_OUT = [
     f"layer 'roi-data' ({SAMPLER}) chooses boxes to train on and is left out: 'rois' is 'rpn_rois'",
     "layer 'rpn-data' (rpn.anchor_target_layer.AnchorTargetLayer) is not known, reads labels and is left out",
@@ -73,11 +76,14 @@ def test_faster_rcnn(tmp_path: Path) -> None:
     """py-faster-rcnn's end2end/train.prototxt, shortened."""
     pooled = "roi_pooling_param { pooled_w: 3 pooled_h: 2 spatial_scale: 0.0625 }"
     text = (
-        RPN + layer("roi_pool5", "ROIPooling", "conv5 rois", "pool5", pooled) + inner("fc6", "pool5", 8)
-        + inner("cls_score", "fc6", 21) + inner("bbox_pred", "fc6", 84)
+        RPN
+        + layer("roi_pool5", "ROIPooling", "conv5 rois", "pool5", pooled)
+        + inner("fc6", "pool5", 8)
+        + inner("cls_score", "fc6", 21)
+        + inner("bbox_pred", "fc6", 84)
         + layer("loss_cls", "SoftmaxWithLoss", "cls_score labels", "loss_cls")
         + layer("loss_bbox", "SmoothL1Loss", "bbox_pred bbox_targets bbox_inside bbox_outside", "loss_bbox")
-    )  # fmt: skip
+    )
     ported = port(tmp_path, text)
     assert view(ported) == (["data", "im_info"], ["bbox_pred", "cls_score"])
     assert left_out(ported) == RPN_LEFT_OUT
@@ -90,15 +96,27 @@ def test_r_fcn_with_ohem(tmp_path: Path) -> None:
     pool = "psroi_pooling_param { spatial_scale: 0.0625 output_dim: 21 group_size: 3 }"
     average = "pooling_param { pool: AVE kernel_size: 3 }"
     text = (
-        RPN + conv("rfcn_cls", "conv5", 21 * 9) + layer("psroi", "PSROIPooling", "rfcn_cls rois", "psroi", pool)
+        RPN
+        + conv("rfcn_cls", "conv5", 21 * 9)
+        + layer("psroi", "PSROIPooling", "rfcn_cls rois", "psroi", pool)
         + layer("ave", "Pooling", "psroi", "cls_score", average)
-        + layer("per_roi", "SoftmaxWithLossOHEM", "cls_score labels", "temp_loss temp_prob per_roi",
-                "loss_weight: [0, 0, 0]")
-        + layer("annotator", "BoxAnnotatorOHEM", "rois per_roi labels bbox_inside", "labels_ohem weights_ohem",
-                "box_annotator_ohem_param { roi_per_img: 128 }")
+        + layer(
+            "per_roi",
+            "SoftmaxWithLossOHEM",
+            "cls_score labels",
+            "temp_loss temp_prob per_roi",
+            "loss_weight: [0, 0, 0]",
+        )
+        + layer(
+            "annotator",
+            "BoxAnnotatorOHEM",
+            "rois per_roi labels bbox_inside",
+            "labels_ohem weights_ohem",
+            "box_annotator_ohem_param { roi_per_img: 128 }",
+        )
         + layer("silence", "Silence", "bbox_outside temp_loss temp_prob")
         + layer("loss", "SoftmaxWithLoss", "cls_score labels_ohem", "loss")
-    )  # fmt: skip
+    )
     ported = port(tmp_path, text)
     assert view(ported) == (["data", "im_info"], ["cls_score"])
     assert RPN_LEFT_OUT[1] in left_out(ported)
@@ -115,22 +133,35 @@ def test_detectnet(tmp_path: Path) -> None:
         layer("train_data", "Data", "", "data", "include { phase: TRAIN }")
         + layer("train_label", "Data", "", "label", "include { phase: TRAIN }")
         + layer("deploy_data", "Input", "", "data", f"input_param {{ shape {{ dim: [1, 3, 32, 48] }} }} {DIGITS_TEST}")
-        + layer("train_transform", "OwnDetectTransformation", "data label", "transformed_data transformed_label",
-                "include { phase: TRAIN }")
+        + layer(
+            "train_transform",
+            "OwnDetectTransformation",
+            "data label",
+            "transformed_data transformed_label",
+            "include { phase: TRAIN }",
+        )
         + layer("deploy_transform", "Power", "data", "transformed_data", f"power_param {{ shift: -127 }} {DIGITS_TEST}")
-        + layer("slice-label", "Slice", "transformed_label", "fg bbox-label cvg-label",
-                f"slice_param {{ slice_point: [1, 5] }} {DIGITS_LABELS}")
+        + layer(
+            "slice-label",
+            "Slice",
+            "transformed_label",
+            "fg bbox-label cvg-label",
+            f"slice_param {{ slice_point: [1, 5] }} {DIGITS_LABELS}",
+        )
         + layer("cvg-block", "Concat", "fg fg fg fg", "cvg-block", DIGITS_LABELS)
-        + conv("conv1", "transformed_data", 5, 16, 16) + conv("cvg", "conv1", 1)
-        + layer("sig", "Sigmoid", "cvg", "coverage") + conv("bboxes", "conv1", 4)
+        + conv("conv1", "transformed_data", 5, 16, 16)
+        + conv("cvg", "conv1", 1)
+        + layer("sig", "Sigmoid", "cvg", "coverage")
+        + conv("bboxes", "conv1", 4)
         + layer("mask", "Eltwise", "bboxes cvg-block", "bboxes-masked", f"{product} {DIGITS_LABELS}")
         + layer("bbox_loss", "L1Loss", "bboxes-masked bbox-label", "loss_bbox", f"loss_weight: 2 {DIGITS_LABELS}")
         + layer("cvg_loss", "EuclideanLoss", "coverage cvg-label", "loss_cvg", DIGITS_LABELS)
         + python("cluster", "coverage bboxes", "list", "clustering.ClusterDetections", "include { phase: TEST }")
         + python("score", "cvg-label list", "scored", "detectnet.mean_ap.Score", 'include { phase: TEST stage: "val" }')
-        + python("mAP", "scored", "mAP precision recall", "detectnet.mean_ap.mAP",
-                 'include { phase: TEST stage: "val" }')
-    )  # fmt: skip
+        + python(
+            "mAP", "scored", "mAP precision recall", "detectnet.mean_ap.mAP", 'include { phase: TEST stage: "val" }'
+        )
+    )
     ported = port(tmp_path, text)
     assert view(ported) == (["data"], ["bboxes", "coverage"])
     assert left_out(ported) == [
@@ -149,25 +180,45 @@ FEATURES = layer("data", "ImageData", "", "data label", "image_data_param { new_
 @pytest.mark.parametrize(
     ("end", "outputs", "reasons"),
     [
-        (layer("fc6", "OwnMarginInner", "fc5 label", "fc6 lambda") + layer("l", "SoftmaxWithLoss", "fc6 label", "l"),
-         ["fc5"], ["layer 'fc6' (OwnMarginInner) is not known, reads labels and is left out"]),
-        (inner("fc6", "fc5", 4) + layer("r", "OwnRank", "fc6", "r", "loss_weight: 0.1"),
-         ["fc6"], ["layer 'r' (OwnRank) is not known, is a loss or a measure and is left out"]),
-        (inner("fc6", "fc5", 4) + layer("r", "LossN", "fc6 label", "r") + layer("s", "Silence", "r"),
-         ["fc6"],
-         ["layer 'r' (LossN) is not known, is a loss or a measure and is left out, and with it what reads it: s"]),
-        (python("select", "fc5 label", "a p n", "tripletloss.TripletSelectLayer")
-         + python("triplet", "a p n", "loss", "tripletloss.TripletLayer", "loss_weight: 1"),
-         ["fc5"], ["layer 'triplet' (tripletloss.TripletLayer) is not known, is a loss or a measure and is left out",
-                   "layer 'select' (tripletloss.TripletSelectLayer) is not known, reads labels and is left out"]),
-        (layer("target", "OwnTargets", "fc5", "target") + inner("fc6", "fc5", 7)
-         + layer("l", "EuclideanLoss", "fc6 target", "l"),
-         ["fc6"], ["layer 'target' (OwnTargets) is not known, makes targets for losses and is left out"]),
-        (inner("fc6", "fc5", 4) + layer("w", "OwnWriter", "fc6", ""),
-         ["fc6"], ["layer 'w' (OwnWriter) is not known, makes nothing and is left out"]),
+        (
+            layer("fc6", "OwnMarginInner", "fc5 label", "fc6 lambda") + layer("l", "SoftmaxWithLoss", "fc6 label", "l"),
+            ["fc5"],
+            ["layer 'fc6' (OwnMarginInner) is not known, reads labels and is left out"],
+        ),
+        (
+            inner("fc6", "fc5", 4) + layer("r", "OwnRank", "fc6", "r", "loss_weight: 0.1"),
+            ["fc6"],
+            ["layer 'r' (OwnRank) is not known, is a loss or a measure and is left out"],
+        ),
+        (
+            inner("fc6", "fc5", 4) + layer("r", "LossN", "fc6 label", "r") + layer("s", "Silence", "r"),
+            ["fc6"],
+            ["layer 'r' (LossN) is not known, is a loss or a measure and is left out, and with it what reads it: s"],
+        ),
+        (
+            python("select", "fc5 label", "a p n", "tripletloss.TripletSelectLayer")
+            + python("triplet", "a p n", "loss", "tripletloss.TripletLayer", "loss_weight: 1"),
+            ["fc5"],
+            [
+                "layer 'triplet' (tripletloss.TripletLayer) is not known, is a loss or a measure and is left out",
+                "layer 'select' (tripletloss.TripletSelectLayer) is not known, reads labels and is left out",
+            ],
+        ),
+        (
+            layer("target", "OwnTargets", "fc5", "target")
+            + inner("fc6", "fc5", 7)
+            + layer("l", "EuclideanLoss", "fc6 target", "l"),
+            ["fc6"],
+            ["layer 'target' (OwnTargets) is not known, makes targets for losses and is left out"],
+        ),
+        (
+            inner("fc6", "fc5", 4) + layer("w", "OwnWriter", "fc6", ""),
+            ["fc6"],
+            ["layer 'w' (OwnWriter) is not known, makes nothing and is left out"],
+        ),
     ],
     ids=["margin product", "loss_weight", "a loss by name", "triplets", "targets", "writer"],
-)  # fmt: skip
+)
 def test_what_serves_labels(tmp_path: Path, end: str, outputs: list[str], reasons: list[str]) -> None:
     ported = port(tmp_path, FEATURES + end)
     assert view(ported)[1] == outputs
@@ -178,7 +229,8 @@ def test_what_serves_labels(tmp_path: Path, end: str, outputs: list[str], reason
     "end",
     [
         layer("own", "Own", "fc5", "own") + inner("fc6", "own", 4),
-        layer("own", "Own", "fc5 label", "own") + inner("fc6", "own", 4)
+        layer("own", "Own", "fc5 label", "own")
+        + inner("fc6", "own", 4)
         + layer("l", "SoftmaxWithLoss", "fc6 label", "l"),
         layer("own", "Own", "fc5", "own"),
         layer("own", "Own", "fc5", "own") + layer("s", "Softmax", "own", "s"),
@@ -186,7 +238,7 @@ def test_what_serves_labels(tmp_path: Path, end: str, outputs: list[str], reason
         python("own", "fc5", "own", "my.Own") + inner("fc6", "own", 4),
     ],
     ids=["middle", "middle with label", "end", "softmax behind", "scores of a loss", "python"],
-)  # fmt: skip
+)
 def test_what_the_net_needs_is_never_left_out(tmp_path: Path, end: str) -> None:
     with pytest.raises(SpecError) as caught:
         port(tmp_path, FEATURES + end)
@@ -198,19 +250,22 @@ def test_what_the_net_needs_is_never_left_out(tmp_path: Path, end: str) -> None:
 def test_a_loss_of_masked_scores(tmp_path: Path) -> None:
     """Realtime pose estimation: products with weights from the label make what the loss compares, and nothing else."""
     text = (
-        FEATURES + inner("fc6", "fc5", 4)
+        FEATURES
+        + inner("fc6", "fc5", 4)
         + layer("weights", "Slice", "label", "weight target", "slice_param { axis: 0 slice_point: 1 }")
         + layer("weighted", "Eltwise", "fc6 weight", "weighted", "eltwise_param { operation: PROD }")
         + layer("l", "EuclideanLoss", "weighted target", "l")
-    )  # fmt: skip
+    )
     assert view(port(tmp_path, text)) == (["data"], ["fc6"])
 
 
 def test_what_reads_a_loss(tmp_path: Path) -> None:
     text = (
-        FEATURES + layer("l", "EuclideanLoss", "fc5 label", "l") + layer("m", "Power", "l", "m")
+        FEATURES
+        + layer("l", "EuclideanLoss", "fc5 label", "l")
+        + layer("m", "Power", "l", "m")
         + layer("a", "Accuracy", "fc5 label", "a")
-    )  # fmt: skip
+    )
     ported = port(tmp_path, text)
     assert view(ported) == (["data"], ["fc5"])
     assert "what reads a loss or Accuracy is left out with it: m" in ported.notes

@@ -101,16 +101,24 @@ def test_frames_that_a_reshape_counts() -> None:
     ("text", "want"),
     [
         ('layer { name: "i" type: "Input" top: "data" input_param { shape { dim: [2, 3, 5] } } }', {"data": (2, 3, 5)}),
-        ('layer { name: "i" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 3] } } }',
-         {"a": (2, 3), "b": (2, 3)}),
-        ('layer { name: "i" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 3] } shape { dim: 4 } } }',
-         {"a": (2, 3), "b": (4,)}),
-        ('input: "data" input_dim: [2, 3, 5, 7] layer { name: "r" type: "ReLU" bottom: "data" top: "r" }',
-         {"data": (2, 3, 5, 7)}),
-        (data("memory_data_param { batch_size: 2 channels: 3 height: 5 width: 7 }", "data label", "MemoryData"),
-         {"data": (2, 3, 5, 7), "label": (2,)}),
+        (
+            'layer { name: "i" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 3] } } }',
+            {"a": (2, 3), "b": (2, 3)},
+        ),
+        (
+            'layer { name: "i" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 3] } shape { dim: 4 } }}',
+            {"a": (2, 3), "b": (4,)},
+        ),
+        (
+            'input: "data" input_dim: [2, 3, 5, 7] layer { name: "r" type: "ReLU" bottom: "data" top: "r" }',
+            {"data": (2, 3, 5, 7)},
+        ),
+        (
+            data("memory_data_param { batch_size: 2 channels: 3 height: 5 width: 7 }", "data label", "MemoryData"),
+            {"data": (2, 3, 5, 7), "label": (2,)},
+        ),
     ],
-)  # fmt: skip
+)
 def test_declared_shapes(text: str, want: dict[str, tuple[int, ...]]) -> None:
     found = input_shapes.resolve(spec(text))
     assert found.shapes == want
@@ -166,10 +174,14 @@ def test_an_input_that_does_not_exist() -> None:
         ("transform_param { crop_size: 28 mean_value: [1, 2] }", "Data", {}, (1, 2, 28, 28)),
         ("transform_param { crop_size: 28 mean_value: 1 }", "Data", {}, (1, 3, 28, 28)),
         ("image_data_param { new_height: 11 new_width: 13 }", "ImageData", {"conv": (4, 7, 5, 5)}, (1, 7, 11, 13)),
-        ("image_data_param { new_height: 11 new_width: 13 } transform_param { crop_size: 9 }", "ImageData",
-         {"conv": (4, 7, 5, 5)}, (1, 7, 9, 9)),
+        (
+            "image_data_param { new_height: 11 new_width: 13 } transform_param { crop_size: 9 }",
+            "ImageData",
+            {"conv": (4, 7, 5, 5)},
+            (1, 7, 9, 9),
+        ),
     ],
-)  # fmt: skip
+)
 def test_crops(more: str, type_: str, stored: dict[str, tuple[int, ...]], want: tuple[int, ...]) -> None:
     found = input_shapes.resolve(spec(data(more, type_=type_) + CONV), weights(**stored) if stored else None)
     assert found.shapes == {"data": want}
@@ -239,7 +251,10 @@ def test_weights_of_another_net_are_left_to_loading() -> None:
 def test_labels_are_batches_of_one_number() -> None:
     text = data("transform_param { crop_size: 28 }", "data label") + CONV
     text += 'layer { name: "acc" type: "Accuracy" bottom: "conv" bottom: "label" top: "acc" }'
-    assert input_shapes.resolve(spec(text), weights(conv=(4, 1, 5, 5))).shapes == {"data": (1, 1, 28, 28), "label": (1,)}
+    assert input_shapes.resolve(spec(text), weights(conv=(4, 1, 5, 5))).shapes == {
+        "data": (1, 1, 28, 28),
+        "label": (1,),
+    }
 
 
 def test_labels_come_in_the_batch_of_their_pictures() -> None:

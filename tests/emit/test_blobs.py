@@ -30,8 +30,11 @@ WEIGHTS = sorted((GOLDEN / "layers").glob("*.caffemodel"))
 def of_net(net: caffe_port.Net, names: Sequence[str]) -> dict[str, np.ndarray]:
     """What the layer classes hold and call it, of the layers that a file has."""
     layers = {name: module for name, module in net.caffe_layers().items() if name in names}
-    return {f"{name}.{blob}": module.get_blob(blob).detach().numpy()
-            for name, module in layers.items() for blob in module.blob_names()}  # fmt: skip
+    return {
+        f"{name}.{blob}": module.get_blob(blob).detach().numpy()
+        for name, module in layers.items()
+        for blob in module.blob_names()
+    }
 
 
 def assert_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
@@ -55,9 +58,16 @@ def test_every_golden(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    ["zoo/caffe2014_lenet_v1", "zoo/caffe2014_cifar10_v1", "zoo/mtcnn_v2", "zoo/wechat_qrcode_sr",
-     "zoo/ultralight_slim-320", "simplenet/mnist_9972", "simplenet/svhn_9757"],
-)  # fmt: skip
+    [
+        "zoo/caffe2014_lenet_v1",
+        "zoo/caffe2014_cifar10_v1",
+        "zoo/mtcnn_v2",
+        "zoo/wechat_qrcode_sr",
+        "zoo/ultralight_slim-320",
+        "simplenet/mnist_9972",
+        "simplenet/svhn_9757",
+    ],
+)
 def test_real_files(shared: Path, tmp_path: Path, model: str) -> None:
     paths = sorted((shared / "models" / model).rglob("*.caffemodel"))
     assert paths
@@ -128,17 +138,30 @@ def test_a_prototxt_of_another_net_takes_no_name_away(tmp_path: Path) -> None:
 
 def test_the_4d_era(tmp_path: Path) -> None:
     """Vectors and matrices lose their axes of length one; a convolution's weights never do."""
-    shapes = {"conv": [(1, 1, 3, 3), (1, 1, 1, 1)], "one": [(1, 1, 1, 5), (1, 1, 1, 1)], "bn": [(1, 4, 1, 1)] * 4,
-              "ip": [(1, 1, 2, 5), (1, 1, 1, 2)], "odd": [(1, 1, 2, 5)]}  # fmt: skip
+    shapes = {
+        "conv": [(1, 1, 3, 3), (1, 1, 1, 1)],
+        "one": [(1, 1, 1, 5), (1, 1, 1, 1)],
+        "bn": [(1, 4, 1, 1)] * 4,
+        "ip": [(1, 1, 2, 5), (1, 1, 1, 2)],
+        "odd": [(1, 1, 2, 5)],
+    }
     types = {"conv": "Convolution", "one": "InnerProduct", "bn": "BN", "ip": "InnerProduct", "odd": "FromAFork"}
     text = "".join(f'layer {{ name: "{name}" type: "{type_}" }}\n' for name, type_ in types.items())
     arrays = {name: [np.ones(shape, np.float32) for shape in own] for name, own in shapes.items()}
     found = blobs.named(caffemodel.read(written(tmp_path / "w.caffemodel", text, **arrays)))
     assert {name: value.shape for name, value in found.items()} == {
-        "conv.weight": (1, 1, 3, 3), "conv.bias": (1,), "one.weight": (1, 5), "one.bias": (1,), "bn.slope": (4,),
-        "bn.bias": (4,), "bn.mean": (4,), "bn.variance": (4,), "ip.weight": (2, 5), "ip.bias": (2,),
+        "conv.weight": (1, 1, 3, 3),
+        "conv.bias": (1,),
+        "one.weight": (1, 5),
+        "one.bias": (1,),
+        "bn.slope": (4,),
+        "bn.bias": (4,),
+        "bn.mean": (4,),
+        "bn.variance": (4,),
+        "ip.weight": (2, 5),
+        "ip.bias": (2,),
         "odd.0": (1, 1, 2, 5),
-    }  # fmt: skip
+    }
 
 
 def test_beside_other_formats(tmp_path: Path) -> None:
@@ -202,10 +225,13 @@ def test_views_of_a_file_are_written_as_they_are(
     monkeypatch.setattr(safetensors, "_SPAN", 1 << 21)
     view = np.frombuffer(mapped, np.uint8)
     arrays = {
-        "odd": view[5 : 5 + (3 << 20)].view("<f4"), "none": np.zeros((0, 3), np.float32), "own": np.float64([1, 2]),
-        "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T, "end": view[-40:].view("<f2"),
+        "odd": view[5 : 5 + (3 << 20)].view("<f4"),
+        "none": np.zeros((0, 3), np.float32),
+        "own": np.float64([1, 2]),
+        "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "end": view[-40:].view("<f2"),
         "number": np.float32(7),
-    }  # fmt: skip
+    }
     tensors = {name: safetensors.Stored.of(np.asarray(array)) for name, array in arrays.items()}
     safetensors.write(tmp_path / "w.safetensors", tensors, mapped)
     found = load_file(tmp_path / "w.safetensors")
@@ -221,8 +247,12 @@ def test_same_sees_every_byte(mapped: files.MappedFile, monkeypatch: pytest.Monk
     for begin, end in ((0, len(view)), (7, len(view) - 11), (3, 3)):
         data = view[begin:end]
         other = data.copy()
-        for pair, sources in (((data, other), (mapped, None)), ((other, data), (None, mapped)),
-                              ((data, data), (mapped, mapped)), ((data, other), (None, None))):  # fmt: skip
+        for pair, sources in (
+            ((data, other), (mapped, None)),
+            ((other, data), (None, mapped)),
+            ((data, data), (mapped, mapped)),
+            ((data, other), (None, None)),
+        ):
             assert safetensors.same(*pair, sources)
         for at in (0, len(data) // 2, len(data) - 1) if len(data) else ():
             other[at] ^= 1

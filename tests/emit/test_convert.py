@@ -41,10 +41,35 @@ def port(tmp_path: Path) -> Callable[[str], Ported]:
 # -- names that want to be code -----------------------------------------------------------------------------------
 
 HOSTILE = [
-    '"""\nimport os\nos.abort()\n"""', "'; __import__('os').abort() #", "a\\", 'x"', "\u202ename\u2066", "class", "",
-    "self", "forward", "torch", "nn", "Tensor", "x", "training", "__init__", "1/2", " ", "\x00", "ünï", "{0}", "%s",
-    "a" * 300, "None", "__class__", "print", "super", "x_2", "\r\n",
-]  # fmt: skip
+    '"""\nimport os\nos.abort()\n"""',
+    "'; __import__('os').abort() #",
+    "a\\",
+    'x"',
+    "\u202ename\u2066",
+    "class",
+    "",
+    "self",
+    "forward",
+    "torch",
+    "nn",
+    "Tensor",
+    "x",
+    "training",
+    "__init__",
+    "1/2",
+    " ",
+    "\x00",
+    "ünï",
+    "{0}",
+    "%s",
+    "a" * 300,
+    "None",
+    "__class__",
+    "print",
+    "super",
+    "x_2",
+    "\r\n",
+]
 
 
 def hostile_net(names: list[str], net_name: str) -> str:
@@ -81,9 +106,17 @@ def test_hostile_names(net_name: str, port: Callable[[str], Ported], tmp_path: P
 
 def test_class_name() -> None:
     names = {
-        "SimpleNet": "SimpleNet", "cifar10_full": "Cifar10Full", "": "Net", "1x1": "Net1x1", "CIFAR-10": "CIFAR10",
-        "VGG_16": "VGG_16", "nn": "Nn", "Tensor": "TensorNet", "class": "NetClass", "Zürich": "Zurich",
-    }  # fmt: skip
+        "SimpleNet": "SimpleNet",
+        "cifar10_full": "Cifar10Full",
+        "": "Net",
+        "1x1": "Net1x1",
+        "CIFAR-10": "CIFAR10",
+        "VGG_16": "VGG_16",
+        "nn": "Nn",
+        "Tensor": "TensorNet",
+        "class": "NetClass",
+        "Zürich": "Zurich",
+    }
     assert {name: emit_source.class_name(name, {"Tensor"}) for name in names} == names
 
 
@@ -91,7 +124,11 @@ def test_wrap() -> None:
     assert wrap("y = f(a, b)", 4, 40) == ["    y = f(a, b)"]
     assert wrap('y = f(aaaaaaa, "),(", g(b, c))', 0, 29) == ["y = f(", '    aaaaaaa, "),(", g(b, c)', ")"]
     assert wrap("y = f(aaaaaaaaaaaa, bbbbbbbbbbbbbb)", 0, 20) == [
-        "y = f(", "    aaaaaaaaaaaa,", "    bbbbbbbbbbbbbb,", ")"]  # fmt: skip
+        "y = f(",
+        "    aaaaaaaaaaaa,",
+        "    bbbbbbbbbbbbbb,",
+        ")",
+    ]
     assert split_commas("(a, b), 'c,\\',d', [e, f]") == ["(a, b)", "'c,\\',d'", "[e, f]"]
 
 
@@ -226,8 +263,9 @@ def test_a_damaged_weights_file_leaves_nothing(
 
     monkeypatch.setattr(emit, "write_safetensors", wrong)
     filler = "bias_filler { value: -1e9 }"
-    text = data(2, 3, 5, 4) + layer("conv", "Convolution", "data", "conv",
-                                    f"convolution_param {{ num_output: 4 kernel_size: 1 {filler} }}")  # fmt: skip
+    text = data(2, 3, 5, 4) + layer(
+        "conv", "Convolution", "data", "conv", f"convolution_param {{ num_output: 4 kernel_size: 1 {filler} }}"
+    )
     said = "does not hold 'conv.bias' as it was written" if damage == "last bit" else "could not be read back"
     with pytest.raises(CaffePortError, match=f"weights.safetensors: {said}"):
         emit.convert(port(text + layer("relu", "ReLU", "conv", "relu")), tmp_path / "a" / "out")
@@ -325,9 +363,12 @@ def test_unknown_format(port: Callable[[str], Ported], tmp_path: Path) -> None:
 
 def test_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:
     tensors = {
-        "a": torch.randn(2, 3).t(), "b": torch.tensor(7), "empty": torch.zeros(0, 4), "half": torch.ones(3).half(),
-        "ü/\"": torch.ones(2, dtype=torch.bool),
-    }  # fmt: skip
+        "a": torch.randn(2, 3).t(),
+        "b": torch.tensor(7),
+        "empty": torch.zeros(0, 4),
+        "half": torch.ones(3).half(),
+        'ü/"': torch.ones(2, dtype=torch.bool),
+    }
     emit.write_safetensors(tmp_path / "w", tensors)
     read = load_file(str(tmp_path / "w"))
     assert list(read) == list(tensors) or set(read) == set(tensors)

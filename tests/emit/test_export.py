@@ -37,10 +37,23 @@ ZOO = {
 }
 
 ONNX_GOLDEN = (
-    "batchnorm_scale_inplace", "convolution_3d", "convolution_axis2", "crop_offsets", "deconvolution_group",
-    "eltwise_three_max", "lrn_across_k", "lrn_within5", "lstm_static", "mvn_across", "pooling_ave_k3s2p1_odd",
-    "pooling_max_k3s2p1_odd", "prelu_shared", "reshape_num_axes2", "scale_axis1_naxes2", "softmaxwithloss_spatial",
-)  # fmt: skip
+    "batchnorm_scale_inplace",
+    "convolution_3d",
+    "convolution_axis2",
+    "crop_offsets",
+    "deconvolution_group",
+    "eltwise_three_max",
+    "lrn_across_k",
+    "lrn_within5",
+    "lstm_static",
+    "mvn_across",
+    "pooling_ave_k3s2p1_odd",
+    "pooling_max_k3s2p1_odd",
+    "prelu_shared",
+    "reshape_num_axes2",
+    "scale_axis1_naxes2",
+    "softmaxwithloss_spatial",
+)
 
 
 def port(name: str, shared: Path) -> caffe_port.Ported:
@@ -206,8 +219,17 @@ def test_the_state_of_another_model(shared: Path, tmp_path: Path) -> None:
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("name", ["convolution_shared_weights", "batchnorm_scale_inplace", "innerproduct_transpose",
-                                  "prelu_shared", "net_slash_names", "lstm_static"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convolution_shared_weights",
+        "batchnorm_scale_inplace",
+        "innerproduct_transpose",
+        "prelu_shared",
+        "net_slash_names",
+        "lstm_static",
+    ],
+)
 def test_golden_net_written_back(name: str, tmp_path: Path) -> None:
     golden = golden_nets.load(GOLDEN / "layers" / f"{name}.prototxt")
     paths = export.write_caffe(golden.net.eval(), tmp_path)

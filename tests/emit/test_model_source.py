@@ -138,9 +138,7 @@ def test_fold(name: str, shared: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bias", ["true", "false"])
 @pytest.mark.parametrize("kind", ["BatchNorm", "BatchNorm Scale", "Scale", "BN", "BatchNorm BN Scale"])
 @pytest.mark.parametrize("base", ["Convolution", "InnerProduct"])
-def test_fold_into_weights(
-    base: str, kind: str, bias: str, port: Callable[[str], Ported], tmp_path: Path
-) -> None:  # fmt: skip
+def test_fold_into_weights(base: str, kind: str, bias: str, port: Callable[[str], Ported], tmp_path: Path) -> None:
     size = "num_output: 6 group: 3 kernel_size: 2" if base == "Convolution" else "num_output: 6"
     param = "convolution_param" if base == "Convolution" else "inner_product_param"
     text = data(2, 3, 5, 4) + layer("y", base, "data", "y", f"{param} {{ {size} bias_term: {bias} }}")
@@ -160,9 +158,11 @@ def test_fold_into_weights(
 def test_fold_leaves_shared_weights(port: Callable[[str], Ported], tmp_path: Path) -> None:
     shared = 'param { name: "w" } param { name: "b" }'
     net = port(
-        data(2, 3, 5, 4) + conv("a", "data", "a", 3, 1, shared) + layer("n", "BatchNorm", "a", "n")
+        data(2, 3, 5, 4)
+        + conv("a", "data", "a", 3, 1, shared)
+        + layer("n", "BatchNorm", "a", "n")
         + conv("b", "n", "b", 3, 1, shared)
-    ).net  # fmt: skip
+    ).net
     made, module = written(net, tmp_path, fold=True)
     assert "self.n = nn.BatchNorm2d(3, " in made.source
     assert_same(net, module, [torch.randn(2, 3, 5, 4)], training=False)
@@ -170,9 +170,10 @@ def test_fold_leaves_shared_weights(port: Callable[[str], Ported], tmp_path: Pat
 
 def test_frozen_batch_norm(port: Callable[[str], Ported], tmp_path: Path) -> None:
     net = port(
-        data(2, 3, 5, 4) + layer("bn", "BatchNorm", "data", "bn", "batch_norm_param { use_global_stats: true }")
+        data(2, 3, 5, 4)
+        + layer("bn", "BatchNorm", "data", "bn", "batch_norm_param { use_global_stats: true }")
         + layer("s", "Scale", "bn", "s", 'scale_param { filler { type: "uniform" min: 1 max: 2 } }')
-    ).net  # fmt: skip
+    ).net
     net.bn.load_blobs([torch.randn(3).numpy(), torch.rand(3).numpy() + 1, torch.ones(1).numpy()])
     net.train()
     inputs = [torch.randn(2, 3, 5, 4)]
@@ -185,9 +186,11 @@ def test_frozen_batch_norm(port: Callable[[str], Ported], tmp_path: Path) -> Non
 def test_fold_leaves_what_others_read(port: Callable[[str], Ported], tmp_path: Path) -> None:
     scale = "scale_param { bias_term: true }"
     net = port(
-        data(2, 3, 5, 4) + layer("bn", "BatchNorm", "data", "bn") + layer("s", "Scale", "bn", "s", scale)
+        data(2, 3, 5, 4)
+        + layer("bn", "BatchNorm", "data", "bn")
+        + layer("s", "Scale", "bn", "s", scale)
         + layer("sum", "Eltwise", "bn s", "sum")
-    ).net  # fmt: skip
+    ).net
     made = emit_source.model(net, fold=True)
     assert "class Scale" in made.source
     assert made.notes == ()
@@ -198,14 +201,20 @@ def test_fold_leaves_what_others_read(port: Callable[[str], Ported], tmp_path: P
 
 def test_residual_block_and_branches(port: Callable[[str], Ported], tmp_path: Path) -> None:
     text = (
-        data(2, 3, 9, 7) + conv("conv1", "data", "conv1") + layer("relu1", "ReLU", "conv1", "conv1")
-        + conv("a", "conv1", "a") + layer("relu_a", "ReLU", "a", "a") + conv("b", "a", "b")
-        + layer("sum", "Eltwise", "conv1 b", "sum") + layer("relu_sum", "ReLU", "sum", "sum")
-        + layer("cut", "Slice", "sum", "left right") + layer("cat", "Concat", "right left", "cat")
+        data(2, 3, 9, 7)
+        + conv("conv1", "data", "conv1")
+        + layer("relu1", "ReLU", "conv1", "conv1")
+        + conv("a", "conv1", "a")
+        + layer("relu_a", "ReLU", "a", "a")
+        + conv("b", "a", "b")
+        + layer("sum", "Eltwise", "conv1 b", "sum")
+        + layer("relu_sum", "ReLU", "sum", "sum")
+        + layer("cut", "Slice", "sum", "left right")
+        + layer("cat", "Concat", "right left", "cat")
         + layer("flat", "Flatten", "cat", "flat")
         + layer("ip", "InnerProduct", "cat", "ip", "inner_product_param { num_output: 5 }")
         + layer("quiet", "Silence", "flat", "")
-    )  # fmt: skip
+    )
     net = port(text).net
     made, module = written(net, tmp_path)
     assert forward_of(made.source) == (
@@ -225,28 +234,28 @@ def test_residual_block_and_branches(port: Callable[[str], Ported], tmp_path: Pa
 def test_methods_are_chained_onto_calls_only(port: Callable[[str], Ported], tmp_path: Path) -> None:
     order = "permute_param { order: 0 order: 2 order: 1 }"
     net = port(
-        data(2, 3, 5) + layer("log", "Log", "data", "log", "log_param { base: 2 shift: 9 }")
-        + layer("p", "Permute", "log", "p", order) + layer("flat", "Flatten", "p", "flat")
-    ).net  # fmt: skip
+        data(2, 3, 5)
+        + layer("log", "Log", "data", "log", "log_param { base: 2 shift: 9 }")
+        + layer("p", "Permute", "log", "p", order)
+        + layer("flat", "Flatten", "p", "flat")
+    ).net
     made, module = written(net, tmp_path)
-    assert forward_of(made.source) == (
-        "x = torch.log(data + 9) / math.log(2)\nreturn x.permute(0, 2, 1).flatten(1)"
-    )  # fmt: skip
+    assert forward_of(made.source) == ("x = torch.log(data + 9) / math.log(2)\nreturn x.permute(0, 2, 1).flatten(1)")
     assert_same(net, module, [torch.rand(2, 3, 5)], training=False)
 
 
 def test_explicit_split_vanishes(port: Callable[[str], Ported], tmp_path: Path) -> None:
     net = port(
-        data(2, 3, 5, 4) + layer("two", "Split", "data", "a b") + layer("s", "Sigmoid", "a", "s")
+        data(2, 3, 5, 4)
+        + layer("two", "Split", "data", "a b")
+        + layer("s", "Sigmoid", "a", "s")
         + layer("sum", "Eltwise", "s b", "sum")
-    ).net  # fmt: skip
+    ).net
     assert forward_of(emit_source.model(net).source) == "x = self.s(data)\nreturn x + data"
 
 
 def test_layer_with_several_bottoms_is_called_for_each(port: Callable[[str], Ported], tmp_path: Path) -> None:
-    net = port(
-        data(2, 3, 5, 4) + data(2, 3, 5, 4, name="other") + conv("c", "data other", "y z", more="")
-    ).net  # fmt: skip
+    net = port(data(2, 3, 5, 4) + data(2, 3, 5, 4, name="other") + conv("c", "data other", "y z", more="")).net
     made, module = written(net, tmp_path)
     assert forward_of(made.source) == 'y = self.c(data)\nz = self.c(other)\nreturn {"y": y, "z": z}'
     assert_same(net, module, [torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)], training=False)
@@ -255,10 +264,15 @@ def test_layer_with_several_bottoms_is_called_for_each(port: Callable[[str], Por
 def test_phases_share_one_forward(port: Callable[[str], Ported], tmp_path: Path) -> None:
     train, test = "include { phase: TRAIN }", "include { phase: TEST }"
     net = port(
-        data(2, 3, 5, 4) + conv("c", "data", "c") + layer("noise", "Sigmoid", "c", "c", train)
-        + conv("d", "c", "d") + layer("t", "TanH", "d", "out", train) + layer("e", "ELU", "d", "out", test)
-        + layer("p", "Softmax", "out", "p") + layer("extra", "AbsVal", "d", "extra", test)
-    ).net  # fmt: skip
+        data(2, 3, 5, 4)
+        + conv("c", "data", "c")
+        + layer("noise", "Sigmoid", "c", "c", train)
+        + conv("d", "c", "d")
+        + layer("t", "TanH", "d", "out", train)
+        + layer("e", "ELU", "d", "out", test)
+        + layer("p", "Softmax", "out", "p")
+        + layer("extra", "AbsVal", "d", "extra", test)
+    ).net
     made, module = written(net, tmp_path)
     assert forward_of(made.source) == (
         "x = self.c(data)\n"
@@ -282,11 +296,15 @@ def test_phases_share_one_forward(port: Callable[[str], Ported], tmp_path: Path)
 def test_phases_that_cannot_share_variables_get_a_method_each(port: Callable[[str], Ported], tmp_path: Path) -> None:
     train, test = "include { phase: TRAIN }", "include { phase: TEST }"
     net = port(
-        data(2, 3, 5, 4) + conv("a", "data", "a", outputs=3) + layer("n", "Sigmoid", "a", "n", train)
-        + layer("n", "TanH", "data", "n", test) + conv("b", "n", "b", outputs=3)
-        + layer("e", "Eltwise", "b a", "e", train) + layer("e", "Eltwise", "b data", "e", test)
+        data(2, 3, 5, 4)
+        + conv("a", "data", "a", outputs=3)
+        + layer("n", "Sigmoid", "a", "n", train)
+        + layer("n", "TanH", "data", "n", test)
+        + conv("b", "n", "b", outputs=3)
+        + layer("e", "Eltwise", "b a", "e", train)
+        + layer("e", "Eltwise", "b data", "e", test)
         + layer("f", "Eltwise", "e a", "f")
-    ).net  # fmt: skip
+    ).net
     made, module = written(net, tmp_path)
     assert "def _forward_train(self, data: Tensor) -> Tensor:" in made.source
     for training in (False, True):
@@ -296,11 +314,12 @@ def test_phases_that_cannot_share_variables_get_a_method_each(port: Callable[[st
 def test_loss_and_accuracy(tmp_path: Path) -> None:
     path = tmp_path / "net.prototxt"
     path.write_text(
-        data(4, 3, 5, 2) + data(4, name="label")
+        data(4, 3, 5, 2)
+        + data(4, name="label")
         + layer("ip", "InnerProduct", "data", "ip", "inner_product_param { num_output: 5 }")
         + layer("acc", "Accuracy", "ip label", "acc", "include { phase: TEST }")
         + layer("loss", "SoftmaxWithLoss", "ip label", "loss")
-    )  # fmt: skip
+    )
     net = caffe_port.port(path, keep_loss=True).net
     made, module = written(net, tmp_path)
     assert "return loss\n" in made.source
@@ -313,9 +332,12 @@ def test_shared_parameters_stay_tied(port: Callable[[str], Ported], tmp_path: Pa
     shared = 'param { name: "w" } param { name: "b" }'
     stats = 'param { name: "m" } param { name: "v" } param { name: "f" }'
     net = port(
-        data(2, 3, 5, 4) + conv("c1", "data", "c1", 3, 1, shared) + layer("n1", "BatchNorm", "c1", "n1", stats)
-        + conv("c2", "n1", "c2", 3, 1, shared) + layer("n2", "BatchNorm", "c2", "n2", stats)
-    ).net  # fmt: skip
+        data(2, 3, 5, 4)
+        + conv("c1", "data", "c1", 3, 1, shared)
+        + layer("n1", "BatchNorm", "c1", "n1", stats)
+        + conv("c2", "n1", "c2", 3, 1, shared)
+        + layer("n2", "BatchNorm", "c2", "n2", stats)
+    ).net
     made, module = written(net, tmp_path)
     for line in ("c2.weight = self.c1.weight", "c2.bias = self.c1.bias", "n2.running_mean = self.n1.running_mean"):
         assert f"        self.{line}\n" in made.source
@@ -422,9 +444,11 @@ def test_literal(value: object) -> None:
 
 def test_a_top_that_nobody_reads(port: Callable[[str], Ported], tmp_path: Path) -> None:
     net = port(
-        data(2, 4, 5) + layer("cut", "Slice", "data", "a b") + layer("quiet", "Silence", "b", "")
+        data(2, 4, 5)
+        + layer("cut", "Slice", "data", "a b")
+        + layer("quiet", "Silence", "b", "")
         + layer("s", "Sigmoid", "a", "s")
-    ).net  # fmt: skip
+    ).net
     made, module = written(net, tmp_path)
     assert forward_of(made.source) == "a, _ = torch.tensor_split(data, 2, dim=1)\nreturn self.s(a)"
     assert_same(net, module, [torch.randn(2, 4, 5)], training=False)
@@ -432,9 +456,11 @@ def test_a_top_that_nobody_reads(port: Callable[[str], Ported], tmp_path: Path) 
 
 def test_a_layer_with_weights_whose_top_nobody_reads(port: Callable[[str], Ported], tmp_path: Path) -> None:
     net = port(
-        data(2, 3, 5, 4) + conv("side", "data", "side") + layer("quiet", "Silence", "side", "")
+        data(2, 3, 5, 4)
+        + conv("side", "data", "side")
+        + layer("quiet", "Silence", "side", "")
         + layer("s", "Sigmoid", "data", "s")
-    ).net  # fmt: skip
+    ).net
     made, module = written(net, tmp_path)
     assert "_ = self.side(data)\n" in made.source
     assert "side.weight" in made.state
@@ -466,8 +492,16 @@ def test_simplenet_runs_what_a_handwritten_one_does(tmp_path: Path) -> None:
     net = caffe_port.load(MODEL_DEFS / "simplenet_cifar10.prototxt")
     x = torch.randn(2, 3, 32, 32)
     norms, relus, pools = 10, 13, 5
-    hand = {"convolution": 13, "native_batch_norm": norms, "empty": norms, "relu_": relus,
-            "max_pool2d_with_indices": pools, "view": 1, "t": 1, "addmm": 1}  # fmt: skip
+    hand = {
+        "convolution": 13,
+        "native_batch_norm": norms,
+        "empty": norms,
+        "relu_": relus,
+        "max_pool2d_with_indices": pools,
+        "view": 1,
+        "t": 1,
+        "addmm": 1,
+    }
     assert operators(written(net, tmp_path)[1], x) == hand
     assert operators(net, x) - Counter(hand) == {"reciprocal": norms, "nan_to_num": norms, "mul": 2 * norms}
     folded = operators(written(net, tmp_path, fold=True)[1], x)
@@ -476,11 +510,17 @@ def test_simplenet_runs_what_a_handwritten_one_does(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten_that_somebody_sees(port: Callable[[str], Ported], tmp_path: Path) -> None:
     net = port(
-        data(2, 3, 5, 4) + layer("first", "ReLU", "data", "first") + conv("a", "first", "a")
-        + layer("relu_a", "ReLU", "a", "ra") + layer("n", "BatchNorm", "ra", "n") + layer("s", "Scale", "n", "s")
-        + layer("relu_s", "ReLU", "s", "rs") + conv("b", "rs", "b") + layer("relu_b", "ReLU", "b", "rb")
+        data(2, 3, 5, 4)
+        + layer("first", "ReLU", "data", "first")
+        + conv("a", "first", "a")
+        + layer("relu_a", "ReLU", "a", "ra")
+        + layer("n", "BatchNorm", "ra", "n")
+        + layer("s", "Scale", "n", "s")
+        + layer("relu_s", "ReLU", "s", "rs")
+        + conv("b", "rs", "b")
+        + layer("relu_b", "ReLU", "b", "rb")
         + layer("sum", "Eltwise", "b rb", "sum")
-    ).net  # fmt: skip
+    ).net
     for name, value in (("mean", 0.3), ("variance", 1.0), ("scale_factor", 1.0)):
         net.n.get_blob(name).fill_(value)
     marked = {step.layer.name for step in net.plan.steps if step.in_place}
@@ -503,9 +543,12 @@ def test_nothing_is_overwritten_that_somebody_sees(port: Callable[[str], Ported]
 
 def test_another_module_in_the_place_of_one(port: Callable[[str], Ported]) -> None:
     net = port(
-        data(2, 3, 5, 4) + conv("a", "data", "a", 3) + layer("n", "BatchNorm", "a", "n")
-        + layer("s", "Scale", "n", "s") + layer("r", "ReLU", "s", "r")
-    ).net  # fmt: skip
+        data(2, 3, 5, 4)
+        + conv("a", "data", "a", 3)
+        + layer("n", "BatchNorm", "a", "n")
+        + layer("s", "Scale", "n", "s")
+        + layer("r", "ReLU", "s", "r")
+    ).net
     x = torch.randn(2, 3, 5, 4)
     net.n = net.s = net.a = nn.Identity()
     assert torch.equal(net(x), x.relu())

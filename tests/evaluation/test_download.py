@@ -104,10 +104,30 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("openssl, which makes the server's certificate, is not here")
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-        cwd=folder, check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
     return folder
 
 
@@ -149,11 +169,19 @@ def test_it_goes_on_where_it_ended(then: str, server: Server, tmp_path: Path) ->
     assert [asked for _, asked in server.asked] == [None, "bytes=100000-", "bytes=200000-"]
 
 
-@pytest.mark.parametrize(("path", "what"), [
-    ("/wrong-range", "another part than was asked for"), ("/another-size", "has 10 bytes, 251000 are expected"),
-    ("/missing", "404"), ("/to/http://localhost/w", "only https"), ("/to/file:///etc/passwd", "not allowed"),
-    ("/to/ftp://localhost/w", "only https"), ("/loop", "infinite loop"), ("/garbage", "cannot be fetched"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("/wrong-range", "another part than was asked for"),
+        ("/another-size", "has 10 bytes, 251000 are expected"),
+        ("/missing", "404"),
+        ("/to/http://localhost/w", "only https"),
+        ("/to/file:///etc/passwd", "not allowed"),
+        ("/to/ftp://localhost/w", "only https"),
+        ("/loop", "infinite loop"),
+        ("/garbage", "cannot be fetched"),
+    ],
+)
 def test_answers_that_are_refused(path: str, what: str, server: Server, tmp_path: Path) -> None:
     """What was there, a first part and the user's own file under the final name, stays."""
     (tmp_path / "w.part").write_bytes(CONTENT[:1000])

@@ -126,9 +126,16 @@ def test_a_mean_file_is_found_beside_the_net_or_computed(tmp_path: Path) -> None
 def test_the_caller_has_the_last_word(tmp_path: Path) -> None:
     weights, prototxt, pictures = files(tmp_path, "scale: 0.5")
     run = evaluate.evaluate_files(
-        weights, prototxt, data=pictures, mean=[3.0], std=[1.0, 2.0, 4.0], scale=2.0, channel_order="bgr", tta="mirror",
+        weights,
+        prototxt,
+        data=pictures,
+        mean=[3.0],
+        std=[1.0, 2.0, 4.0],
+        scale=2.0,
+        channel_order="bgr",
+        tta="mirror",
         limit=5,
-    )  # fmt: skip
+    )
     assert run.preprocessing == Preprocessing("BGR", 3.0, 2.0, (1.0, 2.0, 4.0), mirror_test=True)
     assert run.origin.endswith("changed by the caller: std, scale, channel_order, mean, mirror_test")
     assert run.result.total == 5

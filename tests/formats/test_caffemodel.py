@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import oracle
 import pytest
-from conftest import needs_shared
+from conftest import needs_shared, real_files
 
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import caffemodel, prototxt, wire
@@ -113,19 +113,27 @@ def test_the_first_of_equal_names_counts(tmp_path: Path) -> None:
         ("shape { dim: [3, 2] } data: [1, 2, 3, 4, 5, 6]", np.array([[1, 2], [3, 4], [5, 6]], np.float32)),
         ("shape { } data: 7", np.array(7, np.float32)),
         ("data: [1, 2, 3]", np.array([1, 2, 3], np.float32)),
-        ("num: 1 channels: 3 height: 1 width: 2 data: [1, 2, 3, 4, 5, 6]",
-         np.array([[[[1, 2]], [[3, 4]], [[5, 6]]]], np.float32)),
+        (
+            "num: 1 channels: 3 height: 1 width: 2 data: [1, 2, 3, 4, 5, 6]",
+            np.array([[[[1, 2]], [[3, 4]], [[5, 6]]]], np.float32),
+        ),
         ("shape { dim: 2 } double_data: [0.1, -2]", np.array([0.1, -2], np.float64)),
-        ("shape { dim: [2, 1] } raw_data_type: FLOAT16 raw_data: '\\000\\074\\000\\300'",
-         np.array([[1], [-2]], np.float16)),
+        (
+            "shape { dim: [2, 1] } raw_data_type: FLOAT16 raw_data: '\\000\\074\\000\\300'",
+            np.array([[1], [-2]], np.float16),
+        ),
         ("shape { dim: 1 } raw_data_type: FLOAT raw_data: '\\000\\000\\200\\077'", np.array([1], np.float32)),
-        ("shape { dim: 1 } raw_data_type: DOUBLE raw_data: '\\000\\000\\000\\000\\000\\000\\370\\077'",
-         np.array([1.5], np.float64)),
+        (
+            "shape { dim: 1 } raw_data_type: DOUBLE raw_data: '\\000\\000\\000\\000\\000\\000\\370\\077'",
+            np.array([1.5], np.float64),
+        ),
         ("shape { dim: [0, 3] }", np.empty((0, 3), np.float32)),
-        ("shape { dim: [2, 3] } shape_ignored: 1 num: 9 data: [1, 2, 3, 4, 5, 6]".replace("shape_ignored: 1 ", ""),
-         np.array([[1, 2, 3], [4, 5, 6]], np.float32)),
+        (
+            "shape { dim: [2, 3] } shape_ignored: 1 num: 9 data: [1, 2, 3, 4, 5, 6]".replace("shape_ignored: 1 ", ""),
+            np.array([[1, 2, 3], [4, 5, 6]], np.float32),
+        ),
     ],
-)  # fmt: skip
+)
 def test_blob_array(text: str, want: np.ndarray[Any, Any]) -> None:
     data = oracle.parse_text(text, "BlobProto").SerializeToString()
     got = caffemodel.blob_array(wire.parse(data, "BlobProto"))
@@ -148,7 +156,7 @@ def test_blob_array(text: str, want: np.ndarray[Any, Any]) -> None:
         ("shape { dim: [4611686018427387904, 4611686018427387904, 0] }", "is larger than any memory"),
         ("shape { dim: 2 } raw_data_type: FLOAT16 raw_data: ''", "shape (2,) asks for 2 values, the file holds 0"),
     ],
-)  # fmt: skip
+)
 def test_blobs_that_do_not_fit_their_shape(text: str, what: str, tmp_path: Path) -> None:
     path = save(tmp_path / "w", f'layer {{ name: "c" blobs {{ data: 1 }} blobs {{ {text} }} }}')
     with pytest.raises(ParseError) as caught:
@@ -191,7 +199,7 @@ FOREIGN = {
     "a bzip2 archive; unpack it first": b"BZh91AY",
     "a Git LFS pointer, not the file itself; run `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid",
     "a web page or XML, not weights; was the download an error page?": b"<!DOCTYPE html><html>404",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
@@ -244,7 +252,7 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ('name: "n"', "holds no layers: not a .caffemodel"),
         ('layer { name: "a" } layer { name: "b" }', "holds 2 layers, none with weights: not a .caffemodel"),
     ],
-)  # fmt: skip
+)
 def test_messages_without_weights(text: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(ParseError) as caught:
         caffemodel.read(save(tmp_path / "w", text))
@@ -392,7 +400,7 @@ def test_mean(head: str, field: str, tmp_path: Path) -> None:
         (f"num: 3 channels: 2 height: 5 width: 1 data: {numbers(MEAN)}", "shape (3, 2, 5, 1) is not one image"),
         ("data: [1, 2]", "shape (2,) is not one image"),
     ],
-)  # fmt: skip
+)
 def test_no_mean(text: str, what: str, tmp_path: Path) -> None:
     path = save(tmp_path / "mean.binaryproto", text, "BlobProto")
     with pytest.raises(ParseError) as caught:
@@ -455,8 +463,8 @@ def test_a_mean_can_be_written(tmp_path: Path) -> None:
 
 
 @needs_shared
-def test_real_files_as_protobuf_reads_them(shared: Path) -> None:
-    paths = [p for p in sorted(shared.rglob("*.caffemodel")) if p.stat().st_size < 4_000_000]
+def test_real_files_as_protobuf_reads_them() -> None:
+    paths = [p for p in real_files(".caffemodel") if p.stat().st_size < 4_000_000]
     assert len(paths) > 100
     for path in paths:
         theirs = oracle.of("NetParameter").FromString(path.read_bytes())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from conftest import SHARED, needs_shared
+from conftest import needs_shared, real_files
 from google.protobuf import text_format
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -69,10 +69,19 @@ def test_forms_of_one_meaning(text: str) -> None:
 @pytest.mark.parametrize(
     ("token", "want"),
     [
-        ("0", 0), ("7", 7), ("0x1F", 31), ("0X1f", 31), ("017", 15), ("-3", -3), ("- 3", -3), ("-0x10", -16),
-        ("2147483647", 2**31 - 1), ("-2147483648", -(2**31)), ("-0", 0),
+        ("0", 0),
+        ("7", 7),
+        ("0x1F", 31),
+        ("0X1f", 31),
+        ("017", 15),
+        ("-3", -3),
+        ("- 3", -3),
+        ("-0x10", -16),
+        ("2147483647", 2**31 - 1),
+        ("-2147483648", -(2**31)),
+        ("-0", 0),
     ],
-)  # fmt: skip
+)
 def test_integers(token: str, want: int) -> None:
     p = prototxt.parse(f"axis: {token}", "SoftmaxParameter")
     assert p.axis == want
@@ -82,12 +91,29 @@ def test_integers(token: str, want: int) -> None:
 @pytest.mark.parametrize(
     ("token", "want"),
     [
-        ("1", 1.0), ("1.", 1.0), ("1.5", 1.5), (".5", 0.5), ("-.5", -0.5), ("1e-3", 0.001), ("1E+2", 100.0),
-        ("1f", 1.0), ("1.5F", 1.5), ("2e1f", 20.0), ("inf", math.inf), ("-inf", -math.inf), ("INFINITY", math.inf),
-        ("-infinity", -math.inf), ("0.1", 0.1), ("1e39", math.inf), ("-1e39", -math.inf), ("1e-50", 0.0), ("00", 0.0),
-        ("16777217", 16777216.0), ("123456789012345678901234567890", 1.2345679e29),
+        ("1", 1.0),
+        ("1.", 1.0),
+        ("1.5", 1.5),
+        (".5", 0.5),
+        ("-.5", -0.5),
+        ("1e-3", 0.001),
+        ("1E+2", 100.0),
+        ("1f", 1.0),
+        ("1.5F", 1.5),
+        ("2e1f", 20.0),
+        ("inf", math.inf),
+        ("-inf", -math.inf),
+        ("INFINITY", math.inf),
+        ("-infinity", -math.inf),
+        ("0.1", 0.1),
+        ("1e39", math.inf),
+        ("-1e39", -math.inf),
+        ("1e-50", 0.0),
+        ("00", 0.0),
+        ("16777217", 16777216.0),
+        ("123456789012345678901234567890", 1.2345679e29),
     ],
-)  # fmt: skip
+)
 def test_floats(token: str, want: float) -> None:
     got = prototxt.parse(f"negative_slope: {token}", "ReLUParameter").negative_slope
     assert got == want
@@ -104,9 +130,18 @@ def test_negative_zero_keeps_its_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "want"), [("true", True), ("True", True), ("t", True), ("1", True), ("false", False), ("False", False),
-                        ("f", False), ("0", False)]
-)  # fmt: skip
+    ("token", "want"),
+    [
+        ("true", True),
+        ("True", True),
+        ("t", True),
+        ("1", True),
+        ("false", False),
+        ("False", False),
+        ("f", False),
+        ("0", False),
+    ],
+)
 def test_bools(token: str, want: bool) -> None:
     assert prototxt.parse(f"bias_term: {token}", "ConvolutionParameter").bias_term is want
 
@@ -240,7 +275,7 @@ ERRORS = {
     "layer { relu_param { negative_slope: 010 } }": "1:38: 'negative_slope' is a number, got '010'",
     "force_backward: yes": "1:17: 'force_backward' is true or false, got 'yes'",
     "force_backward: -1": "1:17: 'force_backward' is true or false, got '-1'",
-    "name: [\"a\"]": "1:1: 'name' takes one value, not a list",
+    'name: ["a"]': "1:1: 'name' takes one value, not a list",
     'name: "a"\nname: "b"': "2:1: 'name' is given twice in one block; it takes one value",
     "layer { relu_param {}\n relu_param {} }": "2:13: 'relu_param' is given twice in one block; it takes one value",
     'name "a"': "1:6: expected ':' after 'name', got '\"a\"'",
@@ -274,7 +309,7 @@ ERRORS = {
     "name: --1": "1:8: expected a value for 'name', got '-'",
     "[ext]: 1": "1:1: expected the name of a field, got '['",
     "\r\nlayer {\r\n  botom: 1\r\n}": "3:3: LayerParameter has no field 'botom'. Did you mean 'bottom'?",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", ERRORS)
@@ -326,18 +361,25 @@ def test_absent_field_of_an_unknown_message() -> None:
 
 FORKS = {
     "LayerParameter": [
-        'type: "CPMData" cpm_transform_param { crop_size_x: 368 }', 'type: "OPData" op_transform_param { }',
-        'type: "Resize" resize_param { }', 'type: "MaskPooling" mask_param { }', 'type: "SELU" selu_param { }',
-        'type: "ImageSegData" image_seg_data_param { }', 'type: "Unpooling" unpooling_param { }',
-        'type: "CRF" crf_param { }', 'type: "WarpCTC" warp_ctc_loss_param { }', 'type: "DiceLoss" dice_param { }',
-        'type: "Deconvolution" deconvolution_param { }', 'type: "AMSoftmax" am_softmax_param { }',
+        'type: "CPMData" cpm_transform_param { crop_size_x: 368 }',
+        'type: "OPData" op_transform_param { }',
+        'type: "Resize" resize_param { }',
+        'type: "MaskPooling" mask_param { }',
+        'type: "SELU" selu_param { }',
+        'type: "ImageSegData" image_seg_data_param { }',
+        'type: "Unpooling" unpooling_param { }',
+        'type: "CRF" crf_param { }',
+        'type: "WarpCTC" warp_ctc_loss_param { }',
+        'type: "DiceLoss" dice_param { }',
+        'type: "Deconvolution" deconvolution_param { }',
+        'type: "AMSoftmax" am_softmax_param { }',
     ],
     "V1LayerParameter": ["type: MVN2", "type: DENSE_IMAGE_DATA"],
     "ConvolutionParameter": ["kernel_d: 3", "pad_d: 1", "stride_d: 1", "dilation_h: 2", "kernel_size_w: 5", "pad_l: 1"],
     "TransformationParameter": ["mirror_y: true", "crop_size_x: 368", "scales: 1", "mean_value2: 4"],
     "DataParameter": ["random_skip: 4", 'source2: "x"'],
     "LossParameter": ["class_weight: 2", "class_weights: 2", "has_ignore_label: true"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in FORKS.items() for text in texts])
@@ -352,7 +394,7 @@ def test_fields_of_forks_are_no_slips(kind: str, text: str) -> None:
         ("LayerParameter", 'type: "SoftmaxWithLoss" sofmax_param { }', "softmax_param"),
         ("LayerParameter", 'type: "Data" transfrom_param { }', "transform_param"),
         ("LayerParameter", 'type: "ReLU" reluu_param { }', "relu_param"),
-        ("LayerParameter", 'loss_weigth: 1', "loss_weight"),
+        ("LayerParameter", "loss_weigth: 1", "loss_weight"),
         ("ConvolutionParameter", "kernal_size: 3", "kernel_size"),
         ("ConvolutionParameter", "num_ouput: 3", "num_output"),
         ("ConvolutionParameter", "num_outputs: 3", "num_output"),
@@ -362,7 +404,7 @@ def test_fields_of_forks_are_no_slips(kind: str, text: str) -> None:
         ("BatchNormParameter", "use_global_stat: true", "use_global_stats"),
         ("ReLUParameter", "negative_slop: 0.1", "negative_slope"),
     ],
-)  # fmt: skip
+)
 def test_slips_of_the_pen_are_refused(kind: str, slip: str, meant: str) -> None:
     with pytest.raises(ParseError, match=f"Did you mean '{meant}'"):
         prototxt.parse(slip, kind)
@@ -376,9 +418,20 @@ def test_only_near_misses_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("token", "want"),
-    [("1", 1), ("-2", -2), ("0x10", 16), ("1.5", 1.5), ("-.5e1", -5.0), ("true", True), ("false", False),
-     ("WORD", "WORD"), ("-WORD", "-WORD"), ('"s"', "s"), ("9" * 70, float("9" * 70))],
-)  # fmt: skip
+    [
+        ("1", 1),
+        ("-2", -2),
+        ("0x10", 16),
+        ("1.5", 1.5),
+        ("-.5e1", -5.0),
+        ("true", True),
+        ("false", False),
+        ("WORD", "WORD"),
+        ("-WORD", "-WORD"),
+        ('"s"', "s"),
+        ("9" * 70, float("9" * 70)),
+    ],
+)
 def test_values_nobody_told_the_type_of(token: str, want: Any) -> None:
     got = layer(f"mystery_value_x: {token}").mystery_value_x
     assert got == want
@@ -406,15 +459,36 @@ def test_a_hundred_deep_is_read() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "\n" * 300_000, "#\n" * 100_000, 'name: "' + "a" * 1_000_000 + '"', 'name: "' + "\\n" * 50_000 + '"',
-        'name: "' + "a" * 1_000_000, "input_dim: " + "1" * 1_000_000, "input_dim: 0x" + "f" * 1_000_000,
-        'name: "" ' + '"" ' * 20_000, "mystery: 0x" + "f" * 5_000, "mystery: " + "9" * 5_000,
-        "global_grad_scale: 0x" + "f" * 5_000, "global_grad_scale: " + "9" * 5_000,
+        "\n" * 300_000,
+        "#\n" * 100_000,
+        'name: "' + "a" * 1_000_000 + '"',
+        'name: "' + "\\n" * 50_000 + '"',
+        'name: "' + "a" * 1_000_000,
+        "input_dim: " + "1" * 1_000_000,
+        "input_dim: 0x" + "f" * 1_000_000,
+        'name: "" ' + '"" ' * 20_000,
+        "mystery: 0x" + "f" * 5_000,
+        "mystery: " + "9" * 5_000,
+        "global_grad_scale: 0x" + "f" * 5_000,
+        "global_grad_scale: " + "9" * 5_000,
         " ".join(f"unknown_field_{i}: 1" for i in range(2_000)),
     ],
-    ids=["lines", "comments", "string", "escapes", "unclosed", "digits", "hex", "pieces", "hex unknown",
-         "digits unknown", "hex float", "digits float", "unknown fields"],
-)  # fmt: skip
+    ids=[
+        "lines",
+        "comments",
+        "string",
+        "escapes",
+        "unclosed",
+        "digits",
+        "hex",
+        "pieces",
+        "hex unknown",
+        "digits unknown",
+        "hex float",
+        "digits float",
+        "unknown fields",
+    ],
+)
 def test_large_texts_take_little_time_and_memory(text: str) -> None:
     start = time.perf_counter()
     tracemalloc.start()
@@ -442,13 +516,23 @@ def test_dump_by_hand() -> None:
 
 
 def test_dump_of_binary_messages() -> None:
-    blob = Message("BlobProto", double_data=np.array([0.1, -2, np.inf]), data=np.array([0.1, 3], np.float32),
-                   raw_data=memoryview(b"\x00\xffa"), raw_data_type="FLOAT16")  # fmt: skip
+    blob = Message(
+        "BlobProto",
+        double_data=np.array([0.1, -2, np.inf]),
+        data=np.array([0.1, 3], np.float32),
+        raw_data=memoryview(b"\x00\xffa"),
+        raw_data_type="FLOAT16",
+    )
     text = prototxt.dump(blob)
     assert set(text.splitlines()) == {
-        "data: 0.1", "data: 3", "double_data: 0.1", "double_data: -2.0", "double_data: inf",
-        'raw_data: "\\000\\377a"', "raw_data_type: FLOAT16",
-    }  # fmt: skip
+        "data: 0.1",
+        "data: 3",
+        "double_data: 0.1",
+        "double_data: -2.0",
+        "double_data: inf",
+        'raw_data: "\\000\\377a"',
+        "raw_data_type: FLOAT16",
+    }
     again = prototxt.parse(text, "BlobProto")
     assert again.double_data == [0.1, -2, math.inf]
     assert again.raw_data == b"\x00\xffa"
@@ -456,9 +540,19 @@ def test_dump_of_binary_messages() -> None:
 
 @pytest.mark.parametrize(
     ("value", "want"),
-    [(1.0, "1"), (0.1, "0.1"), (1e-3, "0.001"), (1e20, "1e+20"), (math.inf, "inf"), (-math.inf, "-inf"),
-     (math.nan, "nan"), (16777216.0, "1.6777216e+07"), (-0.0, "-0"), (1.1754944e-38, "1.1754944e-38")],
-)  # fmt: skip
+    [
+        (1.0, "1"),
+        (0.1, "0.1"),
+        (1e-3, "0.001"),
+        (1e20, "1e+20"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (math.nan, "nan"),
+        (16777216.0, "1.6777216e+07"),
+        (-0.0, "-0"),
+        (1.1754944e-38, "1.1754944e-38"),
+    ],
+)
 def test_short_float(value: float, want: str) -> None:
     assert prototxt.short_float(value) == want
     (back,) = [prototxt.parse(f"negative_slope: {want}", "ReLUParameter").negative_slope]
@@ -506,8 +600,23 @@ BLOBS = """layer { type: "R" relu_param { negative_slope: -1.5f } blobs { data: 
 raw_data: "\\377\\x00a" } } state: { phase: 1 level: -3 stage: ["a" "b", "c"] }  # c
 """
 OLD = 'layers [ { name: "a" type: CONVOLUTION }, < blobs_lr: 1 > ] input_dim: -0 force_backward: t'
-PIECES = ("", *"{}<>[]:,;\"'\\#\n019-.eEfx_a /+()@~", "0x", "inf", "nan", "true", "\\x", "\\777", "é", "1e5", ".5",
-          "\\u00e9", "name: ", "layer { ", "pad: 1")  # fmt: skip
+PIECES = (
+    "",
+    *"{}<>[]:,;\"'\\#\n019-.eEfx_a /+()@~",
+    "0x",
+    "inf",
+    "nan",
+    "true",
+    "\\x",
+    "\\777",
+    "é",
+    "1e5",
+    ".5",
+    "\\u00e9",
+    "name: ",
+    "layer { ",
+    "pad: 1",
+)
 
 
 @st.composite
@@ -564,7 +673,7 @@ def test_any_text_ends_in_a_message_or_a_parse_error(text: str) -> None:
 
 @needs_shared
 def test_real_files_as_protobuf_reads_them() -> None:
-    paths = sorted(SHARED.rglob("*.prototxt"))
+    paths = real_files(".prototxt")
     assert len(paths) > 200
     for path in paths:
         text = prototxt.read_text(path)

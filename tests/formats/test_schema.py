@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHARED, needs_shared, real_files
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from caffe_port.formats import fork_fields
 
 COMPILED = ROOT / "caffe_port" / "formats" / "caffe.binpb"
-SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")
 
 # Message.field: number, default ("" where there is none, or the field is repeated). Source: BVLC caffe.proto.
 BASE = """
@@ -190,12 +188,29 @@ def test_wire_numbers_reach_every_placeholder_with_a_known_number() -> None:
     reached = {name for numbers in fork_fields.WIRE_NUMBERS.values() for name in numbers.values()}
     reached |= set(fork_fields.BY_WIRE_TYPE["LayerParameter"].values())
     number_unknown = {
-        "channel_scale_param", "compact_bilinear_param", "convolution3d_param", "inner_distance_param",
-        "label_specific_add_param", "label_specific_margin_param", "lstm_param", "mask_resize_param",
-        "multi_stage_meanfield_param", "normalize_param", "pass_through_param", "pooling3d_param", "resize_param",
-        "reverse_axis_param", "reverse_time_param", "roi_warping_param", "scalar_param", "selu_param",
-        "softmax_focal_loss_param", "transpose_param", "truncation_param", "upsampling_param",
-    }  # fmt: skip
+        "channel_scale_param",
+        "compact_bilinear_param",
+        "convolution3d_param",
+        "inner_distance_param",
+        "label_specific_add_param",
+        "label_specific_margin_param",
+        "lstm_param",
+        "mask_resize_param",
+        "multi_stage_meanfield_param",
+        "normalize_param",
+        "pass_through_param",
+        "pooling3d_param",
+        "resize_param",
+        "reverse_axis_param",
+        "reverse_time_param",
+        "roi_warping_param",
+        "scalar_param",
+        "selu_param",
+        "softmax_focal_loss_param",
+        "transpose_param",
+        "truncation_param",
+        "upsampling_param",
+    }
     any_layer = {"multinode", "mn_grad_compress_param"}  # Intel's, for training on several machines
     only_openvino = {"cosine_similarity_batch_param", "rss_loss_param"}
     placeholders = {f.name for f in MESSAGES["LayerParameter"].field if f.number in fork_fields.PLACEHOLDERS}
@@ -255,12 +270,10 @@ def test_forks_are_readable_by_name(text: str) -> None:
     _parse(text, "NetParameter")
 
 
-@pytest.mark.parametrize("folder", ["models", "golden"])
-def test_prototxts_have_no_unknown_field(folder: str) -> None:
-    if not (SHARED / folder).is_dir():
-        pytest.skip(f"{SHARED / folder} is absent (CAFFE_PORT_SHARED)")
-    paths = sorted((SHARED / folder).rglob("*.prototxt"))
-    assert paths
+@needs_shared
+def test_prototxts_have_no_unknown_field() -> None:
+    paths = real_files(".prototxt")
+    assert len(paths) > 200
     failed = {}
     for path in paths:
         text, errors = path.read_text(encoding="utf-8", errors="replace"), []

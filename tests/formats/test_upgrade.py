@@ -73,9 +73,13 @@ def test_v1_types_are_caffes_and_forks() -> None:
 
 @pytest.mark.parametrize(
     ("text", "type_"),
-    [("LSTM lstm_param { num_output: 2 }", "Lstm"), ("LSTM recurrent_param { num_output: 2 }", "LSTM"),
-     ("SPP", "SPP"), ("MVN2", "Mvn2")],
-)  # fmt: skip
+    [
+        ("LSTM lstm_param { num_output: 2 }", "Lstm"),
+        ("LSTM recurrent_param { num_output: 2 }", "LSTM"),
+        ("SPP", "SPP"),
+        ("MVN2", "Mvn2"),
+    ],
+)
 def test_v1_types_of_forks(text: str, type_: str) -> None:
     assert upgraded(f'layers {{ name: "a" type: {text} }}').layer[0].type == type_
 

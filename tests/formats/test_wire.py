@@ -92,8 +92,10 @@ def test_two_messages_in_a_row_are_merged(one: Any, two: Any) -> None:
 
 
 def test_merging_by_hand() -> None:
-    inner = [prototxt.parse(text, "PriorBoxParameter") for text in
-             ("min_size: [1, 2] flip: false img_size: 300", "min_size: 3 flip: true")]  # fmt: skip
+    inner = [
+        prototxt.parse(text, "PriorBoxParameter")
+        for text in ("min_size: [1, 2] flip: false img_size: 300", "min_size: 3 flip: true")
+    ]
     parts = [serialized(Message("LayerParameter", prior_box_param=p)) for p in inner]
     p = wire.parse(b"".join(parts * 2), "LayerParameter").prior_box_param
     assert list(p.min_size) == [1, 2, 3, 1, 2, 3]
@@ -168,8 +170,11 @@ def test_protobuf_agrees_on_unpacked_floats() -> None:
 def test_pieces_of_one_array_are_joined(order: str) -> None:
     """p: packed, u: one tag a value, d: another field between."""
     values = np.arange(6, dtype=np.float32)
-    piece = {"p": blob_bytes(values, True), "u": blob_bytes(values, False), "d": blob_bytes(-values[:1], True)[:0]
-             + delimited(6, values.tobytes())}  # fmt: skip
+    piece = {
+        "p": blob_bytes(values, True),
+        "u": blob_bytes(values, False),
+        "d": blob_bytes(-values[:1], True)[:0] + delimited(6, values.tobytes()),
+    }
     data = b"".join(piece[c] for c in order)
     proto = wire.parse(data, "BlobProto")
     count = sum(c != "d" for c in order)
@@ -231,10 +236,14 @@ def test_strided_views_are_written_packed() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [delimited(1, b"\x02\xac\x02"), b"\x08\x02\x08\xac\x02", delimited(1, b"\x02") + b"\x08\xac\x02",
-     delimited(1, b"") + delimited(1, b"\x02\xac\x02")],
+    [
+        delimited(1, b"\x02\xac\x02"),
+        b"\x08\x02\x08\xac\x02",
+        delimited(1, b"\x02") + b"\x08\xac\x02",
+        delimited(1, b"") + delimited(1, b"\x02\xac\x02"),
+    ],
     ids=["packed", "unpacked", "mixed", "empty piece"],
-)  # fmt: skip
+)
 def test_integers_packed_or_not(data: bytes) -> None:
     assert wire.parse(data, "BlobShape").dim == [2, 300]
     assert list(oracle.of("BlobShape").FromString(data).dim) == [2, 300]
@@ -242,9 +251,13 @@ def test_integers_packed_or_not(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("name", "field", "value"),
-    [("LayerParameter", "loss_weight", [1.5, -2]), ("ConvolutionParameter", "pad", [3, 4]),
-     ("SolverParameter", "stepvalue", [100, 200000]), ("SliceParameter", "slice_point", [2, 5])],
-)  # fmt: skip
+    [
+        ("LayerParameter", "loss_weight", [1.5, -2]),
+        ("ConvolutionParameter", "pad", [3, 4]),
+        ("SolverParameter", "stepvalue", [100, 200000]),
+        ("SliceParameter", "slice_point", [2, 5]),
+    ],
+)
 def test_fields_that_caffe_writes_unpacked(name: str, field: str, value: list[float]) -> None:
     theirs = oracle.of(name)(**{field: value})
     data = theirs.SerializePartialToString()
@@ -254,10 +267,14 @@ def test_fields_that_caffe_writes_unpacked(name: str, field: str, value: list[fl
 
 @pytest.mark.parametrize(
     ("number", "data", "kept"),
-    [(9000, varint(9000 << 3) + varint(77), [77]), (9000, delimited(9000, b"abc"), [b"abc"]),
-     (9000, varint(9000 << 3 | 5) + b"1234", [b"1234"]), (9000, varint(9000 << 3 | 1) + b"12345678", [b"12345678"]),
-     (9000, delimited(9000, b"a") * 2, [b"a", b"a"])],
-)  # fmt: skip
+    [
+        (9000, varint(9000 << 3) + varint(77), [77]),
+        (9000, delimited(9000, b"abc"), [b"abc"]),
+        (9000, varint(9000 << 3 | 5) + b"1234", [b"1234"]),
+        (9000, varint(9000 << 3 | 1) + b"12345678", [b"12345678"]),
+        (9000, delimited(9000, b"a") * 2, [b"a", b"a"]),
+    ],
+)
 def test_unknown_numbers_are_kept(number: int, data: bytes, kept: list[Any]) -> None:
     got = wire.parse(b"\x0a\x01n" + data + b"\x12\x01T", "LayerParameter")
     assert (got.name, got.type) == ("n", "T")
@@ -280,13 +297,22 @@ def test_a_string_that_is_not_utf8_is_readable() -> None:
 
 @pytest.mark.parametrize(
     ("type_", "number", "field"),
-    [(t, n, f) for t, numbers in fork_fields.WIRE_NUMBERS.items() for n, f in numbers.items()
-     if schema("LayerParameter").fields[f].message_name],
-)  # fmt: skip
+    [
+        (t, n, f)
+        for t, numbers in fork_fields.WIRE_NUMBERS.items()
+        for n, f in numbers.items()
+        if schema("LayerParameter").fields[f].message_name
+    ],
+)
 def test_a_forks_number_is_read_by_the_layers_type(type_: str, number: int, field: str) -> None:
     own = schema(schema("LayerParameter").fields[field].message_name or "")
-    scalars = (f for f in own.fields.values() if f.kind in ("uint32", "int32", "float", "bool", "string")
-               and not f.repeated and (own.name, f.number) not in _SHIFTED)  # fmt: skip
+    scalars = (
+        f
+        for f in own.fields.values()
+        if f.kind in ("uint32", "int32", "float", "bool", "string")
+        and not f.repeated
+        and (own.name, f.number) not in _SHIFTED
+    )
     one = next(scalars, None)
     value = {"float": 0.5, "bool": True, "string": "x"}.get(one.kind, 3) if one else None
     payload = serialized(Message(own, **{one.name: value})) if one else b""
@@ -333,7 +359,7 @@ def test_the_same_number_means_what_the_type_says() -> None:
         ("ConvolutionParameter", varint(17 << 3) + b"\x01", "force_nd_im2col", True),
         ("ConvolutionParameter", varint(20 << 3 | 5) + struct.pack("<f", 0.25), "negative_slope", 0.25),
     ],
-)  # fmt: skip
+)
 def test_the_wire_type_tells_forks_apart(name: str, data: bytes, field: str, value: Any) -> None:
     got = wire.parse(data, name)
     assert getattr(got, field) == value

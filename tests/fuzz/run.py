@@ -92,8 +92,15 @@ def child(target: str, seconds: float, work: Path) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for data in start:
         (corpus / hashlib.sha1(data).hexdigest()).write_bytes(data)
-    options = [f"-max_total_time={max(int(seconds), 1)}", f"-max_len={seeds.LONGEST}", "-rss_limit_mb=0",
-               "-timeout=100",               "-verbosity=0", "-detect_leaks=0", "-reload=0"]  # fmt: skip
+    options = [
+        f"-max_total_time={max(int(seconds), 1)}",
+        f"-max_len={seeds.LONGEST}",
+        "-rss_limit_mb=0",
+        "-timeout=100",
+        "-verbosity=0",
+        "-detect_leaks=0",
+        "-reload=0",
+    ]
     if words := seeds.words(target):
         path = work / f"{target}.words"
         path.write_text("".join(f"{json.dumps(word)}\n" for word in words))

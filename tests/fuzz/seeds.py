@@ -38,10 +38,14 @@ layers { layer { name: "c" type: "conv" num_output: 2 kernelsize: 3 pad: 1 blobs
   data: [%s] } blobs { num: 1 channels: 1 height: 1 width: 2 data: [1, 2] } } bottom: "x" top: "c" }
 layers { layer { name: "r" type: "relu" } bottom: "c" top: "c" }
 """.replace("[%s]", str([0.5] * 54))
-V1 = V0.replace('layer { name: "c" type: "conv" num_output: 2 kernelsize: 3 pad: 1 ', 'name: "c" type: CONVOLUTION '
-                'convolution_param { num_output: 2 kernel_size: 3 pad: 1 } ') \
-    .replace('] } } bottom', '] } bottom') \
-    .replace('layer { name: "r" type: "relu" }', 'name: "r" type: RELU')  # fmt: skip
+V1 = (
+    V0.replace(
+        'layer { name: "c" type: "conv" num_output: 2 kernelsize: 3 pad: 1 ',
+        'name: "c" type: CONVOLUTION convolution_param { num_output: 2 kernel_size: 3 pad: 1 } ',
+    )
+    .replace("] } } bottom", "] } bottom")
+    .replace('layer { name: "r" type: "relu" }', 'name: "r" type: RELU')
+)
 
 
 def seeds(target: str) -> list[bytes]:
@@ -52,11 +56,25 @@ def seeds(target: str) -> list[bytes]:
 def words(target: str) -> list[str]:
     """What a mutator may put in: names of the format."""
     if target in ("net_prototxt", "solver_prototxt"):
-        types = {layer.type for p in (GOLDEN / "layers").glob("*.prototxt")
-                 for layer in prototxt.read(p, "NetParameter").layer}  # fmt: skip
-        names = [f for m in ("NetParameter", "LayerParameter", "SolverParameter", "V1LayerParameter",
-                             "ConvolutionParameter", "PoolingParameter", "TransformationParameter", "FillerParameter")
-                 for f in schema(m).fields]  # fmt: skip
+        types = {
+            layer.type
+            for p in (GOLDEN / "layers").glob("*.prototxt")
+            for layer in prototxt.read(p, "NetParameter").layer
+        }
+        names = [
+            f
+            for m in (
+                "NetParameter",
+                "LayerParameter",
+                "SolverParameter",
+                "V1LayerParameter",
+                "ConvolutionParameter",
+                "PoolingParameter",
+                "TransformationParameter",
+                "FillerParameter",
+            )
+            for f in schema(m).fields
+        ]
         return [*names, *types, "1e999999", "-1", "2147483648", "4294967295", "nan", "{ }", "[ ]"]
     if target == "caffe_log":
         return ["I0102 03:04:05.678901  1 solver.cpp:1] ", "Iteration 100, loss = ", "Testing net (#0)", "lr = ", "nan"]
@@ -165,11 +183,13 @@ def _lmdbs() -> Iterator[bytes]:
 
 
 def _logs() -> Iterator[bytes]:
-    yield (b"I0102 03:04:05.678901  17 solver.cpp:48] Initializing solver from parameters: \nbase_lr: 0.1\n\n"
-           b"I0102 03:04:06.678901  17 solver.cpp:330] Iteration 0, Testing net (#0)\n"
-           b"I0102 03:04:07.678901  17 solver.cpp:397]     Test net output #0: accuracy = 0.0953\n"
-           b"I0102 03:04:08.678901  17 solver.cpp:218] Iteration 0 (-1 iter/s, 0s/100 iters), loss = 2.3\n"
-           b"I0102 03:04:08.678901  17 sgd_solver.cpp:105] Iteration 0, lr = 1e-3\n")  # fmt: skip
+    yield (
+        b"I0102 03:04:05.678901  17 solver.cpp:48] Initializing solver from parameters: \nbase_lr: 0.1\n\n"
+        b"I0102 03:04:06.678901  17 solver.cpp:330] Iteration 0, Testing net (#0)\n"
+        b"I0102 03:04:07.678901  17 solver.cpp:397]     Test net output #0: accuracy = 0.0953\n"
+        b"I0102 03:04:08.678901  17 solver.cpp:218] Iteration 0 (-1 iter/s, 0s/100 iters), loss = 2.3\n"
+        b"I0102 03:04:08.678901  17 sgd_solver.cpp:105] Iteration 0, lr = 1e-3\n"
+    )
     for data in _files("*.log", SHARED / "models"):
         yield data[:8000]
         yield data[-8000:]
@@ -195,14 +215,26 @@ def _states() -> Iterator[bytes]:
 
 
 _ALL = {
-    "net_prototxt": lambda: [SMALL.encode(), V0.encode(), V1.encode(),
-                             *(p.read_bytes() for p in sorted((GOLDEN / "layers").glob("*.prototxt"))),
-                             *_files("*train*.prototxt", SHARED / "models"), *_files("*deploy*", SHARED / "models")],
+    "net_prototxt": lambda: [
+        SMALL.encode(),
+        V0.encode(),
+        V1.encode(),
+        *(p.read_bytes() for p in sorted((GOLDEN / "layers").glob("*.prototxt"))),
+        *_files("*train*.prototxt", SHARED / "models"),
+        *_files("*deploy*", SHARED / "models"),
+    ],
     "solver_prototxt": lambda: [*_files("*solver*.prototxt", GOLDEN, SHARED / "models", model_defs())],
-    "caffemodel": _caffemodels, "caffemodel_h5": _caffemodels_h5, "binaryproto": _means,
-    "solverstate": lambda: _files("*.solverstate", GOLDEN), "solverstate_h5": _states_h5, "datum": _data,
-    "leveldb": _leveldbs, "lmdb": _lmdbs,
+    "caffemodel": _caffemodels,
+    "caffemodel_h5": _caffemodels_h5,
+    "binaryproto": _means,
+    "solverstate": lambda: _files("*.solverstate", GOLDEN),
+    "solverstate_h5": _states_h5,
+    "datum": _data,
+    "leveldb": _leveldbs,
+    "lmdb": _lmdbs,
     "picture_list": lambda: [b"a 1\n\na 2\0" + picture for picture in _pictures()],
-    "caffe_log": _logs, "registry_toml": lambda: [(model_defs() / "registry.toml").read_bytes()],
-    "trace_npz": _traces, "state_dict": _states,
-}  # fmt: skip
+    "caffe_log": _logs,
+    "registry_toml": lambda: [(model_defs() / "registry.toml").read_bytes()],
+    "trace_npz": _traces,
+    "state_dict": _states,
+}

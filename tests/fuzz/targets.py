@@ -147,11 +147,22 @@ def state_dict(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "net_prototxt": net_prototxt, "solver_prototxt": solver_prototxt, "caffemodel": weights, "caffemodel_h5": weights,
-    "binaryproto": mean, "solverstate": solver_state, "solverstate_h5": solver_state, "datum": datum,
-    "leveldb": leveldb, "lmdb": lmdb, "picture_list": picture_list, "caffe_log": caffe_log,
-    "registry_toml": registry_toml,    "trace_npz": trace_npz, "state_dict": state_dict,
-}  # fmt: skip
+    "net_prototxt": net_prototxt,
+    "solver_prototxt": solver_prototxt,
+    "caffemodel": weights,
+    "caffemodel_h5": weights,
+    "binaryproto": mean,
+    "solverstate": solver_state,
+    "solverstate_h5": solver_state,
+    "datum": datum,
+    "leveldb": leveldb,
+    "lmdb": lmdb,
+    "picture_list": picture_list,
+    "caffe_log": caffe_log,
+    "registry_toml": registry_toml,
+    "trace_npz": trace_npz,
+    "state_dict": state_dict,
+}
 
 
 def check(target: str, data: bytes) -> None:

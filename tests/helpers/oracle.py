@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from caffe_port.formats import message
 from caffe_port.formats.message import Message, schema
 
-_RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "uint32": (0, (1 << 32) - 1), "int64": (-(1 << 63), (1 << 63) - 1),
-           "uint64": (0, (1 << 64) - 1)}  # fmt: skip
+_RANGES = {
+    "int32": (-(1 << 31), (1 << 31) - 1),
+    "uint32": (0, (1 << 32) - 1),
+    "int64": (-(1 << 63), (1 << 63) - 1),
+    "uint64": (0, (1 << 64) - 1),
+}
 
 
 @functools.cache
@@ -33,8 +37,10 @@ def plain(value: Any) -> Any:
         assert value.schema is not None
         fields = value.schema.fields
         return {name: plain_field(fields[name].kind, one) for name, one in value.items()}
-    return {field.name: plain_field(schema(value.DESCRIPTOR.full_name[6:]).fields[field.name].kind, one, field)
-            for field, one in value.ListFields()}  # fmt: skip
+    return {
+        field.name: plain_field(schema(value.DESCRIPTOR.full_name[6:]).fields[field.name].kind, one, field)
+        for field, one in value.ListFields()
+    }
 
 
 def plain_field(kind: str, value: Any, field: Any = None) -> Any:
@@ -84,10 +90,13 @@ def _choices(name: str, depth: int) -> st.SearchStrategy[dict[str, Any]]:
 
 
 SCALARS: dict[str, st.SearchStrategy[Any]] = {
-    "float": st.floats(width=32), "double": st.floats(), "bool": st.booleans(), "bytes": st.binary(max_size=6),
+    "float": st.floats(width=32),
+    "double": st.floats(),
+    "bool": st.booleans(),
+    "bytes": st.binary(max_size=6),
     "string": st.text(st.characters(codec="utf-8"), max_size=8),
     **{kind: st.integers(low, high) for kind, (low, high) in _RANGES.items()},
-}  # fmt: skip
+}
 
 
 def _values(field: message.Field, depth: int) -> st.SearchStrategy[Any]:

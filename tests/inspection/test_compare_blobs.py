@@ -31,8 +31,14 @@ def test_diff_of_a_prototxt_that_does_not_fit(shared: Path) -> None:
     assert rows["cccp5"].reason == "kernel 1x1 / 3x3"
     assert rows["cccp6"].reason == "num_output 64 / 100, kernel 3x3 / 1x1"
     assert [r.name for r in found.rows if r.is_cause] == [
-        "conv1", "conv2_2", "conv3", "conv4_0", "cccp4", "cccp5", "cccp6"
-    ]  # fmt: skip
+        "conv1",
+        "conv2_2",
+        "conv3",
+        "conv4_0",
+        "cccp4",
+        "cccp5",
+        "cccp6",
+    ]
     assert diff(folder / "weights.caffemodel", folder / "train_test.prototxt") == found, "in either order"
     text = render(found, 110)
     assert "!  conv1     Convolution   64x1x3x3, 64      32x1x3x3, 32     num_output 64 / 32" in text
@@ -67,13 +73,21 @@ def test_diff_agrees_with_loading(shared: Path) -> None:
 
 def test_missing_and_extra_layers(tmp_path: Path) -> None:
     stored = CHAIN.format(n=6).replace('"c2"', '"other"')
-    weights = store(tmp_path / "w.caffemodel", stored, c1=zeros((8, 3, 3, 3), (8,)), other=zeros((6, 8, 3, 3), (6,)),
-                    ip=zeros((5, 6 * 12 * 8), (5,)))  # fmt: skip
+    weights = store(
+        tmp_path / "w.caffemodel",
+        stored,
+        c1=zeros((8, 3, 3, 3), (8,)),
+        other=zeros((6, 8, 3, 3), (6,)),
+        ip=zeros((5, 6 * 12 * 8), (5,)),
+    )
     net = write(tmp_path / "net.prototxt", CHAIN.format(n=6))
     found = diff(net, weights, Options(input_shapes={"data": (1, 3, 16, 12)}))
     assert [(r.name, r.verdict) for r in found.rows] == [
-        ("c1", "equal"), ("other", "extra"), ("c2", "missing"), ("ip", "equal"),
-    ]  # fmt: skip
+        ("c1", "equal"),
+        ("other", "extra"),
+        ("c2", "missing"),
+        ("ip", "equal"),
+    ]
     assert found.fits, "Caffe draws what is missing by its filler, and ignores what it does not know"
     assert found.summary == "none of 2 layers differs; 1 is not in the weights; 1 is in the weights only."
     text = render(found)
@@ -121,9 +135,14 @@ def test_merged_order() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "same"),
     [
-        ((10,), (1, 1, 1, 10), True), ((), (1,), True), ((2, 3), (3, 2), False), ((None, 3), (2, 3), None),
-        ((None, 3), (2, 4), False), (None, (2, 3), None), ((None, 3), (3,), None),
+        ((10,), (1, 1, 1, 10), True),
+        ((), (1,), True),
+        ((2, 3), (3, 2), False),
+        ((None, 3), (2, 3), None),
+        ((None, 3), (2, 4), False),
+        (None, (2, 3), None),
+        ((None, 3), (3,), None),
     ],
-)  # fmt: skip
+)
 def test_agree(a: tuple[int | None, ...] | None, b: tuple[int, ...], same: bool | None) -> None:
     assert agree(a, b) is same

@@ -92,10 +92,18 @@ def test_extras_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(metadata, "requires", lambda _: [
-        "numpy>=1.26", "h5py>=3.8; extra == 'data'", "lmdb>=1.4 ; extra == \"data\"",
-        "matplotlib>=3.8; extra == 'plot'", "h5py>=3.8; extra == 'hdf5'", "pytest>=8; extra == 'test'",
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        metadata,
+        "requires",
+        lambda _: [
+            "numpy>=1.26",
+            "h5py>=3.8; extra == 'data'",
+            'lmdb>=1.4 ; extra == "data"',
+            "matplotlib>=3.8; extra == 'plot'",
+            "h5py>=3.8; extra == 'hdf5'",
+            "pytest>=8; extra == 'test'",
+        ],
+    )
     found = {finding.name: finding for finding in doctor._extras()}
     assert list(found) == ["hdf5", "data", "plot", "onnx"]
     assert found["data"].hint == "pip install 'h5py>=3.8' 'lmdb>=1.4'"

@@ -29,6 +29,7 @@ from caffe_port.inspection.inspect import (
 
 SOLVER = 'net: "train.prototxt"\nbase_lr: 0.1\nlr_policy: "multistep"\nstepvalue: 10\nstepvalue: 20\nsolver_mode: GPU\n'
 
+
 def row(found: Inspection, name: str) -> object:
     return next(row for row in found.rows if row.name == name)
 
@@ -40,9 +41,12 @@ def test_net(tmp_path: Path) -> None:
     found = inspect_file(write(tmp_path / "net.prototxt", NET))
     assert found.kind == "net"
     assert dict(found.facts) == {
-        "format": "prototxt, V2", "net": "tiny", "phase": "TEST, 6 layers", "inputs": "data 2x3x9x7",
+        "format": "prototxt, V2",
+        "net": "tiny",
+        "phase": "TEST, 6 layers",
+        "inputs": "data 2x3x9x7",
         "outputs": "scores 2x5",
-    }  # fmt: skip
+    }
     assert [(r.name, r.shapes, r.blobs) for r in found.rows] == [
         ("input", ((2, 3, 9, 7),), ()),
         ("conv", ((2, 4, 7, 5),), ((4, 3, 3, 3), (4,))),
@@ -57,8 +61,12 @@ def test_net(tmp_path: Path) -> None:
     assert [r.activation_bytes for r in found.rows] == [4 * 378, 4 * 280, 0, 0, 0, 4 * 10], "in place costs nothing"
     assert [r.line for r in found.rows][1:] == [4, 5, 6, 7, 8]
     assert found.totals == {
-        "layers": 6, "parameters": 825, "statistics": 9, "macs": 7560 + 1400, "activation_bytes": 2672,
-    }  # fmt: skip
+        "layers": 6,
+        "parameters": 825,
+        "statistics": 9,
+        "macs": 7560 + 1400,
+        "activation_bytes": 2672,
+    }
     assert not any(found.unknown.values())
     assert not found.notes
     assert not found.errors
@@ -236,8 +244,11 @@ def test_old_formats(shared: Path) -> None:
     found = inspect_file(zoo / "arm_cmsisnn_cifar10/cifar10_m4_iter_70000.caffemodel.h5")
     assert dict(found.facts)["format"] == "weights, HDF5"
     assert [(r.name, r.parameters, r.macs) for r in found.rows] == [
-        ("conv1", 2432, None), ("conv2", 12816, None), ("conv3", 12832, None), ("ip1", 5130, None)
-    ]  # fmt: skip
+        ("conv1", 2432, None),
+        ("conv2", 12816, None),
+        ("conv3", 12832, None),
+        ("ip1", 5130, None),
+    ]
     assert "MACs         " not in render(found)
 
 
@@ -289,9 +300,13 @@ def test_solver(tmp_path: Path) -> None:
     found = inspect_file(write(tmp_path / "solver.prototxt", SOLVER + "own_field_of_a_fork: 3\n"))
     assert found.kind == "solver"
     assert dict(found.facts) == {
-        "format": "solver", "net": "train.prototxt", "base_lr": "0.1", "lr_policy": "multistep", "stepvalue": "10, 20",
+        "format": "solver",
+        "net": "train.prototxt",
+        "base_lr": "0.1",
+        "lr_policy": "multistep",
+        "stepvalue": "10, 20",
         "solver_mode": "GPU",
-    }  # fmt: skip
+    }
     assert any("'own_field_of_a_fork' is unknown" in note for note in found.notes)
     assert any("'train.prototxt'" in note for note in found.notes)
     assert "stepvalue    10, 20" in render(found)
@@ -392,9 +407,11 @@ def test_damaged_weights(tmp_path: Path) -> None:
 def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
     evil = "\\033]0;owned\\007\\033[2J"
     text = NET.replace('"conv"', f'"{evil}"').replace('"tiny"', '"\u202etxt.exe\u2066"')
-    weights = store(tmp_path / "w.caffemodel", text.replace("num_output: 4", "num_output: 8"), **{
-        "\033]0;owned\007\033[2J": zeros((8, 3, 3, 3), (8,))
-    })  # fmt: skip
+    weights = store(
+        tmp_path / "w.caffemodel",
+        text.replace("num_output: 4", "num_output: 8"),
+        **{"\033]0;owned\007\033[2J": zeros((8, 3, 3, 3), (8,))},
+    )
     net = write(tmp_path / "net.prototxt", text)
     for shown in (render(inspect_file(net)), render(inspect_file(weights)), render(diff(net, weights))):
         assert all(c.isprintable() or c == "\n" for c in shown)

@@ -48,8 +48,10 @@ def test_scalar_top_for_labels_of_any_dtype(type_: str, param: str, shapes: list
     bottoms = [randn(*shape, seed=i).abs() / 2 for i, shape in enumerate(shapes)]
     labels = 2 if type_ == "ContrastiveLoss" else 1
     bottoms[labels] = torch.arange(math.prod(shapes[labels])).remainder(3).reshape(shapes[labels])
-    tops = [module(*bottoms[:labels], bottoms[labels].to(kind), *bottoms[labels + 1 :])
-            for kind in (torch.float32, torch.float64, torch.int64, torch.uint8)]  # fmt: skip
+    tops = [
+        module(*bottoms[:labels], bottoms[labels].to(kind), *bottoms[labels + 1 :])
+        for kind in (torch.float32, torch.float64, torch.int64, torch.uint8)
+    ]
     for top in tops:
         assert tuple(top.shape) == ()
         torch.testing.assert_close(top, tops[0], check_dtype=False)
@@ -108,8 +110,12 @@ def test_softmax_loss_is_cross_entropy_where_nothing_is_clamped() -> None:
 def test_normalization(param: str, divisor: int) -> None:
     x, label = randn(2, 3, 4, 5), torch.full((2, 3, 5), 1)
     label[0, 0, :4] = -1
-    module = layer("SoftmaxWithLoss", f"softmax_param {{ axis: 2 }} loss_param {{ ignore_label: -1 {param} }}",
-                   (2, 3, 4, 5), (2, 3, 5))  # fmt: skip
+    module = layer(
+        "SoftmaxWithLoss",
+        f"softmax_param {{ axis: 2 }} loss_param {{ ignore_label: -1 {param} }}",
+        (2, 3, 4, 5),
+        (2, 3, 5),
+    )
     total = F.cross_entropy(x.movedim(2, 1), label, ignore_index=-1, reduction="sum")
     torch.testing.assert_close(module(x, label), total / divisor)
 

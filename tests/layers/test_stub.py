@@ -37,8 +37,11 @@ def test_an_unknown_type_is_refused_and_leaves_the_registry_alone(net: Path) -> 
 
 def test_python_code_becomes_a_stub(tmp_path: Path) -> None:
     path = tmp_path / "net.prototxt"
-    path.write_text(NET.replace('"Foo"', '"Python"').replace("foo_param { alpha: 3 }",
-                    'python_param { module: "own" layer: "Foo" }'))  # fmt: skip
+    path.write_text(
+        NET.replace('"Foo"', '"Python"').replace(
+            "foo_param { alpha: 3 }", 'python_param { module: "own" layer: "Foo" }'
+        )
+    )
     ported = api.port(path, stub=True)
     with pytest.raises(NotImplementedError, match=r'module: "own" layer: "Foo"'):
         ported.net(torch.zeros(2, 3, 9, 7))

@@ -151,8 +151,10 @@ def test_a_net_made_in_inference_mode(tmp_path: Path) -> None:
 
 def test_hooks_and_forwards_of_ones_own_are_called(net: Any) -> None:
     seen = []
-    handles = [getattr(net, name).register_forward_hook(lambda m, i, o: seen.append(type(m).__name__))
-               for name in ("bn", "scale", "drop")]  # fmt: skip
+    handles = [
+        getattr(net, name).register_forward_hook(lambda m, i, o: seen.append(type(m).__name__))
+        for name in ("bn", "scale", "drop")
+    ]
     assert agrees(net)
     assert seen == ["BatchNorm", "Scale", "Dropout"] * 2
     for handle in handles:

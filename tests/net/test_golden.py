@@ -48,10 +48,14 @@ def test_as_caffe(path: Path) -> None:
     gradients = {key: value for key, value in case.arrays.items() if key.startswith("grad")}
     if not gradients:
         return
-    terms = [*losses, *(
-        (blob_values[key[8:]] * torch.from_numpy(diff)).sum()
-        for key, diff in case.arrays.items() if key.startswith("topdiff:")
-    )]  # fmt: skip
+    terms = [
+        *losses,
+        *(
+            (blob_values[key[8:]] * torch.from_numpy(diff)).sum()
+            for key, diff in case.arrays.items()
+            if key.startswith("topdiff:")
+        ),
+    ]
     torch.stack([term for term in terms if term.requires_grad]).sum().backward()
     blobs_in = dict(zip(case.net.plan.inputs, inputs, strict=True))
     for key, expected in gradients.items():

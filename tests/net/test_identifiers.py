@@ -14,13 +14,28 @@ from caffe_port.net.identifiers import identifiers
 @pytest.mark.parametrize(
     ("name", "want"),
     [
-        ("conv1", "conv1"), ("conv1/7x7_s2", "conv1_7x7_s2"), ("Conv.1", "Conv_1"), ("1x1", "layer_1x1"),
-        ("class", "layer_class"), ("None", "layer_None"), ("match", "layer_match"), ("a b", "a_b"), ("a-", "a"),
-        ("_x", "layer_x"), ("__class__", "layer_class"), ("", "unnamed"), ("///", "unnamed"), ("é", "e"),
-        ("卷积", "unnamed"), ("ﬁ", "fi"), ("a\n\x1b[31m", "a___31m"), ("x; import os", "x__import_os"),
-        ("'''", "unnamed"), ("a" * 300, "a" * 300),
+        ("conv1", "conv1"),
+        ("conv1/7x7_s2", "conv1_7x7_s2"),
+        ("Conv.1", "Conv_1"),
+        ("1x1", "layer_1x1"),
+        ("class", "layer_class"),
+        ("None", "layer_None"),
+        ("match", "layer_match"),
+        ("a b", "a_b"),
+        ("a-", "a"),
+        ("_x", "layer_x"),
+        ("__class__", "layer_class"),
+        ("", "unnamed"),
+        ("///", "unnamed"),
+        ("é", "e"),
+        ("卷积", "unnamed"),
+        ("ﬁ", "fi"),
+        ("a\n\x1b[31m", "a___31m"),
+        ("x; import os", "x__import_os"),
+        ("'''", "unnamed"),
+        ("a" * 300, "a" * 300),
     ],
-)  # fmt: skip
+)
 def test_one_name(name: str, want: str) -> None:
     got = identifiers([name])[name]
     assert got == want
@@ -34,8 +49,10 @@ def test_names_do_not_collide() -> None:
 
 def test_names_that_are_taken() -> None:
     assert identifiers(["forward", "names", "free"], taken={"forward", "names"}) == {
-        "forward": "forward_2", "names": "names_2", "free": "free",
-    }  # fmt: skip
+        "forward": "forward_2",
+        "names": "names_2",
+        "free": "free",
+    }
 
 
 def test_the_prefix() -> None:

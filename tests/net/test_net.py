@@ -50,9 +50,12 @@ def inner(name: str, bottom: str, outputs: int, more: str = "") -> str:
 
 
 CONV = layer(
-    "conv", "Convolution", "data", "conv",
+    "conv",
+    "Convolution",
+    "data",
+    "conv",
     'convolution_param { num_output: 4 kernel_h: 2 kernel_w: 3 weight_filler { type: "msra" } }',
-)  # fmt: skip
+)
 # Bugs of net.py that are known: the marks go when it is mended (xfail is strict).
 
 X = torch.linspace(-1, 1, 2 * 3 * 5 * 7).reshape(SHAPE)
@@ -75,12 +78,24 @@ def test_modules_are_pytorchs() -> None:
 @pytest.mark.parametrize(
     ("name", "attribute"),
     [
-        ("conv1/7x7_s2", "conv1_7x7_s2"), ("forward", "forward_2"), ("a.b", "a_b"), ("train", "train_2"),
-        ("names", "names_2"), ("plans", "plans_2"), ("training", "training_2"), ("_modules", "layer_modules"),
-        ("1x1", "layer_1x1"), ("class", "layer_class"), ("state_dict", "state_dict_2"), ("плюс", "unnamed"),
-        ("__class__", "layer_class"), ("steps", "steps_2"), ("a\n", "a"), ("T_destination", "T_destination_2"),
+        ("conv1/7x7_s2", "conv1_7x7_s2"),
+        ("forward", "forward_2"),
+        ("a.b", "a_b"),
+        ("train", "train_2"),
+        ("names", "names_2"),
+        ("plans", "plans_2"),
+        ("training", "training_2"),
+        ("_modules", "layer_modules"),
+        ("1x1", "layer_1x1"),
+        ("class", "layer_class"),
+        ("state_dict", "state_dict_2"),
+        ("плюс", "unnamed"),
+        ("__class__", "layer_class"),
+        ("steps", "steps_2"),
+        ("a\n", "a"),
+        ("T_destination", "T_destination_2"),
     ],
-)  # fmt: skip
+)
 def test_names(name: str, attribute: str) -> None:
     quoted = name.replace("\n", "\\n")
     net = build(data(*SHAPE) + layer(quoted, "PReLU", "data", "out"))
@@ -131,7 +146,7 @@ def test_one_unsupported_type() -> None:
         (layer("p", "Python", "data", "p", 'python_param { module: "m" layer: "L" }'), "the Python code m.L"),
         (inner("fc", "data", 4).replace("xavier", "xaviar"), "filler type 'xaviar' does"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_built_names_layer_and_line(text: str, what: str) -> None:
     with pytest.raises(SpecError) as caught:
         build(data(*SHAPE) + text)
@@ -150,13 +165,10 @@ HUGE = {
     "channels": data(1, 10**12) + layer("x", "BatchNorm", "data", "x"),
     "a parameter": layer("x", "Parameter", "", "x", "parameter_param { shape { dim: [1000000, 1000000] } }"),
     "an input": data(10**6, 10**6, 10**6, 10**6) + layer("x", "ReLU", "data", "x"),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(
-    "what",
-    HUGE,
-)
+@pytest.mark.parametrize("what", HUGE)
 def test_shapes_larger_than_any_memory(what: str) -> None:
     with pytest.raises(SpecError) as caught:
         build(HUGE[what])
@@ -176,10 +188,12 @@ TRAIN, TEST = "include { phase: TRAIN }", "include { phase: TEST }"
 
 def test_layers_of_one_phase_are_switched() -> None:
     net = build(
-        data(*SHAPE) + layer("double", "Power", "data", "x", f"power_param {{ scale: 2 }} {TRAIN}")
-        + layer("triple", "Power", "data", "x", f"power_param {{ scale: 3 }} {TEST}") + layer("less", "Power", "x", "y",
-        "power_param { scale: 0.5 }"), phases=True,
-    )  # fmt: skip
+        data(*SHAPE)
+        + layer("double", "Power", "data", "x", f"power_param {{ scale: 2 }} {TRAIN}")
+        + layer("triple", "Power", "data", "x", f"power_param {{ scale: 3 }} {TEST}")
+        + layer("less", "Power", "x", "y", "power_param { scale: 0.5 }"),
+        phases=True,
+    )
     torch.testing.assert_close(net(X), X * 1.5)
     net.train()
     torch.testing.assert_close(net(X), X)
@@ -316,8 +330,12 @@ def test_sharing_needs_one_shape(mode: str, hint: str) -> None:
 
 # -- running --------------------------------------------------------------------------------------------------------
 
-FORK = data(*SHAPE) + layer("z", "Power", "data", "z", "power_param { scale: 2 }") + layer("a", "Power", "z", "a",
-       "power_param { shift: 1 }") + layer("b", "Power", "z", "B", "power_param { scale: -1 }")  # fmt: skip
+FORK = (
+    data(*SHAPE)
+    + layer("z", "Power", "data", "z", "power_param { scale: 2 }")
+    + layer("a", "Power", "z", "a", "power_param { shift: 1 }")
+    + layer("b", "Power", "z", "B", "power_param { scale: -1 }")
+)
 
 
 def test_outputs() -> None:
@@ -390,8 +408,17 @@ def test_values_are_freed_after_their_last_reader() -> None:
 
 def test_several_bottoms_one_by_one() -> None:
     """Convolution takes any number of bottoms and gives as many tops."""
-    text = data(*SHAPE) + data(*SHAPE, name="more") + layer("c", "Convolution", "data more", "x y",
-           'convolution_param { num_output: 4 kernel_size: 2 weight_filler { type: "msra" } }')  # fmt: skip
+    text = (
+        data(*SHAPE)
+        + data(*SHAPE, name="more")
+        + layer(
+            "c",
+            "Convolution",
+            "data more",
+            "x y",
+            'convolution_param { num_output: 4 kernel_size: 2 weight_filler { type: "msra" } }',
+        )
+    )
     net = build(text)
     out = net(X, -X)
     torch.testing.assert_close(out["x"], net.c(X))
@@ -401,10 +428,13 @@ def test_several_bottoms_one_by_one() -> None:
 # -- losses ---------------------------------------------------------------------------------------------------------
 
 LOSSES = (
-    data(2, 3) + data(2, name="label") + inner("fc", "data", 4) + inner("fc2", "data", 4)
+    data(2, 3)
+    + data(2, name="label")
+    + inner("fc", "data", 4)
+    + inner("fc2", "data", 4)
     + layer("loss", "SoftmaxWithLoss", "fc label", "loss")
     + layer("euclid", "EuclideanLoss", "fc fc2", "euclid", "loss_weight: 0.5")
-)  # fmt: skip
+)
 
 
 def test_forward_with_loss() -> None:
@@ -515,7 +545,7 @@ def test_loading_copies() -> None:
         ({"A": A}, "holds no layer of this net; the net has a, b, the file A."),
         ({}, "holds no layer of this net; the net has a, b, the file ."),
     ],
-)  # fmt: skip
+)
 def test_weights_that_do_not_fit(blobs: dict[str, list[Any]], what: str) -> None:
     net = build(TWO)
     before = {key: value.clone() for key, value in net.state_dict().items()}

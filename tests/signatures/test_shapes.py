@@ -87,8 +87,10 @@ def test_as_caffe_and_as_net(path: Path) -> None:
     spec = Definition.read(path).spec(phase)
     declared = {
         top: tuple(layer.param.input_param.shape[0].dim)
-        for layer in spec.layers if layer.type == "Input" for top in layer.tops
-    }  # fmt: skip
+        for layer in spec.layers
+        if layer.type == "Input"
+        for top in layer.tops
+    }
     given = declared | fed
     found = shapes.infer(spec, given)
     compared = 0
@@ -182,20 +184,39 @@ def test_every_type_of_caffe_has_a_rule() -> None:
         ("Permute", [(2, 3, 5, 7)], "permute_param { order: 0 order: 2 order: 3 order: 1 }", [(2, 5, 7, 3)]),
         ("Permute", [(2, 3, 5, 7)], "permute_param { order: 3 }", [(7, 2, 3, 5)]),
         # SSD300's conv4_3: 1 and 2 and 1/2 for the least size, one for the greatest: 4 boxes of 38 x 38
-        ("PriorBox", [(1, 512, 38, 38), (1, 3, 300, 300)],
-         "prior_box_param { min_size: 30 max_size: 60 aspect_ratio: 2 }", [(1, 2, 38 * 38 * 4 * 4)]),
-        ("PriorBox", [(1, 9, 5, 3), (1, 3, 30, 20)],
-         "prior_box_param { min_size: 30 min_size: 40 aspect_ratio: 2 aspect_ratio: 3 aspect_ratio: 1 flip: false }",
-         [(1, 2, 5 * 3 * 6 * 4)]),
-        ("PriorBoxClustered", [(1, 9, 5, 3), (1, 3, 30, 20)],
-         "prior_box_param { width: 9 width: 5.5 height: 7 height: 8 }", [(1, 2, 5 * 3 * 2 * 4)]),
-        ("PriorBox", [(1, 9, 5, 3), (1, 3, 30, 20)], "prior_box_param { width: [9, 4, 1] height: [7, 2, 3] }",
-         [(1, 2, 5 * 3 * 3 * 4)]),
+        (
+            "PriorBox",
+            [(1, 512, 38, 38), (1, 3, 300, 300)],
+            "prior_box_param { min_size: 30 max_size: 60 aspect_ratio: 2 }",
+            [(1, 2, 38 * 38 * 4 * 4)],
+        ),
+        (
+            "PriorBox",
+            [(1, 9, 5, 3), (1, 3, 30, 20)],
+            "prior_box_param { min_size: 30 min_size: 40 aspect_ratio: 2 aspect_ratio: 3 aspect_ratio: 1 flip: false }",
+            [(1, 2, 5 * 3 * 6 * 4)],
+        ),
+        (
+            "PriorBoxClustered",
+            [(1, 9, 5, 3), (1, 3, 30, 20)],
+            "prior_box_param { width: 9 width: 5.5 height: 7 height: 8 }",
+            [(1, 2, 5 * 3 * 2 * 4)],
+        ),
+        (
+            "PriorBox",
+            [(1, 9, 5, 3), (1, 3, 30, 20)],
+            "prior_box_param { width: [9, 4, 1] height: [7, 2, 3] }",
+            [(1, 2, 5 * 3 * 3 * 4)],
+        ),
         ("Normalize", [(2, 3, 5, 7)], "norm_param { across_spatial: false channel_shared: false }", [(2, 3, 5, 7)]),
         ("ROIPooling", [(2, 8, 14, 19), (300, 5)], "roi_pooling_param { pooled_h: 7 pooled_w: 6 }", [(300, 8, 7, 6)]),
         ("ROIAlign", [(2, 8, 14, 19), (300, 5)], "roi_align_param { pooled_h: 7 pooled_w: 6 }", [(300, 8, 7, 6)]),
-        ("PSROIPooling", [(1, 1029, 14, 19), (300, 5)],
-         "psroi_pooling_param { output_dim: 21 group_size: 7 spatial_scale: 0.0625 }", [(300, 21, 7, 7)]),
+        (
+            "PSROIPooling",
+            [(1, 1029, 14, 19), (300, 5)],
+            "psroi_pooling_param { output_dim: 21 group_size: 7 spatial_scale: 0.0625 }",
+            [(300, 21, 7, 7)],
+        ),
         ("Interp", [(2, 3, 33, 41)], "interp_param { zoom_factor: 8 }", [(2, 3, 257, 321)]),
         ("Interp", [(2, 3, 33, 41)], "interp_param { shrink_factor: 2 }", [(2, 3, 17, 21)]),
         ("Interp", [(2, 3, 33, 41)], "interp_param { shrink_factor: 2 zoom_factor: 3 pad_end: -1 }", [(2, 3, 46, 58)]),
@@ -204,26 +225,50 @@ def test_every_type_of_caffe_has_a_rule() -> None:
         ("ShuffleChannel", [(2, 12, 5, 7)], "shuffle_channel_param { group: 3 }", [(2, 12, 5, 7)]),
         ("Axpy", [(2, 3, 1, 1), (2, 3, 5, 7), (2, 3, 5, 7)], "", [(2, 3, 5, 7)]),
         ("ReLU6", [(2, 3, 5, 7)], "", [(2, 3, 5, 7)]),
-        ("DepthwiseConvolution", [(2, 6, 9, 8)], "convolution_param { kernel_size: 3 stride: 2 pad: 1 }",
-         [(2, 6, 5, 4)]),
+        (
+            "DepthwiseConvolution",
+            [(2, 6, 9, 8)],
+            "convolution_param { kernel_size: 3 stride: 2 pad: 1 }",
+            [(2, 6, 5, 4)],
+        ),
         ("Upsample", [(2, 3, 5, 7), (2, 3, 5, 7)], "upsample_param { scale: 2 pad_out_h: true }", [(2, 3, 9, 14)]),
         ("Upsample", [(2, 3, 5, 7)] * 2, "upsample_param { upsample_h: 45 upsample_w: 60 }", [(2, 3, 45, 60)]),
         ("Upsample", [(2, 3, 5, 7)], "upsample_param { stride: 3 }", [(2, 3, 15, 21)]),
         ("Reorg", [(2, 8, 10, 14)], "reorg_param { stride: 2 }", [(2, 32, 5, 7)]),
         ("Reorg", [(2, 12, 5, 7)], "reorg_param { stride: 2 reverse: true }", [(2, 3, 10, 14)]),
-        ("DetectionOutput", [(1, 8), (1, 6), (1, 2, 8)],
-         "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }", [(1, 1, 1, 7)]),
-        ("Proposal", [(2, 8, 5, 7), (2, 16, 5, 7), (2, 3)],
-         "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }", [(60, 5)]),
-        ("Proposal", [(1, 2, 5, 7), (1, 4, 5, 7), (1, 3)], "proposal_param { ratio: 1 scale: 8 }",
-         [(300, 5), (300, 1)]),
-        ("YoloDetectionOutput", [(2, 16, 5, 7)],
-         "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }", [(1, 1, 1, 7)]),
-        ("Yolov3DetectionOutput", [(2, 8, 5, 7), (2, 8, 10, 14)],
-         "yolov3_detection_output_param { num_box: 1 num_classes: 3 biases: [9, 8] mask: [0, 0] anchors_scale: [9, 4]}",
-         [(1, 1, 1, 7)]),
+        (
+            "DetectionOutput",
+            [(1, 8), (1, 6), (1, 2, 8)],
+            "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }",
+            [(1, 1, 1, 7)],
+        ),
+        (
+            "Proposal",
+            [(2, 8, 5, 7), (2, 16, 5, 7), (2, 3)],
+            "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }",
+            [(60, 5)],
+        ),
+        (
+            "Proposal",
+            [(1, 2, 5, 7), (1, 4, 5, 7), (1, 3)],
+            "proposal_param { ratio: 1 scale: 8 }",
+            [(300, 5), (300, 1)],
+        ),
+        (
+            "YoloDetectionOutput",
+            [(2, 16, 5, 7)],
+            "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }",
+            [(1, 1, 1, 7)],
+        ),
+        (
+            "Yolov3DetectionOutput",
+            [(2, 8, 5, 7), (2, 8, 10, 14)],
+            "yolov3_detection_output_param { num_box: 1 num_classes: 3 biases: [9, 8] mask: [0, 0] anchors_scale: [9, 4]"
+            "}",
+            [(1, 1, 1, 7)],
+        ),
     ],
-)  # fmt: skip
+)
 def test_forks(type_: str, bottoms: list[tuple[int, ...]], param: str, tops: list[tuple[int, ...]]) -> None:
     layer = one(type_, bottoms, param, tops=len(tops))
     assert shapes.top_shapes(layer, bottoms) == tops
@@ -239,14 +284,26 @@ def test_hole_is_deeplabs_word_for_dilation() -> None:
 @pytest.mark.parametrize(
     ("type_", "bottoms", "param", "what"),
     [
-        ("Convolution", [(2, 3, 5, 7)], "convolution_param { num_output: 4 kernel_size: 6 }",
-         r"\(2, 3, 5, 7\) leaves no output with kernel_size 6x6, .*: it would be \(0, 2\)"),
+        (
+            "Convolution",
+            [(2, 3, 5, 7)],
+            "convolution_param { num_output: 4 kernel_size: 6 }",
+            r"\(2, 3, 5, 7\) leaves no output with kernel_size 6x6, .*: it would be \(0, 2\)",
+        ),
         ("Convolution", [(2, 3, 5, 7)], "convolution_param { kernel_size: 3 }", "num_output is missing or 0"),
         ("Convolution", [(2, 3, 5, 7)], "convolution_param { num_output: 4 }", "kernel_size is missing"),
-        ("Convolution", [(2, 3, 5, 7)], "convolution_param { num_output: 4 kernel_size: 3 stride: 0 }",
-         "stride must be at least 1, got 0"),
-        ("Convolution", [(2, 3, 5, 7)], "convolution_param { num_output: 4 kernel_size: 3 group: 2 }",
-         "group 2 does not divide the 3 channels"),
+        (
+            "Convolution",
+            [(2, 3, 5, 7)],
+            "convolution_param { num_output: 4 kernel_size: 3 stride: 0 }",
+            "stride must be at least 1, got 0",
+        ),
+        (
+            "Convolution",
+            [(2, 3, 5, 7)],
+            "convolution_param { num_output: 4 kernel_size: 3 group: 2 }",
+            "group 2 does not divide the 3 channels",
+        ),
         ("Convolution", [(2, 3, 5, 7)], "convolution_param { num_output: 4 kernel_size: [3, 3, 3] }", "given 3 times"),
         ("Convolution", [(2, 3, 5)], "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 3 }", "two spatial axes"),
         ("Convolution", [(2, 3)], "convolution_param { num_output: 4 kernel_size: 3 }", "no spatial axis is left"),
@@ -256,8 +313,12 @@ def test_hole_is_deeplabs_word_for_dilation() -> None:
         ("Eltwise", [(2, 3), (3, 2)], "", r"\(2, 3\), \(3, 2\) differ in shape"),
         ("Eltwise", [], "", "0 bottoms; the layer takes 1 or more"),
         ("Concat", [(2, 3, 4), (2, 3, 5)], "", "cannot be joined along axis 1"),
-        ("Reshape", [(2, 3)], "reshape_param { shape { dim: 4 dim: -1 } }",
-         r"shape \(4, -1\) does not hold the 6 values"),
+        (
+            "Reshape",
+            [(2, 3)],
+            "reshape_param { shape { dim: 4 dim: -1 } }",
+            r"shape \(4, -1\) does not hold the 6 values",
+        ),
         ("Slice", [(2, 5, 3)], "", "2 tops do not divide the 5 of axis 1"),
         ("Crop", [(2, 3, 5, 7), (2, 3, 4, 7)], "crop_param { axis: 2 offset: 2 offset: 0 }", "reach beyond 5"),
         ("Scale", [(2, 3, 5), (2, 4)], "scale_param { axis: 0 }", r"\(2, 4\) does not fit \(2, 3, 5\)"),
@@ -266,7 +327,7 @@ def test_hole_is_deeplabs_word_for_dilation() -> None:
         ("ROIPooling", [(2, 3, 5, 7), ()], "roi_pooling_param { pooled_h: 2 pooled_w: 2 }", "does not fit its bottoms"),
         ("Split", [(2, 3)], "", None),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_told(type_: str, bottoms: list[tuple[int, ...]], param: str, what: str | None) -> None:
     layer = one(type_, bottoms, param, tops=2 if type_ in ("Slice", "Split") else 1)
     if what is None:
@@ -319,24 +380,39 @@ def test_nothing_but_spec_errors(type_: str) -> None:
 @pytest.mark.parametrize(
     ("type_", "bottoms", "param", "macs"),
     [
-        ("Convolution", [(2, 6, 9, 8)],
-         "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 2 group: 2 stride: 2 }",
-         2 * 4 * 4 * 4 * (3 * 3 * 2)),
+        (
+            "Convolution",
+            [(2, 6, 9, 8)],
+            "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 2 group: 2 stride: 2 }",
+            2 * 4 * 4 * 4 * (3 * 3 * 2),
+        ),
         ("Convolution", [(2, 6, 9, 8)] * 2, "convolution_param { num_output: 4 kernel_size: 1 }", 2 * (2 * 4 * 72 * 6)),
-        ("Deconvolution", [(2, 6, 5, 4)], "convolution_param { num_output: 4 kernel_size: 3 group: 2 stride: 2 }",
-         2 * 6 * 20 * (2 * 9)),
+        (
+            "Deconvolution",
+            [(2, 6, 5, 4)],
+            "convolution_param { num_output: 4 kernel_size: 3 group: 2 stride: 2 }",
+            2 * 6 * 20 * (2 * 9),
+        ),
         ("InnerProduct", [(2, 3, 5, 7)], "inner_product_param { num_output: 11 }", 2 * 105 * 11),
-        ("InnerProduct", [(2, 3, 5, 7)], "inner_product_param { num_output: 11 axis: -1 transpose: true }",
-         30 * 7 * 11),
+        (
+            "InnerProduct",
+            [(2, 3, 5, 7)],
+            "inner_product_param { num_output: 11 axis: -1 transpose: true }",
+            30 * 7 * 11,
+        ),
         ("LSTM", [(5, 3, 4), (5, 3)], "recurrent_param { num_output: 6 }", 5 * 3 * (24 * 4 + 24 * 6)),
-        ("LSTM", [(5, 3, 4), (5, 3), (3, 7)], "recurrent_param { num_output: 6 }",
-         5 * 3 * (24 * 4 + 24 * 6) + 3 * 24 * 7),
+        (
+            "LSTM",
+            [(5, 3, 4), (5, 3), (3, 7)],
+            "recurrent_param { num_output: 6 }",
+            5 * 3 * (24 * 4 + 24 * 6) + 3 * 24 * 7,
+        ),
         ("RNN", [(5, 3, 4), (5, 3)], "recurrent_param { num_output: 6 }", 5 * 3 * (6 * 4 + 36 + 36)),
         ("Scale", [(2, 3, 5, 7)], "", 0),
         ("ReLU", [(2, 3, 5, 7)], "", 0),
         ("Pooling", [(2, 3, 5, 7)], "pooling_param { kernel_size: 3 }", 0),
     ],
-)  # fmt: skip
+)
 def test_macs(type_: str, bottoms: list[tuple[int, ...]], param: str, macs: int) -> None:
     layer = one(type_, bottoms, param, tops=len(bottoms) if type_ == "Convolution" else 1)
     assert shapes.macs(layer, bottoms, shapes.top_shapes(layer, bottoms)) == macs

@@ -63,9 +63,13 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("missing/a", "No such file or directory"), ("file/a", "Not a directory"), ("folder", "Is a directory"),
-     ("x" * 300, "File name too long")],
-)  # fmt: skip
+    [
+        ("missing/a", "No such file or directory"),
+        ("file/a", "Not a directory"),
+        ("folder", "Is a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
 def test_places_that_cannot_be_written(name: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")

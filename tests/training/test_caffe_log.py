@@ -68,8 +68,10 @@ def test_lines_of_every_kind() -> None:
     assert log.accuracies() == [(0, 0.1), (200, 0.5)]
     assert log.best() == log.last() == (200, 0.5)
     assert [(line["iter"], line["loss"], line["lr"]) for line in log.trained] == [
-        (0, 2.4, 0.01), (100, 1.25, 1e-05), (200, 1.5, 1e-05),
-    ]  # fmt: skip
+        (0, 2.4, 0.01),
+        (100, 1.25, 1e-05),
+        (200, 1.5, 1e-05),
+    ]
     assert log.tests[0]["outputs"] == {"accuracy": 0.1, "loss": 2.5}
     assert log.seconds == 9.5
     assert log.as_dict()["best"] == {"iter": 200, "accuracy": 0.5}

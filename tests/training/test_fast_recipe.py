@@ -54,8 +54,10 @@ def test_losses_may_be_read_later(tmp_path: Path) -> None:
     for name, every in (("each", 1), ("late", 7)):
         train(solver, tmp_path / name, TrainOptions(read_loss_every=every))
     assert_equal(blobs(tmp_path / "each"), blobs(tmp_path / "late"))
-    shown = [[line["loss"] for line in run_folder.RunFolder(tmp_path / name).metrics() if line["kind"] == "train"]
-             for name in ("each", "late")]  # fmt: skip
+    shown = [
+        [line["loss"] for line in run_folder.RunFolder(tmp_path / name).metrics() if line["kind"] == "train"]
+        for name in ("each", "late")
+    ]
     assert len(shown[0]) == 3
     assert shown[0] == shown[1]
 
@@ -87,8 +89,9 @@ def test_fast_on_a_cpu_is_channels_last_and_bf16_where_it_pays(
     solver, told = project(tmp_path), []
     net = tmp_path / "net.prototxt"  # in another memory format other units would be dropped
     net.write_text("\n".join(line for line in net.read_text().splitlines() if "Dropout" not in line))
-    exact, quick = (train(solver, tmp_path / str(flag), TrainOptions(fast=flag, max_iter=4), told.append)
-                    for flag in (False, True))  # fmt: skip
+    exact, quick = (
+        train(solver, tmp_path / str(flag), TrainOptions(fast=flag, max_iter=4), told.append) for flag in (False, True)
+    )
     options = json.loads((tmp_path / "True" / "config.json").read_text())["options"]
     assert options["amp"] == ("bf16" if bf16 else None)
     assert (options["channels_last"], options["compile"], options["cuda_graph"]) == (True, False, False)
@@ -101,9 +104,14 @@ def test_fast_on_a_cpu_is_channels_last_and_bf16_where_it_pays(
 
 @pytest.mark.parametrize(
     ("told", "has"),
-    [({"avx2": True, "avx512_f": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True),
-     ({"amx_bf16": True}, True), ({"neon": True, "bf16": True}, True), (None, False)],
-)  # fmt: skip
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        (None, False),
+    ],
+)
 def test_bf16_is_asked_of_the_processor(
     monkeypatch: pytest.MonkeyPatch, told: dict[str, bool] | None, has: bool
 ) -> None:
@@ -320,8 +328,13 @@ layer { name: "ip" type: "InnerProduct" bottom: "p" top: "ip" inner_product_para
 
 def recipe_options(folder: Path, **more: Any) -> fast_recipe.FastOptions:
     train_set, test_set = colours(240), colours(90)
-    np.savez(folder / "set.npz", x_train=train_set.images.numpy(), y_train=train_set.labels.numpy(),
-             x_test=test_set.images.numpy(), y_test=test_set.labels.numpy())  # fmt: skip
+    np.savez(
+        folder / "set.npz",
+        x_train=train_set.images.numpy(),
+        y_train=train_set.labels.numpy(),
+        x_test=test_set.images.numpy(),
+        y_test=test_set.labels.numpy(),
+    )
     (folder / "net.prototxt").write_text(RECIPE_NET)
     wanted: dict[str, Any] = {"net": str(folder / "net.prototxt"), "epochs": 6, "batch_size": 20, "device": "cpu"}
     return fast_recipe.FastOptions(str(folder / "set.npz"), **wanted | more)

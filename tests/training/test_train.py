@@ -40,9 +40,18 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     assert [line["iter"] for line in lines if line["kind"] == "test"] == [0, 4, 8, 12]
     assert [event["iter"] for event in events if event["kind"] == "snapshot"] == [4, 8, 12]
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "best.caffemodel", "best.safetensors", "config.json", "curves.png", "curves.svg", "last.caffemodel",
-        "last.safetensors", "metrics.jsonl", "run.json", "snapshots", ".lock",
-    }  # fmt: skip
+        "best.caffemodel",
+        "best.safetensors",
+        "config.json",
+        "curves.png",
+        "curves.svg",
+        "last.caffemodel",
+        "last.safetensors",
+        "metrics.jsonl",
+        "run.json",
+        "snapshots",
+        ".lock",
+    }
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["iter"] == 12
     assert facts["peak_memory_bytes"] > 1 << 20
@@ -67,8 +76,12 @@ def test_tests_are_averaged_as_caffe_does(tmp_path: Path) -> None:
     from caffe_port import api
     from caffe_port.data.records import from_layer
 
-    ported = api.port(tmp_path / "net.prototxt", tmp_path / "run" / "last.caffemodel", keep_loss=True,
-                      input_shapes={"data": (6, 2, 7, 6), "label": (6,)})  # fmt: skip
+    ported = api.port(
+        tmp_path / "net.prototxt",
+        tmp_path / "run" / "last.caffemodel",
+        keep_loss=True,
+        input_shapes={"data": (6, 2, 7, 6), "label": (6,)},
+    )
     feed = from_layer(ported.definition.spec("TEST").layers[0], "TEST")
     with torch.no_grad():
         outputs = [ported.net(*feed.batch(k)) for k in range(2)]
@@ -141,8 +154,12 @@ def test_a_corrupt_snapshot_is_refused_and_the_one_before_used(tmp_path: Path, d
     assert str(path) in refused[0]
     notes: list[str] = []
     before = blobs(tmp_path / "run")
-    train(solver, tmp_path / "run", TrainOptions(resume=True),
-          lambda e: notes.append(e["text"]) if e["kind"] == "note" else None)  # fmt: skip
+    train(
+        solver,
+        tmp_path / "run",
+        TrainOptions(resume=True),
+        lambda e: notes.append(e["text"]) if e["kind"] == "note" else None,
+    )
     assert any("not used: " in text for text in notes)
     assert "resumed from small_iter_8.solverstate" in notes
     assert_equal(before, blobs(tmp_path / "run"))
@@ -253,12 +270,19 @@ def test_two_processes_follow_the_trajectory_of_one(tmp_path: Path, norm: str) -
     port = str(free_port())
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code], stderr=subprocess.PIPE,
-            env={**os.environ, "RANK": str(k), "LOCAL_RANK": str(k), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port},
+            [sys.executable, "-c", code],
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "RANK": str(k),
+                "LOCAL_RANK": str(k),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
         )
         for k in range(2)
-    ]  # fmt: skip
+    ]
     for process in processes:
         _, error = process.communicate(timeout=240)
         assert process.returncode == 0, error.decode()
@@ -269,8 +293,10 @@ def test_two_processes_follow_the_trajectory_of_one(tmp_path: Path, norm: str) -
     facts = json.loads((tmp_path / "two" / "run.json").read_text())
     assert facts["processes"] == 2
     assert facts["outputs"]["loss"] == pytest.approx(one.outputs["loss"], rel=1e-4)
-    losses = [[line["loss"] for line in run_folder.RunFolder(tmp_path / run).metrics() if line["kind"] == "train"]
-              for run in ("one", "two")]  # fmt: skip
+    losses = [
+        [line["loss"] for line in run_folder.RunFolder(tmp_path / run).metrics() if line["kind"] == "train"]
+        for run in ("one", "two")
+    ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 

@@ -24,8 +24,9 @@ def test_a_loss_that_becomes_nan_names_iteration_and_layer(tmp_path: Path) -> No
     with pytest.raises(CaffePortError, match=r"iteration \d+; it began in the \w+ of layer '\w+', since the update of"):
         train(solver.with_name("solver.prototxt"), tmp_path / "run", TrainOptions(weights=str(broken(tmp_path))))
     text = (tmp_path / "net.prototxt").read_text()
-    (tmp_path / "net.prototxt").write_text(text.replace('type: "ReLU" bottom: "conv" top: "conv"',
-                                                        'type: "Log" bottom: "conv" top: "conv"'))  # fmt: skip
+    (tmp_path / "net.prototxt").write_text(
+        text.replace('type: "ReLU" bottom: "conv" top: "conv"', 'type: "Log" bottom: "conv" top: "conv"')
+    )
     with pytest.raises(CaffePortError) as caught:
         train(solver, tmp_path / "log")
     assert "the loss is nan at iteration 0; it began in the output of layer 'relu' (Log)" in str(caught.value)

@@ -14,8 +14,15 @@ from caffe_port.verification.comparison import Tolerance
 from caffe_port.verification.references.trace import Trace, read_golden
 from caffe_port.verification.verify import prepare, verify
 
-SOME = ("net_residual", "batchnorm_scale_inplace_train", "softmaxwithloss_weight", "innerproduct_transpose",
-        "convolution_shared_weights", "lstm_default", "pooling_ave_k3s2p1")  # fmt: skip
+SOME = (
+    "net_residual",
+    "batchnorm_scale_inplace_train",
+    "softmaxwithloss_weight",
+    "innerproduct_transpose",
+    "convolution_shared_weights",
+    "lstm_default",
+    "pooling_ave_k3s2p1",
+)
 
 
 @pytest.mark.parametrize("name", SOME)

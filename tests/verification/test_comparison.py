@@ -166,9 +166,12 @@ def test_traces() -> None:
     isolated = Trace(_tops(a=1, b=2.5, c=3), {})
     report = compare(reference, candidate, isolated=isolated)
     assert [(r.layer, r.status, r.broken) for r in report.rows] == [
-        ("a", "passed", False), ("b", "failed", True), ("c", "failed", False),
-        ("lost", "not compared", False), ("extra", "not compared", False),
-    ]  # fmt: skip
+        ("a", "passed", False),
+        ("b", "failed", True),
+        ("c", "failed", False),
+        ("lost", "not compared", False),
+        ("extra", "not compared", False),
+    ]
     assert (report.compared, report.failed, report.not_compared, report.passed) == (3, 2, 2, False)
     assert report.first is not None
     assert report.first.layer == "b"

@@ -97,101 +97,158 @@ def bn(net: Any, of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Te
 
 
 SLIPS: dict[str, tuple[str, Callable[[Any], Callable[..., Tensor]], str]] = {
-    "pooling rounds down": (
-        POOL % ("MAX", 0), lambda n: lambda x: F.max_pool2d(x, 3, 2), "rounds the size down"),
-    "average rounds down": (
-        POOL % ("AVE", 0), lambda n: lambda x: F.avg_pool2d(x, 3, 2), "rounds the size down"),
+    "pooling rounds down": (POOL % ("MAX", 0), lambda n: lambda x: F.max_pool2d(x, 3, 2), "rounds the size down"),
+    "average rounds down": (POOL % ("AVE", 0), lambda n: lambda x: F.avg_pool2d(x, 3, 2), "rounds the size down"),
     "average leaves padding out": (
-        POOL % ("AVE", 1), lambda n: lambda x: F.avg_pool2d(x, 3, 2, 1, True, False), "leaves the padding out"),
-    "average for maximum": (
-        POOL % ("MAX", 0), lambda n: lambda x: F.avg_pool2d(x, 3, 2, 0, True), "takes the average"),
+        POOL % ("AVE", 1),
+        lambda n: lambda x: F.avg_pool2d(x, 3, 2, 1, True, False),
+        "leaves the padding out",
+    ),
+    "average for maximum": (POOL % ("MAX", 0), lambda n: lambda x: F.avg_pool2d(x, 3, 2, 0, True), "takes the average"),
     "maximum for average": (
-        POOL % ("AVE", 0), lambda n: lambda x: F.max_pool2d(x, 3, 2, 0, 1, True), "takes the maximum"),
-    "pooling stride": (
-        POOL % ("MAX", 0), lambda n: lambda x: F.max_pool2d(x, 3, 1, 0, 1, True), "its stride is 1"),
+        POOL % ("AVE", 0),
+        lambda n: lambda x: F.max_pool2d(x, 3, 2, 0, 1, True),
+        "takes the maximum",
+    ),
+    "pooling stride": (POOL % ("MAX", 0), lambda n: lambda x: F.max_pool2d(x, 3, 1, 0, 1, True), "its stride is 1"),
     "pooling kernel": (
-        POOL % ("MAX", 0), lambda n: lambda x: F.max_pool2d(x, 2, 2, 0, 1, True), "its kernel size is 2"),
-    "pooling pad": (
-        POOL % ("MAX", 1), lambda n: lambda x: F.max_pool2d(x, 3, 2, 0, 1, True), "its pad is 0"),
+        POOL % ("MAX", 0),
+        lambda n: lambda x: F.max_pool2d(x, 2, 2, 0, 1, True),
+        "its kernel size is 2",
+    ),
+    "pooling pad": (POOL % ("MAX", 1), lambda n: lambda x: F.max_pool2d(x, 3, 2, 0, 1, True), "its pad is 0"),
     "lrn alpha": (LRN % 1, lambda n: lambda x: lrn(x, alpha=0.5 * 5), "does not divide alpha"),
     "lrn alpha twice": (LRN % 1, lambda n: lambda x: lrn(x, alpha=0.5 / 5), "divides alpha by the size twice"),
     "lrn k": (LRN % 2, lambda n: lambda x: lrn(x, k=1.0), "uses k = 1, Caffe 2"),
     "lrn k of AlexNet": (LRN % 1, lambda n: lambda x: lrn(x, k=2.0), "uses k = 2, Caffe 1"),
     "lrn size": (LRN % 1, lambda n: lambda x: lrn(x, size=3), "its size is 3"),
-    "bn factor": (
-        BN, lambda n: bn(n, lambda x, m, v: (x - m) / (v + 1e-5).sqrt()), "scale factor (third blob) is not"),
+    "bn factor": (BN, lambda n: bn(n, lambda x, m, v: (x - m) / (v + 1e-5).sqrt()), "scale factor (third blob) is not"),
     "bn eps": (
-        BN, lambda n: bn(n, lambda x, m, v: (x - m / FACTOR) / (v / FACTOR + 1e-3).sqrt()),
-        "its eps is about 0.001"),
+        BN,
+        lambda n: bn(n, lambda x, m, v: (x - m / FACTOR) / (v / FACTOR + 1e-3).sqrt()),
+        "its eps is about 0.001",
+    ),
     "bn batch statistics": (
-        BN, lambda n: lambda x: F.batch_norm(x, None, None, None, None, True, 0.1, 1e-5), "statistics of the batch"),
+        BN,
+        lambda n: lambda x: F.batch_norm(x, None, None, None, None, True, 0.1, 1e-5),
+        "statistics of the batch",
+    ),
     "bn variance as deviation": (
-        BN, lambda n: bn(n, lambda x, m, v: (x - m / FACTOR) / (v / FACTOR + 1e-5)),
-        "divides by the variance"),
+        BN,
+        lambda n: bn(n, lambda x, m, v: (x - m / FACTOR) / (v / FACTOR + 1e-5)),
+        "divides by the variance",
+    ),
     "convolution flipped": (
-        CONV % "", lambda n: lambda x: F.conv2d(x, weight(n).flip(2, 3), bias(n)), "its kernel is flipped"),
+        CONV % "",
+        lambda n: lambda x: F.conv2d(x, weight(n).flip(2, 3), bias(n)),
+        "its kernel is flipped",
+    ),
     "kernel transposed": (
-        CONV % "", lambda n: lambda x: F.conv2d(x, weight(n).transpose(2, 3), bias(n)),
-        "height and width of its kernel"),
+        CONV % "",
+        lambda n: lambda x: F.conv2d(x, weight(n).transpose(2, 3), bias(n)),
+        "height and width of its kernel",
+    ),
     "in and out swapped": (
-        CONV % "", lambda n: lambda x: F.conv2d(x, weight(n).transpose(0, 1), bias(n)), "input and output channels"),
+        CONV % "",
+        lambda n: lambda x: F.conv2d(x, weight(n).transpose(0, 1), bias(n)),
+        "input and output channels",
+    ),
     "convolution padding": (
-        CONV % "", lambda n: lambda x: F.conv2d(x, weight(n), bias(n), padding=1), "its pad is 1, Caffe's is 0"),
+        CONV % "",
+        lambda n: lambda x: F.conv2d(x, weight(n), bias(n), padding=1),
+        "its pad is 1, Caffe's is 0",
+    ),
     "convolution stride": (
-        CONV % "stride: 2", lambda n: lambda x: F.conv2d(x, weight(n), bias(n)), "its stride is 1, Caffe's is 2"),
-    "convolution bias": (
-        CONV % "", lambda n: lambda x: F.conv2d(x, weight(n)), "its bias is missing"),
+        CONV % "stride: 2",
+        lambda n: lambda x: F.conv2d(x, weight(n), bias(n)),
+        "its stride is 1, Caffe's is 2",
+    ),
+    "convolution bias": (CONV % "", lambda n: lambda x: F.conv2d(x, weight(n)), "its bias is missing"),
     "a bias too many": (
-        CONV % "bias_term: false", lambda n: lambda x: F.conv2d(x, weight(n), torch.linspace(-1, 1, 6)),
-        "it has a bias"),
+        CONV % "bias_term: false",
+        lambda n: lambda x: F.conv2d(x, weight(n), torch.linspace(-1, 1, 6)),
+        "it has a bias",
+    ),
     "group order": (
-        CONV % "group: 2", lambda n: lambda x: F.conv2d(x, weight(n), bias(n), groups=2)[:, [0, 3, 1, 4, 2, 5]],
-        "interleaved"),
-    "channel order": (
-        CONV % "", lambda n: lambda x: F.conv2d(x.flip(1), weight(n), bias(n)), "its input channels"),
+        CONV % "group: 2",
+        lambda n: lambda x: F.conv2d(x, weight(n), bias(n), groups=2)[:, [0, 3, 1, 4, 2, 5]],
+        "interleaved",
+    ),
+    "channel order": (CONV % "", lambda n: lambda x: F.conv2d(x.flip(1), weight(n), bias(n)), "its input channels"),
     "inner product transposed": (
         'type: "InnerProduct" inner_product_param { num_output: 7 }',
-        lambda n: lambda x: x.flatten(1) @ weight(n).reshape(528, 7) + bias(n), "its weight is read as (in, out)"),
+        lambda n: lambda x: x.flatten(1) @ weight(n).reshape(528, 7) + bias(n),
+        "its weight is read as (in, out)",
+    ),
     "inner product flatten": (
         'type: "InnerProduct" inner_product_param { num_output: 7 }',
-        lambda n: lambda x: F.linear(x.permute(0, 2, 3, 1).flatten(1), weight(n), bias(n)), "order (H, W, C)"),
+        lambda n: lambda x: F.linear(x.permute(0, 2, 3, 1).flatten(1), weight(n), bias(n)),
+        "order (H, W, C)",
+    ),
     "inner product bias": (
         'type: "InnerProduct" inner_product_param { num_output: 7 }',
-        lambda n: lambda x: F.linear(x.flatten(1), weight(n)), "its bias is missing"),
+        lambda n: lambda x: F.linear(x.flatten(1), weight(n)),
+        "its bias is missing",
+    ),
     "softmax axis": ('type: "Softmax"', lambda n: lambda x: x.softmax(3), "its axis is 3, Caffe's is 1"),
     "log softmax": ('type: "Softmax"', lambda n: lambda x: x.log_softmax(1), "logarithm of the softmax"),
     "dropout active": (
-        'type: "Dropout" dropout_param { dropout_ratio: 0.2 }', lambda n: lambda x: F.dropout(x.clone(), 0.2, True),
-        "dropout is active (training mode), ratio 0.2"),
+        'type: "Dropout" dropout_param { dropout_ratio: 0.2 }',
+        lambda n: lambda x: F.dropout(x.clone(), 0.2, True),
+        "dropout is active (training mode), ratio 0.2",
+    ),
     "dropout scales": (
-        'type: "Dropout" dropout_param { dropout_ratio: 0.3 }', lambda n: lambda x: x * 0.7,
-        "scales by 1 - ratio = 0.7"),
+        'type: "Dropout" dropout_param { dropout_ratio: 0.3 }',
+        lambda n: lambda x: x * 0.7,
+        "scales by 1 - ratio = 0.7",
+    ),
     "deconvolution pad": (
-        DECONV % "", lambda n: lambda x: F.conv_transpose2d(x, weight(n), bias(n), 2, 0, 0, 6), "its pad is 0"),
+        DECONV % "",
+        lambda n: lambda x: F.conv_transpose2d(x, weight(n), bias(n), 2, 0, 0, 6),
+        "its pad is 0",
+    ),
     "deconvolution group": (
-        DECONV % "", lambda n: lambda x: F.conv_transpose2d(x, weight(n)[:1].repeat(6, 1, 1, 1), bias(n), 2, 1, 0, 6),
-        "all groups use the first kernel"),
+        DECONV % "",
+        lambda n: lambda x: F.conv_transpose2d(x, weight(n)[:1].repeat(6, 1, 1, 1), bias(n), 2, 1, 0, 6),
+        "all groups use the first kernel",
+    ),
     "relu slope": (
-        'type: "ReLU" relu_param { negative_slope: 0.1 }', lambda n: lambda x: F.relu(x), "negative slope is missing"),
+        'type: "ReLU" relu_param { negative_slope: 0.1 }',
+        lambda n: lambda x: F.relu(x),
+        "negative slope is missing",
+    ),
     "relu another slope": (
-        'type: "ReLU"', lambda n: lambda x: F.leaky_relu(x, 0.01), "its negative slope is 0.01, Caffe's is 0"),
+        'type: "ReLU"',
+        lambda n: lambda x: F.leaky_relu(x, 0.01),
+        "its negative slope is 0.01, Caffe's is 0",
+    ),
     "relu missing": ('type: "ReLU"', lambda n: lambda x: x, "the layer is missing"),
     "elu alpha": ('type: "ELU"', lambda n: lambda x: F.elu(x, 0.5), "its alpha is 0.5"),
     "power shift": (
-        'type: "Power" power_param { scale: 2 shift: 3 }', lambda n: lambda x: 2 * x, "its shift is missing"),
+        'type: "Power" power_param { scale: 2 shift: 3 }',
+        lambda n: lambda x: 2 * x,
+        "its shift is missing",
+    ),
     "power order": (
-        'type: "Power" power_param { scale: 2 shift: 3 }', lambda n: lambda x: 2 * (x + 3), "shifts before it scales"),
+        'type: "Power" power_param { scale: 2 shift: 3 }',
+        lambda n: lambda x: 2 * (x + 3),
+        "shifts before it scales",
+    ),
     "scale bias": (
-        'type: "Scale" scale_param { bias_term: true }', lambda n: lambda x: x * weight(n).view(-1, 1, 1),
-        "bias is missing"),
+        'type: "Scale" scale_param { bias_term: true }',
+        lambda n: lambda x: x * weight(n).view(-1, 1, 1),
+        "bias is missing",
+    ),
     "sign": ('type: "TanH"', lambda n: lambda x: -torch.tanh(x), "its sign is wrong"),
     "factor": ('type: "TanH"', lambda n: lambda x: 2.5 * torch.tanh(x), "its top is 2.5 times Caffe's"),
     "zeros": ('type: "TanH"', lambda n: lambda x: 0 * x, "it gives zeros"),
     "channels reversed": ('type: "TanH"', lambda n: lambda x: torch.tanh(x).flip(1), "channels is reversed"),
     "height and width": (
-        'type: "TanH"', lambda n: lambda x: torch.tanh(x).transpose(2, 3),
-        "height and width of its top"),
-}  # fmt: skip
+        'type: "TanH"',
+        lambda n: lambda x: torch.tanh(x).transpose(2, 3),
+        "height and width of its top",
+    ),
+}
 
 
 def test_parameters_that_are_not_the_files(tmp_path: Path) -> None:

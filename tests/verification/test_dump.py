@@ -121,8 +121,12 @@ def test_the_script_is_python_2_and_3() -> None:
     text = script()
     tree = ast.parse(text)
     assert "from __future__ import print_function" in text
-    assert not [n for n in ast.walk(tree) if isinstance(n, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.Starred))
-                and not (isinstance(n, ast.Starred) and isinstance(n.ctx, ast.Load))]  # fmt: skip
+    assert not [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.Starred))
+        and not (isinstance(n, ast.Starred) and isinstance(n.ctx, ast.Load))
+    ]
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and (n.returns or n.args.kwonlyargs)]
     imported = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     assert imported == {"argparse", "json", "os", "sys", "numpy", "caffe"}

@@ -79,11 +79,17 @@ AGAINST_OPENCV: dict[str, tuple[str | None, str, int]] = {
     "det2": (f"{ZOO}/mtcnn_v2/det2.prototxt", f"{ZOO}/mtcnn_v2/det2.caffemodel", 13),
     "det3": (f"{ZOO}/mtcnn_v2/det3.prototxt", f"{ZOO}/mtcnn_v2/det3.caffemodel", 18),
     "lenet": (f"{ZOO}/caffe2014_lenet_v1/lenet.prototxt", f"{ZOO}/caffe2014_lenet_v1/lenet_iter_10000.caffemodel", 8),
-    "quick": (f"{ZOO}/caffe2014_cifar10_v1/cifar10_quick.prototxt",
-              f"{ZOO}/caffe2014_cifar10_v1/cifar10_quick_iter_5000.caffemodel", 12),
-    "full": (f"{ZOO}/caffe2014_cifar10_v1/cifar10_full.prototxt",
-             f"{ZOO}/caffe2014_cifar10_v1/cifar10_full_iter_70000.caffemodel", 13),
-}  # fmt: skip
+    "quick": (
+        f"{ZOO}/caffe2014_cifar10_v1/cifar10_quick.prototxt",
+        f"{ZOO}/caffe2014_cifar10_v1/cifar10_quick_iter_5000.caffemodel",
+        12,
+    ),
+    "full": (
+        f"{ZOO}/caffe2014_cifar10_v1/cifar10_full.prototxt",
+        f"{ZOO}/caffe2014_cifar10_v1/cifar10_full_iter_70000.caffemodel",
+        13,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", AGAINST_OPENCV)
@@ -201,8 +207,9 @@ def test_what_a_trace_lacks_is_counted(net: Path) -> None:
     report = verify(net, against=Trace(tops, trace.inputs))
     assert report.passed
     assert {r.layer: r.note for r in report.rows if r.status == "not compared"} == {
-        "pool": "not in the trace", "aux": "in the trace, not in the net"
-    }  # fmt: skip
+        "pool": "not in the trace",
+        "aux": "in the trace, not in the net",
+    }
 
 
 def test_losses_are_compared_where_the_trace_has_labels(golden: Path) -> None:

@@ -158,10 +158,11 @@ class EltwiseAffine(Layer):
     def fillers(cls, p: Message) -> dict[str, Message]:
         usual = {"slope": 1.0001, "bias": 0.0001}
         return {
-            name: getattr(p, f"{name}_filler") if p.has(f"{name}_filler")
+            name: getattr(p, f"{name}_filler")
+            if p.has(f"{name}_filler")
             else Message("FillerParameter", type="constant", value=value)
             for name, value in usual.items()
-        }  # fmt: skip
+        }
 
     def __init__(self, channels: int | None = None) -> None:
         super().__init__()

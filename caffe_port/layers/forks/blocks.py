@@ -102,9 +102,14 @@ class Local(Layer):
             raise SpecError(f"no window of {p.kernel_size} x {p.kernel_size} fits a bottom {bottoms[0]}")
         check_count("weight", (p.num_output, bottoms[0][1], p.kernel_size, p.kernel_size, *size))
         return {
-            "in_channels": bottoms[0][1], "out_channels": p.num_output, "kernel_size": p.kernel_size, "size": size,
-            "stride": p.stride, "padding": p.pad, "bias": p.bias_term,
-        }  # fmt: skip
+            "in_channels": bottoms[0][1],
+            "out_channels": p.num_output,
+            "kernel_size": p.kernel_size,
+            "size": size,
+            "stride": p.stride,
+            "padding": p.pad,
+            "bias": p.bias_term,
+        }
 
     def __init__(
         self,
@@ -138,10 +143,26 @@ class ForkLoss(Layer):
 
     labels = True
     aliases = (
-        "BoxAnnotatorOHEM", "CenterLoss", "CTCLoss", "DetectionEvaluate", "EvalDetection", "FocalLoss", "L1Loss",
-        "LocLoss", "LpqLoss", "RegionLoss", "SegAccuracy", "SmoothL1LossOHEM", "SoftmaxFocalLoss",
-        "SoftmaxWithLossOHEM", "STLoss", "TripletLoss", "YoloV2Loss", "YoloV3Loss", "Yolov3",
-    )  # fmt: skip
+        "BoxAnnotatorOHEM",
+        "CenterLoss",
+        "CTCLoss",
+        "DetectionEvaluate",
+        "EvalDetection",
+        "FocalLoss",
+        "L1Loss",
+        "LocLoss",
+        "LpqLoss",
+        "RegionLoss",
+        "SegAccuracy",
+        "SmoothL1LossOHEM",
+        "SoftmaxFocalLoss",
+        "SoftmaxWithLossOHEM",
+        "STLoss",
+        "TripletLoss",
+        "YoloV2Loss",
+        "YoloV3Loss",
+        "Yolov3",
+    )
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:

@@ -205,8 +205,10 @@ class DetectionOutput(Layer):
         super().__init__()
         self.pixels = pixels
         self.num_classes, self.background_label_id, self.share_location = (
-            num_classes, background_label_id, share_location,
-        )  # fmt: skip
+            num_classes,
+            background_label_id,
+            share_location,
+        )
         self.nms_threshold, self.eta, self.top_k, self.keep_top_k = nms_threshold, eta, top_k, keep_top_k
         self.confidence_threshold, self.objectness_score = confidence_threshold, objectness_score
         self.code_type, self.variance_encoded_in_target = code_type, variance_encoded_in_target

@@ -99,8 +99,9 @@ class MultiBoxLoss(Layer):
         self.mining, self.neg_pos_ratio, self.neg_overlap = mining, neg_pos_ratio, neg_overlap
         self.code_type, self.encode_variance_in_target = code_type, encode_variance_in_target
         self.map_object_to_agnostic, self.ignore_cross_boundary_bbox = (
-            map_object_to_agnostic, ignore_cross_boundary_bbox,
-        )  # fmt: skip
+            map_object_to_agnostic,
+            ignore_cross_boundary_bbox,
+        )
         self.normalization = normalization
 
     def forward(self, loc: Tensor, conf: Tensor, priors: Tensor, label: Tensor) -> Tensor:

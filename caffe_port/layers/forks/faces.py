@@ -272,9 +272,13 @@ class InnerDistance(Layer):
         features = math.prod(bottoms[0][axis:])
         check_count("weight", (p.num_output, features))
         return {
-            "in_features": features, "out_features": p.num_output, "bias": p.bias_term, "axis": axis,
-            "squared": p.distance_type == "L2", "normalize": p.normalize,
-        }  # fmt: skip
+            "in_features": features,
+            "out_features": p.num_output,
+            "bias": p.bias_term,
+            "axis": axis,
+            "squared": p.distance_type == "L2",
+            "normalize": p.normalize,
+        }
 
     def __init__(
         self,
@@ -363,7 +367,12 @@ def margin_arguments(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
     features = math.prod(x[axis:])
     check_count("weight", (p.num_output, features))
     return {
-        "in_features": features, "out_features": p.num_output,
-        "margin": ("SINGLE", "DOUBLE", "TRIPLE", "QUADRUPLE").index(p.type) + 1, "base": p.base, "gamma": p.gamma,
-        "power": p.power, "iteration": p.iteration, "lambda_min": p.lambda_min,
-    }  # fmt: skip
+        "in_features": features,
+        "out_features": p.num_output,
+        "margin": ("SINGLE", "DOUBLE", "TRIPLE", "QUADRUPLE").index(p.type) + 1,
+        "base": p.base,
+        "gamma": p.gamma,
+        "power": p.power,
+        "iteration": p.iteration,
+        "lambda_min": p.lambda_min,
+    }

@@ -34,9 +34,14 @@ class Correlation(Layer):
         return args
 
     def __init__(
-        self, kernel_size: int, max_displacement: int, pad: int = 0, stride_1: int = 1, stride_2: int = 1,
+        self,
+        kernel_size: int,
+        max_displacement: int,
+        pad: int = 0,
+        stride_1: int = 1,
+        stride_2: int = 1,
         subtract: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.kernel_size, self.max_displacement, self.pad = kernel_size, max_displacement, pad
         self.stride_1, self.stride_2, self.subtract = stride_1, stride_2, subtract
@@ -77,9 +82,15 @@ class Correlation1D(Layer):
         return args | {"single_direction": p.single_direction}
 
     def __init__(
-        self, kernel_size: int, max_displacement: int, pad: int = 0, stride_1: int = 1, stride_2: int = 1,
-        subtract: bool = False, single_direction: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        kernel_size: int,
+        max_displacement: int,
+        pad: int = 0,
+        stride_1: int = 1,
+        stride_2: int = 1,
+        subtract: bool = False,
+        single_direction: int = 0,
+    ) -> None:
         super().__init__()
         self.kernel_size, self.max_displacement, self.pad = kernel_size, max_displacement, pad
         self.stride_1, self.stride_2, self.subtract = stride_1, stride_2, subtract
@@ -296,6 +307,10 @@ def correlation_arguments(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any
     moves = 2 * (p.max_displacement // p.stride_2) + 1
     check_count("the top", (bottoms[0][0], moves, moves, *bottoms[0][2:]))
     return {
-        "kernel_size": p.kernel_size, "max_displacement": p.max_displacement, "pad": p.pad, "stride_1": p.stride_1,
-        "stride_2": p.stride_2, "subtract": p.correlation_type == "SUBTRACT",
-    }  # fmt: skip
+        "kernel_size": p.kernel_size,
+        "max_displacement": p.max_displacement,
+        "pad": p.pad,
+        "stride_1": p.stride_1,
+        "stride_2": p.stride_2,
+        "subtract": p.correlation_type == "SUBTRACT",
+    }

@@ -294,9 +294,15 @@ class DeformableConvolution(Layer):
             raise SpecError(f"the offsets have {offset[1]} channels; 2 * deformable_group * kernel are {wanted}")
         check_count("weight", (p.num_output, x[1] // p.group, *kernel))
         return {
-            "in_channels": x[1], "out_channels": p.num_output, "kernel_size": kernel, "stride": stride,
-            "padding": padding, "dilation": dilation, "groups": p.group, "bias": p.bias_term,
-        }  # fmt: skip
+            "in_channels": x[1],
+            "out_channels": p.num_output,
+            "kernel_size": kernel,
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": p.group,
+            "bias": p.bias_term,
+        }
 
     def __init__(
         self,
@@ -323,11 +329,17 @@ class DeformableConvolution(Layer):
 
     def torch_source(self) -> str:
         channels = [self.weight.shape[1] * self.groups, self.weight.shape[0], scalar_if_equal(self.weight.shape[2:])]
-        return constructor("torchvision.ops.DeformConv2d", channels, {
-            "stride": (scalar_if_equal(self.stride), 1), "padding": (scalar_if_equal(self.padding), 0),
-            "dilation": (scalar_if_equal(self.dilation), 1), "groups": (self.groups, 1),
-            "bias": (self.bias is not None, True),
-        })  # fmt: skip
+        return constructor(
+            "torchvision.ops.DeformConv2d",
+            channels,
+            {
+                "stride": (scalar_if_equal(self.stride), 1),
+                "padding": (scalar_if_equal(self.padding), 0),
+                "dilation": (scalar_if_equal(self.dilation), 1),
+                "groups": (self.groups, 1),
+                "bias": (self.bias is not None, True),
+            },
+        )
 
 
 # -- numbers, in forward and __init__ -----------------------------------------------------------------------------

@@ -88,8 +88,11 @@ class Upsample(Layer):
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_image(bottoms, 2)
         p, size = p.upsample_param, bottoms[0][2:]
-        names = ("stride", "stride_h", "stride_w") if not p.has("scale") and p.has("stride") else (
-            "scale", "scale_h", "scale_w")  # fmt: skip
+        names = (
+            ("stride", "stride_h", "stride_w")
+            if not p.has("scale") and p.has("stride")
+            else ("scale", "scale_h", "scale_w")
+        )
         scale = (getattr(p, names[1]), getattr(p, names[2])) if p.has(names[1]) else (getattr(p, names[0]),) * 2
         given = any(p.has(name) for name in names)
         if len(bottoms) == 1:

@@ -38,9 +38,11 @@ class YoloDetectionOutput(Layer):
             raise SpecError(f"{len(p.biases)} biases for {p.num_box} boxes; each needs a width and a height")
         check_grid(bottoms[0], p.num_box, p.num_classes)
         return {
-            "num_classes": p.num_classes, "anchors": anchors, "confidence_threshold": p.confidence_threshold,
+            "num_classes": p.num_classes,
+            "anchors": anchors,
+            "confidence_threshold": p.confidence_threshold,
             "nms_threshold": p.nms_threshold,
-        }  # fmt: skip
+        }
 
     def __init__(
         self,

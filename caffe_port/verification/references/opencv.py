@@ -141,17 +141,23 @@ def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping
     names = [f"layer{i}" for i in range(len(segment))]  # OpenCV calls some layers by their top: both are one name
     blob: dict[Source, str] = {
         (layer.name, k): f"{name}_{k}" if k else name
-        for name, layer in zip(names, segment, strict=True) for k in range(len(layer.tops))
-    }  # fmt: skip
+        for name, layer in zip(names, segment, strict=True)
+        for k in range(len(layer.tops))
+    }
     fed = list(dict.fromkeys(s for layer in segment for s in layer.sources if s not in blob))
     blob |= {source: f"in_{i}" for i, source in enumerate(fed)}
     entries = [_input(blob[source], values[source].shape) for source in fed]
     entries += [_layer(name, layer, blob, case) for name, layer in zip(names, segment, strict=True)]
     stored = [
-        Message("LayerParameter", name=name, type=layer.type,
-                blobs=[blob_message(np.asarray(b)) for b in case.blobs[layer.name]])
-        for name, layer in zip(names, segment, strict=True) if case.blobs.get(layer.name)
-    ]  # fmt: skip
+        Message(
+            "LayerParameter",
+            name=name,
+            type=layer.type,
+            blobs=[blob_message(np.asarray(b)) for b in case.blobs[layer.name]],
+        )
+        for name, layer in zip(names, segment, strict=True)
+        if case.blobs.get(layer.name)
+    ]
     buffers = [prototxt.dump(Message("NetParameter", name="net", layer=entries)).encode()]
     if stored:
         buffers.append(b"".join(wire.serialize(Message("NetParameter", name="net", layer=stored))))
@@ -190,9 +196,7 @@ def _input(name: str, shape: tuple[int, ...]) -> Message:
 
 
 _NOT_ITS_OWN = frozenset(("transform_param", "loss_param"))
-_WITHOUT_EFFECT = (
-    "engine", "weight_filler", "bias_filler", "filler", "slope_filler", "scale_filler", "shift_filler",
-)  # fmt: skip
+_WITHOUT_EFFECT = ("engine", "weight_filler", "bias_filler", "filler", "slope_filler", "scale_filler", "shift_filler")
 
 
 def _layer(name: str, layer: LayerSpec, blob: Mapping[Source, str], case: Case) -> Message:

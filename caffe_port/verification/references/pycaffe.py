@@ -57,8 +57,11 @@ class PycaffeReference:
             here = Path(folder)
             (here / "dump.py").write_text(script(), "utf-8")
             (here / "net.prototxt").write_text(prototxt.dump(definition(case)), "utf-8")
-            caffemodel.write(here / "w.caffemodel", definition(case), {n: [np.asarray(b) for b in blobs]
-                                                                       for n, blobs in case.blobs.items()})  # fmt: skip
+            caffemodel.write(
+                here / "w.caffemodel",
+                definition(case),
+                {n: [np.asarray(b) for b in blobs] for n, blobs in case.blobs.items()},
+            )
             command = [self.python, "dump.py", "net.prototxt", "w.caffemodel" if case.blobs else "-", "trace.npz"]
             command += ["--phase", case.spec.phase, *(["--backward"] if backward else [])]
             for number, (blob, array) in enumerate(case.inputs.items()):

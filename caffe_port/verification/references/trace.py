@@ -126,8 +126,16 @@ def _from_arrays(arrays: Mapping[str, Array], where: str) -> Trace:
     phase = str(arrays["phase"]) if "phase" in arrays else "TEST"
     if phase not in ("TEST", "TRAIN"):
         raise ParseError(f"phase is TEST or TRAIN, got '{phase[:40]}'", where)
-    return Trace(tops, by_blob["in"], phase, _provenance(arrays.get("meta"), where), by_blob["topdiff"],
-                 by_blob["grad"], by_source["gradparam"], by_source["after"])  # fmt: skip
+    return Trace(
+        tops,
+        by_blob["in"],
+        phase,
+        _provenance(arrays.get("meta"), where),
+        by_blob["topdiff"],
+        by_blob["grad"],
+        by_source["gradparam"],
+        by_source["after"],
+    )
 
 
 _KEYS_HINT = "Arrays of a trace are called in:<blob> and out:<i>:<layer>:<k>; `caffe-port dump --script` writes one."

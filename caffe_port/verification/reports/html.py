@@ -59,13 +59,17 @@ def to_html(report: Report, details: Details | None = None) -> str:
         f"<h1>{_e(report.net)}</h1><div class='soft'>against {_e(report.reference)}, phase {_e(report.phase)}</div>",
         f"<div class='verdict' style='--mark:{mark}'>{_e(verdict(report))}</div>",
         *_first(report),
-        "<h2>Error by depth</h2>", _chart(report),
+        "<h2>Error by depth</h2>",
+        _chart(report),
         *(_maps(details.pictures) if details.pictures else []),
         *(["<h2>The net</h2>", _graph(report, details)] if details.spec else []),
-        "<h2>Layers</h2>", _table(report, details),
+        "<h2>Layers</h2>",
+        _table(report, details),
         *(["<h2>Notes</h2><ul>", *(f"<li>{_e(note)}" for note in report.notes), "</ul>"] if report.notes else []),
-        "<h2>Provenance</h2>", _provenance(report), "</html>",
-    ]  # fmt: skip
+        "<h2>Provenance</h2>",
+        _provenance(report),
+        "</html>",
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -116,8 +120,10 @@ def _chart(report: Report) -> str:
     parts = [f"<figure class='scroll'><svg viewBox='0 0 {width} {height}' width='100%' role='img'>"]
     for decade in range(int(low), int(high) + 1, 2):
         at = y(10.0**decade)
-        parts.append(f"<line class='grid' x1='{left}' x2='{width - 10}' y1='{at:.1f}' y2='{at:.1f}'/>"
-                     f"<text x='{left - 6}' y='{at + 4:.1f}' text-anchor='end'>1e{decade}</text>")  # fmt: skip
+        parts.append(
+            f"<line class='grid' x1='{left}' x2='{width - 10}' y1='{at:.1f}' y2='{at:.1f}'/>"
+            f"<text x='{left - 6}' y='{at + 4:.1f}' text-anchor='end'>1e{decade}</text>"
+        )
     for name, colour, radius in (("free", "#0969da", 3.5), ("isolated", "#bc4c00", 2.5)):
         found = [(i, row, getattr(row, name)) for i, row in enumerate(rows)]
         points = " ".join(f"{x(i):.1f},{y(d.relative):.1f}" for i, _, d in found if d is not None)
@@ -126,14 +132,18 @@ def _chart(report: Report) -> str:
             if d is not None:
                 fill = colour if d.passed else _COLOURS["broken"]
                 tip = f"{row.layer} ({row.type}), {name}: relative {d.relative:.2g}, greatest {d.greatest:.2g}"
-                parts.append(f"<circle cx='{x(i):.1f}' cy='{y(d.relative):.1f}' r='{radius}' fill='{fill}'>"
-                             f"<title>{_e(tip)}</title></circle>")  # fmt: skip
+                parts.append(
+                    f"<circle cx='{x(i):.1f}' cy='{y(d.relative):.1f}' r='{radius}' fill='{fill}'>"
+                    f"<title>{_e(tip)}</title></circle>"
+                )
     step = max(1, len(rows) // 12)
     for i in range(0, len(rows), step):
         parts.append(f"<text x='{x(i):.1f}' y='{height - 20}' text-anchor='middle'>{_e(rows[i].layer[:14])}</text>")
-    parts.append(f"<circle cx='{left}' cy='{height - 5}' r='4' fill='#0969da'/><text x='{left + 8}' y='{height - 1}'>"
-                 f"free: errors accumulate</text><circle cx='{left + 170}' cy='{height - 5}' r='4' fill='#bc4c00'/>"
-                 f"<text x='{left + 178}' y='{height - 1}'>isolated: on the reference's bottoms</text>")  # fmt: skip
+    parts.append(
+        f"<circle cx='{left}' cy='{height - 5}' r='4' fill='#0969da'/><text x='{left + 8}' y='{height - 1}'>"
+        f"free: errors accumulate</text><circle cx='{left + 170}' cy='{height - 5}' r='4' fill='#bc4c00'/>"
+        f"<text x='{left + 178}' y='{height - 1}'>isolated: on the reference's bottoms</text>"
+    )
     caption = "||a - e|| / ||e|| of every top, first layer on the left; red is outside the tolerance."
     return "".join(parts) + f"</svg><figcaption>{caption}</figcaption></figure>"
 
@@ -213,11 +223,13 @@ def _graph(report: Report, details: Details) -> str:
     for layer in spec.layers:
         x, y = place[layer.name]
         colour = _COLOURS[kinds.get(layer.name, "not compared")]
-        parts.append(f"<g><title>{_e(layer.name)} ({_e(layer.type)})</title>"
-                     f"<rect x='{x}' y='{y}' width='92' height='34' rx='4' stroke='{colour}' fill='{colour}'"
-                     f" fill-opacity='.18'/>"
-                     f"<text class='ink' x='{x + 6}' y='{y + 14}'>{_e(_short(layer.name))}</text>"
-                     f"<text x='{x + 6}' y='{y + 28}'>{_e(_short(layer.type))}</text></g>")  # fmt: skip
+        parts.append(
+            f"<g><title>{_e(layer.name)} ({_e(layer.type)})</title>"
+            f"<rect x='{x}' y='{y}' width='92' height='34' rx='4' stroke='{colour}' fill='{colour}'"
+            f" fill-opacity='.18'/>"
+            f"<text class='ink' x='{x + 6}' y='{y + 14}'>{_e(_short(layer.name))}</text>"
+            f"<text x='{x + 6}' y='{y + 28}'>{_e(_short(layer.type))}</text></g>"
+        )
     return "".join(parts) + "</svg></figure>" + _legend()
 
 
@@ -226,11 +238,19 @@ def _short(text: str) -> str:
 
 
 def _legend() -> str:
-    words = {"passed": "agrees", "broken": "differs by itself", "failed": "differs because of what came before",
-             "not compared": "not compared, or an input"}  # fmt: skip
-    return "<p class='soft'>" + " &nbsp; ".join(
-        f"<span class='dot' style='background:{_COLOURS[kind]}'></span> {text}" for kind, text in words.items()
-    ) + "</p>"  # fmt: skip
+    words = {
+        "passed": "agrees",
+        "broken": "differs by itself",
+        "failed": "differs because of what came before",
+        "not compared": "not compared, or an input",
+    }
+    return (
+        "<p class='soft'>"
+        + " &nbsp; ".join(
+            f"<span class='dot' style='background:{_COLOURS[kind]}'></span> {text}" for kind, text in words.items()
+        )
+        + "</p>"
+    )
 
 
 # -- table ----------------------------------------------------------------------------------------------------------
@@ -272,16 +292,20 @@ def _bars(counts: Sequence[int]) -> str:
         if count:
             high = 16 * (count / most) ** 0.25
             what = "0" if i == 0 else f"1e{DECADES[0] + i - 1}"
-            bars.append(f"<rect x='{i * 6}' y='{17 - high:.1f}' width='5' height='{high:.1f}' fill='#0969da'>"
-                        f"<title>{count} about {what}</title></rect>")  # fmt: skip
+            bars.append(
+                f"<rect x='{i * 6}' y='{17 - high:.1f}' width='5' height='{high:.1f}' fill='#0969da'>"
+                f"<title>{count} about {what}</title></rect>"
+            )
     return f"<svg width='{len(counts) * 6}' height='18'>{''.join(bars)}</svg>"
 
 
 def _provenance(report: Report) -> str:
     allowed = f"{report.tolerance.atol:g} u + {report.tolerance.rtol:g} |e|"
     facts = {
-        "reference": report.reference, "candidate": report.candidate,
+        "reference": report.reference,
+        "candidate": report.candidate,
         "tolerance": f"|a - e| <= {allowed}, u = max(1, rms of the top)",
-        **{f"input {blob}": words for blob, words in report.inputs.items()}, **report.provenance,
-    }  # fmt: skip
+        **{f"input {blob}": words for blob, words in report.inputs.items()},
+        **report.provenance,
+    }
     return "<dl>" + "".join(f"<dt>{_e(k)}<dd>{_e(v)}" for k, v in facts.items()) + "</dl>"

@@ -13,9 +13,13 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def to_junit(report: Report) -> str:
     """The report as a JUnit test suite; what was not compared is skipped, with the reason."""
     suite = ElementTree.Element(
-        "testsuite", name=_text(f"caffe-port verify {report.net}"), tests=str(len(report.rows)),
-        failures=str(report.failed), skipped=str(report.not_compared), errors="0",
-    )  # fmt: skip
+        "testsuite",
+        name=_text(f"caffe-port verify {report.net}"),
+        tests=str(len(report.rows)),
+        failures=str(report.failed),
+        skipped=str(report.not_compared),
+        errors="0",
+    )
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in {"reference": report.reference, **report.provenance}.items():
         ElementTree.SubElement(properties, "property", name=_text(name), value=_text(value))
@@ -34,8 +38,11 @@ def to_junit(report: Report) -> str:
 def _message(row: Row) -> str:
     if row.cause:
         return row.cause
-    worst = max((d for d in (row.isolated, row.free) if d is not None and not d.passed), default=None,
-                key=lambda d: d.needed_atol)  # fmt: skip
+    worst = max(
+        (d for d in (row.isolated, row.free) if d is not None and not d.passed),
+        default=None,
+        key=lambda d: d.needed_atol,
+    )
     if worst is None:
         return "further from a float64 run than twice the reference"
     behind = "" if row.broken else ", because of what came before"
@@ -43,8 +50,11 @@ def _message(row: Row) -> str:
 
 
 def _lines(row: Row) -> list[str]:
-    return [f"{kind}: {_numbers(found)}" for kind, found in (("free", row.free), ("isolated", row.isolated))
-            if found is not None] + ([row.where] if row.where else [])  # fmt: skip
+    return [
+        f"{kind}: {_numbers(found)}"
+        for kind, found in (("free", row.free), ("isolated", row.isolated))
+        if found is not None
+    ] + ([row.where] if row.where else [])
 
 
 def _numbers(found: Difference) -> str:

@@ -149,8 +149,13 @@ def _table(report: Report, rows: list[Row], width: int) -> Table:
     for title, column in cells.items():
         text = title in ("layer", "type", _REMARK)
         kept = _longest(title, column) if width < _NARROW and title in ("layer", "type") else None
-        table.add_column(title.strip(" "), justify="left" if text or title == _MARK else "right", no_wrap=not text,
-                         overflow="fold" if text else "ellipsis", width=kept)  # fmt: skip
+        table.add_column(
+            title.strip(" "),
+            justify="left" if text or title == _MARK else "right",
+            no_wrap=not text,
+            overflow="fold" if text else "ellipsis",
+            width=kept,
+        )
     for line in zip(*cells.values(), strict=True):
         table.add_row(*line)
     return table

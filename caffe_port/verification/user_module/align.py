@@ -23,9 +23,19 @@ from caffe_port.verification.user_module.recorder import Call
 
 _ACTIVATIONS = frozenset(("ReLU", "PReLU", "ELU", "Sigmoid", "TanH", "ReLU6", "Swish", "BNLL"))
 PAIRED = _ACTIVATIONS | frozenset(
-    ("Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Pooling", "Softmax", "Dropout", "LRN", "Concat",
-     "Eltwise")
-)  # fmt: skip
+    (
+        "Convolution",
+        "Deconvolution",
+        "InnerProduct",
+        "BatchNorm",
+        "Pooling",
+        "Softmax",
+        "Dropout",
+        "LRN",
+        "Concat",
+        "Eltwise",
+    )
+)
 WITHOUT_NUMBERS = frozenset(("Dropout", "Flatten", "Reshape", "Split", "Silence"))
 """Types that change no number in TEST: one more or less of them is worth a note, not a failure."""
 _FOLDABLE = frozenset(("BatchNorm", "BN", "Scale", "Bias"))
@@ -86,9 +96,13 @@ def align(case: Case, calls: Sequence[Call]) -> list[Pair]:
                 break
             (score, best), again = better, []
     pairs = [
-        Pair(None if i is None else layers[i], None if j is None else calls[j],
-             None if i is None else scales.get(layers[i].name)) for i, j in best
-    ]  # fmt: skip
+        Pair(
+            None if i is None else layers[i],
+            None if j is None else calls[j],
+            None if i is None else scales.get(layers[i].name),
+        )
+        for i, j in best
+    ]
     return _with_foldable(case, pairs)
 
 
@@ -114,9 +128,9 @@ class _Matching:
         self.call_reads: list[tuple[int, ...]] = []
         for call in calls:
             read = [i for source in call.sources for i in source]
-            self.call_reads.append(tuple(
-                j for i in read for j in (self.call_reads[i] if calls[i].kind == "Dropout" else (i,))
-            ))  # fmt: skip
+            self.call_reads.append(
+                tuple(j for i in read for j in (self.call_reads[i] if calls[i].kind == "Dropout" else (i,)))
+            )
 
     def in_order(self, rows: Sequence[int], columns: Sequence[int]) -> _Steps:
         """The best pairs of some layers and some calls that keep the order of both."""
@@ -128,8 +142,11 @@ class _Matching:
         steps[1:, 0], steps[0, 1:] = 2, 3
         for i, row in enumerate(rows, 1):
             for j, column in enumerate(columns, 1):
-                options = (scores[i - 1, j - 1] + self.like[row, column],
-                           scores[i - 1, j] + lone_layers[i - 1], scores[i, j - 1] + lone_calls[j - 1])  # fmt: skip
+                options = (
+                    scores[i - 1, j - 1] + self.like[row, column],
+                    scores[i - 1, j] + lone_layers[i - 1],
+                    scores[i, j - 1] + lone_calls[j - 1],
+                )
                 steps[i, j] = 1 + int(np.argmax(options))
                 scores[i, j] = max(options)
         found: _Steps = []
@@ -197,8 +214,10 @@ class _Matching:
     def leftovers(self, steps: _Steps) -> dict[int, int]:
         """Call -> layer, where those that were left alone are paired with each other."""
         places = {j: i for i, j in steps if i is not None and j is not None}
-        lone = self.in_order(sorted(i for i, j in steps if i is not None and j is None),
-                             sorted(j for i, j in steps if j is not None and i is None))  # fmt: skip
+        lone = self.in_order(
+            sorted(i for i, j in steps if i is not None and j is None),
+            sorted(j for i, j in steps if j is not None and i is None),
+        )
         return places | {j: i for i, j in lone if i is not None and j is not None}
 
     def sorted_calls(self, places: Mapping[int, int]) -> list[int]:
@@ -329,8 +348,9 @@ def _targets(case: Case, pair: Pair) -> dict[str, Array | None]:
     if pair.layer.type == "BatchNorm":
         factor = float(blobs[2].reshape(-1)[0])
         values: dict[str, Array | None] = {
-            "running_mean": blobs[0] / (factor or 1.0), "running_var": blobs[1] / (factor or 1.0)
-        }  # fmt: skip
+            "running_mean": blobs[0] / (factor or 1.0),
+            "running_var": blobs[1] / (factor or 1.0),
+        }
         if pair.scale is not None:
             gamma, *beta = (np.asarray(b) for b in case.blobs[pair.scale.name])
             values |= {"weight": gamma, "bias": beta[0] if beta else np.zeros_like(gamma)}
@@ -354,5 +374,7 @@ def training_notes(pairs: Sequence[Pair]) -> Iterator[str]:
         if layer.type == "BatchNorm" and call.named.get("momentum") is not None:
             momentum, fraction = call.named["momentum"], layer.param.batch_norm_param.moving_average_fraction
             if abs(momentum - (1 - fraction)) > 1e-6:
-                yield (f"{call.name}: momentum {momentum:g}, Caffe's '{layer.name}' has moving_average_fraction "
-                       f"{fraction:g}, which is momentum {1 - fraction:g}")  # fmt: skip
+                yield (
+                    f"{call.name}: momentum {momentum:g}, Caffe's '{layer.name}' has moving_average_fraction "
+                    f"{fraction:g}, which is momentum {1 - fraction:g}"
+                )

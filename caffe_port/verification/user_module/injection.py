@@ -140,9 +140,13 @@ def _extra(call: Call, after: LayerSpec | None) -> Row:
 
 
 def _row(
-    case: Case, layer: LayerSpec, pair: Pair, tops: Mapping[Source, Array], alone: Mapping[str, Array],
+    case: Case,
+    layer: LayerSpec,
+    pair: Pair,
+    tops: Mapping[Source, Array],
+    alone: Mapping[str, Array],
     tolerance: Tolerance,
-) -> Row:  # fmt: skip
+) -> Row:
     call, expected = pair.call, tops[layer.name, 0]
     assert call is not None
     last = pair.layers[-1]

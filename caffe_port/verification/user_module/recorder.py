@@ -27,14 +27,34 @@ _PARAMETERS = {
     "addcmul": ("bias", "input", "weight"),
 }
 KINDS = {
-    "conv2d": "Convolution", "conv_transpose2d": "Deconvolution", "linear": "InnerProduct", "batch_norm": "BatchNorm",
-    "max_pool2d": "Pooling", "max_pool2d_with_indices": "Pooling", "avg_pool2d": "Pooling", "lp_pool2d": "Pooling",
-    "adaptive_avg_pool2d": "Pooling", "adaptive_max_pool2d": "Pooling", "relu": "ReLU", "relu6": "ReLU",
-    "leaky_relu": "ReLU", "prelu": "PReLU", "elu": "ELU", "sigmoid": "Sigmoid", "tanh": "TanH", "softmax": "Softmax",
-    "log_softmax": "Softmax", "dropout": "Dropout", "dropout2d": "Dropout", "feature_dropout": "Dropout",
-    "local_response_norm": "LRN", "cat": "Concat", "concat": "Concat", "concatenate": "Concat",
+    "conv2d": "Convolution",
+    "conv_transpose2d": "Deconvolution",
+    "linear": "InnerProduct",
+    "batch_norm": "BatchNorm",
+    "max_pool2d": "Pooling",
+    "max_pool2d_with_indices": "Pooling",
+    "avg_pool2d": "Pooling",
+    "lp_pool2d": "Pooling",
+    "adaptive_avg_pool2d": "Pooling",
+    "adaptive_max_pool2d": "Pooling",
+    "relu": "ReLU",
+    "relu6": "ReLU",
+    "leaky_relu": "ReLU",
+    "prelu": "PReLU",
+    "elu": "ELU",
+    "sigmoid": "Sigmoid",
+    "tanh": "TanH",
+    "softmax": "Softmax",
+    "log_softmax": "Softmax",
+    "dropout": "Dropout",
+    "dropout2d": "Dropout",
+    "feature_dropout": "Dropout",
+    "local_response_norm": "LRN",
+    "cat": "Concat",
+    "concat": "Concat",
+    "concatenate": "Concat",
     "addcmul": "Scale",
-}  # fmt: skip
+}
 """Function of torch -> the Caffe type that it stands for. ``add`` of two tensors is Eltwise."""
 
 

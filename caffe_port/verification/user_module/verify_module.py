@@ -66,8 +66,9 @@ def verify_port(
     case = subject.case
     trace = record(source, case)
     if len(trace.tops) < sum(len(layer.tops) for layer in case.spec.layers):
-        raise CaffePortError(f"{source.name} has no figures for the whole net: {trace.provenance['stopped at']}",
-                             case.spec.path)  # fmt: skip
+        raise CaffePortError(
+            f"{source.name} has no figures for the whole net: {trace.provenance['stopped at']}", case.spec.path
+        )
     inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
     calls = record_calls(own, *inputs)
     pairs = align.align(case, calls)
@@ -110,8 +111,10 @@ def _fold_notes(pairs: Sequence[align.Pair]) -> Iterator[str]:
     """What to do where a port seems to have folded layers, but was given Caffe's weights."""
     found = [pair for pair in pairs if any(layer.type in ("BatchNorm", "BN") for layer in pair.behind)]
     if found and found[0].layer is not None:
-        yield (f"Caffe's weights were copied in; where '{found[0].behind[0].name}' is folded into those of the port, "
-               "give the port's own with --state FILE")  # fmt: skip
+        yield (
+            f"Caffe's weights were copied in; where '{found[0].behind[0].name}' is folded into those of the port, "
+            "give the port's own with --state FILE"
+        )
 
 
 def _floats(array: Array) -> Array:

@@ -55,8 +55,9 @@ class Prototxt:
     def channels(self, count: int) -> int:
         return math.ceil(count * self.width)
 
-    def layer(self, kind: str, name: str, bottoms: str | list[str], tops: Any = None, phase: Any = None,
-              **fields: Any) -> Any:  # fmt: skip
+    def layer(
+        self, kind: str, name: str, bottoms: str | list[str], tops: Any = None, phase: Any = None, **fields: Any
+    ) -> Any:
         phase = phase or self.phase
         bottoms, tops = [[x] if isinstance(x, str) else list(x) for x in (bottoms, name if tops is None else tops)]
         if not (self.deploy and (phase == "TRAIN" or kind.endswith("Loss"))):
@@ -70,9 +71,21 @@ class Prototxt:
 
     # -- layers with weights --------------------------------------------------------------------------------------
 
-    def conv(self, name: str, bottom: str, count: int, kernel: int | tuple[int, int], stride: int = 1,
-             pad: int | tuple[int, int] = 0, bias: bool = True, exact: bool = False, kind: str = "Convolution",
-             weight_filler: Fields = MSRA, param: Any = None, **more: Any) -> str:  # fmt: skip
+    def conv(
+        self,
+        name: str,
+        bottom: str,
+        count: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        pad: int | tuple[int, int] = 0,
+        bias: bool = True,
+        exact: bool = False,
+        kind: str = "Convolution",
+        weight_filler: Fields = MSRA,
+        param: Any = None,
+        **more: Any,
+    ) -> str:
         """``kernel`` and ``pad`` are one number or (vertical, horizontal)."""
         p: Fields = {"num_output": count if exact else self.channels(count), "bias_term": None if bias else False}
         for field, value in (("kernel", kernel), ("pad", pad)):
@@ -88,8 +101,16 @@ class Prototxt:
         group = self.channels(count)
         return self.conv(name, bottom, count, 3, stride, 1, bias=False, kind=kind, group=group)
 
-    def fc(self, name: str, bottom: str, count: int, exact: bool = False, axis: int | None = None,
-           weight_filler: Fields | None = None, param: Any = None) -> str:  # fmt: skip
+    def fc(
+        self,
+        name: str,
+        bottom: str,
+        count: int,
+        exact: bool = False,
+        axis: int | None = None,
+        weight_filler: Fields | None = None,
+        param: Any = None,
+    ) -> str:
         p = {"num_output": count if exact else self.channels(count), "axis": axis}
         p |= {"weight_filler": weight_filler or {"type": "xavier"}, "bias_filler": AROUND_ZERO}
         return self.layer("InnerProduct", name, bottom, param=param, inner_product_param=p)
@@ -115,8 +136,16 @@ class Prototxt:
     def conv_bn_relu(self, name: str, bottom: str, *args: Any, slope: float | None = None, **more: Any) -> str:
         return self.relu(self.conv_bn(name, bottom, *args, **more), slope)
 
-    def pool(self, name: str, bottom: str, kernel: int | tuple[int, int] = 0, stride: Any = None,
-             pad: int | None = None, how: str = "MAX", tops: Any = None) -> Any:  # fmt: skip
+    def pool(
+        self,
+        name: str,
+        bottom: str,
+        kernel: int | tuple[int, int] = 0,
+        stride: Any = None,
+        pad: int | None = None,
+        how: str = "MAX",
+        tops: Any = None,
+    ) -> Any:
         """Without a kernel the whole image."""
         p: Fields = {"pool": how, "pad": pad}
         if isinstance(kernel, tuple):
@@ -148,11 +177,25 @@ class Prototxt:
     def softmax(self, name: str, bottom: str, axis: int | None = None, phase: str | None = "TEST") -> str:
         return self.layer("Softmax", name, bottom, phase=phase, softmax_param={"axis": axis})
 
-    def softmax_loss(self, name: str, bottom: str, label: str, weight: float | None = None, axis: int | None = None,
-                     ignore: int | None = None) -> str:  # fmt: skip
+    def softmax_loss(
+        self,
+        name: str,
+        bottom: str,
+        label: str,
+        weight: float | None = None,
+        axis: int | None = None,
+        ignore: int | None = None,
+    ) -> str:
         p = {"loss_param": {"ignore_label": ignore}} if ignore is not None else {}
-        return self.layer("SoftmaxWithLoss", name, [bottom, label], phase="TRAIN", loss_weight=weight,
-                          softmax_param={"axis": axis}, **p)  # fmt: skip
+        return self.layer(
+            "SoftmaxWithLoss",
+            name,
+            [bottom, label],
+            phase="TRAIN",
+            loss_weight=weight,
+            softmax_param={"axis": axis},
+            **p,
+        )
 
     def classified(self, scores: str, batch: int) -> None:
         """Probabilities in TEST, the loss against a label in TRAIN."""

@@ -52,10 +52,16 @@ def googlenet(net: Prototxt, shape: Shape) -> None:
     x = net.lrn("conv2/norm2", net.conv_relu("conv2/3x3", x, 192, 3, pad=1))
     x = net.pool("pool2/3x3_s2", x, 3, 2)
     for name, *counts in (
-        ("3a", 64, 96, 128, 16, 32, 32), ("3b", 128, 128, 192, 32, 96, 64), ("4a", 192, 96, 208, 16, 48, 64),
-        ("4b", 160, 112, 224, 24, 64, 64), ("4c", 128, 128, 256, 24, 64, 64), ("4d", 112, 144, 288, 32, 64, 64),
-        ("4e", 256, 160, 320, 32, 128, 128), ("5a", 256, 160, 320, 32, 128, 128), ("5b", 384, 192, 384, 48, 128, 128),
-    ):  # fmt: skip
+        ("3a", 64, 96, 128, 16, 32, 32),
+        ("3b", 128, 128, 192, 32, 96, 64),
+        ("4a", 192, 96, 208, 16, 48, 64),
+        ("4b", 160, 112, 224, 24, 64, 64),
+        ("4c", 128, 128, 256, 24, 64, 64),
+        ("4d", 112, 144, 288, 32, 64, 64),
+        ("4e", 256, 160, 320, 32, 128, 128),
+        ("5a", 256, 160, 320, 32, 128, 128),
+        ("5b", 384, 192, 384, 48, 128, 128),
+    ):
         x = _inception(net, f"inception_{name}", x, *counts)
         if name in ("3b", "4e"):
             x = net.pool(f"pool{name[0]}/3x3_s2", x, 3, 2)
@@ -201,9 +207,16 @@ def mobilenet_v1(net: Prototxt, shape: Shape) -> None:
     """Howard et al. 2017: depthwise convolutions as groups of one channel each."""
     x, count = net.conv_bn_relu("conv1", net.input("data", *shape), 32, 3, 2, 1), 32
     for name, outputs, stride in (
-        ("2_1", 64, 1), ("2_2", 128, 2), ("3_1", 128, 1), ("3_2", 256, 2), ("4_1", 256, 1), ("4_2", 512, 2),
-        *((f"5_{k}", 512, 1) for k in range(1, 6)), ("5_6", 1024, 2), ("6", 1024, 1),
-    ):  # fmt: skip
+        ("2_1", 64, 1),
+        ("2_2", 128, 2),
+        ("3_1", 128, 1),
+        ("3_2", 256, 2),
+        ("4_1", 256, 1),
+        ("4_2", 512, 2),
+        *((f"5_{k}", 512, 1) for k in range(1, 6)),
+        ("5_6", 1024, 2),
+        ("6", 1024, 1),
+    ):
         x = net.relu(net.bn(net.depthwise(f"conv{name}/dw", x, count, stride)))
         x, count = net.conv_bn_relu(f"conv{name}/sep", x, outputs, 1), outputs
     x = net.pool("pool6", x, how="AVE")

@@ -145,9 +145,17 @@ def flownet_s(net: Prototxt, shape: Shape) -> None:
     images = [scaled(f"{name}s", net.input(name, *shape), 1 / 255) for name in ("img0", "img1")]
     x, before = net.concat("input", *images), {}
     for name, count, kernel, stride in (
-        ("1", 64, 7, 2), ("2", 128, 5, 2), ("3", 256, 5, 2), ("3_1", 256, 3, 1), ("4", 512, 3, 2), ("4_1", 512, 3, 1),
-        ("5", 512, 3, 2), ("5_1", 512, 3, 1), ("6", 1024, 3, 2), ("6_1", 1024, 3, 1),
-    ):  # fmt: skip
+        ("1", 64, 7, 2),
+        ("2", 128, 5, 2),
+        ("3", 256, 5, 2),
+        ("3_1", 256, 3, 1),
+        ("4", 512, 3, 2),
+        ("4_1", 512, 3, 1),
+        ("5", 512, 3, 2),
+        ("5_1", 512, 3, 1),
+        ("6", 1024, 3, 2),
+        ("6_1", 1024, 3, 1),
+    ):
         x = before[name[0]] = net.relu(net.conv(f"conv{name}", x, count, kernel, stride, kernel // 2), 0.1)
 
     for level, count in ((5, 512), (4, 256), (3, 128), (2, 64)):

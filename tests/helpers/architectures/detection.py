@@ -37,29 +37,55 @@ def ssd300(net: Prototxt, shape: Shape) -> None:
             y = net.layer("Permute", f"{y}_perm", y, permute_param={"order": [0, 2, 3, 1]})
             ends[what].append(net.layer("Flatten", f"{x}_mbox_{what}_flat", y, flatten_param={"axis": 1}))
         prior = {
-            "min_size": float(sizes[k]), "max_size": float(sizes[k + 1]), "aspect_ratio": ratios, "flip": True,
-            "clip": False, "variance": [0.1, 0.1, 0.2, 0.2], "step": steps[k], "offset": 0.5,
-        }  # fmt: skip
+            "min_size": float(sizes[k]),
+            "max_size": float(sizes[k + 1]),
+            "aspect_ratio": ratios,
+            "flip": True,
+            "clip": False,
+            "variance": [0.1, 0.1, 0.2, 0.2],
+            "step": steps[k],
+            "offset": 0.5,
+        }
         ends["priorbox"].append(net.layer("PriorBox", f"{x}_mbox_priorbox", [x, data], prior_box_param=prior))
     loc, conf, priors = (
         net.concat(f"mbox_{what}", *tops, axis=2 if what == "priorbox" else 1) for what, tops in ends.items()
     )
     loss = {
-        "loc_loss_type": "SMOOTH_L1", "conf_loss_type": "SOFTMAX", "loc_weight": 1.0, "num_classes": CLASSES,
-        "share_location": True, "match_type": "PER_PREDICTION", "overlap_threshold": 0.5,
-        "use_prior_for_matching": True, "background_label_id": 0, "use_difficult_gt": True, "neg_pos_ratio": 3.0,
-        "neg_overlap": 0.5, "code_type": "CENTER_SIZE",
-    }  # fmt: skip
-    net.layer("MultiBoxLoss", "mbox_loss", [loc, conf, priors, label], phase="TRAIN", multibox_loss_param=loss,
-              propagate_down=[True, True, False, False], loss_param={"normalization": "VALID"})  # fmt: skip
+        "loc_loss_type": "SMOOTH_L1",
+        "conf_loss_type": "SOFTMAX",
+        "loc_weight": 1.0,
+        "num_classes": CLASSES,
+        "share_location": True,
+        "match_type": "PER_PREDICTION",
+        "overlap_threshold": 0.5,
+        "use_prior_for_matching": True,
+        "background_label_id": 0,
+        "use_difficult_gt": True,
+        "neg_pos_ratio": 3.0,
+        "neg_overlap": 0.5,
+        "code_type": "CENTER_SIZE",
+    }
+    net.layer(
+        "MultiBoxLoss",
+        "mbox_loss",
+        [loc, conf, priors, label],
+        phase="TRAIN",
+        multibox_loss_param=loss,
+        propagate_down=[True, True, False, False],
+        loss_param={"normalization": "VALID"},
+    )
     net.only("TEST")
     conf = net.softmax("mbox_conf_softmax", net.reshape("mbox_conf_reshape", conf, 0, -1, CLASSES), axis=2)
     conf = net.layer("Flatten", "mbox_conf_flatten", conf, flatten_param={"axis": 1})
     output = {
-        "num_classes": CLASSES, "share_location": True, "background_label_id": 0,
-        "nms_param": {"nms_threshold": 0.45, "top_k": 400}, "code_type": "CENTER_SIZE", "keep_top_k": 200,
+        "num_classes": CLASSES,
+        "share_location": True,
+        "background_label_id": 0,
+        "nms_param": {"nms_threshold": 0.45, "top_k": 400},
+        "code_type": "CENTER_SIZE",
+        "keep_top_k": 200,
         "confidence_threshold": 0.01,
-    }  # fmt: skip
+    }
     net.layer("DetectionOutput", "detection_out", [loc, conf, priors], detection_output_param=output)
 
 
@@ -116,7 +142,11 @@ def yolo_v2(net: Prototxt, shape: Shape) -> None:
     x = net.conv("layer23-conv", x, 125, 1, exact=True)
     anchors = [1.3221, 1.73145, 3.19275, 4.00944, 5.05587, 8.09892, 9.47112, 4.84053, 11.2364, 10.0071]
     output = {
-        "num_classes": 20, "coords": 4, "confidence_threshold": 0.01, "nms_threshold": 0.45, "biases": anchors,
+        "num_classes": 20,
+        "coords": 4,
+        "confidence_threshold": 0.01,
+        "nms_threshold": 0.45,
+        "biases": anchors,
         "num_box": 5,
-    }  # fmt: skip
+    }
     net.layer("YoloDetectionOutput", "detection_out", x, phase="TEST", yolo_detection_output_param=output)

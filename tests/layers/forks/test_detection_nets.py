@@ -175,12 +175,12 @@ def test_a_faster_rcnn_head_gives_what_opencv_gives(tmp_path, proposal):
 
 def test_the_training_net_of_an_ssd_has_its_loss_and_converts_without(tmp_path):
     label = 'layer { name: "data" type: "AnnotatedData" top: "data" top: "label" }\n'
-    text = MOBILENET_SSD.split("layer { name: \"mbox_conf_reshape\"")[0].replace(
+    text = MOBILENET_SSD.split('layer { name: "mbox_conf_reshape"')[0].replace(
         'input: "data"\ninput_shape { dim: 2 dim: 3 dim: 48 dim: 64 }', label
     ) + (
         'layer { name: "mbox_loss" type: "MultiBoxLoss" bottom: "mbox_loc" bottom: "mbox_conf" bottom: "mbox_priorbox"'
         ' bottom: "label" top: "mbox_loss" multibox_loss_param { num_classes: 5 code_type: CENTER_SIZE } }\n'
-    )  # fmt: skip
+    )
     shapes = {"data": (2, 3, 48, 64), "label": (1, 1, 3, 8)}
     whole = ported(tmp_path, text, input_shapes=shapes, keep_loss=True).net
     truth = torch.tensor(

@@ -50,8 +50,12 @@ def test_sphereface_is_the_formula_of_the_paper(m):
 def test_spherefaces_gradients_are_its_sources(m):
     """MarginInnerProductLayer::Backward_cpu: coeff_w and coeff_x over their length, and x alone for the weight."""
     x = random(5, 6, scale=2.0).double().requires_grad_()
-    layer = made("MarginInnerProduct", f"margin_inner_product_param {{ num_output: 7 type: {TYPES[m - 1]} base: 3 }}",
-                 x.shape, LABEL.shape).train()  # fmt: skip
+    layer = made(
+        "MarginInnerProduct",
+        f"margin_inner_product_param {{ num_output: 7 type: {TYPES[m - 1]} base: 3 }}",
+        x.shape,
+        LABEL.shape,
+    ).train()
     diff = random(5, 7, seed=1).double()
     layer(x, LABEL).backward(diff)
     mix, weight, bottom = 3.0, layer.weight.detach(), x.detach()
@@ -134,8 +138,9 @@ def test_channel_scale_has_a_factor_for_every_pixel():
 @pytest.mark.parametrize("kind", ["L1", "L2"])
 def test_inner_distance(kind):
     x = random(3, 2, 2).double()
-    layer = made("InnerDistance", f"inner_distance_param {{ num_output: 5 distance_type: '{kind}' normalize: true }}",
-                 x.shape)  # fmt: skip
+    layer = made(
+        "InnerDistance", f"inner_distance_param {{ num_output: 5 distance_type: '{kind}' normalize: true }}", x.shape
+    )
     y = layer(x)
     for i, j in np.ndindex(3, 5):
         w = layer.weight[j].detach() / (layer.weight[j].detach().square().sum() + 1e-6).sqrt()

@@ -123,10 +123,7 @@ CASES = {
         f"convolution_param {{ num_output: 4 kernel_size: 3 weight_filler {{ type: 'xavier' }} }} {EIGHT_BITS}",
         X,
     ),
-    "FcRistretto": (
-        f"inner_product_param {{ num_output: 4 weight_filler {{ type: 'xavier' }} }} {MINIFLOAT}",
-        X,
-    ),
+    "FcRistretto": (f"inner_product_param {{ num_output: 4 weight_filler {{ type: 'xavier' }} }} {MINIFLOAT}", X),
     "LRNRistretto": (MINIFLOAT, X),
     "DeformableConvolution": (
         "deformable_convolution_param { num_output: 4 kernel_size: 3 pad: 1 weight_filler { type: 'xavier' } }",

@@ -45,10 +45,15 @@ NUMBERS = [*random(60, scale=3.0).tolist(), 0.0, 0.5, -0.5, 1.5, 2.5, -2.5, 1e-5
 @pytest.mark.parametrize(
     ("bits", "loop"),
     [
-        (("fixed", 8, 4), fixed), (("fixed", 5, -1), fixed), (("fixed", 16, 12), fixed), (("float", 3, 4), minifloat),
-        (("float", 7, 3), minifloat), (("power", -8, -1), power), (("power", -3, 4), power),
+        (("fixed", 8, 4), fixed),
+        (("fixed", 5, -1), fixed),
+        (("fixed", 16, 12), fixed),
+        (("float", 3, 4), minifloat),
+        (("float", 7, 3), minifloat),
+        (("power", -8, -1), power),
+        (("power", -3, 4), power),
     ],
-)  # fmt: skip
+)
 def test_rounding_is_the_sources(bits, loop):
     x = torch.tensor(NUMBERS)
     want = [loop(value, *bits[1:]) for value in x.tolist()]
@@ -69,8 +74,11 @@ BITS = "quantization_param { bw_layer_in: 6 bw_layer_out: 9 bw_params: 5 fl_laye
 @pytest.mark.parametrize("kind", ["Convolution", "Deconvolution", "Fc"])
 def test_layers_round_bottom_weights_and_top(kind):
     x = random(2, 3, 5, 6)
-    parameters = "inner_product_param { num_output: 4 }" if kind == "Fc" else (
-        "convolution_param { num_output: 4 kernel_size: 3 stride: 2 }")  # fmt: skip
+    parameters = (
+        "inner_product_param { num_output: 4 }"
+        if kind == "Fc"
+        else ("convolution_param { num_output: 4 kernel_size: 3 stride: 2 }")
+    )
     layer = build(f"{kind}Ristretto", f"{parameters} {BITS}", x.shape)
     plain = build("InnerProduct" if kind == "Fc" else kind, parameters, x.shape)
     for mine, other in zip(layer.parameters(), plain.parameters(), strict=True):

@@ -268,9 +268,11 @@ def test_deformable_convolution_without_offsets_is_a_convolution():
 def test_deformable_convolution_moves_its_taps_vertically_first():
     x = torch.arange(30.0).reshape(1, 1, 5, 6)
     layer = build(
-        "DeformableConvolution", "deformable_convolution_param { num_output: 1 kernel_size: 1 bias_term: false }",
-        x.shape, (1, 2, 5, 6),
-    )  # fmt: skip
+        "DeformableConvolution",
+        "deformable_convolution_param { num_output: 1 kernel_size: 1 bias_term: false }",
+        x.shape,
+        (1, 2, 5, 6),
+    )
     torch.nn.init.ones_(layer.weight)
     offset = torch.zeros(1, 2, 5, 6)
     offset[:, 0] = 1

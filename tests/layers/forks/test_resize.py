@@ -16,8 +16,12 @@ X = random(2, 3, 5, 6)
 
 def by_pixel(x, size, value):
     """A top whose every pixel is value(plane, i, j)."""
-    return np.array([[[[value(plane, i, j) for j in range(size[1])] for i in range(size[0])] for plane in item]
-                     for item in x.double().numpy()])  # fmt: skip
+    return np.array(
+        [
+            [[[value(plane, i, j) for j in range(size[1])] for i in range(size[0])] for plane in item]
+            for item in x.double().numpy()
+        ]
+    )
 
 
 def test_resize_without_half_pixels_is_the_forks_loop():
@@ -83,8 +87,12 @@ def test_mask_resize_is_mncs_kernel():
         y, x = min(y, 4.0), min(x, 5.0)
         top, left = min(int(y), 3), min(int(x), 4)
         a, b = y - top, x - left
-        return ((1 - a) * (1 - b) * plane[top, left] + (1 - a) * b * plane[top, left + 1]
-                + a * (1 - b) * plane[top + 1, left] + a * b * plane[top + 1, left + 1])  # fmt: skip
+        return (
+            (1 - a) * (1 - b) * plane[top, left]
+            + (1 - a) * b * plane[top, left + 1]
+            + a * (1 - b) * plane[top + 1, left]
+            + a * b * plane[top + 1, left + 1]
+        )
 
     layer = build("MaskResize", "mask_resize_param { output_height: 3 output_width: 16 }", X.shape)
     np.testing.assert_allclose(layer(X).numpy(), by_pixel(X, (3, 16), value), rtol=1e-5, atol=1e-6)
@@ -172,8 +180,10 @@ def test_roi_warping_is_mncs_kernel():
 
 def test_box_output_is_ms_cnns_loop():
     grids = [random(2, 7, 4, 5), random(2, 7, 2, 3, seed=1)]
-    text = ("box_output_param { field_h: 30 field_h: 60 field_w: 20 field_w: 40 downsample_rate: 8 downsample_rate: 16"
-            " fg_thr: 0.2 iou_thr: 0.4 max_nms_num: 9 max_post_nms_num: 5 min_size: 12 }")  # fmt: skip
+    text = (
+        "box_output_param { field_h: 30 field_h: 60 field_w: 20 field_w: 40 downsample_rate: 8 downsample_rate: 16"
+        " fg_thr: 0.2 iou_thr: 0.4 max_nms_num: 9 max_post_nms_num: 5 min_size: 12 }"
+    )
     layer = build("BoxOutput", text, *(g.shape for g in grids), top=2)
     want = []
     for n in range(2):

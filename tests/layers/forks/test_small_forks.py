@@ -34,15 +34,24 @@ X = random(2, 3, 5, 6, scale=3.0)
         ("Sum", "", lambda x: x.sum((1, 2, 3)).reshape(2, 1, 1, 1)),
         ("L2Normalize", "", lambda x: x / np.sqrt((x**2).sum((1, 2, 3), keepdims=True) + 1e-7)),
         ("Normalization", "", lambda x: x / np.sqrt((x**2).sum((1, 2, 3), keepdims=True))),
-        ("Mean", "mean_param { operation: SUBTRACT value: [1, 2, 3] input_scale: 0.5 output_scale: 4 mean_scale: 2 }",
-         lambda x: 4 * (0.5 * x - 2 * np.array([1.0, 2, 3])[:, None, None])),
+        (
+            "Mean",
+            "mean_param { operation: SUBTRACT value: [1, 2, 3] input_scale: 0.5 output_scale: 4 mean_scale: 2 }",
+            lambda x: 4 * (0.5 * x - 2 * np.array([1.0, 2, 3])[:, None, None]),
+        ),
         ("MIL", "mil_param { type: MAX }", lambda x: x.max((2, 3), keepdims=True)),
-        ("BatchReduction", "batch_reduction_param { reduction_param { axis: 2 operation: MEAN } }",
-         lambda x: x.mean(2)),
-        ("BatchReduction", "batch_reduction_param { level: [1, 2] reduction_param { axis: 2 } }",
-         lambda x: np.stack((x[:, :, 0], x[:, :, 1:].sum(2)), 2)),
+        (
+            "BatchReduction",
+            "batch_reduction_param { reduction_param { axis: 2 operation: MEAN } }",
+            lambda x: x.mean(2),
+        ),
+        (
+            "BatchReduction",
+            "batch_reduction_param { level: [1, 2] reduction_param { axis: 2 } }",
+            lambda x: np.stack((x[:, :, 0], x[:, :, 1:].sum(2)), 2),
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_formula(kind, text, formula):
     layer = build(kind, text, X.shape)
     want = formula(X.double().numpy())
@@ -52,8 +61,9 @@ def test_the_formula(kind, text, formula):
 
 @pytest.mark.parametrize(("kind", "name"), [("HSwish", "HardSwish"), ("SELU", "Selu")])
 def test_opencv_says_the_same(kind, name):
-    np.testing.assert_allclose(build(kind, "", X.shape)(X).numpy(), opencv(layer_text(name, 1, ""), X), rtol=1e-4,
-                               atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        build(kind, "", X.shape)(X).numpy(), opencv(layer_text(name, 1, ""), X), rtol=1e-4, atol=1e-5
+    )
     assert lookup(name) is lookup(kind)
 
 
@@ -61,8 +71,10 @@ def test_opencv_says_the_same(kind, name):
     "kind", ["HSwish", "SELU", "NegReLU", "Insanity", "EltwiseAffine", "CompactBilinear", "Scalar"]
 )
 def test_gradients(kind):
-    text = {"EltwiseAffine": "eltwise_affine_param { channel_shared: true }",
-            "CompactBilinear": "compact_bilinear_param { num_output: 6 sum_pool: false }"}  # fmt: skip
+    text = {
+        "EltwiseAffine": "eltwise_affine_param { channel_shared: true }",
+        "CompactBilinear": "compact_bilinear_param { num_output: 6 sum_pool: false }",
+    }
     bottoms = [random(2, 3, 2, 4).double().requires_grad_() for _ in range(1 + (kind == "CompactBilinear"))]
     layer = build(kind, text.get(kind, ""), *(x.shape for x in bottoms)).double()
     for parameter in layer.parameters():
@@ -117,15 +129,17 @@ def test_affine_and_scalar():
     along = torch.tensor([1.0, 2, 3])[:, None, None]
     torch.testing.assert_close(layer(X).detach(), X * along + 3 + torch.tensor([1.0, 2, 3])[:, None, None])
     assert {name: f.value for name, f in layer.fillers(build_message("eltwise_affine_param")).items()} == {
-        "slope": pytest.approx(1.0001), "bias": pytest.approx(0.0001)
-    }  # fmt: skip
+        "slope": pytest.approx(1.0001),
+        "bias": pytest.approx(0.0001),
+    }
     scalar = build("Scalar", "", X.shape)
     with torch.no_grad():
         scalar.weight.copy_(torch.tensor([1.0, 2, 3]))
     torch.testing.assert_close(scalar(X).detach(), X * along)
     factor = random(2, 3)
-    assert torch.equal(build("Scalar", "scalar_param { axis: 0 }", X.shape, factor.shape)(X, factor),
-                       X * factor[..., None, None])  # fmt: skip
+    assert torch.equal(
+        build("Scalar", "scalar_param { axis: 0 }", X.shape, factor.shape)(X, factor), X * factor[..., None, None]
+    )
 
 
 def build_message(name):

@@ -38,9 +38,12 @@ def test_c3ds_depth_belongs_to_the_first_axis(message):
     layer = filled("Convolution3D", f"{message} {{ {text} }}", x.shape)
     assert layer.weight.shape == (4, 3, 2, 3, 3)  # a filter group sees every channel
     want = loop_convolution(
-        x.double().numpy(), layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy(),
-        (1, 2, 2), (2, 1, 1),
-    )  # fmt: skip
+        x.double().numpy(),
+        layer.weight.detach().double().numpy(),
+        layer.bias.detach().double().numpy(),
+        (1, 2, 2),
+        (2, 1, 1),
+    )
     np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-4, atol=1e-4)
     assert eval(layer.torch_source(), {"nn": nn}).weight.shape == layer.weight.shape
     layer.load_blobs([layer.weight.detach().numpy(), np.ones((1, 1, 1, 1, 4), np.float32)])  # as C3D stores it

@@ -49,9 +49,11 @@ def test_every_type_of_caffe_that_computes_has_a_formula() -> None:
 def test_it_shares_no_code_with_the_layers() -> None:
     for file in Path(caffe_port.verification.references.numpy_formulas.__file__).parent.glob("*.py"):
         imported = {
-            name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))
+            name
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
             for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
-        }  # fmt: skip
+        }
         assert not {name for name in imported if "layers" in name or "torch" in name}, file
 
 
@@ -157,8 +159,13 @@ def test_forks_by_hand() -> None:
     assert by_hand("BN", "bn_param { bn_mode: INFERENCE }", [[[5.0, 9]]], ([3.0], [1.0])) == [16, 28]
     assert by_hand("Axpy", "", [[[2, 3]], [[[1, 4], [2, 5]]], [[[10, 20], [30, 40]]]]) == [[12, 28], [36, 55]]
     assert by_hand("ShuffleChannel", "shuffle_channel_param { group: 2 }", [[[[k] for k in range(6)]]]) == [
-        0, 3, 1, 4, 2, 5,
-    ]  # fmt: skip
+        0,
+        3,
+        1,
+        4,
+        2,
+        5,
+    ]
     box = "prior_box_param { width: 4 height: 2 step: 10 variance: 0.5 }"
     image_of_one_cell = [np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 10, 20))]
     assert by_hand("PriorBoxClustered", box, image_of_one_cell) == [[0.15, 0.4, 0.35, 0.6], [0.5] * 4]

@@ -21,17 +21,50 @@ cv2 = pytest.importorskip("cv2")
 CASES = [p for p in sorted((GOLDEN / "layers").glob("*.prototxt")) if not p.stem.endswith("_train")]
 
 REFUSED = {
-    "Accuracy", "ArgMax", "BatchReindex", "Bias", "Clip", "ContrastiveLoss", "DummyData", "Embed", "EuclideanLoss",
-    "Filter", "HingeLoss", "Im2col", "InfogainLoss", "LSTM", "LSTMUnit", "MultinomialLogisticLoss", "Parameter", "RNN",
-    "Reduction", "SPP", "SigmoidCrossEntropyLoss", "SoftmaxWithLoss", "Threshold", "Tile",
-}  # fmt: skip
+    "Accuracy",
+    "ArgMax",
+    "BatchReindex",
+    "Bias",
+    "Clip",
+    "ContrastiveLoss",
+    "DummyData",
+    "Embed",
+    "EuclideanLoss",
+    "Filter",
+    "HingeLoss",
+    "Im2col",
+    "InfogainLoss",
+    "LSTM",
+    "LSTMUnit",
+    "MultinomialLogisticLoss",
+    "Parameter",
+    "RNN",
+    "Reduction",
+    "SPP",
+    "SigmoidCrossEntropyLoss",
+    "SoftmaxWithLoss",
+    "Threshold",
+    "Tile",
+}
 """Types that OpenCV 4 refuses altogether."""
 
 REFUSED_CASES = {
-    "batchnorm_test_batch_stats", "convolution_1d", "convolution_3d", "convolution_axis2", "convolution_two_bottoms",
-    "deconvolution_dilated", "innerproduct_transpose", "log_base", "log_default", "lrn_across_k", "mvn_eps",
-    "reshape_axis_insert_end", "scale_two_bottoms_mid", "split_use", "swish_beta",
-}  # fmt: skip
+    "batchnorm_test_batch_stats",
+    "convolution_1d",
+    "convolution_3d",
+    "convolution_axis2",
+    "convolution_two_bottoms",
+    "deconvolution_dilated",
+    "innerproduct_transpose",
+    "log_base",
+    "log_default",
+    "lrn_across_k",
+    "mvn_eps",
+    "reshape_axis_insert_end",
+    "scale_two_bottoms_mid",
+    "split_use",
+    "swish_beta",
+}
 """Cases of other types that it refuses, or where it is known to deviate."""
 
 
@@ -75,11 +108,10 @@ def test_the_deviations_are_real(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     for type_ in list(DEVIATIONS):
         monkeypatch.delitem(DEVIATIONS, type_)
     wrong = [
-        turn.tops is None or not all(
-            difference(expected[turn.layer.name, k], top).passed for k, top in enumerate(turn.tops)
-        )
+        turn.tops is None
+        or not all(difference(expected[turn.layer.name, k], top).passed for k, top in enumerate(turn.tops))
         for turn in turns(case, expected)
-    ]  # fmt: skip
+    ]
     assert any(wrong)
 
 

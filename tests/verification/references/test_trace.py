@@ -59,7 +59,7 @@ def test_golden(golden: Path) -> None:
         ("power", 0),
         ("sigmoid", 0),
         ("eltwise", 0),
-    ]  # fmt: skip  (y_relu_0_split is Caffe's own)
+    ]  # y_relu_0_split is Caffe's own
     assert trace.provenance["producer"] == "Caffe 1.0"
     assert set(trace.input_gradients) == {"x"}
     assert set(trace.top_gradients) == {"z"}

@@ -82,26 +82,66 @@ def test_shape_mismatch_has_no_number() -> None:
 def test_json() -> None:
     nan = difference(np.array([1.0, 2.0]), np.array([1.0, math.nan]))
     of = report(
-        Row("a", 0, "ReLU", "x", "n:3", GOOD, BAD), Row("b", 1, note="why"), Row("c", 0, free=nan),
-        Row("d", 0, free=failure("raises")), inputs={"x": "words"}, provenance={"torch": "2"}, notes=("note",),
-    )  # fmt: skip
+        Row("a", 0, "ReLU", "x", "n:3", GOOD, BAD),
+        Row("b", 1, note="why"),
+        Row("c", 0, free=nan),
+        Row("d", 0, free=failure("raises")),
+        inputs={"x": "words"},
+        provenance={"torch": "2"},
+        notes=("note",),
+    )
     value = json.loads(to_json(of))
     assert list(value) == [
-        "format", "version", "passed", "compared", "failed", "not_compared", "net", "phase", "reference", "candidate",
-        "inputs", "provenance", "notes", "tolerance", "first", "rows",
-    ]  # fmt: skip
+        "format",
+        "version",
+        "passed",
+        "compared",
+        "failed",
+        "not_compared",
+        "net",
+        "phase",
+        "reference",
+        "candidate",
+        "inputs",
+        "provenance",
+        "notes",
+        "tolerance",
+        "first",
+        "rows",
+    ]
     assert (value["format"], value["version"]) == ("caffe-port verification", 1)
     assert (value["passed"], value["compared"], value["failed"], value["not_compared"]) == (False, 3, 3, 1)
     assert value["tolerance"] == {"atol": 1e-5, "rtol": 1e-4}
     assert value["first"] == {"layer": "a", "top": 0}
     row = value["rows"][0]
     assert set(row) == {
-        "layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "free", "isolated"
-    }  # fmt: skip
+        "layer",
+        "top",
+        "type",
+        "blob",
+        "where",
+        "status",
+        "note",
+        "cause",
+        "by",
+        "distance",
+        "free",
+        "isolated",
+    }
     assert set(row["isolated"]) == {
-        "passed", "reason", "shape", "greatest", "at", "expected", "actual", "unit", "needed_atol", "relative",
-        "outside", "count",
-    }  # fmt: skip
+        "passed",
+        "reason",
+        "shape",
+        "greatest",
+        "at",
+        "expected",
+        "actual",
+        "unit",
+        "needed_atol",
+        "relative",
+        "outside",
+        "count",
+    }
     assert row["isolated"]["at"] == [0, 0]
     assert value["rows"][1]["free"] is None
     assert value["rows"][2]["free"]["greatest"] is None

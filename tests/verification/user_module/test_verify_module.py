@@ -499,9 +499,14 @@ class EarlySoftmax(nn.Module):
     def __init__(self, ceil_mode: bool = True) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 10, 3), nn.PReLU(10), nn.MaxPool2d(2, 2, ceil_mode=ceil_mode), nn.Conv2d(10, 16, 3),
-            nn.PReLU(16), nn.Conv2d(16, 32, 3), nn.PReLU(32),
-        )  # fmt: skip
+            nn.Conv2d(3, 10, 3),
+            nn.PReLU(10),
+            nn.MaxPool2d(2, 2, ceil_mode=ceil_mode),
+            nn.Conv2d(10, 16, 3),
+            nn.PReLU(16),
+            nn.Conv2d(16, 32, 3),
+            nn.PReLU(32),
+        )
         self.score, self.box = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

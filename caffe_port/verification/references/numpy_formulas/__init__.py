@@ -100,9 +100,12 @@ def compute(
     if formula is None:
         return None, f"no formula for {layer.type}"
     question = Layer(
-        layer.param, [np.asarray(x, np.float64) for x in bottoms], [np.asarray(b, np.float64) for b in blobs], train,
+        layer.param,
+        [np.asarray(x, np.float64) for x in bottoms],
+        [np.asarray(b, np.float64) for b in blobs],
+        train,
         len(layer.tops),
-    )  # fmt: skip
+    )
     try:
         with np.errstate(all="ignore"):
             made = formula(question)

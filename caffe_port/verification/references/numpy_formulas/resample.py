@@ -42,8 +42,11 @@ def upsample(layer: Layer) -> Result:
     Sources: upsample_layer.cpp of SegNet, and of darknet2caffe and MobileNet-YOLO.
     """
     p, x = layer.param.upsample_param, layer.x
-    fields = ("stride", "stride_h", "stride_w") if p.has("stride") and not p.has("scale") else (
-        "scale", "scale_h", "scale_w")  # fmt: skip
+    fields = (
+        ("stride", "stride_h", "stride_w")
+        if p.has("stride") and not p.has("scale")
+        else ("scale", "scale_h", "scale_w")
+    )
     scale = [getattr(p, fields[1]), getattr(p, fields[2])] if p.has(fields[1]) else [getattr(p, fields[0])] * 2
     fixed = [p.upsample_h, p.upsample_w] if p.has("upsample_h") and p.has("upsample_w") else None
     if len(layer.bottoms) == 1:

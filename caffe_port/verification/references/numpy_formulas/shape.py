@@ -155,6 +155,9 @@ def accuracy(layer: Layer) -> Result:
     tops = [np.asarray(right.sum() / max(counted.sum(), 1))]
     if layer.tops > 1:
         classes = range(scores.shape[1])
-        tops.append(np.array([right[counted & (labels == c)].mean() if (counted & (labels == c)).any() else 0.0
-                              for c in classes]))  # fmt: skip
+        tops.append(
+            np.array(
+                [right[counted & (labels == c)].mean() if (counted & (labels == c)).any() else 0.0 for c in classes]
+            )
+        )
     return tops

@@ -116,8 +116,10 @@ def im2col(layer: Layer) -> Result:
     """Channel (i, k) holds what kernel offset k meets of channel i. Source: im2col.cpp."""
     x = layer.x
     kernel, stride, pad, dilation = _windows(layer.param.convolution_param, 2)
-    out = tuple((n + 2 * q - (d * (k - 1) + 1)) // s + 1
-                for n, q, d, k, s in zip(x.shape[2:], pad, dilation, kernel, stride, strict=True))  # fmt: skip
+    out = tuple(
+        (n + 2 * q - (d * (k - 1) + 1)) // s + 1
+        for n, q, d, k, s in zip(x.shape[2:], pad, dilation, kernel, stride, strict=True)
+    )
     x = np.pad(x, [(0, 0), (0, 0), *((q, q) for q in pad)])
     columns = [x[_met(offset, stride, dilation, out)] for offset in _offsets(kernel)]
     return np.stack(columns, axis=2).reshape(x.shape[0], -1, *out)
