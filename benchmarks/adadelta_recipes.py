@@ -19,10 +19,10 @@ import torch
 
 from caffe_port.data import datasets
 from caffe_port.data.datasets import ImageFeed, Preprocessor
+from caffe_port.definition.definition import Definition
 from caffe_port.evaluation import evaluate, registry
 from caffe_port.formats.prototxt import parse
 from caffe_port.net.net import Net
-from caffe_port.spec import Definition
 from caffe_port.training import solver
 from caffe_port.training.solver import SolverSpec
 

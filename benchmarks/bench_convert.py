@@ -142,9 +142,11 @@ def read(folder: Path) -> dict[str, float]:
 
 def inside(folder: Path) -> dict[str, float]:
     """Seconds of the parts of convert, in a process that has imported torch."""
-    from caffe_port import api, emit
+    from caffe_port import api
+    from caffe_port.emit.convert import convert
+    from caffe_port.emit.self_check import self_check
 
-    compare, checking = emit.self_check, [0.0]
+    compare, checking = self_check, [0.0]
 
     def check(*args: object, **options: object) -> str:
         start = time.perf_counter()
@@ -152,12 +154,12 @@ def inside(folder: Path) -> dict[str, float]:
         checking[0] = time.perf_counter() - start
         return said
 
-    emit.self_check = check
+    self_check = check
     start = time.perf_counter()
     ported = api.port(folder / "net.prototxt", folder / "w.caffemodel", share=True)
     port = time.perf_counter() - start
     start = time.perf_counter()
-    emit.convert(ported, folder / "inside", force=True)
+    convert(ported, folder / "inside", force=True)
     return {"port": port, "write": time.perf_counter() - start - checking[0], "check": checking[0]}
 
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 import caffe_port
-from caffe_port import emit
 from caffe_port.api import Ported
-from caffe_port.emit import export
+from caffe_port.emit import caffe_files
 from caffe_port.emit.model_source import model
+from caffe_port.emit.self_check import read_model
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "handwritten"
@@ -166,7 +166,7 @@ def _kind(module: nn.Module) -> tuple[str, ...]:
 
 def _model(ported: Ported, fold: bool) -> nn.Module:
     made = model(ported.net, fold)
-    return emit.read_model(made.source, made.class_name, made.state)
+    return read_model(made.source, made.class_name, made.state)
 
 
 def rows(ported: Ported, hand: nn.Module, x: Tensor, compiled: bool) -> dict[str, Callable[[], Tensor]]:
@@ -200,7 +200,7 @@ def opencv(ported: Ported, x: Tensor, threads: int) -> tuple[str, Callable[[], T
 
     cv2.setNumThreads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        net = cv2.dnn.readNetFromCaffe(*map(str, export.write_caffe(ported.net, Path(folder) / "caffe")))
+        net = cv2.dnn.readNetFromCaffe(*map(str, caffe_files.write_caffe(ported.net, Path(folder) / "caffe")))
     data = x.numpy()
 
     def run() -> Tensor:

@@ -26,10 +26,10 @@ import torch
 from original_loop import OriginalLoop
 from torch.utils.flop_counter import FlopCounterMode
 
+from caffe_port.devices import find_device, has_bf16
 from caffe_port.evaluation import registry
 from caffe_port.training import solver
 from caffe_port.training.cuda_graph import GraphedUpdate
-from caffe_port.training.processes import find_device, has_bf16
 from caffe_port.training.set_up import Training, TrainOptions, set_up
 from caffe_port.training.solver import SolverSpec
 from caffe_port.training.train import _gradients

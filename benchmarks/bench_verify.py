@@ -24,7 +24,7 @@ from caffe_port.verification.comparison import Tolerance
 from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.runner import run
-from caffe_port.verification.verify import case_of
+from caffe_port.verification.subject import case_of
 
 
 def conv(name: str, bottom: str, outputs: int) -> str:

@@ -26,7 +26,7 @@ from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.references.numpy_formulas import NumPyReference
 from caffe_port.verification.references.reference import Case, StoredReference, record
 from caffe_port.verification.runner import run
-from caffe_port.verification.verify import case_of
+from caffe_port.verification.subject import case_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")

@@ -16,7 +16,7 @@ _LAZY = {
     "Ported": "api",
     "Net": "net.net",
     "CaffePortError": "errors",
-    "convert": "emit",
+    "convert": "emit.convert",
     "verify": "verification.verify",
     "assert_parity": "verification.user_module.verify_module",
     "train": "training.train",

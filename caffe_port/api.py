@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from caffe_port import layers
+from caffe_port.definition.definition import Definition
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.formats import caffemodel
@@ -15,9 +15,8 @@ from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
 from caffe_port.net.net import LoadReport, Net
 from caffe_port.signatures import plugins
-from caffe_port.spec import Definition, LayerSpec, NetSpec
-
-PathLike = str | Path
+from caffe_port.spec import LayerSpec, NetSpec
+from caffe_port.typing import PathLike
 
 
 @dataclass(frozen=True)

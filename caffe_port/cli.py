@@ -13,8 +13,7 @@ import click
 
 import caffe_port
 from caffe_port.commands import health, nets, proof, training
-from caffe_port.errors import CaffePortError
-from caffe_port.terminal import printable
+from caffe_port.errors import CaffePortError, printable
 
 
 def main() -> NoReturn:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from caffe_port.terminal import printable
-
 
 class CaffePortError(Exception):
     """What the user can put right: ``where: what`` and, on a second line, what to do.
@@ -57,3 +55,12 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``" Did you mean 'x'?"`` for the nearest of ``known``, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def printable(text: str) -> str:
+    """The text with control, format and bidirectional characters escaped: a name in a file cannot steer a terminal.
+
+    >>> printable("conv\\x1b[31m1")
+    'conv\\\\x1b[31m1'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -5,14 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-
-def printable(text: str) -> str:
-    """The text with control, format and bidirectional characters escaped: a name in a file cannot steer a terminal.
-
-    >>> printable("conv\\x1b[31m1")
-    'conv\\\\x1b[31m1'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+from caffe_port.errors import printable
 
 
 def columns_of(text: str) -> int:

@@ -27,18 +27,20 @@ HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
 GOLDEN = TESTS / "golden" / "layers"
 PAGE, SUPPORT = HERE / "layers.md", HERE / "layers_support.json"
-if str(TESTS) not in sys.path:
-    sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]
 
 import golden_nets  # noqa: E402  tests/ was put on the path for it
-from layers.test_detection import random  # noqa: E402
-from layers.test_fork_families import CASES, DETECTIONS  # noqa: E402
+from fork_cases import CASES, DETECTIONS  # noqa: E402
+from fork_layers import random  # noqa: E402
 
-from caffe_port import api, emit  # noqa: E402
+from caffe_port import api  # noqa: E402
 from caffe_port.emit import export  # noqa: E402
+from caffe_port.emit.model_source import model  # noqa: E402
+from caffe_port.emit.self_check import read_model  # noqa: E402
 from caffe_port.errors import CaffePortError  # noqa: E402
 from caffe_port.layers import REGISTRY, UNSUPPORTED, Layer  # noqa: E402
 from caffe_port.net.net import Net  # noqa: E402
+from caffe_port.net.state_dict import write_safetensors  # noqa: E402
 
 _NAMES = """
     AbsVal Accuracy ArgMax BNLL BatchNorm BatchReindex Bias Clip Concat ContrastiveLoss Convolution Crop Data
@@ -130,7 +132,7 @@ def types_of(name: str) -> list[str]:
 def shown(case: Case, type_: str) -> Iterator[str]:
     """How the model.py of a case writes its layers of a type: constructors, or expressions."""
     try:
-        made = emit.model(case.net)
+        made = model(case.net)
     except CaffePortError as error:
         yield f"not possible: {error.what.partition(': ')[2]}"
         return
@@ -162,12 +164,12 @@ def measure(name: str) -> tuple[str, dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         at = case(name)
         try:
-            source = emit.model(at.net)
+            source = model(at.net)
         except CaffePortError as error:
             return name, dict.fromkeys(result, f"there is no model.py: {error.what}")
-        emit.write_safetensors(f"{folder}/w", source.state)
+        write_safetensors(f"{folder}/w", source.state)
         for kind, write in (("onnx", export.onnx), ("pt2", export.pt2)):
-            module = emit.read_model(source.source, source.class_name, f"{folder}/w")
+            module = read_model(source.source, source.class_name, f"{folder}/w")
             try:
                 said = write(module, at.inputs, at.net.plan, f"{folder}/model.{kind}")
                 assert "differs from the model by" in said, said
@@ -205,7 +207,7 @@ def classes() -> dict[str, type[Layer]]:
 
 
 def family(cls: type[Layer]) -> str:
-    return cls.__module__.rpartition(".")[2]
+    return cls.__module__.removeprefix("caffe_port.layers.").replace(".", "/")
 
 
 def aliases(cls: type[Layer]) -> list[str]:
@@ -233,8 +235,8 @@ def paragraphs(cls: type[Layer]) -> list[str]:
 def proofs(names: list[str]) -> list[str]:
     """The files of tests/layers that name one of the types."""
     pattern = re.compile(rf"""["'](?:{"|".join(names)})["' ]""")
-    files = sorted((TESTS / "layers").glob("test_*.py"))
-    return [f"tests/layers/{path.name}" for path in files if pattern.search(path.read_text(encoding="utf-8"))]
+    files = sorted((*(TESTS / "layers").rglob("test_*.py"), TESTS / "helpers" / "fork_cases.py"))
+    return [str(path.relative_to(TESTS.parent)) for path in files if pattern.search(path.read_text(encoding="utf-8"))]
 
 
 @dataclass
@@ -401,7 +403,7 @@ def page() -> str:
     blocks.append("\n".join(f"- `{name}`: {why}." for name, why in sorted(UNSUPPORTED.items())))
     for name in sorted({family(e.cls) for e in found.values()}):
         blocks.append(f"## Family {name}")
-        module = inspect.getdoc(sys.modules[f"caffe_port.layers.{name}"]) or ""
+        module = inspect.getdoc(sys.modules[f"caffe_port.layers.{name.replace('/', '.')}"]) or ""
         blocks.append(f"`caffe_port/layers/{name}.py`: " + " ".join(module.split("\n\n")[0].split()).replace("``", "`"))
         for entry in found.values():
             if family(entry.cls) == name:

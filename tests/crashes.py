@@ -30,11 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
 
 import small_training
 
-from caffe_port import api, emit
+from caffe_port import api
+from caffe_port.emit.convert import convert
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import download
-from caffe_port.formats import caffemodel
-from caffe_port.training import plots, run_folder, solverstate
+from caffe_port.formats import caffemodel, solverstate
+from caffe_port.training import plots, run_folder
 from caffe_port.training.train import TrainOptions, train
 
 NET = """name: "{name}"
@@ -68,7 +69,7 @@ class Jobs:
         for name, outputs in (("old", 4), ("new", 6)):
             (folder / f"{name}.prototxt").write_text(NET.format(name=name, outputs=outputs))
         self.ported = {name: api.port(folder / f"{name}.prototxt") for name in ("old", "new")}
-        emit.convert(self.ported["old"], folder / "converted")
+        convert(self.ported["old"], folder / "converted")
         small_training.project(folder / "project", more="momentum: 0.9").read_text()
         solver = folder / "project" / "solver.prototxt"
         solver.write_text(
@@ -81,7 +82,7 @@ class Jobs:
 
     def run(self, job: str, place: Path) -> None:
         if job in ("convert", "replace"):
-            emit.convert(self.ported["new"], place / "out", force=job == "replace")
+            convert(self.ported["new"], place / "out", force=job == "replace")
         elif job == "train":
             os.chdir(self.folder / "project")
             train("solver.prototxt", place / "run", TrainOptions(keep=2))
@@ -103,7 +104,7 @@ class Jobs:
                 compile((out / "model.py").read_text(), "model.py", "exec")
                 load_file(out / "weights.safetensors")
             if go_on:
-                emit.convert(self.ported["new"], out, force=True)
+                convert(self.ported["new"], out, force=True)
         elif job == "train":
             for path in (place / "run").rglob("*") if (place / "run").exists() else []:
                 if path.name.startswith(".") or path.is_dir():

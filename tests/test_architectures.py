@@ -20,14 +20,17 @@ from architectures import ARCHITECTURES, Architecture
 from torch import Tensor
 
 import caffe_port
-from caffe_port import api, emit, layers
+from caffe_port import api, layers
 from caffe_port.api import Ported
+from caffe_port.definition.definition import Definition
 from caffe_port.emit import model_source
+from caffe_port.emit.convert import convert
+from caffe_port.emit.self_check import MODEL, WEIGHTS, read_model
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.layers.normalization import BN
 from caffe_port.net.net import Net
 from caffe_port.signatures import caffe, shapes
-from caffe_port.spec import SOURCE_TYPES, Definition, NetSpec
+from caffe_port.spec import SOURCE_TYPES, NetSpec
 from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.verify import verify
 
@@ -157,10 +160,10 @@ def test_runs_and_is_emitted(name: str, prepare: Callable[[str], Prepared], tmp_
         if not _as_many_as_found(net, blob):
             assert tuple(value.shape) == net.plan.shapes[dict(net.plan.spec.outputs)[blob]], blob
 
-    result = emit.convert(ported, tmp_path / "emitted")
+    result = convert(ported, tmp_path / "emitted")
     assert result.check.startswith("outputs are bit-equal")
-    source = (tmp_path / "emitted" / emit.MODEL).read_text(encoding="utf-8")
-    module = emit.read_model(source, result.class_name, tmp_path / "emitted" / emit.WEIGHTS)
+    source = (tmp_path / "emitted" / MODEL).read_text(encoding="utf-8")
+    module = read_model(source, result.class_name, tmp_path / "emitted" / WEIGHTS)
     with torch.no_grad():
         emitted = by_name(module(*inputs), net)
     assert list(emitted) == list(outputs)
@@ -185,7 +188,7 @@ def test_channels_last_is_the_same(name: str, prepare: Callable[[str], Prepared]
     prepared = prepare(name)
     net = prepared.port().net
     made = model_source.model(net, channels_last=True)
-    module = emit.read_model(made.source, made.class_name, made.state)
+    module = read_model(made.source, made.class_name, made.state)
     last = torch.channels_last
     wide = [p for p in module.parameters() if p.dim() == 4]
     assert all(p.is_contiguous(memory_format=last) for p in wide)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import small_training
 
-from caffe_port import api, emit
+from caffe_port import api
+from caffe_port.emit.convert import convert
 from caffe_port.errors import CaffePortError
 from caffe_port.storage.files import lock, sha256
 from caffe_port.training.train import TrainOptions, train
@@ -71,7 +72,7 @@ def test_two_converts_into_one_folder(tmp_path: Path) -> None:
             "ported = api.port(sys.argv[1])\n"
             "time.sleep(max(float(sys.argv[3]) - time.time(), 0))\n"
             "for _ in range(15):\n"
-            "    try: emit.convert(ported, sys.argv[2], force=True)\n"
+            "    try: convert(ported, sys.argv[2], force=True)\n"
             "    except CaffePortError as error: assert 'written' in str(error), error\n"
         )
         start = str(time.time() + 6)
@@ -89,4 +90,4 @@ def test_two_converts_into_one_folder(tmp_path: Path) -> None:
         lock(tmp_path / "out", "the folder is being written to"),
         pytest.raises(CaffePortError, match="being written to"),
     ):
-        emit.convert(api.port(tmp_path / "a.prototxt"), tmp_path / "out", force=True)
+        convert(api.port(tmp_path / "a.prototxt"), tmp_path / "out", force=True)

@@ -20,8 +20,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from caffe_port import emit
 from caffe_port.cli import main
+from caffe_port.emit.self_check import read_model
 from caffe_port.layers import REGISTRY
 from caffe_port.signatures import plugins
 
@@ -171,7 +171,7 @@ def _finish_the_stub(folder: Path) -> None:
     assert finished != stubbed
     x = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     made = [
-        emit.read_model(source, "Example", folder / name / "weights.safetensors")(x)
+        read_model(source, "Example", folder / name / "weights.safetensors")(x)
         for source, name in ((finished, "stubbed"), ((folder / "model" / "model.py").read_text(), "model"))
     ]
     assert torch.equal(*made)
@@ -222,11 +222,11 @@ PLAIN = {
     "rcnn.py: positive",
     "yolo.py: widths_and_heights",
     "yolo.py: check_grid",
-    "shape_rules.py: rule",
-    "shape_rules.py: expect_dims",
-    "shape_rules.py: slide",
-    "shape_rules.py: positive",
-    "setup.py: set_up",
+    "caffe.py: rule",
+    "caffe.py: expect_dims",
+    "caffe.py: slide",
+    "caffe.py: positive",
+    "set_up.py: set_up",
 }
 """Helpers of a family that say by their name and a line what they do; nothing is to be added here."""
 
@@ -238,7 +238,7 @@ def test_every_public_name_has_a_docstring() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         nodes = [node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
         for node in (tree, *(node for node in nodes if not node.name.startswith("_"))):
-            if ast.get_docstring(node) is None and path.name != "hypotheses.py":
+            if ast.get_docstring(node) is None and path.name != "slips.py":
                 bare.append(f"{path.name}: {getattr(node, 'name', 'the module')}")
     assert set(bare) <= PLAIN
 

@@ -24,10 +24,10 @@ from hostile_names import NAMES
 
 from caffe_port import api
 from caffe_port.definition import input_shapes
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError
 from caffe_port.formats import caffemodel, prototxt, wire
 from caffe_port.net.net import Net
-from caffe_port.spec import Definition
 
 PROTOTXT = """name: "tiny"
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: [2, 3, 5, 7] } } }

@@ -29,12 +29,12 @@ from caffe_port.data.leveldb import LevelDB
 from caffe_port.data.lmdb import LMDB
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
-from caffe_port.formats import caffemodel, prototxt, wire
+from caffe_port.formats import caffemodel, prototxt, solverstate, wire
 from caffe_port.formats.message import Message
 from caffe_port.inspection import inspect
 from caffe_port.net import state_dict
 from caffe_port.storage import files, images, npz
-from caffe_port.training import caffe_log, run_folder, solver, solverstate
+from caffe_port.training import caffe_log, run_folder, solver
 from caffe_port.verification import inputs
 from caffe_port.verification.references.trace import Trace
 

@@ -16,7 +16,7 @@ NEEDED = (
     "py.typed",
     "layers/spatial.py",
     "verification/references/dump_with_pycaffe.txt",
-    "verification/numpy_reference/__init__.py",
+    "verification/references/numpy_formulas/__init__.py",
 )
 
 

@@ -17,7 +17,8 @@ from caffe_port.verification.references.numpy_formulas import NumPyReference
 from caffe_port.verification.reports.html import to_html
 from caffe_port.verification.reports.junit import to_junit
 from caffe_port.verification.runner import run
-from caffe_port.verification.verify import prepare, verify
+from caffe_port.verification.subject import prepare
+from caffe_port.verification.verify import verify
 
 EVIL = "</title><script>alert('x')</script>&\x1b\x00\ud800"
 GOOD = difference(np.zeros((2, 3)), np.zeros((2, 3)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from caffe_port.terminal import columns_of, human_bytes, printable, shorten, table
+from caffe_port.errors import printable
+from caffe_port.terminal import columns_of, human_bytes, shorten, table
 
 
 def test_printable() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from caffe_port.api import PathLike, port
+from caffe_port.api import port
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel
+from caffe_port.typing import PathLike
 
 MODEL = "simplenet_cifar10.prototxt"
 SEED = 1705  # of the authors' solver

@@ -6,8 +6,8 @@ import json
 
 import click
 
-from caffe_port.commands import command
-from caffe_port.terminal import printable
+from caffe_port.commands.command import command
+from caffe_port.errors import printable
 
 
 @command()
@@ -68,8 +68,7 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from caffe_port.cli import cli
-
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(cli, {}, "caffe-port", "_CAFFE_PORT_COMPLETE").source())
+    root = click.get_current_context().find_root().command
+    click.echo(kind(root, {}, "caffe-port", "_CAFFE_PORT_COMPLETE").source())

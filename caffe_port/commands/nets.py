@@ -8,8 +8,11 @@ from typing import Any
 
 import click
 
-from caffe_port.commands import NetFiles, Shape, command, net_options, note
-from caffe_port.terminal import human_bytes, printable
+import caffe_port
+from caffe_port.commands.command import command, note
+from caffe_port.commands.net_files import NetFiles, Shape, net_options
+from caffe_port.errors import printable
+from caffe_port.terminal import human_bytes
 
 
 @command()
@@ -79,16 +82,16 @@ def convert(
 
         _show(blobs.convert(net.weights, folder, net.prototxt, force=how["force"]))
         return
-    from caffe_port import api, emit
+    from caffe_port import api
 
     ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, stub=stub, share=trained is None, **net.options)
     if trained is None:
-        _show(emit.convert(ported, folder, formats=formats, **how))
+        _show(caffe_port.convert(ported, folder, formats=formats, **how))
         return
-    from caffe_port.emit import export
+    from caffe_port.emit import caffe_files
 
-    export.load_state(ported.net, trained)
-    for path in export.write_caffe(ported, folder):
+    caffe_files.load_state(ported.net, trained)
+    for path in caffe_files.write_caffe(ported, folder):
         click.echo(f"  {printable(str(path))}  {human_bytes(path.stat().st_size)}")
 
 
@@ -204,7 +207,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
     """
     from rich.console import Console
 
-    from caffe_port import api, emit
+    from caffe_port import api
     from caffe_port.commands import demo_files as demonstration
     from caffe_port.verification.reports import terminal
     from caffe_port.verification.verify import verify as run
@@ -214,7 +217,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
         click.secho(f"1. {prepared.story}", bold=True)
         click.secho("2. convert", bold=True)
         ported = api.port(prepared.prototxt, prepared.weights)
-        result = emit.convert(ported, folder, force=force)
+        result = caffe_port.convert(ported, folder, force=force)
         _show(result)
         click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
         found = run(prepared.prototxt, prepared.weights)

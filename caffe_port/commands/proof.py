@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from caffe_port.commands import F, NetFiles, Shape, command, net_options
-from caffe_port.storage.files import atomic_write, sort_files
-from caffe_port.terminal import printable
+from caffe_port.commands.command import F, command
+from caffe_port.commands.net_files import NetFiles, Shape, net_options, sort_files
+from caffe_port.errors import printable
+from caffe_port.storage.files import atomic_write
 
 
 def feed_options(function: F) -> F:

@@ -9,8 +9,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from caffe_port.commands import NetFiles, command, net_options, note, progress_bar
-from caffe_port.terminal import printable, table
+from caffe_port.commands.command import command, note, progress_bar
+from caffe_port.commands.net_files import NetFiles, net_options
+from caffe_port.errors import printable
+from caffe_port.terminal import table
 
 
 @command()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-Array = np.ndarray[Any, Any]
+from caffe_port.typing import Array
 
 
 class Feed(Protocol):

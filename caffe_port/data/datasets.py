@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from caffe_port.data.batches import positions
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, did_you_mean
-from caffe_port.evaluation.registry import MEAN_IMAGE, PerChannel, Preprocessing, cache_folder
+from caffe_port.evaluation.registry import MEAN_IMAGE, PerChannel, Preprocessing
 from caffe_port.storage import npz
-from caffe_port.storage.files import MAX_BYTES, opened
+from caffe_port.storage.files import MAX_BYTES, cache_folder, opened
 
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
 SPLITS = ("train", "test")
@@ -117,7 +117,7 @@ def from_arrays(
 
 
 def default_root() -> Path:
-    """Where data sets are kept: the folder ``data`` of :func:`caffe_port.evaluation.registry.cache_folder`."""
+    """Where data sets are kept: the folder ``data`` of :func:`caffe_port.storage.files.cache_folder`."""
     return cache_folder() / "data"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.formats.caffemodel import map_file
+from caffe_port.storage.files import map_file
 
 _MAGIC = 0xBEEFC0DE
 _META, _HEADER, _NODE = 152, 16, 8  # sizes; a meta's begins with the header of its page

@@ -25,8 +25,7 @@ from caffe_port.formats.message import Message
 from caffe_port.spec import LayerSpec
 from caffe_port.storage import hdf5, images
 from caffe_port.storage.files import opened, read_bytes
-
-Array = np.ndarray[Any, Any]
+from caffe_port.typing import Array
 
 
 class Records(Protocol):

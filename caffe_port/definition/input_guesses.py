@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from caffe_port.formats.message import Message
 from caffe_port.spec import LayerSpec, NetSpec, Source
-
-Shape = tuple[int, ...]
+from caffe_port.typing import Shape
 
 _SIDES = (224, 227, 32, 28, 64, 96, 112, 128, 256, 299, 300, 321, 384, 500, 512)
 _DATA_SETS = {"mnist": (1, 28, 28), "lenet": (1, 28, 28), "cifar": (3, 32, 32), "svhn": (3, 32, 32)}

@@ -16,8 +16,7 @@ from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.spec import LABEL_SUFFIXES, LayerSpec, NetSpec, Source
-
-Shape = tuple[int, ...]
+from caffe_port.typing import Shape
 
 MAX_COUNT = (1 << 31) - 1  # Caffe counts a blob's numbers in an int. Source: blob.cpp
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import caffe_port
 from caffe_port.formats import caffemodel
-from caffe_port.formats.caffemodel import Array, Weights
+from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
 from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.storage import output_folder, safetensors
 from caffe_port.storage.output_folder import Result
+from caffe_port.typing import Array
 
 BLOBS = "blobs.safetensors"
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from caffe_port import api
 from caffe_port.data import datasets
 from caffe_port.data.datasets import ImageSet, Preprocessor
+from caffe_port.definition.definition import Definition
+from caffe_port.devices import find_device
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.evaluation.registry import MEAN_IMAGE, Entry, Preprocessing
 from caffe_port.formats import caffemodel
 from caffe_port.formats.message import Message
-from caffe_port.spec import Definition, NetSpec
-from caffe_port.training import processes
+from caffe_port.spec import NetSpec
 
 Progress = Callable[[int, int], None]
 """Called with (pictures done, pictures in all) after every batch."""
@@ -254,7 +255,7 @@ def evaluate_files(
     """
     if tta not in (None, "none", "mirror"):
         raise CaffePortError(f"tta '{tta}' is neither none nor mirror")
-    device = processes.find_device(device)
+    device = find_device(device)
     entry = registry.find_weights(weights)
     pictures = datasets.load(data, split, root, download)
     spec = _deploy_spec(weights, prototxt)

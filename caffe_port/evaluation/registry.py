@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -196,12 +195,6 @@ def find_weights(path: str | Path) -> Entry | None:
     candidates = [e for e in entries().values() if e.weights is not None and e.weights.size == size]
     digest = sha256(path) if candidates else ""
     return next((e for e in candidates if e.weights is not None and e.weights.sha256 == digest), None)
-
-
-def cache_folder() -> Path:
-    """``$CAFFE_PORT_CACHE``, else ``$XDG_CACHE_HOME/caffe-port``, else ``~/.cache/caffe-port``."""
-    own = os.environ.get("CAFFE_PORT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caffe-port"
 
 
 # -- reading --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.evaluation import download, registry
 from caffe_port.evaluation.registry import Entry, Reported, WeightsFile
-from caffe_port.storage.files import atomic_write, sha256
+from caffe_port.storage.files import atomic_write, cache_folder, sha256
 
 Step = Callable[[str, int, int], None]
 """Called with (step, done, in all): ``"download"`` in bytes, ``"evaluate"`` in pictures, others (name, 0, 0)."""
@@ -144,7 +144,7 @@ def _command(entry: Entry) -> str:
 
 
 def _results() -> Path:
-    return registry.cache_folder() / "reproduced"
+    return cache_folder() / "reproduced"
 
 
 def _earlier(name: str) -> dict[tuple[float, str], Finding]:
@@ -179,7 +179,7 @@ def fetch(
         for path in (folder / weights.file, folder / Path(weights.file).name):
             if path.is_file():
                 return _checked(path, weights)
-    cached = registry.cache_folder() / "weights" / weights.sha256[:16] / Path(weights.file).name
+    cached = cache_folder() / "weights" / weights.sha256[:16] / Path(weights.file).name
     if cached.is_file():
         return _checked(cached, weights)
     if offline or not weights.url:
@@ -246,8 +246,9 @@ def reproduce(
     Raises:
         CaffePortError: no such entry, no weights, no data; says what would help.
     """
-    from caffe_port import api, emit
+    from caffe_port import api
     from caffe_port.data import datasets
+    from caffe_port.emit.convert import convert
     from caffe_port.evaluation import evaluate
     from caffe_port.verification.reports import terminal
     from caffe_port.verification.verify import verify
@@ -273,7 +274,7 @@ def reproduce(
     ported = api.port(None, weights, input_shapes={blob: (2, *shape)})
     target = Path(folder) if folder is not None else _results() / name
     with _folder(target):
-        converted = emit.convert(ported, target, force=True, seed=seed)
+        converted = convert(ported, target, force=True, seed=seed)
 
     step("verify", 0, 0)
     notes = list(ported.notes)

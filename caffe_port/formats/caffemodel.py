@@ -10,7 +10,6 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +17,8 @@ from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import wire
 from caffe_port.formats.message import Message
 from caffe_port.storage import hdf5
-from caffe_port.storage.files import MappedFile, atomic_write, opened
-
-Array = np.ndarray[Any, Any]
+from caffe_port.storage.files import MappedFile, atomic_write, map_file
+from caffe_port.typing import Array
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_AXES = 32  # kMaxBlobAxes of blob.hpp
@@ -170,25 +168,6 @@ def _raw_array(proto: Message) -> Array:
     if len(proto.raw_data) % np.dtype(dtype).itemsize:
         raise ParseError(f"raw_data of {len(proto.raw_data)} bytes is no whole number of {proto.raw_data_type} values")
     return np.frombuffer(proto.raw_data, dtype)
-
-
-def map_file(path: str | Path, writable: bool = False) -> memoryview:
-    """A file's bytes, memory-mapped.
-
-    Args:
-        writable: a page that is written to becomes a copy; the file stays as it is.
-
-    Raises:
-        CaffePortError: it does not exist, is a folder or cannot be read.
-        ParseError: it is empty.
-    """
-    with opened(path) as file:
-        if not file.seek(0, 2):
-            raise ParseError("is empty", str(path))
-        try:
-            return memoryview(MappedFile.of(file, writable))
-        except (OSError, ValueError) as error:
-            raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
 
 
 def _looks_like_text(head: bytes) -> bool:

@@ -235,3 +235,8 @@ def _same(a: Any, b: Any) -> bool:
         if isinstance(array, np.ndarray):
             return np.array_equal(np.asarray(a, array.dtype), np.asarray(b, array.dtype))
     return bool(a == b)
+
+
+def at(where: str, message: Message) -> str:
+    """``file:line``; the file alone for a message of a binary file."""
+    return f"{where}:{message.line}" if message.line else where

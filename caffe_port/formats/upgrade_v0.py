@@ -6,8 +6,7 @@ Source: upgrade_proto.cpp (UpgradeV0Net, UpgradeV0PaddingLayers, UpgradeV0LayerP
 from __future__ import annotations
 
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.formats.message import Message
-from caffe_port.formats.upgrade_v1 import at
+from caffe_port.formats.message import Message, at
 
 V0_TYPES = {
     "accuracy": "ACCURACY",

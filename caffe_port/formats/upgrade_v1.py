@@ -6,7 +6,7 @@ Everything after this module sees LayerParameters only. Source: upgrade_proto.cp
 from __future__ import annotations
 
 from caffe_port.errors import SpecError
-from caffe_port.formats.message import Message
+from caffe_port.formats.message import Message, at
 
 V1_TYPES = {
     "NONE": "",
@@ -91,11 +91,6 @@ def upgrade(net: Message, where: str) -> Message:
         net = net.copy(layers=None, layer=[_from_v1(entry, where) for entry in net.layers])
     net = net.copy(layer=[_move_transform(_old_batch_norm(layer)) for layer in net.layer])
     return _legacy_inputs(net, where)
-
-
-def at(where: str, message: Message) -> str:
-    """``file:line``; the file alone for a message of a binary file."""
-    return f"{where}:{message.line}" if message.line else where
 
 
 def _from_v1(old: Message, where: str) -> Message:

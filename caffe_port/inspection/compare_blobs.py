@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.upgrade_v1 import V1_TYPES
 from caffe_port.inspection.net_table import Dims, Options, Row, Survey, agree, full, survey
-from caffe_port.signatures.caffe import Shape
-from caffe_port.spec import Definition
+from caffe_port.typing import Shape
 
 _CHANNELS = "channels"
 

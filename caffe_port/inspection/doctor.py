@@ -206,7 +206,7 @@ def _pycaffe(_: Path) -> str:
 def _cpu(_: Path) -> str:
     import torch
 
-    from caffe_port.training.processes import has_bf16
+    from caffe_port.devices import has_bf16
 
     capability = torch.backends.cpu.get_cpu_capability()
     bf16 = "bf16" if has_bf16(torch.device("cpu")) else "no bf16"
@@ -217,7 +217,7 @@ def _cpu(_: Path) -> str:
 def _gpu(_: Path) -> str:
     import torch
 
-    from caffe_port.training.processes import has_bf16
+    from caffe_port.devices import has_bf16
 
     if not torch.cuda.is_available():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
@@ -237,7 +237,7 @@ def _gpu(_: Path) -> str:
 
 
 def _cache(_: Path) -> str:
-    from caffe_port.evaluation.registry import cache_folder
+    from caffe_port.storage.files import cache_folder
 
     folder = cache_folder()
     exists = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -248,7 +248,8 @@ def _cache(_: Path) -> str:
 
 
 def _convert(scratch: Path) -> str:
-    from caffe_port import api, emit
+    from caffe_port import api
+    from caffe_port.emit.convert import convert
 
-    result = emit.convert(api.port(_net(scratch)), scratch / "converted")
+    result = convert(api.port(_net(scratch)), scratch / "converted")
     return f"{result.layers} layers, {result.parameters} parameters; {result.check}"

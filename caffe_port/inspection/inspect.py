@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port.errors import CaffePortError, SpecError
+from caffe_port.definition.definition import Definition
+from caffe_port.errors import CaffePortError, SpecError, printable
 from caffe_port.formats import caffemodel, prototxt
-from caffe_port.formats.caffemodel import Array, Weights
+from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
 from caffe_port.inspection.compare_blobs import Diff, compare
 from caffe_port.inspection.net_table import Dims, Options, Row, Survey, survey
-from caffe_port.spec import Definition
-from caffe_port.terminal import human_bytes, printable, table
+from caffe_port.storage.files import map_file
+from caffe_port.terminal import human_bytes, table
+from caffe_port.typing import Array, PathLike
 
 __all__ = ["Diff", "Inspection", "Options", "diff", "inspect_file", "inspect_files", "kind_of", "render"]
 
-PathLike = str | Path
 
 _SUMMED = ("parameters", "statistics", "macs", "activation_bytes")
 
@@ -170,7 +171,7 @@ def kind_of(path: PathLike) -> str:
     Raises:
         CaffePortError: the file cannot be read.
     """
-    head = bytes(caffemodel.map_file(path)[:4096])
+    head = bytes(map_file(path)[:4096])
     name = Path(path).name.lower()
     text_by_name = name.endswith((".prototxt", ".txt"))
     if name.endswith(".caffemodel") or (not text_by_name and (b"\0" in head or head.startswith(caffemodel.HDF5_MAGIC))):
@@ -333,7 +334,7 @@ def _inspect_mean(path: PathLike) -> Inspection:
 
 
 def _inspect_state(path: PathLike) -> Inspection:
-    from caffe_port.training import solverstate  # imports torch
+    from caffe_port.formats import solverstate
 
     state = solverstate.read(path)
     shapes = ", ".join(dims_text(array.shape) for array in state.history[:6])

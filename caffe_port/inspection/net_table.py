@@ -11,13 +11,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from caffe_port.definition.definition import Definition
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import LayerBlobs, Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import caffe, shapes
-from caffe_port.signatures.caffe import Shape
-from caffe_port.spec import SOURCE_TYPES, Definition, LayerSpec, NetSpec, Source
+from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
+from caffe_port.typing import Shape
 
 Dims = tuple[int | None, ...] | None
 """A shape some of whose lengths may be unknown; None: not even their number is known."""

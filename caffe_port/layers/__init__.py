@@ -22,7 +22,6 @@ from caffe_port.layers.layer import (
     REGISTRY,
     UNSUPPORTED,
     Layer,
-    Shape,
     canonical_axis,
     check_count,
     class_of,
@@ -32,6 +31,7 @@ from caffe_port.layers.layer import (
     number,
     scalar_if_equal,
 )
+from caffe_port.typing import Shape
 
 __all__ = [
     "REGISTRY",

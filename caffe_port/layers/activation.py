@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, Shape, canonical_axis, expect_bottoms, number
+from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms, number
+from caffe_port.typing import Shape
 
 
 def affine_source(x: str, scale: float, shift: float) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, Shape, canonical_axis, expect_bottoms
+from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms
+from caffe_port.typing import Shape
 
 
 class Crop(Layer):

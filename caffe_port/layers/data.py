@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, Shape, expect_bottoms
+from caffe_port.layers.layer import Layer, expect_bottoms
 from caffe_port.signatures.plugins import PYTHON_LAYERS
+from caffe_port.typing import Shape
 
 
 class Input(Layer):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats.message import Message
-
-Array = np.ndarray[Any, Any]
+from caffe_port.typing import Array
 
 TYPES = ("constant", "gaussian", "positive_unitball", "uniform", "xavier", "msra", "bilinear")
 

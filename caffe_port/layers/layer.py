@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError, WeightsError
 from caffe_port.formats.message import Message
-
-Shape = tuple[int, ...]
+from caffe_port.typing import Shape
 
 REGISTRY: dict[str, type[Layer]] = {}
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, Shape, canonical_axis, expect_bottoms
+from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms
+from caffe_port.storage.files import map_file
+from caffe_port.typing import Shape
 
 # -- from Caffe ---------------------------------------------------------------------------------------------------
 
@@ -287,7 +289,7 @@ def infogain_matrix(path: str, classes: int) -> tuple[tuple[float, ...], ...]:
     """
     from caffe_port.formats import caffemodel, wire
 
-    matrix = caffemodel.blob_array(wire.parse(caffemodel.map_file(path), "BlobProto", path))
+    matrix = caffemodel.blob_array(wire.parse(map_file(path), "BlobProto", path))
     if matrix.size != classes**2:
         raise SpecError(f"{path} holds shape {matrix.shape}; {classes} classes need {(classes, classes)}")
     return tuple(tuple(row) for row in matrix.reshape(classes, classes).tolist())

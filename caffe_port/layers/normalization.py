@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
-from caffe_port.layers.layer import Layer, Shape, constructor, expect_bottoms
+from caffe_port.layers.layer import Layer, constructor, expect_bottoms
+from caffe_port.typing import Shape
 
 _BATCH_NORMS = {2: "nn.BatchNorm1d", 3: "nn.BatchNorm1d", 4: "nn.BatchNorm2d", 5: "nn.BatchNorm3d"}
 

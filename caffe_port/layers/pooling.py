@@ -12,8 +12,9 @@ from torch import Tensor
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, Shape, check_count, constructor, expect_bottoms, scalar_if_equal
+from caffe_port.layers.layer import Layer, check_count, constructor, expect_bottoms, scalar_if_equal
 from caffe_port.layers.spatial import per_axis
+from caffe_port.typing import Shape
 
 
 class Pooling(Layer):

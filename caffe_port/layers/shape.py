@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
-from caffe_port.layers.layer import Layer, Shape, canonical_axis, expect_bottoms, number
+from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms, number
+from caffe_port.typing import Shape
 
 
 def legacy_axis(p: Message, legacy: str, dims: int) -> int:

@@ -11,16 +11,9 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import (
-    Layer,
-    Shape,
-    canonical_axis,
-    check_count,
-    constructor,
-    expect_bottoms,
-    scalar_if_equal,
-)
+from caffe_port.layers.layer import Layer, canonical_axis, check_count, constructor, expect_bottoms, scalar_if_equal
 from caffe_port.signatures.kernel_params import axis_values
+from caffe_port.typing import Shape
 
 WINDOW = ("kernel_size", "stride", "padding", "dilation")
 

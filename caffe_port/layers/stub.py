@@ -14,7 +14,8 @@ from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.formats.message import Message
 from caffe_port.layers.data import Python
-from caffe_port.layers.layer import REGISTRY, Layer, Shape
+from caffe_port.layers.layer import REGISTRY, Layer
+from caffe_port.typing import Shape
 
 
 class Stub(Layer, register=False):
@@ -93,11 +94,11 @@ class _Stubs(dict[str, type[Layer]]):
 @contextlib.contextmanager
 def stubs() -> Iterator[set[str]]:
     """Within the block every unregistered type is a Stub; yields the names of those that were met."""
-    from caffe_port import layers
+    from caffe_port.layers import layer
 
     everything = _Stubs(REGISTRY)
-    layers.REGISTRY = everything
+    layer.REGISTRY = everything
     try:
         yield everything.made
     finally:
-        layers.REGISTRY = REGISTRY
+        layer.REGISTRY = REGISTRY

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 from caffe_port import layers
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
-from caffe_port.formats.caffemodel import Array, Weights
+from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
 from caffe_port.layers.activation import Dropout
-from caffe_port.layers.layer import Layer, Shape
+from caffe_port.layers.layer import Layer
 from caffe_port.net import fusion
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.net.state_dict import LARGE
 from caffe_port.signatures import plugins, shapes
 from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.typing import Array, Shape
 
 MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from caffe_port.layers.layer import Shape
 from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.typing import Shape
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.kernel_params import axis_values
 from caffe_port.spec import LayerSpec
+from caffe_port.typing import Shape
 
-Shape = tuple[int, ...]
 Rule = Callable[[LayerSpec, Sequence[Shape]], Sequence[Shape]]
 
 ANY = 1 << 30

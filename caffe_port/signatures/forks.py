@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from caffe_port.signatures.caffe import ANY, Shape, axis_of, expect_dims, rule, text
+from caffe_port.signatures.caffe import ANY, axis_of, expect_dims, rule, text
 from caffe_port.spec import LayerSpec
+from caffe_port.typing import Shape
 
 # -- the shape stays ----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from caffe_port.signatures import forks  # noqa: F401  registers the rules of fo
 from caffe_port.signatures.caffe import (
     ANY,
     RULES,
-    Shape,
     axis_of,
     broadcast_shape,
     channels_of,
@@ -28,6 +27,7 @@ from caffe_port.signatures.caffe import (
     window_of,
 )
 from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
+from caffe_port.typing import Shape
 
 __all__ = ["RULES", "UnknownShape", "blob_shapes", "infer", "macs", "statistics", "top_shapes"]
 

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -153,35 +153,6 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
-    """Which of one or two files is the prototxt and which holds weights; the order does not matter.
-
-    Raises:
-        CaffePortError: none, more than two, or two of a kind.
-    """
-    if not 1 <= len(files) <= 2:
-        raise CaffePortError(f"give a prototxt, a weights file, or both; got {len(files)} files")
-    kinds = [_holds_weights(file) for file in files]
-    if len(files) == 2 and kinds[0] == kinds[1]:
-        kind = "weights files" if kinds[0] else "prototxt texts"
-        raise CaffePortError(f"{files[0]} and {files[1]} are both {kind}; give one prototxt and one weights file")
-    by_kind = {kind: str(file) for kind, file in zip(kinds, files, strict=True)}
-    return by_kind.get(False), by_kind.get(True)
-
-
-def _holds_weights(file: str | Path) -> bool:
-    name = str(file).lower()
-    if name.endswith((".caffemodel", ".h5", ".hdf5", ".binaryproto", ".solverstate")):
-        return True
-    if name.endswith(".prototxt"):
-        return False
-    try:
-        with opened(file) as head:
-            return b"\0" in head.read(4096)
-    except (OSError, CaffePortError):
-        return False  # reading it as text says what is the matter
-
-
 class MappedFile(mmap.mmap):
     """A file mapped into memory, which keeps a handle of the file.
 
@@ -240,3 +211,28 @@ def sha256(path: str | Path) -> str:
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
     return digest.hexdigest()
+
+
+def map_file(path: str | Path, writable: bool = False) -> memoryview:
+    """A file's bytes, memory-mapped.
+
+    Args:
+        writable: a page that is written to becomes a copy; the file stays as it is.
+
+    Raises:
+        CaffePortError: it does not exist, is a folder or cannot be read.
+        ParseError: it is empty.
+    """
+    with opened(path) as file:
+        if not file.seek(0, 2):
+            raise ParseError("is empty", str(path))
+        try:
+            return memoryview(MappedFile.of(file, writable))
+        except (OSError, ValueError) as error:
+            raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
+
+
+def cache_folder() -> Path:
+    """``$CAFFE_PORT_CACHE``, else ``$XDG_CACHE_HOME/caffe-port``, else ``~/.cache/caffe-port``."""
+    own = os.environ.get("CAFFE_PORT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caffe-port"

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import DependencyError, ParseError
-
-Array = np.ndarray[Any, Any]
+from caffe_port.typing import Array
 
 _TIGHTEST, _FREE = 64, 1 << 20
 """A dataset may be declared 64 times as large as what is stored of it, and a MiB: weights do not compress better."""

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import DependencyError, ParseError
-
-Array = np.ndarray[Any, Any]
+from caffe_port.typing import Array
 
 MAX_PIXELS = 1 << 27
 """Of one picture. A header of a few bytes may declare 2^30, which OpenCV by itself would take memory for."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.storage.files import opened
+from caffe_port.typing import Array
 
-Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
 _DAMAGED = (

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.storage.files import MappedFile
-
-Array = np.ndarray[Any, Any]
+from caffe_port.typing import Array
 
 _DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16"}
 _PIECE = 1 << 20  # bytes; what a thread holds, small enough for a processor's cache

@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from caffe_port import api
+from caffe_port import api, devices
 from caffe_port.data import datasets
 from caffe_port.data.augment import Augmentation, Epochs
 from caffe_port.data.datasets import Preprocessor
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
 from caffe_port.evaluation.evaluate import evaluate
 from caffe_port.evaluation.registry import Preprocessing
 from caffe_port.layers.activation import Dropout
-from caffe_port.spec import Definition
 from caffe_port.storage.files import atomic_write, read_bytes
 from caffe_port.training import fused_layers, plots, processes, signals
 from caffe_port.training.run_folder import RunFolder, hold
@@ -128,11 +128,11 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
         CaffePortError: bad input; the folder is in use or holds a run; or the loss is not finite.
     """
     listen, began = listen or (lambda _: None), time.monotonic()
-    device = processes.find_device(options.device)
+    device = devices.find_device(options.device)
     if options.bf16 is None:
-        options = replace(options, bf16=processes.has_bf16(device))
+        options = replace(options, bf16=devices.has_bf16(device))
         if not options.bf16:
-            listen({"kind": "note", "text": processes.NO_BF16})
+            listen({"kind": "note", "text": devices.NO_BF16})
     if gpu := device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True

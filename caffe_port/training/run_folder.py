@@ -26,12 +26,13 @@ import numpy as np
 import torch
 
 from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.formats import caffemodel
+from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
 from caffe_port.storage.files import atomic_write, lock, read_bytes, sha256
-from caffe_port.training import processes, solverstate
+from caffe_port.training import processes
 from caffe_port.training.optimizers import CaffeOptimizer
+from caffe_port.training.snapshot import capture
 from caffe_port.training.solver import SolverSpec
 
 
@@ -145,7 +146,7 @@ class RunFolder:
         stem = f"{self.name}_iter_{it}"
         weights, state = (self.snapshots / f"{stem}.{end}" for end in ("caffemodel", "solverstate"))
         caffemodel.write(weights, definition, net.blobs())
-        solverstate.write(state, solverstate.capture(net, optimizer, spec, it, weights.name))
+        solverstate.write(state, capture(net, optimizer, spec, it, weights.name))
         values = {
             "iter": it,
             "sha256": {path.name: sha256(path) for path in (weights, state)},

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port import __version__
+from caffe_port import __version__, devices
 from caffe_port.data import datasets
 from caffe_port.data.batches import Feed, Prefetch
 from caffe_port.data.datasets import ImageFeed, Preprocessor
@@ -26,13 +26,14 @@ from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.evaluation.evaluate import from_transform_param
 from caffe_port.evaluation.registry import MEAN_IMAGE, Preprocessing
-from caffe_port.formats import caffemodel
+from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
 from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec
-from caffe_port.training import fused_layers, processes, solver, solverstate
+from caffe_port.training import fused_layers, processes, solver
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
+from caffe_port.training.snapshot import restore
 from caffe_port.training.solver import SolverSpec
 
 Listener = Callable[[dict[str, Any]], None]
@@ -177,7 +178,7 @@ def set_up(
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    notes = [processes.NO_BF16] if options.fast and options.amp is None else []
+    notes = [devices.NO_BF16] if options.fast and options.amp is None else []
     definition, specs = _specs(spec)
     phases = ("TRAIN", "TEST") if spec.test_interval else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
@@ -249,7 +250,7 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
     """The options with ``fast`` spelled out, and PyTorch's own switches set; CaffePortError for what cannot be."""
     gpu, alone = device.type == "cuda", processes.world() == 1
     if options.fast:
-        amp = options.amp or ("bf16" if processes.has_bf16(device) else None)
+        amp = options.amp or ("bf16" if devices.has_bf16(device) else None)
         options = replace(
             options,
             amp=amp,
@@ -408,7 +409,7 @@ def _resume(t: Training) -> int:
         state, weights, extra = solverstate.read(snapshot.state), snapshot.weights, snapshot.extra
         t.notes.append(f"resumed from {snapshot.state.name}")
     t.net.load_weights(caffemodel.read(weights))
-    solverstate.restore(state, t.net, t.optimizer, t.spec)
+    restore(state, t.net, t.optimizer, t.spec)
     if extra:
         restore_random_states(extra["random"])
         t.best, losses = extra["best"], extra["losses"]

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats import prototxt
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
-from caffe_port.spec import Definition
 from caffe_port.training.optimizers import OPTIMIZERS, CaffeOptimizer
 
 POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import CaffePortError
-from caffe_port.formats.caffemodel import Array
 from caffe_port.layers.layer import Layer
 from caffe_port.net.net import Net
+from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
 from caffe_port.verification.references.reference import Case
 from caffe_port.verification.references.trace import Trace

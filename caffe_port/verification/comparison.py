@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from caffe_port.errors import CaffePortError
-from caffe_port.formats.caffemodel import Array
+from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
 
 ATOL, RTOL = 1e-5, 1e-4

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import NetSpec, Source
+from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row
 from caffe_port.verification.references.reference import Made
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import LayerSpec
+from caffe_port.typing import Array
 from caffe_port.verification.comparison import Tolerance, difference
 from caffe_port.verification.references.numpy_formulas import FORMULAS, Layer
 from caffe_port.verification.slips import HYPOTHESES

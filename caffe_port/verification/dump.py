@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from caffe_port.api import PathLike
+from caffe_port.typing import PathLike
 from caffe_port.verification.inputs import Preprocess
 from caffe_port.verification.references.reference import Reference, record
 from caffe_port.verification.references.trace import Trace
-from caffe_port.verification.verify import Input, find_reference, prepare
+from caffe_port.verification.subject import Input, find_reference, prepare
 
 
 def dump(

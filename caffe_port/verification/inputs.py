@@ -11,12 +11,10 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError, ParseError, did_you_mean
 from caffe_port.formats import caffemodel
-from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.storage import images
 from caffe_port.storage.files import opened, read_bytes
-
-Shape = tuple[int, ...]
+from caffe_port.typing import Array, Shape
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.formats.caffemodel import Array
 from caffe_port.layers.layer import Layer
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Step
 from caffe_port.spec import LayerSpec
+from caffe_port.typing import Array
 from caffe_port.verification.comparison import Difference, Distance, Row, Tolerance, difference, failure
 from caffe_port.verification.details import Details
 from caffe_port.verification.diagnose import diagnose

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas import FORMULAS, Layer
-from caffe_port.verification.references.numpy_formulas.formulas import Array, given, spatial
+from caffe_port.verification.references.numpy_formulas.formulas import given, spatial
 from caffe_port.verification.references.numpy_formulas.spatial import pool
 
 Guess = tuple[str, Array]

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from caffe_port.formats.message import Message
-from caffe_port.layers import Layer, Shape
+from caffe_port.layers import Layer
+from caffe_port.typing import Shape
 
 
 class HardSigmoid(Layer):

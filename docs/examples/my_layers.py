@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers import Layer, Shape
+from caffe_port.layers import Layer
+from caffe_port.typing import Shape
 
 
 class ScaledTanh(Layer):

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from caffe_port.formats.message import Message
-from caffe_port.layers import Layer, Shape
+from caffe_port.layers import Layer
 from caffe_port.layers.data import python_layer
+from caffe_port.typing import Shape
 
 
 @python_layer("tools.layers", "ShiftLayer")

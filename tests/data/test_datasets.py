@@ -226,7 +226,7 @@ def test_arrays_that_are_no_set() -> None:
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
 def test_what_torchvision_gives_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    from torchvision import datasets
+    from torchvision import datasets as theirs
 
     asked: list[dict[str, object]] = []
 
@@ -239,7 +239,7 @@ def test_what_torchvision_gives_is_understood(tmp_path: Path, monkeypatch: pytes
         def __init__(self, **options: object) -> None:
             asked.append(options)
 
-    monkeypatch.setattr(datasets, datasets.TORCHVISION[name], Stored)
+    monkeypatch.setattr(theirs, datasets.TORCHVISION[name], Stored)
     got = datasets.load(name, "train", tmp_path)
     np.testing.assert_array_equal(got.images.numpy(), PICTURES)
     assert got.labels.tolist() == [*range(6)]
@@ -249,11 +249,11 @@ def test_what_torchvision_gives_is_understood(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_package_that_torchvision_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision import datasets
+    from torchvision import datasets as theirs
 
     def lacking(**options: object) -> None:
         raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
 
-    monkeypatch.setattr(datasets, "SVHN", lacking)
+    monkeypatch.setattr(theirs, "SVHN", lacking)
     with pytest.raises(CaffePortError, match="svhn needs scipy"):
         datasets.load("svhn", "test", tmp_path)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import caffe_port
-from caffe_port import emit
+from caffe_port.definition.definition import Definition
+from caffe_port.emit.convert import convert
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.inspection import inspect
-from caffe_port.spec import Definition, NetSpec
+from caffe_port.spec import NetSpec
 
 IMAGE = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: [2, 1, 160, 192] } } }\n'
 
@@ -230,5 +231,5 @@ def test_inspect_convert_and_verify_agree(tmp_path: Path, crop: str) -> None:
     report = caffe_port.verify(path, against="numpy")
     assert report.passed
     assert [row.layer for row in report.rows if row.type == crop] == ["score_pool4c", "score"]
-    emit.convert(caffe_port.port(path), tmp_path / "port")
+    convert(caffe_port.port(path), tmp_path / "port")
     assert "27:27 + " in (tmp_path / "port" / "model.py").read_text()

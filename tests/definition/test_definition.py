@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError
 from caffe_port.formats import caffemodel, prototxt, wire
 from caffe_port.layers import REGISTRY
-from caffe_port.spec import Definition, LayerSpec, NetSpec
+from caffe_port.spec import LayerSpec, NetSpec
 
 LABELS = {name for name, cls in REGISTRY.items() if cls.labels}
 LEARNED = {name for name, cls in REGISTRY.items() if cls.blobs}

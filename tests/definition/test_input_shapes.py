@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from caffe_port.definition import input_shapes
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.formats.caffemodel import LayerBlobs, Weights
-from caffe_port.spec import Definition, NetSpec
+from caffe_port.spec import NetSpec
 
 
 def spec(text: str) -> NetSpec:

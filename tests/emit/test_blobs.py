@@ -165,15 +165,15 @@ def test_the_4d_era(tmp_path: Path) -> None:
 
 
 def test_beside_other_formats(tmp_path: Path) -> None:
-    from caffe_port import emit
+    from caffe_port.emit.convert import convert
 
     path, weights = WEIGHTS[0].with_suffix(".prototxt"), WEIGHTS[0]
-    result = emit.convert(caffe_port.port(path, weights), tmp_path / "out", formats=["torch", "safetensors"])
+    result = convert(caffe_port.port(path, weights), tmp_path / "out", formats=["torch", "safetensors"])
     assert result.files == ("model.py", "weights.safetensors", "blobs.safetensors", "port.json")
     alone = blobs.convert(weights, tmp_path / "alone", path)
     assert (alone.folder / "blobs.safetensors").read_bytes() == (result.folder / "blobs.safetensors").read_bytes()
     with pytest.raises(CaffePortError, match="blobs of a weights file, and none was given"):
-        emit.convert(caffe_port.port(path), tmp_path / "none", formats=["safetensors"])
+        convert(caffe_port.port(path), tmp_path / "none", formats=["safetensors"])
 
 
 def test_the_command_needs_no_torch(tmp_path: Path) -> None:

@@ -22,14 +22,17 @@ from emit_nets import assert_same, conv, data, drawn, layer, written
 from safetensors.torch import load_file
 
 import caffe_port
-from caffe_port import emit
 from caffe_port.api import Ported
+from caffe_port.emit import convert as convert_module
 from caffe_port.emit import model_source as emit_source
+from caffe_port.emit.convert import convert
 from caffe_port.emit.forward_method import split_commas, wrap
+from caffe_port.emit.self_check import self_check
 from caffe_port.errors import CaffePortError
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.prototxt import quoted
 from caffe_port.net.net import Net
+from caffe_port.net.state_dict import write_safetensors
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def hostile_net(names: list[str], net_name: str) -> str:
 def test_hostile_names(net_name: str, port: Callable[[str], Ported], tmp_path: Path) -> None:
     names = [n for n in dict.fromkeys([net_name, *HOSTILE]) if n]
     ported = port(hostile_net(names, net_name))
-    result = emit.convert(ported, tmp_path / "out")
+    result = convert(ported, tmp_path / "out")
     assert result.check == "outputs are bit-equal to the Net's"
     source = (tmp_path / "out" / "model.py").read_text(encoding="utf-8")
     tree = ast.parse(source)
@@ -161,7 +164,7 @@ SMALL = data(2, 3, 5, 4) + conv("conv", "data", "conv")
 def test_files(port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     ported = port('name: "Small"\n' + SMALL)
-    result = emit.convert(ported, tmp_path / "deep" / "out")
+    result = convert(ported, tmp_path / "deep" / "out")
     assert result.folder == tmp_path / "deep" / "out"
     assert result.files == ("model.py", "weights.safetensors", "port.json")
     assert sorted(os.listdir(result.folder)) == sorted(result.files)
@@ -178,7 +181,7 @@ def test_files(port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytes
     assert report["time"] == "2023-11-14T22:13:20+00:00"
     assert report["versions"] == {"caffe-port": caffe_port.__version__, "torch": torch.__version__.partition("+")[0]}
     assert "the fillers drew them" in report["notes"][0]
-    again = emit.convert(ported, tmp_path / "again")
+    again = convert(ported, tmp_path / "again")
     for name in result.files:
         assert (result.folder / name).read_bytes() == (again.folder / name).read_bytes()
 
@@ -191,7 +194,7 @@ def _umask() -> int:
 
 def test_model_runs_alone(port: Callable[[str], Ported], tmp_path: Path) -> None:
     """In a process that has torch and safetensors only, as the docstring of model.py says."""
-    emit.convert(port('name: "Small"\n' + SMALL), tmp_path / "out")
+    convert(port('name: "Small"\n' + SMALL), tmp_path / "out")
     code = (
         "import sys; sys.modules['caffe_port'] = None\n"
         "from model import Small\nfrom safetensors.torch import load_file\nimport torch\n"
@@ -207,26 +210,26 @@ def test_an_existing_folder(port: Callable[[str], Ported], tmp_path: Path) -> No
     ported = port(SMALL)
     folder = tmp_path / "out"
     folder.mkdir()
-    emit.convert(ported, folder)
+    convert(ported, folder)
     (folder / "mine.txt").write_text("kept")
     (folder / "model.py").write_text("old")
     with pytest.raises(CaffePortError, match=r"out: is not empty\n  --force"):
-        emit.convert(ported, folder)
+        convert(ported, folder)
     assert (folder / "model.py").read_text() == "old"
-    emit.convert(ported, folder, force=True)
+    convert(ported, folder, force=True)
     assert (folder / "mine.txt").read_text() == "kept"
     assert "class Net" in (folder / "model.py").read_text()
     with pytest.raises(CaffePortError, match="is a file, a folder was expected"):
-        emit.convert(ported, folder / "mine.txt", force=True)
+        convert(ported, folder / "mine.txt", force=True)
     assert sorted(os.listdir(tmp_path)) == ["net.prototxt", "out"]
 
 
 def test_a_folder_that_cannot_be_made(port: Callable[[str], Ported], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CaffePortError, match="cannot be written: Not a directory"):
-        emit.convert(port(SMALL), tmp_path / "file" / "below" / "out")
+        convert(port(SMALL), tmp_path / "file" / "below" / "out")
     with pytest.raises(CaffePortError, match="cannot be written: "):
-        emit.convert(port(SMALL), Path("/proc/nowhere/out"))
+        convert(port(SMALL), Path("/proc/nowhere/out"))
 
 
 @pytest.mark.parametrize("damage", ["syntax", "output", "weights"])
@@ -241,10 +244,10 @@ def test_a_wrong_model_leaves_nothing(
         state = {"conv.weight": made.state["conv.weight"]} if damage == "weights" else made.state
         return dataclasses.replace(made, source=source.get(damage, made.source), state=state)
 
-    monkeypatch.setattr(emit, "model", wrong)
+    monkeypatch.setattr(convert_module, "model", wrong)
     said = "differs from the Net's by 1" if damage == "output" else "could not be read back"
     with pytest.raises(CaffePortError, match=said):
-        emit.convert(port(SMALL), tmp_path / "a" / "out")
+        convert(port(SMALL), tmp_path / "a" / "out")
     assert os.listdir(tmp_path) == ["net.prototxt"]
 
 
@@ -253,7 +256,7 @@ def test_a_damaged_weights_file_leaves_nothing(
     damage: str, port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two nets give equal outputs for a weight that ReLU makes dead: the bytes are compared too."""
-    right = emit.write_safetensors
+    right = write_safetensors
 
     def wrong(path: Path, *rest: Any) -> None:
         right(path, *rest)
@@ -261,14 +264,14 @@ def test_a_damaged_weights_file_leaves_nothing(
         stored[-4 if damage == "last bit" else 9] ^= 1  # the least significant bit of the last number
         path.write_bytes(stored)
 
-    monkeypatch.setattr(emit, "write_safetensors", wrong)
+    monkeypatch.setattr(convert_module, "write_safetensors", wrong)
     filler = "bias_filler { value: -1e9 }"
     text = data(2, 3, 5, 4) + layer(
         "conv", "Convolution", "data", "conv", f"convolution_param {{ num_output: 4 kernel_size: 1 {filler} }}"
     )
     said = "does not hold 'conv.bias' as it was written" if damage == "last bit" else "could not be read back"
     with pytest.raises(CaffePortError, match=f"weights.safetensors: {said}"):
-        emit.convert(port(text + layer("relu", "ReLU", "conv", "relu")), tmp_path / "a" / "out")
+        convert(port(text + layer("relu", "ReLU", "conv", "relu")), tmp_path / "a" / "out")
     assert os.listdir(tmp_path) == ["net.prototxt"]
 
 
@@ -302,8 +305,8 @@ def test_shared_parameters(
         assert ported.weights is not None
         weight = ported.net.get_submodule(name).weight
         assert np.shares_memory(weight.detach().numpy(), ported.weights.layers[1].blobs[0]) == is_shared
-    one = emit.convert(copied, tmp_path / "one", fold=fold)
-    other = emit.convert(shared, tmp_path / "other", fold=fold)
+    one = convert(copied, tmp_path / "one", fold=fold)
+    other = convert(shared, tmp_path / "other", fold=fold)
     assert one.check == other.check
     for file in one.files:
         assert (one.folder / file).read_bytes() == (other.folder / file).read_bytes(), file
@@ -324,7 +327,7 @@ def test_what_cannot_be_shared_is_copied(port: Callable[[str], Ported], tmp_path
     assert ported.weights is not None
     assert not np.shares_memory(weight, ported.weights.layers[1].blobs[0])
     assert np.array_equal(weight, kept.layers[1].blobs[0].T)
-    assert emit.convert(ported, tmp_path / "out").check == "outputs are bit-equal to the Net's"
+    assert convert(ported, tmp_path / "out").check == "outputs are bit-equal to the Net's"
     net = port(large_net("fc")).net
     half = kept.layers[1].blobs[0].T.astype(np.float16)
     net.fc.share_blobs([half, np.zeros(4500, np.float32)], 1)
@@ -341,7 +344,7 @@ def test_the_caffemodel_may_lie_where_convert_writes(port: Callable[[str], Porte
     ported = caffe_port.port(tmp_path / "net.prototxt", weights, share=True)
     assert ported.weights is not None
     before = [blob.copy() for one in ported.weights.layers for blob in one.blobs]
-    assert emit.convert(ported, folder, force=True).check == "outputs are bit-equal to the Net's"
+    assert convert(ported, folder, force=True).check == "outputs are bit-equal to the Net's"
     again = [blob for one in ported.weights.layers for blob in one.blobs]
     for blob, other in zip(before, again, strict=True):
         assert np.array_equal(blob, other)
@@ -358,7 +361,7 @@ def test_shared_by_name_stays_shared(port: Callable[[str], Ported], tmp_path: Pa
 
 def test_unknown_format(port: Callable[[str], Ported], tmp_path: Path) -> None:
     with pytest.raises(CaffePortError, match="format 'tflite' is not known\n  Formats: torch, onnx, pt2, safetensors"):
-        emit.convert(port(SMALL), tmp_path / "out", formats=["tflite"])
+        convert(port(SMALL), tmp_path / "out", formats=["tflite"])
 
 
 def test_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:
@@ -369,7 +372,7 @@ def test_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:
         "half": torch.ones(3).half(),
         'ü/"': torch.ones(2, dtype=torch.bool),
     }
-    emit.write_safetensors(tmp_path / "w", tensors)
+    write_safetensors(tmp_path / "w", tensors)
     read = load_file(str(tmp_path / "w"))
     assert list(read) == list(tensors) or set(read) == set(tensors)
     for name, tensor in tensors.items():
@@ -380,8 +383,8 @@ def test_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:
 def test_channels_last(port: Callable[[str], Ported], tmp_path: Path) -> None:
     """The weights file stays as it is; a model that loaded it as its docstring says computes in the other format."""
     ported = port('name: "Small"\n' + data(2, 3, 5, 4) + conv("conv", "data", "conv", 8, 3) + conv("b", "conv", "b", 4))
-    plain = emit.convert(ported, tmp_path / "plain")
-    other = emit.convert(ported, tmp_path / "other", channels_last=True)
+    plain = convert(ported, tmp_path / "plain")
+    other = convert(ported, tmp_path / "other", channels_last=True)
     assert other.check.startswith("outputs differ from the Net's by ")
     weights = "weights.safetensors"
     assert (other.folder / weights).read_bytes() == (plain.folder / weights).read_bytes()
@@ -400,7 +403,7 @@ def test_the_net_keeps_its_state(port: Callable[[str], Ported], tmp_path: Path) 
     net = port(data(2, 3, 5, 4) + layer("n", "BatchNorm", "data", "n")).net
     made, _ = written(net, tmp_path)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    emit.self_check(net, made.source, made.class_name, tmp_path / "weights.safetensors", training=True)
+    self_check(net, made.source, made.class_name, tmp_path / "weights.safetensors", training=True)
     assert not net.training
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])
@@ -408,5 +411,5 @@ def test_the_net_keeps_its_state(port: Callable[[str], Ported], tmp_path: Path) 
 
 def test_inputs_that_are_indices(port: Callable[[str], Ported], tmp_path: Path) -> None:
     embed = "embed_param { num_output: 3 input_dim: 4 weight_filler { type: 'xavier' } }"
-    result = emit.convert(port(data(2, 6) + layer("e", "Embed", "data", "e", embed)), tmp_path / "out")
+    result = convert(port(data(2, 6) + layer("e", "Embed", "data", "e", embed)), tmp_path / "out")
     assert result.check == "outputs are bit-equal to the Net's"

@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import caffe_port
-from caffe_port import emit
-from caffe_port.emit import export
+from caffe_port.emit import caffe_files, export
+from caffe_port.emit.convert import convert
+from caffe_port.emit.model_source import model
+from caffe_port.emit.self_check import example_inputs, read_model
 from caffe_port.errors import CaffePortError, DependencyError, WeightsError
+from caffe_port.net.state_dict import write_safetensors
 
 ZOO = {
     "mnist_9972": (None, "simplenet/mnist_9972/weights.caffemodel"),
@@ -76,11 +79,11 @@ def test_convert_to_onnx_and_pt2(name: str, shared: Path, tmp_path: Path) -> Non
     import onnxruntime
 
     ported = port(name, shared)
-    result = emit.convert(ported, tmp_path / "out", formats=["onnx", "pt2"])
+    result = convert(ported, tmp_path / "out", formats=["onnx", "pt2"])
     assert result.files == ("model.onnx", "model.pt2", "port.json")
     assert "model.onnx differs from the model by" in result.check
     assert b"site-packages" not in (tmp_path / "out" / "model.onnx").read_bytes()
-    inputs = emit.example_inputs(ported.net, seed=3)
+    inputs = example_inputs(ported.net, seed=3)
     with torch.no_grad():
         wanted = as_dict(ported.net(*inputs))
     plan = ported.net.plan
@@ -101,9 +104,9 @@ def test_golden_net_as_onnx(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     golden = golden_nets.load(GOLDEN / "layers" / f"{name}.prototxt")
     golden.net.eval()
-    source = emit.model(golden.net)
-    emit.write_safetensors(tmp_path / "w", source.state)
-    module = emit.read_model(source.source, source.class_name, tmp_path / "w")
+    source = model(golden.net)
+    write_safetensors(tmp_path / "w", source.state)
+    module = read_model(source.source, source.class_name, tmp_path / "w")
     said = export.onnx(module, golden.inputs, golden.net.plan, tmp_path / "model.onnx")
     assert said.startswith("model.onnx differs from the model by ")
 
@@ -153,9 +156,9 @@ def test_written_back_to_caffe(name: str, shared: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         for p in ported.net.parameters():  # as training would
             p += 0.01 * p.abs().mean() * torch.randn(p.shape, generator=generator)
-    paths = export.write_caffe(ported, tmp_path)
+    paths = caffe_files.write_caffe(ported, tmp_path)
     assert [p.name for p in paths] == ["net.prototxt", "net.caffemodel"]
-    inputs = emit.example_inputs(ported.net)
+    inputs = example_inputs(ported.net)
     with torch.no_grad():
         wanted = as_dict(ported.net(*inputs))
         again = as_dict(caffe_port.load(*paths)(*inputs))
@@ -175,30 +178,30 @@ def test_written_back_to_caffe(name: str, shared: Path, tmp_path: Path) -> None:
 def test_a_net_trained_as_pytorch_goes_back_to_caffe(shared: Path, tmp_path: Path) -> None:
     ported = port("mnist_9972", shared)
     folder = tmp_path / "out"
-    result = emit.convert(ported, folder)
-    module = emit.read_model((folder / "model.py").read_text(), result.class_name, folder / "weights.safetensors")
+    result = convert(ported, folder)
+    module = read_model((folder / "model.py").read_text(), result.class_name, folder / "weights.safetensors")
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     for seed in range(2):
-        x = emit.example_inputs(ported.net, seed, batch=8)
+        x = example_inputs(ported.net, seed, batch=8)
         optimizer.zero_grad()
         module(*x).square().mean().backward()
         optimizer.step()
     module.eval()
     save_file(module.state_dict(), folder / "trained.safetensors")
-    export.load_state(ported.net, folder / "trained.safetensors")
-    paths = export.write_caffe(ported.net, folder / "caffe")
-    x = emit.example_inputs(ported.net, batch=3)
+    caffe_files.load_state(ported.net, folder / "trained.safetensors")
+    paths = caffe_files.write_caffe(ported.net, folder / "caffe")
+    x = example_inputs(ported.net, batch=3)
     with torch.no_grad():
         assert_close(caffe_port.load(*paths)(*x), module(*x))
-    emit.convert(ported, tmp_path / "folded", fold=True)
+    convert(ported, tmp_path / "folded", fold=True)
     with pytest.raises(CaffePortError, match="is of a model written with --fold"):
-        export.load_state(ported.net, tmp_path / "folded" / "weights.safetensors")
+        caffe_files.load_state(ported.net, tmp_path / "folded" / "weights.safetensors")
 
 
 def test_the_state_of_another_model(shared: Path, tmp_path: Path) -> None:
     ported = port("det1", shared)
-    emit.convert(ported, tmp_path / "out")
+    convert(ported, tmp_path / "out")
     state = load_file(tmp_path / "out" / "weights.safetensors")
     before = {name: value.clone() for name, value in ported.net.state_dict().items()}
     cases = [
@@ -209,12 +212,12 @@ def test_the_state_of_another_model(shared: Path, tmp_path: Path) -> None:
     for wrong, said in cases:
         save_file(wrong, tmp_path / "w")
         with pytest.raises(WeightsError, match=said):
-            export.load_state(ported.net, tmp_path / "w")
+            caffe_files.load_state(ported.net, tmp_path / "w")
     (tmp_path / "w").write_bytes(b"no")
     with pytest.raises(CaffePortError, match="is no state_dict"):
-        export.load_state(ported.net, tmp_path / "w")
+        caffe_files.load_state(ported.net, tmp_path / "w")
     with pytest.raises(CaffePortError, match="cannot be read"):
-        export.load_state(ported.net, tmp_path / "absent")
+        caffe_files.load_state(ported.net, tmp_path / "absent")
     for name, value in ported.net.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -232,7 +235,7 @@ def test_the_state_of_another_model(shared: Path, tmp_path: Path) -> None:
 )
 def test_golden_net_written_back(name: str, tmp_path: Path) -> None:
     golden = golden_nets.load(GOLDEN / "layers" / f"{name}.prototxt")
-    paths = export.write_caffe(golden.net.eval(), tmp_path)
+    paths = caffe_files.write_caffe(golden.net.eval(), tmp_path)
     with torch.no_grad():
         wanted, got = as_dict(golden.net(*golden.inputs)), as_dict(caffe_port.load(*paths)(*golden.inputs))
     for blob, value in wanted.items():
@@ -243,4 +246,4 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     golden = golden_nets.load(GOLDEN / "layers" / "relu_default.prototxt")
     (tmp_path / "file").write_text("")
     with pytest.raises(CaffePortError, match="cannot be written"):
-        export.write_caffe(golden.net, tmp_path / "file" / "out")
+        caffe_files.write_caffe(golden.net, tmp_path / "file" / "out")

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import caffe_port
-from caffe_port import emit
 from caffe_port.api import Ported
 from caffe_port.emit import copied_classes as emit_classes
 from caffe_port.emit import model_source as emit_source
+from caffe_port.emit.convert import convert
+from caffe_port.emit.self_check import example_inputs, read_model, self_check
 from caffe_port.errors import CaffePortError
 from caffe_port.layers import Layer
 
@@ -74,15 +75,15 @@ def test_golden_net_is_bit_equal(path: Path, tmp_path: Path) -> None:
 def test_real_model(name: str, shared: Path, tmp_path: Path) -> None:
     prototxt, weights = (shared / "models" / path if path else None for path in REAL[name])
     ported = caffe_port.port(prototxt, weights)
-    result = emit.convert(ported, tmp_path / "out")
+    result = convert(ported, tmp_path / "out")
     assert result.check == "outputs are bit-equal to the Net's"
     source = (tmp_path / "out" / "model.py").read_text()
     stored = tmp_path / "out" / "weights.safetensors"
     exact = not ported.net.scales  # which TRAIN runs by themselves, model.py as halves of nn.BatchNorm2d
-    check = emit.self_check(ported.net, source, result.class_name, stored, exact=exact, training=True)
+    check = self_check(ported.net, source, result.class_name, stored, exact=exact, training=True)
     assert check.startswith("outputs ")
-    module = emit.read_model(source, result.class_name, stored)
-    inputs = emit.example_inputs(ported.net, batch=2)
+    module = read_model(source, result.class_name, stored)
+    inputs = example_inputs(ported.net, batch=2)
     with torch.no_grad():
         compiled = torch.compile(module, fullgraph=True, backend="eager")(*inputs)
         exported = torch.export.export(module, inputs).module()(*inputs)
@@ -112,8 +113,8 @@ def test_mtcnn_reads_as_if_written_by_hand(shared: Path) -> None:
 @pytest.mark.parametrize("name", ["mnist_9972", "svhn_9757"])
 def test_fold(name: str, shared: Path, tmp_path: Path) -> None:
     ported = caffe_port.port(None, shared / "models" / str(REAL[name][1]))
-    plain = emit.convert(ported, tmp_path / "plain")
-    folded = emit.convert(ported, tmp_path / "folded", fold=True)
+    plain = convert(ported, tmp_path / "plain")
+    folded = convert(ported, tmp_path / "folded", fold=True)
     assert folded.check.startswith("outputs differ from the Net's by ")
     source = (tmp_path / "folded" / "model.py").read_text()
     assert "Scale" not in source
@@ -125,7 +126,7 @@ def test_fold(name: str, shared: Path, tmp_path: Path) -> None:
     assert [report["attributes"]["scale1"] for report in reports] == ["bn1", "conv1"]
     assert "for inference" in reports[1]["notes"][-1]
     assert folded.parameters == plain.parameters
-    inputs = list(emit.example_inputs(ported.net, batch=3))
+    inputs = list(example_inputs(ported.net, batch=3))
     for fold in (False, True):
         _, module = written(ported.net, tmp_path, fold=fold)
         torch.testing.assert_close(outputs(module, inputs), outputs(ported.net, inputs), rtol=1e-4, atol=1e-5)

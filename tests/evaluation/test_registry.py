@@ -51,7 +51,9 @@ def test_weights_are_known_by_their_checksum(shared: Path, tmp_path: Path) -> No
 
 
 def test_reading_does_not_import_torch() -> None:
-    code = "import sys; from caffe_port.training import registry; registry.entries(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from caffe_port.evaluation import registry; registry.entries(); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

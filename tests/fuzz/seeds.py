@@ -16,9 +16,8 @@ from safetensors.torch import save
 
 from caffe_port import api
 from caffe_port.evaluation.registry import model_defs
-from caffe_port.formats import caffemodel, prototxt, wire
+from caffe_port.formats import caffemodel, prototxt, solverstate, wire
 from caffe_port.formats.message import Message, schema
-from caffe_port.training import solverstate
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "golden"

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from caffe_port import api
 from caffe_port.data import records
+from caffe_port.definition.definition import Definition
 from caffe_port.emit import blobs, model_source
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
-from caffe_port.formats import caffemodel, prototxt, wire
+from caffe_port.formats import caffemodel, prototxt, solverstate, wire
 from caffe_port.inspection import inspect
 from caffe_port.net.state_dict import read as read_state_dict
-from caffe_port.spec import Definition
-from caffe_port.training import solver, solverstate
+from caffe_port.training import solver
 from caffe_port.training.caffe_log import read as read_log
 from caffe_port.training.caffe_log import to_csv
 from caffe_port.verification.references import trace

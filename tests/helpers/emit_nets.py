@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import caffe_port
-from caffe_port import emit
 from caffe_port.api import Ported
 from caffe_port.emit import model_source as emit_source
+from caffe_port.emit.self_check import read_model
 from caffe_port.formats.prototxt import quoted
 from caffe_port.net.net import Net
+from caffe_port.net.state_dict import write_safetensors
 
 
 def drawn(folder: Path, text: str) -> Ported:
@@ -42,8 +43,8 @@ def written(net: Net, tmp_path: Path, fold: bool = False) -> tuple[emit_source.M
     """The source of a net, and the module that it gives when read back with its weights."""
     made = emit_source.model(net, fold)
     path = tmp_path / "weights.safetensors"
-    emit.write_safetensors(path, made.state)
-    return made, emit.read_model(made.source, made.class_name, path)
+    write_safetensors(path, made.state)
+    return made, read_model(made.source, made.class_name, path)
 
 
 def forward_of(source: str) -> str:

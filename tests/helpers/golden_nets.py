@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from caffe_port.definition.definition import Definition
 from caffe_port.formats import caffemodel
 from caffe_port.net.net import Net
-from caffe_port.spec import Definition
 from caffe_port.verification.references.reference import Case
 
 Array = np.ndarray[Any, Any]

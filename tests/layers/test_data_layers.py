@@ -6,8 +6,9 @@ import torch
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.formats.message import Message
-from caffe_port.layers import REGISTRY, Layer, Shape, class_of, lookup
+from caffe_port.layers import REGISTRY, Layer, class_of, lookup
 from caffe_port.layers.data import PYTHON_LAYERS, python_layer
+from caffe_port.typing import Shape
 
 
 def message(type_: str, param: str, tops: int = 1) -> Message:

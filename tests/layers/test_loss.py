@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from caffe_port import api, emit
+from caffe_port import api
 from caffe_port.emit import model_source as emit_source
+from caffe_port.emit.self_check import read_model
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.formats import prototxt, wire
 from caffe_port.formats.caffemodel import blob_message
-from caffe_port.layers import Layer, Shape, lookup
+from caffe_port.layers import Layer, lookup
+from caffe_port.typing import Shape
 
 
 def layer(type_: str, param: str, *shapes: Shape, tops: int = 1) -> Layer:
@@ -196,7 +198,7 @@ def test_infogain_stands_alone(tmp_path: Path) -> None:
     ported = api.port(net, keep_loss=True)
     path.unlink()
     written = emit_source.model(ported.net)
-    module = emit.read_model(written.source, written.class_name, _no_weights(tmp_path))
+    module = read_model(written.source, written.class_name, _no_weights(tmp_path))
     x, label = randn(4, 5), torch.tensor([0, 4, 2, 2])
     torch.testing.assert_close(module(x, label), infogain(x, label, h))
 

@@ -4,7 +4,8 @@ import torch
 
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
-from caffe_port.layers import Layer, Shape, lookup, recurrent
+from caffe_port.layers import Layer, lookup, recurrent
+from caffe_port.typing import Shape
 
 T, N, I, H, S = 5, 3, 6, 4, 2  # noqa: E741 - the letters of the papers
 

@@ -6,7 +6,8 @@ import torch
 
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
-from caffe_port.layers import Layer, Shape, lookup
+from caffe_port.layers import Layer, lookup
+from caffe_port.typing import Shape
 
 SHAPE = (2, 6, 7, 5)
 

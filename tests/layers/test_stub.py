@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from caffe_port import api, emit, layers
+from caffe_port import api, layers
+from caffe_port.emit.convert import convert
 from caffe_port.errors import SpecError, UnsupportedLayerError
 from caffe_port.formats import caffemodel
 
@@ -55,7 +56,7 @@ def test_the_stub_says_what_to_write(net: Path, tmp_path: Path) -> None:
     assert ported.net.plan.shapes["relu", 0] == (2, 5, 7, 5)
     with pytest.raises(NotImplementedError, match=r"Foo computes \(foo_param \{ alpha: 3 \}\)"):
         ported.net(torch.zeros(2, 3, 9, 7))
-    emit.convert(ported, tmp_path / "out")
+    convert(ported, tmp_path / "out")
     source = (tmp_path / "out" / "model.py").read_text()
     assert "TO BE FINISHED BY HAND" in source
     assert 'self.foo = Stub("Foo", parameters="foo_param { alpha: 3 }")' in source
@@ -67,5 +68,5 @@ def test_a_stub_keeps_its_blobs(net: Path, tmp_path: Path) -> None:
     caffemodel.write(tmp_path / "w.caffemodel", ported.definition.net, blobs)
     again = api.port(net, tmp_path / "w.caffemodel", stub=True)
     assert torch.equal(again.net.state_dict()["foo.blob0"], torch.arange(6.0).reshape(2, 3))
-    emit.convert(again, tmp_path / "out")
+    convert(again, tmp_path / "out")
     assert "blobs=((2, 3),)" in (tmp_path / "out" / "model.py").read_text()

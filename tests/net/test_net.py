@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError
 from caffe_port.formats import prototxt
 from caffe_port.formats.caffemodel import LayerBlobs, Weights
 from caffe_port.layers import REGISTRY, Layer
 from caffe_port.net.net import Net
-from caffe_port.spec import Definition
 
 SHAPE = (2, 3, 5, 7)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from small_training import assert_equal, blobs, project
 
-from caffe_port import api
+from caffe_port import api, devices
 from caffe_port.data import datasets
 from caffe_port.data.augment import Augmentation, Epochs
 from caffe_port.data.batches import positions
@@ -85,7 +85,7 @@ def test_what_a_cpu_cannot(tmp_path: Path, options: dict[str, Any], message: str
 def test_fast_on_a_cpu_is_channels_last_and_bf16_where_it_pays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
 ) -> None:
-    monkeypatch.setattr(processes, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(devices, "has_bf16", lambda device: bf16)
     solver, told = project(tmp_path), []
     net = tmp_path / "net.prototxt"  # in another memory format other units would be dropped
     net.write_text("\n".join(line for line in net.read_text().splitlines() if "Dropout" not in line))
@@ -95,7 +95,7 @@ def test_fast_on_a_cpu_is_channels_last_and_bf16_where_it_pays(
     options = json.loads((tmp_path / "True" / "config.json").read_text())["options"]
     assert options["amp"] == ("bf16" if bf16 else None)
     assert (options["channels_last"], options["compile"], options["cuda_graph"]) == (True, False, False)
-    assert [processes.NO_BF16 in event.get("text", "") for event in told].count(True) == (not bf16)
+    assert [devices.NO_BF16 in event.get("text", "") for event in told].count(True) == (not bf16)
     assert quick.outputs["loss"] == pytest.approx(exact.outputs["loss"], rel=0.05 if bf16 else 1e-4)
     assert not bf16 or quick.outputs["loss"] != exact.outputs["loss"]
     right = 12 * quick.outputs["accuracy"]  # of two batches of six
@@ -119,7 +119,7 @@ def test_bf16_is_asked_of_the_processor(
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
-    assert processes.has_bf16(torch.device("cpu")) == has
+    assert devices.has_bf16(torch.device("cpu")) == has
 
 
 def test_the_end_of_the_time_is_told_apart_from_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:

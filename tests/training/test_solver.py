@@ -13,9 +13,10 @@ from conftest import GOLDEN
 
 from caffe_port import api
 from caffe_port.errors import CaffePortError, SpecError
-from caffe_port.formats import prototxt
+from caffe_port.formats import prototxt, solverstate
 from caffe_port.net.net import Net
-from caffe_port.training import optimizers, solver, solverstate
+from caffe_port.training import optimizers, solver
+from caffe_port.training.snapshot import capture, restore
 from caffe_port.training.solver import SolverSpec, learning_rate
 
 FOLDER = GOLDEN / "solvers"
@@ -84,11 +85,11 @@ def test_caffes_snapshot_is_resumed(name: str) -> None:
     assert state.iter == 8
     assert state.current_step == solver.current_step(spec, 7)
     assert solverstate.weights_beside(state) == FOLDER / f"{name}_iter_8.caffemodel"
-    solverstate.restore(state, net, optimizer, spec)
+    restore(state, net, optimizer, spec)
     run = load(name)
     assert_parameters(net, run, 8)
     follow(spec, net, optimizer, run, 8)
-    ours = solverstate.capture(net, optimizer, spec, 16, f"{name}_iter_16.caffemodel")
+    ours = capture(net, optimizer, spec, 16, f"{name}_iter_16.caffemodel")
     caffes = solverstate.read(FOLDER / f"{name}_iter_16.solverstate")
     assert (ours.iter, ours.learned_net, ours.current_step) == (caffes.iter, caffes.learned_net, caffes.current_step)
     for mine, theirs in zip(ours.history, caffes.history, strict=True):
@@ -111,11 +112,11 @@ def test_a_state_survives_writing(tmp_path: Path, suffix: str) -> None:
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     spec, net, optimizer = build("sgd")
     with pytest.raises(CaffePortError, match="holds 16 arrays, SGD on this net keeps 1 for each of 8 blobs"):
-        solverstate.restore(solverstate.read(FOLDER / "adam_iter_8.solverstate"), net, optimizer, spec)
+        restore(solverstate.read(FOLDER / "adam_iter_8.solverstate"), net, optimizer, spec)
     state = solverstate.read(FOLDER / "sgd_iter_8.solverstate")
     wrong = dataclasses.replace(state, history=(np.zeros((2, 2), np.float32), *state.history[1:]))
     with pytest.raises(CaffePortError, match=r"layer 'conv', blob 0: history \(2, 2\), the blob has \(4, 3, 3, 3\)"):
-        solverstate.restore(wrong, net, optimizer, spec)
+        restore(wrong, net, optimizer, spec)
     with pytest.raises(CaffePortError, match=r"is no \.solverstate"):
         solverstate.read(FOLDER / "sgd_iter_8.caffemodel")
     data = (FOLDER / "sgd_iter_8.solverstate").read_bytes()

@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
+from small_lmdb import datums, make_lmdb
 from small_training import DATA, NORM, assert_equal, blobs, project
 
 from caffe_port.errors import CaffePortError
-from caffe_port.training import run_folder, set_up, solverstate
+from caffe_port.formats import solverstate
+from caffe_port.training import run_folder, set_up
 from caffe_port.training.train import TrainOptions, train
 
 FOLDER = GOLDEN / "solvers"
@@ -301,10 +303,8 @@ def test_two_processes_follow_the_trajectory_of_one(tmp_path: Path, norm: str) -
 
 
 def test_a_database_is_trained_on_and_resumed(tmp_path: Path) -> None:
-    """test_sources' LMDB, prefetched, with crops and mirroring: as a resumed run sees it, to the bit."""
-    import test_sources
-
-    test_sources.make_lmdb(tmp_path, test_sources.datums())
+    """An LMDB, prefetched, with crops and mirroring: as a resumed run sees it, to the bit."""
+    make_lmdb(tmp_path, datums())
     data = """layer { name: "data" type: "Data" top: "data" top: "label" transform_param { crop_size: 5 mirror: true }
       data_param { source: "db" batch_size: 3 backend: LMDB } }"""
     solver = project(tmp_path, data=data)

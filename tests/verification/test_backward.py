@@ -12,7 +12,8 @@ from caffe_port.errors import CaffePortError
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import Tolerance
 from caffe_port.verification.references.trace import Trace, read_golden
-from caffe_port.verification.verify import prepare, verify
+from caffe_port.verification.subject import prepare
+from caffe_port.verification.verify import verify
 
 SOME = (
     "net_residual",

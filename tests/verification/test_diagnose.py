@@ -19,7 +19,7 @@ from caffe_port.verification.diagnose import diagnose
 from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.references.numpy_formulas import NumPyReference
 from caffe_port.verification.runner import run
-from caffe_port.verification.verify import case_of
+from caffe_port.verification.subject import case_of
 
 HEAD = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 3 dim: 6 dim: 11 dim: 8 } } }\n'
 

@@ -15,7 +15,8 @@ from caffe_port.verification.dump import dump
 from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.references.pycaffe import PYTHON_VARIABLE, PycaffeReference, definition, script
 from caffe_port.verification.references.trace import Trace, read_golden
-from caffe_port.verification.verify import prepare, verify
+from caffe_port.verification.subject import prepare
+from caffe_port.verification.verify import verify
 
 CAFFE = '''
 """What pycaffe looks like to the script, played by caffe_port."""
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 
 from caffe_port.api import port
-from caffe_port.spec import Definition
+from caffe_port.definition.definition import Definition
 
 TEST, TRAIN, __version__ = 1, 0, "1.0-played"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import caffemodel, wire
-from caffe_port.spec import Definition
 from caffe_port.verification import inputs
 from caffe_port.verification.inputs import Preprocess, picture_input, prepare, random_input, read_mean
 

@@ -18,7 +18,8 @@ from caffe_port.verification.references.reference import Case, Made, Reference, 
 from caffe_port.verification.references.trace import Trace, read_golden
 from caffe_port.verification.reports.terminal import as_text
 from caffe_port.verification.runner import run
-from caffe_port.verification.verify import case_of, verify
+from caffe_port.verification.subject import case_of
+from caffe_port.verification.verify import verify
 
 cv2 = pytest.importorskip("cv2")
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import UNSUPPORTED, Layer, Shape, check_count, expect_bottoms
+from caffe_port.layers.layer import UNSUPPORTED, Layer, check_count, expect_bottoms
+from caffe_port.typing import Shape
 
 UNSUPPORTED |= {
     "DenseCRF": "a conditional random field after the net; leave the layer out, and apply one to the scores",

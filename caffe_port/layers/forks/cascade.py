@@ -13,7 +13,8 @@ from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.forks.detection import suppress
 from caffe_port.layers.forks.rcnn import expect_regions, pooled_size, positive, regions, round_away
-from caffe_port.layers.layer import Layer, Shape, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer, check_count, expect_bottoms
+from caffe_port.typing import Shape
 
 
 class ROIWarping(Layer):

@@ -12,10 +12,11 @@ from torch import Tensor
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.layers.forks.rcnn import round_away
-from caffe_port.layers.layer import Shape, expect_bottoms
+from caffe_port.layers.layer import expect_bottoms
 from caffe_port.layers.linear import InnerProduct
 from caffe_port.layers.normalization import LRN
 from caffe_port.layers.spatial import Convolution, Deconvolution
+from caffe_port.typing import Shape
 
 
 class ConvolutionRistretto(Convolution):

@@ -15,7 +15,8 @@ from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.data import python_layer
 from caffe_port.layers.forks.detection import suppress
-from caffe_port.layers.layer import Layer, Shape, check_count, constructor, expect_bottoms, scalar_if_equal
+from caffe_port.layers.layer import Layer, check_count, constructor, expect_bottoms, scalar_if_equal
+from caffe_port.typing import Shape
 
 
 class ROIPooling(Layer):

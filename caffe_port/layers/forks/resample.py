@@ -12,7 +12,8 @@ from torch import Tensor
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, Shape, canonical_axis, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer, canonical_axis, check_count, expect_bottoms
+from caffe_port.typing import Shape
 
 
 class Interp(Layer):

@@ -13,7 +13,8 @@ from torch import Tensor
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.layers.forks.resample import expect_image, sizes
-from caffe_port.layers.layer import Layer, Shape, check_count
+from caffe_port.layers.layer import Layer, check_count
+from caffe_port.typing import Shape
 
 
 class Resize(Layer):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, Shape, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer, check_count, expect_bottoms
+from caffe_port.typing import Shape
 
 
 class SpatialTransformer(Layer):

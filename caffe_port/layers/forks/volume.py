@@ -7,8 +7,8 @@ from typing import Any
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Shape
 from caffe_port.layers.spatial import Convolution, Deconvolution
+from caffe_port.typing import Shape
 
 
 class Convolution3D(Convolution):

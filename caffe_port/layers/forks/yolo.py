@@ -11,7 +11,8 @@ from torch import Tensor
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.forks.detection import suppress
-from caffe_port.layers.layer import Layer, Shape, expect_bottoms
+from caffe_port.layers.layer import Layer, expect_bottoms
+from caffe_port.typing import Shape
 
 
 class YoloDetectionOutput(Layer):

@@ -15,10 +15,11 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.formats import prototxt, wire
-from caffe_port.formats.caffemodel import Array, blob_message
+from caffe_port.formats.caffemodel import blob_message
 from caffe_port.formats.message import Message
 from caffe_port.spec import LayerSpec, Source
 from caffe_port.storage.images import quiet
+from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
 
 _SEGMENT_BYTES = 64 << 20

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from caffe_port.errors import CaffePortError
-from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
+from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
 
 Tops = tuple[Array, ...]

@@ -28,10 +28,10 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import Source
 from caffe_port.storage import npz
 from caffe_port.storage.files import atomic_write
+from caffe_port.typing import Array
 
 AUTOMATIC_SPLIT = re.compile(r".+_\d+_split", re.DOTALL)
 """The names that insert_splits.cpp gives: <blob>_<layer>_<index>_split."""

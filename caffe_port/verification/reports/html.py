@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from caffe_port.formats.caffemodel import Array
+from caffe_port.typing import Array
 from caffe_port.verification.comparison import Difference, Report, Row
 from caffe_port.verification.details import DECADES, Details, Pictures
 from caffe_port.verification.reports.terminal import verdict

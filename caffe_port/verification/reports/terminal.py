@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from caffe_port.terminal import printable
+from caffe_port.errors import printable
 from caffe_port.verification.comparison import Difference, Distance, Report, Row
 
 _STYLES = {"passed": "green", "failed": "bold red", "not compared": "yellow"}

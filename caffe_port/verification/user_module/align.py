@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import LayerSpec, Source
+from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case
 from caffe_port.verification.user_module.recorder import Call
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import LayerSpec, Source
+from caffe_port.typing import Array
 from caffe_port.verification.comparison import Tolerance, difference
 from caffe_port.verification.references.reference import Case
 from caffe_port.verification.user_module.align import Pair

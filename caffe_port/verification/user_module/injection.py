@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port.formats.caffemodel import Array
 from caffe_port.spec import SOURCE_TYPES, LayerSpec, Source
+from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
 from caffe_port.verification.diagnose import diagnose
 from caffe_port.verification.references.reference import Case

@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from caffe_port.api import PathLike
 from caffe_port.errors import CaffePortError
-from caffe_port.formats.caffemodel import Array
+from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.inputs import Preprocess
 from caffe_port.verification.references.reference import Reference, record
+from caffe_port.verification.subject import Input, find_reference, prepare
 from caffe_port.verification.user_module import align, injection
 from caffe_port.verification.user_module.recorder import load_module, record_calls, run_recorded
-from caffe_port.verification.verify import Input, find_reference, prepare
 
 
 def verify_port(

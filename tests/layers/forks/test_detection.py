@@ -10,7 +10,7 @@ from opencv_layer import opencv
 
 import caffe_port.layers.forks.detection
 import caffe_port.layers.forks.detection_loss
-from caffe_port import emit
+from caffe_port.emit.convert import convert
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.layers import class_of
@@ -179,7 +179,7 @@ def test_clustered_priors_are_emitted(tmp_path):
                 prior_box_param { width: 9 width: 17.5 height: 21 height: 8 variance: 0.2 clip: true } }
     """)
     ported = caffe_port.port(net)
-    result = emit.convert(ported, tmp_path / "emitted")
+    result = convert(ported, tmp_path / "emitted")
     assert result.check.startswith("outputs are bit-equal")
 
 

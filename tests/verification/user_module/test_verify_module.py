@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from caffe_port.api import port
-from caffe_port.emit import convert
+from caffe_port.emit.convert import convert
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import caffemodel
 from caffe_port.verification.comparison import Report

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from caffe_port.spec import LayerSpec
+from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas import (
     detection,
     elementwise,
@@ -23,7 +24,7 @@ from caffe_port.verification.references.numpy_formulas import (
     shape,
     spatial,
 )
-from caffe_port.verification.references.numpy_formulas.formulas import FORMULAS, Array, Layer
+from caffe_port.verification.references.numpy_formulas.formulas import FORMULAS, Layer
 from caffe_port.verification.references.reference import Case, Made, Reference, Run, Tops, computing
 
 __all__ = ["FORMULAS", "Layer", "NumPyReference", "WithFormulas", "compute"]

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from caffe_port.formats.message import Message
-from caffe_port.verification.references.numpy_formulas.formulas import Array, Layer, Result, formula, given
+from caffe_port.typing import Array
+from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula, given
 
 # -- number by number ---------------------------------------------------------------------------------------------
 

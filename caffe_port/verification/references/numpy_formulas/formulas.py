@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.formats.message import Message
-
-Array = np.ndarray[Any, Any]
+from caffe_port.typing import Array
 
 FLT_MAX = float(np.finfo(np.float32).max)
 FLT_MIN = float(np.finfo(np.float32).tiny)

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from caffe_port.verification.references.numpy_formulas.formulas import Array, Layer, Result, along, formula
+from caffe_port.typing import Array
+from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, along, formula
 
 
 @formula("InnerProduct")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from caffe_port.verification.references.numpy_formulas.formulas import Array, Layer, Result, formula
+from caffe_port.typing import Array
+from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula
 
 
 def _sigmoid(x: Array) -> Array:

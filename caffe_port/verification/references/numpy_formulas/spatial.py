@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 
 from caffe_port.formats.message import Message
-from caffe_port.verification.references.numpy_formulas.formulas import (
-    FLT_MAX,
-    Array,
-    Layer,
-    Result,
-    formula,
-    given,
-    spatial,
-)
+from caffe_port.typing import Array
+from caffe_port.verification.references.numpy_formulas.formulas import FLT_MAX, Layer, Result, formula, given, spatial
 
 Sides = tuple[int, ...]
 

@@ -1,0 +1,49 @@
+"""What every command is made of: its errors, exit codes, notes and progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from caffe_port.errors import printable
+
+F = Callable[..., Any]
+
+
+def note(text: str) -> None:
+    """A remark on stderr, beside what the command prints."""
+    click.echo(f"{click.style('note:', fg='yellow')} {printable(text)}", err=True)
+
+
+class Command(click.Command):
+    """Its help is laid out as a man page: purpose, arguments, options; then the docstring's examples and exit codes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        head, mark, tail = inspect.cleandoc(self.help or "").partition("\b\nExamples:")
+        self.help, self.epilog = head.rstrip(), mark + tail
+
+
+command = functools.partial(click.command, cls=Command)
+"""Decorator, in the place of click.command."""
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr; none where nobody watches."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

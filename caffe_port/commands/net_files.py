@@ -1,0 +1,114 @@
+"""The files of a net on a command line, and the options that go with them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from caffe_port.commands.command import F
+from caffe_port.errors import CaffePortError
+from caffe_port.storage.files import opened
+
+
+def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
+    """Which of one or two files is the prototxt and which holds weights; the order does not matter.
+
+    Raises:
+        CaffePortError: none, more than two, or two of a kind.
+    """
+    if not 1 <= len(files) <= 2:
+        raise CaffePortError(f"give a prototxt, a weights file, or both; got {len(files)} files")
+    kinds = [_holds_weights(file) for file in files]
+    if len(files) == 2 and kinds[0] == kinds[1]:
+        kind = "weights files" if kinds[0] else "prototxt texts"
+        raise CaffePortError(f"{files[0]} and {files[1]} are both {kind}; give one prototxt and one weights file")
+    by_kind = {kind: str(file) for kind, file in zip(kinds, files, strict=True)}
+    return by_kind.get(False), by_kind.get(True)
+
+
+def _holds_weights(file: str | Path) -> bool:
+    name = str(file).lower()
+    if name.endswith((".caffemodel", ".h5", ".hdf5", ".binaryproto", ".solverstate")):
+        return True
+    if name.endswith(".prototxt"):
+        return False
+    try:
+        with opened(file) as head:
+            return b"\0" in head.read(4096)
+    except (OSError, CaffePortError):
+        return False  # reading it as text says what is the matter
+
+
+class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no parameters
+    """``NAME=1,3,32,32``."""
+
+    name = "NAME=N,C,H,W"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        if isinstance(value, tuple):
+            return value
+        blob, equals, dims = value.rpartition("=")
+        try:
+            shape = tuple(int(n) for n in dims.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not equals or not blob or not shape or min(shape) < 1:
+            self.fail(f"expected NAME=N,C,H,W such as data=1,3,32,32, got '{value}'", param, ctx)
+        return blob, shape
+
+
+@dataclass(frozen=True)
+class NetFiles:
+    """A net as the command line names it; ``options`` are those of caffe_port.api.port."""
+
+    prototxt: str | None
+    weights: str | None
+    options: dict[str, Any]
+
+
+def net_options(function: F) -> F:
+    """The files of a net and what the files cannot say."""
+    options = [
+        click.argument("files", nargs=-1, required=True, metavar="[PROTOTXT] [WEIGHTS]", type=click.Path()),
+        click.option(
+            "--input-shape",
+            "shapes",
+            type=Shape(),
+            multiple=True,
+            metavar="NAME=N,C,H,W",
+            help="Shape of an input blob, where the net does not say it.",
+        ),
+        click.option(
+            "--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage; may be repeated."
+        ),
+        click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level."),
+        click.option(
+            "--plugin",
+            "plugins",
+            multiple=True,
+            metavar="FILE.py",
+            type=click.Path(),
+            help="Python file with layer types of your own; it is run. May be repeated.",
+        ),
+    ]
+
+    @functools.wraps(function)
+    def with_net(files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, **rest: Any) -> Any:
+        prototxt, weights = sort_files(files)
+        if plugins:
+            from caffe_port.signatures.plugins import run
+
+            run(plugins)
+        options = {"input_shapes": dict(shapes), "stages": stages, "level": level}
+        return function(net=NetFiles(prototxt, weights, options), **rest)
+
+    for option in reversed(options):
+        with_net = option(with_net)
+    return with_net

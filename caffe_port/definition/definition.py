@@ -1,0 +1,352 @@
+"""A net as a file defines it, and from it the NetSpec of one phase.
+
+All normalisation happens here, once: old forms are upgraded, include/exclude rules applied, in-place tops made
+explicit (a bottom names its producer, not a blob whose contents change), automatic Split layers undone, offsets of old
+Crop layers worked out.
+Sources: net.cpp (Init, FilterNet, StateMeetsRule, AppendTop), insert_splits.cpp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from caffe_port.definition import crop_offsets
+from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.formats import caffemodel, prototxt
+from caffe_port.formats.message import Message, at
+from caffe_port.formats.upgrade_v1 import upgrade
+from caffe_port.signatures import plugins
+from caffe_port.spec import LABEL_SUFFIXES, SOURCE_TYPES, LayerSpec, NetSpec, Source
+
+PHASES = ("TRAIN", "TEST")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A net as a file defines it, upgraded to V2, with the layers of both phases.
+
+    Attributes:
+        net: NetParameter with ``layer`` entries only.
+        path: the file.
+        saved_in: the phase whose rules were already applied when Caffe wrote it into a weights file; None for text.
+    """
+
+    net: Message
+    path: str
+    saved_in: str | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Definition:
+        """Reads a prototxt of any age.
+
+        Raises:
+            ParseError, SpecError, CaffePortError: with line and column.
+        """
+        return cls.parse(prototxt.read(path, "NetParameter"), str(path))
+
+    @classmethod
+    def parse(cls, net: Message, path: str = "<text>") -> Definition:
+        """The Definition of a NetParameter that was read as text."""
+        if not (net.has("layer") or net.has("layers")):
+            raise SpecError("is a label map, no net" if "item" in net.unknown else "holds no layers", path)
+        return cls(upgrade(net, path), path)
+
+    @classmethod
+    def embedded(cls, weights: caffemodel.Weights) -> Definition:
+        """The definition that a weights file carries.
+
+        Raises:
+            SpecError: it carries none (HDF5).
+        """
+        if weights.net is None:
+            raise SpecError("carries no definition (HDF5 holds weights only)", weights.path, "Give the prototxt too.")
+        net = upgrade(weights.net, weights.path)
+        path = weights.path
+        saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)
+        explicit = {layer.phase for layer in net.layer if layer.has("phase")}
+        if saved_in and len(explicit) == 1:
+            saved_in = explicit.pop()
+        return cls(net, weights.path, saved_in)
+
+    def spec(
+        self, phase: str = "TEST", level: int = 0, stages: Sequence[str] = (), inputs: Collection[str] = ()
+    ) -> NetSpec:
+        """The net in one phase.
+
+        Args:
+            phase, level, stages: Caffe's NetState.
+            inputs: blobs that may come from outside though no layer of this phase makes them: a net without a data
+                layer, as published architectures are, or whose data layers belong to other phases and stages.
+
+        Raises:
+            SpecError: with the line: rules that exclude each other, a bottom that does not exist, a top made twice.
+        """
+        state = self.net.state
+        level, stages = level or state.level, (*stages, *state.stage)
+        notes: list[str] = []
+        layers = list(self.net.layer)
+        if self.saved_in is None:
+            layers = [entry for entry in layers if _included(entry, phase, level, stages, self.path)]
+        if not layers:
+            used = dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage)
+            hint = f"Its layers belong to stages; say one: --stage {' | '.join(used)}" if used else ""
+            raise SpecError(f"holds no layers in phase {phase}", self.path, hint)
+        layers = self._with_sources(layers, inputs, notes)
+        notes += _unknown_fields(self.net, self.path)
+        layers = [_data_layer(entry, self.path, notes) for entry in layers]
+        layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
+        if switched:
+            notes.append(
+                f"{switched} BatchNorm layers were saved in TRAIN with use_global_stats: false; eval() uses the stored "
+                "statistics, as Caffe's TEST phase does"
+            )
+        resolved = crop_offsets.align(_resolve(layers, self.path, notes), notes)
+        return NetSpec(self.net.name, phase, resolved, self.path, tuple(notes))
+
+    def _with_sources(self, layers: Sequence[Message], inputs: Collection[str], notes: list[str]) -> list[Message]:
+        """The layers of a phase, and what makes the blobs that they lack: data layers of other phases and stages (and
+        what only other phases do to the data), or the caller.
+        """
+        made = {top for layer in layers for top in layer.top}
+        missing = {bottom for layer in layers for bottom in layer.bottom if bottom not in made}
+        if not missing:
+            return list(layers)
+        own = set(map(id, layers))
+        sources = self._sources_of(missing, made)
+        borrowed: set[int] = set()
+        for layer in reversed(self.net.layer):  # from the end: what a borrowed layer reads is borrowed too
+            new = missing.intersection(layer.top).difference(layer.bottom)
+            if new and layer.bottom and id(layer) not in own and not made.intersection(layer.top):
+                borrowed.add(id(layer))
+                missing.difference_update(layer.top)
+                made.update(layer.top)
+                missing.update(bottom for bottom in layer.bottom if bottom not in made)
+                notes.append(
+                    f"{at(self.path, layer)}: layer '{layer.name}' ({layer.type}) belongs to another phase or stage, "
+                    f"but nothing else makes '{min(new)}': it is taken from there"
+                )
+        sources += self._sources_of(missing, made)
+        bare = [name for name in missing if name in inputs or (inputs and _only_a_label(name, layers))]
+        sources += [Message("LayerParameter", name=name, type="Input", top=[name]) for name in sorted(bare)]
+        return [*sources, *(layer for layer in self.net.layer if id(layer) in own | borrowed)]
+
+    def _sources_of(self, missing: set[str], made: set[str]) -> list[Message]:
+        """Data layers that make missing blobs, which then are made."""
+        found = []
+        for layer in self.net.layer:
+            is_source = layer.type in SOURCE_TYPES or _brings_data(layer)
+            if is_source and missing.intersection(layer.top) and not made.intersection(layer.top):
+                found.append(layer)
+                missing.difference_update(layer.top)
+                made.update(layer.top)
+        return found
+
+
+def _brings_data(layer: Message) -> bool:
+    """Whether a layer of a type beside SOURCE_TYPES reads data: a fork's, or unmapped Python code."""
+    if layer.bottom or not layer.top or layer.type in (*SOURCE_TYPES, "DummyData", "Parameter", ""):
+        return False
+    if layer.type == "Python":
+        return f"{layer.python_param.module}.{layer.python_param.layer}" not in plugins.PYTHON_LAYERS
+    return layer.type.endswith("Data") or not _registered(layer.type)
+
+
+def _registered(type_: str) -> bool:
+    """Whether a layer type can be built. Imports torch."""
+    from caffe_port import layers
+
+    if type_ not in layers.REGISTRY:
+        plugins.load_entry_points()
+    return type_ in layers.REGISTRY
+
+
+def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
+    if not _brings_data(layer):
+        return layer
+    tops = f"its {len(layer.top)} tops are inputs" if len(layer.top) > 1 else "its top is an input"
+    notes.append(f"{at(path, layer)}: layer '{layer.name}' ({layer.type}) is taken for a reader of data: {tops}")
+    return layer.copy(type="OtherData")
+
+
+def _only_a_label(blob: str, layers: Sequence[Message]) -> bool:
+    """Whether losses and Accuracy alone read the blob, and not as their first bottom."""
+    readers = [layer for layer in layers if blob in layer.bottom]
+    return all(r.type.endswith(LABEL_SUFFIXES) and blob in r.bottom[1:] for r in readers)
+
+
+def _included(layer: Message, phase: str, level: int, stages: Collection[str], path: str) -> bool:
+    if layer.include and layer.exclude:
+        raise SpecError(
+            f"layer '{layer.name}': include and exclude rules together",
+            at(path, layer),
+            "Caffe allows one kind a layer.",
+        )
+
+    def met(rule: Message) -> bool:
+        return not (
+            (rule.has("phase") and rule.phase != phase)
+            or (rule.has("min_level") and level < rule.min_level)
+            or (rule.has("max_level") and level > rule.max_level)
+            or any(stage not in stages for stage in rule.stage)
+            or any(stage in stages for stage in rule.not_stage)
+        )
+
+    return any(map(met, layer.include)) if layer.include else not any(map(met, layer.exclude))
+
+
+def _batch_statistics_by_phase(layers: list[Message], saved_in: str | None) -> tuple[list[Message], int]:
+    """A definition saved in TRAIN says use_global_stats: false because it was TRAIN, not because TEST should."""
+    if saved_in != "TRAIN":
+        return layers, 0
+    result, switched = [], 0
+    for layer in layers:
+        norm = layer.batch_norm_param
+        if layer.type == "BatchNorm" and norm.has("use_global_stats") and not norm.use_global_stats:
+            layer = layer.copy(batch_norm_param=norm.copy(use_global_stats=None))
+            switched += 1
+        result.append(layer)
+    return result, switched
+
+
+_GEOMETRY = ("pad", "kernel", "stride", "dilat", "group", "axis")
+
+
+def _unknown_fields(message: Message, path: str, layer: Message | None = None) -> Iterator[str]:
+    """Notes on the fields that were kept but are not understood.
+
+    The parameters of a layer of an unknown type are its own affair. Of a known one, a field that would change the
+    layer's geometry is refused.
+    """
+    from caffe_port.signatures.shapes import RULES
+
+    kind = message.schema.name if message.schema else ""
+    layer = message if kind == "LayerParameter" else layer
+    known = layer is None or layer.type in RULES
+    inside = f"layer '{layer.name}': " if layer is not None else ""
+    told = []
+    for name, values in message.unknown.items():
+        if not isinstance(name, str) or (kind == "LayerParameter" and isinstance(values[0], Message) and not known):
+            continue
+        if name.startswith(_GEOMETRY) and known and kind != "LayerParameter" and not _without_effect(name, values):
+            raise SpecError(
+                f"{inside}field '{name}' of {kind} is unknown, and would change what the layer computes",
+                at(path, message),
+                "Give the layer a type of its own, see --plugin.",
+            )
+        told.append(f"'{name}'")
+    if told:
+        fields, are, have = ("fields", "are", "have") if len(told) > 1 else ("field", "is", "has")
+        yield f"{at(path, message)}: {inside}{fields} {', '.join(told)} of {kind} {are} unknown and {have} no effect"
+    for value in dict(message.items()).values():
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, Message) and child.schema is not None:
+                yield from _unknown_fields(child, path, layer)
+
+
+def _without_effect(name: str, values: Sequence[object]) -> bool:
+    """Whether the third axis has no extent: ``kernel_d: 1``, ``pad_d: 0``."""
+    return all(value == (0 if name.startswith("pad") else 1) for value in values)
+
+
+def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator[LayerSpec]:
+    """Layers in order with their sources: what Net::Init checks, and static single assignment."""
+    current: dict[str, Source] = {}
+    names: dict[str, Message] = {}
+    split_of: dict[str, str] = {}
+    for layer in layers:
+        where = at(path, layer)
+        bottoms = tuple(split_of.get(b, b) for b in layer.bottom)
+        if _automatic_split(layer):
+            split_of.update(dict.fromkeys(layer.top, bottoms[0]))
+            current.update(dict.fromkeys(layer.top, current[bottoms[0]]) if bottoms[0] in current else {})
+            continue
+        name = _unique(layer, names, where, notes)
+        # A loss whose top nobody names gets one: AutoTopBlobs.
+        unnamed_loss = not layer.top and layer.type.endswith("Loss")
+        tops = (name if name not in current else f"{name} (automatic)",) if unnamed_loss else tuple(layer.top)
+        spec = LayerSpec(name, layer.type, bottoms, tops, (), layer, where)
+        if not layer.type:
+            raise spec.error("has no type")
+        sources = tuple(_source(spec, b, current, layers) for b in bottoms)
+        for index, top in enumerate(spec.tops):
+            in_place = index < len(bottoms) and bottoms[index] == top
+            if top in spec.tops[:index] or (top in current and not in_place):
+                maker = f"layer '{current[top][0]}'" if top in current else "this layer"
+                raise spec.error(f"top '{top}' is already made by {maker}; a blob has one source")
+        current.update({top: (name, k) for k, top in enumerate(spec.tops)})
+        yield dataclasses.replace(spec, sources=sources)
+
+
+def _source(layer: LayerSpec, bottom: str, current: dict[str, Source], layers: Sequence[Message]) -> Source:
+    if bottom in current:
+        return current[bottom]
+    later = next((other for other in layers if bottom in other.top), None)
+    if later is not None:
+        at = f" (line {later.line})" if later.line else ""
+        raise layer.error(
+            f"bottom '{bottom}' does not exist yet: layer '{later.name}'{at} makes it",
+            "Layers run in the order of the file: a layer stands behind those whose tops it reads.",
+        )
+    if not current:
+        raise layer.error(
+            f"bottom '{bottom}' does not exist: the net has no input layer",
+            f"Say its shape, and it becomes an input: --input-shape {bottom}=1,3,H,W",
+        )
+    shown = ", ".join(list(current)[-8:])
+    dots = "..., " if len(current) > 8 else ""
+    raise layer.error(f"bottom '{bottom}' does not exist; blobs so far: {dots}{shown}.{did_you_mean(bottom, current)}")
+
+
+def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[str]) -> str:
+    """The layer's name; a further layer of a name gets a suffix.
+
+    Caffe copies stored blobs into the first layer of their name (CopyTrainedLayersFrom): the others keep their fillers.
+    """
+    name: str = layer.name
+    first = names.setdefault(name, layer)
+    if first is layer:
+        return name
+    count = 2
+    while f"{name}#{count}" in names:
+        count += 1
+    names[f"{name}#{count}"] = layer
+    which = f"layer name '{name}' is used twice" if name else "a second layer has no name"
+    told = "; weights of a file go to the first one only, as in Caffe" if layer.type in _WEIGHTED else ""
+    notes.append(f"{where}: {which}; this one is called '{name}#{count}' here{told}")
+    return f"{name}#{count}"
+
+
+_WEIGHTED = frozenset(
+    (
+        "BN",
+        "BatchNorm",
+        "Bias",
+        "Convolution",
+        "ConvolutionDepthwise",
+        "Deconvolution",
+        "DepthwiseConvolution",
+        "Embed",
+        "InnerProduct",
+        "LSTM",
+        "Normalize",
+        "PReLU",
+        "Parameter",
+        "RNN",
+        "Scale",
+    )
+)
+"""Types with weights, of which the file holds those of one name once."""
+
+
+def _automatic_split(layer: Message) -> bool:
+    """Whether Caffe itself inserted this Split (insert_splits.cpp names it <blob>_<layer>_<index>_split)."""
+    return (
+        layer.type == "Split"
+        and len(layer.bottom) == 1
+        and re.fullmatch(r".*_\d+_split", layer.name, re.DOTALL) is not None
+        and list(layer.top) == [f"{layer.name}_{k}" for k in range(len(layer.top))]
+    )

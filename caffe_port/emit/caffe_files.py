@@ -1,0 +1,131 @@
+"""A Net back to Caffe: prototxt and caffemodel, and a model.py's state_dict into the Net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from caffe_port.api import Ported
+from caffe_port.emit import model_source
+from caffe_port.errors import CaffePortError, WeightsError
+from caffe_port.formats import caffemodel, prototxt
+from caffe_port.formats.message import Message
+from caffe_port.layers.normalization import BN, BatchNorm
+from caffe_port.net import state_dict as state_files
+from caffe_port.net.net import Net
+from caffe_port.storage.files import atomic_write
+
+
+def write_caffe(net: Net | Ported, folder: str | Path, name: str = "net") -> tuple[Path, Path]:
+    """Writes a net, as trained as it is, as NAME.prototxt and NAME.caffemodel.
+
+    The definition is the net's phase TEST, with Input layers in the place of data layers, in the form of Caffe 1.0.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        CaffePortError: the folder cannot be written.
+    """
+    net = net.net if isinstance(net, Ported) else net
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaffePortError(f"cannot be written: {error.strerror}", str(folder)) from None
+    definition = caffe_definition(net)
+    paths = folder / f"{name}.prototxt", folder / f"{name}.caffemodel"
+    kept = {layer.name for layer in definition.layer}
+    caffemodel.write(paths[1], definition, {layer: blobs for layer, blobs in net.blobs().items() if layer in kept})
+    with atomic_write(paths[0], "w") as file:
+        file.write(prototxt.dump(definition))
+    return paths
+
+
+def caffe_definition(net: Net) -> Message:
+    """The NetParameter of a net's phase TEST, for deployment: no phases, no rules, Input layers with shapes."""
+    plan = net.plans[False]
+    from_outside = {source[0] for _, source in plan.spec.inputs}
+    layers = []
+    for spec in plan.spec.layers:
+        if spec.name in from_outside:
+            shapes = [Message("BlobShape", dim=list(plan.shapes[spec.name, k])) for k in range(len(spec.tops))]
+            layers.append(
+                Message(
+                    "LayerParameter",
+                    name=spec.name,
+                    type="Input",
+                    top=list(spec.tops),
+                    input_param=Message("InputParameter", shape=shapes),
+                )
+            )
+        else:
+            layers.append(
+                spec.param.copy(
+                    name=spec.name,
+                    bottom=list(spec.bottoms),
+                    top=list(spec.tops),
+                    blobs=None,
+                    phase=None,
+                    include=None,
+                    exclude=None,
+                )
+            )
+    return Message("NetParameter", name=plan.spec.name, layer=layers)
+
+
+def load_state(net: Net, path: str | Path) -> None:
+    """Takes the weights of a model.py, as somebody trained it on, back into the Net it was written from.
+
+    Args:
+        path: a state_dict (.safetensors, .pt, .pth) with the keys of weights.safetensors; not of a folded one.
+
+    Raises:
+        CaffePortError: no state_dict, or of another model; then nothing was copied.
+    """
+    state = state_files.read(path)
+    wanted = model_source.model(net).state
+    if wanted.keys() != state.keys():
+        if model_source.model(net, fold=True).state.keys() == state.keys():
+            raise WeightsError(
+                "is of a model written with --fold: BatchNorm and Scale cannot be told from its weights",
+                str(path),
+                "Train what convert writes without --fold.",
+            )
+        odd = sorted(wanted.keys() ^ state.keys())[0]
+        raise WeightsError(
+            f"{'lacks' if odd in wanted else 'holds'} '{odd}', which the net's model.py "
+            f"{'has' if odd in wanted else 'does not have'}",
+            str(path),
+        )
+    for key, value in wanted.items():
+        if state[key].shape != value.shape:
+            raise WeightsError(f"'{key}' is {tuple(state[key].shape)}, the net's is {tuple(value.shape)}", str(path))
+    for norm, scale in net.scales.items():
+        if "bias" not in net.get_submodule(scale).state_dict() and state[f"{norm}.bias"].any():
+            raise WeightsError(f"'{norm}.bias' was learnt, and layer '{scale}' of the net has no bias", str(path))
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        attribute, _, name = key.rpartition(".")
+        parts.setdefault(attribute, {})[name] = value
+    for attribute, part in parts.items():
+        _take_back(net, attribute, part, net.scales.get(attribute))
+
+
+def _take_back(net: Net, attribute: str, part: dict[str, Tensor], scale: str | None) -> None:
+    """Copies what a module of model.py holds into the layer it stands for: torch_state the other way round."""
+    layer = net.get_submodule(attribute)
+    if scale is not None:
+        affine = {name: part.pop(name) for name in ("weight", "bias")}
+        folded = net.get_submodule(scale)
+        folded.load_state_dict({name: affine[name] for name in folded.state_dict()})
+    if isinstance(layer, (BatchNorm, BN)) and "running_mean" in part:
+        names = {"running_mean": "mean", "running_var": "variance", "weight": "slope", "bias": "bias"}
+        part = {names[name]: value for name, value in part.items() if name in names}
+        if isinstance(layer, BatchNorm):
+            part["scale_factor"] = torch.ones(1)
+    elif isinstance(layer, BN) and "weight" in part:
+        part["slope"] = part.pop("weight")
+    layer.load_state_dict(part)

@@ -1,0 +1,199 @@
+"""convert: a Net as a folder of ordinary PyTorch, model.py, weights.safetensors and port.json, checked beforehand.
+
+Everything is built in a folder beside the wanted one and moved in when all is well, so that a failure leaves nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import caffe_port
+from caffe_port.api import Ported
+from caffe_port.emit import blobs, export
+from caffe_port.emit.model_source import Model, model
+from caffe_port.emit.self_check import (
+    _REPORT_IT,
+    MODEL,
+    WEIGHTS,
+    _first_line,
+    _run,
+    example_inputs,
+    read_model,
+    self_check,
+)
+from caffe_port.errors import CaffePortError
+from caffe_port.net.net import Net
+from caffe_port.net.state_dict import LARGE, Mapped
+from caffe_port.net.state_dict import write_safetensors as write_safetensors
+from caffe_port.storage import output_folder
+from caffe_port.storage.files import MappedFile
+from caffe_port.storage.output_folder import Result as Result
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "torch": (MODEL, WEIGHTS),
+    "onnx": (export.ONNX,),
+    "pt2": (export.PT2,),
+    "safetensors": (blobs.BLOBS,),
+}
+"""What a format writes, beside port.json."""
+
+
+def convert(
+    ported: Ported,
+    folder: str | Path,
+    *,
+    force: bool = False,
+    fold: bool = False,
+    channels_last: bool = False,
+    formats: Sequence[str] = ("torch",),
+    seed: int = 0,
+) -> Result:
+    """Writes a net as PyTorch source and weights, and makes sure that they give what the Net gives.
+
+    Args:
+        ported: from :func:`caffe_port.port`.
+        folder: is made; an existing one must be empty.
+        force: replaces the files of an earlier run in ``folder``; other files stay.
+        fold: for inference, puts BatchNorm and Scale into the weights of the Convolution or InnerProduct before them;
+            outputs then agree to rounding, not bit by bit.
+        channels_last: convolutions compute in PyTorch's channels-last memory format; as above, to rounding.
+        formats: of FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
+            "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
+        seed: of the input that the check uses.
+
+    Raises:
+        CaffePortError: the folder is not empty or cannot be written; a layer has no source that can stand alone; the
+            written model does not give what the Net gives. Nothing is left behind.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        what = f"format '{unknown[0]}' is not known" if unknown else "no format is given"
+        raise CaffePortError(what, "", f"Formats: {', '.join(FORMATS)}")
+    if "safetensors" in formats and ported.weights is None:
+        raise CaffePortError("format 'safetensors' is the blobs of a weights file, and none was given")
+    folder = Path(folder)
+    output_folder.check(folder, force)
+    if ported.shared and fold:  # which computes with the weights
+        _adopt(ported.net, {}, {})
+    source = model(ported.net, fold, channels_last)
+    read = dict.fromkeys([ported.definition.path, *([ported.weights.path] if ported.weights else [])])
+    mapping = ported.weights.mapping if ported.weights and ported.shared else None
+    with output_folder.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
+        origins = [pool.submit(output_folder.fingerprint, Path(path)) for path in read if Path(path).is_file()]
+        (temporary / MODEL).write_text(source.source, encoding="utf-8")
+        write_safetensors(temporary / WEIGHTS, source.state, mapping)
+        digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
+        stored = _read_back(temporary / WEIGHTS, source.state, mapping)
+        if ported.shared:
+            _adopt(ported.net, source.state, stored.tensors)
+        check = self_check(
+            ported.net,
+            source.source,
+            source.class_name,
+            stored if ported.shared else temporary / WEIGHTS,
+            exact=not (fold or channels_last),
+            seed=seed,
+        )
+        files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
+        if "onnx" in formats or "pt2" in formats:
+            module = read_model(source.source, source.class_name, temporary / WEIGHTS)
+            example = _fitting_inputs(ported.net, seed)
+            for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
+                if name in formats:
+                    check += "; " + write(module, example, ported.net.plans[False], temporary / path)
+        if "safetensors" in formats:
+            assert ported.weights is not None
+            blobs.write(temporary / blobs.BLOBS, ported.weights, ported.definition.net)
+        unchecked = () if check.startswith("outputs") else (f"the written model could not be checked: {check}",)
+        notes = (*ported.notes, *source.notes, *unchecked)
+        report = _report(ported, source, check, notes)
+        report["from"] = [origin.result() for origin in origins]
+        made = {
+            name: digest.result() if name == WEIGHTS else output_folder.fingerprint(temporary / name) for name in files
+        }
+        report["files"] = list(made.values())
+        output_folder.write_report(temporary, report)
+        files.append(output_folder.REPORT)
+        output_folder.move_in(temporary, folder, files)
+    return Result(folder, tuple(files), source.class_name, report["layers"], report["parameters"], check, notes)
+
+
+# -- the check ----------------------------------------------------------------------------------------------------
+
+
+def _read_back(weights: Path, state: Mapping[str, Tensor], source: MappedFile | None) -> Mapped:
+    """What was written, bit-equal to ``state``: a random input does not tell a weight that is off by a little."""
+    try:
+        stored = Mapped(weights)
+        wrong = stored.difference(state, source)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
+        raise CaffePortError(f"could not be read back: {_first_line(error)}", WEIGHTS, _REPORT_IT) from None
+    if wrong:
+        raise CaffePortError(f"does not hold '{wrong}' as it was written", WEIGHTS, _REPORT_IT)
+    return stored
+
+
+def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Moves a Net's large parameters from the caffemodel's pages to the same numbers in weights.safetensors.
+
+    There they are aligned, as computing with them asks; and the two nets of the check share one set of pages, so that
+    their products agree bit by bit (a BLAS may sum in another order at another alignment).
+    """
+    written: dict[tuple[object, ...], str] = {}
+    for name, value in state.items():
+        written.setdefault((value.data_ptr(), value.shape, value.dtype), name)
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.nbytes < LARGE:
+            continue
+        found = written.get((tensor.data_ptr(), tensor.shape, tensor.dtype))
+        if found is not None and isinstance(tensor, nn.Parameter):
+            tensor.data = stored[found]
+        else:  # what model.py has not, or in another form; and buffers, which a forward pass may write to
+            copy = torch.empty_like(tensor, requires_grad=False)
+            np.copyto(copy.numpy(), tensor.detach().numpy())
+            tensor.data = copy
+
+
+def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:
+    """Example inputs in the net's own shapes that it runs on."""
+    try:
+        inputs = example_inputs(net, seed)
+        _run(net, inputs, seed)
+    except (RuntimeError, IndexError, ValueError):
+        inputs = example_inputs(net, seed, uniform=True)
+    return inputs
+
+
+# -- the files ----------------------------------------------------------------------------------------------------
+
+
+def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> dict[str, Any]:
+    plan = ported.net.plans[False]
+    loaded = ported.report
+    return {
+        "net": plan.spec.name,
+        "class": source.class_name,
+        "inputs": {blob: list(plan.shapes[s]) for blob, s in plan.spec.inputs},
+        "outputs": {blob: list(plan.shapes[s]) for blob, s in plan.spec.outputs},
+        "arguments": source.inputs,
+        "layers": len(plan.steps),
+        "parameters": sum(p.numel() for p in ported.net.parameters()),
+        "attributes": source.attributes,
+        "load": None
+        if loaded is None
+        else {"loaded": list(loaded.loaded), "initialised": list(loaded.initialised), "unused": list(loaded.unused)},
+        "notes": list(notes),
+        "check": check,
+        "from": [],
+        "files": [],
+        "versions": {"caffe-port": caffe_port.__version__, "torch": importlib.metadata.version("torch")},
+        "time": output_folder.now(),
+    }

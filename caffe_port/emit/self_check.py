@@ -1,0 +1,181 @@
+"""What convert wrote, run beside the Net that it was written from."""
+
+from __future__ import annotations
+
+import mmap
+import operator
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from caffe_port.errors import CaffePortError
+from caffe_port.net.net import Net
+from caffe_port.net.state_dict import LARGE, Mapped
+from caffe_port.net.state_dict import write_safetensors as write_safetensors
+from caffe_port.storage.files import let_go
+from caffe_port.storage.output_folder import Result as Result
+
+MODEL = "model.py"
+
+
+WEIGHTS = "weights.safetensors"
+
+
+def read_model(source: str, class_name: str, weights: str | Path | Mapping[str, Tensor]) -> nn.Module:
+    """The module of a model.py, with its weights, in eval().
+
+    Args:
+        source: the text of model.py.
+        weights: weights.safetensors, or what it holds, which the module then shares; loaded strictly.
+    """
+    from safetensors.torch import load_file
+
+    if not isinstance(weights, Mapping):
+        weights = {name: value.clone() for name, value in load_file(str(weights)).items()}  # it maps the file
+    namespace = types.ModuleType("model")
+    exec(compile(source, MODEL, "exec"), namespace.__dict__)  # noqa: S102  we wrote it
+    with torch.device("meta"):  # spares drawing parameters that are replaced at once
+        module: nn.Module = namespace.__dict__[class_name]()
+    tied: dict[int, list[str]] = {}
+    for name, value in (*module.named_parameters("", True, False), *module.named_buffers("", True, False)):
+        tied.setdefault(id(value), []).append(name)
+    own = module.state_dict()
+    state = {name: _like(own[name], value) if name in own else value for name, value in weights.items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    for first, *others in tied.values():
+        value = operator.attrgetter(first)(module)
+        if value.is_meta:  # in no state_dict, and so without numbers, as in the Net
+            value = torch.empty(value.shape, dtype=value.dtype)
+            others = [first, *others]
+        for name in others:  # which assigning has parted
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, value)
+    return module.eval()
+
+
+def _like(own: Tensor, value: Tensor) -> Tensor:
+    """A value in the precision and the memory format of the parameter that it is for."""
+    last = own.dim() == 4 and not own.is_contiguous() and own.is_contiguous(memory_format=torch.channels_last)
+    return value.to(own.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
+
+
+def example_inputs(net: Net, seed: int = 0, batch: int | None = None, uniform: bool = False) -> tuple[Tensor, ...]:
+    """Random inputs in the shapes that the net was built for.
+
+    Args:
+        batch: another first axis, for all inputs that have the first one's.
+        uniform: numbers of [0, 1), which serve as labels and indices too (0); else of the normal distribution.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    plan = net.plans[False]
+    shapes = [list(plan.shapes[source]) for _, source in plan.spec.inputs]
+    if batch is not None and shapes and shapes[0]:
+        first = shapes[0][0]
+        shapes = [[batch, *shape[1:]] if shape and shape[0] == first else shape for shape in shapes]
+    draw = torch.rand if uniform else torch.randn
+    return tuple(draw(shape, generator=generator) for shape in shapes)
+
+
+def self_check(
+    net: Net,
+    source: str,
+    class_name: str,
+    weights: str | Path | Mapped,
+    *,
+    exact: bool = True,
+    training: bool = False,
+    seed: int = 0,
+) -> str:
+    """Runs a written model beside the Net, on a random input.
+
+    Args:
+        source: the text of model.py.
+        weights: weights.safetensors; mapped, its pages are let go of after each layer that has large parameters.
+        exact: outputs must be equal bit by bit; else within 1e-4 of the greatest output.
+        training: in train(), both with the same random state, instead of eval().
+
+    Returns:
+        A sentence that begins with "outputs" where they were compared; otherwise why they could not be.
+
+    Raises:
+        CaffePortError: the model does not run or does not give the same.
+    """
+    where = MODEL
+    try:
+        module = read_model(source, class_name, weights.tensors if isinstance(weights, Mapped) else weights)
+        module.train(training)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
+        raise CaffePortError(f"could not be read back: {_first_line(error)}", where, _REPORT_IT) from None
+    was_training = net.training
+    net.train(training)
+    hooks = _letting_go((net, module), weights.mapping) if isinstance(weights, Mapped) else []
+    state = {name: value.clone() for name, value in net.named_buffers()} if training else {}
+    try:
+        tried = [(seed, batch, uniform) for uniform in (False, True) for batch in (2, None)]
+        wanted = reason = None
+        for inputs in (example_inputs(net, *how) for how in tried):
+            try:
+                wanted = _run(net, inputs, seed)
+                break
+            except (RuntimeError, IndexError, ValueError) as error:
+                reason = _first_line(error)
+        if wanted is None:
+            return f"the Net does not run on random inputs ({reason})"
+        try:
+            got = _run(module, inputs, seed)
+        except Exception as error:  # noqa: BLE001  as above
+            raise CaffePortError(f"does not run: {_first_line(error)}", where, _REPORT_IT) from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, value in net.named_buffers():
+            if name in state:
+                value.copy_(state[name])
+        net.train(was_training)
+    return _compare(wanted, got, exact)
+
+
+def _letting_go(modules: Sequence[nn.Module], mapping: mmap.mmap) -> list[RemovableHandle]:
+    """Hooks that let go of a mapping behind every layer with large parameters: one layer's are in memory at a time."""
+    return [
+        module.register_forward_hook(lambda *_: let_go(mapping))
+        for top in modules
+        for module in top.modules()
+        if any(p.nbytes >= LARGE for p in module.parameters(recurse=False))
+    ]
+
+
+_REPORT_IT = "This is a fault of caffe-port, not of the net; please report it."
+
+
+def _run(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        made = module(*(x.clone() for x in inputs))
+    return dict(made) if isinstance(made, dict) else {"": made}
+
+
+def _compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], exact: bool) -> str:
+    if list(wanted) != list(got):
+        raise CaffePortError(f"gives outputs {list(got)}, the Net {list(wanted)}", MODEL, _REPORT_IT)
+    worst = 0.0
+    for name, value in wanted.items():
+        other = got[name]
+        what = f"output '{name}'" if name else "the output"
+        if value.shape != other.shape or value.dtype != other.dtype:
+            raise CaffePortError(f"{what} is {tuple(other.shape)}, the Net's {tuple(value.shape)}", MODEL, _REPORT_IT)
+        greatest = float(value.nan_to_num().abs().max()) if value.numel() else 0.0
+        difference = float((value - other).nan_to_num().abs().max()) if value.numel() else 0.0
+        worst = max(worst, difference)
+        tolerance = 0.0 if exact else 1e-4 * max(greatest, 1e-3)
+        if not torch.allclose(value, other, rtol=0, atol=tolerance, equal_nan=True):
+            raise CaffePortError(f"{what} differs from the Net's by {difference:.3g}", MODEL, _REPORT_IT)
+    return "outputs are bit-equal to the Net's" if exact else f"outputs differ from the Net's by {worst:.3g} at most"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

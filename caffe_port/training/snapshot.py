@@ -1,0 +1,55 @@
+"""A training state as Caffe's solver keeps it, taken and given back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from caffe_port.errors import WeightsError
+from caffe_port.formats.solverstate import SolverState
+from caffe_port.net.net import Net
+from caffe_port.training.optimizers import CaffeOptimizer
+from caffe_port.training.solver import SolverSpec, current_step, learnables, set_iteration
+from caffe_port.typing import Array
+
+
+def capture(net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, learned_net: str) -> SolverState:
+    """The state after ``it`` updates. Blobs that no solver changes have a history of zeros."""
+    history: list[Array] = []
+    moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for slot in range(optimizer.slots):
+        for blob in learnables(net):
+            if id(blob.tensor) in moving:
+                history.append(optimizer.history(blob.tensor)[slot].detach().cpu().float().numpy().copy())
+            else:
+                history.append(np.zeros(tuple(blob.tensor.shape), np.float32))
+    # Caffe's counter is that of the last update: the step of the next one is taken when its rate is asked for.
+    return SolverState(it, learned_net, tuple(history), current_step(spec, max(it - 1, 0)))
+
+
+def restore(state: SolverState, net: Net, optimizer: CaffeOptimizer, spec: SolverSpec) -> None:
+    """Puts a state into an optimizer. The weights that belong to it are loaded by the caller.
+
+    Raises:
+        WeightsError: it belongs to another net or another solver; nothing was changed.
+    """
+    blobs = learnables(net)
+    if len(state.history) != optimizer.slots * len(blobs):
+        raise WeightsError(
+            f"holds {len(state.history)} arrays, {type(optimizer).__name__} on this net keeps "
+            f"{optimizer.slots} for each of {len(blobs)} blobs",
+            state.path,
+            "Is it the state of another net, or of another type of solver?",
+        )
+    for k, array in enumerate(state.history):
+        blob = blobs[k % len(blobs)]
+        if array.size != blob.tensor.numel():
+            shapes = f"{tuple(array.shape)}, the blob has {tuple(blob.tensor.shape)}"
+            raise WeightsError(f"layer '{blob.layer}', blob {blob.index}: history {shapes}", state.path)
+    moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    with torch.no_grad():
+        for k, array in enumerate(state.history):
+            slot, blob = k // len(blobs), blobs[k % len(blobs)]
+            if id(blob.tensor) in moving:
+                optimizer.history(blob.tensor)[slot].copy_(torch.tensor(array).reshape(blob.tensor.shape))
+    set_iteration(optimizer, spec, state.iter)
