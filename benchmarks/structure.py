@@ -13,7 +13,7 @@ arrows up       a room is a folder of ``caffe_port/``, or a module of its root. 
                 fewest imports run upward, and those are counted: 0 where there is an order without any.
                 (That this order is the intended one, ``make lint`` says.)
 files naming    files in whose code (names and strings; no comments and docstrings) a type's name stands as a word
-lists by hand   tuples, lists, sets and dicts written out with three or more of Caffe's type names (those of
+lists by hand   tuples, lists, sets and dicts written out with three or more of the type names (those of
                 docs/layers.md) among their entries, outside of the rooms that are about types: layers/, signatures/
                 and verification/
 
@@ -348,7 +348,7 @@ def measure(root: Path, flow: bool = True) -> dict[str, Any]:
     circles = [sorted(group) for group in groups(arrows) if len(group) > 1]
     up = arrows_up(tree.imports)
     named = {name: words(parsed) for name, parsed in tree.parsed.items()}
-    types = registered(root)
+    types = registered(ROOT)
     by_hand = lists_by_hand(tree, types)
     figures: dict[str, Any] = {
         "modules": len(tree.files),
