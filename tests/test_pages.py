@@ -112,6 +112,8 @@ def test_the_page_of_a_broken_net(net: Path, same_shape: bool) -> None:
     assert len(page.links) == (9 if same_shape else 6)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "First to diverge: <b>pool</b>" in text
+    assert "title='differs by itself'" in text
+    assert "title='greatest difference when the layer is fed what the reference fed its own'>isolated" in text
 
 
 def test_histogram_by_hand() -> None:

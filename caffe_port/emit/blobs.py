@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import caffe_port
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
@@ -15,6 +14,7 @@ from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.storage import output_folder, safetensors
 from caffe_port.storage.output_folder import Result
 from caffe_port.typing import Array
+from caffe_port.version import __version__
 
 BLOBS = "blobs.safetensors"
 
@@ -135,7 +135,7 @@ def convert(
                 if path is not None
             ],
             "files": [{"file": BLOBS, "bytes": (temporary / BLOBS).stat().st_size}],
-            "versions": {"caffe-port": caffe_port.__version__},
+            "versions": {"caffe-port": __version__},
             "time": output_folder.now(),
         }
         output_folder.write_report(temporary, report)

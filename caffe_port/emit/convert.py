@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import caffe_port
 from caffe_port.api import Ported
 from caffe_port.emit import blobs, export
 from caffe_port.emit.model_source import Model, model
@@ -36,6 +35,7 @@ from caffe_port.net.state_dict import write_safetensors as write_safetensors
 from caffe_port.storage import output_folder
 from caffe_port.storage.files import MappedFile
 from caffe_port.storage.output_folder import Result as Result
+from caffe_port.version import __version__
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "torch": (MODEL, WEIGHTS),
@@ -194,6 +194,6 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         "check": check,
         "from": [],
         "files": [],
-        "versions": {"caffe-port": caffe_port.__version__, "torch": importlib.metadata.version("torch")},
+        "versions": {"caffe-port": __version__, "torch": importlib.metadata.version("torch")},
         "time": output_folder.now(),
     }

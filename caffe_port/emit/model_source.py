@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import caffe_port
 from caffe_port.emit import fold as folding
 from caffe_port.emit.copied_classes import Copied, Import, constructor_call, quoted
 from caffe_port.emit.forward_method import Body, Flow, flow, wrap
@@ -25,6 +24,7 @@ from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan, Step
+from caffe_port.version import __version__
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ class _Writer:
             ['    model.load_state_dict(load_file("weights.safetensors"))'],
         )
         lines = [
-            f"{of} converted from Caffe by caffe-port {caffe_port.__version__}.",
+            f"{of} converted from Caffe by caffe-port {__version__}.",
             "",
             *(load[0] if self.state else []),
             f"    model = {name}()",

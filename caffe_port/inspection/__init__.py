@@ -1,1 +1,1 @@
-"""Looking into files: what a net, its weights, a solver or a snapshot holds, without running anything."""
+"""What files hold, and what this machine can run."""

@@ -1,1 +1,1 @@
-"""Files nobody vouches for: read within limits, written whole or not at all."""
+"""Files that nobody vouches for, read within limits and written whole or not at all."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port import __version__, devices
+from caffe_port import devices
 from caffe_port.data import datasets
 from caffe_port.data.batches import Feed, Prefetch
 from caffe_port.data.datasets import ImageFeed, Preprocessor
@@ -35,6 +35,7 @@ from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
 from caffe_port.training.snapshot import restore
 from caffe_port.training.solver import SolverSpec
+from caffe_port.version import __version__
 
 Listener = Callable[[dict[str, Any]], None]
 """Called with every event: a dict with ``kind`` (start, progress, train, test, snapshot, note, end) and ``iter``."""

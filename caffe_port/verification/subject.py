@@ -11,7 +11,6 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-import caffe_port
 from caffe_port.api import Ported, phase_spec, port
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, did_you_mean
@@ -34,6 +33,7 @@ from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.references.pycaffe import PycaffeReference
 from caffe_port.verification.references.reference import Case, Reference, StoredReference
 from caffe_port.verification.references.trace import Trace
+from caffe_port.version import __version__
 
 Input: TypeAlias = "PathLike | Array"
 
@@ -231,7 +231,7 @@ def provenance(prototxt: PathLike | None, weights: PathLike | None, trace: Trace
     if trace is not None:
         found |= {f"trace {k}": v for k, v in trace.provenance.items()}
     return found | {
-        "caffe-port": caffe_port.__version__,
+        "caffe-port": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import caffe_port
 from caffe_port.errors import CaffePortError
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
@@ -24,6 +23,7 @@ from caffe_port.verification.references.reference import Reference, StoredRefere
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.runner import run
 from caffe_port.verification.subject import Input, _only_in_trace, find_reference, prepare
+from caffe_port.version import __version__
 
 MODES = ("both", "free", "isolated")
 
@@ -130,7 +130,7 @@ def verify(
         rows += tuple(gradient_rows(subject.ported.net, subject.case, trace, tolerance))
     if trace is not None:
         rows += _only_in_trace(trace, subject.full, subject.case.spec)
-    return subject.report(rows, tolerance, reference.name, f"caffe-port {caffe_port.__version__}")
+    return subject.report(rows, tolerance, reference.name, f"caffe-port {__version__}")
 
 
 # -- what is fed ----------------------------------------------------------------------------------------------------
