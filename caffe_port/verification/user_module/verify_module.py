@@ -67,7 +67,7 @@ def verify_port(
     own = load_module(module, state) if isinstance(module, str) else module
     if keep_parameters is None:
         keep_parameters = state is not None
-    source = find_reference(reference)
+    judge = find_reference(reference)
     subject = prepare(
         prototxt,
         weights,
@@ -80,10 +80,10 @@ def verify_port(
         stages=stages,
     )
     case = subject.case
-    trace = record(source, case)
+    trace = record(judge, case)
     if len(trace.tops) < sum(len(layer.tops) for layer in case.spec.layers):
         raise CaffePortError(
-            f"{source.name} has no figures for the whole net: {trace.provenance['stopped at']}", case.spec.path
+            f"{judge.name} has no figures for the whole net: {trace.provenance['stopped at']}", case.spec.path
         )
     inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
     calls = record_calls(own, *inputs)
@@ -106,7 +106,7 @@ def verify_port(
     notes += align.training_notes(pairs)
     if not keep_parameters:
         notes += _fold_notes(pairs)
-    report = subject.report(rows, tolerance, source.name, told)
+    report = subject.report(rows, tolerance, judge.name, told)
     return dataclasses.replace(report, notes=tuple(notes))
 
 
