@@ -57,6 +57,7 @@ class NetSpec:
     Attributes:
         notes: facts that the user should hear of.
         targets: blobs that only dropped losses read, to compare with (an autoencoder's input): no outputs.
+        full: the net before the deploy view left out what only labels need; None where it left out nothing.
     """
 
     name: str
@@ -65,6 +66,7 @@ class NetSpec:
     path: str
     notes: tuple[str, ...] = ()
     targets: frozenset[Source] = frozenset()
+    full: NetSpec | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def by_name(self) -> dict[str, LayerSpec]:

@@ -50,6 +50,15 @@ class Page(HTMLParser):
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "data", "action") or k.startswith("on")]
 
 
+def test_a_notebook_cannot_be_written_into() -> None:
+    text = evil()._repr_html_()
+    page = Page(text)
+    assert set(page.tags) == {"div", "b", "br", "table", "tr", "th", "td"}
+    assert not page.links
+    assert "&lt;script&gt;" in text
+    assert all(c.isprintable() for c in text)
+
+
 def test_junit() -> None:
     root = ElementTree.fromstring(to_junit(evil()))
     assert root.attrib["tests"] == "5"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from caffe_port.api import port
+from caffe_port.definition.definition import Definition
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel
 from caffe_port.typing import PathLike
@@ -37,9 +38,15 @@ def workspace() -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The files that the demo converts; ``prototxt`` is None where the weights' own definition is used."""
+    """What the demo converts.
 
-    prototxt: Path | None
+    Attributes:
+        definition: what was read of the prototxt; None where the weights' own definition is used.
+        weights: the .caffemodel.
+        story: a sentence.
+    """
+
+    definition: Definition | None
     weights: Path
     story: str
 
@@ -65,4 +72,4 @@ def prepare(folder: Path, weights: PathLike | None = None) -> Prepared:
         net(torch.randn(shape, generator=generator))
     path = folder / Path(MODEL).with_suffix(".caffemodel").name
     caffemodel.write(path, ported.definition.net, net.blobs())
-    return Prepared(prototxt, path, f"SimpleNet for CIFAR-10, weights drawn by Caffe's fillers (seed {SEED})")
+    return Prepared(ported.definition, path, f"SimpleNet for CIFAR-10, weights drawn by Caffe's fillers (seed {SEED})")

@@ -82,7 +82,7 @@ def evaluate(
         raise click.UsageError("evaluate needs weights")
     with progress_bar("evaluating", as_json) as progress:
         found = evaluation.evaluate_files(
-            net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options
+            net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options, **net.options
         )
     result = found.result
     verdict = None if expect is None else result.verdict(expect)

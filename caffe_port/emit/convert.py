@@ -16,19 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.api import Ported
+from caffe_port.definition.definition import Definition
 from caffe_port.emit import blobs, export
 from caffe_port.emit.model_source import Model, model
 from caffe_port.emit.self_check import (
-    _REPORT_IT,
     MODEL,
+    REPORT_IT,
     WEIGHTS,
-    _first_line,
-    _run,
     example_inputs,
+    first_line,
     read_model,
+    run_once,
     self_check,
 )
 from caffe_port.errors import CaffePortError
+from caffe_port.formats.caffemodel import Weights
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
 from caffe_port.net.state_dict import write_safetensors as write_safetensors
@@ -84,10 +86,12 @@ def convert(
     if ported.shared and fold:  # which computes with the weights
         _adopt(ported.net, {}, {})
     source = model(ported.net, fold, channels_last)
-    read = dict.fromkeys([ported.definition.path, *([ported.weights.path] if ported.weights else [])])
+    read: dict[str, Definition | Weights] = {ported.definition.path: ported.definition}
+    if ported.weights is not None:  # a definition from inside it has its path
+        read[ported.weights.path] = ported.weights
     mapping = ported.weights.mapping if ported.weights and ported.shared else None
     with output_folder.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
-        origins = [pool.submit(output_folder.fingerprint, Path(path)) for path in read if Path(path).is_file()]
+        origins = [pool.submit(_origin, file) for path, file in read.items() if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
         write_safetensors(temporary / WEIGHTS, source.state, mapping)
         digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
@@ -126,6 +130,10 @@ def convert(
     return Result(folder, tuple(files), source.class_name, report["layers"], report["parameters"], check, notes)
 
 
+def _origin(file: Definition | Weights) -> dict[str, Any]:
+    return output_folder.fingerprint(Path(file.path), file.sha256)
+
+
 # -- the check ----------------------------------------------------------------------------------------------------
 
 
@@ -135,9 +143,9 @@ def _read_back(weights: Path, state: Mapping[str, Tensor], source: MappedFile | 
         stored = Mapped(weights)
         wrong = stored.difference(state, source)
     except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
-        raise CaffePortError(f"could not be read back: {_first_line(error)}", WEIGHTS, _REPORT_IT) from None
+        raise CaffePortError(f"could not be read back: {first_line(error)}", WEIGHTS, REPORT_IT) from None
     if wrong:
-        raise CaffePortError(f"does not hold '{wrong}' as it was written", WEIGHTS, _REPORT_IT)
+        raise CaffePortError(f"does not hold '{wrong}' as it was written", WEIGHTS, REPORT_IT)
     return stored
 
 
@@ -166,7 +174,7 @@ def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:
     """Example inputs in the net's own shapes that it runs on."""
     try:
         inputs = example_inputs(net, seed)
-        _run(net, inputs, seed)
+        run_once(net, inputs, seed)
     except (RuntimeError, IndexError, ValueError):
         inputs = example_inputs(net, seed, uniform=True)
     return inputs

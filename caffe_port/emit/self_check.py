@@ -109,7 +109,7 @@ def self_check(
         module = read_model(source, class_name, weights.tensors if isinstance(weights, Mapped) else weights)
         module.train(training)
     except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
-        raise CaffePortError(f"could not be read back: {_first_line(error)}", where, _REPORT_IT) from None
+        raise CaffePortError(f"could not be read back: {first_line(error)}", where, REPORT_IT) from None
     was_training = net.training
     net.train(training)
     hooks = _letting_go((net, module), weights.mapping) if isinstance(weights, Mapped) else []
@@ -119,16 +119,16 @@ def self_check(
         wanted = reason = None
         for inputs in (example_inputs(net, *how) for how in tried):
             try:
-                wanted = _run(net, inputs, seed)
+                wanted = run_once(net, inputs, seed)
                 break
             except (RuntimeError, IndexError, ValueError) as error:
-                reason = _first_line(error)
+                reason = first_line(error)
         if wanted is None:
             return f"the Net does not run on random inputs ({reason})"
         try:
-            got = _run(module, inputs, seed)
+            got = run_once(module, inputs, seed)
         except Exception as error:  # noqa: BLE001  as above
-            raise CaffePortError(f"does not run: {_first_line(error)}", where, _REPORT_IT) from None
+            raise CaffePortError(f"does not run: {first_line(error)}", where, REPORT_IT) from None
     finally:
         for hook in hooks:
             hook.remove()
@@ -149,10 +149,11 @@ def _letting_go(modules: Sequence[nn.Module], mapping: mmap.mmap) -> list[Remova
     ]
 
 
-_REPORT_IT = "This is a fault of caffe-port, not of the net; please report it."
+REPORT_IT = "This is a fault of caffe-port, not of the net; please report it."
 
 
-def _run(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+def run_once(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+    """What a module makes of inputs, which stay as they are, by blob name; one output alone by an empty name."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         made = module(*(x.clone() for x in inputs))
@@ -161,21 +162,22 @@ def _run(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Te
 
 def _compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], exact: bool) -> str:
     if list(wanted) != list(got):
-        raise CaffePortError(f"gives outputs {list(got)}, the Net {list(wanted)}", MODEL, _REPORT_IT)
+        raise CaffePortError(f"gives outputs {list(got)}, the Net {list(wanted)}", MODEL, REPORT_IT)
     worst = 0.0
     for name, value in wanted.items():
         other = got[name]
         what = f"output '{name}'" if name else "the output"
         if value.shape != other.shape or value.dtype != other.dtype:
-            raise CaffePortError(f"{what} is {tuple(other.shape)}, the Net's {tuple(value.shape)}", MODEL, _REPORT_IT)
+            raise CaffePortError(f"{what} is {tuple(other.shape)}, the Net's {tuple(value.shape)}", MODEL, REPORT_IT)
         greatest = float(value.nan_to_num().abs().max()) if value.numel() else 0.0
         difference = float((value - other).nan_to_num().abs().max()) if value.numel() else 0.0
         worst = max(worst, difference)
         tolerance = 0.0 if exact else 1e-4 * max(greatest, 1e-3)
         if not torch.allclose(value, other, rtol=0, atol=tolerance, equal_nan=True):
-            raise CaffePortError(f"{what} differs from the Net's by {difference:.3g}", MODEL, _REPORT_IT)
+            raise CaffePortError(f"{what} differs from the Net's by {difference:.3g}", MODEL, REPORT_IT)
     return "outputs are bit-equal to the Net's" if exact else f"outputs differ from the Net's by {worst:.3g} at most"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut; the error's type where it has none."""
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port.errors import CaffePortError, did_you_mean
+from caffe_port.formats.caffemodel import Weights
 from caffe_port.storage.files import read_bytes, sha256, stays_inside
 
 if sys.version_info >= (3, 11):
@@ -186,14 +187,17 @@ def entry(name: str) -> Entry:
     return found
 
 
-def find_weights(path: str | Path) -> Entry | None:
+def find_weights(weights: str | Path | Weights) -> Entry | None:
     """The entry whose weights are this file, by size and sha256; None where no entry is."""
+    path = weights.path if isinstance(weights, Weights) else weights
     try:
         size = Path(path).stat().st_size
     except OSError:
         return None
     candidates = [e for e in entries().values() if e.weights is not None and e.weights.size == size]
-    digest = sha256(path) if candidates else ""
+    if not candidates:
+        return None
+    digest = weights.sha256 if isinstance(weights, Weights) else sha256(path)
     return next((e for e in candidates if e.weights is not None and e.weights.sha256 == digest), None)
 
 

@@ -7,6 +7,7 @@ of any size work. Sources: net.cpp (CopyTrainedLayersFrom, ToProto), blob.cpp (F
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import wire
 from caffe_port.formats.message import Message
 from caffe_port.storage import hdf5
-from caffe_port.storage.files import MappedFile, atomic_write, map_file
+from caffe_port.storage.files import MappedFile, atomic_write, map_file, sha256
 from caffe_port.typing import Array
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -64,6 +65,11 @@ class Weights:
     def parameters(self) -> int:
         """Numbers held, of all blobs."""
         return sum(blob.size for layer in self.layers for blob in layer.blobs)
+
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """The checksum of the file, taken once; None where the weights are no file's."""
+        return sha256(self.path) if Path(self.path).is_file() else None
 
     def by_name(self) -> dict[str, LayerBlobs]:
         """Layers by name; the first of equal names counts, as in Caffe."""

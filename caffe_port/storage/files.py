@@ -158,9 +158,11 @@ class MappedFile(mmap.mmap):
 
     Attributes:
         handle: a file descriptor.
+        writable: pages may be written to, which never reaches the file.
     """
 
     handle: int
+    writable: bool
 
     @classmethod
     def of(cls, file: IO[bytes], writable: bool = False) -> MappedFile:
@@ -170,7 +172,7 @@ class MappedFile(mmap.mmap):
             writable: a page that is written to becomes a copy; the file stays as it is.
         """
         made = cls(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
-        made.handle = os.dup(file.fileno())
+        made.handle, made.writable = os.dup(file.fileno()), writable
         weakref.finalize(made, os.close, made.handle)
         return made
 

@@ -107,9 +107,9 @@ def move_in(temporary: Path, folder: Path, files: Sequence[str]) -> None:
 # -- port.json ----------------------------------------------------------------------------------------------------
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Name, size and checksum of a file."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+def fingerprint(path: Path, digest: str | None = None) -> dict[str, Any]:
+    """Name, size and checksum of a file; ``digest`` where it is known already."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest or sha256(path)}
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:

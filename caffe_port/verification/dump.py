@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from caffe_port.api import Prototxt, Stored
 from caffe_port.typing import PathLike
 from caffe_port.verification.inputs import Preprocess
 from caffe_port.verification.references.reference import Reference, record
@@ -13,8 +14,8 @@ from caffe_port.verification.subject import Input, find_reference, prepare
 
 def dump(
     output: PathLike,
-    prototxt: PathLike | None = None,
-    weights: PathLike | None = None,
+    prototxt: Prototxt | None = None,
+    weights: Stored | None = None,
     *,
     by: str | Reference = "opencv",
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002  the word of the command line

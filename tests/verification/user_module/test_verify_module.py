@@ -232,6 +232,22 @@ def test_a_state_is_kept(files: Path) -> None:
     report = verify_port(f"{files}/mine.py:Good", files / "net.prototxt", state=files / "biased.pth")
     assert red(report) == ["conv"]
     assert "it has a bias, Caffe's layer has none" in report.broken[0].cause
+    with pytest.raises(CaffePortError, match="a state is for a module that a file makes"):
+        verify(files / "net.prototxt", against=module, state=files / "good.pth")
+
+
+@pytest.mark.parametrize("option", [{"strict": True}, {"backward": True}, {"mode": "free"}])
+def test_what_is_for_our_own_net_alone(files: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(CaffePortError, match=f"{next(iter(option))} is for our own net"):
+        verify(files / "net.prototxt", against=f"{files}/mine.py:Good", **option)
+
+
+def test_the_net_of_a_stage(files: Path) -> None:
+    text = NET.replace('name: "pool"', 'name: "pool" include { stage: "pooled" }')
+    (files / "staged.prototxt").write_text(text)
+    assert text != NET
+    against = f"{files}/mine.py:Good"
+    assert verify(files / "staged.prototxt", against=against, stages=("pooled",)).passed
 
 
 def test_flatten_order(files: Path) -> None:
