@@ -269,7 +269,7 @@ def reproduce(
     )
 
     step("convert", 0, 0)
-    shape = _input_shape(entry, pictures.shape)
+    shape = entry.preprocessing.shape(pictures.shape)
     blob = evaluate.input_blob(weights)
     ported = api.port(None, weights, input_shapes={blob: (2, *shape)})
     target = Path(folder) if folder is not None else _results() / name
@@ -317,12 +317,6 @@ def reproduce(
     )
     _remember(outcome)
     return outcome
-
-
-def _input_shape(entry: Entry, picture: tuple[int, int, int]) -> tuple[int, int, int]:
-    plan = entry.preprocessing
-    c, h, w = picture
-    return (c, plan.crop, plan.crop) if plan.crop else (c, h + 2 * plan.pad, w + 2 * plan.pad)
 
 
 @contextlib.contextmanager

@@ -13,22 +13,17 @@ import torch
 
 import caffe_port
 from caffe_port.api import Ported, phase_spec, port
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.formats import caffemodel
 from caffe_port.net.net import Net
 from caffe_port.spec import SOURCE_TYPES, NetSpec, Source
 from caffe_port.storage.files import sha256
+from caffe_port.storage.npz import read_npy
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import Report, Row, Tolerance
-from caffe_port.verification.inputs import (
-    Preprocess,
-    check_names,
-    picture_input,
-    random_inputs,
-    read_npy,
-    with_batch_axis,
-)
+from caffe_port.verification.inputs import check_names, picture_input, random_inputs, with_batch_axis
 from caffe_port.verification.references.numpy_formulas import NumPyReference, WithFormulas
 from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.references.pycaffe import PycaffeReference
@@ -80,7 +75,7 @@ def prepare(
     trace: Trace | None = None,
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002
     seed: int = 0,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocessing | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     keep_loss: bool | None = None,
     level: int = 0,
@@ -98,7 +93,7 @@ def prepare(
     shapes = {blob: x.shape for blob, x in given.items() if isinstance(x, np.ndarray)} | dict(input_shapes or {})
     ported = port(prototxt, weights, input_shapes=shapes, keep_loss=keep_loss, level=level, stages=stages, seed=seed)
     net = ported.net.train(spec.phase == "TRAIN")
-    inputs, words = _inputs(net, given, preprocess or Preprocess(), seed)
+    inputs, words = _inputs(net, given, preprocess or Preprocessing("BGR"), seed)
     return Subject(
         ported,
         case_of(ported, inputs),
@@ -172,7 +167,7 @@ def _from_trace(trace: Trace, blob: str, source: Source) -> Array:
 
 
 def _inputs(
-    net: Net, given: Mapping[str, Array | Path], preprocess: Preprocess, seed: int
+    net: Net, given: Mapping[str, Array | Path], preprocess: Preprocessing, seed: int
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """Every input's array, and how it was made, in words."""
     spec, shapes = net.plan.spec, net.plan.shapes

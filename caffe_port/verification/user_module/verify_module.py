@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
-from caffe_port.verification.inputs import Preprocess
 from caffe_port.verification.references.reference import Reference, record
 from caffe_port.verification.subject import Input, find_reference, prepare
 from caffe_port.verification.user_module import align, injection
@@ -30,7 +30,7 @@ def verify_port(
     reference: str | Reference = "opencv",
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002  the word of the command line
     seed: int = 0,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocessing | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     atol: float = ATOL,
     rtol: float = RTOL,
