@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from caffe_port.data import datasets
-from caffe_port.data.datasets import ImageFeed, Preprocessor
+from caffe_port.data.datasets import ImageFeed
+from caffe_port.data.prepare import Preprocessor
 from caffe_port.definition.definition import Definition
 from caffe_port.evaluation import evaluate, registry
 from caffe_port.formats.prototxt import parse

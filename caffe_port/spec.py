@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
@@ -44,6 +45,11 @@ class LayerSpec:
     sources: tuple[Source, ...]
     param: Message = dataclasses.field(repr=False)
     where: str = dataclasses.field(repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the file that names this layer, from which the files it names are looked for."""
+        return Path(self.where.rpartition(":")[0] or self.where).parent
 
     def error(self, what: str, hint: str = "") -> SpecError:
         """A SpecError that names this layer and its line."""

@@ -27,6 +27,7 @@ from caffe_port import api
 from caffe_port.data import datasets, records
 from caffe_port.data.leveldb import LevelDB
 from caffe_port.data.lmdb import LMDB
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, prototxt, solverstate, wire
@@ -52,12 +53,12 @@ READERS: dict[str, Callable[[Path], object]] = {
     "registry": registry.read,
     "trace": Trace.load,
     "npz": lambda p: npz.read(p, "a trace"),
-    "npy": inputs.read_npy,
+    "npy": npz.read_npy,
     "sha256": files.sha256,
     "list": records.ImageList,
     "lmdb": LMDB,
     "set": lambda p: datasets.from_npz(p, "test"),
-    "picture": lambda p: inputs.picture_input(p, (2, 3, 5, 7), inputs.Preprocess()),
+    "picture": lambda p: inputs.picture_input(p, (2, 3, 5, 7), Preprocessing()),
 }
 
 

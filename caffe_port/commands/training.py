@@ -28,7 +28,7 @@ from caffe_port.terminal import table
 @click.option(
     "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Which pictures."
 )
-@click.option("--mean", metavar="NUMBERS|FILE", help="Numbers, a .binaryproto, or 'training-set mean image'.")
+@click.option("--mean", metavar="NUMBERS|FILE", help="Numbers, a .binaryproto or .npy, or 'training-set mean image'.")
 @click.option("--std", metavar="NUMBERS", help="What (x - mean) * scale is divided by.")
 @click.option("--scale", type=float, metavar="NUMBER", help="What x - mean is multiplied by.")
 @click.option(

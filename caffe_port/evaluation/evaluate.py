@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from caffe_port import api
 from caffe_port.api import Ported, Prototxt, Stored, read
 from caffe_port.data import datasets
-from caffe_port.data.datasets import ImageSet, Preprocessor
+from caffe_port.data.datasets import ImageSet
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.devices import find_device
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
-from caffe_port.evaluation.registry import MEAN_IMAGE, Entry, Preprocessing
-from caffe_port.formats import caffemodel
+from caffe_port.evaluation.registry import Entry
 from caffe_port.formats.caffemodel import Weights
-from caffe_port.formats.message import Message
 from caffe_port.spec import NetSpec, Source
 
 Progress = Callable[[int, int], None]
@@ -250,7 +250,7 @@ def evaluate_files(
         weights, prototxt: as for :func:`caffe_port.load`; or a :class:`caffe_port.Ported`, whose Net is evaluated as it
             stands, and is on the device afterwards.
         data, root, split, download: as for :func:`caffe_port.data.datasets.load`.
-        mean: numbers, ``"training-set mean image"``, or a .binaryproto (in the net's channel order).
+        mean: numbers, ``"training-set mean image"``, or a .binaryproto or .npy file (in the net's channel order).
         std, scale, channel_order: like ``mean``, before what the registry or the net's own transform_param says.
         tta: ``"mirror"`` mirrors at random, as the SimpleNet authors' test did, ``"none"`` never does.
         limit: only the first pictures.
@@ -271,24 +271,16 @@ def evaluate_files(
     pictures = datasets.load(data, split, root, download)
     spec = ported.net.plans[False].spec if ported else _deploy_spec(definition, level, stages, input_shapes or {})
     notes: list[str] = []
-    plan, origin, mean_of_net = _plan(spec, entry, stored, pictures, notes)
-    given = {"std": _one_or_many(std), "scale": scale, "channel_order": channel_order and channel_order.upper()}
-    if isinstance(mean, (str, Path)):
-        given["mean"] = MEAN_IMAGE
-        mean_of_net = None if str(mean) == MEAN_IMAGE else torch.from_numpy(caffemodel.read_mean(mean).copy())
-    elif mean is not None:
-        given["mean"] = _one_or_many(mean)
-    if tta is not None:
-        given["mirror_test"] = tta == "mirror"
+    plan, origin = _plan(spec, entry, stored, pictures, notes)
+    order = channel_order and channel_order.upper()
+    mirror = None if tta is None else tta == "mirror"
+    given = {"std": std, "scale": scale, "channel_order": order, "mean": mean, "mirror_test": mirror}
     if changed := [name for name, value in given.items() if value is not None]:
         plan = plan.changed(**given)
         origin += f", changed by the caller: {', '.join(changed)}"
-    picture_mean = None
-    if plan.mean == MEAN_IMAGE and mean_of_net is None:
-        picture_mean = datasets.mean_image(datasets.load(data, "train", root, download))
-    elif mean_of_net is not None:
-        picture_mean = mean_of_net.flip(0) if plan.channel_order != pictures.channel_order else mean_of_net
-    preprocessor = Preprocessor(plan, pictures.channel_order, picture_mean, device)
+    if plan.lacks_mean_image:
+        plan = datasets.with_mean_image(plan, datasets.load(data, "train", root, download))
+    preprocessor = Preprocessor(plan, pictures.channel_order, device)
     shape = preprocessor.shape(pictures.shape)
     _check_shape(spec, ported.net.plans[False].shapes if ported else {}, input_shapes or {}, shape, pictures.name)
     if ported is None:
@@ -385,63 +377,30 @@ def port_for(
 
 def _plan(
     spec: NetSpec, entry: Entry | None, stored: Weights | None, pictures: ImageSet, notes: list[str]
-) -> tuple[Preprocessing, str, Tensor | None]:
-    """Preprocessing, who says so, and the mean image in the net's channel order where a mean_file gives it."""
+) -> tuple[Preprocessing, str]:
+    """Preprocessing, and who says so."""
     if entry is not None:
-        return entry.preprocessing, f"registry entry '{entry.name}'", None
+        return entry.preprocessing, f"registry entry '{entry.name}'"
     if stored is not None and (trained := _of_run(Path(stored.path))) is not None:
-        return trained[0], f"the run in {trained[1]}", None
+        return trained[0], f"the run in {trained[1]}"
     for layer in spec.layers:
         if layer.param.has("transform_param"):
-            plan, mean = from_transform_param(layer.param.transform_param, pictures, Path(layer.where).parent, notes)
-            return plan, f"transform_param of layer '{layer.name}'", mean
+            plan = Preprocessing.from_transform_param(layer, pictures.channel_order, notes)
+            return plan, f"transform_param of layer '{layer.name}'"
     notes.append("neither the registry nor the net says how pictures are prepared: they are taken as they are, 0..255")
-    return Preprocessing(channel_order=pictures.channel_order), "none", None
+    return Preprocessing(channel_order=pictures.channel_order), "none"
 
 
 def _of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
     """What the weights of a run of ours were trained with: its config.json says it."""
     for folder in (weights.parent, weights.parent.parent):
+        path = folder / "config.json"
         try:
-            plan = json.loads((folder / "config.json").read_text(encoding="utf-8"))["preprocessing"]
-            values: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in plan.items()
-            }
-            return Preprocessing(**values), folder
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, CaffePortError):
+            table = json.loads(path.read_text(encoding="utf-8"))["preprocessing"]
+            return Preprocessing.from_dict(table, str(path)), folder
+        except (OSError, ValueError, KeyError, TypeError, CaffePortError):
             continue
     return None
-
-
-def from_transform_param(
-    p: Message, pictures: ImageSet, folder: Path, notes: list[str]
-) -> tuple[Preprocessing, Tensor | None]:
-    """The Preprocessing of a net's own TransformationParameter; its mean image, where mean_file is there.
-
-    Channels stay in the order of the pictures, as Caffe takes them from its database.
-
-    Raises:
-        CaffePortError: it makes no sense.
-    """
-    mean: Tensor | None = None
-    values: float | tuple[float, ...] | str = tuple(p.mean_value) if len(p.mean_value) > 1 else sum(p.mean_value)
-    if p.has("mean_file"):
-        values = MEAN_IMAGE
-        found = next((f for f in (Path(p.mean_file), folder / Path(p.mean_file).name) if f.is_file()), None)
-        if found is not None:
-            mean = torch.from_numpy(caffemodel.read_mean(found).copy())
-        else:
-            notes.append(f"mean_file '{p.mean_file}' is not here: the mean over the training set takes its place")
-    plan = Preprocessing(
-        pictures.channel_order, values, float(p.scale), crop=p.crop_size, mirror_train=p.mirror, mirror_test=p.mirror
-    )
-    return plan, mean
-
-
-def _one_or_many(values: Sequence[float] | None) -> float | tuple[float, ...] | None:
-    if values is None:
-        return None
-    return values[0] if len(values) == 1 else tuple(values)
 
 
 def plot_confusion(result: Evaluation, path: str | Path) -> None:

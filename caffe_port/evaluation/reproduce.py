@@ -271,7 +271,7 @@ def reproduce(
 
     step("convert", 0, 0)
     stored = caffemodel.read(weights)
-    shape = _input_shape(entry, pictures.shape)
+    shape = entry.preprocessing.shape(pictures.shape)
     ported = evaluate.port_for(Definition.embedded(stored), stored, None, shape, batch=2, data=pictures.name)
     target = Path(folder) if folder is not None else _results() / name
     with _folder(target):
@@ -318,12 +318,6 @@ def reproduce(
     )
     _remember(outcome)
     return outcome
-
-
-def _input_shape(entry: Entry, picture: tuple[int, int, int]) -> tuple[int, int, int]:
-    plan = entry.preprocessing
-    c, h, w = picture
-    return (c, plan.crop, plan.crop) if plan.crop else (c, h + 2 * plan.pad, w + 2 * plan.pad)
 
 
 @contextlib.contextmanager

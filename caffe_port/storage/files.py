@@ -234,6 +234,13 @@ def map_file(path: str | Path, writable: bool = False) -> memoryview:
             raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
 
 
+def find(name: str, folder: Path) -> Path | None:
+    """What a file in ``folder`` names: below that folder, below the current one, or by its last part; None: nowhere."""
+    path = Path(name)
+    candidates = (folder / path, path, folder / path.name)
+    return next((candidate for candidate in candidates if name and os.path.exists(candidate)), None)
+
+
 def cache_folder() -> Path:
     """``$CAFFE_PORT_CACHE``, else ``$XDG_CACHE_HOME/caffe-port``, else ``~/.cache/caffe-port``."""
     own = os.environ.get("CAFFE_PORT_CACHE")

@@ -1,4 +1,4 @@
-"""Arrays of .npz files that are not trusted: no pickle, and no declared size is believed."""
+"""Arrays of .npz and .npy files that are not trusted: no pickle, and no declared size is believed."""
 
 from __future__ import annotations
 
@@ -104,3 +104,15 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         raise ValueError(f"npy version {version[0]}.{version[1]}")
     shape, _, dtype = readers[version](member)
     return shape, dtype, member.tell()
+
+
+def read_npy(path: str | Path) -> Array:
+    """The array of an .npy file, memory-mapped. Raises CaffePortError for anything else."""
+    opened(path).close()
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise ParseError(f"is not an .npy array, or a damaged one: {str(error)[:120]}", str(path)) from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise ParseError("holds no numbers", str(path))
+    return array

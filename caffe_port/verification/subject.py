@@ -13,21 +13,16 @@ import numpy as np
 import torch
 
 from caffe_port.api import Ported, Prototxt, Stored, build, phase_spec, read
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, SpecError, did_you_mean
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan
 from caffe_port.spec import SOURCE_TYPES, NetSpec, Source
+from caffe_port.storage.npz import read_npy
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import Report, Row, Tolerance
-from caffe_port.verification.inputs import (
-    Preprocess,
-    check_names,
-    picture_input,
-    random_inputs,
-    read_npy,
-    with_batch_axis,
-)
+from caffe_port.verification.inputs import check_names, picture_input, random_inputs, with_batch_axis
 from caffe_port.verification.references.numpy_formulas import NumPyReference, WithFormulas
 from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.references.pycaffe import PycaffeReference
@@ -95,7 +90,7 @@ def prepare(
     trace: Trace | None = None,
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002
     seed: int = 0,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocessing | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     keep_loss: bool | None = None,
     level: int = 0,
@@ -133,7 +128,7 @@ def prepare(
     if plan.spec.phase != phase:
         why = [note for note in ported.notes if note.startswith(f"phase {phase} cannot")]
         raise SpecError(f"has no phase {phase} that can be compared", plan.spec.path, why)
-    inputs, words = _inputs(plan, given, preprocess or Preprocess(), seed)
+    inputs, words = _inputs(plan, given, preprocess or Preprocessing("BGR"), seed)
     full = plan.spec.full or plan.spec
     return Subject(
         ported,
@@ -262,7 +257,7 @@ def _from_trace(trace: Trace, blob: str, source: Source) -> Array:
 
 
 def _inputs(
-    plan: Plan, given: Mapping[str, Array | Path], preprocess: Preprocess, seed: int
+    plan: Plan, given: Mapping[str, Array | Path], preprocess: Preprocessing, seed: int
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """Every input's array, and how it was made, in words."""
     spec, shapes = plan.spec, plan.shapes

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from caffe_port.api import Prototxt, Stored
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.details import Details
-from caffe_port.verification.inputs import Preprocess, read_mean
 from caffe_port.verification.references.pycaffe import PycaffeReference
 from caffe_port.verification.references.reference import Reference, StoredReference
 from caffe_port.verification.references.trace import Trace
@@ -65,8 +65,9 @@ def verify(
         state: the state_dict of that port; without one, Caffe's weights are copied into it.
         input: an .npy file, a picture, an array, or a dict of these by blob name; None: standard normal numbers.
         seed: of the random numbers.
-        mean, scale, channel_order: how a picture is prepared, see :class:`~caffe_port.verification.inputs.Preprocess`;
-            ``mean`` may be text: numbers, a .binaryproto or an .npy file.
+        mean, scale, channel_order: how a picture is prepared, see
+            :class:`~caffe_port.data.preprocessing.Preprocessing`; ``mean`` is numbers, an image (C, H, W) in the
+            channel order, or text: numbers, a .binaryproto or an .npy file.
         input_shapes: blob name -> shape, where the net does not say it or another one is wanted.
         keep_loss: compares losses and Accuracy too; None: if the trace holds what they need.
         level, stages: Caffe's NetState.
@@ -82,7 +83,7 @@ def verify(
     """
     if mode not in MODES:
         raise CaffePortError(f"the mode is {', '.join(MODES)}; got '{mode}'")
-    preprocess = Preprocess(read_mean(mean) if isinstance(mean, str) else mean, scale, channel_order)
+    preprocess = Preprocessing(channel_order, scale=scale).changed(mean=mean)
     if isinstance(against, nn.Module) or (isinstance(against, str) and ".py:" in against):
         if strict or backward or mode != "both":
             word = "strict" if strict else "backward" if backward else "mode"

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from conftest import ROOT
 
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.verification.dump import dump
 from caffe_port.verification.references.opencv import OpenCVReference
@@ -190,3 +193,14 @@ def test_nothing_is_left_behind(tmp_path: Path, golden: Path) -> None:
     with pytest.raises(CaffePortError, match="has no figures for argmax"):
         dump(tmp_path / "t.npz", golden / "layers/argmax_default.prototxt", by=OpenCVReference())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_is_blue_green_red_unless_said_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 4 dim: 5 } } }\n'
+        'layer { name: "y" type: "Power" bottom: "data" top: "y" power_param { scale: 2 } }\n'
+    )
+    cv2.imwrite(str(tmp_path / "p.png"), np.full((4, 5, 3), (1, 2, 3), np.uint8))
+    for plan, want in ((None, [1, 2, 3]), (Preprocessing("RGB"), [3, 2, 1])):
+        trace = dump(tmp_path / "t.npz", tmp_path / "net.prototxt", input=tmp_path / "p.png", preprocess=plan)
+        assert trace.inputs["data"][1, :, 0, 0].tolist() == want

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from caffe_port.api import Prototxt, Stored
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
-from caffe_port.verification.inputs import Preprocess
 from caffe_port.verification.references.reference import Reference, record
 from caffe_port.verification.reports.terminal import as_text
 from caffe_port.verification.subject import Input, find_reference, prepare
@@ -32,7 +32,7 @@ def verify_port(
     reference: str | Reference = "opencv",
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002  the word of the command line
     seed: int = 0,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocessing | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     keep_loss: bool | None = None,
     level: int = 0,
@@ -146,7 +146,7 @@ def assert_parity(
     reference: str | Reference = "opencv",
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002
     seed: int = 0,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocessing | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     keep_loss: bool | None = None,
     level: int = 0,
