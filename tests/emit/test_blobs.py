@@ -172,7 +172,7 @@ def test_beside_other_formats(tmp_path: Path) -> None:
     assert result.files == ("model.py", "weights.safetensors", "blobs.safetensors", "port.json")
     alone = blobs.convert(weights, tmp_path / "alone", path)
     assert (alone.folder / "blobs.safetensors").read_bytes() == (result.folder / "blobs.safetensors").read_bytes()
-    with pytest.raises(CaffePortError, match="blobs of a weights file, and none was given"):
+    with pytest.raises(CaffePortError, match="blobs of a weights file, but none was given"):
         convert(caffe_port.port(path), tmp_path / "none", formats=["safetensors"])
 
 
