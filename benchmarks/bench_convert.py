@@ -230,7 +230,7 @@ def measure(folder: Path, rounds: int) -> None:
         Row("`caffe-port --help`", [*command, "--help"]),
         Row("`caffe-port inspect net.prototxt`", [*command, "inspect", prototxt]),
     ]
-    simple = Row("the naive way: protobuf, NumPy, torch.save", own("naive"))
+    simple = Row("the naive approach: protobuf, NumPy, torch.save", own("naive"))
     for _ in range(rounds):
         for row in (cp, reading, fast, alone, torch, parts, whole, *small):
             for made in ("copy", "out", "inside", "blobs"):

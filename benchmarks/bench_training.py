@@ -116,7 +116,10 @@ def memory(data: Path, device: torch.device, kind: str) -> tuple[float, str]:
             del held
             copies = 2 + t.optimizer.slots  # the parameters, their gradients, the solver's arrays
             total = kept + copies * sum(p.nbytes for p in t.net.parameters())
-            return total / 2**20, "sum of what is kept for the backward pass, parameters, gradients, solver's arrays"
+            return (
+                total / 2**20,
+                "the sum of what is kept for the backward pass, parameters, gradients and the solver's arrays",
+            )
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

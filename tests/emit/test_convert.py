@@ -213,7 +213,7 @@ def test_an_existing_folder(port: Callable[[str], Ported], tmp_path: Path) -> No
     convert(ported, folder)
     (folder / "mine.txt").write_text("kept")
     (folder / "model.py").write_text("old")
-    with pytest.raises(CaffePortError, match=r"out: is not empty\n  --force"):
+    with pytest.raises(CaffePortError, match=r"out: is not empty\n  Use --force"):
         convert(ported, folder)
     assert (folder / "model.py").read_text() == "old"
     convert(ported, folder, force=True)

@@ -336,7 +336,7 @@ def test_solver_state() -> None:
     path = next(iter(sorted((GOLDEN / "solvers").glob("adadelta_iter_*.solverstate"))))
     found = inspect_file(path)
     assert found.kind == "solverstate"
-    assert dict(found.facts)["history"] == "16 blobs, 740 numbers"
+    assert dict(found.facts)["history"] == "16 blobs, 740 values"
 
 
 @pytest.mark.parametrize(
