@@ -255,7 +255,7 @@ def measure(folder: Path, rounds: int) -> None:
     print(line(parts.name, proper + middle["check"], base, parts))
     print(line("- of it: build the Net", middle["port"], base))
     print(line("- of it: write, read back, compare, checksums", middle["write"], base))
-    print(line("- of it: run model.py beside the Net", middle["check"], base))
+    print(line("- of it: run model.py and the Net", middle["check"], base))
     print(line(f"{simple.name}, once, without its imports", simple.parts["naive"][0], base, simple))
     for row in small:
         print(line(row.name, statistics.median(row.seconds), base, row))

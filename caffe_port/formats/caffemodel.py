@@ -154,7 +154,7 @@ def blob_array(proto: Message) -> Array:
     if min(shape, default=1) < 0:
         raise ParseError(f"shape {shape} has a negative axis")
     if math.prod(shape) != data.size:
-        raise ParseError(f"shape {shape} requires {math.prod(shape)} values, the file contains {data.size}")
+        raise ParseError(f"shape {shape} requires {count(math.prod(shape), 'value')}, the file contains {data.size:,}")
     try:
         return data.reshape(shape)
     except ValueError:  # no values, but axis lengths beyond NumPy's range
@@ -168,7 +168,7 @@ def _raw_array(proto: Message) -> Array:
         raise ParseError(f"raw_data of type {proto.raw_data_type} is not a float type")
     if len(proto.raw_data) % np.dtype(dtype).itemsize:
         raise ParseError(
-            f"raw_data of {len(proto.raw_data)} bytes is not a whole number of {proto.raw_data_type} values"
+            f"raw_data of {count(len(proto.raw_data), 'byte')} is not a whole number of {proto.raw_data_type} values"
         )
     return np.frombuffer(proto.raw_data, dtype)
 

@@ -15,6 +15,7 @@ import numpy as np
 from caffe_port.errors import ParseError
 from caffe_port.formats.fork_fields import BY_WIRE_TYPE, NOT_A_BOOL, PLACEHOLDERS, WIRE_NUMBERS
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
+from caffe_port.terminal import count
 
 MAX_DEPTH = 100  # protobuf's own recursion limit
 MAX_MESSAGES = 1_000_000
@@ -85,7 +86,9 @@ class _Reader:
                 length, at = self.varint(at, end)
                 stop = at + length
                 if stop > end:
-                    self.fail(f"a field of {type_.name} is {length} bytes long, but only {end - at} are left", start)
+                    self.fail(
+                        f"a field of {type_.name} is {count(length, 'byte')} long, with only {end - at:,} left", start
+                    )
                 if type_.name == "LayerParameter" and number in _AMBIGUOUS:
                     deferred.append((number, at, stop))
                 elif field is None:
@@ -141,7 +144,7 @@ class _Reader:
         elif field.kind in _ARRAYS:
             dtype = _ARRAYS[field.kind]
             if (stop - at) % dtype.itemsize:
-                self.fail(f"'{field.name}' is {stop - at} bytes long, not a whole number of {field.kind}s", at)
+                self.fail(f"'{field.name}' is {count(stop - at, 'byte')} long, not a whole number of {field.kind}s", at)
             array = np.frombuffer(self.view, dtype, (stop - at) // dtype.itemsize, at)
             arrays.setdefault(field.name, []).append(array)
         else:
@@ -179,22 +182,22 @@ class _Reader:
             _put(message, field, decimal(value) if field.kind == "float" else value)
             return at + size
         tag, stride = at - start, at - start + size
-        count = self.run(start, tag, stride, (end - start) // stride)
-        arrays.setdefault(field.name, []).append(np.ndarray((count,), _ARRAYS[field.kind], self.view, at, (stride,)))
-        return start + count * stride
+        n = self.run(start, tag, stride, (end - start) // stride)
+        arrays.setdefault(field.name, []).append(np.ndarray((n,), _ARRAYS[field.kind], self.view, at, (stride,)))
+        return start + n * stride
 
     def run(self, start: int, tag: int, stride: int, most: int) -> int:
         """How many consecutive values have the tag of the first; each step looks ahead as far as was found before."""
         first = np.ndarray((1, tag), np.uint8, self.view, start)
-        count = 1
-        while count < most:
-            ahead = min(max(count, 16), most - count, 1 << 20)
-            tags = np.ndarray((ahead, tag), np.uint8, self.view, start + count * stride, (stride, 1))
+        n = 1
+        while n < most:
+            ahead = min(max(n, 16), most - n, 1 << 20)
+            tags = np.ndarray((ahead, tag), np.uint8, self.view, start + n * stride, (stride, 1))
             same = (tags == first).all(axis=1)
             if not same.all():
-                return count + int(same.argmin())
-            count += ahead
-        return count
+                return n + int(same.argmin())
+            n += ahead
+        return n
 
 
 def _fits(field: Field, wire_type: int) -> bool:

@@ -196,7 +196,7 @@ def _judge(row: Row, held: tuple[Shape, ...]) -> Difference:
     if asked is None:
         return Difference(row.name, row.type, None, held, "unknown", "the definition's blobs are unknown")
     if len(asked) != len(held):
-        blobs = f"{len(asked)} / {len(held)} blobs"
+        blobs = f"blobs {len(asked)} / {len(held)}"
         bias = " (bias_term)" if abs(len(asked) - len(held)) == 1 and row.type in _WEIGHTED else ""
         return Difference(row.name, row.type, asked, held, "differs", blobs + bias)
     verdicts = [agree(a, b) for a, b in zip(asked, held, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import DependencyError, ParseError
+from caffe_port.terminal import count
 from caffe_port.typing import Array
 
 _TIGHTEST, _FREE = 64, 1 << 20
@@ -54,7 +55,7 @@ def values(group: Any, name: str, where: str) -> Array:
         raise ParseError(f"'{name[:60]}' is not numeric", where)
     declared, stored = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if declared > _TIGHTEST * stored + _FREE:
-        raise ParseError(f"'{dataset.name[:60]}' declares {declared} bytes, but only {stored} are stored", where)
+        raise ParseError(f"'{dataset.name[:60]}' declares {count(declared, 'byte')} but stores {stored:,}", where)
     return np.asarray(dataset[()])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.storage.files import opened
+from caffe_port.terminal import count
 from caffe_port.typing import Array
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ def _archive(path: str | Path, what: str, use: Callable[[zipfile.ZipFile], T]) -
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Array:
     if info.file_size > _TIGHTEST * info.compress_size + _FREE:
         raise ParseError(
-            f"'{info.filename[:60]}' declares {info.file_size} bytes, compressed {info.compress_size}", where
+            f"'{info.filename[:60]}' declares {count(info.file_size, 'byte')} but stores {info.compress_size:,}", where
         )
     with archive.open(info) as member:
         shape, dtype, offset = _header(member)
@@ -93,7 +94,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Arra
         raise ParseError(f"'{info.filename[:60]}' contains Python objects, which are not loaded", where)
     declared, there = math.prod(shape) * dtype.itemsize, info.file_size - offset
     if declared != there:
-        raise ParseError(f"'{info.filename[:60]}' declares {declared} bytes but holds {there}", where)
+        raise ParseError(f"'{info.filename[:60]}' declares {count(declared, 'byte')} but holds {there:,}", where)
     with archive.open(info) as member:
         array: Array = np.lib.format.read_array(member, allow_pickle=False)
     return array

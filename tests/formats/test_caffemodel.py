@@ -146,10 +146,13 @@ def test_blob_array(text: str, want: np.ndarray[Any, Any]) -> None:
     ("text", "what"),
     [
         ("shape { dim: [2, 3] } data: [1, 2, 3]", "shape (2, 3) requires 6 values, the file contains 3"),
-        ("shape { dim: [1000000, 1000000] } data: 1", "requires 1000000000000 values, the file contains 1"),
+        ("shape { dim: [1000000, 1000000] } data: 1", "requires 1,000,000,000,000 values, the file contains 1"),
         ("num: 2 channels: 3 height: 4 width: 5", "shape (2, 3, 4, 5) requires 120 values, the file contains 0"),
         ("shape { dim: [-1, -1] } data: 1", "shape (-1, -1) has a negative axis"),
-        ("shape { dim: [9223372036854775807, 2, 3] }", "requires 55340232221128654842 values, the file contains 0"),
+        (
+            "shape { dim: [9223372036854775807, 2, 3] }",
+            "requires 55,340,232,221,128,654,842 values, the file contains 0",
+        ),
         (f"shape {{ dim: {[1] * 33} }} data: 1", "a shape with 33 axes; Caffe allows at most 32"),
         ("shape { dim: 2 } raw_data_type: INT raw_data: 'abcd'", "raw_data of type INT is not a float type"),
         ("shape { dim: 2 } raw_data_type: FLOAT16 raw_data: 'abc'", "3 bytes is not a whole number of FLOAT16 values"),
@@ -343,8 +346,8 @@ HDF5 = {
     "no_layers": (_no_layers, "contains no layers with weights"),
     "data_is_an_array": (_data_is_an_array, "has no group 'data': not a .caffemodel.h5"),
     "strings": (_strings, "'0' is not numeric"),
-    "bomb": (_bomb, "'/data/a/0' declares 4000000000000 bytes, but only 0 are stored"),
-    "compressed_bomb": (_compressed_bomb, "'/data/a/0' declares 67108864 bytes, but only 0 are stored"),
+    "bomb": (_bomb, "'/data/a/0' declares 4,000,000,000,000 bytes but stores 0"),
+    "compressed_bomb": (_compressed_bomb, "'/data/a/0' declares 67,108,864 bytes but stores 0"),
     "cycle": (_cycle, "contains itself"),
     "outside": (_outside, "'0' is a link to another file, which is not followed"),
 }

@@ -106,7 +106,7 @@ def test_unknown_lengths_are_not_called_equal(tmp_path: Path) -> None:
 def test_another_number_of_blobs(tmp_path: Path) -> None:
     weights = store(tmp_path / "w.caffemodel", NET, conv=zeros((4, 3, 3, 3)), ip=zeros((5, 140), (5,)))
     found = diff(write(tmp_path / "net.prototxt", NET), weights)
-    assert {r.name: r.reason for r in found.rows if r.verdict == "differs"} == {"conv": "2 / 1 blobs (bias_term)"}
+    assert {r.name: r.reason for r in found.rows if r.verdict == "differs"} == {"conv": "blobs 2 / 1 (bias_term)"}
     assert found.own_fits is False
 
 
