@@ -518,7 +518,7 @@ def _diff_lines(found: Diff, width: int) -> list[str]:
     causes = [row.name for row in found.rows if row.is_cause]
     if causes:
         lines.append(
-            f"Change in the prototxt: {', '.join(map(printable, causes))}; other differences follow from these."
+            f"Change in the prototxt: {', '.join(map(printable, causes))}; other differences follow."
         )
     if not found.fits and found.own_fits:
         lines.append("The caffemodel carries its own definition, which matches: run without the prototxt.")
