@@ -517,9 +517,7 @@ def _diff_lines(found: Diff, width: int) -> list[str]:
     lines += [*table(header, rows, (), ((1, 14), (2, 12), (3, 16), (4, 16), (5, 16), (1, 8)), width), "", found.summary]
     causes = [row.name for row in found.rows if row.is_cause]
     if causes:
-        lines.append(
-            f"Change in the prototxt: {', '.join(map(printable, causes))}; other differences follow."
-        )
+        lines.append(f"Change in the prototxt: {', '.join(map(printable, causes))}; other differences follow.")
     if not found.fits and found.own_fits:
         lines.append("The caffemodel carries its own definition, which matches: run without the prototxt.")
     messages = _messages("note", found.notes, width)
