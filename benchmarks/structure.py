@@ -1,30 +1,29 @@
-"""How the library is built, in figures: this checkout, or any commit of it, by the same measure.
+"""The structure of the library in figures, for this checkout or any commit, by the same measure.
 
     python benchmarks/structure.py [--rev COMMIT] [--no-flow] [--json] [-v]
 
-Read from the source of ``caffe_port/**.py`` alone (nothing is imported, so any commit can be measured):
+Computed from the source of ``caffe_port/**.py`` only (nothing is imported, so any commit can be measured):
 
-modules         files, and those that lie in the root of ``caffe_port/``
-imports         one module naming another in an import statement, at its top or inside a function; what stands under
-                ``if TYPE_CHECKING`` is not counted. ``from package import module`` imports the module.
-circles         groups of modules each of which reaches every other by imports
-floors          the modules of the longest chain of imports; a circle is one floor, for it has no order
-arrows up       a room is a folder of ``caffe_port/``, or a module of its root. Rooms are put in the order in which the
-                fewest imports run upward, and those are counted: 0 where there is an order without any.
-                (That this order is the intended one, ``make lint`` says.)
-files naming    files in whose code (names and strings; no comments and docstrings) a type's name stands as a word
-lists by hand   tuples, lists, sets and dicts written out with three or more of the type names (those of
-                docs/layers.md) among their entries, outside of the rooms that are about types: layers/, signatures/
-                and verification/
+modules         files, and those in the root of ``caffe_port/``
+imports         a module names another in an import statement, at the top level or inside a function; those under
+                ``if TYPE_CHECKING`` are not counted. ``from package import module`` imports the module.
+circles         import cycles: groups of modules each of which reaches every other by imports
+floors          the number of modules in the longest chain of imports; a cycle counts as one floor
+arrows up       a room is a folder of ``caffe_port/``, or a module in its root. Rooms are put in the order in which the
+                fewest imports go upward, and those are counted: 0 if some order has none.
+                (``make lint`` checks that it is the intended order.)
+files naming    files whose code (names and strings, not comments and docstrings) contains a type's name as a word
+lists by hand   literal tuples, lists, sets and dicts that contain three or more type names (those of docs/layers.md),
+                outside the rooms that are about types: layers/, signatures/ and verification/
 
-And run once, which takes torch (``--no-flow`` leaves it out):
+Determined by a run, which requires torch (``--no-flow`` skips it):
 
 weights         ``caffe-port convert net.prototxt net.caffemodel`` on a small net. Counted are the calls that carry
                 the weights: an argument is the path of the caffemodel or of weights.safetensors, the Weights that
-                were read, or an array, tensor or buffer whose bytes stand in the caffemodel; or a tuple, list, dict or
-                dataclass that holds one of them. (A Net is not followed: it computes.) Files: those such calls enter.
-                Back up: the places where one such call is in a file on a higher floor than the call before it, so that
-                a reader who follows the weights must climb again. A place that a loop passes often is one.
+                were read, or an array, tensor or buffer whose bytes are in the caffemodel; or a tuple, list, dict or
+                dataclass that contains one of them. (A Net is not followed, because it computes.) Files: those that
+                such calls enter. Back up: the places where such a call is in a file on a higher floor than the call
+                before it, so that a reader who follows the weights must go up again. A place in a loop counts once.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ PACKAGE = "caffe_port"
 TYPES = ("BatchNorm", "Pooling", "LSTM", "PriorBox", "Proposal")
 ABOUT_TYPES = {"layers", "signatures", "verification"}
 EXACT = 16
-"""As many rooms of one circle are tried in every order; more are put in order step by step."""
+"""Up to this many rooms of one cycle are tried in every order; more are ordered step by step."""
 
 
 class Import(NamedTuple):
@@ -106,7 +105,7 @@ def _module(path: Path) -> str:
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that only a type checker reads."""
+    """All nodes except those that only a type checker reads."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             yield from _running(ast.Module(child.orelse, []))
@@ -119,7 +118,7 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def groups(arrows: Mapping[str, AbstractSet[str]]) -> list[set[str]]:
-    """Strongly connected components, those that import nothing first (Tarjan)."""
+    """Strongly connected components (Tarjan), starting with those that import nothing."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -155,12 +154,12 @@ def floors(arrows: Mapping[str, AbstractSet[str]]) -> dict[str, int]:
 
 
 def room(module: str) -> str:
-    """The folder of ``caffe_port/`` that a module lies in, itself if it lies in the root."""
+    """The folder of ``caffe_port/`` that contains a module, or the module itself if it is in the root."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
 def arrows_up(imports: Iterable[Import]) -> list[Import]:
-    """The fewest imports between rooms that run upward in any order of the rooms."""
+    """The imports between rooms that go upward, in the order of the rooms with the fewest of them."""
     between: dict[tuple[str, str], list[Import]] = defaultdict(list)
     for one in imports:
         if room(one.importer) != room(one.imported):
@@ -183,7 +182,7 @@ def _order(rooms: list[str], weight: Mapping[tuple[str, str], int]) -> list[str]
     """Rooms from the lowest to the highest, with the fewest imports upward."""
     if len(rooms) > EXACT:
         order = rooms
-        while True:  # moves one room at a time as long as that helps
+        while True:  # move one room at a time as long as that helps
             tries = []
             for one in order:
                 rest = [other for other in order if other != one]
@@ -217,7 +216,7 @@ def _cost(order: list[str], weight: Mapping[tuple[str, str], int]) -> int:
 
 
 def words(tree: ast.AST) -> set[str]:
-    """Names, and words of strings, in the code of a module; its docstrings are not code."""
+    """Names, and words in strings, in the code of a module without its docstrings."""
     prose = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -264,7 +263,7 @@ def registered(root: Path) -> set[str]:
     return set(re.findall(r"^### (\w+)$", text, re.MULTILINE)) | set(re.findall(r"`(\w+)`", " ".join(also)))
 
 
-# -- the way of the weights ----------------------------------------------------------------------------------------
+# -- the path of the weights ---------------------------------------------------------------------------------------
 
 _FOLLOW = """
 import dataclasses, os, sys, threading
@@ -341,7 +340,7 @@ def follow(root: Path) -> list[tuple[str, str]]:
 
 
 def measure(root: Path, flow: bool = True) -> dict[str, Any]:
-    """All figures of the tree in ``root``, and the places behind them."""
+    """All figures of the tree in ``root``, and the places that they count."""
     tree = Tree(root)
     arrows = tree.arrows
     floor = floors(arrows)
@@ -378,17 +377,17 @@ def measure(root: Path, flow: bool = True) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rev", help="a commit to measure beside this checkout")
-    parser.add_argument("--no-flow", action="store_true", help="run nothing: leave out the way of the weights")
+    parser.add_argument("--rev", help="commit to compare with this checkout")
+    parser.add_argument("--no-flow", action="store_true", help="do not run anything: omit the path of the weights")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("-v", "--verbose", action="store_true", help="the places behind the figures")
+    parser.add_argument("-v", "--verbose", action="store_true", help="list the places that are counted")
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
     if options.rev:
         with tempfile.TemporaryDirectory() as folder:
             archive = subprocess.run(["git", "-C", str(ROOT), "archive", options.rev], stdout=subprocess.PIPE)
             if archive.returncode:
-                sys.exit(f"there is no commit '{options.rev}'")
+                sys.exit(f"unknown commit '{options.rev}'")
             subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
             found[options.rev] = measure(Path(folder).resolve(), not options.no_flow)
     found["here"] = measure(ROOT, not options.no_flow)

@@ -1,1 +1,1 @@
-"""A Net as files: model.py with its weights, ONNX, pt2, or Caffe's own again, checked before they appear."""
+"""A Net written to files: model.py with its weights, ONNX, pt2 or Caffe's own formats, checked before they appear."""

@@ -1,4 +1,4 @@
-"""BatchNorm and Scale in the weights of the layer before them: y = factor * (W x + b) + shift, for inference."""
+"""Folds BatchNorm and Scale into the layer before them, for inference: y = factor * (W x + b) + shift."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from caffe_port.net.plan import Plan
 
 
 def absorbed(net: Net) -> dict[str, str]:
-    """Attribute of a BatchNorm, BN or Scale -> that of the Convolution or InnerProduct whose weights can hold it.
+    """Attribute of a BatchNorm, BN or Scale -> attribute of the Convolution or InnerProduct it can be folded into.
 
-    Between the two, in both phases, there is nothing but such layers, each being the only reader of the one before;
-    and none shares its blobs.
+    In both phases, there are only such layers between the two, each the only reader of the one before it, and none
+    shares its blobs.
     """
     uses = Counter(id(tensor) for module in net.children() for tensor in (*module.parameters(), *module.buffers()))
     shared = {
@@ -32,7 +32,7 @@ def absorbed(net: Net) -> dict[str, str]:
     for name, base in found[0].items():
         if all(pairs.get(name) == base for pairs in found):
             agreed[name] = base
-        else:  # nor may anything behind it
+        else:  # nor may anything after it
             shared.add(base)
     return {name: base for name, base in agreed.items() if base not in shared}
 
@@ -56,14 +56,14 @@ def _in_plan(net: Net, plan: Plan, shared: set[str]) -> dict[str, str]:
 
 
 def _holds(base: Layer, axes: int) -> bool:
-    """Whether axis 1 of a layer's top, which has ``axes`` of them, is that of its weight's rows."""
+    """Whether axis 1 of a layer's top, which has ``axes`` axes, corresponds to the rows of its weight."""
     if isinstance(base, Convolution):
         return base.axis == 1 and base.torch_source() is not None
     return isinstance(base, InnerProduct) and axes == 2
 
 
 def _is_affine(module: Layer) -> bool:
-    """Whether a layer maps each channel by a factor and a shift, in eval()."""
+    """Whether a layer multiplies each channel by a factor and adds a shift, in eval()."""
     if isinstance(module, Scale):
         return module.weight is not None and module.axis == 1 and module.weight.dim() == 1
     if isinstance(module, BN):
@@ -72,7 +72,7 @@ def _is_affine(module: Layer) -> bool:
 
 
 def weights(base: Layer, behind: list[Layer]) -> dict[str, Tensor]:
-    """Weight and bias of ``base`` with the layers behind it in them; computed in float64, rounded once."""
+    """Weight and bias of ``base`` with the layers after it folded in; computed in float64 and rounded once."""
     assert isinstance(base, (Convolution, InnerProduct))
     weight = base.weight.detach()
     factor = torch.ones(weight.shape[0], dtype=torch.float64, device=weight.device)
@@ -85,7 +85,7 @@ def weights(base: Layer, behind: list[Layer]) -> dict[str, Tensor]:
 
 
 def _affine(module: Layer) -> tuple[Tensor, Tensor]:
-    """Factor and shift of each channel, in float64."""
+    """The factor and the shift of each channel, in float64."""
     if isinstance(module, Scale):
         assert module.weight is not None
         factor = module.weight.detach().double()

@@ -1,1 +1,1 @@
-"""What files hold, and what this machine can run."""
+"""What files contain, and what works on this machine."""

@@ -135,7 +135,7 @@ def test_plugin(run: Run, tmp_path: Path) -> None:
 
 WRONG = {
     "empty.caffemodel": (b"", "is empty"),
-    "picture.caffemodel": (b"\x89PNG\r\n\x1a\n" + bytes(64), "is a PNG picture"),
+    "picture.caffemodel": (b"\x89PNG\r\n\x1a\n" + bytes(64), "is a PNG image"),
     "cut.caffemodel": (CASE.with_suffix(".caffemodel").read_bytes()[:-100], "the file is damaged"),
     "nothing.prototxt": (b"", "holds no layers"),
     "nested.prototxt": (b"layer { " * 10_000, "nested more than 100 deep"),

@@ -105,7 +105,7 @@ def test_npz_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(CaffePortError, match="holds pictures; x_test and y_test, or images and labels"):
         datasets.load(path)
     np.savez(path, images=np.array([{}], object), labels=np.zeros(1))
-    with pytest.raises(CaffePortError, match="holds Python objects"):
+    with pytest.raises(CaffePortError, match="contains Python objects"):
         datasets.load(path)
     path.write_bytes(b"PK\3\4 not a zip")
     with pytest.raises(CaffePortError, match="is not a data set"):

@@ -1,19 +1,20 @@
 """Runs a page of the documentation as its reader would: every fenced block, in order, in one folder.
 
-A page runs in a folder that looks like a checkout. What else it promises it names in a comment, which no reader sees:
+A page runs in a folder that looks like a checkout. Other files that it needs are listed in a comment, invisible to the
+reader:
 
     <!-- files: lenet.prototxt=docs/examples/lenet.prototxt data=shared:data -->
 
 ``NAME=SOURCE``: a copy of a file of the repository, or, after ``shared:``, of the shared folder; a folder is linked.
-Before a block, a comment may stand that says how it is treated; without one it is run, and must give what it shows:
+A comment before a block says how to treat it; without one, the block is run and must give what it shows:
 
-    <!-- not run: REASON -->         it needs what a test has not: a GPU, a download, an hour
-    <!-- part of: FILE -->           it is quoted; FILE, which may have been written by a block before, must hold it
-    <!-- write: FILE -->             the reader writes it into FILE
-    <!-- exit 1 -->                  the last command's exit code, where what is shown does not tell it
+    <!-- not run: REASON -->         it needs something that a test does not have: a GPU, a download, an hour
+    <!-- part of: FILE -->           it is a quotation from FILE, which an earlier block may have written
+    <!-- write: FILE -->             the reader writes it to FILE
+    <!-- exit 1 -->                  the last command's exit code, if the output does not imply it
 
 ``console``: commands after ``$`` (continued by a backslash) and what they print; ``sh`` and ``bash``: commands;
-``python``: run, the blocks of a page sharing their names. Other kinds (``text``, ``prototxt``) are not run.
+``python``: run; the blocks of a page share their names. Other kinds (``text``, ``prototxt``) are not run.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 from conftest import ROOT
 
 KINDS = {"console", "sh", "bash", "python"}
-"""Of blocks that are run."""
+"""The kinds of blocks that are run."""
 
 _FENCE = re.compile(r"^(?P<mark>`{3,})(?P<kind>[^\n`]*)\n(?P<text>.*?)^(?P=mark)[ \t]*$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--\s*(not run|part of|write|exit)\b:?\s*(.*?)\s*-->\s*\Z", re.DOTALL)
@@ -46,12 +47,12 @@ _VARIES = (
     ),
     (r"[─━]+", r"[─━]+"),
 )
-"""What differs from machine to machine, and what is accepted in its place."""
+"""What differs from machine to machine, and what is accepted instead."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its page and line, its kind, and what the comment before it says."""
+    """A fenced block: its page and line, its kind, and the comment before it."""
 
     page: Path
     line: int
@@ -88,7 +89,7 @@ def files(page: Path) -> dict[str, str]:
 
 
 def lay_out(page: Path, folder: Path, shared: Callable[[], Path]) -> None:
-    """Makes the page's folder: a checkout's entries, and the files that the page names."""
+    """Creates the page's folder: the entries of a checkout, and the files that the page lists."""
     for entry in ROOT.iterdir():
         if not entry.name.startswith("."):
             (folder / entry.name).symlink_to(entry)
@@ -104,10 +105,10 @@ def lay_out(page: Path, folder: Path, shared: Callable[[], Path]) -> None:
 
 
 class Reader:
-    """Does what a page says, in the current folder.
+    """Runs the blocks of a page in the current folder.
 
     Args:
-        run_here: runs ``caffe-port``'s arguments in this process: exit code, and stderr before stdout.
+        run_here: runs ``caffe-port`` with these arguments in this process; returns the exit code, and stderr + stdout.
     """
 
     def __init__(self, run_here: Callable[[list[str]], tuple[int, str]]) -> None:
@@ -115,7 +116,7 @@ class Reader:
         self.names: dict[str, Any] = {"__name__": "page"}
 
     def read(self, block: Block) -> None:
-        """One block. Raises AssertionError, with page and line, for what is not as the page says."""
+        """Runs one block. Raises AssertionError, with page and line, if the result is not what the page says."""
         if block.order == "not run":
             assert block.detail, f"{block}: says no reason"
         elif block.order == "part of":
@@ -137,10 +138,10 @@ class Reader:
                     check(shown, printed, f"{block}: {command}")
 
     def run(self, command: str) -> tuple[int, str]:
-        """Exit code and what is printed, errors first."""
+        """The exit code and the output, errors first."""
         try:
             words = shlex.split(command, comments=True)
-        except ValueError:  # a quote that goes on in the next line
+        except ValueError:  # a quotation that continues on the next line
             words = []
         plain = not re.search(r"[|<>;&$`*]", command.partition(" #")[0])
         if words[:1] == ["cd"] and plain:
@@ -166,7 +167,7 @@ def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
 
 
 def expected_code(shown: list[str]) -> int:
-    """2 where an error is shown first, 1 where a verdict is FAILED or worse, else 0."""
+    """2 if an error is shown first, 1 if a verdict is FAILED or worse, otherwise 0."""
     if shown and shown[0].startswith("error:"):
         return 2
     return 1 if any(re.match(r"FAILED\b|reported .*: worse", line) for line in shown) else 0
@@ -185,7 +186,7 @@ def check(shown: list[str], printed: str, where: str) -> None:
 
 
 def _pattern(words: str) -> str:
-    """A regular expression for a line: what varies may, ``...`` is anything."""
+    """A regular expression for a line: parts that vary match any value, ``...`` matches anything."""
     pieces, at = [], 0
     varying = "|".join(f"(?P<v{k}>{what})" for k, (what, _) in enumerate(_VARIES))
     for match in re.finditer(rf"(?P<any>\.\.\.)|{varying}", words):
@@ -198,7 +199,7 @@ def _pattern(words: str) -> str:
 
 @contextlib.contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """With ``folder`` as the current one, as a Python that is started there has it; what is imported is forgotten."""
+    """Changes to ``folder`` and sets up imports as in a Python started there; its imports are forgotten afterwards."""
     before, path, modules = Path.cwd(), list(sys.path), set(sys.modules)
     os.chdir(folder)
     sys.path.insert(0, "")

@@ -117,7 +117,7 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     wrong = dataclasses.replace(state, history=(np.zeros((2, 2), np.float32), *state.history[1:]))
     with pytest.raises(CaffePortError, match=r"layer 'conv', blob 0: history \(2, 2\), the blob has \(4, 3, 3, 3\)"):
         restore(wrong, net, optimizer, spec)
-    with pytest.raises(CaffePortError, match=r"is no \.solverstate"):
+    with pytest.raises(CaffePortError, match=r"not a \.solverstate"):
         solverstate.read(FOLDER / "sgd_iter_8.caffemodel")
     data = (FOLDER / "sgd_iter_8.solverstate").read_bytes()
     for k, content in enumerate((data[: len(data) // 2], b"\x89HDF\r\n\x1a\n" + data)):
@@ -127,7 +127,7 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
             solverstate.read(path)
     alone = tmp_path / "sgd_iter_8.solverstate"
     alone.write_bytes(data)
-    with pytest.raises(CaffePortError, match="neither beside it nor where it says"):
+    with pytest.raises(CaffePortError, match="neither at that path nor next to the state"):
         solverstate.weights_beside(solverstate.read(alone))
 
 

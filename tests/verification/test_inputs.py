@@ -53,7 +53,7 @@ def test_channel_order(tmp_path: Path) -> None:
 def test_no_pictures(tmp_path: Path) -> None:
     for name, content in {"empty.png": b"", "text.png": b"layer {}", "cut.png": b"\x89PNG\r\n\x1a\n\0\0"}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ParseError, match="is not a picture"):
+        with pytest.raises(ParseError, match="cannot be decoded as an image"):
             picture_input(tmp_path / name, (1, 3, 4, 5), Preprocessing("BGR"))
     with pytest.raises(CaffePortError, match="1 or 3 channels"):
         picture_input(tmp_path / "text.png", (1, 4, 4, 5), Preprocessing("BGR"))
