@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure mutations layers fuzz crashes build compat clean
+.PHONY: help demo test docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure mutations layers fuzz crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo: $(VENV)/.installed  ## SimpleNet: convert and verify it layer by layer, wi
 
 test: $(VENV)/.installed-test  ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -q $(ARGS)
+
+docs-slow: $(VENV)/.installed-test  ## before a release: the blocks of the pages that install, measure or train for minutes
+	CAFFE_PORT_DOCS=slow $(BIN)/python -m pytest -q tests/test_docs.py::test_a_page_does_what_it_says $(ARGS)
 
 coverage: $(VENV)/.installed-test  ## the suite with coverage of caffe_port
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -q --cov --cov-report=term $(ARGS)
@@ -59,7 +62,7 @@ bench-training: $(VENV)/.installed-test  ## images/s and memory of training, bes
 bench: bench-convert bench-inference bench-training bench-verify  ## all the tables that a CPU can make, in less than 10 minutes
 
 gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in pieces of MINUTES (ROOT=... the data, OUT=...)
-	$(BIN)/python benchmarks/gpu_session.py --root $(or $(ROOT),data) --out $(or $(OUT),gpu-results) --minutes $(or $(MINUTES),8)
+	$(BIN)/python benchmarks/gpu_session.py --root $(or $(ROOT),data) --out $(or $(OUT),gpu-results) --minutes $(or $(MINUTES),8) $(ARGS)
 
 mutations: $(VENV)/.installed-test  ## plant slips, and write the table of docs/verification.md
 	$(BIN)/python benchmarks/mutations.py --write docs/verification.md

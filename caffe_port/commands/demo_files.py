@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ import torch
 
 from caffe_port.api import port
 from caffe_port.definition.definition import Definition
+from caffe_port.errors import printable
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel
 from caffe_port.typing import PathLike
@@ -19,14 +23,19 @@ from caffe_port.typing import PathLike
 MODEL = "simplenet_cifar10.prototxt"
 SEED = 1705  # of the authors' solver
 
+_USAGE = """\
+cd {folder} && {python} -c '
+from model import {name}
+from safetensors.torch import load_file
+model = {name}()
+model.load_state_dict(load_file("weights.safetensors"))
+print(model.eval())'"""
 
-USAGE = """\
-  cd {folder} && python -c '
-  from model import {name}
-  from safetensors.torch import load_file
-  model = {name}()
-  model.load_state_dict(load_file("weights.safetensors"))
-  print(model.eval())'"""
+
+def usage(folder: PathLike, name: str) -> str:
+    """What to paste into a shell, to see the model: with the Python that runs here, which has torch."""
+    python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
+    return _USAGE.format(folder=printable(shlex.quote(str(folder))), python=python, name=name)
 
 
 @contextlib.contextmanager

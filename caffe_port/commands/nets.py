@@ -225,5 +225,5 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
         found = run(ported)
     terminal.render(found, Console(), all_rows=False)
     click.secho("4. use it", bold=True)
-    click.echo(demonstration.USAGE.format(folder=printable(str(folder)), name=result.class_name))
+    click.echo(demonstration.usage(folder, result.class_name))
     return 0 if found.passed else 1

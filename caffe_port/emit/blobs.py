@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from caffe_port.formats import caffemodel
-from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.caffemodel import Weights, shapes_agree
 from caffe_port.formats.message import Message
 from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.storage import output_folder, safetensors
@@ -98,7 +98,7 @@ def _without_padding(blob: Array, name: str, layer: Message | None) -> Array:
     if name == "weight":
         is_matrix = layer.type in ("Embed", "InnerProduct") and blob.shape[:2] == (1, 1)
         return blob.reshape(blob.shape[2:]) if is_matrix else blob
-    is_vector = name in NAMES.get(layer.type, ()) and name != "value" and blob.size == max(blob.shape)
+    is_vector = name in NAMES.get(layer.type, ()) and name != "value" and shapes_agree(blob.shape, (blob.size,))
     return blob.reshape(-1) if is_vector else blob
 
 

@@ -20,7 +20,7 @@ from caffe_port.formats.message import Message
 from caffe_port.storage import hdf5
 from caffe_port.storage.files import MappedFile, atomic_write, map_file, sha256
 from caffe_port.terminal import count
-from caffe_port.typing import Array
+from caffe_port.typing import Array, Shape
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_AXES = 32  # kMaxBlobAxes of blob.hpp
@@ -165,6 +165,21 @@ def blob_array(proto: Message) -> Array:
         return data.reshape(shape)
     except ValueError:  # no values, but axis lengths beyond NumPy's range
         raise ParseError(f"shape {shape} is too large") from None
+
+
+def shapes_agree(held: Shape, asked: Shape) -> bool:
+    """Whether a blob that a file holds is the one that a layer asks for.
+
+    Its shape must be equal, but for what files do where the order of the numbers leaves no doubt: the four axes of
+    old files count from the end, (1, 1, 1, n) for a bias and (1, 1, m, n) for a matrix; vectors come as (1, n) and
+    (1, n, 1, 1) from BN layers and forks; a blob without axes is stored without a shape, and read as (1).
+    Source: blob.cpp (ShapeEquals)
+    """
+    if held == asked or (len(held) == 4 and held == (1,) * (4 - len(asked)) + asked):
+        return True
+    if len(asked) == 1:
+        return held in ((1, *asked), (1, *asked, 1, 1))
+    return not asked and held == (1,)
 
 
 def _raw_array(proto: Message) -> Array:

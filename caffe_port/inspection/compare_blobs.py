@@ -52,7 +52,7 @@ class Diff:
     Attributes:
         definition, weights: the files.
         rows: every layer that has blobs on either side.
-        own_fits: whether the weights match the definition that they carry; None if they carry none.
+        own_fits: whether the weights are known to match the definition that they carry; None if they carry none.
         notes: warnings.
     """
 
@@ -125,7 +125,8 @@ def compare(definition: Definition, weights: Weights, options: Options, known: S
             own = Definition.embedded(weights)
             hints = _input_hints(survey(own, Options(options.phase), weights))
             own_rows, _ = _beside(own, weights, Options(options.phase), hints)
-            own_fits = not any(row.verdict == "differs" for row in own_rows)
+            verdicts = {row.verdict for row in own_rows}
+            own_fits = "equal" in verdicts and "differs" not in verdicts
         except SpecError:
             own_fits = False
     rows, notes = _beside(definition, weights, options, hints)

@@ -108,6 +108,37 @@ def test_the_first_of_equal_names_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("held", "asked", "agree"),
+    [
+        ((4, 2, 3, 5), (4, 2, 3, 5), True),
+        ((1, 1, 1, 10), (10,), True),  # a bias of the 4-D era
+        ((1, 1, 7, 10), (7, 10), True),  # an InnerProduct's weight of then
+        ((1, 6, 5, 3), (6, 5, 3), True),
+        ((1, 1, 1, 1), (), True),
+        ((1,), (), True),  # Caffe writes no shape for a blob without axes
+        ((1, 6), (6,), True),  # BN, as its fork stores it
+        ((1, 6, 1, 1), (6,), True),  # a mean, as NVIDIA's Caffe and SegNet store it
+        ((4, 4, 1, 3), (4, 4, 3, 1), False),
+        ((1, 4, 3, 3), (4, 1, 3, 3), False),
+        ((25, 1), (1, 25), False),
+        ((1, 10, 1, 1), (1, 10), False),
+        ((6, 1, 1, 1), (6,), False),
+        ((1, 1, 6, 1), (6,), False),
+        ((6, 1), (6,), False),
+        ((1, 1, 6), (6,), False),
+        ((1, 1, 1, 1, 6), (6,), False),
+        ((6,), (1, 6), False),
+        ((10,), (1, 1, 1, 10), False),
+        ((7, 1, 1, 10), (7, 10), False),
+        ((1, 1, 10, 7), (7, 10), False),
+        ((), (1,), False),
+    ],
+)
+def test_which_shapes_agree(held: tuple[int, ...], asked: tuple[int, ...], agree: bool) -> None:
+    assert caffemodel.shapes_agree(held, asked) is agree
+
+
+@pytest.mark.parametrize(
     ("text", "want"),
     [
         ("shape { dim: [3, 2] } data: [1, 2, 3, 4, 5, 6]", np.array([[1, 2], [3, 4], [5, 6]], np.float32)),

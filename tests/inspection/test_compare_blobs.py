@@ -137,6 +137,7 @@ def test_merged_order() -> None:
     [
         ((10,), (1, 1, 1, 10), True),
         ((), (1,), True),
+        ((4, 4, 3, 1), (4, 4, 1, 3), False),
         ((2, 3), (3, 2), False),
         ((None, 3), (2, 3), None),
         ((None, 3), (2, 4), False),
