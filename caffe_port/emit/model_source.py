@@ -21,6 +21,7 @@ from caffe_port.layers.activation import ReLU
 from caffe_port.layers.layer import Layer
 from caffe_port.layers.linear import Scale
 from caffe_port.layers.normalization import BN, BatchNorm
+from caffe_port.net import fusion
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan, Step
@@ -163,7 +164,12 @@ class _Writer:
         return f"{name}({', '.join(arguments)})", dict(module.state_dict())
 
     def _in_place(self, attribute: str) -> bool:
-        return all(s.in_place for plan in self.net.plans.values() for s in plan.steps if s.attribute == attribute)
+        return all(
+            s.operation is fusion.overwrite
+            for plan in self.net.plans.values()
+            for s in plan.steps
+            if s.attribute == attribute
+        )
 
     def _frozen(self, module: Layer, source: str) -> str:
         """The constructor call of a BatchNorm that never uses batch statistics, which torch.nn does not have."""

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port import layers
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
-from caffe_port.layers.activation import Dropout
 from caffe_port.layers.layer import Layer
 from caffe_port.net import fusion
+from caffe_port.net.execution import Execution
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.net.state_dict import LARGE
@@ -34,7 +33,7 @@ Outputs = Tensor | dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Turn:
+class LayerRun:
     """What :meth:`Net.steps` yields: a layer, what it read, what it made."""
 
     layer: LayerSpec
@@ -82,7 +81,7 @@ class Net(nn.Module):
         taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales"}
         self.names: dict[str, str] = identifiers(named, taken)
         self.plans: dict[bool, Plan] = {}
-        self.scales: dict[str, str] = {}  # BatchNorm -> the Scale behind it, by attribute; the two are one in eval()
+        self.scales: dict[str, str] = {}  # BatchNorm -> the Scale after it, by attribute; the two are one in eval()
         self._train_names: dict[str, str] = {}  # layers that TRAIN defines so differently that it has its own module
         built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]] = {}
         for training, spec in specs.items():
@@ -92,9 +91,9 @@ class Net(nn.Module):
                 self.plans[training] = self._plan(spec, shapes, built, training)
         self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # to_empty would import sympy, for a second
         self._tie()
-        self.scales = fusion.scales(self, self.plans.values())
-        fused = {id(plan): fusion.fuse(self, plan, self.scales) for plan in self.plans.values()}
-        self.plans = {training: fused[id(plan)] for training, plan in self.plans.items()}
+        self.scales = fusion.scales(self, self.plans)
+        self.plans = {training: fusion.with_operations(self, plan) for training, plan in self.plans.items()}
+        self.plans[False] = fusion.together(self.plans[False], self.scales, fusion.affine)
         if seed is not None:
             self.initialise(seed)
         self.eval()
@@ -257,51 +256,23 @@ class Net(nn.Module):
                 f"the net takes {len(plan.inputs)} inputs ({', '.join(plan.inputs)}), got {len(bottoms)}",
                 plan.spec.path,
             )
-        values: list[Any] = [*bottoms, *[None] * (plan.slots - len(bottoms))]
-        modules: Any = self._modules
-        for step in plan.steps if self.training else plan.merged:
-            module = modules[step.attribute]
-            tops: Any
-            if step.scale:
-                tops = fusion.affine(module, modules[step.scale], values[step.bottoms[0]])
-            elif step.in_place and fusion.may_overwrite(module, modules[step.in_place]):
-                x = values[step.bottoms[0]]
-                tops = F.leaky_relu_(x, module.negative_slope) if module.negative_slope else F.relu_(x)
-            elif step.per_bottom:
-                tops = tuple(module(values[i]) for i in step.bottoms)
-            elif type(module) is Dropout and fusion.passes(module):
-                tops = values[step.bottoms[0]]
-            else:
-                tops = module(*[values[i] for i in step.bottoms])
-            if len(step.tops) == 1 and not isinstance(tops, tuple):
-                values[step.tops[0]] = tops
-            else:
-                for i, top in zip(step.tops, tops or (), strict=True):
-                    values[i] = top
-            for i in step.frees:
-                values[i] = None
-        return values
+        execution = Execution(self._modules, plan, bottoms)
+        execution.run(plan.fused)
+        return execution.values
 
-    def steps(self, *bottoms: Tensor) -> Generator[Turn, Sequence[Tensor] | None, None]:
-        """Runs layer by layer and yields every layer's turn.
+    def steps(self, *bottoms: Tensor) -> Generator[LayerRun, Sequence[Tensor] | None, None]:
+        """Runs layer by layer and yields what each layer read and made.
 
-        ``send(tops)`` puts other tops in the place of the layer's own, so that the layers behind it read those: fed
+        ``send(tops)`` puts other tops in the place of the layer's own, so that the layers downstream read those: fed
         with a reference's tops, every layer runs on the reference's own bottoms.
         """
         plan = self.plans[self.training]
-        values: list[Any] = [*bottoms, *[None] * (plan.slots - len(bottoms))]
+        execution = Execution(self._modules, plan, bottoms)
         for step in plan.steps:
             module: Any = self._modules[step.attribute]
-            read = tuple(values[i] for i in step.bottoms)
-            made = tuple(module(x) for x in read) if step.per_bottom else module(*read)
-            tops = made if isinstance(made, tuple) else () if made is None else (made,)
-            instead = yield Turn(step.layer, module, read, tops)
-            if instead is not None:
-                tops = tuple(instead)
-            for i, top in zip(step.tops, tops, strict=True):
-                values[i] = top
-            for i in step.frees:
-                values[i] = None
+            tops = execution.tops(step)
+            instead = yield LayerRun(step.layer, module, execution.bottoms(step), tops)
+            execution.put(step, tops if instead is None else tuple(instead))
 
     # -- parameters ---------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,27 +69,39 @@ def sync_batch_norm(net: nn.Module) -> None:
     """Makes every BatchNorm take its statistics over the rows of all processes, in the forward and backward pass."""
     if world() == 1:
         return
-    for module in net.modules():
-        if isinstance(module, BatchNorm):
-            module.normalize = types.MethodType(_normalize, module)  # type: ignore[method-assign]
+    for name, module in list(net.named_children()):
+        if type(module) is BatchNorm:
+            setattr(net, name, SyncBatchNorm.of(module))
 
 
-def _normalize(self: BatchNorm, x: Tensor) -> Tensor:
-    if not self.training or self.global_stats[0]:
-        return BatchNorm.normalize(self, x)
-    axes = [axis for axis in range(x.ndim) if axis != 1]
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    count = x.numel() // x.shape[1] * world()
-    values = x.float()
-    mean = _sum(values.sum(axes)) / count
-    centred = values - mean.reshape(shape)
-    variance = _sum(centred.square().sum(axes)) / count
-    with torch.no_grad():
-        self.mean.mul_(1 - self.momentum).add_(mean)
-        self.variance.mul_(1 - self.momentum).add_(variance * (count / max(count - 1, 1)))
-        self.scale_factor.mul_(1 - self.momentum).add_(1)
-    normalized: Tensor = centred * (variance + self.eps).rsqrt().reshape(shape)
-    return normalized.to(x.dtype)
+class SyncBatchNorm(BatchNorm, register=False):
+    """A BatchNorm whose batch, in train(), is the rows of all processes; as torch.nn.SyncBatchNorm."""
+
+    @classmethod
+    def of(cls, norm: BatchNorm) -> SyncBatchNorm:
+        """One with the very blobs of a BatchNorm."""
+        made = cls(**norm.args)
+        made.args = norm.args
+        for name in norm.blob_names():
+            setattr(made, name, getattr(norm, name))
+        return made.train(norm.training)
+
+    def normalize_by_batch(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().normalize_by_batch(x)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        count = x.numel() // x.shape[1] * world()
+        values = x.float()
+        mean = _sum(values.sum(axes)) / count
+        centred = values - mean.reshape(shape)
+        variance = _sum(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            self.mean.mul_(1 - self.momentum).add_(mean)
+            self.variance.mul_(1 - self.momentum).add_(variance * (count / max(count - 1, 1)))
+            self.scale_factor.mul_(1 - self.momentum).add_(1)
+        normalized: Tensor = centred * (variance + self.eps).rsqrt().reshape(shape)
+        return normalized.to(x.dtype)
 
 
 class _Sum(torch.autograd.Function):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from caffe_port.layers.layer import Layer
+from caffe_port.net.execution import Execution
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Step
 from caffe_port.spec import LayerSpec
@@ -116,12 +116,12 @@ def _explained(
     runner, tops = next((r, t) for r, t in reversed(list(zip(runners, ours, strict=True))) if r is not None)
     if not isinstance(tops, tuple) or made.tops is None:
         return row
-    values = [runner.values[i] for i in step.bottoms]
+    values = runner.execution.bottoms(step)
     module = getattr(net, step.attribute)
     names = module.blob_names() if isinstance(module, Layer) else None
     finding = diagnose(
         step.layer,
-        [v.cpu().numpy() for v in values if v is not None],
+        [v.cpu().numpy() for v in values],
         case.blobs.get(step.layer.name, ()),
         tops[row.top].cpu().numpy(),
         np.asarray(made.tops[row.top]),
@@ -133,33 +133,26 @@ def _explained(
 
 
 class _Runner:
-    """Runs a net's steps one at a time, with whatever tops it is told to go on with. A layer that fails is no end."""
+    """A pass that goes on, with whatever tops it is told to, when a layer fails."""
 
     def __init__(self, net: Net, inputs: Sequence[Tensor]) -> None:
-        self.net = net
-        self.values: list[Tensor | None] = [*inputs, *[None] * (net.plan.slots - len(inputs))]
+        self.execution = Execution(net._modules, net.plan, inputs)
         self.stopped = ""
 
     def tops(self, step: Step) -> _Tensors | Difference | None:
         """What the layer makes; a failure where it raises; None where a bottom is missing."""
-        bottoms = [self.values[i] for i in step.bottoms]
-        if any(b is None for b in bottoms):
+        if any(b is None for b in self.execution.bottoms(step)):
             return None
-        module: Any = getattr(self.net, step.attribute)
         try:
-            made = tuple(module(b) for b in bottoms) if step.per_bottom else module(*bottoms)
+            return self.execution.tops(step)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             self.stopped = self.stopped or step.layer.name
             text = str(error).splitlines()
             return failure(f"raises {type(error).__name__}: {text[0][:160] if text else ''}")
-        return made if isinstance(made, tuple) else () if made is None else (made,)
 
     def put(self, step: Step, tops: _Tensors | None) -> None:
-        """Sets the tops that the layers behind will read, and frees what nobody reads any more."""
-        for k, i in enumerate(step.tops):
-            self.values[i] = tops[k] if tops is not None and k < len(tops) else None
-        for i in step.frees:
-            self.values[i] = None
+        """Sets the tops that the layers downstream will read; None: they are missing."""
+        self.execution.put(step, (None,) * len(step.tops) if tops is None else tops)
 
 
 def _rows(

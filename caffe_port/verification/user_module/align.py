@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.net import fusion
+from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case
 from caffe_port.verification.user_module.recorder import Call
@@ -78,7 +79,7 @@ def align(case: Case, calls: Sequence[Call]) -> list[Pair]:
     another that the data flow allows, where it explains more.
     """
     apart = any(call.kind == "Scale" for call in calls)  # else the batch norms do it, as is usual in PyTorch
-    scales = {} if apart else _scales(case)
+    scales = {} if apart else fusion.scales_by_name(case.spec)
     merged = {scale.name for scale in scales.values()}
     types = PAIRED | {"Scale"} if apart else PAIRED
     layers = [layer for layer in case.spec.layers if layer.type in types and layer.name not in merged]
@@ -261,34 +262,18 @@ def _kind(kind: str) -> str:
 def _with_foldable(case: Case, pairs: list[Pair]) -> list[Pair]:
     """The pairs, each with what may lie in the weights of its call."""
     present = {layer.name for pair in pairs if pair.call is not None for layer in pair.layers}
-    readers: dict[Source, list[LayerSpec]] = defaultdict(list)
-    for layer in case.spec.layers:
-        for source in layer.sources:
-            readers[source].append(layer)
+    readers = fusion.sole_readers(case.spec)
     found = []
     for pair in pairs:
         behind: list[LayerSpec] = []
         last = pair.layer
         while last is not None and pair.call is not None and pair.layer is not None:
-            after = readers[last.name, 0]
-            last = after[0] if len(after) == 1 else None
-            if last is None or last.type not in _FOLDABLE or len(last.bottoms) > 1 or last.name in present:
+            last = readers.get((last.name, 0))
+            if last is None or last.type not in _FOLDABLE or last.name in present:
                 break
             behind.append(last)
         holds = pair.layer is not None and pair.layer.type in ("Convolution", "InnerProduct")
         found.append(Pair(pair.layer, pair.call, pair.scale, tuple(behind)) if holds and behind else pair)
-    return found
-
-
-def _scales(case: Case) -> dict[str, LayerSpec]:
-    """BatchNorm's name -> the Scale that alone reads it."""
-    found = {}
-    for layer in case.spec.layers:
-        if layer.type == "Scale" and len(layer.sources) == 1:
-            before = case.spec.by_name[layer.sources[0][0]]
-            readers = [other for other in case.spec.layers if (before.name, 0) in other.sources]
-            if before.type == "BatchNorm" and readers == [layer]:
-                found[before.name] = layer
     return found
 
 
