@@ -15,7 +15,7 @@ NEEDED = (
     "formats/caffe.binpb",
     "py.typed",
     "layers/spatial.py",
-    "verification/references/dump_with_pycaffe.txt",
+    "verification/references/dump_with_caffe.txt",
     "verification/references/numpy_formulas/__init__.py",
 )
 

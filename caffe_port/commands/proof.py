@@ -207,7 +207,7 @@ def dump(
       2  bad usage or bad input; nothing is written
     """
     if as_script:
-        from caffe_port.verification.references.pycaffe import script
+        from caffe_port.verification.references.caffe import script
 
         click.echo(script(), nl=False)
         return

@@ -186,9 +186,9 @@ def _verify(reference: str, scratch: Path) -> str:
 
 
 def _pycaffe(_: Path) -> str:
-    from caffe_port.verification.references.pycaffe import PYTHON_VARIABLE, PycaffeReference
+    from caffe_port.verification.references.caffe import PYTHON_VARIABLE, CaffeReference
 
-    python = PycaffeReference().python
+    python = CaffeReference().python
     hint = f"needed only for --against pycaffe: set {PYTHON_VARIABLE} to a Python that has it"
     code = "import caffe; print(getattr(caffe, '__version__', 'version unknown'), caffe.__file__)"
     command = [python, "-c", code]

@@ -29,9 +29,9 @@ from caffe_port.verification.inputs import (
     read_npy,
     with_batch_axis,
 )
+from caffe_port.verification.references.caffe import CaffeReference
 from caffe_port.verification.references.numpy_formulas import NumPyReference, WithFormulas
 from caffe_port.verification.references.opencv import OpenCVReference
-from caffe_port.verification.references.pycaffe import PycaffeReference
 from caffe_port.verification.references.reference import Case, Reference, StoredReference
 from caffe_port.verification.references.trace import Trace
 
@@ -124,7 +124,7 @@ def find_reference(against: str | Path | Trace | Reference) -> Reference:
     if str(against).lower() == "numpy":
         return NumPyReference()
     if str(against).lower() == "pycaffe":
-        return PycaffeReference()
+        return CaffeReference()
     if str(against).endswith(".npz") or Path(against).exists():
         return StoredReference(Trace.load(against))
     hint = "It is opencv, numpy, pycaffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."

@@ -19,7 +19,7 @@ from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.details import Details
 from caffe_port.verification.inputs import Preprocess, read_mean
-from caffe_port.verification.references.pycaffe import PycaffeReference
+from caffe_port.verification.references.caffe import CaffeReference
 from caffe_port.verification.references.reference import Reference, StoredReference
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.runner import run
@@ -100,7 +100,7 @@ def verify(
     tolerance = Tolerance(atol, rtol)
     reference = find_reference(against)
     trace = reference.trace if isinstance(reference, StoredReference) else None
-    if backward and trace is None and not isinstance(reference, PycaffeReference):
+    if backward and trace is None and not isinstance(reference, CaffeReference):
         raise CaffePortError(
             "gradients are compared with a trace that holds them, or with pycaffe",
             hint="Give --against TRACE.npz or --against pycaffe.",
@@ -117,7 +117,7 @@ def verify(
         level=level,
         stages=stages,
     )
-    if backward and isinstance(reference, PycaffeReference):
+    if backward and isinstance(reference, CaffeReference):
         trace = reference.trace(subject.case, backward=True)
         reference = StoredReference(trace)
     if details is not None:

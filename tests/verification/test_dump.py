@@ -12,8 +12,8 @@ from conftest import ROOT
 
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.verification.dump import dump
+from caffe_port.verification.references.caffe import PYTHON_VARIABLE, CaffeReference, definition, script
 from caffe_port.verification.references.opencv import OpenCVReference
-from caffe_port.verification.references.pycaffe import PYTHON_VARIABLE, PycaffeReference, definition, script
 from caffe_port.verification.references.trace import Trace, read_golden
 from caffe_port.verification.subject import prepare
 from caffe_port.verification.verify import verify
@@ -152,7 +152,7 @@ def test_pycaffe_in_a_process_of_its_own(golden: Path, played: Path) -> None:
     assert report.reference == "pycaffe"
     assert report.not_compared == 0
     case = golden / "layers/relu_default"
-    trace = PycaffeReference().trace(prepare(case.with_suffix(".prototxt")).case, backward=True)
+    trace = CaffeReference().trace(prepare(case.with_suffix(".prototxt")).case, backward=True)
     assert set(trace.input_gradients) == {"x"}
     assert (trace.input_gradients["x"] == 7).all()
     assert set(trace.top_gradients) == {"y"}

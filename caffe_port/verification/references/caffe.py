@@ -25,11 +25,11 @@ PYTHON_VARIABLE = "CAFFE_PORT_PYCAFFE"
 
 def script() -> str:
     """A self-contained program that records a trace where pycaffe is: Python 2.7 or 3, numpy only."""
-    return resources.files(__package__).joinpath("dump_with_pycaffe.txt").read_text("utf-8")
+    return resources.files(__package__).joinpath("dump_with_caffe.txt").read_text("utf-8")
 
 
 @dataclass(frozen=True)
-class PycaffeReference:
+class CaffeReference:
     """Caffe itself, in a process of its own: a failed check of Caffe ends its process.
 
     Attributes:
