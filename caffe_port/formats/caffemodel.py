@@ -66,10 +66,12 @@ class Weights:
         return sum(blob.size for layer in self.layers for blob in layer.blobs)
 
     def by_name(self) -> dict[str, LayerBlobs]:
-        """Layers by name; the first of equal names counts, as in Caffe."""
+        """Layers by name; of equal names the last that has the first's shapes: Caffe copies one after the other."""
         table: dict[str, LayerBlobs] = {}
         for layer in self.layers:
-            table.setdefault(layer.name, layer)
+            first = table.setdefault(layer.name, layer)
+            if [b.shape for b in layer.blobs] == [b.shape for b in first.blobs]:
+                table[layer.name] = layer
         return table
 
 
