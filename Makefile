@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu mutations layers fuzz crashes build compat clean
+.PHONY: help demo test caffe lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu mutations layers fuzz crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo: $(VENV)/.installed  ## SimpleNet: convert and verify it layer by layer, wi
 
 test: $(VENV)/.installed-test  ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -q $(ARGS)
+
+caffe: $(VENV)/.installed  ## Caffe itself, built in the cache folder for verify --against caffe (minutes; nothing the second time)
+	$(BIN)/caffe-port build-caffe
 
 coverage: $(VENV)/.installed-test  ## the suite with coverage of caffe_port
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -q --cov --cov-report=term $(ARGS)

@@ -15,6 +15,7 @@ NEEDED = (
     "formats/caffe.binpb",
     "py.typed",
     "layers/spatial.py",
+    "verification/references/build_caffe.cmake",
     "verification/references/dump_with_caffe.txt",
     "verification/references/numpy_formulas/__init__.py",
 )
