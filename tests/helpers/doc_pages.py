@@ -10,6 +10,7 @@ Before a block, a comment may stand that says how it is treated; without one it 
     <!-- not run: REASON -->         it needs what a test has not: a GPU, a download, an hour
     <!-- part of: FILE -->           it is quoted; FILE, which may have been written by a block before, must hold it
     <!-- write: FILE -->             the reader writes it into FILE
+    <!-- needs: caffe -->            it is run only where Caffe itself is built (make caffe)
     <!-- exit 1 -->                  the last command's exit code, where what is shown does not tell it
 
 ``console``: commands after ``$`` (continued by a backslash) and what they print; ``sh`` and ``bash``: commands;
@@ -25,7 +26,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ KINDS = {"console", "sh", "bash", "python"}
 """Of blocks that are run."""
 
 _FENCE = re.compile(r"^(?P<mark>`{3,})(?P<kind>[^\n`]*)\n(?P<text>.*?)^(?P=mark)[ \t]*$", re.MULTILINE | re.DOTALL)
-_COMMENT = re.compile(r"<!--\s*(not run|part of|write|exit)\b:?\s*(.*?)\s*-->\s*\Z", re.DOTALL)
+_COMMENT = re.compile(r"<!--\s*(not run|part of|write|needs|exit)\b:?\s*(.*?)\s*-->\s*\Z", re.DOTALL)
 _VARIES = (
     (r"\d\.\d+e[-+]\d+|(?<![\w.])0e\+00", r"(?:\d(?:\.\d+)?e[-+]\d+)"),  # rounding errors
     (r"\d[\d,]*(?:\.\d+)? (?:B|KiB|MiB|GiB|s|ms|seconds|images/s)\b", r"[\d,.]+ \w+(?:/s)?"),
@@ -108,16 +109,21 @@ class Reader:
 
     Args:
         run_here: runs ``caffe-port``'s arguments in this process: exit code, and stderr before stdout.
+        has: what there is of that which a block may need.
     """
 
-    def __init__(self, run_here: Callable[[list[str]], tuple[int, str]]) -> None:
-        self.run_here = run_here
+    def __init__(self, run_here: Callable[[list[str]], tuple[int, str]], has: Collection[str] = ()) -> None:
+        self.run_here, self.has = run_here, has
+        self.skipped = False
         self.names: dict[str, Any] = {"__name__": "page"}
 
     def read(self, block: Block) -> None:
         """One block. Raises AssertionError, with page and line, for what is not as the page says."""
         if block.order == "not run":
             assert block.detail, f"{block}: says no reason"
+        elif block.order == "needs" and block.detail not in self.has:
+            assert block.detail == "caffe", f"{block}: needs {block.detail}"
+            self.skipped = True
         elif block.order == "part of":
             held = Path(block.detail).read_text(encoding="utf-8")
             assert block.text.strip("\n") in held, f"{block}: is not in {block.detail}"
