@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure mutations layers fuzz crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure mutations layers fuzz crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-test  ## the whole test suite
 
 docs-slow: $(VENV)/.installed-test  ## before a release: the blocks of the pages that install, measure or train for minutes
 	CAFFE_PORT_DOCS=slow $(BIN)/python -m pytest -q tests/test_docs.py::test_a_page_does_what_it_says $(ARGS)
+
+caffe: $(VENV)/.installed  ## Caffe itself, built in the cache folder for verify --against caffe (minutes; nothing the second time)
+	$(BIN)/caffe-port build-caffe
 
 coverage: $(VENV)/.installed-test  ## the suite with coverage of caffe_port
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -q --cov --cov-report=term $(ARGS)

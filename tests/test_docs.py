@@ -20,7 +20,7 @@ from types import ModuleType
 import doc_pages
 import pytest
 import torch
-from conftest import ROOT, SHARED
+from conftest import CAFFE, ROOT, SHARED
 from safetensors.torch import load_file
 
 from caffe_port.cli import main
@@ -221,6 +221,10 @@ def test_a_page_does_what_it_says(
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("PET_MASTER_PORT", free_port())  # where the processes of torchrun meet
     monkeypatch.setenv("DOCS_VENV", str(tmp_path_factory.getbasetemp() / "venv"))  # one for all that make installs
+    monkeypatch.setenv("DOCS_CAFFE", str(CAFFE or ""))
+    if CAFFE:
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        (tmp_path / "cache" / CAFFE.name).symlink_to(CAFFE)
     if SHARED.is_dir():
         monkeypatch.setenv("CAFFE_PORT_SHARED", str(SHARED.resolve()))
 

@@ -318,9 +318,6 @@ class Net(nn.Module):
                 then nothing was copied.
         """
         stored = weights.by_name()
-        for layer in weights.layers:  # of equal names Caffe copies one after the other: the last stays
-            if [b.shape for b in layer.blobs] == [b.shape for b in stored[layer.name].blobs]:
-                stored[layer.name] = layer
         modules = self.caffe_layers()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]

@@ -23,10 +23,10 @@ from caffe_port.storage.npz import read_npy
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import Report, Row, Tolerance
 from caffe_port.verification.inputs import check_names, picture_input, random_inputs, with_batch_axis
-from caffe_port.verification.references.numpy_formulas import NumPyReference, WithFormulas
+from caffe_port.verification.references.caffe import CaffeReference
+from caffe_port.verification.references.numpy_formulas import NumPyReference
 from caffe_port.verification.references.opencv import OpenCVReference
-from caffe_port.verification.references.pycaffe import PycaffeReference
-from caffe_port.verification.references.reference import Case, Reference, StoredReference
+from caffe_port.verification.references.reference import Case, Fallback, Reference, StoredReference
 from caffe_port.verification.references.trace import Trace
 from caffe_port.version import __version__
 
@@ -213,14 +213,14 @@ def find_reference(against: str | Path | Trace | Reference) -> Reference:
     if not isinstance(against, (str, Path)):
         return against
     if str(against).lower() == "opencv":
-        return WithFormulas(OpenCVReference())
+        return Fallback(OpenCVReference(), NumPyReference())
     if str(against).lower() == "numpy":
         return NumPyReference()
-    if str(against).lower() == "pycaffe":
-        return PycaffeReference()
+    if str(against).lower() in ("caffe", "pycaffe"):
+        return Fallback(Fallback(CaffeReference(), OpenCVReference()), NumPyReference())
     if str(against).endswith(".npz") or Path(against).exists():
         return StoredReference(Trace.load(against))
-    hint = "It is opencv, numpy, pycaffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."
+    hint = "It is opencv, numpy, caffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."
     raise CaffePortError(f"cannot compare with '{against}'", hint=hint)
 
 
@@ -282,14 +282,18 @@ def case_of(ported: Ported, inputs: Mapping[str, Array], phase: str | None = Non
 
 
 def _blobs(ported: Ported) -> dict[str, Sequence[Array]]:
-    """The parameters as the file holds them; as the net drew them, where no file does."""
+    """The parameters as the file holds them, in the shapes that the layers have; as the net drew them, where no file
+    holds them."""
     stored = ported.weights.by_name() if ported.weights else {}
     found: dict[str, Sequence[Array]] = {}
     for name, module in ported.net.caffe_layers().items():
-        if name in stored:
-            found[name] = stored[name].blobs
-        elif module.blob_names():
-            found[name] = [module.get_blob(b).detach().cpu().float().numpy().copy() for b in module.blob_names()]
+        names = module.blob_names()
+        own = [module.get_blob(blob).detach().cpu().float() for blob in names]
+        blobs = stored[name].blobs if name in stored else [blob.numpy().copy() for blob in own]
+        if [np.size(blob) for blob in blobs] == [blob.numel() for blob in own]:  # files of 2014: (1, 1, 1, N) for (N)
+            blobs = [np.reshape(blob, tuple(like.shape)) for blob, like in zip(blobs, own, strict=True)]
+        if blobs:
+            found[name] = blobs
     return found
 
 

@@ -19,8 +19,8 @@ from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.details import Details
-from caffe_port.verification.references.pycaffe import PycaffeReference
-from caffe_port.verification.references.reference import Reference, StoredReference
+from caffe_port.verification.references.caffe import CaffeReference
+from caffe_port.verification.references.reference import Reference, StoredReference, asked_first
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.runner import run
 from caffe_port.verification.subject import Input, find_reference, only_in_trace, prepare
@@ -58,10 +58,10 @@ def verify(
         prototxt, weights: as for :func:`caffe_port.load`. A :class:`caffe_port.Ported` without other weights is
             compared as it stands, in the shapes and with the losses that it was ported with, and left as it was.
         against: ``"opencv"`` (and the formulas of ``numpy_reference`` for what OpenCV does not know),
-            ``"numpy"`` (the formulas alone), ``"pycaffe"`` (in a process of its own), a trace (.npz) or
-            :class:`Trace`, which brings its inputs, a :class:`Reference`; or somebody's own port,
-            ``path/to/file.py:Class`` or a module: then *it* is compared with OpenCV, see
-            :func:`caffe_port.verification.user_module.verify_module.verify_port`.
+            ``"numpy"`` (the formulas alone), ``"caffe"`` (in a process of its own; what it does not know is compared
+            with OpenCV and the formulas), a trace (.npz) or :class:`Trace`, which brings its inputs, a
+            :class:`Reference`; or somebody's own port, ``path/to/file.py:Class`` or a module: then *it* is compared
+            with OpenCV, see :func:`caffe_port.verification.user_module.verify_module.verify_port`.
         state: the state_dict of that port; without one, Caffe's weights are copied into it.
         input: an .npy file, a picture, an array, or a dict of these by blob name; None: standard normal numbers.
         seed: of the random numbers.
@@ -75,7 +75,7 @@ def verify(
         mode: ``"both"``, ``"free"`` (errors accumulate) or ``"isolated"`` (every layer on the reference's bottoms).
         strict: fails, too, where we are further from a float64 run of the formulas than twice the reference is.
         backward: compares the gradients, and the parameters that the forward pass changes, with those of a trace or
-            of pycaffe.
+            of Caffe itself.
         details: collects what a page of the report shows, see :class:`~caffe_port.verification.details.Details`.
 
     Raises:
@@ -108,10 +108,11 @@ def verify(
     tolerance = Tolerance(atol, rtol)
     reference = find_reference(against)
     trace = reference.trace if isinstance(reference, StoredReference) else None
-    if backward and trace is None and not isinstance(reference, PycaffeReference):
+    caffe = asked_first(reference)
+    if backward and trace is None and not isinstance(caffe, CaffeReference):
         raise CaffePortError(
-            "gradients are compared with a trace that holds them, or with pycaffe",
-            hint="Give --against TRACE.npz or --against pycaffe.",
+            "gradients are compared with a trace that holds them, or with Caffe itself",
+            hint="Give --against TRACE.npz or --against caffe.",
         )
     subject = prepare(
         prototxt,
@@ -125,8 +126,8 @@ def verify(
         level=level,
         stages=stages,
     )
-    if backward and isinstance(reference, PycaffeReference):
-        trace = reference.trace(subject.case, backward=True)
+    if backward and isinstance(caffe, CaffeReference):
+        trace = caffe.trace(subject.case, backward=True)
         reference = StoredReference(trace)
     if details is not None:
         details.spec = subject.case.spec
