@@ -213,11 +213,11 @@ def dump(
         return
     if output is None:
         raise click.UsageError("dump needs -o FILE.npz")
+    from caffe_port.data.preprocessing import Preprocessing
     from caffe_port.verification.dump import dump as record
-    from caffe_port.verification.inputs import Preprocess, read_mean
 
     prototxt, weights = sort_files(files)
-    how = Preprocess(read_mean(mean) if mean else None, scale, channel_order)
+    how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
     given: Any = _named_files(inputs)
     trace = record(
         output,

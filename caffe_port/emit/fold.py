@@ -1,4 +1,4 @@
-"""BatchNorm and Scale in the weights of the layer before them: y = factor * (W x + b) + shift, for inference."""
+"""Folds BatchNorm and Scale into the layer before them, for inference: y = factor * (W x + b) + shift."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from caffe_port.net.net import Net
 
 
 def absorbed(net: Net) -> dict[str, str]:
-    """Attribute of a BatchNorm, BN or Scale -> that of the Convolution or InnerProduct whose weights can hold it.
+    """Attribute of a BatchNorm, BN or Scale -> attribute of the Convolution or InnerProduct it can be folded into.
 
-    Between the two, in both phases, there is nothing but such layers, each being the only reader of the one before;
-    and none shares its blobs.
+    In both phases, there are only such layers between the two, each the only reader of the one before it, and none
+    shares its blobs.
     """
     plan, own = net.plans[False], fusion.unshared(net)
     after = {first: second for first, second, phases in fusion.pairs(net.plans) if phases == net.plans.keys()}
@@ -33,14 +33,14 @@ def absorbed(net: Net) -> dict[str, str]:
 
 
 def _holds(base: nn.Module, axes: int) -> bool:
-    """Whether axis 1 of a layer's top, which has ``axes`` of them, is that of its weight's rows."""
+    """Whether axis 1 of a layer's top, which has ``axes`` axes, corresponds to the rows of its weight."""
     if isinstance(base, Convolution):
         return base.axis == 1 and base.torch_source() is not None
     return isinstance(base, InnerProduct) and axes == 2
 
 
 def _is_affine(module: nn.Module) -> bool:
-    """Whether a layer maps each channel by a factor and a shift, in eval()."""
+    """Whether a layer multiplies each channel by a factor and adds a shift, in eval()."""
     if isinstance(module, Scale):
         return module.weight is not None and module.axis == 1 and module.weight.dim() == 1
     if isinstance(module, BN):
@@ -62,7 +62,7 @@ def weights(base: Layer, after: list[Layer]) -> dict[str, Tensor]:
 
 
 def _affine(module: Layer) -> tuple[Tensor, Tensor]:
-    """Factor and shift of each channel, in float64."""
+    """The factor and the shift of each channel, in float64."""
     if isinstance(module, Scale):
         assert module.weight is not None
         factor = module.weight.detach().double()

@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import caffe_port
 from caffe_port.errors import CaffePortError
 from caffe_port.terminal import human_bytes
+from caffe_port.version import __version__
 
 PACKAGES = ("torch", "torchvision", "protobuf", "numpy", "opencv", "safetensors", "click", "rich")
 """What caffe-port always needs, by distribution; OpenCV has several."""
@@ -79,7 +79,7 @@ class Checkup:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "caffe-port": caffe_port.__version__,
+            "caffe-port": __version__,
             "healthy": self.healthy,
             "seconds": round(self.seconds, 2),
             "findings": [asdict(finding) for finding in self.findings],

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError, WeightsError
+from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.formats.message import Message
 from caffe_port.typing import Shape
 
@@ -139,7 +140,7 @@ class Layer(nn.Module):
             getattr(self, name).copy_(value)
 
     def mismatch(self, arrays: Sequence[np.ndarray[Any, Any]]) -> str:
-        """Why these blobs cannot be loaded, or an empty string. Axes of length one may differ, as in the 4-D era."""
+        """Why these blobs cannot be loaded, or an empty string; see :func:`shapes_agree` for what a shape may be."""
         names = self.blob_names()
         if len(arrays) != len(names):
             shown = ", ".join(str(tuple(a.shape)) for a in arrays)
@@ -203,11 +204,6 @@ class Layer(nn.Module):
     def torch_state(self) -> dict[str, Tensor]:
         """The state_dict of what ``torch_source`` constructs."""
         return dict(self.state_dict())
-
-
-def shapes_agree(got: Sequence[int], want: Sequence[int]) -> bool:
-    """Equal, or equal but for axes of length one: (1, 1, 1, 10) of Caffe's 4-D era is (10,). Source: blob.cpp."""
-    return [n for n in got if n != 1] == [n for n in want if n != 1]
 
 
 def constructor(name: str, positional: Sequence[Any], options: Mapping[str, tuple[Any, Any]]) -> str:

@@ -1,1 +1,1 @@
-"""What each layer type takes, makes and keeps, without torch: one record a type."""
+"""What each layer type takes, makes and keeps, without torch: one record per type."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import CaffePortError
+from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.layers.layer import Layer
 from caffe_port.net.net import Net
 from caffe_port.typing import Array
@@ -103,7 +104,6 @@ def _row(
 ) -> Row:
     if actual is None:  # Caffe holds zeros where nothing was to be learned
         actual = np.zeros_like(expected)
-    if actual.shape != expected.shape and actual.size == expected.size:
-        actual = actual.reshape(expected.shape)
-    found = difference(expected, actual, tolerance) if actual.size == expected.size else failure("another shape")
-    return Row(layer, top, kind, blob, free=found)
+    if not shapes_agree(expected.shape, actual.shape):
+        return Row(layer, top, kind, blob, free=failure(f"shape {actual.shape}, expected {expected.shape}"))
+    return Row(layer, top, kind, blob, free=difference(expected, actual.reshape(expected.shape), tolerance))

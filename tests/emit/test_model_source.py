@@ -412,7 +412,7 @@ def test_a_local_class_is_refused(port: Callable[[str], Ported]) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(CaffePortError, match=r"layer 'mine': layer class .* stands inside a function"):
+    with pytest.raises(CaffePortError, match=r"layer 'mine': layer class .* is defined inside a function"):
         emit_source.model(port(data(2, 3) + layer("mine", "LocalEmitTest", "data", "y")).net)
 
 
@@ -435,7 +435,7 @@ def test_every_layer_class_can_be_copied() -> None:
 
 @pytest.mark.parametrize("value", [object(), torch.zeros(2)])
 def test_a_value_without_source(value: object) -> None:
-    with pytest.raises(CaffePortError, match=r"which model\.py cannot show"):
+    with pytest.raises(CaffePortError, match=r"which cannot be written in model\.py"):
         emit_classes.literal(value)
 
 

@@ -19,8 +19,9 @@ from caffe_port import api, devices
 from caffe_port.data import datasets
 from caffe_port.data.augment import Augmentation, Epochs
 from caffe_port.data.batches import positions
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
-from caffe_port.evaluation.registry import Preprocessing
 from caffe_port.training import cuda_graph, fast_recipe, fused_layers, processes, run_folder
 from caffe_port.training.optimizers import OPTIMIZERS
 from caffe_port.training.train import TrainOptions, train
@@ -305,7 +306,7 @@ def test_the_graphed_update_warms_up_captures_and_replays(monkeypatch: pytest.Mo
 def test_a_feed_on_the_device_takes_the_records_that_positions_names(shuffle: bool, batch_size: int) -> None:
     images = RNG.integers(0, 256, (10, 3, 6, 5), dtype=np.uint8)
     pictures = datasets.from_arrays(images, np.arange(10), "made up")
-    prepare = datasets.Preprocessor(Preprocessing(), "RGB")
+    prepare = Preprocessor(Preprocessing(), "RGB")
     feed = datasets.ImageFeed(pictures, prepare, batch_size, train=True, shuffle=shuffle, seed=3)
     for number in (0, 1, 5, 2):
         want = positions(number, batch_size, 10, 3 if shuffle else None)

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HERE, ROOT
 
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.verification.dump import dump
 from caffe_port.verification.references.opencv import OpenCVReference
@@ -18,81 +21,7 @@ from caffe_port.verification.references.trace import Trace, read_golden
 from caffe_port.verification.subject import prepare
 from caffe_port.verification.verify import verify
 
-CAFFE = '''
-"""What pycaffe looks like to the script, played by caffe_port."""
-import sys
-from collections import OrderedDict
-
-import numpy as np
-import torch
-
-from caffe_port.api import port
-from caffe_port.definition.definition import Definition
-
-TEST, TRAIN, __version__ = 1, 0, "1.0-played"
-
-
-def set_mode_cpu():
-    pass
-
-
-class Blob:
-    def __init__(self, data):
-        self.data = np.array(data, np.float32)
-        self.diff = np.zeros_like(self.data)
-
-    def reshape(self, *shape):
-        self.__init__(np.zeros(shape))
-
-
-class Layer:
-    def __init__(self, type):
-        self.type = type
-
-
-class Net:
-    def __init__(self, prototxt, *rest):
-        weights = rest[0] if len(rest) == 2 else None
-        if "explode" in open(prototxt).read():
-            sys.stderr.write("F0101 layer_factory.hpp:81] Check failed: registry.count Unknown layer type\\n")
-            sys.exit(134)
-        self.net = port(prototxt, weights, keep_loss=True).net.train(rest[-1] == TRAIN)
-        spec = self.net.plan.spec
-        self.spec = spec
-        self._layer_names = [layer.name for layer in spec.layers]
-        self.layers = [Layer(layer.type) for layer in spec.layers]
-        self._blob_names = list(OrderedDict.fromkeys(top for layer in spec.layers for top in layer.tops))
-        self.blobs = OrderedDict()
-        for layer in spec.layers:
-            for k, top in enumerate(layer.tops):
-                self.blobs[top] = Blob(np.zeros(self.net.plan.shapes[layer.name, k]))
-        self.inputs = [blob for blob, _ in spec.inputs]
-        self.outputs = [blob for blob, _ in spec.outputs]
-        self.params = OrderedDict((name, [Blob(b) for b in blobs]) for name, blobs in self.net.blobs().items())
-        self.steps = None
-
-    def reshape(self):
-        pass
-
-    def _top_ids(self, index):
-        return [self._blob_names.index(top) for top in self.spec.layers[index].tops]
-
-    def _forward(self, start, end):
-        if self.steps is None:
-            self.steps = self.net.steps(*(torch.from_numpy(self.blobs[b].data) for b in self.inputs))
-        layer = self.spec.layers[start]
-        if layer.type == "Input":
-            return
-        with torch.no_grad():
-            turn = next(self.steps)
-        assert turn.layer.name == layer.name
-        for name, top in zip(layer.tops, turn.tops):
-            self.blobs[name].data = top.numpy()
-
-    def _backward(self, start, end):
-        for name in self.inputs:
-            self.blobs[name].diff[...] = 7
-'''
+CAFFE = (HERE / "helpers" / "played_pycaffe" / "caffe.py").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -190,3 +119,14 @@ def test_nothing_is_left_behind(tmp_path: Path, golden: Path) -> None:
     with pytest.raises(CaffePortError, match="has no figures for argmax"):
         dump(tmp_path / "t.npz", golden / "layers/argmax_default.prototxt", by=OpenCVReference())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_is_blue_green_red_unless_said_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 4 dim: 5 } } }\n'
+        'layer { name: "y" type: "Power" bottom: "data" top: "y" power_param { scale: 2 } }\n'
+    )
+    cv2.imwrite(str(tmp_path / "p.png"), np.full((4, 5, 3), (1, 2, 3), np.uint8))
+    for plan, want in ((None, [1, 2, 3]), (Preprocessing("RGB"), [3, 2, 1])):
+        trace = dump(tmp_path / "t.npz", tmp_path / "net.prototxt", input=tmp_path / "p.png", preprocess=plan)
+        assert trace.inputs["data"][1, :, 0, 0].tolist() == want

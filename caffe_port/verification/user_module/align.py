@@ -319,11 +319,22 @@ def copy_weights(case: Case, pairs: Sequence[Pair]) -> list[str]:
                 if values is None:
                     target.zero_()
                     notes.append(f"{pair.call.name} has a {name}, Caffe's '{pair.layer.name}' has none: set to 0")
-                elif values.size != target.numel():
+                elif not alike(target.shape, values.shape):
                     notes.append(f"{pair.call.name}: {name} {tuple(target.shape)} cannot hold Caffe's {values.shape}")
                 else:
                     target.copy_(torch.tensor(np.asarray(values, np.float32)).reshape(target.shape))
     return notes
+
+
+def alike(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether one shape is the other without some of its axes of 1: (N, C) and (N, C, 1, 1), not (1, N) and (N, 1)."""
+    short, long = sorted((tuple(one), tuple(other)), key=len)
+    for n in long:
+        if short[:1] == (n,):
+            short = short[1:]
+        elif n != 1:
+            return False
+    return not short and (len(one) != len(other) or tuple(one) == tuple(other))
 
 
 def _targets(case: Case, pair: Pair) -> dict[str, Array | None]:
@@ -340,9 +351,9 @@ def _targets(case: Case, pair: Pair) -> dict[str, Array | None]:
             gamma, *beta = (np.asarray(b) for b in case.blobs[pair.scale.name])
             values |= {"weight": gamma, "bias": beta[0] if beta else np.zeros_like(gamma)}
         return values
-    if pair.layer.type == "InnerProduct" and pair.layer.param.inner_product_param.transpose:
-        outputs = pair.layer.param.inner_product_param.num_output
-        blobs[0] = blobs[0].reshape(-1, outputs).T
+    if pair.layer.type == "InnerProduct":
+        p = pair.layer.param.inner_product_param
+        blobs[0] = blobs[0].reshape(-1, p.num_output).T if p.transpose else blobs[0].reshape(p.num_output, -1)
     return {"weight": blobs[0], "bias": blobs[1] if len(blobs) > 1 else None}
 
 

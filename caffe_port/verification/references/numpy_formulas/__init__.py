@@ -1,8 +1,4 @@
-"""Plain NumPy as the reference: float64, one short function a type, written from the formulas of Caffe's sources.
-
-It shares no code with :mod:`caffe_port.layers`, installs everywhere, and is the truth that rounding errors are measured
-from. It is not fast.
-"""
+"""Plain NumPy as the reference, in float64: one short function per type, after the formulas of Caffe's sources."""
 
 from __future__ import annotations
 
@@ -35,7 +31,11 @@ _FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample,
 
 @dataclass(frozen=True)
 class NumPyReference:
-    """The formulas, run layer by layer in float64."""
+    """The formulas, run layer by layer in float64.
+
+    They share no code with :mod:`caffe_port.layers`, install everywhere, and are the truth that rounding errors are
+    measured from. They are not fast.
+    """
 
     @property
     def name(self) -> str:
