@@ -6,7 +6,9 @@ modules of this folder; a plugin registers its types by being imported, in the s
 
 from __future__ import annotations
 
+import inspect
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,6 +25,11 @@ REGISTRY: dict[str, type[Layer]] = {}
 
 UNSUPPORTED: dict[str, str] = {}
 """Types of Caffe 1.0 that cannot exist here: type -> reason and what to do instead."""
+
+
+_ARGUMENT = reprlib.Repr()
+_ARGUMENT.maxtuple = _ARGUMENT.maxlist = 8
+_ARGUMENT.maxstring = _ARGUMENT.maxother = 60
 
 
 class Layer(nn.Module):
@@ -104,6 +111,18 @@ class Layer(nn.Module):
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The tops on the meta device; a layer whose top shapes depend on values says here what Caffe allocates."""
         return self(*bottoms)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """What torch.nn's class shows, where the layer is one; then the arguments of its own constructor."""
+        bases = (kind for kind in type(self).__mro__ if issubclass(kind, nn.Module) and not issubclass(kind, Layer))
+        known, own = (inspect.signature(kind).parameters for kind in (next(bases), type(self)))
+        shown = super().extra_repr()
+        rest = [
+            f"{name}={_ARGUMENT.repr(value)}"
+            for name, value in getattr(self, "args", {}).items()
+            if name not in known and not (shown and name in own and value == own[name].default)
+        ]
+        return ", ".join([shown, *rest] if shown else rest)
 
     # -- blobs --------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, 
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
 from caffe_port.layers.layer import Layer
-from caffe_port.net import fusion
+from caffe_port.net import fusion, summary
 from caffe_port.net.execution import Execution
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
@@ -225,19 +225,35 @@ class Net(nn.Module):
         """The plan of the present phase."""
         return self.plans[self.training]
 
-    def forward(self, *bottoms: Tensor) -> Outputs:
-        """The outputs for the inputs, which come in the order of ``net.plan.inputs``.
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the input blobs, in the order in which the net takes them, in the present phase."""
+        return self.plan.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the output blobs, in Caffe's (alphabetical) order, in the present phase."""
+        return tuple(blob for blob, _ in self.plan.outputs)
+
+    def extra_repr(self) -> str:
+        return f"name={self.plan.spec.name!r}, inputs={self.inputs}, outputs={self.outputs}"
+
+    def _repr_html_(self) -> str:
+        return summary.table(self, self.plan)
+
+    def forward(self, *bottoms: Tensor, **named: Tensor) -> Outputs:
+        """The outputs for the inputs: in the order of :attr:`inputs`, or by name, as ``net(data=x)``.
 
         Returns:
             A tensor where the net has one output, else a dict by blob name, in Caffe's (alphabetical) order.
         """
         plan = self.plans[self.training]
-        values = self._run(plan, bottoms)
+        values = self._run(plan, bottoms, named)
         if len(plan.outputs) == 1:
             return values[plan.outputs[0][1]]  # type: ignore[return-value]
         return {blob: values[slot] for blob, slot in plan.outputs}  # type: ignore[misc]
 
-    def forward_with_loss(self, *bottoms: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def forward_with_loss(self, *bottoms: Tensor, **named: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The outputs by blob name, and the sum of all losses, each times its loss_weight.
 
         Raises:
@@ -246,28 +262,23 @@ class Net(nn.Module):
         plan = self.plans[self.training]
         if not plan.losses:
             raise CaffePortError("the net has no loss", plan.spec.path, "Load it with keep_loss=True.")
-        values = self._run(plan, bottoms)
+        values = self._run(plan, bottoms, named)
         terms = [values[slot].sum() * weight for slot, weight in plan.losses]  # type: ignore[union-attr]
         return {blob: values[slot] for blob, slot in plan.outputs}, torch.stack(terms).sum()  # type: ignore[misc]
 
-    def _run(self, plan: Plan, bottoms: Sequence[Tensor]) -> list[Tensor | None]:
-        if len(bottoms) != len(plan.inputs):
-            raise CaffePortError(
-                f"the net takes {len(plan.inputs)} inputs ({', '.join(plan.inputs)}), got {len(bottoms)}",
-                plan.spec.path,
-            )
-        execution = Execution(self._modules, plan, bottoms)
+    def _run(self, plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor | None]:
+        execution = Execution(self._modules, plan, _ordered(plan, bottoms, named))
         execution.run(plan.fused)
         return execution.values
 
-    def steps(self, *bottoms: Tensor) -> Generator[LayerRun, Sequence[Tensor] | None, None]:
+    def steps(self, *bottoms: Tensor, **named: Tensor) -> Generator[LayerRun, Sequence[Tensor] | None, None]:
         """Runs layer by layer and yields what each layer read and made.
 
         ``send(tops)`` puts other tops in the place of the layer's own, so that the layers downstream read those: fed
         with a reference's tops, every layer runs on the reference's own bottoms.
         """
         plan = self.plans[self.training]
-        execution = Execution(self._modules, plan, bottoms)
+        execution = Execution(self._modules, plan, _ordered(plan, bottoms, named))
         for step in plan.steps:
             module: Any = self._modules[step.attribute]
             tops = execution.tops(step)
@@ -353,6 +364,24 @@ class Net(nn.Module):
             for name, module in self.caffe_layers().items()
             if module.blob_names()
         }
+
+
+def _ordered(plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """The inputs in the plan's order, which were given by position or by name."""
+    if not named and len(bottoms) == len(plan.inputs):
+        return bottoms
+    takes = f"the net takes {len(plan.inputs)} input{'s' * (len(plan.inputs) != 1)} ({', '.join(plan.inputs)})"
+    path = plan.spec.path
+    if not named:
+        raise CaffePortError(f"{takes}, got {len(bottoms)}", path)
+    if bottoms:
+        raise CaffePortError(f"{takes} by position or by name, got {len(bottoms)} by position and {_few(named)}", path)
+    for name in named:
+        if name not in plan.inputs:
+            raise CaffePortError(f"{takes}, got '{name}'", path, did_you_mean(name, plan.inputs).strip())
+    if missing := [name for name in plan.inputs if name not in named]:
+        raise CaffePortError(f"{takes}, got none for {_few(missing)}", path)
+    return [named[name] for name in plan.inputs]
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------
