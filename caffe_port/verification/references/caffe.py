@@ -293,5 +293,5 @@ def _at(stderr: str, net: str) -> str:
         before = "\n".join(net.splitlines()[: int(error[1])])
         named = re.findall(r'^layer \{\n  name: "(.*)"$', before, re.MULTILINE)
         return named[-1] if named else ""
-    made = re.findall(r"^I\d{4,8} .*\] Creating Layer (.*)$", stderr, re.MULTILINE)
+    made = re.findall(r"^I\d{4,8} .*\] Creating [Ll]ayer (.*)$", stderr, re.MULTILINE)
     return made[-1] if made and "Network initialization done." not in stderr else ""
