@@ -1,4 +1,4 @@
-"""Recording a Trace by a reference: OpenCV, the formulas, or pycaffe."""
+"""Recording a Trace by a reference: OpenCV, the formulas, or Caffe itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def dump(
 
     Args:
         output: the file.
-        by: ``"opencv"``, ``"numpy"``, ``"pycaffe"`` or a Reference.
+        by: ``"opencv"``, ``"numpy"``, ``"caffe"`` or a Reference.
         prototxt, weights, input, seed, preprocess, input_shapes, keep_loss: as for :func:`caffe_port.verify`.
 
     Raises:

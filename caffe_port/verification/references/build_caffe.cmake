@@ -46,6 +46,8 @@ foreach(target core _caffe caffe)
   target_compile_options(${target} PRIVATE -w)  # warnings of code that is not ours
   target_include_directories(${target} PRIVATE ${made} ${SOURCE}/include ${SOURCE}/src ${HDF5_HEADERS} ${BLAS_HEADERS})
 endforeach()
+# net.cpp says which layer it makes in debug builds only, and that is what an error is to name.
+set_source_files_properties(${SOURCE}/src/caffe/net.cpp PROPERTIES COMPILE_OPTIONS -UNDEBUG SKIP_PRECOMPILE_HEADERS ON)
 target_precompile_headers(core PRIVATE <caffe/layer.hpp>)  # half of the time that the layers take
 target_include_directories(_caffe PRIVATE ${PYTHON_HEADERS})
 set_target_properties(_caffe PROPERTIES PREFIX "")

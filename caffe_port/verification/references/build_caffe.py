@@ -149,6 +149,9 @@ def _build(place: Path, python: str, say: Say, progress: Progress | None, jobs: 
     }
     for name in ("source", "build", "download", "environment", "recipe", "CMakeLists.txt"):
         _remove(part / name)
+    for path in (part / "bin").iterdir():
+        if not path.name.startswith("python") and path.name != "caffe":
+            _remove(path)  # they name the folder in which they were made
     (part / STAMP).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     old = place.with_name(f"{place.name}.old")
     _remove(old)

@@ -72,6 +72,7 @@ def find() -> Installation:
         DependencyError: there is none, or the first that there is cannot be imported; with the words of the import.
     """
     if python := os.environ.get(PYTHON_VARIABLE):
+        python = os.path.abspath(python) if os.sep in python else python
         return _ask((python,), f"Set {PYTHON_VARIABLE} to a Python that imports caffe, or unset it.")
     own = build_caffe.folder()
     if (own / build_caffe.STAMP).exists():  # isolated: PYTHONPATH may hold the packages of another Python
@@ -81,6 +82,7 @@ def find() -> Installation:
 
 _ASK = """
 import json, caffe
+caffe.Net  # a folder of that name, found by chance, has none
 types = list(getattr(caffe, "layer_type_list", list)())
 print("")
 print(json.dumps([str(getattr(caffe, "__version__", "of unknown version")), str(caffe.__file__), types]))
@@ -88,13 +90,12 @@ print(json.dumps([str(getattr(caffe, "__version__", "of unknown version")), str(
 
 
 def _ask(command: tuple[str, ...], hint: str, built: bool = False) -> Installation:
-    try:
-        done = subprocess.run(  # noqa: S603
-            [*command, "-c", _ASK], capture_output=True, text=True, errors="replace", timeout=120
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = getattr(error, "strerror", None) or "importing caffe takes more than two minutes"
-        raise DependencyError(f"cannot be run: {why}", command[0], hint) from None
+    with tempfile.TemporaryDirectory(prefix="caffe-port-") as folder:
+        try:
+            done = _run([*command, "-c", _ASK], folder, timeout=120)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            why = getattr(error, "strerror", None) or "importing caffe takes more than two minutes"
+            raise DependencyError(f"cannot be run: {why}", command[0], hint) from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"it ends with code {done.returncode}, without a word"])[-1]
         if re.search(r"No module named '?caffe'?$", said):
@@ -105,6 +106,16 @@ def _ask(command: tuple[str, ...], hint: str, built: bool = False) -> Installati
     except (ValueError, IndexError):
         raise DependencyError(f"is no Python: it prints {done.stdout[:60]!r}", command[0], hint) from None
     return Installation(command, version, place, frozenset(types), built)
+
+
+def _run(command: Sequence[str], folder: str | Path, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs Caffe's Python in a folder, where nothing is found by chance; it tells what it does on stderr."""
+    env = os.environ | {"GLOG_minloglevel": "0", "GLOG_logtostderr": "1"}
+    if paths := env.get("PYTHONPATH"):
+        env["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep) if path)
+    return subprocess.run(  # noqa: S603
+        command, cwd=folder, env=env, capture_output=True, text=True, errors="replace", timeout=timeout
+    )
 
 
 class CaffeError(CaffePortError):
@@ -208,15 +219,8 @@ class CaffeReference:
             command += ["--phase", case.spec.phase, "--at", "at", *(["--backward"] if backward else [])]
             for number, (blob, source) in enumerate(fed.items()):
                 np.save(here / f"in{number}.npy", np.asarray(values[source], np.float32))
-                command += ["--input", f"{blob}=in{number}.npy"]
-            done = subprocess.run(  # noqa: S603
-                command,
-                cwd=here,
-                env=os.environ | {"GLOG_minloglevel": "0", "GLOG_logtostderr": "1"},
-                capture_output=True,
-                text=True,
-                errors="replace",
-            )
+                command += [f"--input={blob}=in{number}.npy"]
+            done = _run(command, here)
             if done.returncode:
                 at = here / "at"
                 layer = at.read_text("utf-8") if at.exists() else _at(done.stderr, prototxt.dump(net))
@@ -293,5 +297,5 @@ def _at(stderr: str, net: str) -> str:
         before = "\n".join(net.splitlines()[: int(error[1])])
         named = re.findall(r'^layer \{\n  name: "(.*)"$', before, re.MULTILINE)
         return named[-1] if named else ""
-    made = re.findall(r"^I\d{4,8} .*\] Creating Layer (.*)$", stderr, re.MULTILINE)
+    made = re.findall(r"^I\d{4,8} .*\] Creating [Ll]ayer (.*)$", stderr, re.MULTILINE)
     return made[-1] if made and "Network initialization done." not in stderr else ""

@@ -1,4 +1,4 @@
-"""What pycaffe looks like from outside, played by caffe_port itself; found as ``caffe`` where this folder is a path.
+"""What pycaffe looks like from outside, played by the formulas; found as ``caffe`` where this folder is a path.
 
 Environment variables say what it lacks: PLAYED_LACKS a type, PLAYED_FIELD a field, PLAYED_FORWARD a type whose forward
 is not implemented.
@@ -45,7 +45,9 @@ class Layer:
 
 class Net:
     def __init__(self, prototxt, *rest):
-        from caffe_port.api import port
+        from caffe_port.definition.definition import Definition
+        from caffe_port.formats import caffemodel
+        from caffe_port.signatures import shapes
 
         weights = rest[0] if len(rest) == 2 else None
         with open(prototxt) as file:
@@ -59,8 +61,11 @@ class Net:
                     f'has no field named "{field}".\n'
                 )
                 abort("F1129 10:00:00.123456 77 upgrade_proto.cpp:90] Check failed: ReadProtoFromTextFile ")
-        self.net = port(prototxt, weights, keep_loss=True).net.train(rest[-1] == TRAIN)
-        spec = self.net.plan.spec
+        spec = Definition.read(prototxt).spec("TRAIN" if rest[-1] == TRAIN else "TEST")
+        given = {}
+        for layer in spec.layers:
+            given.update(zip(layer.tops, (tuple(s.dim) for s in layer.param.input_param.shape), strict=False))
+        self.shapes = shapes.infer(spec, given)
         for layer in spec.layers:
             sys.stderr.write(f"I1129 10:00:00.123456 77 net.cpp:86] Creating Layer {layer.name}\n")
             if layer.name == "explode":
@@ -68,16 +73,15 @@ class Net:
         sys.stderr.write("I1129 10:00:00.123456 77 net.cpp:257] Network initialization done.\n")
         self.spec = spec
         self._layer_names = [layer.name for layer in spec.layers]
-        held = self.net.blobs()
+        held = {name: layer.blobs for name, layer in caffemodel.read(weights).by_name().items()} if weights else {}
         self.layers = [Layer(layer.type, [Blob(b) for b in held.get(layer.name, [])]) for layer in spec.layers]
         self._blob_names = list(OrderedDict.fromkeys(top for layer in spec.layers for top in layer.tops))
         self.blobs = OrderedDict()
         for layer in spec.layers:
             for k, top in enumerate(layer.tops):
-                self.blobs[top] = Blob(np.zeros(self.net.plan.shapes[layer.name, k]))
+                self.blobs[top] = Blob(np.zeros(self.shapes[layer.name, k]))
         self.inputs = [blob for blob, _ in spec.inputs]
         self.outputs = [blob for blob, _ in spec.outputs]
-        self.steps = None
 
     def reshape(self):
         pass
@@ -89,20 +93,18 @@ class Net:
         return [self._blob_names.index(bottom) for bottom in self.spec.layers[index].bottoms]
 
     def _forward(self, start, end):
-        import torch
+        from caffe_port.verification.references.numpy_formulas import compute
 
-        if self.steps is None:
-            self.steps = self.net.steps(*(torch.from_numpy(self.blobs[b].data) for b in self.inputs))
         layer = self.spec.layers[start]
         if layer.type == "Input":
             return
         if layer.type == os.environ.get("PLAYED_FORWARD"):
             abort("F1129 10:00:00.123456 77 power_layer.cpp:56] Not Implemented Yet")
-        with torch.no_grad():
-            turn = next(self.steps)
-        assert turn.layer.name == layer.name
-        for name, top in zip(layer.tops, turn.tops, strict=True):
-            self.blobs[name].data = top.numpy()
+        bottoms = [self.blobs[name].data for name in layer.bottoms]
+        tops, why = compute(layer, bottoms, [blob.data for blob in self.layers[start].blobs])
+        assert tops is not None, why
+        for name, top in zip(layer.tops, tops, strict=True):
+            self.blobs[name].data = top.astype(np.float32)
 
     def _backward(self, start, end):
         """Every gradient is 7. ArgMax has none; Embed refuses."""

@@ -111,6 +111,7 @@ def test_from_nothing_to_a_caffe_and_no_further(machine: Path) -> None:
     assert {"bin", "lib", "LICENSE", "caffe-port.json"} <= left
     assert not left & {"source", "build", "download", "CMakeLists.txt"}
     assert (place / "bin/caffe").read_text() == "caffe\n"
+    assert all(path.name.startswith(("python", "caffe")) for path in (place / "bin").iterdir())
 
     said.clear()
     os.environ["PATH"] = "/nowhere"  # put back by the fixture; nothing is run

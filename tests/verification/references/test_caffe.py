@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_the_order_in_which_it_is_looked_for(monkeypatch: pytest.MonkeyPatch, tm
     assert found.types == {"ReLU", "Power"}
     monkeypatch.setenv(PYTHON_VARIABLE, str(program(tmp_path / "own", saying("0.9"))))
     assert find().name == "Caffe 0.9 (/opt/0.9/caffe)"
+
+
+def test_relative_paths_and_folders_of_that_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, played: Path, golden: Path
+) -> None:
+    (tmp_path / "caffe").mkdir()  # a checkout of Caffe beside the net is no package
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH")
+    with pytest.raises(DependencyError, match="has no pycaffe"):
+        find()
+    (tmp_path / "python").symlink_to(played)
+    monkeypatch.setenv("PYTHONPATH", f"python{os.pathsep}{ROOT}")
+    assert verify(golden / "layers/relu_default.prototxt", against="caffe").passed
+    program(tmp_path / "own", f'exec {sys.executable} "$@"')
+    monkeypatch.setenv(PYTHON_VARIABLE, "./own")
+    assert find().command == (str(tmp_path / "own"),)
 
 
 def test_there_is_none(monkeypatch: pytest.MonkeyPatch, net: Path) -> None:

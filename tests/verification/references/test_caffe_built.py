@@ -15,6 +15,7 @@ from caffe_port.formats.message import Message
 from caffe_port.verification.comparison import Report
 from caffe_port.verification.references.caffe import script
 from caffe_port.verification.references.trace import Trace
+from caffe_port.verification.reports.terminal import verdict
 from caffe_port.verification.subject import prepare
 from caffe_port.verification.verify import verify
 
@@ -74,6 +75,15 @@ def test_a_file_of_2014(caffe: Path, tmp_path: Path) -> None:
 def test_a_failed_check(caffe: Path) -> None:
     with pytest.raises(CaffePortError, match=r"at layer 't1': Top blob 'x' produced by multiple sources\. \(net\.cpp"):
         verify(CASES / "fatal_message/net_two_inplace_consumers.prototxt", against="caffe")
+
+
+def test_a_type_of_another_fork_is_compared_with_opencv(caffe: Path, golden: Path) -> None:
+    report = verify(golden / "layers/swish_default.prototxt", against="caffe")
+    assert report.passed
+    assert report.not_compared == 0
+    (row,) = report.rows
+    assert row.note == f"{CAFFE} has no layer Swish: compared with OpenCV"
+    assert verdict(report).startswith(f"PASSED: 1 of 1 tops agree with {CAFFE} (1 of them compared with OpenCV 4.")
 
 
 def test_equal_names(caffe: Path) -> None:
