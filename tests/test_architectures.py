@@ -29,7 +29,8 @@ from caffe_port.emit.self_check import MODEL, WEIGHTS, read_model
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.layers.normalization import BN
 from caffe_port.net.net import Net
-from caffe_port.signatures import caffe, shapes
+from caffe_port.signatures import shape as caffe
+from caffe_port.signatures import shapes
 from caffe_port.spec import SOURCE_TYPES, NetSpec
 from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.verify import verify

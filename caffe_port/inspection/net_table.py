@@ -16,7 +16,8 @@ from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import LayerBlobs, Weights
 from caffe_port.formats.message import Message
-from caffe_port.signatures import caffe, shapes
+from caffe_port.signatures import shape as caffe
+from caffe_port.signatures import shapes
 from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
 from caffe_port.typing import Shape
 

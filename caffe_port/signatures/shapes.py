@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from caffe_port.errors import SpecError
-from caffe_port.signatures import forks  # noqa: F401  registers the rules of forks
-from caffe_port.signatures.caffe import (
+from caffe_port.signatures.forks import resample  # noqa: F401  registers the rules of forks
+from caffe_port.signatures.shape import (
     ANY,
     RULES,
     axis_of,

@@ -1,6 +1,6 @@
 """Shape rules of the layer types that forks added.
 
-:mod:`caffe_port.signatures.caffe` has Caffe's own, and how they work.
+:mod:`caffe_port.signatures.shape` has Caffe's own, and how they work.
 
 Each rule is the Reshape function of the fork's layer of that name.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from caffe_port.signatures.caffe import ANY, axis_of, expect_dims, rule, text
+from caffe_port.signatures.shape import ANY, axis_of, expect_dims, rule, text
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Shape
 

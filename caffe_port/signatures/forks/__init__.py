@@ -1,0 +1,1 @@
+"""The records of the types that forks added."""
