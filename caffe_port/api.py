@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from caffe_port import layers
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
+from caffe_port.layers.stub import Stub
 from caffe_port.net.net import LoadReport, Net
-from caffe_port.signatures import plugins
-from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.typing import PathLike
 
 
@@ -82,22 +80,6 @@ def port(
             where a tensor may begin. :func:`caffe_port.convert` knows how to deal with that; such a Net is not to be
             run or trained. It spares convert the memory of the weights and the time to fill it.
     """
-    if stub:
-        from caffe_port.layers.stub import stubs
-
-        with stubs() as made:
-            ported = port(
-                prototxt,
-                weights,
-                input_shapes=input_shapes,
-                keep_loss=keep_loss,
-                level=level,
-                stages=stages,
-                seed=seed,
-                share=share,
-            )
-        told = f"to be finished by hand in model.py, as stubs: {', '.join(sorted(made))}"
-        return dataclasses.replace(ported, notes=(*ported.notes, told)) if made else ported
     if prototxt is None and weights is None:
         raise CaffePortError("a prototxt, a caffemodel, or both are needed")
     stored = caffemodel.read(weights, writable=share) if weights is not None else None
@@ -109,23 +91,23 @@ def port(
         definition = Definition.embedded(stored)
     notes: list[str] = []
     try:
-        test = phase_spec(definition, "TEST", level, stages, input_shapes or {}, keep_loss)
+        test = phase_spec(definition, "TEST", level, stages, input_shapes or {}, keep_loss, stub)
     except SpecError as error:
         try:
-            test = phase_spec(definition, "TRAIN", level, stages, input_shapes or {}, keep_loss)
+            test = phase_spec(definition, "TRAIN", level, stages, input_shapes or {}, keep_loss, stub)
         except SpecError:
             raise error from None
         notes.append(f"phase TEST cannot be built, eval() computes the layers of TRAIN: {error.where}: {error.what}")
     shapes = resolve(test, stored, input_shapes, guess=True)
     notes += [*test.notes, *shapes.notes]
-    draw = None if stored else seed
+    draw, stand_in = None if stored else seed, Stub if stub else None
     try:
-        train = phase_spec(definition, "TRAIN", level, stages, shapes.shapes, keep_loss)
+        train = phase_spec(definition, "TRAIN", level, stages, shapes.shapes, keep_loss, stub)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
         resolved = resolve(train, stored, known, guess=True).shapes
-        net = Net(test, resolved | shapes.shapes, train, draw)
+        net = Net(test, resolved | shapes.shapes, train, draw, stand_in)
     except SpecError as error:
-        net = Net(test, shapes.shapes, None, draw)
+        net = Net(test, shapes.shapes, None, draw, stand_in)
         notes.append(f"phase TRAIN cannot be built, train() computes the layers of TEST: {error.where}: {error.what}")
     report = None
     if stored is not None:
@@ -142,34 +124,10 @@ def port(
             notes.append(f"{len(report.unused)} layers of the file are not in the net: {', '.join(report.unused)}")
     else:
         notes.append(f"no weights were given: the fillers drew them (seed {seed})")
+    if made := sorted({module.caffe_type for module in net.modules() if isinstance(module, Stub)}):
+        notes.append(f"to be finished by hand in model.py, as stubs: {', '.join(made)}")
     notes += _odd_fillers(net, net.caffe_layers() if report is None else report.initialised)
     return Ported(net, definition, stored, report, tuple(notes), share)
-
-
-def phase_spec(
-    definition: Definition, phase: str, level: int, stages: Sequence[str], given: Collection[str], keep_loss: bool
-) -> NetSpec:
-    """A phase of a definition as it will be built: without losses and labels, unless they are kept.
-
-    Args:
-        given: blobs whose shape the user said; they may be inputs though no layer makes them.
-    """
-    spec = definition.spec(phase, level, stages, given)
-    if keep_loss:
-        return spec
-    labels = {name for name, cls in layers.REGISTRY.items() if cls.labels}
-    learned = {name for name, cls in layers.REGISTRY.items() if cls.blobs}
-    return spec.deploy(labels, learned, {layer.name for layer in spec.layers if not _known(layer)})
-
-
-def _known(layer: LayerSpec) -> bool:
-    """Whether the layer's type is registered, of a Python layer whether something stands for its code."""
-    if layer.type not in layers.REGISTRY:
-        plugins.load_entry_points()
-    try:
-        return layers.class_of(layer.param) is not None
-    except SpecError:
-        return False
 
 
 def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:

@@ -16,6 +16,7 @@ from types import ModuleType
 
 import doc_pages
 import pytest
+import registries
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
@@ -42,11 +43,8 @@ def make_layers() -> ModuleType:
 @pytest.fixture(autouse=True)
 def _registries() -> Iterator[None]:
     """What a page's plugins register is forgotten."""
-    kept = [(registry, dict(registry)) for registry in (REGISTRY, plugins.PYTHON_LAYERS)]
-    yield
-    for registry, before in kept:
-        registry.clear()
-        registry.update(before)
+    with registries.forgotten():
+        yield
 
 
 # -- docs/layers.md -----------------------------------------------------------------------------------------------
@@ -139,8 +137,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forget() -> None:
     """A new process knows no plugin of the one before."""
-    REGISTRY.pop("ScaledTanh", None)
-    plugins.PYTHON_LAYERS.pop("tools.layers.ShiftLayer", None)
+    registries.forget("ScaledTanh", "tools.layers.ShiftLayer")
 
 
 def test_custom_layers_md(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,19 +212,7 @@ def test_a_page_does_what_it_says(
             reader.read(block)
 
 
-PLAIN = {
-    "__main__.py: the module",
-    "pooling.py: max_pool",
-    "rcnn.py: pooled_size",
-    "rcnn.py: positive",
-    "yolo.py: widths_and_heights",
-    "yolo.py: check_grid",
-    "caffe.py: rule",
-    "caffe.py: expect_dims",
-    "caffe.py: slide",
-    "caffe.py: positive",
-    "set_up.py: set_up",
-}
+PLAIN = {"__main__.py: the module", "pooling.py: max_pool", "set_up.py: set_up"}
 """Helpers of a family that say by their name and a line what they do; nothing is to be added here."""
 
 

@@ -17,6 +17,7 @@ from caffe_port import api
 from caffe_port.data import datasets
 from caffe_port.data.datasets import ImageSet, Preprocessor
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.devices import find_device
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
@@ -290,7 +291,7 @@ def evaluate_files(
 
 def _deploy_spec(weights: str | Path, prototxt: str | Path | None) -> NetSpec:
     definition = Definition.read(prototxt) if prototxt is not None else Definition.embedded(caffemodel.read(weights))
-    return api.phase_spec(definition, "TEST", 0, (), (), keep_loss=False)
+    return phase_spec(definition, "TEST", 0, (), (), keep_loss=False)
 
 
 def input_blob(weights: str | Path, prototxt: str | Path | None = None) -> str:

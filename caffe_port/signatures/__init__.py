@@ -1,1 +1,20 @@
-"""What each layer type takes, makes and keeps, without torch: one record a type."""
+"""What each layer type takes, makes and keeps, without torch: one record a type.
+
+Importing this package declares the records of all of caffe-port's own types.
+"""
+
+from __future__ import annotations
+
+from caffe_port.signatures import (  # noqa: F401  each declares its types
+    activation,
+    crop,
+    data,
+    forks,
+    linear,
+    loss,
+    normalization,
+    pooling,
+    recurrent,
+    shape,
+    spatial,
+)

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 import caffe_port
-from caffe_port.api import Ported, phase_spec, port
+from caffe_port.api import Ported, port
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.formats import caffemodel
 from caffe_port.net.net import Net
-from caffe_port.spec import SOURCE_TYPES, NetSpec, Source
+from caffe_port.spec import NetSpec, Source
 from caffe_port.storage.files import sha256
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import Report, Row, Tolerance
@@ -213,7 +214,7 @@ def _uncovered(full: NetSpec, spec: NetSpec) -> Iterator[str]:
 
 def _only_in_trace(trace: Trace, full: NetSpec, spec: NetSpec) -> tuple[Row, ...]:
     """What the trace holds and the net that was compared does not."""
-    sources = {layer.name for layer in full.layers if layer.type in SOURCE_TYPES}
+    sources = {layer.name for layer in full.layers if layer.is_input}
     compared = spec.by_name
     return tuple(
         Row(layer, k, note="left out: only labels need it" if layer in full.by_name else "in the trace, not in the net")

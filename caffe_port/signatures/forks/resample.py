@@ -1,317 +1,183 @@
-"""Shape rules of the layer types that forks added.
-
-:mod:`caffe_port.signatures.shape` has Caffe's own, and how they work.
+"""The records of layers that enlarge, shrink, crop or rearrange images: PSPNet, SegNet, DeconvNet, FlowNet, YOLO.
 
 Each rule is the Reshape function of the fork's layer of that name.
 """
 
-# ruff: noqa: ARG001 - every rule takes what all take
-
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
-from caffe_port.signatures.shape import ANY, axis_of, expect_dims, rule, text
-from caffe_port.spec import LayerSpec
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.signatures.checks import canonical_axis, expect_images
+from caffe_port.signatures.signature import SIGNATURES, Trait, declare
 from caffe_port.typing import Shape
 
-# -- the shape stays ----------------------------------------------------------------------------------------------
+
+def sizes(p: Message, both: str, short: str) -> tuple[int, int] | None:
+    """(vertical, horizontal) of ``both``, or of ``short`` with _h and _w; None where absent."""
+    if p.has(f"{short}_h") and p.has(f"{short}_w"):
+        return int(getattr(p, f"{short}_h")), int(getattr(p, f"{short}_w"))
+    return (int(getattr(p, both)),) * 2 if p.has(both) else None
 
 
-@rule(
-    "AddNoise",
-    "ChannelDropout",
-    "EltwiseAffine",
-    "GRL",
-    "GRN",
-    "GaussianNoise",
-    "GradientReversal",
-    "GradientScaler",
-    "HSigmoid",
-    "HSwish",
-    "HardSwish",
-    "Insanity",
-    "L2Norm",
-    "L2Normalization",
-    "L2Normalize",
-    "LRNRistretto",
-    "Mish",
-    "NegReLU",
-    "Noise",
-    "Normalization",
-    "NormalizeFeature",
-    "RandomNoise",
-    "ReLU6",
-    "Relu6",
-    "Reverse",
-    "ReverseAxis",
-    "SELU",
-    "Selu",
-    "SignedSqrt",
-    "Softplus",
-    "SpatialDropout",
-    "Truncation",
-)
-def _same(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    if layer.type in ("EltwiseAffine", "L2Normalization"):
-        expect_dims(layer, bottoms[0], 2, ANY)
-    return bottoms
-
-
-@rule("ChannelScale", "LabelSpecificAdd", "MaskPooling", "ReverseTime", bottoms=2)
-def _like_the_first(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    return bottoms[:1]
-
-
-@rule("Mean", bottoms=(1, ANY))
-def _like_each(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    return bottoms
-
-
-@rule("Normalize")
-def _normalize(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """SSD's, and NormFace's, whose second top has the norms."""
-    expect_dims(layer, bottoms[0], 2, 4)
-    has_norms = len(layer.tops) > 1 and not layer.param.has("norm_param")
-    return [*bottoms, (bottoms[0][0], 1, *bottoms[0][2:])] if has_norms else bottoms
-
-
-@rule("ImgWriter", "FLOWriter", "FloatWriter", "MatWrite", "PFMWriter", bottoms=(1, ANY))
-def _nothing(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    return []
-
-
-@rule("Axpy", bottoms=3)
-def _axpy(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """a x + y, one a for each channel. Source: axpy_layer.cpp (SENet)."""
-    a, x, y = bottoms
-    if x != y or a[:2] != x[:2] or math.prod(a[2:]) != 1:
-        raise layer.error(f"bottoms {', '.join(map(text, bottoms))}; (N, C), (N, C, H, W), (N, C, H, W) are expected")
-    return [x]
-
-
-# -- sums and products --------------------------------------------------------------------------------------------
-
-
-@rule("Sum")
-def _sum(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    return [(bottoms[0][0], 1, 1, 1)]
-
-
-@rule("MIL")
-def _mil(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    expect_dims(layer, bottoms[0], 4, 4)
-    return [(*bottoms[0][:2], 1, 1)]
-
-
-@rule("BatchReduction")
-def _batch_reduction(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Source: batch_reduction_layer.cpp (PSPNet)."""
-    bottom, p = bottoms[0], layer.param.batch_reduction_param
-    axis, levels = axis_of(layer, p.reduction_param.axis, len(bottom)), list(p.level) or [1]
-    return [(*bottom[:axis], *([] if levels == [1] else [len(levels)]), *bottom[axis + 1 :])]
-
-
-@rule("CompactBilinear", bottoms=2)
-def _compact_bilinear(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    p = layer.param.compact_bilinear_param
-    expect_dims(layer, bottoms[0], 4, 4)
-    return [(bottoms[0][0], p.num_output, *((1, 1) if p.sum_pool else bottoms[0][2:]))]
-
-
-@rule("MarginInnerProduct", "LargeMarginInnerProduct", "LabelSpecificMargin", bottoms=2)
-@rule("InnerDistance")
-def _classes(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Scores, and what the margin is. Sources: margin_inner_product_layer.cpp and those of its kind."""
-    names = {
-        "MarginInnerProduct": "margin_inner_product_param",
-        "LargeMarginInnerProduct": "largemargin_inner_product_param",
-        "InnerDistance": "inner_distance_param",
-    }
-    if layer.type not in names:
-        return [bottoms[0], (5,)][: max(1, len(layer.tops))]
-    p = getattr(layer.param, names[layer.type])
-    if p.num_output < 1:
-        raise layer.error("num_output is missing or 0: it is the number of classes")
-    top = (*bottoms[0][: axis_of(layer, p.axis, len(bottoms[0]))], p.num_output)
-    return [top, (1,)][: max(1, len(layer.tops))]
-
-
-# -- sequences ----------------------------------------------------------------------------------------------------
-
-
-@rule("CTCGreedyDecoder", bottoms=2)
-def _ctc_decoder(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Source: ctc_decoder_layer.cpp (ChWick)."""
-    steps, streams = bottoms[0][:2]
-    return [(steps, streams, 1, 1), (streams, 1, 1, 1)][: max(1, len(layer.tops))]
-
-
-# -- other sizes (forks) ------------------------------------------------------------------------------------------
-
-
-@rule("Interp", bottoms=(1, 2))
-def _interp(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """DeepLab's and PSPNet's interp_layer.cpp; the padding is negative: it crops."""
-    bottom, p = bottoms[0], layer.param.interp_param
-    expect_dims(layer, bottom, 4, 4)
-    if len(bottoms) > 1:
-        return [(*bottom[:2], *bottoms[1][2:])]
-    if p.has("height") and p.has("width"):
-        return [(*bottom[:2], p.height, p.width)]
-    sizes = [n + p.pad_beg + p.pad_end for n in bottom[2:]]
-    if p.has("shrink_factor"):
-        sizes = [(n - 1) // max(p.shrink_factor, 1) + 1 for n in sizes]
-    if p.has("zoom_factor"):
-        sizes = [n + (n - 1) * (p.zoom_factor - 1) for n in sizes]
-    if min(sizes) < 1:
-        raise layer.error(f"a bottom {text(bottom)} would become {sizes[0]} x {sizes[1]}")
-    return [(*bottom[:2], *sizes)]
-
-
-@rule("Upsample", bottoms=(1, 2))
-def _upsample(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """SegNet's and darknet2caffe's upsample_layer.cpp."""
-    bottom, p = bottoms[0], layer.param.upsample_param
-    expect_dims(layer, bottom, 4, 4)
-    sizes = []
-    for n, axis in zip(bottom[2:], "hw", strict=True):
-        scale = getattr(p, f"scale_{axis}") if p.has(f"scale_{axis}") else p.stride if p.has("stride") else p.scale
-        fixed = getattr(p, f"upsample_{axis}")
-        sizes.append(fixed or n * scale - bool(getattr(p, f"pad_out_{axis}")))
-    return [(*bottom[:2], *sizes)]
-
-
-@rule("Resize", "ImResize", "MaskResize", "Upsampling")
-def _resize(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Sources: resize_layer.cpp, imresize_layer.cpp (OpenPose), mask_resize_layer.cpp (MNC), upsampling_layer.cpp."""
-    expect_dims(layer, bottoms[0], 4, 4)
-    (n, c, *old), param = bottoms[0], layer.param
-    if layer.type == "Upsampling":
-        p = param.upsampling_param
-        size = [o * (p.kernel_size or k or 0) for o, k in zip(old, (p.kernel_h, p.kernel_w), strict=True)]
-    elif layer.type == "MaskResize":
-        size = [param.mask_resize_param.output_height or 0, param.mask_resize_param.output_width or 0]
-    elif layer.type == "ImResize":
-        p = param.imresize_param
-        size = [int(o * p.factor) for o in old] if p.factor else [p.target_spatial_height, p.target_spatial_width]
+def _interp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """DeepLab's and PSPNet's; the padding is negative: it crops."""
+    bottom, p = bottoms[0], layer.interp_param
+    expect_images(bottoms)
+    if p.pad_beg > 0 or p.pad_end > 0:
+        raise SpecError("pad_beg and pad_end crop: they must be negative or 0")
+    if p.interp_type != "bilinear":
+        raise SpecError(f"interp_type {p.interp_type} is not supported, only bilinear")
+    cropped = [n + p.pad_beg + p.pad_end for n in bottom[2:]]
+    if p.has("shrink_factor") or p.has("zoom_factor"):
+        if min(p.shrink_factor, p.zoom_factor) < 1:
+            raise SpecError("shrink_factor and zoom_factor must be at least 1")
+        size = [(n - 1) // p.shrink_factor * p.zoom_factor + 1 for n in cropped]
+    elif p.has("height") and p.has("width"):
+        size = [p.height, p.width]
+        if min(size) < 1:
+            raise SpecError("height and width must be positive")
+    elif len(bottoms) > 1:
+        size = list(bottoms[1][2:])
     else:
-        p = param.resize_param
-        factors = (p.zoom, p.zoom) if p.has("zoom") else (p.zoom_h, p.zoom_w)
-        factors = (p.out_height_scale, p.out_width_scale) if p.is_pyramid_test else factors
-        given = any(p.has(name) for name in ("zoom", "zoom_h")) or p.is_pyramid_test
-        size = [int(o * (f or 0)) for o, f in zip(old, factors, strict=True)] if given else [p.height, p.width]
+        raise SpecError("the size is missing: give height and width, shrink_factor or zoom_factor")
+    if min(*size, *cropped) < 1:
+        raise SpecError(f"a bottom {bottom} would become {size[0]} x {size[1]}")
+    return [(*bottom[:2], *size)]
+
+
+def upsampling(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+    """The constructor arguments of an Upsample, ``scale`` or ``size``. Sources: SegNet's and darknet2caffe's layers."""
+    expect_images(bottoms)
+    by_stride = not p.has("scale") and p.has("stride")
+    names = ("stride", "stride_h", "stride_w") if by_stride else ("scale", "scale_h", "scale_w")
+    scale = (getattr(p, names[1]), getattr(p, names[2])) if p.has(names[1]) else (getattr(p, names[0]),) * 2
+    given = any(p.has(name) for name in names)
+    if len(bottoms) == 1:
+        if not given and not p.has("upsample_h"):
+            scale = (1, 1)  # darknet2caffe's default
+        args: dict[str, Any] = {"scale": scale}
+    else:
+        if bottoms[1] != bottoms[0]:
+            raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
+        padded = (p.pad_out_h, p.pad_out_w)
+        if any(pad and s != 2 for pad, s in zip(padded, scale, strict=True)):
+            raise SpecError(f"pad_out_h and pad_out_w need a scale of 2, got {scale}")
+        args = {"size": tuple(n * s - pad for n, s, pad in zip(bottoms[0][2:], scale, padded, strict=True))}
+    if p.has("upsample_h") and p.has("upsample_w"):
+        args = {"size": (p.upsample_h, p.upsample_w)}
+    if min(args.get("size") or args["scale"]) < 1:
+        raise SpecError(f"the scale must be positive, got {scale}")
+    return args
+
+
+def _upsample(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    args, bottom = upsampling(layer.upsample_param, bottoms), bottoms[0]
+    size = args.get("size") or tuple(n * s for n, s in zip(bottom[2:], args["scale"], strict=True))
+    return [(*bottom[:2], *size)]
+
+
+def unpooling(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+    """The constructor arguments of an Unpooling."""
+    expect_images(bottoms)
+    if len(bottoms) > 1 and bottoms[1] != bottoms[0]:
+        raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
+    p = layer.unpooling_param if layer.has("unpooling_param") else Message(None)
+    kernel, stride = sizes(p, "kernel_size", "kernel"), sizes(p, "stride", "stride") or (1, 1)
+    unpool = str(p.unpool) if p.has("unpool") else "MAX"
+    if kernel is None:
+        raise SpecError("unpooling_param: kernel_size is missing")
+    if any(sizes(p, "pad", "pad") or ()):
+        raise SpecError("unpooling_param: pad is not supported, as in Caffe's fork")
+    if unpool not in ("MAX", "AVE", "TILE"):
+        raise SpecError(f"unpooling_param: unpool is MAX, AVE or TILE, got {unpool}")
+    size = sizes(p, "unpool_size", "unpool")
+    if size is None:
+        axes = zip(bottoms[0][2:], kernel, stride, strict=True)
+        height, width = (max((n - 1) * s + k, n * s + 1) for n, k, s in axes)
+        size = (height, width)
+    if min(*kernel, *stride, *size) < 1:
+        raise SpecError("unpooling_param: kernel, stride and size must be positive")
+    return {"size": size, "kernel_size": kernel, "stride": stride, "unpool": unpool}
+
+
+def _unpooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    return [(*bottoms[0][:2], *unpooling(layer, bottoms)["size"])]
+
+
+def _resample(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p = layer.resample_param
+    expect_images(bottoms)
+    if p.type not in ("NEAREST", "LINEAR", "CUBIC"):
+        raise SpecError(f"type {p.type} is not supported; NEAREST, LINEAR and CUBIC are")
+    size = bottoms[1][2:] if len(bottoms) > 1 else (p.height, p.width)
     if min(size) < 1:
-        raise layer.error("the size is missing, or less than a pixel")
-    return [(n, c, *size)]
+        raise SpecError("height and width are needed, unless there is a second bottom")
+    return [(*bottoms[0][:2], *size)]
 
 
-@rule("Downsample", bottoms=(1, 2))
-def _downsample(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    p = layer.param.downsample_param
-    return [(*bottoms[0][:2], *(bottoms[1][2:] if len(bottoms) > 1 else (p.top_height, p.top_width)))]
-
-
-@rule("Accum", bottoms=(1, ANY))
-def _accum(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Source: accum_layer.cpp (FlowNet2)."""
-    p = layer.param.accum_param
-    images = bottoms[:-1] if p.have_reference else bottoms
-    size = bottoms[-1][2:]
-    if not p.have_reference:
-        size = (max(shape[2] for shape in images), max(shape[3] for shape in images))
-        by = p.size_divisible_by
-        wanted = (-(-size[0] // by) * by, -(-size[1] // by) * by) if by else (p.top_height, p.top_width)
-        size = wanted if wanted[0] > size[0] and wanted[1] > size[1] else size
-    return [(images[0][0], sum(shape[1] for shape in images), *size)]
-
-
-@rule("SpatialTransformer", bottoms=2)
-def _spatial_transformer(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Source: st_layer.cpp."""
-    p = layer.param.st_param
-    n, c, h, w = bottoms[0]
-    return [(n, c, p.output_H if p.has("output_H") else h, p.output_W if p.has("output_W") else w)]
-
-
-@rule("Reorg", "ReorgYolo", "PassThrough")
-def _reorg(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """YOLO v2's space to depth. Source: reorg_layer.cpp."""
-    p = layer.param.reorg_yolo_param if layer.type == "ReorgYolo" else layer.param.reorg_param
-    bottom, stride = bottoms[0], p.stride or 2
+def block_of(layer: Message) -> tuple[int, bool]:
+    """The side of a Reorg's blocks, and whether it spreads the channels over them instead of gathering the pixels."""
     if layer.type == "PassThrough":
-        stride = layer.param.pass_through_param.block_height or 2
-    expect_dims(layer, bottom, 4, 4)
-    n, c, h, w = bottom
-    if p.has("reverse") and p.reverse:
-        if c % stride**2:
-            raise layer.error(f"stride {stride} squared does not divide the {c} channels")
+        block = layer.pass_through_param.block_height, layer.pass_through_param.block_width
+        if len(set(block)) > 1:
+            raise SpecError(f"pass_through_param: a block of {block[0]} x {block[1]} is not square")
+        return block[0] or 2, False
+    p = layer.reorg_yolo_param if layer.type == "ReorgYolo" else layer.reorg_param
+    return p.stride or 2, bool(p.has("reverse") and p.reverse)
+
+
+def _reorg(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """YOLO v2's space to depth. Both ways the channels are cut into blocks: without ``reverse`` too, the original reads
+    the bottom as if it had fewer, larger planes.
+    """
+    expect_images(bottoms)
+    (n, c, h, w), (stride, reverse) = bottoms[0], block_of(layer)
+    if stride < 1 or c % stride**2:
+        raise SpecError(f"stride {stride} needs channels in multiples of {stride**2}, the bottom has {c}")
+    if reverse:
         return [(n, c // stride**2, h * stride, w * stride)]
     if h % stride or w % stride:
-        raise layer.error(f"stride {stride} does not divide {h} x {w}")
+        raise SpecError(f"stride {stride} does not divide an image of {h} x {w}")
     return [(n, c * stride**2, h // stride, w // stride)]
 
 
-@rule("ROIPooling", "RoiPooling", "ROIAlign", "ROIWarping", "PSROIPooling", bottoms=2)
-def _roi_pooling(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """One top for each region: (R, C, H, W). Sources: roi_pooling_layer.cpp, psroi_pooling_layer.cpp."""
-    if layer.type == "PSROIPooling":
-        p = layer.param.psroi_pooling_param
-        return [(bottoms[1][0], p.output_dim, p.group_size, p.group_size)]
-    names = {"ROIAlign": "roi_align_param", "ROIWarping": "roi_warping_param"}
-    p = getattr(layer.param, names.get(layer.type, "roi_pooling_param"))
-    if layer.type == "ROIAlign" and not layer.param.has("roi_align_param"):
-        p = layer.param.roi_pooling_param
-    return [(bottoms[1][0], bottoms[0][1], p.pooled_h, p.pooled_w)]
+def centre_margins(layer: Message, bottom: Shape) -> tuple[int, ...]:
+    """What a CropCenter cuts off both ends of each axis."""
+    given = layer.crop_center_param.crop_size if layer.has("crop_center_param") else []
+    margins = tuple(int(n) for n in (given if isinstance(given, list) else [given]))
+    if len(margins) != len(bottom):
+        raise SpecError(f"{len(margins)} crop_size for {len(bottom)} dimensions")
+    for margin, length in zip(margins, bottom, strict=True):
+        if margin < 0 or margin * 2 >= length:
+            raise SpecError(f"crop_size {margin} leaves nothing of {length}")
+    return margins
 
 
-@rule("PriorBox", "PriorBoxClustered", bottoms=2)
-def _prior_box(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Boxes and their variances, (1, 2, H * W * boxes * 4). Source: prior_box_layer.cpp (SSD, OpenCV)."""
-    p = layer.param.prior_box_param
-    if layer.param.has("prior_box_clustered_param"):
-        p = layer.param.prior_box_clustered_param
-    if p.width or layer.type == "PriorBoxClustered":
-        return [(1, 2, math.prod(bottoms[0][2:]) * len(p.width) * 4)]
-    ratios = [1.0]
-    for ratio in p.aspect_ratio:
-        if all(abs(ratio - known) >= 1e-6 for known in ratios):
-            ratios += [ratio, 1 / ratio] if p.flip and ratio else [ratio]
-    boxes = len(ratios) * len(p.min_size) + len(p.max_size)
-    return [(1, 2, math.prod(bottoms[0][2:]) * boxes * 4)]
+def _crop_center(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    bottom = bottoms[0]
+    return [tuple(n - 2 * margin for n, margin in zip(bottom, centre_margins(layer, bottom), strict=True))]
 
 
-@rule("Proposal", bottoms=3)
-def _proposal(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """At most so many regions of each image, and their scores. Source: proposal_layer.cpp (PVANet)."""
-    count = bottoms[0][0] * layer.param.proposal_param.post_nms_topn
-    return [(count, 5), (count, 1)][: max(1, len(layer.tops))]
+def _reverse(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    canonical_axis(SIGNATURES[layer.type].parameters(layer).axis, len(bottoms[0]))
+    return bottoms
 
 
-@rule("YoloDetectionOutput", bottoms=(1, 2))
-@rule("Yolov3DetectionOutput", bottoms=(1, ANY))
-@rule("DetectionOutput", bottoms=(3, ANY))
-def _detection_output(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """How many boxes are kept depends on the picture; Caffe allocates one. Source: detection_output_layer.cpp (SSD)."""
-    return [(1, 1, 1, 7)]
-
-
-@rule("BoxOutput", bottoms=(1, ANY))
-def _box_output(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """How many boxes are kept depends on the picture; Caffe allocates one. Source: box_output_layer.cpp (MS-CNN)."""
-    return [(1, 5), (1, 6)][: max(1, len(layer.tops))]
-
-
-@rule("Nms")
-def _peaks(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Source: nms_layer.cpp (OpenPose)."""
-    p = layer.param.nms_param
-    return [(bottoms[0][0], p.num_parts, p.max_peaks + 1, 3)]
-
-
-@rule("RegionYolo")
-def _region_yolo(layer: LayerSpec, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Source: OpenVINO's specification of RegionYolo."""
-    flat = layer.param.region_yolo_param.do_softmax
-    return [(bottoms[0][0], math.prod(bottoms[0][1:]))] if flat else bottoms
+declare("Interp", _interp, message="interp_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
+declare("Upsample", _upsample, message="upsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
+declare(
+    "Unpooling", _unpooling, message="unpooling_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER
+)
+declare("Resample", _resample, message="resample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
+declare("Reorg", _reorg, aliases=("PassThrough", "ReorgYolo"), traits=Trait.REARRANGES)
+declare("CropCenter", _crop_center, message="crop_center_param", traits=Trait.REARRANGES | Trait.WHOLE_LAYER)
+declare(
+    "Reverse",
+    _reverse,
+    message=("reverse_axis_param", "reverse_param"),
+    aliases=("ReverseAxis",),
+    traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS,
+)

@@ -15,7 +15,6 @@ import numpy as np
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.message import Message
-from caffe_port.spec import SOURCE_TYPES
 from caffe_port.verification.references.reference import Case, Run, StoredReference
 from caffe_port.verification.references.trace import Trace
 
@@ -94,7 +93,7 @@ def definition(case: Case) -> Message:
     """The net of a case as a NetParameter for Caffe: Input layers with shapes, one phase, no rules."""
     layers = []
     for layer in case.spec.layers:
-        if layer.type in SOURCE_TYPES:
+        if layer.is_input:
             shapes = [Message("BlobShape", dim=list(case.inputs[blob].shape)) for blob in layer.tops]
             parameter = Message("InputParameter", shape=shapes)
             layers.append(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from caffe_port.errors import CaffePortError
-from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
 
@@ -95,7 +95,7 @@ class StoredReference:
 
 def computing(spec: NetSpec) -> Iterator[LayerSpec]:
     """The layers that compute something: all but the sources."""
-    return (layer for layer in spec.layers if layer.type not in SOURCE_TYPES)
+    return (layer for layer in spec.layers if not layer.is_input)
 
 
 def record(reference: Reference, case: Case, provenance: Mapping[str, str] | None = None) -> Trace:

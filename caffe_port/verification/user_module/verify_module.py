@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from caffe_port.errors import CaffePortError
+from caffe_port.signatures.signature import Trait, has
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.inputs import Preprocess
@@ -108,7 +109,7 @@ def _converted_state(where: str) -> Path | None:
 
 def _fold_notes(pairs: Sequence[align.Pair]) -> Iterator[str]:
     """What to do where a port seems to have folded layers, but was given Caffe's weights."""
-    found = [pair for pair in pairs if any(layer.type in ("BatchNorm", "BN") for layer in pair.behind)]
+    found = [pair for pair in pairs if any(has(layer.type, Trait.BATCH_STATISTICS) for layer in pair.behind)]
     if found and found[0].layer is not None:
         yield (
             f"Caffe's weights were copied in; where '{found[0].behind[0].name}' is folded into those of the port, "
