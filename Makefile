@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure mutations layers fuzz crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes mutations layers fuzz crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,9 @@ bench: bench-convert bench-inference bench-training bench-verify  ## all the tab
 
 gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in pieces of MINUTES (ROOT=... the data, OUT=...)
 	$(BIN)/python benchmarks/gpu_session.py --root $(or $(ROOT),data) --out $(or $(OUT),gpu-results) --minutes $(or $(MINUTES),8) $(ARGS)
+
+plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type's record, and show that each is caught
+	$(BIN)/python benchmarks/plant_shapes.py $(ARGS)
 
 mutations: $(VENV)/.installed-test  ## plant slips, and write the table of docs/verification.md
 	$(BIN)/python benchmarks/mutations.py --write docs/verification.md

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from caffe_port import layers
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
+from caffe_port.layers.stub import Stub
 from caffe_port.net.net import LoadReport, Net
-from caffe_port.signatures import plugins
-from caffe_port.spec import LayerSpec, NetSpec
+from caffe_port.spec import NetSpec
 from caffe_port.typing import PathLike
 
 
@@ -138,22 +137,6 @@ def port(
             run or trained. It spares convert the memory of the weights and the time to fill it. Weights that were read
             without ``writable`` are copied all the same.
     """
-    if stub:
-        from caffe_port.layers.stub import stubs
-
-        with stubs() as made:
-            ported = port(
-                prototxt,
-                weights,
-                input_shapes=input_shapes,
-                keep_loss=keep_loss,
-                level=level,
-                stages=stages,
-                seed=seed,
-                share=share,
-            )
-        told = f"to be finished by hand in model.py, as stubs: {', '.join(sorted(made))}"
-        return dataclasses.replace(ported, notes=(*ported.notes, told)) if made else ported
     definition, stored = read(prototxt, weights, writable=share)
     return build(
         definition,
@@ -164,6 +147,7 @@ def port(
         stages=stages,
         seed=seed,
         share=share,
+        stub=stub,
     )
 
 
@@ -177,6 +161,7 @@ def build(
     stages: Sequence[str] = (),
     seed: int = 0,
     share: bool = False,
+    stub: bool = False,
     resolved: NetSpec | None = None,
 ) -> Ported:
     """What :func:`port` does once the files are read.
@@ -185,14 +170,14 @@ def build(
 
     Args:
         definition, stored: what was read.
-        input_shapes, keep_loss, level, stages, seed, share: as for :func:`port`.
+        input_shapes, keep_loss, level, stages, seed, share, stub: as for :func:`port`.
         resolved: the net in one phase, from :func:`phase_spec` with the same options, where the caller had to know it.
     """
 
     def spec(phase: str, given: Collection[str]) -> NetSpec:
         if resolved is not None and resolved.phase == phase:
             return resolved
-        return phase_spec(definition, phase, level, stages, given, keep_loss)
+        return phase_spec(definition, phase, level, stages, given, keep_loss, stub)
 
     share = share and stored is not None and stored.mapping is not None and stored.mapping.writable
     notes: list[str] = []
@@ -206,14 +191,14 @@ def build(
         notes.append(f"phase TEST cannot be built, eval() computes the layers of TRAIN: {error.where}: {error.what}")
     shapes = resolve(test, stored, input_shapes, guess=True)
     notes += [*test.notes, *shapes.notes]
-    draw = None if stored else seed
+    draw, stand_in = None if stored else seed, Stub if stub else None
     try:
         train = spec("TRAIN", shapes.shapes)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
         resolved_shapes = resolve(train, stored, known, guess=True).shapes
-        net = Net(test, resolved_shapes | shapes.shapes, train, draw)
+        net = Net(test, resolved_shapes | shapes.shapes, train, draw, stand_in)
     except SpecError as error:
-        net = Net(test, shapes.shapes, None, draw)
+        net = Net(test, shapes.shapes, None, draw, stand_in)
         notes.append(f"phase TRAIN cannot be built, train() computes the layers of TEST: {error.where}: {error.what}")
     report = None
     if stored is not None:
@@ -230,34 +215,10 @@ def build(
             notes.append(f"{len(report.unused)} layers of the file are not in the net: {', '.join(report.unused)}")
     else:
         notes.append(f"no weights were given: the fillers drew them (seed {seed})")
+    if made := sorted({module.caffe_type for module in net.modules() if isinstance(module, Stub)}):
+        notes.append(f"to be finished by hand in model.py, as stubs: {', '.join(made)}")
     notes += _odd_fillers(net, net.caffe_layers() if report is None else report.initialised)
     return Ported(net, definition, stored, report, tuple(notes), share)
-
-
-def phase_spec(
-    definition: Definition, phase: str, level: int, stages: Sequence[str], given: Collection[str], keep_loss: bool
-) -> NetSpec:
-    """A phase of a definition as it will be built: without losses and labels, unless they are kept.
-
-    Args:
-        given: blobs whose shape the user said; they may be inputs though no layer makes them.
-    """
-    spec = definition.spec(phase, level, stages, given)
-    if keep_loss:
-        return spec
-    labels = {name for name, cls in layers.REGISTRY.items() if cls.labels}
-    learned = {name for name, cls in layers.REGISTRY.items() if cls.blobs}
-    return spec.deploy(labels, learned, {layer.name for layer in spec.layers if not _known(layer)})
-
-
-def _known(layer: LayerSpec) -> bool:
-    """Whether the layer's type is registered, of a Python layer whether something stands for its code."""
-    if layer.type not in layers.REGISTRY:
-        plugins.load_entry_points()
-    try:
-        return layers.class_of(layer.param) is not None
-    except SpecError:
-        return False
 
 
 def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:

@@ -19,6 +19,7 @@ from types import ModuleType
 
 import doc_pages
 import pytest
+import registries
 import torch
 from conftest import CAFFE, ROOT, SHARED
 from safetensors.torch import load_file
@@ -45,11 +46,8 @@ def make_layers() -> ModuleType:
 @pytest.fixture(autouse=True)
 def _registries() -> Iterator[None]:
     """What a page's plugins register is forgotten."""
-    kept = [(registry, dict(registry)) for registry in (REGISTRY, plugins.PYTHON_LAYERS)]
-    yield
-    for registry, before in kept:
-        registry.clear()
-        registry.update(before)
+    with registries.forgotten():
+        yield
 
 
 # -- docs/layers.md -----------------------------------------------------------------------------------------------
@@ -142,8 +140,7 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def forget() -> None:
     """A new process knows no plugin of the one before."""
-    REGISTRY.pop("ScaledTanh", None)
-    plugins.PYTHON_LAYERS.pop("tools.layers.ShiftLayer", None)
+    registries.forget("ScaledTanh", "tools.layers.ShiftLayer")
 
 
 def test_custom_layers_md(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,19 +242,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-PLAIN = {
-    "__main__.py: the module",
-    "pooling.py: max_pool",
-    "rcnn.py: pooled_size",
-    "rcnn.py: positive",
-    "yolo.py: widths_and_heights",
-    "yolo.py: check_grid",
-    "caffe.py: rule",
-    "caffe.py: expect_dims",
-    "caffe.py: slide",
-    "caffe.py: positive",
-    "set_up.py: set_up",
-}
+PLAIN = {"__main__.py: the module", "pooling.py: max_pool", "set_up.py: set_up"}
 """Helpers of a family that say by their name and a line what they do; nothing is to be added here."""
 
 

@@ -29,7 +29,7 @@ from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
-from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec
+from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.training import fused_layers, processes, solver
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
@@ -296,7 +296,7 @@ def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: in
 def _feeds(
     net: NetSpec, phase: str, spec: SolverSpec, options: TrainOptions, seed: int, device: torch.device, notes: list[str]
 ) -> list[Feed]:
-    layers = [layer for layer in net.layers if layer.type in SOURCE_TYPES]
+    layers = [layer for layer in net.layers if layer.is_input]
     if not layers:
         raise SpecError(f"reads no data in phase {phase}", net.path, "A Data layer with include { phase } is needed.")
     size = options.batch_size if phase == "TRAIN" else None

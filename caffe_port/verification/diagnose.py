@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from caffe_port.signatures.signature import Trait, has
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Tolerance, difference
@@ -20,9 +21,6 @@ from caffe_port.verification.slips import HYPOTHESES
 
 _MAX_ELEMENTS = 1 << 19
 """Of a bottom: larger ones are cut to their first items, for a slip shows on one item as well as on all."""
-
-_OF_THE_BATCH = frozenset(("BN", "BatchNorm"))
-"""Types for which the items of a batch are not independent."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,9 @@ def diagnose(
 
 def _items(layer: LayerSpec, bottoms: Sequence[Array]) -> int | None:
     """How many items of the batch are enough."""
-    if layer.type in _OF_THE_BATCH or not bottoms or any(b.shape[:1] != bottoms[0].shape[:1] for b in bottoms):
+    if has(layer.type, Trait.BATCH_STATISTICS) or not bottoms:
+        return None
+    if any(b.shape[:1] != bottoms[0].shape[:1] for b in bottoms):
         return None
     each = int(bottoms[0].size) // max(1, int(bottoms[0].shape[0]))
     return int(max(1, _MAX_ELEMENTS // max(1, each)))

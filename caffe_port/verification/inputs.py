@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, ParseError, did_you_mean
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.signatures.shapes import integers_below
+from caffe_port.spec import NetSpec, Source
 from caffe_port.storage import images
 from caffe_port.storage.files import read_bytes
 from caffe_port.typing import Array, Shape
@@ -50,33 +51,10 @@ def _integers_below(spec: NetSpec, shapes: Mapping[Source, Shape], source: Sourc
         if source not in layer.sources:
             continue
         position = layer.sources.index(source)
-        limit = _LABEL_READERS.get((layer.type, position))
+        limit = integers_below(layer, [shapes[s] for s in layer.sources], position)
         if limit is not None:
-            return int(limit(layer, [shapes[s] for s in layer.sources]))
+            return limit
     return None
-
-
-def _classes(layer: LayerSpec, bottoms: Sequence[Shape]) -> int:
-    p = layer.param
-    axis = p.accuracy_param.axis if layer.type == "Accuracy" else p.softmax_param.axis
-    return int(bottoms[0][axis])
-
-
-_LABEL_READERS: dict[tuple[str, int], Any] = {
-    ("Accuracy", 1): _classes,
-    ("SoftmaxWithLoss", 1): _classes,
-    ("HingeLoss", 1): lambda _, bottoms: bottoms[0][1],
-    ("InfogainLoss", 1): lambda _, bottoms: bottoms[0][1],
-    ("MultinomialLogisticLoss", 1): lambda _, bottoms: bottoms[0][1],
-    ("ContrastiveLoss", 2): lambda *_: 2,
-    ("SigmoidCrossEntropyLoss", 1): lambda *_: 2,
-    ("Embed", 0): lambda layer, _: layer.param.embed_param.input_dim,
-    ("BatchReindex", 1): lambda _, bottoms: bottoms[0][0],
-    ("Filter", 1): lambda *_: 2,
-    ("LSTM", 1): lambda *_: 2,
-    ("RNN", 1): lambda *_: 2,
-}
-"""(type, bottom) that is read as integers -> how many there are."""
 
 
 def with_batch_axis(array: Array, spec: NetSpec, blob: str) -> Array:

@@ -12,13 +12,14 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from caffe_port.api import Ported, Prototxt, Stored, build, phase_spec, read
+from caffe_port.api import Ported, Prototxt, Stored, build, read
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.errors import CaffePortError, SpecError, did_you_mean
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan
-from caffe_port.spec import SOURCE_TYPES, NetSpec, Source
+from caffe_port.spec import NetSpec, Source
 from caffe_port.storage.npz import read_npy
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import Report, Row, Tolerance
@@ -306,7 +307,7 @@ def _uncovered(full: NetSpec, spec: NetSpec) -> Iterator[str]:
 
 def only_in_trace(trace: Trace, full: NetSpec, spec: NetSpec) -> tuple[Row, ...]:
     """What the trace holds and the net that was compared does not."""
-    sources = {layer.name for layer in full.layers if layer.type in SOURCE_TYPES}
+    sources = {layer.name for layer in full.layers if layer.is_input}
     compared = spec.by_name
     return tuple(
         Row(layer, k, note="left out: only labels need it" if layer in full.by_name else "in the trace, not in the net")

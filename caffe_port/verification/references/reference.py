@@ -16,7 +16,7 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError
 from caffe_port.formats.message import Message
-from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
 
@@ -145,7 +145,10 @@ def alone(reference: Reference, case: Case, layer: LayerSpec, bottoms: Sequence[
     """What a reference makes of one layer of a net, fed with these bottoms."""
     names = tuple(f"bottom {k}" for k in range(len(bottoms)))
     sources = tuple((name, 0) for name in names)
-    inputs = [LayerSpec(name, "Input", (), (name,), (), Message("LayerParameter"), layer.where) for name in names]
+    inputs = [
+        LayerSpec(name, "Input", (), (name,), (), Message("LayerParameter"), layer.where, is_input=True)
+        for name in names
+    ]
     one = dataclasses.replace(layer, bottoms=names, sources=sources)
     shapes: dict[Source, tuple[int, ...]] = {s: b.shape for s, b in zip(sources, bottoms, strict=True)}
     shapes |= {(layer.name, k): case.shapes[layer.name, k] for k in range(len(layer.tops))}
@@ -160,7 +163,7 @@ def alone(reference: Reference, case: Case, layer: LayerSpec, bottoms: Sequence[
 
 def computing(spec: NetSpec) -> Iterator[LayerSpec]:
     """The layers that compute something: all but the sources."""
-    return (layer for layer in spec.layers if layer.type not in SOURCE_TYPES)
+    return (layer for layer in spec.layers if not layer.is_input)
 
 
 def record(reference: Reference, case: Case, provenance: Mapping[str, str] | None = None) -> Trace:

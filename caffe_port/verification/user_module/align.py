@@ -17,32 +17,15 @@ import torch
 from torch import Tensor
 
 from caffe_port.net import fusion
+from caffe_port.signatures.signature import Trait, has, has_weights
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case
-from caffe_port.verification.user_module.recorder import Call
+from caffe_port.verification.user_module.recorder import KINDS, Call
 
-_ACTIVATIONS = frozenset(("ReLU", "PReLU", "ELU", "Sigmoid", "TanH", "ReLU6", "Swish", "BNLL"))
-PAIRED = _ACTIVATIONS | frozenset(
-    (
-        "Convolution",
-        "Deconvolution",
-        "InnerProduct",
-        "BatchNorm",
-        "Pooling",
-        "Softmax",
-        "Dropout",
-        "LRN",
-        "Concat",
-        "Eltwise",
-    )
-)
-WITHOUT_NUMBERS = frozenset(("Dropout", "Flatten", "Reshape", "Split", "Silence"))
-"""Types that change no number in TEST: one more or less of them is worth a note, not a failure."""
-_FOLDABLE = frozenset(("BatchNorm", "BN", "Scale", "Bias"))
+PAIRED = frozenset((*KINDS.values(), "Eltwise")) - {"Scale"}
+"""Types of layers that a call may stand for: what the recorder tells apart. A Scale is usually part of a batch norm."""
 
-_MISSING = {"Convolution": -9.0, "Deconvolution": -9.0, "InnerProduct": -9.0, "BatchNorm": -4.0, "Dropout": -0.1}
-"""What it costs the alignment to leave a layer without a partner; 1 for what is not named."""
 _SAME_FLOW = 0.5
 """What it is worth that a layer and its call read from each other's partners."""
 _ROUNDS = 4
@@ -256,7 +239,7 @@ def _ahead(kinds: Sequence[str], reads: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def _kind(kind: str) -> str:
-    return "activation" if kind in _ACTIVATIONS else kind
+    return "activation" if has(kind, Trait.ACTIVATION) else kind
 
 
 def _with_foldable(case: Case, pairs: list[Pair]) -> list[Pair]:
@@ -269,27 +252,32 @@ def _with_foldable(case: Case, pairs: list[Pair]) -> list[Pair]:
         last = pair.layer
         while last is not None and pair.call is not None and pair.layer is not None:
             last = readers.get((last.name, 0))
-            if last is None or last.type not in _FOLDABLE or last.name in present:
+            if last is None or not has(last.type, Trait.AFFINE) or len(last.bottoms) > 1 or last.name in present:
                 break
             behind.append(last)
-        holds = pair.layer is not None and pair.layer.type in ("Convolution", "InnerProduct")
+        holds = pair.layer is not None and has_weights(pair.layer.type) and not has(pair.layer.type, Trait.SPREADS)
         found.append(Pair(pair.layer, pair.call, pair.scale, tuple(behind)) if holds and behind else pair)
     return found
 
 
 def _alone(kind: str) -> float:
-    return _MISSING.get(kind, -1.0)
+    """What it costs the alignment to leave a layer or call without a partner."""
+    if has_weights(kind):
+        return -9.0
+    if has(kind, Trait.BATCH_STATISTICS):
+        return -4.0
+    return -0.1 if has(kind, Trait.NO_NUMBERS) else -1.0
 
 
 def _likeness(case: Case, layer: LayerSpec, call: Call) -> float:
     kinds = layer.type, call.kind
-    if kinds[0] != kinds[1] and not set(kinds) <= _ACTIVATIONS:
+    if kinds[0] != kinds[1] and not all(has(kind, Trait.ACTIVATION) for kind in kinds):
         return -100.0
     score = 2.0 if kinds[0] == kinds[1] else 1.0
     if tuple(call.output.shape[1:]) == tuple(case.shapes[layer.name, 0][1:]):
         score += 2.0
     blobs, weight = case.blobs.get(layer.name), call.named.get("weight")
-    if layer.type in ("Convolution", "Deconvolution", "InnerProduct") and blobs and isinstance(weight, Tensor):
+    if has_weights(layer.type) and blobs and isinstance(weight, Tensor):
         own = np.asarray(blobs[0])
         if own.size != weight.numel():
             return -20.0

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port.spec import SOURCE_TYPES, LayerSpec, Source
+from caffe_port.signatures.signature import Trait, has, has_weights, signature_of
+from caffe_port.spec import LayerSpec, Source
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
 from caffe_port.verification.diagnose import diagnose
 from caffe_port.verification.references.reference import Case
-from caffe_port.verification.user_module.align import PAIRED, WITHOUT_NUMBERS, Pair, alike
+from caffe_port.verification.user_module.align import PAIRED, Pair, alike
 from caffe_port.verification.user_module.folded_layers import cause_of, how_many, like, told
 from caffe_port.verification.user_module.recorder import Call, Recorder
 
@@ -39,7 +40,7 @@ class Injector(Recorder):
         self.pairs = list(pairs)
         self.places = {pair.call.index: n for n, pair in enumerate(pairs) if pair.call is not None}
         present = {layer.name for pair in pairs if pair.call is not None for layer in pair.layers}
-        self.missing = {layer.name for layer in case.spec.layers if layer.type in PAIRED - WITHOUT_NUMBERS} - present
+        self.missing = {layer.name for layer in case.spec.layers if _must_have_partner(layer)} - present
         self.alone: dict[str, Array] = {}
 
     def answer(self, call: Call, made: Any) -> Any:
@@ -47,7 +48,7 @@ class Injector(Recorder):
         pair = Pair(None, call) if place is None else self.pairs[place]
         layer = pair.layer
         if layer is None:
-            return call.inputs[0] if call.kind in _SKIPPED else made
+            return call.inputs[0] if _can_be_skipped(call.kind) else made
         inputs = call.inputs
         if any(source[0] in self.missing for source in layer.sources):
             bottoms = [torch.tensor(np.asarray(self.tops[s], np.float32)) for s in layer.sources]
@@ -71,8 +72,14 @@ class Injector(Recorder):
         return answer if isinstance(made, Tensor) else (answer, *made[1:])
 
 
-_SKIPPED = PAIRED - {"Convolution", "Deconvolution", "InnerProduct", "Concat", "Eltwise"}
-"""Kinds of an extra call that can be left out without the module noticing."""
+def _must_have_partner(layer: LayerSpec) -> bool:
+    return layer.type in PAIRED and not has(layer.type, Trait.NO_NUMBERS)
+
+
+def _can_be_skipped(kind: str) -> bool:
+    """Whether an extra call of a kind can be left out without the module noticing."""
+    signature = signature_of(kind)
+    return kind in PAIRED and signature is not None and signature.bottoms == (1, 1) and not has_weights(kind)
 
 
 def _affine(x: Tensor, call: Call) -> Tensor:
@@ -99,7 +106,7 @@ def rows(
     yield from (_extra(call, None) for call in extra.get("", ()))
     for layer in case.spec.layers:
         pair = by_layer.get(layer.name)
-        if layer.type not in SOURCE_TYPES:
+        if not layer.is_input:
             if pair is not None:
                 yield _row(case, layer, pair, tops, alone, tolerance)
             else:
@@ -109,10 +116,10 @@ def rows(
 
 def _without_partner(layer: LayerSpec) -> Row:
     top = layer.tops[0] if layer.tops else ""
-    if layer.type in PAIRED - WITHOUT_NUMBERS:
+    if _must_have_partner(layer):
         cause = f"the port has no {layer.type} here"
         return Row(layer.name, 0, layer.type, top, layer.where, None, failure("has no partner"), cause=cause)
-    note = "the port has none; it changes no number in TEST" if layer.type in WITHOUT_NUMBERS else "has no partner"
+    note = "the port has none; it changes no number in TEST" if has(layer.type, Trait.NO_NUMBERS) else "has no partner"
     return Row(layer.name, 0, layer.type, top, layer.where, note=note)
 
 
@@ -134,7 +141,7 @@ def _extra(call: Call, after: LayerSpec | None) -> Row:
     shapes = f"{tuple(call.inputs[0].shape)} to {tuple(call.output.shape)}" if call.inputs else ""
     if call.named.get("training") is True and call.kind == "Dropout":
         what += ", active even in eval()"
-    elif call.kind in WITHOUT_NUMBERS:
+    elif has(call.kind, Trait.NO_NUMBERS):
         return Row(call.name, 0, call.kind, note=what)
     return Row(call.name, 0, call.kind, free=failure(f"an extra layer, {shapes}"), cause=what)
 

@@ -13,6 +13,7 @@ from torch import nn
 from caffe_port.api import Prototxt, Stored
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
+from caffe_port.signatures.signature import Trait, has
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.references.reference import Reference, record
@@ -125,7 +126,7 @@ def _converted_state(where: str) -> Path | None:
 
 def _fold_notes(pairs: Sequence[align.Pair]) -> Iterator[str]:
     """What to do where a port seems to have folded layers, but was given Caffe's weights."""
-    found = [pair for pair in pairs if any(layer.type in ("BatchNorm", "BN") for layer in pair.behind)]
+    found = [pair for pair in pairs if any(has(layer.type, Trait.BATCH_STATISTICS) for layer in pair.behind)]
     if found and found[0].layer is not None:
         yield (
             f"Caffe's weights were copied in; where '{found[0].behind[0].name}' is folded into those of the port, "

@@ -572,3 +572,25 @@ def test_a_softmax_before_the_second_branch(shared: Path) -> None:
     assert report.passed, [(row.layer, row.cause) for row in report.broken]
     assert (report.compared, report.not_compared) == (10, 0)
     assert red(verify_port(EarlySoftmax(ceil_mode=False), *files, input_shapes=shapes)) == ["pool1"]
+
+
+ACTIVATIONS = {
+    "Swish": nn.SiLU,
+    "BNLL": nn.Softplus,
+    "HSwish": nn.Hardswish,
+    "HSigmoid": nn.Hardsigmoid,
+    "SELU": nn.SELU,
+    "Mish": nn.Mish,
+    "ReLU6": nn.ReLU6,
+}
+
+
+@pytest.mark.parametrize("type_", sorted(ACTIVATIONS))
+def test_activations_of_torch_stand_for_those_of_forks(tmp_path: Path, type_: str) -> None:
+    text = 'name: "a" layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 7 dim: 6 } } }'
+    text += f' layer {{ name: "act" type: "{type_}" bottom: "x" top: "y" }}'
+    (tmp_path / "net.prototxt").write_text(text)
+    report = verify_port(ACTIVATIONS[type_](), tmp_path / "net.prototxt")
+    assert report.passed, report.rows
+    wrong = verify_port(nn.Tanh(), tmp_path / "net.prototxt")
+    assert red(wrong) == ["act"]
