@@ -43,7 +43,7 @@ def hold(path: str | Path) -> Iterator[None]:
     Raises:
         CaffePortError: one does; says which, and on which machine.
     """
-    if not processes.first():
+    if not processes.is_first():
         yield
         return
     try:
