@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu plant-shapes mutations layers fuzz crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes mutations layers fuzz crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,13 +29,23 @@ demo: $(VENV)/.installed  ## SimpleNet: convert and verify it layer by layer, wi
 test: $(VENV)/.installed-test  ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -q $(ARGS)
 
+docs-slow: $(VENV)/.installed-test  ## before a release: the blocks of the pages that install, measure or train for minutes
+	CAFFE_PORT_DOCS=slow $(BIN)/python -m pytest -q tests/test_docs.py::test_a_page_does_what_it_says $(ARGS)
+
+caffe: $(VENV)/.installed  ## Caffe itself, built in the cache folder for verify --against caffe (minutes; nothing the second time)
+	$(BIN)/caffe-port build-caffe
+
 coverage: $(VENV)/.installed-test  ## the suite with coverage of caffe_port
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -q --cov --cov-report=term $(ARGS)
 
-lint: $(VENV)/.installed-test  ## ruff and mypy
+lint: $(VENV)/.installed-test  ## ruff, mypy, and what may import what
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+
+structure: $(VENV)/.installed  ## rooms, imports, circles and the way of the weights, in figures (REV=COMMIT: beside that)
+	$(BIN)/python benchmarks/structure.py $(if $(REV),--rev $(REV)) $(ARGS)
 
 proto: $(VENV)/.installed-test  ## proto/caffe.proto -> caffe_port/formats/caffe.binpb
 	$(BIN)/python -m grpc_tools.protoc -Iproto --descriptor_set_out=caffe_port/formats/caffe.binpb caffe.proto
@@ -55,7 +65,7 @@ bench-training: $(VENV)/.installed-test  ## images/s and memory of training, bes
 bench: bench-convert bench-inference bench-training bench-verify  ## all the tables that a CPU can make, in less than 10 minutes
 
 gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in pieces of MINUTES (ROOT=... the data, OUT=...)
-	$(BIN)/python benchmarks/gpu_session.py --root $(or $(ROOT),data) --out $(or $(OUT),gpu-results) --minutes $(or $(MINUTES),8)
+	$(BIN)/python benchmarks/gpu_session.py --root $(or $(ROOT),data) --out $(or $(OUT),gpu-results) --minutes $(or $(MINUTES),8) $(ARGS)
 
 plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type's record, and show that each is caught
 	$(BIN)/python benchmarks/plant_shapes.py $(ARGS)
@@ -84,9 +94,8 @@ COMPAT ?= torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 protobuf==4.25.0 click=
 compat:  ## core tests on the oldest versions that pyproject.toml allows (COMPAT=... for others); downloads gigabytes
 	$(PYTHON) -m venv .venv-compat
 	.venv-compat/bin/python -m pip install --quiet $(COMPAT) --editable ".[data,plot]" "pytest>=8" "hypothesis>=6.100"
-	.venv-compat/bin/python -m pytest -q -W ignore::DeprecationWarning tests/formats/test_wire.py tests/formats/test_caffemodel.py \
-		tests/formats/test_prototxt.py tests/formats/test_schema.py tests/net/test_net.py tests/layers tests/training/test_solver.py tests/emit/test_model_source.py \
-		tests/verification/references/test_opencv.py tests/verification/test_verify.py tests/training/test_train.py tests/commands/test_cli.py
+	.venv-compat/bin/python -m pytest -q -W ignore::DeprecationWarning $(addprefix tests/,formats definition signatures layers \
+		net emit/test_model_source.py verification training/test_solver.py training/test_train.py commands)
 
 clean:  ## everything that make made
 	rm -rf $(VENV) .venv-compat build dist demo .coverage .mypy_cache .pytest_cache .ruff_cache

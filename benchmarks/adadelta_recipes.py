@@ -1,9 +1,9 @@
-"""What differs between the Caffe recipe (AdaDelta, weight decay 0.005) and its PyTorch port: measured, on a CPU.
+"""Measures what differs between the Caffe recipe (AdaDelta, weight decay 0.005) and its PyTorch port, on a CPU.
 
     python benchmarks/adadelta_recipes.py --root DIR [--iterations 300] [--only NAME]
 
 Every recipe starts from the same weights and sees the same batches of CIFAR-10. The net is the slim one (310 K), which
-has no dropout: nothing but the recipe differs. The answers are in docs/training.md.
+has no dropout, so only the recipe differs. The results are in docs/training.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from caffe_port.data import datasets
-from caffe_port.data.datasets import ImageFeed, Preprocessor
+from caffe_port.data.datasets import ImageFeed
+from caffe_port.data.prepare import Preprocessor
 from caffe_port.definition.definition import Definition
 from caffe_port.evaluation import evaluate, registry
 from caffe_port.formats.prototxt import parse
@@ -36,7 +37,7 @@ layer {{ name: "bn_{0}" type: "BatchNorm" bottom: "{0}" top: "{0}"
   batch_norm_param {{ moving_average_fraction: 0.95 }} }}
 layer {{ name: "scale_{0}" type: "Scale" bottom: "{0}" top: "{0}" scale_param {{ bias_term: true }} }}
 """
-RECIPES = {  # name: (optimizer, weight decay, decay and rate everywhere the same, net)
+RECIPES = {  # name: (optimizer, weight decay, whether all parameters have the same decay and rate, net)
     "caffe": ("caffe", 0.005, False, "caffe"),
     "torch, same groups": ("torch", 0.005, False, "caffe"),
     "decay 0.001": ("torch", 0.001, False, "caffe"),
@@ -49,14 +50,14 @@ RECIPES = {  # name: (optimizer, weight decay, decay and rate everywhere the sam
 
 
 def definition(kind: str) -> Definition:
-    """The net of a recipe: Caffe's, with the port's extra pooling, or with its further BatchNorm layers too."""
+    """The net of a recipe: Caffe's, or with the port's extra pooling, or also with its additional BatchNorm layers."""
     text = (registry.model_defs() / MODEL).read_text()
     if kind != "caffe":
         before = 'layer {\n  name: "cccp4"'
         text = text.replace(before, POOL + before).replace(
             'type: "Convolution" bottom: "conv4_0" top: "cccp4"', 'type: "Convolution" bottom: "pool4_0" top: "cccp4"'
         )
-        # the last picture would be smaller than the kernel
+        # the last feature map would be smaller than the kernel
         head, tail = text.split('bottom: "cccp6" top: "poolcp6"')
         text = head + 'bottom: "cccp6" top: "poolcp6"' + tail.replace("kernel_size: 2 stride: 2", "kernel_size: 1", 1)
     if kind == "port":

@@ -1,11 +1,11 @@
-"""What converting a net of VGG-16's size costs: 138 million parameters, a caffemodel of 553 MB, beside a mere copy.
+"""The cost of converting a net of VGG-16's size (138 million parameters, a 553 MB caffemodel), compared with a copy.
 
     python benchmarks/bench_convert.py [--rounds N] [--quick]
 
-Every row is a process of its own, the rows take turns, and the median of the rounds counts. The files are warm (in the
-page cache) and nothing waits for the disk: neither cp nor caffe-port calls fsync. Memory is the process's resident peak
-(VmHWM), in which pages of mapped files count though the system may take them back at any time, and the greatest
-anonymous part of it that was seen (RssAnon, every 5 ms). Linux.
+Every row is a separate process, the rows take turns, and the median of the rounds is reported. The files are warm (in
+the page cache) and nothing waits for the disk: neither cp nor caffe-port calls fsync. Memory is the peak resident size
+of the process (VmHWM), which includes pages of mapped files that the system may reclaim at any time, and the largest
+anonymous part of it that was observed (RssAnon, every 5 ms). Linux only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 @dataclass
 class Row:
-    """A process that is measured, and what its runs took; ``parts`` are figures that it prints itself, as JSON."""
+    """A process to measure, and the results of its runs; ``parts`` are figures that it prints itself, as JSON."""
 
     name: str
     command: list[str]
@@ -66,17 +66,17 @@ class Row:
             except OSError:
                 return
             peak, anonymous = (re.search(rf"{key}:\s+(\d+) kB", status) for key in ("VmHWM", "RssAnon"))
-            if peak and anonymous:  # neither, where it has ended
+            if peak and anonymous:  # neither exists after the process has ended
                 self.peak = max(self.peak, int(peak[1]) * 1024 / 1e6)
                 self.anonymous = max(self.anonymous, int(anonymous[1]) * 1024 / 1e6)
             time.sleep(0.005)
 
 
-# -- what is measured, in the processes ---------------------------------------------------------------------------
+# -- what the processes run ---------------------------------------------------------------------------------------
 
 
 def vgg(side: int, width: int) -> str:
-    """A deploy prototxt of VGG-16; ``width`` of fc6 and fc7 is 4096 in the paper."""
+    """A deploy prototxt of VGG-16; ``width``, that of fc6 and fc7, is 4096 in the paper."""
     text = f'name: "VGG_16"\nlayer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: 3 dim: {side} dim: {side} }} }} }}\n'  # noqa: E501
     bottom = "data"
 
@@ -101,7 +101,7 @@ def vgg(side: int, width: int) -> str:
 
 
 def make(folder: Path, side: int, width: int) -> None:
-    """Writes net.prototxt and w.caffemodel, with random weights of the scale that keeps activations alive."""
+    """Writes net.prototxt and w.caffemodel, with random weights scaled so that activations do not vanish."""
     import numpy as np
 
     from caffe_port.formats import caffemodel, prototxt
@@ -134,14 +134,14 @@ def timed(function: Callable[[], object]) -> float:
 
 
 def read(folder: Path) -> dict[str, float]:
-    """caffemodel.read: every array is there, no page of it has been read."""
+    """caffemodel.read: all arrays are available, but none of their pages has been read."""
     from caffe_port.formats import caffemodel
 
     return {"read": min(timed(lambda: caffemodel.read(folder / "w.caffemodel")) for _ in range(5))}
 
 
 def inside(folder: Path) -> dict[str, float]:
-    """Seconds of the parts of convert, in a process that has imported torch."""
+    """The seconds that each part of convert takes, in a process that has imported torch."""
     from caffe_port import api
     from caffe_port.emit.convert import convert
     from caffe_port.emit.self_check import self_check
@@ -164,14 +164,14 @@ def inside(folder: Path) -> dict[str, float]:
 
 
 def blobs(folder: Path) -> dict[str, float]:
-    """What convert --format safetensors does, in a process that has imported what it takes."""
+    """convert --format safetensors, in a process that has already imported its modules."""
     from caffe_port.emit import blobs
 
     return {"blobs": timed(lambda: blobs.convert(folder / "w.caffemodel", folder / "blobs"))}
 
 
 def naive(folder: Path) -> dict[str, float]:
-    """What scripts do: protobuf's parser, an array of each field, torch.save; no model, no check."""
+    """What scripts usually do: protobuf's parser, an array from each field, torch.save; no model, no check."""
     import numpy as np
     import torch
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -230,14 +230,14 @@ def measure(folder: Path, rounds: int) -> None:
         Row("`caffe-port --help`", [*command, "--help"]),
         Row("`caffe-port inspect net.prototxt`", [*command, "inspect", prototxt]),
     ]
-    simple = Row("the naive way: protobuf, NumPy, torch.save", own("naive"))
+    simple = Row("the naive approach: protobuf, NumPy, torch.save", own("naive"))
     for _ in range(rounds):
         for row in (cp, reading, fast, alone, torch, parts, whole, *small):
             for made in ("copy", "out", "inside", "blobs"):
                 path = folder / made
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             row.run()
-    simple.run()  # once: it takes as long as all the others
+    simple.run()  # only once: it takes as long as all the others
 
     base = statistics.median(cp.seconds)
     middle = {name: statistics.median(found) for row in (reading, alone, parts) for name, found in row.parts.items()}
@@ -255,7 +255,7 @@ def measure(folder: Path, rounds: int) -> None:
     print(line(parts.name, proper + middle["check"], base, parts))
     print(line("- of it: build the Net", middle["port"], base))
     print(line("- of it: write, read back, compare, checksums", middle["write"], base))
-    print(line("- of it: run model.py beside the Net", middle["check"], base))
+    print(line("- of it: run model.py and the Net", middle["check"], base))
     print(line(f"{simple.name}, once, without its imports", simple.parts["naive"][0], base, simple))
     for row in small:
         print(line(row.name, statistics.median(row.seconds), base, row))
@@ -276,9 +276,9 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as temporary:
             quick = ["--quick"] if arguments.quick else []
-            compileall.compile_dir(Path(caffe_port.__file__).parent, quiet=1)  # as pip does for what it installs
+            compileall.compile_dir(Path(caffe_port.__file__).parent, quiet=1)  # as pip does when it installs a package
             command = [sys.executable, __file__, "--phase", "make", "--folder", temporary, *quick]
-            subprocess.run(command, check=True)  # elsewhere: what it takes in memory must not be inherited
+            subprocess.run(command, check=True)  # in another process, so that its memory is not inherited
             measure(Path(temporary), arguments.rounds)
 
 

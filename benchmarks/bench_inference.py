@@ -1,10 +1,10 @@
-"""What a converted net costs beside the same net written by hand, and beside OpenCV, as Markdown tables.
+"""Compares a converted net with the same net written by hand, and with OpenCV; prints Markdown tables.
 
     python benchmarks/bench_inference.py [--seconds 100] [--threads 2] [--device cpu|cuda] [--no-compile]
 
-Every round runs every row once, in a new order, so that what else the machine does meets all of them; the ratio is the
-median over rounds of a row's time over that of the handwritten net in the same round, with its quartiles. Rows marked
-"compile" run under torch.compile, "freezing" with inductor's constant folding and weight packing besides.
+Every round runs every row once, in a new order, so that other load on the machine affects all of them. The ratio is a
+row's time divided by that of the handwritten net in the same round: the median over all rounds, with quartiles. Rows
+marked "compile" use torch.compile, and "freezing" also Inductor's constant folding and weight packing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = "handwritten"
 
 
-# -- the nets, as somebody writes them in PyTorch ---------------------------------------------------------------------
+# -- the nets, as one writes them in PyTorch --------------------------------------------------------------------------
 
 
 def normalised(inputs: int, outputs: int) -> list[nn.Module]:
@@ -138,7 +138,7 @@ def resnet18() -> str:
 
 
 def prepare(ported: Ported, hand: nn.Module) -> nn.Module:
-    """Gives the net statistics to normalise by, and the handwritten one all of its numbers."""
+    """Gives the net statistics to normalize with, and copies all its values to the handwritten one."""
     draw = torch.Generator().manual_seed(0)
     for layer in ported.net.caffe_layers().values():
         if type(layer).__name__ == "BatchNorm":
@@ -160,7 +160,7 @@ def _modules(module: nn.Module) -> list[nn.Module]:
 
 
 def _kind(module: nn.Module) -> tuple[str, ...]:
-    """What tells the modules of two nets apart, whose order among those of one kind is the same."""
+    """The kind of a module; two nets have their modules of one kind in the same order."""
     return type(module).__name__, *(str(tuple(value.shape)) for value in module.state_dict().values())
 
 
@@ -170,7 +170,7 @@ def _model(ported: Ported, fold: bool) -> nn.Module:
 
 
 def rows(ported: Ported, hand: nn.Module, x: Tensor, compiled: bool) -> dict[str, Callable[[], Tensor]]:
-    """What is timed, by name."""
+    """The functions to time, by name."""
     plain, folded = _model(ported, False).to(x.device), _model(ported, True).to(x.device)
     nets = {BASE: hand, "Net": ported.net, "model.py": plain, "model.py --fold": folded}
     found: dict[str, Callable[[], Tensor]] = {name: _call(net, x) for name, net in nets.items()}
@@ -214,16 +214,16 @@ def opencv(ported: Ported, x: Tensor, threads: int) -> tuple[str, Callable[[], T
 
 
 def agree(found: Mapping[str, Callable[[], Tensor]]) -> None:
-    """Stops unless every row gives what the handwritten net does."""
+    """Exits unless the outputs of every row agree with those of the handwritten net."""
     wanted = found[BASE]()
     for name, run in found.items():
         difference = float((run() - wanted).abs().max() / wanted.abs().max())
         if difference > 1e-3:
-            sys.exit(f"{name} differs from the handwritten net by {difference:.2g} of its greatest output")
+            sys.exit(f"{name} differs from the handwritten net by {difference:.2g} of its largest output")
 
 
 def measure(found: Mapping[str, Callable[[], Tensor]], seconds: float, device: str) -> dict[str, list[float]]:
-    """Seconds of every row in every round; at least five rounds."""
+    """The seconds that every row took in every round; at least five rounds."""
     times: dict[str, list[float]] = {name: [] for name in found}
     order = list(found)
     end = time.perf_counter() + seconds
@@ -275,9 +275,11 @@ def machine(device: str, threads: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--seconds", type=float, default=60, help="of timing, in all (default 60); compiling comes on top"
+        "--seconds", type=float, default=60, help="total time for timing (default 60), not including compilation"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of OpenCV")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="number of threads for torch and OpenCV"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="leave out the rows of torch.compile")
     told = parser.parse_args()

@@ -1,9 +1,9 @@
-"""How fast SimpleNet (5.48 M) trains here, beside the original port's loop; what it costs in memory and arithmetic.
+"""The training speed of SimpleNet (5.48 M) compared with the original port's loop, and its memory and arithmetic.
 
     python benchmarks/bench_training.py [--device cuda] [--rounds 3] [--json FILE] [--md FILE]
 
-Variants take turns, so that a busy machine is busy for all of them; the best turn of each counts. Pictures are random:
-speed does not depend on them, and no data set is needed.
+Variants take turns, so that other load affects all of them; the best turn of each is reported. The images are random,
+because speed does not depend on them, so no data set is needed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from caffe_port.training.train import _gradients
 
 SOLVER = "simplenet_cifar10_port_solver.prototxt"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-REPORTED_MB = 1239  # by the authors of the port, at batch size 64
+REPORTED_MB = 1239  # reported by the authors of the port, at batch size 64
 Step = Callable[[], Any]
 
 
 def training(
     data: Path, folder: Path, device: torch.device, batch_size: int, fast: bool, amp: str | None = None
 ) -> tuple[Training, Step]:
-    """Our loop's step without its reports; what ``caffe-port train`` does for one update."""
+    """A step of caffe-port's loop without logging: what ``caffe-port train`` does for one update."""
     spec = SolverSpec.read(registry.model_defs() / SOLVER).changed(test_interval=0)
     options = TrainOptions(data=str(data), entry="simplenet-cifar10-port", batch_size=batch_size, fast=fast, amp=amp)
     t, _ = set_up(spec, folder, options, device, lambda _: None)
@@ -76,21 +76,21 @@ def seconds(step: Step, steps: int, device: torch.device) -> float:
 
 
 def flops(forward: Step) -> int:
-    """Of a forward and a backward pass; a multiply-accumulate counts as two."""
+    """The FLOP of a forward and a backward pass; a multiply-accumulate counts as two."""
     with FlopCounterMode(display=False) as counter:
         forward()
     return counter.get_total_flops()
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, side: int) -> float:
-    """FLOP/s of a square matrix product: what this machine can do at best."""
+    """FLOP/s of a square matrix product, the upper limit for this machine."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     torch.mm(a, b)
     return 2 * side**3 / min(seconds(lambda: torch.mm(a, b), 3, device) for _ in range(3))
 
 
 def memory(data: Path, device: torch.device, kind: str) -> tuple[float, str]:
-    """MB that training at batch 64 takes, and how that was found out."""
+    """The memory in MB that training at batch size 64 takes, and how it was measured."""
     with tempfile.TemporaryDirectory() as folder:
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -102,7 +102,7 @@ def memory(data: Path, device: torch.device, kind: str) -> tuple[float, str]:
                 for _ in range(6):
                     step()
                 used = torch.cuda.max_memory_allocated(device) - before
-                return used / 2**20, "max_memory_allocated, pictures included"
+                return used / 2**20, "max_memory_allocated, including the images"
             saved: dict[int, int] = {}
 
             def pack(x: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,10 @@ def memory(data: Path, device: torch.device, kind: str) -> tuple[float, str]:
             del held
             copies = 2 + t.optimizer.slots  # the parameters, their gradients, the solver's arrays
             total = kept + copies * sum(p.nbytes for p in t.net.parameters())
-            return total / 2**20, "sum of what is kept for the backward pass, parameters, gradients, solver's arrays"
+            return (
+                total / 2**20,
+                "the sum of what is kept for the backward pass, parameters, gradients and the solver's arrays",
+            )
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -216,7 +219,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="in a turn; default: 1, on a GPU 50")
+    parser.add_argument("--steps", type=int, help="steps per turn (default: 1; 50 on a GPU)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--md", type=Path)
     args = parser.parse_args()

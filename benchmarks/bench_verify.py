@@ -1,9 +1,9 @@
-"""What verifying a net of VGG-16's size costs beside the forward passes that it needs, and in memory.
+"""The cost of verifying a net of VGG-16's size: time compared with the forward passes that it needs, and memory.
 
     python benchmarks/bench_verify.py [--quick]
 
-Time: verification against OpenCV, isolated, over one pass of our Net plus one of OpenCV (which includes giving it the
-net, as verifying must). Memory: the peak of nets of equal layers, 20 and 80 deep; what is verified must not pile up.
+Time: isolated verification against OpenCV, relative to one pass of the Net plus one of OpenCV (which includes loading
+the net, as in verification). Memory: the peak for nets with 20 and 80 equal layers; it must not grow with depth.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def best(function: Callable[[], object], times: int) -> float:
 
 
 def cost(text: str, times: int) -> tuple[float, float, float]:
-    """Seconds of our forward pass, of OpenCV's, and of the verification."""
+    """The seconds of the Net's forward pass, of OpenCV's, and of the verification."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.prototxt"
         path.write_text(text)
@@ -86,7 +86,7 @@ def cost(text: str, times: int) -> tuple[float, float, float]:
 
 
 def peak(depth: int, side: int) -> float:
-    """MiB that verifying a net of ``depth`` equal convolutions takes at most, beyond what is there before it begins."""
+    """The peak memory in MiB, beyond that at the start, of verifying a net of ``depth`` equal convolutions."""
     text = head(side, 32)
     bottom = "data"
     for n in range(depth):
@@ -97,7 +97,7 @@ def peak(depth: int, side: int) -> float:
         path.write_text(text)
         ported = port(path)
     case = case_of(ported, random_inputs(ported.net.plan.spec, ported.net.plan.shapes, 0)[0])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _peak()
     with torch.inference_mode():
         for _ in run(ported.net, OpenCVReference(), case, Tolerance()):
@@ -106,7 +106,7 @@ def peak(depth: int, side: int) -> float:
 
 
 def _peak() -> float:
-    """MiB of resident memory at most, so far (Linux)."""
+    """The peak resident memory so far, in MiB (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 

@@ -1,11 +1,11 @@
-"""Everything that docs/results/README.md asks of a GPU, in pieces: run the same command again until nothing is left.
+"""Everything in docs/results/README.md that needs a GPU, in pieces: repeat the command until nothing is left.
 
     python benchmarks/gpu_session.py --root DATA --out OUT [--minutes 8]
-    python benchmarks/gpu_session.py --out OUT --smoke          # the same on a CPU, on random pictures, in a minute
+    python benchmarks/gpu_session.py --out OUT --smoke          # the same on a CPU, on random images, in a minute
 
 DATA is what ``caffe-port train --root`` takes for cifar10 and cifar100, or holds cifar10.npz and cifar100.npz. A call
-goes on where the last one stopped and leaves the rest of its time to the long runs. OUT holds results.json, README.md,
-and a folder for each run with its curves.
+continues where the last one stopped and spends its remaining time on the long runs. OUT receives results.json,
+README.md, and a folder for each run with its curves.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ RESERVE = 15.0  # seconds: a snapshot, the last curves, the start of Python
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, and the files that say what it found.
+    """A command, and the files with its results.
 
     Attributes:
         results: name -> a JSON file, one for each run of the command.
-        target: per cent, of a training.
-        last: iteration or epoch with which a training is done; 0: no training.
+        target: the accuracy that a training should reach, in percent.
+        last: the last iteration or epoch of a training; 0: not a training.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Stage:
     last: int = 0
 
     def left(self) -> bool:
-        """Whether it is still to be run, or to be run on."""
+        """Whether it has still to be run or continued."""
         return any(not found or self.at(found) < self.last for found in map(read, self.results.values()))
 
     @staticmethod
     def at(found: dict[str, Any]) -> int:
-        """The last iteration or epoch of a training."""
+        """The iteration or epoch that a training has reached."""
         return int(found.get("iter", found.get("epochs_done", 0)))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A JSON file; empty where there is none yet."""
+    """The contents of a JSON file; empty if it does not exist yet."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def data_of(root: Path | None, name: str) -> list[str]:
-    """The options for a data set: the .npz in the root, or torchvision's folder."""
+    """The options for a data set: the .npz in the root folder, or torchvision's folder."""
     if root is None:
         return ["--data", name]
     npz = root / f"{name}.npz"
@@ -126,7 +126,7 @@ def run(stage: Stage, out: Path, seconds: float) -> int:
 
 
 def accuracy(found: dict[str, Any]) -> float | None:
-    """Per cent, of the recipe's test or of the best of a solver's."""
+    """The accuracy in percent: of the recipe's test, or of the best of a solver's tests."""
     if "accuracy" in found:
         return float(found["accuracy"])
     best = found.get("best") or {}
@@ -137,7 +137,7 @@ def report(all_stages: list[Stage], out: Path) -> None:
     rows = []
     for stage, name, path in ((s, name, path) for s in all_stages if s.last for name, path in s.results.items()):
         found = read(path)
-        state = "not begun" if not found else "done" if stage.at(found) >= stage.last else "going on"
+        state = "not started" if not found else "done" if stage.at(found) >= stage.last else "in progress"
         rows.append(
             {
                 "run": name,
@@ -194,13 +194,13 @@ def random_pictures(folder: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="where CIFAR-10 and CIFAR-100 lie")
+    parser.add_argument("--root", type=Path, help="folder with CIFAR-10 and CIFAR-100")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8, help="of this call")
-    parser.add_argument("--seeds", type=int, default=5, help="of the fast recipe")
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="run these alone; a wrong name lists them")
-    parser.add_argument("--exact", action="store_true", help="the faithful runs in fp32 instead of --fast")
-    parser.add_argument("--smoke", action="store_true", help="a tiny run of everything")
+    parser.add_argument("--minutes", type=float, default=8, help="time for this call")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the fast recipe")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="run only these stages; an unknown name lists all")
+    parser.add_argument("--exact", action="store_true", help="run Caffe's recipes in fp32 instead of --fast")
+    parser.add_argument("--smoke", action="store_true", help="run everything on a tiny scale")
     args = parser.parse_args()
     args.precision = [] if args.exact else ["--fast"]
     args.out = args.out.resolve()
@@ -209,7 +209,7 @@ def main() -> int:
     todo = stages(args, random_pictures(args.out) if args.smoke else args.root and args.root.resolve())
     names = [stage.name for stage in todo]
     if unknown := set(args.only or ()) - set(names):
-        parser.error(f"no stage is named {min(unknown)}; there are {', '.join(names)}")
+        parser.error(f"unknown stage {min(unknown)}; the stages are {', '.join(names)}")
     chosen = [stage for stage in todo if stage.name in (args.only or names)]
     code = 0
     for stage in chosen:

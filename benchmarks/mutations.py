@@ -1,9 +1,9 @@
-"""Plants slips in nets, one at a time, and counts how many are detected, located and named.
+"""Plants porting mistakes in nets, one at a time, and counts how many are detected, located and named.
 
     python benchmarks/mutations.py [--write docs/verification.md]
 
-Nets: SimpleNet (slim), LeNet, a net like GoogLeNet, and MTCNN's three where the shared folder is. A slip that changes
-no number (rounding a size that divides evenly) is no slip and is not counted.
+Nets: SimpleNet (slim), LeNet, a net like GoogLeNet, and MTCNN's three if the shared folder is available. A mistake that
+does not change any value (such as rounding a size that divides evenly) is not counted.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from caffe_port.verification.subject import case_of
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")
 PER_NET = 2
-"""Layers of each net that get a slip of one kind."""
+"""The number of layers per net in which a mistake of one kind is planted."""
 
 Slip = Callable[[Any, Tensor], Tensor]
-"""(the real layer, its bottom) -> what the slip makes of it."""
+"""(the real layer, its bottom) -> the top with the mistake."""
 
 
 def _pool(layer: Any, x: Tensor, **changes: Any) -> Tensor:
@@ -145,7 +145,7 @@ SLIPS: dict[str, dict[str, tuple[Slip, str]]] = {
 
 
 class Planted(nn.Module):
-    """A slip in the place of a layer."""
+    """A layer with a mistake, in place of the real one."""
 
     def __init__(self, slip: Slip, layer: nn.Module) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Planted(nn.Module):
 
 
 def nets(folder: Path) -> Iterator[tuple[str, Ported]]:
-    """The nets, with their parameters; drawn ones get biases and statistics that are not zero."""
+    """The nets with their parameters; initialized ones get nonzero biases and statistics."""
     yield (
         "SimpleNet",
         _drawn(port(ROOT / "model_defs/simplenet_slim_310k_cifar10.prototxt", input_shapes={"data": (2, 3, 32, 32)})),
@@ -191,7 +191,7 @@ def _drawn(ported: Ported) -> Ported:
 
 
 def trial(ported: Ported, case: Case, reference: StoredReference, layer: str, slip: Slip) -> list[Row] | None:
-    """The rows with a slip planted; None where it changes no number."""
+    """The rows of the report with a mistake planted; None if it does not change any value."""
     net = ported.net
     name = net.names[layer]
     own: Any = net._modules[name]
@@ -210,7 +210,7 @@ def trial(ported: Ported, case: Case, reference: StoredReference, layer: str, sl
 
 
 def table(folder: Path) -> tuple[list[str], list[str]]:
-    """The lines of the table, and what was not named."""
+    """The lines of the table, and the mistakes that were not named."""
     lines = ["| net | slips | detected | located | named | false alarms on the clean net |", "|---" * 6 + "|"]
     missed: list[str] = []
     total = np.zeros(5, int)
@@ -317,7 +317,9 @@ def main() -> None:
     import tempfile
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", type=Path, help="a Markdown file: the table goes between its mutation marks")
+    parser.add_argument(
+        "--write", type=Path, help="Markdown file to update: the table replaces what is between its mutation marks"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         lines, missed = table(Path(folder))

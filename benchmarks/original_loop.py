@@ -1,8 +1,8 @@
 """The loop that bench_training.py compares with: SimpleNet (5.48 M) trained the way most PyTorch code of 2018 does it.
 
-A DataLoader with two workers, torchvision's transforms on PIL pictures, a hand-written module, fp32, one host
-synchronisation a step. The net is simplenet_cifar10.prototxt's, with the PyTorch port's BatchNorm2d after every
-convolution and its five Dropout2d in the place of Caffe's twelve Dropout layers.
+A DataLoader with two workers, torchvision's transforms on PIL images, a handwritten module, fp32, one host
+synchronization per step. The net is that of simplenet_cifar10.prototxt, but with BatchNorm2d after every convolution
+and five Dropout2d instead of Caffe's twelve Dropout layers, as in the PyTorch port.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SimpleNet(nn.Module):
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Pictures as torchvision.datasets.CIFAR10 hands them out: one PIL image at a time through the transforms.
+    """Images as torchvision.datasets.CIFAR10 returns them: one PIL image at a time through the transforms.
 
     Args:
         images: uint8 (N, 3, H, W).
@@ -70,13 +70,13 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 class OriginalLoop:
-    """One step at a time, so that others can be measured in between.
+    """Runs one step at a time, so that other loops can be measured in between.
 
     Args:
         images, labels: as for :class:`Pictures`.
-        batch_size: rows.
-        device: where the net trains.
-        workers: of the DataLoader.
+        batch_size: images per step.
+        device: where the net is trained.
+        workers: processes of the DataLoader.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, device: torch.device, workers: int = 2) -> None:
@@ -100,7 +100,7 @@ class OriginalLoop:
             yield from self.loader
 
     def step(self) -> float:
-        """One update; its loss."""
+        """Runs one update and returns its loss."""
         images, labels = (t.to(self.device) for t in next(self.batches))
         self.optimizer.zero_grad()
         loss = self.criterion(self.net(images), labels)

@@ -6,27 +6,63 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:  # what a type checker and an editor see; it is imported when first asked for
+    from caffe_port import errors, layers
+    from caffe_port.api import Ported, load, port
+    from caffe_port.emit.convert import convert
+    from caffe_port.errors import CaffePortError
+    from caffe_port.net.net import Net
+    from caffe_port.training.train import train
+    from caffe_port.verification.comparison import Report
+    from caffe_port.verification.user_module.verify_module import assert_parity
+    from caffe_port.verification.verify import verify
 
-_LAZY = {
+from caffe_port.version import __version__
+
+__all__ = [
+    "CaffePortError",
+    "Net",
+    "Ported",
+    "Report",
+    "__version__",
+    "assert_parity",
+    "convert",
+    "errors",
+    "layers",
+    "load",
+    "port",
+    "train",
+    "verify",
+]
+
+_MODULES = {
+    "CaffePortError": "errors",
+    "Net": "net.net",
+    "Ported": "api",
+    "Report": "verification.comparison",
+    "assert_parity": "verification.user_module.verify_module",
+    "convert": "emit.convert",
+    "errors": "",
+    "layers": "",
     "load": "api",
     "port": "api",
-    "Ported": "api",
-    "Net": "net.net",
-    "CaffePortError": "errors",
-    "convert": "emit.convert",
-    "verify": "verification.verify",
-    "assert_parity": "verification.user_module.verify_module",
     "train": "training.train",
+    "verify": "verification.verify",
 }
+"""Public name -> the module that has it; nothing where it is a module itself."""
 
-__all__ = [*_LAZY, "__version__"]
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Imports a public name when it is first asked for: `import caffe_port` does not import torch."""
+        if name not in _MODULES:
+            raise AttributeError(f"module 'caffe_port' has no attribute '{name}'")
+        module = _MODULES[name]
+        found = importlib.import_module(f"caffe_port.{module or name}")
+        return getattr(found, name) if module else found
 
 
-def __getattr__(name: str) -> Any:
-    """Names of the public API, imported when first asked for: `import caffe_port` does not import torch."""
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"caffe_port.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'caffe_port' has no attribute '{name}'")
+def __dir__() -> list[str]:
+    return list(__all__)

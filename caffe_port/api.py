@@ -1,9 +1,10 @@
-"""The library's front door: files in, a Net out."""
+"""The library's front door: files in, a Net out. Each file is read once; what was read may be given in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
@@ -14,6 +15,7 @@ from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
 from caffe_port.layers.stub import Stub
 from caffe_port.net.net import LoadReport, Net
+from caffe_port.spec import NetSpec
 from caffe_port.typing import PathLike
 
 
@@ -38,13 +40,32 @@ class Ported:
     shared: bool = False
 
 
-def load(prototxt: PathLike | None = None, weights: PathLike | None = None, **options: object) -> Net:
+Prototxt: TypeAlias = "PathLike | Definition | Ported"
+"""A net: a file, or what was read of one."""
+
+Stored: TypeAlias = "PathLike | Weights"
+"""Weights: a file, or what was read of one."""
+
+
+def load(
+    prototxt: Prototxt | None = None,
+    weights: Stored | None = None,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_loss: bool = False,
+    level: int = 0,
+    stages: Sequence[str] = (),
+    seed: int = 0,
+    stub: bool = False,
+) -> Net:
     """Loads a Caffe net.
 
     Args:
-        prototxt: a net of any age, deploy or training; None: the definition inside the weights.
-        weights: .caffemodel or .caffemodel.h5; None: parameters are drawn by the net's fillers.
-        options: as for :func:`port`.
+        prototxt: a net of any age, deploy or training; None: the definition inside the weights. Or what was read: a
+            :class:`~caffe_port.definition.definition.Definition`, or a :class:`Ported`, which brings its weights too.
+        weights: .caffemodel or .caffemodel.h5, or what was read of one; None: parameters are drawn by the net's
+            fillers.
+        input_shapes, keep_loss, level, stages, seed, stub: as for :func:`port`.
 
     Returns:
         The Net in phase TEST, on the CPU, in float32.
@@ -52,12 +73,47 @@ def load(prototxt: PathLike | None = None, weights: PathLike | None = None, **op
     Raises:
         CaffePortError: says where, what and what to do.
     """
-    return port(prototxt, weights, **options).net  # type: ignore[arg-type]
+    return port(
+        prototxt,
+        weights,
+        input_shapes=input_shapes,
+        keep_loss=keep_loss,
+        level=level,
+        stages=stages,
+        seed=seed,
+        stub=stub,
+    ).net
+
+
+def read(
+    prototxt: Prototxt | None, weights: Stored | None = None, writable: bool = False
+) -> tuple[Definition, Weights | None]:
+    """Reads a net's files; what was read already is taken as it is.
+
+    Args:
+        prototxt, weights: as for :func:`load`.
+        writable: the blobs may be written to, which never reaches the file.
+
+    Raises:
+        CaffePortError: a file cannot be read, or neither is given.
+    """
+    if isinstance(prototxt, Ported):
+        weights = prototxt.weights if weights is None else weights
+        prototxt = prototxt.definition
+    if prototxt is None and weights is None:
+        raise CaffePortError("a prototxt, a caffemodel, or both are needed")
+    stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
+    if isinstance(prototxt, Definition):
+        return prototxt, stored
+    if prototxt is not None:
+        return Definition.read(prototxt), stored
+    assert stored is not None
+    return Definition.embedded(stored), stored
 
 
 def port(
-    prototxt: PathLike | None = None,
-    weights: PathLike | None = None,
+    prototxt: Prototxt | None = None,
+    weights: Stored | None = None,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     keep_loss: bool = False,
@@ -78,23 +134,58 @@ def port(
         stub: a layer of an unknown type becomes a :class:`~caffe_port.layers.stub.Stub`, to be finished by hand.
         share: copies no large parameter: they stay views of the mapped file, wherever it has them, which need not be
             where a tensor may begin. :func:`caffe_port.convert` knows how to deal with that; such a Net is not to be
-            run or trained. It spares convert the memory of the weights and the time to fill it.
+            run or trained. It spares convert the memory of the weights and the time to fill it. Weights that were read
+            without ``writable`` are copied all the same.
     """
-    if prototxt is None and weights is None:
-        raise CaffePortError("a prototxt, a caffemodel, or both are needed")
-    stored = caffemodel.read(weights, writable=share) if weights is not None else None
-    share = share and stored is not None and stored.mapping is not None
-    if prototxt is not None:
-        definition = Definition.read(prototxt)
-    else:
-        assert stored is not None
-        definition = Definition.embedded(stored)
+    definition, stored = read(prototxt, weights, writable=share)
+    return build(
+        definition,
+        stored,
+        input_shapes=input_shapes,
+        keep_loss=keep_loss,
+        level=level,
+        stages=stages,
+        seed=seed,
+        share=share,
+        stub=stub,
+    )
+
+
+def build(
+    definition: Definition,
+    stored: Weights | None = None,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_loss: bool = False,
+    level: int = 0,
+    stages: Sequence[str] = (),
+    seed: int = 0,
+    share: bool = False,
+    stub: bool = False,
+    resolved: NetSpec | None = None,
+) -> Ported:
+    """What :func:`port` does once the files are read.
+
+    A definition is resolved once a phase: a Net computes both, and they may differ in any layer.
+
+    Args:
+        definition, stored: what was read.
+        input_shapes, keep_loss, level, stages, seed, share, stub: as for :func:`port`.
+        resolved: the net in one phase, from :func:`phase_spec` with the same options, where the caller had to know it.
+    """
+
+    def spec(phase: str, given: Collection[str]) -> NetSpec:
+        if resolved is not None and resolved.phase == phase:
+            return resolved
+        return phase_spec(definition, phase, level, stages, given, keep_loss, stub)
+
+    share = share and stored is not None and stored.mapping is not None and stored.mapping.writable
     notes: list[str] = []
     try:
-        test = phase_spec(definition, "TEST", level, stages, input_shapes or {}, keep_loss, stub)
+        test = spec("TEST", input_shapes or {})
     except SpecError as error:
         try:
-            test = phase_spec(definition, "TRAIN", level, stages, input_shapes or {}, keep_loss, stub)
+            test = spec("TRAIN", input_shapes or {})
         except SpecError:
             raise error from None
         notes.append(f"phase TEST cannot be built, eval() computes the layers of TRAIN: {error.where}: {error.what}")
@@ -102,10 +193,10 @@ def port(
     notes += [*test.notes, *shapes.notes]
     draw, stand_in = None if stored else seed, Stub if stub else None
     try:
-        train = phase_spec(definition, "TRAIN", level, stages, shapes.shapes, keep_loss, stub)
+        train = spec("TRAIN", shapes.shapes)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
-        resolved = resolve(train, stored, known, guess=True).shapes
-        net = Net(test, resolved | shapes.shapes, train, draw, stand_in)
+        resolved_shapes = resolve(train, stored, known, guess=True).shapes
+        net = Net(test, resolved_shapes | shapes.shapes, train, draw, stand_in)
     except SpecError as error:
         net = Net(test, shapes.shapes, None, draw, stand_in)
         notes.append(f"phase TRAIN cannot be built, train() computes the layers of TEST: {error.where}: {error.what}")
@@ -114,7 +205,7 @@ def port(
         try:
             report = net.load_weights(stored, share)
         except WeightsError as error:
-            raise _with_remedy(error, prototxt, stored) from None
+            raise _with_remedy(error, definition, stored) from None
         if report.initialised:
             drawn = ", ".join(report.initialised)
             notes.append(
@@ -143,9 +234,9 @@ def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:
     return [f"fillers that Caffe does not have were drawn as xavier: {told}"] if odd else []
 
 
-def _with_remedy(error: WeightsError, prototxt: PathLike | None, stored: Weights) -> WeightsError:
+def _with_remedy(error: WeightsError, definition: Definition, stored: Weights) -> WeightsError:
     """Says what to do about weights that do not fit: most caffemodels carry a definition that does."""
-    if prototxt is None or stored.net is None:
+    if definition.path == stored.path or stored.net is None:
         return error
     what = error.what.replace("the definition asks", "the prototxt asks")
     diff = "`caffe-port inspect --diff`"
@@ -155,7 +246,7 @@ def _with_remedy(error: WeightsError, prototxt: PathLike | None, stored: Weights
 
 def _fits_itself(stored: Weights) -> bool:
     try:
-        port(None, stored.path, share=True)
+        port(None, stored, share=True)
     except CaffePortError:
         return False
     return True

@@ -11,9 +11,9 @@ from typing import NoReturn
 
 import click
 
-import caffe_port
 from caffe_port.commands import health, nets, proof, training
 from caffe_port.errors import CaffePortError, printable
+from caffe_port.version import __version__
 
 
 def main() -> NoReturn:
@@ -49,7 +49,7 @@ def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> N
         return
     from caffe_port.inspection.doctor import versions
 
-    click.echo(f"caffe-port {caffe_port.__version__}")
+    click.echo(f"caffe-port {__version__}")
     for name, version in versions().items():
         click.echo(f"{name} {version}")
     context.exit()
@@ -89,6 +89,7 @@ for _command in (
     training.log,
     training.reproduce,
     health.doctor,
+    health.build_caffe,
     health.completion,
 ):
     cli.add_command(_command)

@@ -1,7 +1,7 @@
-"""One base class for everything that can be wrong with what a user gave us.
+"""One base class for every error in what the user provided.
 
-An error says where (file, line, layer), what (got and expected) and, where we know it, what to do.
-The command line prints it as it is and leaves with code 2; nothing else is caught.
+An error says where (file, line, layer), what (got and expected) and, where that is known, what to do.
+The command line prints it as it is and exits with code 2; it catches nothing else.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 
 
 class CaffePortError(Exception):
-    """What the user can put right: ``where: what`` and, on a second line, what to do.
+    """An error that the user can fix: ``where: what`` and, on a second line, what to do.
 
     Args:
-        what: one sentence, got and expected.
-        where: file, ``file:line`` or ``file:line:column``; empty where there is no file.
-        hint: what to do; shown indented on the next line, or lines.
+        what: one sentence: what was found and what was expected.
+        where: file, ``file:line`` or ``file:line:column``; empty if there is no file.
+        hint: what to do; shown indented on the following lines.
 
-    What comes from a file is shown escaped where it is not printable: a name cannot steer a terminal.
+    Unprintable characters are escaped, so that a name in a file cannot control the terminal.
     """
 
     def __init__(self, what: str, where: str = "", hint: str | Sequence[str] = "") -> None:
@@ -32,7 +32,7 @@ class CaffePortError(Exception):
 
 
 class ParseError(CaffePortError):
-    """The bytes or the text do not follow their format."""
+    """The bytes or the text are not in the expected format."""
 
 
 class SpecError(CaffePortError):
@@ -40,25 +40,25 @@ class SpecError(CaffePortError):
 
 
 class UnsupportedLayerError(SpecError):
-    """The net holds layer types that are not registered; names every one of them."""
+    """The net contains layer types that are not registered; the error names all of them."""
 
 
 class WeightsError(CaffePortError):
-    """Weights and definition do not fit each other."""
+    """The weights and the definition do not match."""
 
 
 class DependencyError(CaffePortError):
-    """An optional package is needed for this call; the hint says how to install it."""
+    """This call requires an optional package; the hint says how to install it."""
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """``" Did you mean 'x'?"`` for the nearest of ``known``, or an empty string."""
+    """``" Did you mean 'x'?"`` for the closest match in ``known``, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def printable(text: str) -> str:
-    """The text with control, format and bidirectional characters escaped: a name in a file cannot steer a terminal.
+    """Escapes control, format and bidirectional characters, so that a name in a file cannot control the terminal.
 
     >>> printable("conv\\x1b[31m1")
     'conv\\\\x1b[31m1'

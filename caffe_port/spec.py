@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
@@ -38,6 +39,11 @@ class LayerSpec:
     where: str = dataclasses.field(repr=False)
     is_input: bool = False
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the file that names this layer, from which the files it names are looked for."""
+        return Path(self.where.rpartition(":")[0] or self.where).parent
+
     def error(self, what: str, hint: str = "") -> SpecError:
         """A SpecError that names this layer and its line."""
         return SpecError(f"layer '{self.name}' ({self.type}): {what}", self.where, hint)
@@ -50,6 +56,7 @@ class NetSpec:
     Attributes:
         notes: facts that the user should hear of.
         targets: blobs that only dropped losses read, to compare with (an autoencoder's input): no outputs.
+        full: the net before the deploy view left out what only labels need; None where it left out nothing.
     """
 
     name: str
@@ -58,6 +65,7 @@ class NetSpec:
     path: str
     notes: tuple[str, ...] = ()
     targets: frozenset[Source] = frozenset()
+    full: NetSpec | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def by_name(self) -> dict[str, LayerSpec]:

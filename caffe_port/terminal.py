@@ -1,4 +1,4 @@
-"""Plain text tables for a terminal: aligned, no wider than asked, and safe whatever a file's names contain."""
+"""Plain text for a terminal: aligned tables that are safe whatever a file's names contain, counts and sizes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from caffe_port.errors import printable
 
 
 def columns_of(text: str) -> int:
-    """Columns that a terminal needs: East Asian characters take two, combining marks none."""
+    """The number of terminal columns: East Asian characters take two, combining marks none."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, its middle replaced by ``..`` where it is wider: beginnings and ends of names tell most."""
+    """Replaces the middle of a text that is too wide by ``..``: the beginning and end of a name say the most."""
     if columns_of(text) <= width:
         return text
     head, tail = text, ""
@@ -42,8 +42,8 @@ def table(
     Args:
         header: column titles; a column whose cells are all empty is left out.
         rows: cells; a row that is a single ``"-"`` is a rule.
-        right: columns that are aligned to the right (numbers).
-        shrink: columns that give way when the table is wider than ``width``, in this order, each down to its least.
+        right: columns to align to the right (numbers).
+        shrink: (column, minimum width) of the columns to narrow, in this order, if the table is wider than ``width``.
         width: columns of the terminal.
 
     Returns:
@@ -71,11 +71,20 @@ def table(
     return [line(header), rule, *body]
 
 
-def human_bytes(count: int) -> str:
+def count(n: int, noun: str, plural: str = "") -> str:
+    """A number with its noun; ``plural`` where it is not the noun and an s.
+
+    >>> count(1, "layer"), count(1200, "layer"), count(0, "axis", "axes")
+    ('1 layer', '1,200 layers', '0 axes')
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def human_bytes(size: int) -> str:
     """1536 -> '1.5 KiB'."""
-    if count < 1024:
-        return f"{count} B"
-    value, unit = float(count), "B"
+    if size < 1024:
+        return f"{size} B"
+    value, unit = float(size), "B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):  # noqa: B007
         value /= 1024
         if value < 1000:

@@ -256,7 +256,7 @@ def test_the_files_the_wrong_way_round() -> None:
 
 
 def test_a_solver_instead_of_the_net() -> None:
-    with pytest.raises(CaffePortError, match="This looks like a solver; give the net that its 'net:' names"):
+    with pytest.raises(CaffePortError, match="This looks like a solver; give the net that its 'net:' field names"):
         caffe_port.load(MNIST / "solver.prototxt", MNIST / "weights.caffemodel")
 
 

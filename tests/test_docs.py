@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ import doc_pages
 import pytest
 import registries
 import torch
-from conftest import ROOT
+from conftest import CAFFE, ROOT, SHARED
 from safetensors.torch import load_file
 
 from caffe_port.cli import main
@@ -192,24 +195,51 @@ def test_what_custom_layers_md_quotes() -> None:
 OWN_TEST = {"docs/custom-layers.md"}
 """Pages whose commands need more than a folder: a test above runs them."""
 PAGES = {str(page.relative_to(ROOT)): page for page in doc_pages.pages() if doc_pages.blocks(page)}
+SLOW = os.environ.get("CAFFE_PORT_DOCS") == "slow"
+"""Of `make docs-slow`: the pages that hold slow blocks, with these."""
+RUN = {n for n, page in PAGES.items() if not SLOW or any(block.said("slow") for block in doc_pages.blocks(page))}
 
 
-@pytest.mark.parametrize("name", sorted(PAGES.keys() - OWN_TEST))
+@pytest.mark.parametrize("name", sorted(RUN - OWN_TEST))
 def test_a_page_does_what_it_says(
     name: str,
     request: pytest.FixtureRequest,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every block, in order, in a folder like the reader's; see doc_pages for the comments that steer it."""
-    doc_pages.lay_out(PAGES[name], tmp_path, lambda: request.getfixturevalue("shared"))
+    folder = tmp_path / "caffe-port"
+    doc_pages.lay_out(PAGES[name], folder, lambda: request.getfixturevalue("shared"), copied=SLOW)
     monkeypatch.setenv("CAFFE_PORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CAFFE_PORT_PYCAFFE", raising=False)
-    reader = doc_pages.Reader(lambda words: run(shlex.join(words), capfd, monkeypatch))
-    with doc_pages.inside(tmp_path):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("PET_MASTER_PORT", free_port())  # where the processes of torchrun meet
+    monkeypatch.setenv("DOCS_VENV", str(tmp_path_factory.getbasetemp() / "venv"))  # one for all that make installs
+    monkeypatch.setenv("DOCS_CAFFE", str(CAFFE or ""))
+    if CAFFE:
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        (tmp_path / "cache" / CAFFE.name).symlink_to(CAFFE)
+    if SHARED.is_dir():
+        monkeypatch.setenv("CAFFE_PORT_SHARED", str(SHARED.resolve()))
+
+    def tell(block: doc_pages.Block, command: str, code: int, seconds: float, printed: str) -> None:
+        with capfd.disabled():
+            end = "\n".join(f"    {line[:150]}" for line in printed.rstrip().splitlines()[-6:])
+            print(f"\n{block}: exit code {code} after {seconds:.0f} s: {command}\n{end}")
+
+    reader = doc_pages.Reader(lambda words: run(shlex.join(words), capfd, monkeypatch), SLOW, tell)
+    with doc_pages.inside(folder):
         for block in doc_pages.blocks(PAGES[name]):
             reader.read(block)
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 PLAIN = {"__main__.py: the module", "pooling.py: max_pool", "set_up.py: set_up"}
@@ -238,7 +268,7 @@ def test_links_lead_somewhere() -> None:
 def test_the_index_names_every_page() -> None:
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     linked = {(DOCS / target).resolve() for target in re.findall(r"\]\(([^)#\s]+\.md)", index)}
-    assert set(DOCS.rglob("*.md")) - {DOCS / "README.md"} <= linked
+    assert {page for page in doc_pages.pages() if page.is_relative_to(DOCS)} - {DOCS / "README.md"} <= linked
 
 
 def test_troubleshooting_quotes_real_messages() -> None:
@@ -278,7 +308,11 @@ def read_all(page: Path, code: int = 0, printed: str = "") -> None:
         ("```sh\ncaffe-port demo\n```\n<!-- exit 1 -->\n```sh\ncaffe-port demo\n```\n", "exit code 0, not 1"),
         ("```console\n$ caffe-port demo\nerror: it is not so\n```\n", "exit code 0, not 2"),
         ("```sh\nfalse\n```\n", "exit code 1, not 0"),
-        ("<!-- not run: -->\n```sh\nmake\n```\n", "says no reason"),
+        ("<!-- slow: -->\n```sh\nmake\n```\n", "is no order"),
+        ("<!-- not run: it takes an hour -->\n```sh\nmake\n```\n", "'not run: it takes an hour' is no order"),
+        ("<!-- with: 9 => 2 -->\n```sh\nexit 0\n```\n", "does not hold 9"),
+        ("<!-- before: false -->\n```sh\nexit 0\n```\n", "false\nexit code 1"),
+        ("<!-- exit: 3 -->\n<!-- with: 3 => 4 -->\n```sh\nexit 3\n```\n", "exit code 4, not 3"),
         ("```python\nassert 1 + 1 == 3\n```\n", ""),
         (
             "<!-- part of: page.md -->\n```python\nx = 1\n```\nbut not\n<!-- part of: here.txt -->\n```text\nx\n```\n",
@@ -301,7 +335,7 @@ def test_a_page_that_is_true_passes(tmp_path: Path) -> None:
 ```python
 x = 2
 ```
-<!-- not run: it takes
+<!-- slow: it takes
 an hour -->
 ```sh
 false
@@ -320,3 +354,79 @@ import mine
         ),
         printed="PASSED: 2 of 3 in 1.2e-07, ─────── 7.1 KiB by torch 2.14.1+cpu",
     )
+
+
+def test_slow_blocks_are_run_when_asked(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "<!-- slow: it takes an hour -->\n```sh\necho said\n```\n")
+    told: list[tuple[str, int, str]] = []
+    for slow in (False, True):
+        reader = doc_pages.Reader(
+            lambda words: (0, ""),
+            slow,
+            lambda _, command, code, seconds, printed: told.append((command, code, printed)),
+        )
+        with doc_pages.inside(tmp_path):
+            reader.read(*doc_pages.blocks(page))
+    assert told == [("echo said", 0, "said\n")]
+
+
+@pytest.mark.parametrize("git", [True, False], ids=["checkout", "sdist"])
+@pytest.mark.parametrize("copied", [True, False])
+def test_what_lies_untracked_is_not_seen(
+    tmp_path: Path, git: bool, copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make demo` leaves demo/, and the quickstart, which makes it, must not find it."""
+    checkout, folder = tmp_path / "checkout", tmp_path / "page"
+    names = {"README.md", "docs/guide.md", "docs/examples/net.prototxt", "caffe_port/__init__.py"}
+    for name in names:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("x")
+    if git:
+        identity = ["-c", "user.name=x", "-c", "user.email=x"]
+        for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all of it"]):
+            subprocess.run(["git", *words], cwd=checkout, check=True)
+        for name in ("docs/draft.md", "docs/examples/out/model.py"):
+            (checkout / name).parent.mkdir(exist_ok=True)
+            (checkout / name).write_text("x")
+    for name in ("demo/model.py", "slim/weights.safetensors", "run.json", ".venv/bin/python"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("x")
+    monkeypatch.setattr(doc_pages, "ROOT", checkout)
+    doc_pages.lay_out(checkout / "README.md", folder, lambda: tmp_path, copied)
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found | {"caffe_port/__init__.py"} == names
+    assert (folder / "caffe_port" / "__init__.py").is_file()
+    assert {path.name for path in doc_pages.pages()} == {"README.md", "CONTRIBUTING.md", "guide.md"}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout of git")
+def test_an_sdist_is_known_by_its_names() -> None:
+    assert sorted({name.parts[0] for name in doc_pages.tracked()}) == list(doc_pages.TOP)
+
+
+def test_stand_ins(tmp_path: Path) -> None:
+    read_all(
+        page_of(
+            tmp_path,
+            """
+<!-- before: COUNT=3 -->
+<!-- before: FILE=$PWD/$COUNT -->
+<!-- with: 1000 => $COUNT -->
+```sh
+test 1000 = 3
+```
+```console
+$ basename "$FILE"
+3
+```
+""",
+        )
+    )
+
+
+def test_a_block_that_lacks_something_is_left_out(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "<!-- slow: why -->\n<!-- needs: python0 -V -->\n```sh\nfalse\n```\n")
+    told: list[str] = []
+    reader = doc_pages.Reader(lambda words: (0, ""), True, lambda _, command, *rest: told.append(command))
+    reader.read(*doc_pages.blocks(page))
+    assert told == ["left out: it needs python0 -V"]

@@ -73,9 +73,9 @@ def test_the_tiny_net_is_a_good_one(tiny: Path) -> None:
 BROKEN_WEIGHTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "w.caffemodel: is empty"),
     "one byte": (lambda data: data[:1], "w.caffemodel: "),
-    "half": (lambda data: data[: len(data) // 2], "the file is damaged or not of this format"),
-    "all but one byte": (lambda data: data[:-1], "the file is damaged or not of this format"),
-    "a PNG": (lambda data: b"\x89PNG\r\n\x1a\n" + data, "is a PNG picture, not a .caffemodel"),
+    "half": (lambda data: data[: len(data) // 2], "the file is damaged or not in this format"),
+    "all but one byte": (lambda data: data[:-1], "the file is damaged or not in this format"),
+    "a PNG": (lambda data: b"\x89PNG\r\n\x1a\n" + data, "is a PNG image, not a .caffemodel"),
     "a PyTorch file": (lambda data: b"PK\x03\x04" + data, "is a zip archive (a PyTorch file?), not a .caffemodel"),
     "a prototxt": (lambda data: PROTOTXT.encode(), "is text, not a .caffemodel"),
     "a web page": (lambda data: b"<html>not found</html>", "is a web page or XML"),
@@ -147,8 +147,8 @@ def test_text_that_is_none(data: bytes, tiny: Path) -> None:
 
 
 def test_folders_and_missing_files(tiny: Path) -> None:
-    assert said(tiny) == f"{tiny}: is a folder, a file was expected"
-    assert said(None, tiny) == f"{tiny}: is a folder, a file was expected"
+    assert said(tiny) == f"{tiny}: is a folder; expected a file"
+    assert said(None, tiny) == f"{tiny}: is a folder; expected a file"
     assert said(tiny / "x") == f"{tiny / 'x'}: cannot be read: No such file or directory"
     assert said(tiny / "net.prototxt", tiny / "x") == f"{tiny / 'x'}: cannot be read: No such file or directory"
 
@@ -165,8 +165,9 @@ def test_blobs_that_claim_a_terabyte(tiny: Path) -> None:
     text = PROTOTXT.replace('name: "fc"', 'name: "fc" blobs { data: 1 shape { dim: [1000000, 1000000] } }')
     path = tiny / "w.caffemodel"
     path.write_bytes(oracle.parse_text(text, "NetParameter").SerializeToString())
-    assert "layer 'fc', blob 0: shape (1000000, 1000000) asks for 1000000000000 values, the file holds 1" in said(
-        None, path
+    assert (
+        "layer 'fc', blob 0: shape (1000000, 1000000) requires 1,000,000,000,000 values, the file contains 1"
+        in said(None, path)
     )
 
 

@@ -251,7 +251,7 @@ def test_a_states_weights_are_named_not_run(tmp_path: Path) -> None:
     """learned_net is where Caffe looks for the weights; another kind of file there is refused when it is read."""
     for name in ("/dev/zero", "\0", "x" * 5000, "../" * 50 + "dev/zero"):
         state = solverstate.SolverState(1, name, (), 0, str(tmp_path / "s.solverstate"))
-        with pytest.raises(CaffePortError, match="are neither beside it nor where it says"):
+        with pytest.raises(CaffePortError, match="are neither at that path nor next to the state"):
             solverstate.weights_beside(state)
 
 

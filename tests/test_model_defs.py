@@ -77,7 +77,7 @@ PREPROCESSING_REQUIRED = {
     "mirror_train": bool,
     "mirror_test": bool,
 }
-PREPROCESSING_OPTIONAL = {"pad_first": bool}
+PREPROCESSING_OPTIONAL = {"pad_first": bool, "resize": list}
 
 
 @pytest.fixture(scope="module")

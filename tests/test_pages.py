@@ -50,6 +50,15 @@ class Page(HTMLParser):
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "data", "action") or k.startswith("on")]
 
 
+def test_a_notebook_cannot_be_written_into() -> None:
+    text = evil()._repr_html_()
+    page = Page(text)
+    assert set(page.tags) == {"div", "b", "br", "table", "tr", "th", "td"}
+    assert not page.links
+    assert "&lt;script&gt;" in text
+    assert all(c.isprintable() for c in text)
+
+
 def test_junit() -> None:
     root = ElementTree.fromstring(to_junit(evil()))
     assert root.attrib["tests"] == "5"
@@ -112,6 +121,8 @@ def test_the_page_of_a_broken_net(net: Path, same_shape: bool) -> None:
     assert len(page.links) == (9 if same_shape else 6)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert "First to diverge: <b>pool</b>" in text
+    assert "title='differs by itself'" in text
+    assert "title='greatest difference when the layer is fed what the reference fed its own'>isolated" in text
 
 
 def test_histogram_by_hand() -> None:

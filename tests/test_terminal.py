@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from caffe_port.errors import printable
-from caffe_port.terminal import columns_of, human_bytes, shorten, table
+from caffe_port.terminal import columns_of, count, human_bytes, shorten, table
 
 
 def test_printable() -> None:
@@ -44,3 +44,18 @@ def test_table() -> None:
 )
 def test_human_bytes(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("n", "nouns", "text"),
+    [
+        (0, ("layer",), "0 layers"),
+        (1, ("layer",), "1 layer"),
+        (2, ("layer",), "2 layers"),
+        (1234, ("blob",), "1,234 blobs"),
+        (1, ("axis", "axes"), "1 axis"),
+        (3, ("axis", "axes"), "3 axes"),
+    ],
+)
+def test_count(n: int, nouns: tuple[str, ...], text: str) -> None:
+    assert count(n, *nouns) == text

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +14,8 @@ from pathlib import Path
 import torch
 
 from caffe_port.api import port
+from caffe_port.definition.definition import Definition
+from caffe_port.errors import printable
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel
 from caffe_port.typing import PathLike
@@ -18,14 +23,19 @@ from caffe_port.typing import PathLike
 MODEL = "simplenet_cifar10.prototxt"
 SEED = 1705  # of the authors' solver
 
+_USAGE = """\
+cd {folder} && {python} -c '
+from model import {name}
+from safetensors.torch import load_file
+model = {name}()
+model.load_state_dict(load_file("weights.safetensors"))
+print(model.eval())'"""
 
-USAGE = """\
-  cd {folder} && python -c '
-  from model import {name}
-  from safetensors.torch import load_file
-  model = {name}()
-  model.load_state_dict(load_file("weights.safetensors"))
-  print(model.eval())'"""
+
+def usage(folder: PathLike, name: str) -> str:
+    """What to paste into a shell, to see the model: with the Python that runs here, which has torch."""
+    python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
+    return _USAGE.format(folder=printable(shlex.quote(str(folder))), python=python, name=name)
 
 
 @contextlib.contextmanager
@@ -37,9 +47,15 @@ def workspace() -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The files that the demo converts; ``prototxt`` is None where the weights' own definition is used."""
+    """What the demo converts.
 
-    prototxt: Path | None
+    Attributes:
+        definition: what was read of the prototxt; None where the weights' own definition is used.
+        weights: the .caffemodel.
+        story: a sentence.
+    """
+
+    definition: Definition | None
     weights: Path
     story: str
 
@@ -65,4 +81,4 @@ def prepare(folder: Path, weights: PathLike | None = None) -> Prepared:
         net(torch.randn(shape, generator=generator))
     path = folder / Path(MODEL).with_suffix(".caffemodel").name
     caffemodel.write(path, ported.definition.net, net.blobs())
-    return Prepared(prototxt, path, f"SimpleNet for CIFAR-10, weights drawn by Caffe's fillers (seed {SEED})")
+    return Prepared(ported.definition, path, f"SimpleNet for CIFAR-10, weights drawn by Caffe's fillers (seed {SEED})")

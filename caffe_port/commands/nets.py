@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-import caffe_port
 from caffe_port.commands.command import command, note
 from caffe_port.commands.net_files import NetFiles, Shape, net_options
 from caffe_port.errors import printable
@@ -86,7 +85,9 @@ def convert(
 
     ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, stub=stub, share=trained is None, **net.options)
     if trained is None:
-        _show(caffe_port.convert(ported, folder, formats=formats, **how))
+        from caffe_port.emit.convert import convert as write
+
+        _show(write(ported, folder, formats=formats, **how))
         return
     from caffe_port.emit import caffe_files
 
@@ -209,6 +210,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
 
     from caffe_port import api
     from caffe_port.commands import demo_files as demonstration
+    from caffe_port.emit.convert import convert as write
     from caffe_port.verification.reports import terminal
     from caffe_port.verification.verify import verify as run
 
@@ -216,12 +218,12 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
         prepared = demonstration.prepare(scratch, weights)
         click.secho(f"1. {prepared.story}", bold=True)
         click.secho("2. convert", bold=True)
-        ported = api.port(prepared.prototxt, prepared.weights)
-        result = caffe_port.convert(ported, folder, force=force)
+        ported = api.port(prepared.definition, prepared.weights)
+        result = write(ported, folder, force=force)
         _show(result)
         click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
-        found = run(prepared.prototxt, prepared.weights)
+        found = run(ported)
     terminal.render(found, Console(), all_rows=False)
     click.secho("4. use it", bold=True)
-    click.echo(demonstration.USAGE.format(folder=printable(str(folder)), name=result.class_name))
+    click.echo(demonstration.usage(folder, result.class_name))
     return 0 if found.passed else 1

@@ -53,7 +53,7 @@ def feed_options(function: F) -> F:
     default="opencv",
     show_default=True,
     metavar="REFERENCE",
-    help="opencv, numpy (our formulas in float64), pycaffe, a trace (.npz); or FILE.py:Class, your own "
+    help="opencv, numpy (our formulas in float64), caffe, a trace (.npz); or FILE.py:Class, your own "
     "port, which is run and compared with OpenCV.",
 )
 @click.option(
@@ -73,7 +73,7 @@ def feed_options(function: F) -> F:
 @click.option(
     "--strict", is_flag=True, help="Fail, too, where ours is further from a float64 run than twice the reference is."
 )
-@click.option("--backward", is_flag=True, help="Compare gradients with those of a trace or of pycaffe.")
+@click.option("--backward", is_flag=True, help="Compare gradients with those of a trace or of Caffe.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit XML.")
 @click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures.")
 @click.option("--all", "all_rows", is_flag=True, help="Show every layer, not only the worst.")
@@ -155,7 +155,7 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
     "--by",
     default="opencv",
     show_default=True,
-    type=click.Choice(["opencv", "numpy", "pycaffe"]),
+    type=click.Choice(["opencv", "numpy", "caffe", "pycaffe"]),
     help="Who computes it.",
 )
 @click.option(
@@ -207,17 +207,17 @@ def dump(
       2  bad usage or bad input; nothing is written
     """
     if as_script:
-        from caffe_port.verification.references.pycaffe import script
+        from caffe_port.verification.references.caffe import script
 
         click.echo(script(), nl=False)
         return
     if output is None:
         raise click.UsageError("dump needs -o FILE.npz")
+    from caffe_port.data.preprocessing import Preprocessing
     from caffe_port.verification.dump import dump as record
-    from caffe_port.verification.inputs import Preprocess, read_mean
 
     prototxt, weights = sort_files(files)
-    how = Preprocess(read_mean(mean) if mean else None, scale, channel_order)
+    how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
     given: Any = _named_files(inputs)
     trace = record(
         output,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -13,6 +13,9 @@ from caffe_port.commands.command import command, note, progress_bar
 from caffe_port.commands.net_files import NetFiles, net_options
 from caffe_port.errors import printable
 from caffe_port.terminal import table
+
+if TYPE_CHECKING:
+    from caffe_port.training.set_up import TrainResult
 
 
 @command()
@@ -28,7 +31,7 @@ from caffe_port.terminal import table
 @click.option(
     "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Which pictures."
 )
-@click.option("--mean", metavar="NUMBERS|FILE", help="Numbers, a .binaryproto, or 'training-set mean image'.")
+@click.option("--mean", metavar="NUMBERS|FILE", help="Numbers, a .binaryproto or .npy, or 'training-set mean image'.")
 @click.option("--std", metavar="NUMBERS", help="What (x - mean) * scale is divided by.")
 @click.option("--scale", type=float, metavar="NUMBER", help="What x - mean is multiplied by.")
 @click.option(
@@ -82,7 +85,7 @@ def evaluate(
         raise click.UsageError("evaluate needs weights")
     with progress_bar("evaluating", as_json) as progress:
         found = evaluation.evaluate_files(
-            net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options
+            net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options, **net.options
         )
     result = found.result
     verdict = None if expect is None else result.verdict(expect)
@@ -250,6 +253,12 @@ def train(
     chosen = TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
     with _Teller() as teller:
         result = run(solver, out, chosen, teller.hear)
+    if teller.ended:  # of several processes, in the first one
+        _show_run(result)
+    return {"": 0, "max_seconds": 0, "SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
+
+
+def _show_run(result: TrainResult) -> None:
     for name, value in result.outputs.items():
         click.echo(f"{printable(name)} = {value:.6g} after {result.iter:,} iterations")
     if result.best:
@@ -257,13 +266,10 @@ def train(
             f"best: {printable(result.best['name'])} = {result.best['value']:.6g} at iteration {result.best['iter']:,}"
         )
     click.echo(f"run: {printable(str(result.run))}")
-    if not result.stopped:
-        return 0
     if result.stopped == "max_seconds":
         note(f"--max-seconds is over after {result.iter:,} iterations; the same command with --resume goes on")
-        return 0
-    note(f"stopped by {result.stopped} at iteration {result.iter}; go on with --resume")
-    return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
+    elif result.stopped:
+        note(f"stopped by {result.stopped} at iteration {result.iter}; go on with --resume")
 
 
 _OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device")
@@ -325,13 +331,14 @@ class _Teller:
         self.console = Console(stderr=True, highlight=False)
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task: Any = None
+        self.ended = False
 
     def __enter__(self) -> _Teller:  # noqa: PYI034 - Self is Python 3.11's
-        self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if self.task is not None:
+            self.bar.stop()
 
     def hear(self, event: dict[str, Any]) -> None:
         """Takes one event of :func:`caffe_port.training.train.train`."""
@@ -339,6 +346,7 @@ class _Teller:
         if kind == "note":
             self.say(f"note: {event['text']}")
         elif kind == "start":
+            self.bar.start()
             self.task = self.bar.add_task("", total=event["max_iter"], completed=event["iter"])
         elif kind == "train":
             text = f"loss {event['loss']:.4g}  lr {event['lr']:.3g}  {event['images_per_s']:,.0f} images/s"
@@ -353,6 +361,8 @@ class _Teller:
             self.say(f"iteration {event['iter']}: test {shown}{ahead}")
         elif kind == "snapshot":
             self.say(f"iteration {event['iter']}: snapshot {event['file']}")
+        elif kind == "end":
+            self.ended = True
 
     def say(self, text: str) -> None:
         self.bar.console.print(printable(text), markup=False, soft_wrap=True)

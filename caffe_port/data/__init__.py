@@ -1,1 +1,1 @@
-"""Images and records in batches, and the one preprocessing for all who need one."""
+"""Pictures and records in batches, and the one preprocessing for everything that needs one."""

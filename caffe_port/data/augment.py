@@ -1,6 +1,6 @@
 """An epoch of pictures, mirrored, shifted and cut on the device they lie on. What is drawn depends on its number alone.
 
-Nothing here is Caffe's; :mod:`caffe_port.data.datasets` has what transform_param asks for.
+Nothing here is Caffe's; :mod:`caffe_port.data.preprocessing` has what transform_param asks for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures and labels in memory, and what is done to them before a net sees them, in batches on the device.
+"""Pictures and labels in memory, and batches of them on the device they lie on.
 
 Sets by torchvision (MNIST, CIFAR10, CIFAR100, SVHN), folders of class folders, .npz. Databases and lists that a net's
 own Data layers name are in :mod:`caffe_port.data.records`.
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from caffe_port.data.batches import positions
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, did_you_mean
-from caffe_port.evaluation.registry import MEAN_IMAGE, PerChannel, Preprocessing
 from caffe_port.storage import npz
 from caffe_port.storage.files import MAX_BYTES, cache_folder, opened
 
@@ -270,113 +270,10 @@ def mean_image(data: ImageSet, batch_size: int = 5000) -> Tensor:
     return (total / len(data)).float()
 
 
-# -- preprocessing --------------------------------------------------------------------------------------------------
-
-
-class Preprocessor:
-    """Turns batches of an ImageSet into what the net expects, on the device the pictures are on.
-
-    Args:
-        plan: what to do.
-        order: channel order of the pictures.
-        mean: the mean image (C, H, W) in the pictures' own channel order, where the plan asks for one.
-        device: where the pictures will be.
-
-    Raises:
-        CaffePortError: grey pictures for a net of colour pictures or the reverse, or the mean image is missing.
-    """
-
-    def __init__(
-        self, plan: Preprocessing, order: str, mean: Tensor | None = None, device: torch.device | str = "cpu"
-    ) -> None:
-        if (order == "GRAY") != (plan.channel_order == "GRAY"):
-            raise CaffePortError(f"the pictures are {order}, the net expects {plan.channel_order}")
-        if plan.mean == MEAN_IMAGE and mean is None:
-            raise CaffePortError(
-                f"the {MEAN_IMAGE} is needed, and no training set is at hand",
-                hint="Give the mean: --mean FILE.binaryproto or --mean NUMBERS",
-            )
-        self.plan = plan
-        self.reorder = order != plan.channel_order
-        factor = np.float64(plan.scale) / np.asarray(plan.std, np.float64)
-        self.factor = torch.tensor(factor, dtype=torch.float32, device=device).reshape(-1, 1, 1)
-        if plan.mean == MEAN_IMAGE:
-            assert mean is not None
-            self.mean = (mean.flip(0) if self.reorder else mean).to(device, torch.float32)
-        else:
-            self.mean = torch.tensor(_numbers(plan.mean), device=device).reshape(-1, 1, 1)
-
-    def shape(self, picture: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, H, W) of what comes out, for what goes in.
-
-        Raises:
-            CaffePortError: the crop is larger than the padded picture.
-        """
-        c, h, w = picture
-        h, w = h + 2 * self.plan.pad, w + 2 * self.plan.pad
-        crop = self.plan.crop
-        if crop > min(h, w):
-            raise CaffePortError(f"crop {crop} is larger than the picture, {w}x{h} with its padding")
-        return (c, crop, crop) if crop else (c, h, w)
-
-    def __call__(self, images: Tensor, train: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """The batch for the net.
-
-        Args:
-            images: (N, C, H, W), 0..255.
-            train: crops at random places, and mirrors by the training rule.
-            generator: of the random numbers, on the pictures' device.
-
-        Returns:
-            float32 (N, C, H', W').
-        """
-        plan = self.plan
-        x = images.flip(1) if self.reorder else images
-        x = x.float()
-        if plan.pad and plan.pad_first:
-            x = F.pad(x, (plan.pad,) * 4)
-        if self.mean.shape[1:] != (1, 1) and self.mean.shape != x.shape[1:]:
-            raise CaffePortError(f"a mean image {tuple(self.mean.shape)} does not fit pictures {tuple(x.shape[1:])}")
-        x = (x - self.mean) * self.factor
-        if plan.pad and not plan.pad_first:
-            x = F.pad(x, (plan.pad,) * 4)
-        mirror = plan.mirror_train if train else plan.mirror_test
-        return cut(x, plan.crop, at_random=train, mirror=mirror, generator=generator)
-
-
-def cut(x: Tensor, crop: int, at_random: bool, mirror: bool, generator: torch.Generator | None = None) -> Tensor:
-    """Cuts squares out of a batch and mirrors each picture with probability 1/2, in one gather.
-
-    Args:
-        x: (N, C, H, W).
-        crop: side; 0: the whole picture.
-        at_random: every picture at its own place; else the centre, as Caffe rounds it.
-        mirror: whether to mirror.
-        generator: on the batch's device.
-
-    Source: data_transformer.cpp.
-    """
-    n, _, height, width = x.shape
-    h, w = (crop, crop) if crop else (height, width)
-    top, left = (height - h) // 2, (width - w) // 2
-    if not mirror and not (at_random and (h, w) != (height, width)):
-        return x[:, :, top : top + h, left : left + w]
-
-    def draw(bound: int) -> Tensor:
-        return torch.randint(bound, (n, 1), device=x.device, generator=generator)
-
-    rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device).expand(n, w)
-    if mirror:
-        columns = torch.where(draw(2) == 1, columns.flip(1), columns)
-    rows = rows + (draw(height - h + 1) if at_random else top)
-    columns = columns + (draw(width - w + 1) if at_random else left)
-    x = x.gather(2, rows.expand(n, h)[:, None, :, None].expand(n, x.shape[1], h, width))
-    return x.gather(3, columns[:, None, None, :].expand(n, x.shape[1], h, w))
-
-
-def _numbers(value: PerChannel | str) -> np.ndarray[Any, Any]:
-    assert not isinstance(value, str)
-    return np.atleast_1d(np.asarray(value, np.float32))
+def with_mean_image(plan: Preprocessing, training: ImageSet) -> Preprocessing:
+    """The plan with the mean image of a training set. Raises CaffePortError where it is grey and the plan is not."""
+    mean = mean_image(training).cpu().numpy()
+    return replace(plan, mean_image=mean[::-1] if plan.reorders(training.channel_order) else mean)
 
 
 # -- batches for training -------------------------------------------------------------------------------------------

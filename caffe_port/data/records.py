@@ -1,6 +1,7 @@
-"""What a net's own data layers read: LMDB and LevelDB of Datum, lists of pictures, HDF5; and transform_param, exactly.
+"""What a net's own data layers read, in batches: LMDB and LevelDB of Datum, lists of pictures, HDF5.
 
-Sources: data_layer.cpp, image_data_layer.cpp, hdf5_data_layer.cpp, data_transformer.cpp, io.cpp, db_lmdb.cpp.
+What transform_param asks for is in :mod:`caffe_port.data.preprocessing`.
+Sources: data_layer.cpp, image_data_layer.cpp, hdf5_data_layer.cpp, io.cpp, db_lmdb.cpp.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +19,14 @@ from torch import Tensor
 from caffe_port.data.batches import Feed, positions
 from caffe_port.data.leveldb import LevelDB
 from caffe_port.data.lmdb import LMDB
+from caffe_port.data.prepare import prepare
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, SpecError
-from caffe_port.formats import caffemodel, wire
+from caffe_port.formats import wire
 from caffe_port.formats.message import Message
 from caffe_port.spec import LayerSpec
 from caffe_port.storage import hdf5, images
-from caffe_port.storage.files import opened, read_bytes
+from caffe_port.storage.files import find, opened, read_bytes
 from caffe_port.typing import Array
 
 
@@ -36,92 +38,15 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> tuple[Array, int]: ...
 
 
-# -- transform_param ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Transform:
-    """Caffe's TransformationParameter.
-
-    Attributes:
-        mean: float32 (C, H, W) of the whole picture, (C, 1, 1), or None.
-        color: 1 decodes to colour, 0 to grey, -1 leaves a picture as it was encoded.
-    """
-
-    scale: float = 1.0
-    mirror: bool = False
-    crop_size: int = 0
-    mean: Array | None = None
-    color: int = -1
-
-    @classmethod
-    def from_param(cls, p: Message, folder: Path, layer: LayerSpec) -> Transform:
-        """Raises SpecError as Caffe's checks would, CaffePortError where the mean_file is not there."""
-        if p.has("mean_file") and p.mean_value:
-            raise layer.error("mean_file and mean_value at the same time")
-        if p.force_color and p.force_gray:
-            raise layer.error("force_color and force_gray at the same time")
-        for name in ("resize_param", "noise_param", "distort_param", "expand_param", "crop_h", "crop_w", "bgr2rgb"):
-            if p.has(name):
-                raise layer.error(f"transform_param {name} belongs to a fork of Caffe and is not supported")
-        mean = None
-        if p.has("mean_file"):
-            mean = np.array(caffemodel.read_mean(locate(p.mean_file, folder, layer)))
-        elif p.mean_value:
-            mean = np.asarray(p.mean_value, np.float32).reshape(-1, 1, 1)
-        color = 1 if p.force_color else 0 if p.force_gray else -1
-        return cls(float(np.float32(p.scale)), p.mirror, p.crop_size, mean, color)
-
-    def shape(self, picture: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(C, H, W) after the crop."""
-        return (picture[0], self.crop_size, self.crop_size) if self.crop_size else picture
-
-    def __call__(self, picture: Array, train: bool, rng: np.random.Generator) -> Array:
-        """float32 (C, H', W').
-
-        Args:
-            picture: (C, H, W).
-            train: cuts at a random place; else the centre. Mirroring is random in both phases, as in Caffe.
-            rng: what is drawn comes from it.
-
-        Raises:
-            CaffePortError: the crop or the mean do not fit the picture.
-        """
-        channels, height, width = picture.shape
-        flip = self.mirror and int(rng.integers(2)) == 1
-        mean = self.mean
-        if mean is not None and mean.shape[1:] != (1, 1) and mean.shape != picture.shape:
-            raise CaffePortError(f"a mean image {mean.shape} does not fit a picture {picture.shape}")
-        if mean is not None and mean.shape[0] not in (1, channels):
-            raise CaffePortError(f"{mean.shape[0]} mean values for {channels} channels; give 1 or {channels}")
-        if crop := self.crop_size:
-            if crop > min(height, width):
-                raise CaffePortError(f"crop_size {crop} is larger than a picture of {width}x{height}")
-            free_y, free_x = height - crop, width - crop
-            top, left = (
-                (int(rng.integers(free_y + 1)), int(rng.integers(free_x + 1))) if train else (free_y // 2, free_x // 2)
-            )
-            window = (slice(None), slice(top, top + crop), slice(left, left + crop))
-            picture = picture[window]
-            mean = mean[window] if mean is not None and mean.shape[1:] != (1, 1) else mean
-        out = picture.astype(np.float32)
-        if mean is not None:
-            out -= mean
-        if self.scale != 1:
-            out *= np.float32(self.scale)
-        return out[:, :, ::-1] if flip else out
-
-
 def locate(name: str, folder: Path, layer: LayerSpec) -> Path:
     """A file or folder that a layer names: below the prototxt's folder, below the current one, or by its last part.
 
     Raises:
         SpecError: it is in none of them.
     """
-    path = Path(name)
-    for candidate in (folder / path, path, folder / path.name):
-        if name and candidate.exists():
-            return candidate
+    found = find(name, folder)
+    if found is not None:
+        return found
     raise layer.error(f"'{name}' is not there (looked in {folder} and in the current folder)")
 
 
@@ -184,12 +109,11 @@ class ImageList:
     Args:
         path: the list.
         root: in front of every path, as Caffe joins it (no separator is added); "" : the list's own folder too.
-        size: (height, width) to which pictures are resized bilinearly, or None.
         color: colour or grey.
     """
 
-    def __init__(self, path: Path, root: str = "", size: tuple[int, int] | None = None, color: bool = True) -> None:
-        self.path, self.root, self.size, self.color = path, root, size, color
+    def __init__(self, path: Path, root: str = "", color: bool = True) -> None:
+        self.path, self.root, self.color = path, root, color
         self._lines: list[tuple[str, int]] = []
         text = read_bytes(path).decode("utf-8", "surrogateescape")
         for number, line in enumerate(text.splitlines(), 1):
@@ -208,11 +132,7 @@ class ImageList:
         name, label = self._lines[index]
         named = Path(self.root + name)
         path = named if self.root or named.is_absolute() or named.exists() else self.path.parent / name
-        picture = decode(read_bytes(path), str(path), int(self.color))
-        if self.size is not None and picture.shape[1:] != self.size:
-            resized = images.opencv().resize(picture.transpose(1, 2, 0), self.size[::-1])
-            picture = np.atleast_3d(resized).transpose(2, 0, 1)
-        return picture, label
+        return decode(read_bytes(path), str(path), int(self.color)), label
 
 
 # -- feeds ----------------------------------------------------------------------------------------------------------
@@ -224,7 +144,7 @@ class RecordFeed:
     Args:
         records: where they come from.
         batch_size: rows.
-        transform: what is done to each.
+        plan: what is done to each.
         train: whether crops are taken at random places.
         shuffle: every epoch in another order, instead of in sequence.
         seed: of the order, the crops and the mirroring.
@@ -235,14 +155,14 @@ class RecordFeed:
         self,
         records: Records,
         batch_size: int,
-        transform: Transform,
+        plan: Preprocessing,
         *,
         train: bool = False,
         shuffle: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.records, self.batch_size, self.transform, self.train = records, batch_size, transform, train
+        self.records, self.batch_size, self.plan, self.train = records, batch_size, plan, train
         self.seed, self.shuffle, self.device, self.size = (
             seed,
             seed if shuffle else None,
@@ -251,15 +171,14 @@ class RecordFeed:
         )
         self.classes: int | None = None  # where it is known, labels are checked
         first, _ = records[0]
-        c, h, w = first.shape
-        self.shapes: tuple[tuple[int, ...], ...] = (transform.shape((c, h, w)), ())
+        self.shapes: tuple[tuple[int, ...], ...] = (plan.shape(first.shape), ())
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng((self.seed, number, 1))
         rows, labels = [], []
         for index in positions(number, self.batch_size, self.size, self.shuffle):
             picture, label = self.records[int(index)]
-            rows.append(self.transform(picture, self.train, rng))
+            rows.append(prepare(picture, self.plan, train=self.train, rng=rng))
             labels.append(label)
             if rows[-1].shape != self.shapes[0]:
                 hint = "Pictures of different sizes need crop_size (or new_height and new_width)."
@@ -342,34 +261,34 @@ def from_layer(
         SpecError: another type of layer, no batch_size, files that are not there.
         CaffePortError: the data cannot be read.
     """
-    folder, train = Path(layer.where.rpartition(":")[0] or layer.where).parent, phase == "TRAIN"
-    p = {"Data": "data_param", "ImageData": "image_data_param", "HDF5Data": "hdf5_data_param"}.get(layer.type)
-    if p is None:
+    folder, train = layer.folder, phase == "TRAIN"
+    name = {"Data": "data_param", "ImageData": "image_data_param", "HDF5Data": "hdf5_data_param"}.get(layer.type)
+    if name is None:
         raise layer.error(f"type {layer.type} cannot be fed from files; give the data with --data")
-    own: Message = getattr(layer.param, p)
+    own: Message = getattr(layer.param, name)
     size = batch_size or own.batch_size
     if size < 1:
         raise layer.error("has no batch_size")
     source = locate(own.source, folder, layer)
     options: dict[str, Any] = {"seed": seed, "device": device}
     if layer.type == "HDF5Data":
-        names = read_bytes(source).decode("utf-8", "surrogateescape").split("\n")
-        files = [locate(name.strip(), source.parent, layer) for name in names if name.strip()]
+        lines = read_bytes(source).decode("utf-8", "surrogateescape").split("\n")
+        files = [locate(line.strip(), source.parent, layer) for line in lines if line.strip()]
         if not files:
             raise layer.error(f"'{source}' lists no files")
         return Hdf5Feed(files, layer.tops, size, shuffle=own.shuffle if shuffle is None else shuffle, **options)
-    transform = Transform.from_param(layer.param.transform_param, folder, layer)
+    plan, p = Preprocessing.from_transform_param(layer), layer.param.transform_param
     records: Records
     try:
         if layer.type == "ImageData":
             if bool(own.new_height) != bool(own.new_width):
                 raise layer.error("new_height and new_width are set together")
-            resize = (own.new_height, own.new_width) if own.new_height else None
-            records = ImageList(source, own.root_folder, resize, own.is_color)
+            plan = plan.changed(resize=(own.new_height, own.new_width) if own.new_height else None)
+            records = ImageList(source, own.root_folder, own.is_color)
             shuffle = own.shuffle if shuffle is None else shuffle
         else:
-            records = Database(source, transform.color)
-        return RecordFeed(records, size, transform, train=train, shuffle=bool(shuffle), **options)
+            records = Database(source, 1 if p.force_color else 0 if p.force_gray else -1)
+        return RecordFeed(records, size, plan, train=train, shuffle=bool(shuffle), **options)
     except (SpecError, DependencyError):
         raise
     except CaffePortError as error:

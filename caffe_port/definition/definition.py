@@ -9,6 +9,7 @@ Sources: net.cpp (Init, FilterNet, StateMeetsRule, AppendTop), insert_splits.cpp
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
 from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.storage.files import sha256
 
 PHASES = ("TRAIN", "TEST")
 
@@ -72,6 +74,11 @@ class Definition:
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
         return cls(net, weights.path, saved_in)
+
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """The checksum of the file, taken once; None where the definition is no file's."""
+        return sha256(self.path) if Path(self.path).is_file() else None
 
     def spec(
         self, phase: str = "TEST", level: int = 0, stages: Sequence[str] = (), inputs: Collection[str] = ()

@@ -66,7 +66,7 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
     notes: list[str] = []
     layers = list(_without_samplers(spec.layers, unknown, notes))
     layers = list(_data_prepared(layers, spec, unknown, notes))
-    spec = dataclasses.replace(spec, layers=tuple(layers))
+    spec = dataclasses.replace(spec, layers=tuple(layers), full=spec)
     gone = _behind(layers, losses)
     if after := sorted(one.name for one in layers if one.name in gone - losses and one.tops):
         notes.append(f"what reads a loss or Accuracy is left out with it: {', '.join(after)}")

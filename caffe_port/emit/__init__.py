@@ -1,1 +1,1 @@
-"""A Net as files: model.py and weights, ONNX, pt2, back to Caffe; and the check of what was written."""
+"""A Net written to files: model.py with its weights, ONNX, pt2 or Caffe's own formats, checked before they appear."""

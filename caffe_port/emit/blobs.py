@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import caffe_port
 from caffe_port.formats import caffemodel
-from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.caffemodel import Weights, shapes_agree
 from caffe_port.formats.message import Message
 from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.signatures.plugins import find
@@ -17,6 +16,7 @@ from caffe_port.signatures.signature import Trait, has
 from caffe_port.storage import output_folder, safetensors
 from caffe_port.storage.output_folder import Result
 from caffe_port.typing import Array
+from caffe_port.version import __version__
 
 BLOBS = "blobs.safetensors"
 
@@ -64,7 +64,7 @@ def _without_padding(blob: Array, name: str, layer: Message | None) -> Array:
     if name == "weight":
         is_matrix = has(layer.type, Trait.MATRIX) and blob.shape[:2] == (1, 1)
         return blob.reshape(blob.shape[2:]) if is_matrix else blob
-    is_vector = not name.isdecimal() and name != "value" and blob.size == max(blob.shape)
+    is_vector = not name.isdecimal() and name != "value" and shapes_agree(blob.shape, (blob.size,))
     return blob.reshape(-1) if is_vector else blob
 
 
@@ -101,7 +101,7 @@ def convert(
                 if path is not None
             ],
             "files": [{"file": BLOBS, "bytes": (temporary / BLOBS).stat().st_size}],
-            "versions": {"caffe-port": caffe_port.__version__},
+            "versions": {"caffe-port": __version__},
             "time": output_folder.now(),
         }
         output_folder.write_report(temporary, report)

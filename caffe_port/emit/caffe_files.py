@@ -1,4 +1,4 @@
-"""A Net back to Caffe: prototxt and caffemodel, and a model.py's state_dict into the Net."""
+"""From a Net back to Caffe: writes a prototxt and a caffemodel, and loads the state_dict of a model.py into the Net."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from caffe_port.storage.files import atomic_write
 
 
 def write_caffe(net: Net | Ported, folder: str | Path, name: str = "net") -> tuple[Path, Path]:
-    """Writes a net, as trained as it is, as NAME.prototxt and NAME.caffemodel.
+    """Writes a net with its current weights as NAME.prototxt and NAME.caffemodel.
 
-    The definition is the net's phase TEST, with Input layers in the place of data layers, in the form of Caffe 1.0.
+    The definition is that of phase TEST, with Input layers instead of data layers, in the format of Caffe 1.0.
 
     Returns:
         The two paths.
@@ -45,7 +45,7 @@ def write_caffe(net: Net | Ported, folder: str | Path, name: str = "net") -> tup
 
 
 def caffe_definition(net: Net) -> Message:
-    """The NetParameter of a net's phase TEST, for deployment: no phases, no rules, Input layers with shapes."""
+    """The NetParameter of phase TEST for deployment: no phases, no include rules, Input layers with shapes."""
     plan = net.plans[False]
     from_outside = {source[0] for _, source in plan.spec.inputs}
     layers = []
@@ -77,26 +77,26 @@ def caffe_definition(net: Net) -> Message:
 
 
 def load_state(net: Net, path: str | Path) -> None:
-    """Takes the weights of a model.py, as somebody trained it on, back into the Net it was written from.
+    """Loads the weights of a model.py, which may have been trained further, back into the Net it was written from.
 
     Args:
-        path: a state_dict (.safetensors, .pt, .pth) with the keys of weights.safetensors; not of a folded one.
+        path: a state_dict (.safetensors, .pt, .pth) with the keys of weights.safetensors; not of a folded model.
 
     Raises:
-        CaffePortError: no state_dict, or of another model; then nothing was copied.
+        CaffePortError: the file is not a state_dict or belongs to another model; nothing is copied then.
     """
     state = state_files.read(path)
     wanted = model_source.model(net).state
     if wanted.keys() != state.keys():
         if model_source.model(net, fold=True).state.keys() == state.keys():
             raise WeightsError(
-                "is of a model written with --fold: BatchNorm and Scale cannot be told from its weights",
+                "belongs to a model written with --fold: BatchNorm and Scale cannot be recovered from its weights",
                 str(path),
-                "Train what convert writes without --fold.",
+                "Train the model that convert writes without --fold.",
             )
         odd = sorted(wanted.keys() ^ state.keys())[0]
         raise WeightsError(
-            f"{'lacks' if odd in wanted else 'holds'} '{odd}', which the net's model.py "
+            f"{'lacks' if odd in wanted else 'contains'} '{odd}', which the net's model.py "
             f"{'has' if odd in wanted else 'does not have'}",
             str(path),
         )
@@ -105,7 +105,7 @@ def load_state(net: Net, path: str | Path) -> None:
             raise WeightsError(f"'{key}' is {tuple(state[key].shape)}, the net's is {tuple(value.shape)}", str(path))
     for norm, scale in net.scales.items():
         if "bias" not in net.get_submodule(scale).state_dict() and state[f"{norm}.bias"].any():
-            raise WeightsError(f"'{norm}.bias' was learnt, and layer '{scale}' of the net has no bias", str(path))
+            raise WeightsError(f"'{norm}.bias' was trained, but layer '{scale}' of the net has no bias", str(path))
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         attribute, _, name = key.rpartition(".")
@@ -115,7 +115,7 @@ def load_state(net: Net, path: str | Path) -> None:
 
 
 def _take_back(net: Net, attribute: str, part: dict[str, Tensor], scale: str | None) -> None:
-    """Copies what a module of model.py holds into the layer it stands for: torch_state the other way round."""
+    """Copies the state of a module of model.py into the layer that it was written from; the reverse of torch_state."""
     layer = net.get_submodule(attribute)
     if scale is not None:
         affine = {name: part.pop(name) for name in ("weight", "bias")}

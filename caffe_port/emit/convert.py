@@ -1,6 +1,6 @@
-"""convert: a Net as a folder of ordinary PyTorch, model.py, weights.safetensors and port.json, checked beforehand.
+"""convert: writes a Net as a folder of ordinary PyTorch (model.py, weights.safetensors, port.json) and checks it.
 
-Everything is built in a folder beside the wanted one and moved in when all is well, so that a failure leaves nothing.
+Everything is built in a temporary folder next to the target and moved there at the end, so a failure leaves nothing.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import caffe_port
 from caffe_port.api import Ported
+from caffe_port.definition.definition import Definition
 from caffe_port.emit import blobs, export
 from caffe_port.emit.model_source import Model, model
 from caffe_port.emit.self_check import (
-    _REPORT_IT,
     MODEL,
+    REPORT_IT,
     WEIGHTS,
-    _first_line,
-    _run,
     example_inputs,
+    first_line,
     read_model,
+    run_once,
     self_check,
 )
 from caffe_port.errors import CaffePortError
+from caffe_port.formats.caffemodel import Weights
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
 from caffe_port.net.state_dict import write_safetensors as write_safetensors
 from caffe_port.storage import output_folder
 from caffe_port.storage.files import MappedFile
 from caffe_port.storage.output_folder import Result as Result
+from caffe_port.version import __version__
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "torch": (MODEL, WEIGHTS),
@@ -43,7 +45,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "pt2": (export.PT2,),
     "safetensors": (blobs.BLOBS,),
 }
-"""What a format writes, beside port.json."""
+"""The files that a format writes, in addition to port.json."""
 
 
 def convert(
@@ -56,38 +58,40 @@ def convert(
     formats: Sequence[str] = ("torch",),
     seed: int = 0,
 ) -> Result:
-    """Writes a net as PyTorch source and weights, and makes sure that they give what the Net gives.
+    """Writes a net as PyTorch source and weights, and checks that they compute what the Net computes.
 
     Args:
-        ported: from :func:`caffe_port.port`.
-        folder: is made; an existing one must be empty.
-        force: replaces the files of an earlier run in ``folder``; other files stay.
-        fold: for inference, puts BatchNorm and Scale into the weights of the Convolution or InnerProduct before them;
-            outputs then agree to rounding, not bit by bit.
-        channels_last: convolutions compute in PyTorch's channels-last memory format; as above, to rounding.
-        formats: of FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
+        ported: the result of :func:`caffe_port.port`.
+        folder: created if it does not exist; must be empty otherwise.
+        force: replace the files of an earlier run in ``folder``; other files are kept.
+        fold: for inference, fold BatchNorm and Scale into the weights of the Convolution or InnerProduct before them;
+            outputs then agree up to rounding, not bit by bit.
+        channels_last: convolutions compute in PyTorch's channels-last memory format; outputs agree up to rounding.
+        formats: names from FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
             "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
-        seed: of the input that the check uses.
+        seed: for the input of the check.
 
     Raises:
-        CaffePortError: the folder is not empty or cannot be written; a layer has no source that can stand alone; the
-            written model does not give what the Net gives. Nothing is left behind.
+        CaffePortError: the folder is not empty or cannot be written; a layer has no self-contained source; the
+            written model does not compute what the Net computes. Nothing is left behind.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        what = f"format '{unknown[0]}' is not known" if unknown else "no format is given"
+        what = f"unknown format '{unknown[0]}'" if unknown else "no format given"
         raise CaffePortError(what, "", f"Formats: {', '.join(FORMATS)}")
     if "safetensors" in formats and ported.weights is None:
-        raise CaffePortError("format 'safetensors' is the blobs of a weights file, and none was given")
+        raise CaffePortError("format 'safetensors' writes the blobs of a weights file, but none was given")
     folder = Path(folder)
     output_folder.check(folder, force)
-    if ported.shared and fold:  # which computes with the weights
+    if ported.shared and fold:  # folding computes with the weights
         _adopt(ported.net, {}, {})
     source = model(ported.net, fold, channels_last)
-    read = dict.fromkeys([ported.definition.path, *([ported.weights.path] if ported.weights else [])])
+    read: dict[str, Definition | Weights] = {ported.definition.path: ported.definition}
+    if ported.weights is not None:  # a definition from inside it has its path
+        read[ported.weights.path] = ported.weights
     mapping = ported.weights.mapping if ported.weights and ported.shared else None
-    with output_folder.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums are made beside the rest
-        origins = [pool.submit(output_folder.fingerprint, Path(path)) for path in read if Path(path).is_file()]
+    with output_folder.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums run in parallel
+        origins = [pool.submit(_origin, file) for path, file in read.items() if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
         write_safetensors(temporary / WEIGHTS, source.state, mapping)
         digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
@@ -126,26 +130,30 @@ def convert(
     return Result(folder, tuple(files), source.class_name, report["layers"], report["parameters"], check, notes)
 
 
+def _origin(file: Definition | Weights) -> dict[str, Any]:
+    return output_folder.fingerprint(Path(file.path), file.sha256)
+
+
 # -- the check ----------------------------------------------------------------------------------------------------
 
 
 def _read_back(weights: Path, state: Mapping[str, Tensor], source: MappedFile | None) -> Mapped:
-    """What was written, bit-equal to ``state``: a random input does not tell a weight that is off by a little."""
+    """Reads the weights back, bit-equal to ``state``: a random input does not reveal a weight that is slightly off."""
     try:
         stored = Mapped(weights)
         wrong = stored.difference(state, source)
-    except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
-        raise CaffePortError(f"could not be read back: {_first_line(error)}", WEIGHTS, _REPORT_IT) from None
+    except Exception as error:  # noqa: BLE001  any error here is caffe-port's, and no folder may appear
+        raise CaffePortError(f"could not be read back: {first_line(error)}", WEIGHTS, REPORT_IT) from None
     if wrong:
-        raise CaffePortError(f"does not hold '{wrong}' as it was written", WEIGHTS, _REPORT_IT)
+        raise CaffePortError(f"does not hold '{wrong}' as it was written", WEIGHTS, REPORT_IT)
     return stored
 
 
 def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
-    """Moves a Net's large parameters from the caffemodel's pages to the same numbers in weights.safetensors.
+    """Repoints a Net's large parameters from the caffemodel's pages to the same values in weights.safetensors.
 
-    There they are aligned, as computing with them asks; and the two nets of the check share one set of pages, so that
-    their products agree bit by bit (a BLAS may sum in another order at another alignment).
+    There they are aligned for computation. The two nets of the check also share one set of pages, so that their
+    products agree bit by bit (a BLAS may sum in another order if the alignment differs).
     """
     written: dict[tuple[object, ...], str] = {}
     for name, value in state.items():
@@ -156,17 +164,17 @@ def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) 
         found = written.get((tensor.data_ptr(), tensor.shape, tensor.dtype))
         if found is not None and isinstance(tensor, nn.Parameter):
             tensor.data = stored[found]
-        else:  # what model.py has not, or in another form; and buffers, which a forward pass may write to
+        else:  # not in model.py, or in another form there; or a buffer, which a forward pass may write to
             copy = torch.empty_like(tensor, requires_grad=False)
             np.copyto(copy.numpy(), tensor.detach().numpy())
             tensor.data = copy
 
 
 def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:
-    """Example inputs in the net's own shapes that it runs on."""
+    """Example inputs in the net's own shapes, with values on which it runs."""
     try:
         inputs = example_inputs(net, seed)
-        _run(net, inputs, seed)
+        run_once(net, inputs, seed)
     except (RuntimeError, IndexError, ValueError):
         inputs = example_inputs(net, seed, uniform=True)
     return inputs
@@ -194,6 +202,6 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         "check": check,
         "from": [],
         "files": [],
-        "versions": {"caffe-port": caffe_port.__version__, "torch": importlib.metadata.version("torch")},
+        "versions": {"caffe-port": __version__, "torch": importlib.metadata.version("torch")},
         "time": output_folder.now(),
     }

@@ -1,7 +1,7 @@
-"""Copies layer classes into model.py: their own source, without what only caffe-port needs, and all that they refer to.
+"""Copies layer classes into model.py: their source, without the parts that only caffe-port needs, and all dependencies.
 
-Nothing is executed or imported for it: names are looked up in the syntax trees of the files, and the text of what is
-found is taken as it stands, so that comments and docstrings stay.
+Nothing is executed or imported: names are looked up in the syntax trees of the files, and their source text is copied
+unchanged, so that comments and docstrings are kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BUILTINS = frozenset(dir(builtins))
 
 @dataclass(frozen=True)
 class Import:
-    """``import module as name`` where ``symbol`` is None, else ``from module import symbol as name``."""
+    """``import module as name`` if ``symbol`` is None, otherwise ``from module import symbol as name``."""
 
     module: str
     symbol: str | None
@@ -38,7 +38,7 @@ class Import:
 
 
 class _Module:
-    """One source file: its lines, and what its top level binds."""
+    """A source file: its lines, and the names bound at its top level."""
 
     def __init__(self, name: str, path: str) -> None:
         self.name = name
@@ -65,7 +65,7 @@ class _Module:
                 yield Import(module, alias.name, alias.asname or alias.name)
 
     def text(self, node: ast.stmt) -> list[str]:
-        """The lines of a statement, with its decorators and the comments right above it."""
+        """The lines of a statement, with its decorators and the comments directly above it."""
         decorators = getattr(node, "decorator_list", [])
         first = min([node.lineno, *(d.lineno for d in decorators)]) - 1
         while first and self.lines[first - 1].lstrip().startswith("#") and not _is_ruler(self.lines[first - 1]):
@@ -108,12 +108,12 @@ def _module(name: str) -> _Module:
 
 @dataclass
 class Copied:
-    """Sources for model.py, in an order in which they can run.
+    """Source code for model.py, in an order in which it can run.
 
     Attributes:
-        imports: what they import.
-        names: top-level names that they take, each with its origin (module, name).
-        blocks: their sources; assignments that belong together are lines of one block.
+        imports: the imports that it needs.
+        names: the top-level names that it defines, each with its origin (module, name).
+        blocks: the source code; consecutive assignments form one block.
     """
 
     imports: set[Import] = field(default_factory=set)
@@ -122,31 +122,31 @@ class Copied:
     _layers: dict[tuple[str, str], type[Layer]] = field(default_factory=dict)
 
     def add_layer(self, cls: type[Layer]) -> str:
-        """Copies a layer class with all that it needs; returns its name in model.py.
+        """Copies a layer class with all its dependencies; returns its name in model.py.
 
         Raises:
-            CaffePortError: its source cannot be read, or cannot stand alone.
+            CaffePortError: its source cannot be read, or is not self-contained.
         """
         for base in cls.__mro__:
             if issubclass(base, Layer) and base is not Layer:
                 self._layers[base.__module__, base.__qualname__] = base
         if "." in cls.__qualname__:
             raise CaffePortError(
-                f"layer class {cls.__qualname__} stands inside a function or class",
-                hint="model.py can copy it from the top level of a file only.",
+                f"layer class {cls.__qualname__} is defined inside a function or class",
+                hint="Move it to the top level of its file, so that it can be copied into model.py.",
             )
         self._take(cls.__module__, cls.__qualname__)
         return cls.__qualname__
 
     def add(self, thing: type[nn.Module]) -> None:
-        """Copies a class of this package that is no layer."""
+        """Copies a class of this package that is not a layer."""
         self._take(thing.__module__, thing.__name__)
 
     def need(self, source: str, known: Collection[str]) -> None:
-        """Imports what an expression of ``torch_source`` or ``call_source`` refers to.
+        """Adds the imports for an expression of ``torch_source`` or ``call_source``.
 
         Raises:
-            CaffePortError: it refers to a name that is neither known nor a usual module.
+            CaffePortError: it refers to a name that is neither known nor a common module.
         """
         usual = {
             "F": Import("torch.nn.functional", None, "F"),
@@ -159,10 +159,10 @@ class Copied:
             if name in usual:
                 self.imports.add(usual[name])
             elif name not in known and name not in _BUILTINS and name not in self.names:
-                raise CaffePortError(f"model.py would refer to '{name}', which it does not have: {source[:80]}")
+                raise CaffePortError(f"model.py would refer to '{name}', which it does not define: {source[:80]}")
 
     def import_lines(self) -> list[str]:
-        """Import statements, sorted: the standard library, a blank line, the rest."""
+        """Import statements, sorted: the standard library, a blank line, then the rest."""
         plain = {i for i in self.imports if i.symbol is None}
         froms: dict[str, list[str]] = {}
         for i in sorted(self.imports - plain, key=lambda i: (i.module, str(i.symbol))):
@@ -177,7 +177,7 @@ class Copied:
     # -- one name ---------------------------------------------------------------------------------------------------
 
     def _take(self, module_name: str, name: str) -> None:
-        """Copies or imports what ``name`` is bound to in a module, and all that it refers to."""
+        """Copies or imports what ``name`` is bound to in a module, and all its dependencies."""
         module = _module(module_name)
         node = module.bound.get(name)
         if node is None:
@@ -199,7 +199,7 @@ class Copied:
         for imported in _inner_imports(module, kept):
             if _is_ours(imported.module):
                 raise CaffePortError(
-                    f"{name} imports {imported.module} of caffe-port where it runs, so model.py cannot stand alone"
+                    f"{name} imports {imported.module} when it runs, so model.py would not be self-contained"
                 )
         kind = "assignment" if isinstance(node, (ast.Assign, ast.AnnAssign)) else "definition"
         self.blocks.append((kind, lines))
@@ -209,26 +209,30 @@ class Copied:
             self._claim(found.name, (found.module, found.symbol or ""))
             self.imports.add(found)
         elif found.symbol is None or found.symbol != found.name:
-            raise CaffePortError(f"{where} renames what it imports from {found.module}; model.py cannot follow that")
+            raise CaffePortError(
+                f"{where} renames what it imports from {found.module}, which cannot be copied into model.py"
+            )
         elif found.symbol in _module(found.module).bound:
             self._take(found.module, found.symbol)
         else:
-            raise CaffePortError(f"{where} uses the module {found.module}.{found.symbol}; model.py cannot stand alone")
+            raise CaffePortError(f"{where} uses {found.module}.{found.symbol}, so model.py would not be self-contained")
 
     def _claim(self, name: str, origin: tuple[str, str]) -> bool:
-        """Whether the name is there already. Raises CaffePortError where another thing has it."""
+        """Whether the name is already defined. Raises CaffePortError if it is taken by something else."""
         known = name in self.names
         taken = self.names.setdefault(name, origin)
         if taken != origin:
             raise CaffePortError(
-                f"model.py needs two things called {name}: of {taken[0]} and of {origin[0]}", "", "Rename one of them."
+                f"model.py would need two definitions of {name}: from {taken[0]} and from {origin[0]}",
+                "",
+                "Rename one of them.",
             )
         return known
 
     # -- one class --------------------------------------------------------------------------------------------------
 
     def _class(self, module: _Module, node: ast.ClassDef) -> tuple[list[ast.AST], list[str]]:
-        """The nodes and the text of a class; of a layer class, those of an ordinary nn.Module."""
+        """The nodes and the text of a class; a layer class is reduced to an ordinary nn.Module."""
         cls = self._layers.get((module.name, node.name))
         if cls is None:
             return [node], clean(module.text(node))
@@ -262,7 +266,7 @@ def _as(what: str, name: str) -> str:
 
 
 def _kept_members(cls: type[Layer]) -> set[str]:
-    """Names of the members that an nn.Module needs: ``__init__``, ``forward``, and what these reach through self."""
+    """The members that an nn.Module needs: ``__init__``, ``forward``, and what these refer to through self."""
     bodies: dict[str, list[ast.stmt]] = {}
     for base in cls.__mro__:
         if not (issubclass(base, Layer) and base is not Layer):
@@ -300,7 +304,7 @@ def _is_self(node: ast.expr, class_name: str) -> bool:
 
 
 def _names(nodes: list[ast.AST]) -> set[str]:
-    """Global names that code refers to: those it reads, without the ones it binds itself."""
+    """The global names that code refers to: names it reads but does not bind itself."""
     used: set[str] = set()
     for node in nodes:
         used |= _free(node, set())
@@ -355,7 +359,7 @@ _TOOL_COMMENT = re.compile(r"#\s*(type: ignore|fmt: |noqa)")
 
 
 def clean(lines: list[str]) -> list[str]:
-    """Without comments for the tools of this project (``type: ignore``, ``fmt: skip``, ``noqa``)."""
+    """Removes comments for this project's tools (``type: ignore``, ``fmt: skip``, ``noqa``)."""
     result = list(lines)
     indent = len(lines[0]) - len(lines[0].lstrip())
     text = "".join(f"{line[indent:] if not line[:indent].strip() else line}\n" for line in lines)
@@ -371,7 +375,7 @@ def clean(lines: list[str]) -> list[str]:
 
 
 def constructor_call(cls: type[nn.Module], args: dict[str, object]) -> tuple[str, list[str]]:
-    """Name and arguments of the call that builds a copied class: required ones first, defaults left out."""
+    """Name and arguments of the call that builds a copied class: required arguments first, defaults left out."""
     parts = []
     positional = True
     for name, parameter in inspect.signature(cls).parameters.items():
@@ -388,10 +392,10 @@ def constructor_call(cls: type[nn.Module], args: dict[str, object]) -> tuple[str
 
 
 def literal(value: object) -> str:
-    """Source of a value that a layer is built from: numbers, strings, None, and tuples, lists and dicts of them.
+    """Source of an argument that a layer is built with: numbers, strings, None, and tuples, lists and dicts of them.
 
     Raises:
-        CaffePortError: a value of another kind, which has no source.
+        CaffePortError: the value is of another kind and cannot be written as source.
     """
     if isinstance(value, float) and value != value:
         return 'float("nan")'
@@ -409,10 +413,10 @@ def literal(value: object) -> str:
         return f"{{{', '.join(f'{literal(k)}: {literal(v)}' for k, v in value.items())}}}"
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return literal(value.item())
-    raise CaffePortError(f"a layer was built from a {type(value).__name__}, which model.py cannot show")
+    raise CaffePortError(f"a layer was built with a {type(value).__name__}, which cannot be written in model.py")
 
 
 def quoted(text: str) -> str:
-    """``repr`` in double quotes, where that needs no more escapes."""
+    """``repr`` in double quotes, unless that needs more escapes."""
     shown = repr(text)
     return f'"{shown[1:-1]}"' if shown[0] == "'" and '"' not in shown else shown

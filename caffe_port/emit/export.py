@@ -1,4 +1,4 @@
-"""Other forms of a net: ONNX, torch.export, and Caffe's own files, for what a trained Net is to run on."""
+"""Exports a net to other formats, ONNX and torch.export."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def onnx(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | P
     """Writes a module as ONNX, with the net's blob names for its inputs and outputs, in the example's shapes.
 
     Returns:
-        What running the file in onnxruntime showed, a sentence.
+        The result of running the file in onnxruntime, as a sentence.
 
     Raises:
         DependencyError: onnxscript is not installed.
-        CaffePortError: an operator has no ONNX form, or the file does not give what the module gives.
+        CaffePortError: an operator has no ONNX form, or the file does not compute what the module computes.
     """
     if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         hint = "pip install 'caffe-port[onnx]'"
-        raise DependencyError("ONNX export needs onnx and onnxscript", str(path), hint)
+        raise DependencyError("ONNX export requires onnx and onnxscript", str(path), hint)
     inputs, outputs = list(plan.inputs), [blob for blob, _ in plan.outputs]
     with _quiet():
         try:
@@ -46,7 +46,7 @@ def onnx(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | P
             )
             assert program is not None
             for node in program.model.graph.all_nodes():
-                node.metadata_props.clear()  # stack traces with the paths of this machine
+                node.metadata_props.clear()  # stack traces with paths of this machine
             program.save(str(path))
         except Exception as error:  # noqa: BLE001  the exporter raises many kinds
             raise CaffePortError(f"cannot be written as ONNX: {_reason(error)}", str(path)) from None
@@ -66,10 +66,10 @@ def pt2(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | Pa
     """Writes a module with torch.export.save, in the example's shapes; ``torch.export.load`` reads it.
 
     Returns:
-        What running the file showed, a sentence.
+        The result of running the file, as a sentence.
 
     Raises:
-        CaffePortError: its control flow depends on the values of tensors, or the file does not give what it gives.
+        CaffePortError: control flow depends on tensor values, or the file does not compute what the module computes.
     """
     with _quiet(), torch.no_grad():
         try:
@@ -83,7 +83,7 @@ def pt2(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | Pa
 
 
 def _agree(module: nn.Module, example: Sequence[Tensor], blobs: Sequence[str], got: Sequence[Tensor], path: str) -> str:
-    """Compares with the module's own outputs, within 1e-4 of the greatest number of each."""
+    """Compares with the module's own outputs, within 1e-4 of the largest value of each."""
     with torch.no_grad():
         made = module(*example)
     wanted = list(made.values()) if isinstance(made, dict) else [made]
@@ -100,7 +100,7 @@ def _agree(module: nn.Module, example: Sequence[Tensor], blobs: Sequence[str], g
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters talk about themselves, in warnings and in logs."""
+    """Silences the exporters, which print warnings and log messages."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -116,6 +116,3 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
-
-
-# -- back to Caffe ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Classes that model.py gets a copy of where torch.nn has none and no Caffe layer is as plain."""
+"""Classes to copy into model.py that torch.nn does not have, and that are simpler than the Caffe layer."""
 
 from __future__ import annotations
 

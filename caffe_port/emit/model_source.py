@@ -1,6 +1,6 @@
-"""model.py as text: the class of a net, with the layer classes that torch does not have, and the weights it loads.
+"""The text of model.py: the class of a net, the layer classes that torch does not have, and the weights it loads.
 
-Nothing of the net's data becomes code: names are made identifiers, everything else goes through ``repr``.
+No data of the net becomes code: names are turned into identifiers, everything else goes through ``repr``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import caffe_port
 from caffe_port.emit import fold as folding
 from caffe_port.emit.copied_classes import Copied, Import, constructor_call, quoted
 from caffe_port.emit.forward_method import Body, Flow, flow, wrap
@@ -22,9 +21,12 @@ from caffe_port.layers.activation import ReLU
 from caffe_port.layers.layer import Layer
 from caffe_port.layers.linear import Scale
 from caffe_port.layers.normalization import BN, BatchNorm
+from caffe_port.net import fusion
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan, Step
+from caffe_port.terminal import count
+from caffe_port.version import __version__
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Model:
     """A net as source.
 
     Attributes:
-        class_name: of the net's class in ``source``.
+        class_name: the name of the net's class in ``source``.
         source: the text of model.py.
-        state: what its ``load_state_dict`` takes; tied parameters come under each of their keys.
-        attributes: Caffe's layer name -> attribute; None where the layer became an expression, or nothing.
-        inputs: input blob -> argument of ``forward``, in its order.
-        notes: what the user should hear of.
+        state: the argument of its ``load_state_dict``; tied parameters are listed under each of their keys.
+        attributes: Caffe's layer name -> attribute; None if the layer became an expression or was dropped.
+        inputs: input blob -> argument of ``forward``, in the order of the arguments.
+        notes: warnings.
     """
 
     class_name: str
@@ -52,12 +54,12 @@ def model(net: Net, fold: bool = False, channels_last: bool = False) -> Model:
     """The source of a net. A BatchNorm and the Scale that follows are one affine BatchNorm.
 
     Args:
-        fold: puts BatchNorm, BN and Scale into the weights of the Convolution or InnerProduct before them, which is
-            for inference: train() then computes what eval() does.
-        channels_last: convolutions keep their weights, and so compute, in that memory format.
+        fold: fold BatchNorm, BN and Scale into the weights of the Convolution or InnerProduct before them; for
+            inference, because train() then computes what eval() does.
+        channels_last: convolutions store their weights, and therefore compute, in that memory format.
 
     Raises:
-        CaffePortError: a layer cannot be written as a source that stands alone.
+        CaffePortError: a layer cannot be written as self-contained source.
     """
     return _Writer(net, fold, channels_last).model()
 
@@ -72,7 +74,7 @@ class _Writer:
                 self.modules.setdefault(step.attribute, getattr(net, step.attribute))
                 self.layer_names.setdefault(step.attribute, step.layer.name)
         self.order = _in_order(net)
-        self.folded = {scale: norm for norm, scale in net.scales.items()}  # a layer -> the one that it is part of
+        self.folded = {scale: norm for norm, scale in net.scales.items()}  # a layer -> the one it is folded into
         self.absorbed = folding.absorbed(net) if fold else {}
         self.folded.update(self.absorbed)
         self.copied = Copied()
@@ -104,8 +106,9 @@ class _Writer:
             attributes.setdefault(step.layer.name, attribute if attribute in self.shown else None)
         notes: tuple[str, ...] = ()
         if self.absorbed:
-            into = f"{len(self.absorbed)} layers were folded into the weights of the layers before them"
-            notes = (f"{into}: for inference; train what convert writes without --fold",)
+            n = len(self.absorbed)
+            into = f"{count(n, 'layer was', 'layers were')} folded into the weights of the layers before them"
+            notes = (f"{into}: for inference only; train the model that convert writes without --fold",)
         return Model(name, source, self.state, attributes, inputs, notes)
 
     # -- __init__ ---------------------------------------------------------------------------------------------------
@@ -130,12 +133,12 @@ class _Writer:
         return lines
 
     def _called(self, attribute: str) -> bool:
-        """Whether anything comes of the layer: Silence has no tops and no state."""
+        """Whether the layer has an effect: Silence has no tops and no state."""
         steps = [s for plan in self.net.plans.values() for s in plan.steps if s.attribute == attribute]
         return any(s.tops for s in steps) or bool(self.modules[attribute].state_dict())
 
     def _module_source(self, attribute: str, module: Layer) -> tuple[str, dict[str, Tensor]]:
-        """What constructs the module, and its state_dict."""
+        """The expression that constructs the module, and its state_dict."""
         inside = [name for name in self.order if self.folded.get(name) == attribute]
         if inside and inside[0] in self.absorbed:
             source = (module.torch_source() or "").replace(", bias=False", "")
@@ -161,10 +164,15 @@ class _Writer:
         return f"{name}({', '.join(arguments)})", dict(module.state_dict())
 
     def _in_place(self, attribute: str) -> bool:
-        return all(s.in_place for plan in self.net.plans.values() for s in plan.steps if s.attribute == attribute)
+        return all(
+            s.operation is fusion.overwrite
+            for plan in self.net.plans.values()
+            for s in plan.steps
+            if s.attribute == attribute
+        )
 
     def _frozen(self, module: Layer, source: str) -> str:
-        """The constructor of a BatchNorm that never uses the batch's statistics, which torch.nn does not have."""
+        """The constructor call of a BatchNorm that never uses batch statistics, which torch.nn does not have."""
         stays = isinstance(module, BatchNorm) and module.global_stats[0]
         if not stays and not (isinstance(module, BN) and module.frozen):
             return source
@@ -183,7 +191,7 @@ class _Writer:
         return next((1 if s.per_bottom else len(s.bottoms) for s in steps), 1)
 
     def _ties(self) -> Iterator[tuple[str, str]]:
-        """(parameter, the earlier one it is), for parameters and buffers that layers share."""
+        """(parameter, the earlier one that it is identical to), for parameters and buffers that layers share."""
         owners: dict[tuple[object, ...], str] = {}
         whole: dict[tuple[object, ...], str] = {}
         for key, value in self.state.items():
@@ -193,7 +201,7 @@ class _Writer:
             same = (value.data_ptr(), value.shape, value.stride(), value.dtype)
             owner = owners.setdefault(same, key) if value.numel() else key
             if owner == key and twin != attribute and value.dim():
-                owner = f"{twin}.{name}"  # made afresh from blobs that are all shared
+                owner = f"{twin}.{name}"  # built anew from blobs that are all shared
             if owner != key:
                 yield key, owner
 
@@ -224,7 +232,7 @@ class _Writer:
         return f"self.{attribute}({', '.join(map(module.bottom_source, bottoms))})"
 
     def _methods(self) -> tuple[list[str], dict[str, str]]:
-        """The lines of forward, and of a method for each phase where one cannot say both; and its arguments."""
+        """The lines of forward, with one method per phase if the phases differ; and its arguments."""
         plans = self.net.plans
         merged = self._flow((False,) if _same(plans[False], plans[True]) else (False, True))
         body = Body(merged, self._render, self.copied.names)
@@ -258,7 +266,7 @@ class _Writer:
         kinds = sorted({"Tensor" if len(out) == 1 else "dict[str, Tensor]" for out in flow_.outputs.values()})
         return " | ".join(kinds)
 
-    # -- words ------------------------------------------------------------------------------------------------------
+    # -- docstrings -------------------------------------------------------------------------------------------------
 
     def _header(self, name: str) -> str:
         plan = self.net.plans[False]
@@ -268,7 +276,7 @@ class _Writer:
             ['    model.load_state_dict(load_file("weights.safetensors"))'],
         )
         lines = [
-            f"{of} converted from Caffe by caffe-port {caffe_port.__version__}.",
+            f"{of} converted from Caffe by caffe-port {__version__}.",
             "",
             *(load[0] if self.state else []),
             f"    model = {name}()",
@@ -304,11 +312,11 @@ def _affine(norm: Layer, scale: Layer) -> tuple[str, dict[str, Tensor]]:
     return source.replace(", affine=False", ""), {"weight": weight, "bias": bias, **norm.torch_state()}
 
 
-# -- small things -----------------------------------------------------------------------------------------------------
+# -- helpers ----------------------------------------------------------------------------------------------------------
 
 
 def _in_order(net: Net) -> list[str]:
-    """The attributes of both phases' steps, in the net's order; a step of TRAIN alone stands before its successor."""
+    """The attributes of both phases' steps, in the net's order; a TRAIN-only step comes before its successor."""
     test = list(dict.fromkeys(step.attribute for step in net.plans[False].steps))
     waiting: list[str] = []
     order: list[str] = []
@@ -333,7 +341,7 @@ def _same(a: Plan, b: Plan) -> bool:
 
 
 def class_name(name: str, taken: set[str]) -> str:
-    """A class name from a net's name: ``SimpleNet``, ``Cifar10Full`` for ``cifar10_full``, ``Net`` for no name."""
+    """A class name for a net's name: ``SimpleNet``, ``Cifar10Full`` for ``cifar10_full``, ``Net`` if it has none."""
     safe = identifiers([name], prefix="Net_")[name] if name.strip() else "Net"
     if not (safe == name and safe[0].isupper()):
         words = [word for word in re.split(r"[^0-9A-Za-z]+", safe) if word]
@@ -344,7 +352,7 @@ def class_name(name: str, taken: set[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that can stand in a docstring: no quotes that end it, no escapes, no control characters."""
+    """Text that is safe in a docstring: no quotes that end it, no escapes, no control characters."""
     printable = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return printable.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
 
@@ -354,7 +362,7 @@ def _words(source: str) -> set[str]:
 
 
 def finite(source: str, copied: Copied) -> str:
-    """``math.inf`` for the ``inf`` that repr writes."""
+    """Replaces the ``inf`` that repr writes by ``math.inf``."""
     if not re.search(r"\b(inf|nan)\b", source):
         return source
     copied.imports.add(Import("math", None, "math"))

@@ -1,4 +1,4 @@
-"""ONNX forms of operators that torch.onnx has none for, or not yet."""
+"""ONNX translations of operators that torch.onnx does not support, or not yet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What torch.onnx.export takes as custom_translation_table."""
+    """The custom_translation_table for torch.onnx.export."""
     from onnxscript import opset18 as op
 
     def stable_sort(x: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
-        """TopK of everything: of equal values, ONNX takes that of the lower index first."""
+        """TopK over all elements: among equal values, ONNX puts the lower index first."""
         length = op.Shape(x, start=dim, end=dim + 1) if dim != -1 else op.Shape(x, start=dim)
         return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
@@ -22,7 +22,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
         def roi_pool(x: Any, rois: Any, spatial_scale: float, pooled_height: int, pooled_width: int) -> Any:
             y = op.MaxRoiPool(x, rois, pooled_shape=[pooled_height, pooled_width], spatial_scale=spatial_scale)
-            return y, y  # the second is where the maxima lie, for the gradient
+            return y, y  # the second gives the positions of the maxima, for the gradient
 
         table[torch.ops.torchvision.roi_pool.default] = roi_pool
     return table

@@ -1,4 +1,4 @@
-"""What convert wrote, run beside the Net that it was written from."""
+"""Runs what convert wrote and compares it with the Net that it was written from."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ WEIGHTS = "weights.safetensors"
 
 
 def read_model(source: str, class_name: str, weights: str | Path | Mapping[str, Tensor]) -> nn.Module:
-    """The module of a model.py, with its weights, in eval().
+    """The module of a model.py with its weights, in eval().
 
     Args:
         source: the text of model.py.
-        weights: weights.safetensors, or what it holds, which the module then shares; loaded strictly.
+        weights: weights.safetensors, or its tensors, which the module then shares; loaded strictly.
     """
     from safetensors.torch import load_file
 
     if not isinstance(weights, Mapping):
-        weights = {name: value.clone() for name, value in load_file(str(weights)).items()}  # it maps the file
+        weights = {name: value.clone() for name, value in load_file(str(weights)).items()}  # load_file maps the file
     namespace = types.ModuleType("model")
-    exec(compile(source, MODEL, "exec"), namespace.__dict__)  # noqa: S102  we wrote it
-    with torch.device("meta"):  # spares drawing parameters that are replaced at once
+    exec(compile(source, MODEL, "exec"), namespace.__dict__)  # noqa: S102  caffe-port wrote it
+    with torch.device("meta"):  # skips initializing parameters that are replaced at once
         module: nn.Module = namespace.__dict__[class_name]()
     tied: dict[int, list[str]] = {}
     for name, value in (*module.named_parameters("", True, False), *module.named_buffers("", True, False)):
@@ -48,17 +48,17 @@ def read_model(source: str, class_name: str, weights: str | Path | Mapping[str, 
     module.load_state_dict(state, strict=True, assign=True)
     for first, *others in tied.values():
         value = operator.attrgetter(first)(module)
-        if value.is_meta:  # in no state_dict, and so without numbers, as in the Net
+        if value.is_meta:  # not in the state_dict, and so without values, as in the Net
             value = torch.empty(value.shape, dtype=value.dtype)
             others = [first, *others]
-        for name in others:  # which assigning has parted
+        for name in others:  # assign=True has untied them
             owner, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(owner), attribute, value)
     return module.eval()
 
 
 def _like(own: Tensor, value: Tensor) -> Tensor:
-    """A value in the precision and the memory format of the parameter that it is for."""
+    """Converts a value to the precision and the memory format of its parameter."""
     last = own.dim() == 4 and not own.is_contiguous() and own.is_contiguous(memory_format=torch.channels_last)
     return value.to(own.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
@@ -67,8 +67,8 @@ def example_inputs(net: Net, seed: int = 0, batch: int | None = None, uniform: b
     """Random inputs in the shapes that the net was built for.
 
     Args:
-        batch: another first axis, for all inputs that have the first one's.
-        uniform: numbers of [0, 1), which serve as labels and indices too (0); else of the normal distribution.
+        batch: another batch size, for all inputs whose first axis is that of the first input.
+        uniform: uniform values in [0, 1), which are also valid labels and indices (0); otherwise standard normal.
     """
     generator = torch.Generator().manual_seed(seed)
     plan = net.plans[False]
@@ -90,26 +90,26 @@ def self_check(
     training: bool = False,
     seed: int = 0,
 ) -> str:
-    """Runs a written model beside the Net, on a random input.
+    """Runs a written model and the Net on the same random input and compares the outputs.
 
     Args:
         source: the text of model.py.
-        weights: weights.safetensors; mapped, its pages are let go of after each layer that has large parameters.
-        exact: outputs must be equal bit by bit; else within 1e-4 of the greatest output.
-        training: in train(), both with the same random state, instead of eval().
+        weights: weights.safetensors; if mapped, its pages are freed after each layer that has large parameters.
+        exact: outputs must be equal bit by bit; otherwise within 1e-4 of the largest output.
+        training: run in train(), both with the same random state, instead of eval().
 
     Returns:
-        A sentence that begins with "outputs" where they were compared; otherwise why they could not be.
+        A sentence that begins with "outputs" if they were compared; otherwise the reason why they could not be.
 
     Raises:
-        CaffePortError: the model does not run or does not give the same.
+        CaffePortError: the model does not run, or its outputs differ.
     """
     where = MODEL
     try:
         module = read_model(source, class_name, weights.tensors if isinstance(weights, Mapped) else weights)
         module.train(training)
-    except Exception as error:  # noqa: BLE001  whatever it is, it is our doing and no folder may appear
-        raise CaffePortError(f"could not be read back: {_first_line(error)}", where, _REPORT_IT) from None
+    except Exception as error:  # noqa: BLE001  any error here is caffe-port's, and no folder may appear
+        raise CaffePortError(f"could not be read back: {first_line(error)}", where, REPORT_IT) from None
     was_training = net.training
     net.train(training)
     hooks = _letting_go((net, module), weights.mapping) if isinstance(weights, Mapped) else []
@@ -119,16 +119,16 @@ def self_check(
         wanted = reason = None
         for inputs in (example_inputs(net, *how) for how in tried):
             try:
-                wanted = _run(net, inputs, seed)
+                wanted = run_once(net, inputs, seed)
                 break
             except (RuntimeError, IndexError, ValueError) as error:
-                reason = _first_line(error)
+                reason = first_line(error)
         if wanted is None:
             return f"the Net does not run on random inputs ({reason})"
         try:
-            got = _run(module, inputs, seed)
+            got = run_once(module, inputs, seed)
         except Exception as error:  # noqa: BLE001  as above
-            raise CaffePortError(f"does not run: {_first_line(error)}", where, _REPORT_IT) from None
+            raise CaffePortError(f"does not run: {first_line(error)}", where, REPORT_IT) from None
     finally:
         for hook in hooks:
             hook.remove()
@@ -140,7 +140,7 @@ def self_check(
 
 
 def _letting_go(modules: Sequence[nn.Module], mapping: mmap.mmap) -> list[RemovableHandle]:
-    """Hooks that let go of a mapping behind every layer with large parameters: one layer's are in memory at a time."""
+    """Hooks that free a mapping's pages after every layer with large parameters: only one layer's are in memory."""
     return [
         module.register_forward_hook(lambda *_: let_go(mapping))
         for top in modules
@@ -149,10 +149,11 @@ def _letting_go(modules: Sequence[nn.Module], mapping: mmap.mmap) -> list[Remova
     ]
 
 
-_REPORT_IT = "This is a fault of caffe-port, not of the net; please report it."
+REPORT_IT = "This is a bug in caffe-port, not in the net; please report it."
 
 
-def _run(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+def run_once(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+    """What a module makes of inputs, which stay as they are, by blob name; one output alone by an empty name."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         made = module(*(x.clone() for x in inputs))
@@ -161,21 +162,22 @@ def _run(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Te
 
 def _compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], exact: bool) -> str:
     if list(wanted) != list(got):
-        raise CaffePortError(f"gives outputs {list(got)}, the Net {list(wanted)}", MODEL, _REPORT_IT)
+        raise CaffePortError(f"returns outputs {list(got)}, the Net returns {list(wanted)}", MODEL, REPORT_IT)
     worst = 0.0
     for name, value in wanted.items():
         other = got[name]
         what = f"output '{name}'" if name else "the output"
         if value.shape != other.shape or value.dtype != other.dtype:
-            raise CaffePortError(f"{what} is {tuple(other.shape)}, the Net's {tuple(value.shape)}", MODEL, _REPORT_IT)
+            raise CaffePortError(f"{what} is {tuple(other.shape)}, the Net's {tuple(value.shape)}", MODEL, REPORT_IT)
         greatest = float(value.nan_to_num().abs().max()) if value.numel() else 0.0
         difference = float((value - other).nan_to_num().abs().max()) if value.numel() else 0.0
         worst = max(worst, difference)
         tolerance = 0.0 if exact else 1e-4 * max(greatest, 1e-3)
         if not torch.allclose(value, other, rtol=0, atol=tolerance, equal_nan=True):
-            raise CaffePortError(f"{what} differs from the Net's by {difference:.3g}", MODEL, _REPORT_IT)
+            raise CaffePortError(f"{what} differs from the Net's by {difference:.3g}", MODEL, REPORT_IT)
     return "outputs are bit-equal to the Net's" if exact else f"outputs differ from the Net's by {worst:.3g} at most"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut; the error's type where it has none."""
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

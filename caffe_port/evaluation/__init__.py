@@ -1,1 +1,1 @@
-"""Is it right? Accuracy, the registry of published figures, and their reproduction."""
+"""Whether a net is right: its accuracy, the published figures, and their reproduction."""

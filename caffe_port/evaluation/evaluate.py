@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import api
+from caffe_port.api import Ported, Prototxt, Stored, read
 from caffe_port.data import datasets
-from caffe_port.data.datasets import ImageSet, Preprocessor
+from caffe_port.data.datasets import ImageSet
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.devices import find_device
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
-from caffe_port.evaluation.registry import MEAN_IMAGE, Entry, Preprocessing
-from caffe_port.formats import caffemodel
-from caffe_port.formats.message import Message
-from caffe_port.spec import NetSpec
+from caffe_port.evaluation.registry import Entry
+from caffe_port.formats.caffemodel import Weights
+from caffe_port.spec import NetSpec, Source
 
 Progress = Callable[[int, int], None]
 """Called with (pictures done, pictures in all) after every batch."""
@@ -221,8 +223,8 @@ class FileEvaluation:
 
 
 def evaluate_files(
-    weights: str | Path,
-    prototxt: str | Path | None = None,
+    weights: Stored | Ported,
+    prototxt: Prototxt | None = None,
     *,
     data: str | Path,
     root: str | Path | None = None,
@@ -239,17 +241,22 @@ def evaluate_files(
     seed: int = 0,
     output: str | None = None,
     progress: Progress | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    level: int = 0,
+    stages: Sequence[str] = (),
 ) -> FileEvaluation:
     """What ``caffe-port evaluate`` does.
 
     Args:
-        weights, prototxt: as for :func:`caffe_port.load`.
+        weights, prototxt: as for :func:`caffe_port.load`; or a :class:`caffe_port.Ported`, whose Net is evaluated as it
+            stands, and is on the device afterwards.
         data, root, split, download: as for :func:`caffe_port.data.datasets.load`.
-        mean: numbers, ``"training-set mean image"``, or a .binaryproto (in the net's channel order).
+        mean: numbers, ``"training-set mean image"``, or a .binaryproto or .npy file (in the net's channel order).
         std, scale, channel_order: like ``mean``, before what the registry or the net's own transform_param says.
         tta: ``"mirror"`` mirrors at random, as the SimpleNet authors' test did, ``"none"`` never does.
         limit: only the first pictures.
         batch_size, device, seed, output, progress: as for :func:`evaluate`.
+        input_shapes, level, stages: as for :func:`caffe_port.port`; a shape is that of the pictures, of any batch.
 
     Raises:
         CaffePortError: files, data and net do not fit; says which.
@@ -257,130 +264,144 @@ def evaluate_files(
     if tta not in (None, "none", "mirror"):
         raise CaffePortError(f"tta '{tta}' is neither none nor mirror")
     device = find_device(device)
-    entry = registry.find_weights(weights)
+    ported = weights if isinstance(weights, Ported) else None
+    if ported is not None and (prototxt is not None or input_shapes or level or stages):
+        raise CaffePortError("is ported already: nothing else says what net it is", ported.definition.path)
+    definition, stored = read(ported, None) if isinstance(weights, Ported) else read(prototxt, weights)
+    entry = registry.find_weights(stored) if stored is not None else None
     pictures = datasets.load(data, split, root, download)
-    spec = _deploy_spec(weights, prototxt)
+    spec = ported.net.plans[False].spec if ported else _deploy_spec(definition, level, stages, input_shapes or {})
     notes: list[str] = []
-    plan, origin, mean_of_net = _plan(spec, entry, weights, pictures, notes)
-    given = {"std": _one_or_many(std), "scale": scale, "channel_order": channel_order and channel_order.upper()}
-    if isinstance(mean, (str, Path)):
-        given["mean"] = MEAN_IMAGE
-        mean_of_net = None if str(mean) == MEAN_IMAGE else torch.from_numpy(caffemodel.read_mean(mean).copy())
-    elif mean is not None:
-        given["mean"] = _one_or_many(mean)
-    if tta is not None:
-        given["mirror_test"] = tta == "mirror"
+    plan, origin = _plan(spec, entry, stored, pictures, notes)
+    order = channel_order and channel_order.upper()
+    mirror = None if tta is None else tta == "mirror"
+    given = {"std": std, "scale": scale, "channel_order": order, "mean": mean, "mirror_test": mirror}
     if changed := [name for name, value in given.items() if value is not None]:
         plan = plan.changed(**given)
         origin += f", changed by the caller: {', '.join(changed)}"
-    picture_mean = None
-    if plan.mean == MEAN_IMAGE and mean_of_net is None:
-        picture_mean = datasets.mean_image(datasets.load(data, "train", root, download))
-    elif mean_of_net is not None:
-        picture_mean = mean_of_net.flip(0) if plan.channel_order != pictures.channel_order else mean_of_net
-    preprocessor = Preprocessor(plan, pictures.channel_order, picture_mean, device)
+    if plan.lacks_mean_image:
+        plan = datasets.with_mean_image(plan, datasets.load(data, "train", root, download))
+    preprocessor = Preprocessor(plan, pictures.channel_order, device)
     shape = preprocessor.shape(pictures.shape)
-    net, more = _net(weights, prototxt, spec, shape, pictures.name)
+    _check_shape(spec, ported.net.plans[False].shapes if ported else {}, input_shapes or {}, shape, pictures.name)
+    if ported is None:
+        ported = port_for(definition, stored, spec, shape, level=level, stages=stages, data=pictures.name)
     if limit is not None:
         pictures = pictures.first(limit)
     result = evaluate(
-        net, pictures, preprocessor, batch_size=batch_size, device=device, seed=seed, output=output, progress=progress
+        ported.net,
+        pictures,
+        preprocessor,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        output=output,
+        progress=progress,
     )
-    return FileEvaluation(result, entry, plan, origin, pictures.name, (*notes, *more))
+    return FileEvaluation(result, entry, plan, origin, pictures.name, (*notes, *ported.notes))
 
 
-def _deploy_spec(weights: str | Path, prototxt: str | Path | None) -> NetSpec:
-    definition = Definition.read(prototxt) if prototxt is not None else Definition.embedded(caffemodel.read(weights))
-    return phase_spec(definition, "TEST", 0, (), (), keep_loss=False)
+def _deploy_spec(
+    definition: Definition, level: int = 0, stages: Sequence[str] = (), given: Collection[str] = ()
+) -> NetSpec:
+    return phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
 
 
-def input_blob(weights: str | Path, prototxt: str | Path | None = None) -> str:
-    """The net's one input.
+def _only_input(spec: NetSpec) -> tuple[str, Source]:
+    """The net's one input: blob, and who makes it.
 
     Raises:
         CaffePortError: it has none, or more than one.
     """
-    return _only_input(_deploy_spec(weights, prototxt))
+    if len(spec.inputs) != 1:
+        names = ", ".join(blob for blob, _ in spec.inputs)
+        raise CaffePortError(f"the net takes {len(spec.inputs)} inputs ({names}), pictures are one", spec.path)
+    return spec.inputs[0]
 
 
-def _only_input(spec: NetSpec) -> str:
-    inputs = [blob for blob, _ in spec.inputs]
-    if len(inputs) != 1:
-        raise CaffePortError(f"the net takes {len(inputs)} inputs ({', '.join(inputs)}), pictures are one", spec.path)
-    return inputs[0]
+def _check_shape(
+    spec: NetSpec,
+    built: Mapping[Source, Sequence[int]],
+    asked: Mapping[str, Sequence[int]],
+    shape: tuple[int, ...],
+    data: str,
+) -> None:
+    """Raises CaffePortError where the net was built, or is asked for, for pictures of another shape (C, H, W)."""
+    blob, source = _only_input(spec)
+    wanted = built.get(source, asked.get(blob))
+    if wanted is not None and tuple(wanted[1:]) != shape:
+        raise CaffePortError(
+            f"input '{blob}' is {tuple(wanted)}, the pictures of {data} reach the net as {shape}",
+            spec.path,
+            f'Port it for those: input_shapes={{"{blob}": {(1, *shape)}}}' if built else "Leave the input shape out.",
+        )
 
 
-def _net(
-    weights: str | Path, prototxt: str | Path | None, spec: NetSpec, shape: tuple[int, ...], data: str
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """The net for pictures of a shape (C, H, W)."""
+def port_for(
+    definition: Definition,
+    stored: Weights | None,
+    spec: NetSpec | None,
+    shape: tuple[int, ...],
+    *,
+    batch: int = 1,
+    level: int = 0,
+    stages: Sequence[str] = (),
+    data: str,
+) -> Ported:
+    """The net for pictures.
+
+    Args:
+        definition, stored: what was read.
+        spec: the net in phase TEST without losses, where it is known already.
+        shape: (C, H, W) of the pictures, prepared.
+        batch: how many at a time; another number runs, too.
+        level, stages: Caffe's NetState.
+        data: what the pictures are called, for an error.
+
+    Raises:
+        CaffePortError: it has another number of inputs than one, or does not fit the pictures.
+    """
+    spec = spec or _deploy_spec(definition, level, stages)
     try:
-        ported = api.port(prototxt, weights, input_shapes={_only_input(spec): (1, *shape)})
+        return api.build(
+            definition,
+            stored,
+            input_shapes={_only_input(spec)[0]: (batch, *shape)},
+            level=level,
+            stages=stages,
+            resolved=spec,
+        )
     except SpecError as error:
         hint = f"The pictures of {data} reach the net as {tuple(shape)}."
         raise type(error)(error.what, error.where, f"{error.hint} {hint}".strip()) from None
-    return ported.net, ported.notes
 
 
 def _plan(
-    spec: NetSpec, entry: Entry | None, weights: str | Path, pictures: ImageSet, notes: list[str]
-) -> tuple[Preprocessing, str, Tensor | None]:
-    """Preprocessing, who says so, and the mean image in the net's channel order where a mean_file gives it."""
+    spec: NetSpec, entry: Entry | None, stored: Weights | None, pictures: ImageSet, notes: list[str]
+) -> tuple[Preprocessing, str]:
+    """Preprocessing, and who says so."""
     if entry is not None:
-        return entry.preprocessing, f"registry entry '{entry.name}'", None
-    if (trained := _of_run(Path(weights))) is not None:
-        return trained[0], f"the run in {trained[1]}", None
+        return entry.preprocessing, f"registry entry '{entry.name}'"
+    if stored is not None and (trained := _of_run(Path(stored.path))) is not None:
+        return trained[0], f"the run in {trained[1]}"
     for layer in spec.layers:
         if layer.param.has("transform_param"):
-            plan, mean = from_transform_param(layer.param.transform_param, pictures, Path(layer.where).parent, notes)
-            return plan, f"transform_param of layer '{layer.name}'", mean
+            plan = Preprocessing.from_transform_param(layer, pictures.channel_order, notes)
+            return plan, f"transform_param of layer '{layer.name}'"
     notes.append("neither the registry nor the net says how pictures are prepared: they are taken as they are, 0..255")
-    return Preprocessing(channel_order=pictures.channel_order), "none", None
+    return Preprocessing(channel_order=pictures.channel_order), "none"
 
 
 def _of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
     """What the weights of a run of ours were trained with: its config.json says it."""
     for folder in (weights.parent, weights.parent.parent):
+        path = folder / "config.json"
         try:
-            plan = json.loads((folder / "config.json").read_text(encoding="utf-8"))["preprocessing"]
-            values: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in plan.items()
-            }
-            return Preprocessing(**values), folder
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, CaffePortError):
+            table = json.loads(path.read_text(encoding="utf-8"))["preprocessing"]
+            return Preprocessing.from_dict(table, str(path)), folder
+        except (OSError, ValueError, KeyError, TypeError, CaffePortError):
             continue
     return None
-
-
-def from_transform_param(
-    p: Message, pictures: ImageSet, folder: Path, notes: list[str]
-) -> tuple[Preprocessing, Tensor | None]:
-    """The Preprocessing of a net's own TransformationParameter; its mean image, where mean_file is there.
-
-    Channels stay in the order of the pictures, as Caffe takes them from its database.
-
-    Raises:
-        CaffePortError: it makes no sense.
-    """
-    mean: Tensor | None = None
-    values: float | tuple[float, ...] | str = tuple(p.mean_value) if len(p.mean_value) > 1 else sum(p.mean_value)
-    if p.has("mean_file"):
-        values = MEAN_IMAGE
-        found = next((f for f in (Path(p.mean_file), folder / Path(p.mean_file).name) if f.is_file()), None)
-        if found is not None:
-            mean = torch.from_numpy(caffemodel.read_mean(found).copy())
-        else:
-            notes.append(f"mean_file '{p.mean_file}' is not here: the mean over the training set takes its place")
-    plan = Preprocessing(
-        pictures.channel_order, values, float(p.scale), crop=p.crop_size, mirror_train=p.mirror, mirror_test=p.mirror
-    )
-    return plan, mean
-
-
-def _one_or_many(values: Sequence[float] | None) -> float | tuple[float, ...] | None:
-    if values is None:
-        return None
-    return values[0] if len(values) == 1 else tuple(values)
 
 
 def plot_confusion(result: Evaluation, path: str | Path) -> None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.evaluation import download, registry
 from caffe_port.evaluation.registry import Entry, Reported, WeightsFile
+from caffe_port.formats import caffemodel
 from caffe_port.storage.files import atomic_write, cache_folder, sha256
 
 Step = Callable[[str, int, int], None]
@@ -246,7 +248,6 @@ def reproduce(
     Raises:
         CaffePortError: no such entry, no weights, no data; says what would help.
     """
-    from caffe_port import api
     from caffe_port.data import datasets
     from caffe_port.emit.convert import convert
     from caffe_port.evaluation import evaluate
@@ -269,9 +270,9 @@ def reproduce(
     )
 
     step("convert", 0, 0)
-    shape = _input_shape(entry, pictures.shape)
-    blob = evaluate.input_blob(weights)
-    ported = api.port(None, weights, input_shapes={blob: (2, *shape)})
+    stored = caffemodel.read(weights)
+    shape = entry.preprocessing.shape(pictures.shape)
+    ported = evaluate.port_for(Definition.embedded(stored), stored, None, shape, batch=2, data=pictures.name)
     target = Path(folder) if folder is not None else _results() / name
     with _folder(target):
         converted = convert(ported, target, force=True, seed=seed)
@@ -280,7 +281,7 @@ def reproduce(
     notes = list(ported.notes)
     passed: bool | None = None
     try:
-        compared = verify(None, weights, input_shapes={blob: (2, *shape)}, seed=seed)
+        compared = verify(ported, seed=seed)
         verified, passed = terminal.verdict(compared), compared.passed
     except DependencyError as error:
         verified = f"not verified: {error}"
@@ -292,7 +293,7 @@ def reproduce(
         mirrored = entry.preprocessing.mirror_test if reported.mirror_test is None else reported.mirror_test
         if mirrored not in measured:
             measured[mirrored] = evaluate.evaluate_files(
-                weights,
+                ported,
                 data=data or entry.dataset,
                 root=where,
                 device=device,
@@ -317,12 +318,6 @@ def reproduce(
     )
     _remember(outcome)
     return outcome
-
-
-def _input_shape(entry: Entry, picture: tuple[int, int, int]) -> tuple[int, int, int]:
-    plan = entry.preprocessing
-    c, h, w = picture
-    return (c, plan.crop, plan.crop) if plan.crop else (c, h + 2 * plan.pad, w + 2 * plan.pad)
 
 
 @contextlib.contextmanager

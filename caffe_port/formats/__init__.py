@@ -1,1 +1,1 @@
-"""Caffe's files of any age as messages and arrays."""
+"""Caffe's files of any age, read and written as messages and arrays."""

@@ -1,12 +1,13 @@
 """Caffe's binary files <-> arrays: .caffemodel (V0, V1, V2), .caffemodel.h5, .binaryproto, .solverstate.
 
-Files are memory-mapped and arrays are views of the mapping: reading takes the time of reading the headers, and files
-of any size work. Sources: net.cpp (CopyTrainedLayersFrom, ToProto), blob.cpp (FromProto), hdf5.cpp, solver.cpp.
+Files are memory-mapped and arrays are views of the mapping, so that only the headers are read and files of any size
+work. Sources: net.cpp (CopyTrainedLayersFrom, ToProto), blob.cpp (FromProto), hdf5.cpp, solver.cpp.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,15 @@ from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import wire
 from caffe_port.formats.message import Message
 from caffe_port.storage import hdf5
-from caffe_port.storage.files import MappedFile, atomic_write, map_file
-from caffe_port.typing import Array
+from caffe_port.storage.files import MappedFile, atomic_write, map_file, sha256
+from caffe_port.terminal import count
+from caffe_port.typing import Array, Shape
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_AXES = 32  # kMaxBlobAxes of blob.hpp
 _NOT_WEIGHTS = (
-    (b"\x89PNG", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
     (b"PK\x03\x04", "a zip archive (a PyTorch file?)"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
     (b"BZh", "a bzip2 archive; unpack it first"),
@@ -44,14 +46,14 @@ class LayerBlobs:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weights file holds.
+    """The contents of a weights file.
 
     Attributes:
         path: the file.
         format: ``"V2"``, ``"V1"``, ``"V0"`` or ``"HDF5"``.
         layers: the layers that have blobs, in the file's order.
         net: the definition that the file carries (a NetParameter without blobs); None for HDF5.
-        mapping: the mapped file that the blobs are views of; None where they are not.
+        mapping: the mapped file that the blobs are views of; None if they are not views.
     """
 
     path: str
@@ -62,14 +64,21 @@ class Weights:
 
     @property
     def parameters(self) -> int:
-        """Numbers held, of all blobs."""
+        """The number of values in all blobs."""
         return sum(blob.size for layer in self.layers for blob in layer.blobs)
 
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """The checksum of the file, taken once; None where the weights are no file's."""
+        return sha256(self.path) if Path(self.path).is_file() else None
+
     def by_name(self) -> dict[str, LayerBlobs]:
-        """Layers by name; the first of equal names counts, as in Caffe."""
+        """Layers by name; of equal names, the last one with the first one's shapes: Caffe copies them one by one."""
         table: dict[str, LayerBlobs] = {}
         for layer in self.layers:
-            table.setdefault(layer.name, layer)
+            first = table.setdefault(layer.name, layer)
+            if [b.shape for b in layer.blobs] == [b.shape for b in first.blobs]:
+                table[layer.name] = layer
         return table
 
 
@@ -77,11 +86,11 @@ def read(path: str | Path, writable: bool = False) -> Weights:
     """Reads a .caffemodel or .caffemodel.h5.
 
     Args:
-        writable: the blobs may be written to; that never reaches the file.
+        writable: whether the blobs may be written to; the file itself never changes.
 
     Raises:
-        ParseError: damaged, or another kind of file; says which.
-        CaffePortError: it cannot be read.
+        ParseError: the file is damaged or of another kind; the message says which.
+        CaffePortError: the file cannot be read.
     """
     data = map_file(path, writable)
     where = str(path)
@@ -91,7 +100,7 @@ def read(path: str | Path, writable: bool = False) -> Weights:
         if data[: len(magic)] == magic:
             raise ParseError(f"is {kind}, not a .caffemodel", where)
     if _looks_like_text(bytes(data[:512])):
-        raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first, the weights second.")
+        raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first and the weights second.")
     weights = from_message(wire.parse(data, "NetParameter", where), where)
     assert isinstance(data.obj, MappedFile)
     return dataclasses.replace(weights, mapping=data.obj)
@@ -117,8 +126,8 @@ def from_message(net: Message, where: str = "<message>") -> Weights:
             layers.append(LayerBlobs(inner.name, str(inner.type), tuple(arrays)))
         bare.append(_without_blobs(entry))
     if not bare or not layers:
-        what = "no layers" if not bare else f"{len(bare)} layers, none with weights"
-        raise ParseError(f"holds {what}: not a .caffemodel, or a damaged one", where)
+        what = "no layers" if not bare else f"{count(len(bare), 'layer')}, none with weights"
+        raise ParseError(f"contains {what}: it is damaged or not a .caffemodel", where)
     names = "layer" if format_ == "V2" else "layers"
     return Weights(where, format_, tuple(layers), net.copy(**{names: bare}))
 
@@ -134,7 +143,7 @@ def blob_array(proto: Message) -> Array:
     """The array of a BlobProto: float32 or float64 views, float16 of ``raw_data`` (NVCaffe, OpenCV) as it is.
 
     Raises:
-        ParseError: the shape does not fit the number of values, or is none.
+        ParseError: the shape is invalid or does not match the number of values.
     """
     if proto.has("double_data"):
         data: Array = np.asarray(proto.double_data, np.float64)
@@ -149,15 +158,30 @@ def blob_array(proto: Message) -> Array:
     else:
         shape = (data.size,)
     if len(shape) > MAX_AXES:
-        raise ParseError(f"a shape of {len(shape)} axes; Caffe allows {MAX_AXES}")
+        raise ParseError(f"a shape with {len(shape)} axes; Caffe allows at most {MAX_AXES}")
     if min(shape, default=1) < 0:
         raise ParseError(f"shape {shape} has a negative axis")
     if math.prod(shape) != data.size:
-        raise ParseError(f"shape {shape} asks for {math.prod(shape)} values, the file holds {data.size}")
+        raise ParseError(f"shape {shape} requires {count(math.prod(shape), 'value')}, the file contains {data.size:,}")
     try:
         return data.reshape(shape)
-    except ValueError:  # no values, but axes beyond NumPy's range
-        raise ParseError(f"shape {shape} is larger than any memory") from None
+    except ValueError:  # no values, but axis lengths beyond NumPy's range
+        raise ParseError(f"shape {shape} is too large") from None
+
+
+def shapes_agree(held: Shape, asked: Shape) -> bool:
+    """Whether a blob that a file holds is the one that a layer asks for.
+
+    Its shape must be equal, but for what files do where the order of the numbers leaves no doubt: the four axes of
+    old files count from the end, (1, 1, 1, n) for a bias and (1, 1, m, n) for a matrix; vectors come as (1, n) and
+    (1, n, 1, 1) from BN layers and forks; a blob without axes is stored without a shape, and read as (1).
+    Source: blob.cpp (ShapeEquals)
+    """
+    if held == asked or (len(held) == 4 and held == (1,) * (4 - len(asked)) + asked):
+        return True
+    if len(asked) == 1:
+        return held in ((1, *asked), (1, *asked, 1, 1))
+    return not asked and held == (1,)
 
 
 def _raw_array(proto: Message) -> Array:
@@ -166,7 +190,9 @@ def _raw_array(proto: Message) -> Array:
     if dtype is None:
         raise ParseError(f"raw_data of type {proto.raw_data_type} is not a float type")
     if len(proto.raw_data) % np.dtype(dtype).itemsize:
-        raise ParseError(f"raw_data of {len(proto.raw_data)} bytes is no whole number of {proto.raw_data_type} values")
+        raise ParseError(
+            f"raw_data of {count(len(proto.raw_data), 'byte')} is not a whole number of {proto.raw_data_type} values"
+        )
     return np.frombuffer(proto.raw_data, dtype)
 
 
@@ -180,17 +206,17 @@ def _read_hdf5(where: str) -> Weights:
     try:
         with h5py.File(where, "r") as file:
             if "data" not in file or not isinstance(hdf5.member(file, "data", where), h5py.Group):
-                raise ParseError("holds no group 'data': not a .caffemodel.h5", where)
+                raise ParseError("has no group 'data': not a .caffemodel.h5", where)
             for name, group in hdf5.layers(file["data"], where):
                 arrays = [hdf5.values(group, index, where) for index in sorted(group, key=int)]
                 if arrays:
-                    with np.errstate(over="ignore"):  # a double beyond float32's range is infinite, as in Caffe
+                    with np.errstate(over="ignore"):  # a double beyond float32's range becomes infinity, as in Caffe
                         arrays = [np.asarray(array, np.float32) for array in arrays]
                     found.append(LayerBlobs(name, "", tuple(arrays)))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
     if not found:
-        raise ParseError("holds no layers with weights", where)
+        raise ParseError("contains no layers with weights", where)
     return Weights(where, "HDF5", tuple(found), None)
 
 
@@ -198,14 +224,14 @@ def read_mean(path: str | Path) -> Array:
     """The mean image of a .binaryproto.
 
     Returns:
-        float32 (C, H, W), in the channel order of the database it was computed from (BGR for Caffe's own tools).
+        float32 (C, H, W), in the channel order of the database it was computed from (BGR with Caffe's own tools).
 
     Raises:
-        ParseError: not a BlobProto, or not one image.
+        ParseError: the file is not a BlobProto or not a single image.
     """
     proto = wire.parse(map_file(path), "BlobProto", str(path))
     if not (proto.has("data") or proto.has("double_data")):
-        raise ParseError("holds no data: not a .binaryproto mean", str(path))
+        raise ParseError("contains no data: not a .binaryproto mean", str(path))
     try:
         mean = blob_array(proto)
     except ParseError as error:
@@ -213,18 +239,18 @@ def read_mean(path: str | Path) -> Array:
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
     if mean.ndim != 3 or not mean.size:
-        raise ParseError(f"shape {mean.shape} is not one image (1, C, H, W)", str(path))
+        raise ParseError(f"shape {mean.shape} is not a single image (1, C, H, W)", str(path))
     return np.asarray(mean, np.float32)
 
 
 def blob_message(array: Array) -> Message:
-    """A BlobProto that holds the array as float32."""
+    """A BlobProto with the array as float32."""
     shape = Message("BlobShape", dim=list(array.shape))
     return Message("BlobProto", shape=shape, data=np.ascontiguousarray(array, np.float32).reshape(-1))
 
 
 def write(path: str | Path, net: Message, blobs: dict[str, list[Array]]) -> None:
-    """Writes a V2 .caffemodel: the definition with every layer's blobs, as Caffe's snapshot does.
+    """Writes a V2 .caffemodel: the definition with every layer's blobs, like a snapshot of Caffe's.
 
     Args:
         net: NetParameter with ``layer`` entries.

@@ -1,18 +1,18 @@
 """Field numbers on which forks of Caffe disagree.
 
 A message has one field per number. Where two forks took the same number for different things, proto/caffe.proto gives
-it to the more widely used one, and the other a placeholder in :data:`PLACEHOLDERS`, which never stands in a file. Text
-needs no more than that, for it names its fields. A binary reader has three ways to tell the forks apart:
+it to the more widely used one, and the other gets a placeholder in :data:`PLACEHOLDERS`, which never occurs in a file.
+That is enough for text, which names its fields. A binary reader has three ways to tell the forks apart:
 
-1. The layer's type: :data:`WIRE_NUMBERS`. It goes first, because the bytes of one message need not parse as another.
+1. The layer's type: :data:`WIRE_NUMBERS`. It comes first, because the bytes of one message may not parse as another.
 2. The wire type: :data:`BY_WIRE_TYPE`, when a value cannot belong to the field that has its number.
 3. The value: :data:`NOT_A_BOOL`.
 
-What cannot be told apart is read as the schema says, and differs in these cases only:
+Anything that cannot be told apart is read as the schema says, which is ambiguous in these cases only:
 
-- PoolingParameter 13 is ``round_mode`` (CEIL 0, FLOOR 1) or ``ceil_mode`` (true 1, false 0). A file that spells out
-  only what is not the default means "round down" by either value.
-- ConvolutionParameter 18 and 19 are DeepLab's ``hole_h`` and ``hole_w``, else ``dilation`` and NVIDIA's choice of
+- PoolingParameter 13 is ``round_mode`` (CEIL 0, FLOOR 1) or ``ceil_mode`` (true 1, false 0). In a file that states
+  only what is not the default, either value means "round down".
+- ConvolutionParameter 18 and 19 are DeepLab's ``hole_h`` and ``hole_w``; elsewhere ``dilation`` and NVIDIA's choice of
   algorithm.
 - DropoutParameter 2 is SegNet's ``sample_weights_test``, R-FCN's ``scale_train`` or NVIDIA's ``engine``.
 - BNParameter 3 and 4 are ``var_eps`` and ``moving_average``; yjxiong's 3 is ``momentum``.
@@ -26,12 +26,12 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Numbers of proto/caffe.proto that never stand in a file.
+#: Numbers of proto/caffe.proto that never occur in a file.
 PLACEHOLDERS: Final = range(600_000, 700_000)
 
 #: Layer type -> {number in the file: field of LayerParameter}.
 WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
-    # Batch normalisation in one layer. Own number: SegNet's and ENet's 45.
+    # Batch normalization in one layer. Own number: SegNet's and ENet's 45.
     "BN": {137: "bn_param", 139: "bn_param"},  # PSPNet and yjxiong; happynear
     "Scale": {160: "scale_param"},  # PSPNet
     "Bias": {161: "bias_param"},  # PSPNet
@@ -100,7 +100,7 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     # Intel
     "MnActivation": {151: "mn_activation_param"},
     "ContinuationIndicator": {200: "continuation_indicator_param"},
-    # Quantisation
+    # Quantization
     "ConvolutionRistretto": {148: "quantization_param"},
     "DeconvolutionRistretto": {148: "quantization_param"},
     "FcRistretto": {148: "quantization_param"},
@@ -114,8 +114,9 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "Concat": {158: "quantization_param"},
 }
 
-#: Message type -> {(number in the file, wire type in the file): field}. Applies when the field which has the number in
-#: proto/caffe.proto has another wire type, or none has it. Wire types: 0 varint, 1 eight bytes, 2 length, 5 four bytes.
+#: Message type -> {(number in the file, wire type in the file): field}. Applies when the field with that number in
+#: proto/caffe.proto has another wire type, or there is no such field. Wire types: 0 varint, 1 eight bytes, 2 length,
+#: 5 four bytes.
 BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
     "BlobProto": {
         # NVIDIA/caffe before 0.16's final numbers
@@ -158,7 +159,7 @@ NOT_A_BOOL: Final[dict[str, dict[int, str]]] = {
     "ConvolutionParameter": {17: "hole"}  # DeepLab, PSPNet: the dilation; Caffe's 17 is force_nd_im2col
 }
 
-#: Message type -> fields of forks that look like a slip of the pen for one of proto/caffe.proto's, and are none.
+#: Message type -> fields of forks that look like typos for fields of proto/caffe.proto, but are not.
 TEXT_FIELDS: Final[dict[str, frozenset[str]]] = {
     kind: frozenset(names.split())
     for kind, names in {
@@ -166,7 +167,7 @@ TEXT_FIELDS: Final[dict[str, frozenset[str]]] = {
         "ConvolutionParameter": "dilation_h dilation_w kernel_d kernel_l kernel_t pad_d pad_l pad_t stride_d stride_l "
         "stride_t",
         "PoolingParameter": "kernel_d kernel_l kernel_t pad_d pad_l pad_t stride_d stride_l stride_t",
-        # How pictures are read
+        # How images are read
         "TransformationParameter": "crop flip mean_files mean_values mirror_y scale_factor scales",
         "DataParameter": "batch_sizes random_skip sources",
         "ImageDataParameter": "new_heights new_widths sources",

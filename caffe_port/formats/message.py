@@ -1,9 +1,9 @@
-"""Messages of proto/caffe.proto: one class for text and binary, which knows where it stood in the file.
+"""Messages of proto/caffe.proto: one class for text and binary, which knows its position in the file.
 
 A :class:`Message` is read by :mod:`caffe_port.formats.prototxt` (text) or :mod:`caffe_port.formats.wire` (binary)
-against the schema below. Attribute access follows protobuf: an unset scalar gives its default, an unset message an
-empty one, a repeated field a list. Enum values are their names (``pool == "MAX"``). Float arrays of a binary file are
-NumPy views of the file itself.
+against the schema below. Attribute access follows protobuf: an unset scalar returns its default, an unset message an
+empty message, and a repeated field a list. Enum values are their names (``pool == "MAX"``). Float arrays of a binary
+file are NumPy views of the file itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SCALARS = {  # google.protobuf.FieldDescriptor.TYPE_*: (kind, wire type)
 
 @dataclass(frozen=True)
 class Field:
-    """A field of the schema: what protobuf's FieldDescriptor says, in the form both readers need."""
+    """A field of the schema: protobuf's FieldDescriptor in the form that both readers need."""
 
     name: str
     number: int
@@ -110,13 +110,13 @@ def schema(name: str) -> Schema:
 
 
 def decimal(value: float) -> float:
-    """The shortest decimal that is the same float32: 0.95 for 0.949999988079071, as a prototxt would say it."""
+    """The shortest decimal that is the same float32: 0.95 for 0.949999988079071, as in a prototxt."""
     with np.errstate(over="ignore"):
         return float(str(np.float32(value)))
 
 
 def _repeated(descriptor: Any) -> bool:
-    """``label`` is deprecated from protobuf 6.31 on, ``is_repeated`` absent before it."""
+    """``label`` is deprecated since protobuf 6.31; ``is_repeated`` does not exist before it."""
     flag = getattr(descriptor, "is_repeated", None)
     return bool(flag) if flag is not None else descriptor.label == descriptor.LABEL_REPEATED
 
@@ -127,15 +127,15 @@ def _empty(name: str) -> Message:
 
 
 class Message:
-    """A message, read or made. Fields are attributes; ``has(name)`` tells set from default.
+    """A message, read from a file or constructed. Fields are attributes; ``has(name)`` tells set from default.
 
     Args:
         schema: the message type, its name, or None for a message whose type is not in the schema (a fork's own
-            parameters): then the fields are those that were read, and an absent one raises AttributeError.
-        line: line of the text where the message begins; 0 for a binary one.
+            parameters); such a message has only the fields that were read, and any other raises AttributeError.
+        line: the line of the text on which the message begins; 0 for a binary message.
 
-    ``unknown`` keeps what the schema does not name: in text ``{name: [value, ...]}`` (messages as schema-less
-    :class:`Message`), in binary ``{number: [value, ...]}``. Its entries are attributes too.
+    ``unknown`` keeps fields that are not in the schema: from text ``{name: [value, ...]}`` (messages as schema-less
+    :class:`Message`), from binary ``{number: [value, ...]}``. Its entries are attributes too.
     """
 
     __slots__ = ("_fields", "_schema", "line", "unknown")
@@ -153,7 +153,7 @@ class Message:
         return self._schema
 
     def __getattr__(self, name: str) -> Any:
-        # __getattr__ runs only where no slot or method has the name. Private names keep pickle and copy honest.
+        # __getattr__ is called only if no slot or method has the name. Private names are left to pickle and copy.
         if name.startswith("_"):
             raise AttributeError(name)
         if name in self._fields:
@@ -170,12 +170,12 @@ class Message:
         return _empty(field.message_name) if field.message_name else field.default
 
     def has(self, name: str) -> bool:
-        """Whether the field was set (a repeated one: holds anything)."""
+        """Whether the field was set (for a repeated field: whether it is not empty)."""
         value = self._fields.get(name)
         return (value is not None and not (isinstance(value, list) and not value)) or name in self.unknown
 
     def set(self, name: str, value: Any) -> None:
-        """Sets a field; None clears it. Raises AttributeError for a name that the schema does not have."""
+        """Sets a field; None clears it. Raises AttributeError for a name that is not in the schema."""
         if self._schema is not None and name not in self._schema.fields:
             raise AttributeError(f"{self._schema.name} has no field '{name}'")
         if value is None:
@@ -184,7 +184,7 @@ class Message:
             self._fields[name] = list(value) if isinstance(value, tuple) else value
 
     def items(self) -> list[tuple[str, Any]]:
-        """The set fields, in the schema's order (of reading, without a schema)."""
+        """The set fields, in the schema's order (without a schema: in the order in which they were read)."""
         if self._schema is None:
             return list(self._fields.items())
         return [(name, self._fields[name]) for name in self._schema.fields if self.has(name) and name in self._fields]
@@ -199,7 +199,7 @@ class Message:
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Message:
-        """A copy of all messages inside; arrays and bytes are views of a file and stay so."""
+        """A deep copy of all messages; arrays and bytes remain views of the file."""
 
         def deep(value: Any) -> Any:
             if isinstance(value, list):
@@ -230,7 +230,7 @@ class Message:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal; an array equals a list of the same numbers, in the array's precision."""
+    """Equality; an array equals a list of the same values, in the array's precision."""
     for array in (a, b):
         if isinstance(array, np.ndarray):
             return np.array_equal(np.asarray(a, array.dtype), np.asarray(b, array.dtype))

@@ -1,8 +1,8 @@
 """Protobuf's text format: ``.prototxt`` <-> :class:`~caffe_port.formats.message.Message`.
 
-Written for files that people keep: every message knows its line, every error says line and column, and fields that
-the schema does not name (a fork's own) are kept in ``Message.unknown``. A name that is one or two letters away from one
-of the schema's is taken for a slip of the pen and refused, unless a fork is known to have it
+Written for files that people edit: every message knows its line, every error gives line and column, and fields that are
+not in the schema (a fork's own) are kept in ``Message.unknown``. A name that is one or two letters away from a name in
+the schema is treated as a typo and rejected, unless a fork is known to have it
 (:data:`~caffe_port.formats.fork_fields.TEXT_FIELDS`). Grammar: protobuf's text format specification, as
 google::protobuf::TextFormat reads it for Caffe (io.cpp).
 """
@@ -25,7 +25,7 @@ from caffe_port.storage.files import read_bytes
 
 MAX_DEPTH = 100  # protobuf's own recursion limit
 MAX_BYTES = 256 << 20
-MAX_MESSAGES = 1_000_000  # four bytes may open one, which takes hundreds in memory
+MAX_MESSAGES = 1_000_000  # four bytes may open a message, which takes hundreds of bytes in memory
 
 _SPACE = re.compile(r"[\s\0]+|#[^\n]*")
 _TOKEN = re.compile(
@@ -57,24 +57,24 @@ def read(path: str | Path, message_type: str) -> Message:
         message_type: ``"NetParameter"``, ``"SolverParameter"``, ...
 
     Raises:
-        ParseError: not text, or not of this type; with line and column.
+        ParseError: the file is not text or not of this type; gives line and column.
         CaffePortError: the file cannot be read.
     """
     return parse(read_text(path), message_type, str(path))
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file, decoded."""
+    """The decoded text of a file."""
     return decode(read_bytes(path, MAX_BYTES), str(path))
 
 
 def decode(data: bytes, where: str = "") -> str:
-    """Text of a prototxt's bytes: UTF-8 (comments in any encoding do no harm) or UTF-16 with a byte order mark."""
+    """Decodes a prototxt: UTF-8 (comments may be in any encoding) or UTF-16 with a byte order mark."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16", errors="replace")
     text = data.decode("utf-8-sig", errors="replace")
     if "\0" in text[:4096]:
-        raise ParseError("is a binary file, not prototxt text", where, "Weights are given as the second argument.")
+        raise ParseError("is a binary file, not prototxt text", where, "Give the weights as the second argument.")
     return text
 
 
@@ -82,7 +82,7 @@ def parse(text: str, message_type: str, where: str = "<text>") -> Message:
     """Parses text as a message of proto/caffe.proto.
 
     Raises:
-        ParseError: with line and column, and "did you mean" for an unknown name that is nearly a known one.
+        ParseError: with line and column, and "did you mean" for an unknown name that is close to a known one.
     """
     return _Parser(text, where).parse(schema(message_type))
 
@@ -101,7 +101,7 @@ class _Parser:
         match = _TOKEN.match(self.text, self.start)
         if match is None:
             if self.text[self.start] in "0123456789.":
-                self.fail("this is no number, or a space is missing behind it")
+                self.fail("this is not a number, or a space is missing after it")
             self.fail(f"unexpected character {self.text[self.start]!r}")
         self.kind = match.lastgroup or ""
         self.position = match.end()
@@ -113,7 +113,7 @@ class _Parser:
         self.token = self.text[self.start : self.position]
 
     def past(self, pattern: re.Pattern[str], at: int) -> int:
-        """The first place that the pattern does not match. A loop: a group that repeats would keep 150 bytes a turn."""
+        """Skips all matches of a pattern. A loop, because a repeated group would keep 150 bytes per repetition."""
         while (match := pattern.match(self.text, at)) is not None:
             at = match.end()
         return at
@@ -136,7 +136,7 @@ class _Parser:
             return True
         return False
 
-    # -- messages: a loop with its own stack, so that depth is a limit and not a crash ----------------------------
+    # -- messages: a loop with its own stack, so that deep nesting meets a limit instead of crashing --------------
 
     def parse(self, root: Schema) -> Message:
         message = Message(root, 1)
@@ -214,7 +214,7 @@ class _Parser:
         return following is not None and following["mark"] in ("{", "<")
 
     def field(self, message: Message) -> Field | str:
-        """Reads a name. A str for one that the message's schema does not have (or that has no schema)."""
+        """Reads a field name. Returns a str if it is not in the message's schema, or if there is no schema."""
         name, at = self.token, self.start
         self.advance()
         if message.schema is None:
@@ -225,7 +225,7 @@ class _Parser:
         near = _slip_of(name, message)
         hint = ""
         if message.schema.name == "NetParameter" and name in schema("SolverParameter").fields:
-            hint = "This looks like a solver; give the net that its 'net:' names."
+            hint = "This looks like a solver; give the net that its 'net:' field names."
         if near or hint:
             suggestion = f" Did you mean '{near}'?" if near else ""
             self.fail(f"{message.schema.name} has no field '{name}'.{suggestion}", at, hint)
@@ -323,7 +323,7 @@ class _Parser:
         return sign * integer
 
     def guess(self, token: str, kind: str, negative: bool) -> Any:
-        """A value whose type nobody told: a number, true/false, or a word."""
+        """A value of unknown type: a number, true/false, or a word."""
         if kind == "number":
             value = _integer(token)
             number = value if value is not None else _float(token)
@@ -361,7 +361,7 @@ def _name(field: Field | str) -> str:
 
 
 def _is_a_forks_type(token: str, known: Iterable[str]) -> bool:
-    """Whether a V1 type that is not Caffe's is a fork's own, DENSE_IMAGE_DATA, rather than a slip of the pen."""
+    """Whether a V1 type that Caffe does not have is a fork's own, such as DENSE_IMAGE_DATA, rather than a typo."""
     return token.isupper() and (token[-1].isdecimal() or not any(_nearly(token, name) for name in known))
 
 
@@ -370,7 +370,7 @@ _EVERY_LAYERS = ("transform_param", "loss_param")
 
 
 def _slip_of(name: str, message: Message) -> str | None:
-    """The field that ``name`` is a slip of the pen for; None for a name that is far from all, or a fork's own."""
+    """The field of which ``name`` is a typo; None if it is not close to any field, or is a fork's own."""
     assert message.schema is not None
     kind = message.schema.name
     if name in fork_fields.TEXT_FIELDS.get(kind, ()):
@@ -378,7 +378,7 @@ def _slip_of(name: str, message: Message) -> str | None:
     slips = [field for field in message.schema.fields if _nearly(name, field) and not _specifies(name, field)]
     if not name.endswith("_param") or kind not in _LAYERS or not message.has("type"):
         return _nearest(name, slips)
-    # The parameters of a layer: those of its type, if they are nearly Caffe's for this type, else a fork's own.
+    # A layer's parameters are a typo only if they are close to Caffe's for this type; otherwise they are a fork's own.
     type_ = str(message.type).replace("_", "").lower()
     plain = name.replace("_", "")
     if plain == f"{type_}param" and plain not in (field.replace("_", "") for field in slips):
@@ -393,12 +393,12 @@ def _nearest(name: str, fields: Iterable[str]) -> str | None:
 
 
 def _specifies(name: str, field: str) -> bool:
-    """Whether a name is a field's with more behind it: ``crop_size_x``, ``source2``."""
+    """Whether a name is a field's name with a suffix: ``crop_size_x``, ``source2``."""
     return name.startswith(field) and re.fullmatch(r"_\w+|[0-9]+", name[len(field) :]) is not None
 
 
 def _nearly(a: str, b: str) -> bool:
-    """Whether one slip makes ``b`` of ``a``, or two in a long name: a letter more, less or wrong, or two swapped."""
+    """Whether ``a`` is at most one edit from ``b``, or two if it is long: a letter added, lost, wrong or swapped."""
     most = 1 if len(a) < 10 else 2
     if a == b or abs(len(a) - len(b)) > most or len(set(a) ^ set(b)) > 2 * most:
         return False
@@ -433,7 +433,7 @@ def _integer(token: str) -> int | None:
 
 
 def _float(token: str) -> float | None:
-    """A decimal number; None for a hexadecimal or octal one, which protobuf's readers do not all read alike."""
+    """A decimal number; None for hexadecimal and octal ones, which protobuf's parsers treat differently."""
     if token.lower() in ("inf", "infinity"):
         return math.inf
     if token.lower() == "nan":
@@ -450,7 +450,7 @@ def _float(token: str) -> float | None:
 
 
 def dump(message: Message) -> str:
-    """The message as text, two spaces a level; what :func:`parse` reads back equal."""
+    """The message as text, indented by two spaces per level; :func:`parse` reads it back unchanged."""
     lines: list[str] = []
     _dump(message, "", lines)
     return "".join(f"{line}\n" for line in lines)

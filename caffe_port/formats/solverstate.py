@@ -21,13 +21,13 @@ from caffe_port.typing import Array
 
 @dataclass(frozen=True)
 class SolverState:
-    """What a .solverstate holds.
+    """The contents of a .solverstate.
 
     Attributes:
-        iter: updates done.
-        learned_net: the weights that belong to it, as Caffe names them.
-        history: the solver's first array of every blob of the net, then its second (AdaDelta, Adam).
-        current_step: steps taken by lr_policy step or multistep.
+        iter: the number of updates done.
+        learned_net: the file of the weights that belong to it, as Caffe recorded it.
+        history: the solver's first array for every blob of the net, then its second (AdaDelta, Adam).
+        current_step: the steps taken so far by lr_policy step or multistep.
     """
 
     iter: int
@@ -41,8 +41,8 @@ def read(path: str | Path) -> SolverState:
     """Reads a .solverstate or .solverstate.h5.
 
     Raises:
-        ParseError: damaged, or another kind of file.
-        CaffePortError: it cannot be read.
+        ParseError: the file is damaged or of another kind.
+        CaffePortError: the file cannot be read.
     """
     where = str(path)
     data = map_file(path)
@@ -50,7 +50,7 @@ def read(path: str | Path) -> SolverState:
         return _read_hdf5(where)
     state = wire.parse(data, "SolverState", where)
     if not state.has("iter") or state.unknown:
-        raise ParseError("is no .solverstate: it has no iteration, or fields of something else", where)
+        raise ParseError("is not a .solverstate: it has no iteration, or has fields of another format", where)
     history = []
     for index, blob in enumerate(state.history):
         try:
@@ -71,11 +71,11 @@ def _read_hdf5(where: str) -> SolverState:
             numbers = [int(hdf5.values(file, key, where).reshape(-1)[0]) for key in ("iter", "current_step")]
             return SolverState(numbers[0], name, tuple(history), numbers[1], where)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise ParseError(f"is no .solverstate.h5, or a damaged one: {str(error)[:200]}", where) from None
+        raise ParseError(f"is damaged or not a .solverstate.h5: {str(error)[:200]}", where) from None
 
 
 def write(path: str | Path, state: SolverState) -> None:
-    """Writes a state for Caffe; HDF5 where the name ends in ``.h5``.
+    """Writes a state for Caffe; as HDF5 if the name ends in ``.h5``.
 
     Raises:
         CaffePortError: the file cannot be written.
@@ -99,13 +99,15 @@ def _write_hdf5(path: str | Path, state: SolverState) -> None:
 
 
 def weights_beside(state: SolverState) -> Path:
-    """The weights of a state: where it says, or under that name in its own folder.
+    """The weights file of a state: at the recorded path, or under that name next to the state.
 
     Raises:
-        CaffePortError: they are in neither place.
+        CaffePortError: it is in neither place.
     """
     named = Path(state.learned_net)
     for path in (Path(state.path).parent / named.name, named):
-        if named.name and os.path.isfile(path):  # False for a name that no file can have
+        if named.name and os.path.isfile(path):  # False for an impossible file name
             return path
-    raise CaffePortError(f"its weights '{state.learned_net}' are neither beside it nor where it says", state.path)
+    raise CaffePortError(
+        f"its weights '{state.learned_net}' are neither at that path nor next to the state", state.path
+    )

@@ -1,4 +1,4 @@
-"""Nets of 2013: ``layers { layer { name: "c" type: "conv" ... } bottom: ... }`` as V1.
+"""Upgrades nets of 2013, ``layers { layer { name: "c" type: "conv" ... } bottom: ... }``, to V1.
 
 Source: upgrade_proto.cpp (UpgradeV0Net, UpgradeV0PaddingLayers, UpgradeV0LayerParameter).
 """
@@ -68,10 +68,10 @@ _KEPT = ("name", "blobs", "blobs_lr", "weight_decay")
 
 
 def upgrade_v0(net: Message, where: str) -> Message:
-    """A NetParameter whose ``layers`` entries are all V1's; padding layers become the ``pad`` of what reads them.
+    """A NetParameter whose ``layers`` entries are all V1; a padding layer becomes the ``pad`` of the layer after it.
 
     Raises:
-        SpecError: an unknown type, or a padding layer that something else than conv or pool reads.
+        SpecError: a type is unknown, or the layer after a padding layer is not conv or pool.
     """
     padded_by: dict[str, Message] = {}
     layers = []
@@ -79,7 +79,7 @@ def upgrade_v0(net: Message, where: str) -> Message:
         old = connection.layer
         if old.type == "padding":
             if len(connection.bottom) != 1 or len(connection.top) != 1:
-                raise _error(connection, where, "has one bottom and one top")
+                raise _error(connection, where, "must have one bottom and one top")
             padded_by[connection.top[0]] = connection
             continue
         new = _layer(connection, where)
@@ -88,7 +88,7 @@ def upgrade_v0(net: Message, where: str) -> Message:
             if padding is None:
                 continue
             if old.type not in ("conv", "pool"):
-                raise _error(connection, where, f"reads padding layer '{padding.layer.name}'; only conv and pool can")
+                raise _error(connection, where, f"reads padding layer '{padding.layer.name}'; only conv and pool may")
             _owner(new, _OWNERS[old.type]).set("pad", [padding.layer.pad])
             new.bottom[index] = padding.bottom[0]
         for top in connection.top:
@@ -108,10 +108,10 @@ def _owner(layer: Message, name: str) -> Message:
 
 
 def _layer(connection: Message, where: str) -> Message:
-    """One layer; a parameter that its type does not take is kept as unknown, as Caffe goes on after a warning."""
+    """One layer; a parameter that its type does not have is kept as unknown, where Caffe warns and continues."""
     old = connection.layer
     if old.type not in V0_TYPES:
-        raise _error(connection, where, f"is of no type that V0 had.{did_you_mean(old.type, V0_TYPES)}")
+        raise _error(connection, where, f"is not a layer type of V0.{did_you_mean(old.type, V0_TYPES)}")
     new = Message("V1LayerParameter", connection.line, bottom=list(connection.bottom), top=list(connection.top))
     new.set("type", V0_TYPES[old.type])
     owner_name = _OWNERS.get(old.type)

@@ -1,12 +1,13 @@
-"""Old definitions to today's: V1 and legacy inputs to V2 (V0 in :mod:`caffe_port.formats.upgrade_v0`).
+"""Upgrades old definitions: V1 and legacy inputs to V2 (V0 in :mod:`caffe_port.formats.upgrade_v0`).
 
-Everything after this module sees LayerParameters only. Source: upgrade_proto.cpp.
+Everything downstream of this module sees LayerParameters only. Source: upgrade_proto.cpp.
 """
 
 from __future__ import annotations
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, at
+from caffe_port.terminal import count
 
 V1_TYPES = {
     "NONE": "",
@@ -72,16 +73,16 @@ _V1_ONLY = ("type", "layer", "param", "blob_share_mode", "blobs_lr", "weight_dec
 
 
 def upgrade(net: Message, where: str) -> Message:
-    """A NetParameter of any age as one that holds ``layer`` entries and Input layers only.
+    """Upgrades a NetParameter of any age to one with ``layer`` entries and Input layers only.
 
     Raises:
         SpecError: ``layer`` and ``layers`` are mixed, or the legacy inputs are incomplete.
     """
     if net.has("layer") and net.has("layers"):
         raise SpecError(
-            "'layers' (the old form) and 'layer' are mixed in one net; Caffe refuses it too",
+            "'layers' (the old format) and 'layer' are mixed in one net, which Caffe rejects too",
             at(where, net.layers[0]),
-            "Write every layer in one form.",
+            "Write all layers in the same format.",
         )
     if net.has("layers"):
         if any(entry.has("layer") for entry in net.layers):
@@ -102,7 +103,7 @@ def _from_v1(old: Message, where: str) -> Message:
     new.unknown = dict(old.unknown)
     if old.has("type"):
         if not isinstance(old.type, str):
-            raise SpecError(f"layer '{old.name}': type {old.type} is not one of V1's", at(where, old))
+            raise SpecError(f"layer '{old.name}': type {old.type} is not a V1 type", at(where, old))
         own = "".join(word.capitalize() for word in old.type.split("_"))  # a fork's: DENSE_IMAGE_DATA, DenseImageData
         new.set("type", V1_TYPES.get(old.type, own))
         if old.type == "LSTM" and old.has("recurrent_param"):  # Caffe's, not the older fork's with an lstm_param
@@ -125,7 +126,7 @@ def _from_v1(old: Message, where: str) -> Message:
 
 
 def _old_batch_norm(layer: Message) -> Message:
-    """BatchNorm's statistics once took rates of their own; they are no parameters that a solver may touch."""
+    """Old BatchNorm layers set learning rates for the statistics, which a solver must not update."""
     if layer.type != "BatchNorm" or len(layer.param) != 3:
         return layer
     return layer.copy(param=[p.copy(lr_mult=0.0, decay_mult=0.0) for p in layer.param])
@@ -135,7 +136,7 @@ _TRANSFORM_OWNERS = {"Data": "data_param", "ImageData": "image_data_param", "Win
 
 
 def _move_transform(layer: Message) -> Message:
-    """scale, mean_file, crop_size and mirror of the old data layers belong to transform_param."""
+    """Moves scale, mean_file, crop_size and mirror of old data layers to transform_param."""
     owner_name = _TRANSFORM_OWNERS.get(layer.type)
     if owner_name is None or not layer.has(owner_name):
         return layer
@@ -148,21 +149,21 @@ def _move_transform(layer: Message) -> Message:
 
 
 def _legacy_inputs(net: Message, where: str) -> Message:
-    """``input:`` with ``input_shape`` or four ``input_dim`` each becomes one Input layer.
+    """Turns ``input:`` with ``input_shape``, or with four ``input_dim`` each, into one Input layer.
 
-    As in UpgradeNetInput, input_shape comes before input_dim, and what is more than the inputs need is not read.
+    As in UpgradeNetInput, input_shape takes precedence over input_dim, and any excess is ignored.
     """
     if not net.has("input"):
         return net
     names, shapes, dims = net.input, net.input_shape, net.input_dim
-    count = len(names)
+    n = len(names)
     if dims and not shapes:
-        if len(dims) < 4 * count:
-            raise SpecError(f"{count} inputs need {4 * count} input_dim, got {len(dims)}", where)
-        shapes = [Message("BlobShape", dim=list(dims[4 * i : 4 * i + 4])) for i in range(count)]
-    elif shapes and len(shapes) < count:
-        raise SpecError(f"{count} inputs need {count} input_shape, got {len(shapes)}", where)
-    shapes = shapes[:count]
+        if len(dims) < 4 * n:
+            raise SpecError(f"expected {4 * n} input_dim values for {count(n, 'input')}, got {len(dims)}", where)
+        shapes = [Message("BlobShape", dim=list(dims[4 * i : 4 * i + 4])) for i in range(n)]
+    elif shapes and len(shapes) < n:
+        raise SpecError(f"expected {n} input_shape for {count(n, 'input')}, got {len(shapes)}", where)
+    shapes = shapes[:n]
     layer = Message("LayerParameter", net.line, name="input", type="Input", top=list(names))
     if shapes:
         layer.set("input_param", Message("InputParameter", net.line, shape=list(shapes)))

@@ -1,7 +1,7 @@
 """Protobuf's binary format: bytes <-> :class:`~caffe_port.formats.message.Message`, zero-copy.
 
-Float arrays come back as NumPy views of the buffer, whether packed or one tag a value (Caffe before 2014), so reading
-a memory-mapped file of any size touches its headers only. Source: protobuf's encoding specification.
+Float arrays are NumPy views of the buffer, whether packed or with one tag per value (Caffe before 2014), so reading
+a memory-mapped file of any size touches only its headers. Source: protobuf's encoding specification.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 from caffe_port.errors import ParseError
 from caffe_port.formats.fork_fields import BY_WIRE_TYPE, NOT_A_BOOL, PLACEHOLDERS, WIRE_NUMBERS
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
+from caffe_port.terminal import count
 
 MAX_DEPTH = 100  # protobuf's own recursion limit
 MAX_MESSAGES = 1_000_000
-"""Two bytes may declare one, which takes hundreds in memory; no net has a hundredth of it."""
+"""Two bytes may declare a message, which takes hundreds of bytes in memory; no net has a hundredth of this limit."""
 
 _ARRAYS: dict[str, np.dtype[Any]] = {"float": np.dtype("<f4"), "double": np.dtype("<f8")}
 _FIXED = {"fixed32": "<I", "sfixed32": "<i", "fixed64": "<Q", "sfixed64": "<q", "float": "<f", "double": "<d"}
@@ -30,10 +31,10 @@ def parse(data: Any, message_type: str, where: str = "<bytes>") -> Message:
     """Parses a buffer as a message of proto/caffe.proto.
 
     Args:
-        data: anything with a buffer; the message's float arrays and bytes are views of it.
+        data: any object with a buffer; the message's float arrays and bytes are views of it.
 
     Raises:
-        ParseError: truncated or not of this format; says at which byte.
+        ParseError: the data is truncated or not in this format; gives the byte offset.
     """
     view = memoryview(data).cast("B")
     return _Reader(view, where).message(schema(message_type), 0, len(view), 0)
@@ -45,7 +46,7 @@ class _Reader:
 
     def fail(self, what: str, at: int) -> NoReturn:
         raise ParseError(
-            f"{what} (at byte {at} of {len(self.view)}): the file is damaged or not of this format", self.where
+            f"{what} (at byte {at} of {len(self.view)}): the file is damaged or not in this format", self.where
         )
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
@@ -59,8 +60,8 @@ class _Reader:
                 return value & 0xFFFFFFFFFFFFFFFF, at
             shift += 7
             if shift > 63:
-                self.fail("a number is longer than ten bytes", start)
-        self.fail("the data ends inside a number", start)
+                self.fail("a varint is longer than ten bytes", start)
+        self.fail("the data ends inside a varint", start)
 
     def message(self, type_: Schema, at: int, end: int, depth: int) -> Message:
         if depth > MAX_DEPTH:
@@ -76,7 +77,7 @@ class _Reader:
             key, at = self.varint(at, end)
             number, wire_type = key >> 3, key & 7
             if number == 0:
-                self.fail(f"{type_.name} holds a field of number 0", start)
+                self.fail(f"{type_.name} has a field with number 0", start)
             field = type_.by_number.get(number)
             if field is None or not _fits(field, wire_type):
                 name = BY_WIRE_TYPE.get(type_.name, {}).get((number, wire_type))
@@ -85,7 +86,9 @@ class _Reader:
                 length, at = self.varint(at, end)
                 stop = at + length
                 if stop > end:
-                    self.fail(f"a field of {type_.name} is {length} bytes long, {end - at} are left", start)
+                    self.fail(
+                        f"a field of {type_.name} is {count(length, 'byte')} long, with only {end - at:,} left", start
+                    )
                 if type_.name == "LayerParameter" and number in _AMBIGUOUS:
                     deferred.append((number, at, stop))
                 elif field is None:
@@ -130,7 +133,7 @@ class _Reader:
             previous = message._fields.get(field.name)
             if previous is None or field.repeated:
                 _put(message, field, child)
-            else:  # protobuf merges a message that comes twice
+            else:  # protobuf merges a message that occurs twice
                 _merge(previous, child)
         elif field.kind == "string":
             _put(message, field, str(self.view[at:stop], "utf-8", "replace"))
@@ -141,7 +144,7 @@ class _Reader:
         elif field.kind in _ARRAYS:
             dtype = _ARRAYS[field.kind]
             if (stop - at) % dtype.itemsize:
-                self.fail(f"'{field.name}' is {stop - at} bytes long, no whole number of {field.kind}s", at)
+                self.fail(f"'{field.name}' is {count(stop - at, 'byte')} long, not a whole number of {field.kind}s", at)
             array = np.frombuffer(self.view, dtype, (stop - at) // dtype.itemsize, at)
             arrays.setdefault(field.name, []).append(array)
         else:
@@ -167,7 +170,7 @@ class _Reader:
         end: int,
         arrays: dict[str, list[np.ndarray[Any, Any]]],
     ) -> int:
-        """A value of four or eight bytes; a run of them under one repeated float field becomes one strided view."""
+        """A value of four or eight bytes; a run of them in a repeated float field becomes one strided view."""
         size = _WIRE_FIXED_SIZE[wire_type]
         if at + size > end:
             self.fail("the data ends inside a value", start)
@@ -179,22 +182,22 @@ class _Reader:
             _put(message, field, decimal(value) if field.kind == "float" else value)
             return at + size
         tag, stride = at - start, at - start + size
-        count = self.run(start, tag, stride, (end - start) // stride)
-        arrays.setdefault(field.name, []).append(np.ndarray((count,), _ARRAYS[field.kind], self.view, at, (stride,)))
-        return start + count * stride
+        n = self.run(start, tag, stride, (end - start) // stride)
+        arrays.setdefault(field.name, []).append(np.ndarray((n,), _ARRAYS[field.kind], self.view, at, (stride,)))
+        return start + n * stride
 
     def run(self, start: int, tag: int, stride: int, most: int) -> int:
-        """How many values in a row have the tag of the first; looks at as many again as it found, not at the rest."""
+        """How many consecutive values have the tag of the first; each step looks ahead as far as was found before."""
         first = np.ndarray((1, tag), np.uint8, self.view, start)
-        count = 1
-        while count < most:
-            ahead = min(max(count, 16), most - count, 1 << 20)
-            tags = np.ndarray((ahead, tag), np.uint8, self.view, start + count * stride, (stride, 1))
+        n = 1
+        while n < most:
+            ahead = min(max(n, 16), most - n, 1 << 20)
+            tags = np.ndarray((ahead, tag), np.uint8, self.view, start + n * stride, (stride, 1))
             same = (tags == first).all(axis=1)
             if not same.all():
-                return count + int(same.argmin())
-            count += ahead
-        return count
+                return n + int(same.argmin())
+            n += ahead
+        return n
 
 
 def _fits(field: Field, wire_type: int) -> bool:
@@ -202,7 +205,7 @@ def _fits(field: Field, wire_type: int) -> bool:
 
 
 def _merge(into: Message, other: Message) -> None:
-    """What comes later wins, field by field; repeated fields are joined."""
+    """Later values win, field by field; repeated fields are concatenated."""
     assert into.schema is not None
     for name, value in other._fields.items():
         field, previous = into.schema.fields[name], into._fields.get(name)
@@ -250,9 +253,9 @@ def _signed(value: int, bits: int) -> int:
 
 
 def serialize(message: Message) -> Iterator[bytes | memoryview]:
-    """The message's bytes, in chunks; arrays are chunks of their own and are not copied.
+    """The message's bytes in chunks; arrays are separate chunks and are not copied.
 
-    Fields come in the order of their numbers, as protobuf writes them.
+    Fields are in the order of their numbers, as protobuf writes them.
     """
     chunks, _ = _serialize(message)
     yield from chunks

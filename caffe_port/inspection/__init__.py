@@ -1,1 +1,1 @@
-"""Looking into files: what a net, its weights, a solver or a snapshot holds, without running anything."""
+"""What files contain, and what works on this machine."""

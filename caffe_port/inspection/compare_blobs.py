@@ -1,4 +1,4 @@
-"""The blobs that a definition asks for beside those that weights hold, layer by layer.
+"""Compares the blobs that a definition requires with those in a weights file, layer by layer.
 
 Source: net.cpp (CopyTrainedLayersFrom).
 """
@@ -16,6 +16,7 @@ from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.upgrade_v1 import V1_TYPES
 from caffe_port.inspection.net_table import Dims, Options, Row, Survey, agree, full, survey
 from caffe_port.signatures.signature import Trait, has, has_weights
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 _CHANNELS = "channels"
@@ -26,10 +27,10 @@ class Difference:
     """One layer, on both sides.
 
     Attributes:
-        definition, weights: shapes of the blobs; None: that side has no such layer, or its blobs are not known.
+        definition, weights: shapes of the blobs; None if that side has no such layer, or its blobs are unknown.
         verdict: ``equal``, ``differs``, ``missing`` (in the weights), ``extra`` (in the weights only) or ``unknown``
             (the definition leaves a length open).
-        reason: what differs, in the words of the prototxt: definition / weights.
+        reason: what differs, in the prototxt's terms: definition / weights.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Difference:
 
     @property
     def is_cause(self) -> bool:
-        """The layer's own parameters must change; otherwise its difference follows from a layer before."""
+        """Whether the layer's own parameters must change; otherwise the difference follows from an earlier layer."""
         return self.verdict == "differs" and self.reason != _CHANNELS and not self.reason.startswith("inputs")
 
 
@@ -52,8 +53,8 @@ class Diff:
     Attributes:
         definition, weights: the files.
         rows: every layer that has blobs on either side.
-        own_fits: the weights' own definition fits them; None: they carry none.
-        notes: what the user should hear of.
+        own_fits: whether the weights are known to match the definition that they carry; None if they carry none.
+        notes: warnings.
     """
 
     definition: str
@@ -70,7 +71,7 @@ class Diff:
 
     @property
     def fits(self) -> bool:
-        """The weights can be loaded: some layer is on both sides, and none differs."""
+        """Whether the weights can be loaded: at least one layer is on both sides, and none differs."""
         return not self.counts["differs"] and self.counts["equal"] + self.counts["unknown"] > 0
 
     @property
@@ -78,16 +79,11 @@ class Diff:
         """``7 of 14 layers differ; 2 are not in the weights.``"""
         counts = self.counts
         both = counts["equal"] + counts["differs"] + counts["unknown"]
-        parts = [
-            f"{counts['differs']} of {both} layers differ" if counts["differs"] else f"none of {both} layers differs"
-        ]
+        n = counts["differs"]
+        parts = [f"{n} of {count(both, 'layer')} {'differs' if n == 1 else 'differ'}"]
         if not both:
             parts = ["no layer is in both"]
-        for name, what in (
-            ("missing", "not in the weights"),
-            ("extra", "in the weights only"),
-            ("unknown", "not known"),
-        ):
+        for name, what in (("missing", "not in the weights"), ("extra", "only in the weights"), ("unknown", "unknown")):
             if counts[name]:
                 parts.append(f"{counts[name]} {'is' if counts[name] == 1 else 'are'} {what}")
         return "; ".join(parts) + "."
@@ -112,13 +108,13 @@ class Diff:
 
 
 def compare(definition: Definition, weights: Weights, options: Options, known: Survey | None = None) -> Diff:
-    """Every layer that has blobs on either side, in the definition's order; of both phases.
+    """Compares every layer that has blobs on either side, in the definition's order, for both phases.
 
     Args:
-        known: what is known of the weights' own definition, if ``definition`` is just that.
+        known: the survey of ``definition``, if that is the weights' own definition.
 
     Raises:
-        SpecError: the definition's wiring makes no sense.
+        SpecError: the definition's wiring is invalid.
     """
     if known is not None:
         rows, notes = _beside(definition, weights, options, _input_hints(known))
@@ -130,7 +126,8 @@ def compare(definition: Definition, weights: Weights, options: Options, known: S
             own = Definition.embedded(weights)
             hints = _input_hints(survey(own, Options(options.phase), weights))
             own_rows, _ = _beside(own, weights, Options(options.phase), hints)
-            own_fits = not any(row.verdict == "differs" for row in own_rows)
+            verdicts = {row.verdict for row in own_rows}
+            own_fits = "equal" in verdicts and "differs" not in verdicts
         except SpecError:
             own_fits = False
     rows, notes = _beside(definition, weights, options, hints)
@@ -164,7 +161,7 @@ def _beside(
 def _rows(
     definition: Definition, options: Options, hints: Mapping[str, Shape]
 ) -> tuple[dict[str, Row], tuple[str, ...]]:
-    """The layers of the asked phase, and those of the other one that it does not have."""
+    """The layers of the requested phase, and those that only the other phase has."""
     first = survey(definition, options, None, hints)
     rows = {row.name: row for row in first.rows}
     other = "TRAIN" if options.phase == "TEST" else "TEST"
@@ -178,7 +175,7 @@ def _rows(
 
 
 def merged_order(names: Sequence[str], others: Iterable[str]) -> list[str]:
-    """The names, and each of the others that is not among them behind the name that it follows.
+    """Merges ``others`` into ``names``: each that is not among them comes after the name that it follows.
 
     >>> merged_order(["a", "b", "d"], ["a", "c", "d", "e"])
     ['a', 'c', 'b', 'd', 'e']
@@ -199,11 +196,11 @@ def merged_order(names: Sequence[str], others: Iterable[str]) -> list[str]:
 def _judge(row: Row, held: tuple[Shape, ...]) -> Difference:
     asked = row.blobs
     if asked is None:
-        return Difference(row.name, row.type, None, held, "unknown", "the definition's blobs are not known")
+        return Difference(row.name, row.type, None, held, "unknown", "the definition's blobs are unknown")
     if len(asked) != len(held):
-        count = f"{len(asked)} / {len(held)} blobs"
+        blobs = f"blobs {len(asked)} / {len(held)}"
         bias = " (bias_term)" if abs(len(asked) - len(held)) == 1 and has_weights(row.type) else ""
-        return Difference(row.name, row.type, asked, held, "differs", count + bias)
+        return Difference(row.name, row.type, asked, held, "differs", blobs + bias)
     verdicts = [agree(a, b) for a, b in zip(asked, held, strict=True)]
     if False in verdicts:
         return Difference(row.name, row.type, asked, held, "differs", _reason(row.type, asked[0], held[0]))
@@ -211,14 +208,14 @@ def _judge(row: Row, held: tuple[Shape, ...]) -> Difference:
 
 
 def _reason(type_: str, asked: Dims, held: Shape) -> str:
-    """num_output and the kernel are causes; another number of inputs is told where it is all, for it follows."""
+    """What differs: num_output and the kernel; the number of inputs only if nothing else does, as it follows."""
     if asked is None or not has_weights(type_):
         return _CHANNELS
     ones = len(held) - len(asked)  # (1, 1, 10, 64) of Caffe's 4-D era is (10, 64)
     if ones > 0 and set(held[:ones]) == {1}:
         held = held[ones:]
     if len(asked) != len(held):
-        return "another kind of layer"
+        return "different kind of layer"
     names = ("inputs", "num_output") if has(type_, Trait.SPREADS) else ("num_output", "inputs")
     parts = [f"{name} {a} / {b}" for name, a, b in zip(names, asked, held, strict=False) if a not in (b, None)]
     if asked[2:] != held[2:]:

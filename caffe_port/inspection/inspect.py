@@ -1,6 +1,6 @@
-"""What is in a file: a net, its weights, a solver, a mean image; and how a net and weights differ. Without torch.
+"""What a file contains: a net, its weights, a solver, a mean image; and how a net and weights differ. Without torch.
 
-What cannot be known is shown as ``?`` and explained in a note: a look at a file does not fail because it is incomplete.
+Unknown values are shown as ``?`` and explained in a note: inspecting an incomplete file does not fail.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from caffe_port.formats.message import Message
 from caffe_port.inspection.compare_blobs import Diff, compare
 from caffe_port.inspection.net_table import Dims, Options, Row, Survey, survey
 from caffe_port.storage.files import map_file
-from caffe_port.terminal import human_bytes, table
+from caffe_port.terminal import count, human_bytes, table
 from caffe_port.typing import Array, PathLike
 
 __all__ = ["Diff", "Inspection", "Options", "diff", "inspect_file", "inspect_files", "kind_of", "render"]
@@ -36,7 +36,7 @@ _SUMMED = ("parameters", "statistics", "macs", "activation_bytes")
 
 @dataclass(frozen=True)
 class BlobNumbers:
-    """What a blob holds: extremes and mean of its finite numbers (None: it has none), and how many are not finite."""
+    """Statistics of a blob: extremes and mean of its finite values (None if none), and how many are not finite."""
 
     layer: str
     index: int
@@ -50,17 +50,17 @@ class BlobNumbers:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a file.
+    """The contents of a file.
 
     Attributes:
-        path: the file; of a net and its weights, the net.
+        path: the file; for a net and its weights, that of the net.
         kind: ``net``, ``weights``, ``solver``, ``mean`` or ``solverstate``.
         bytes: size of the file.
-        facts: label and value, in the order to be shown.
+        facts: labels and values, in display order.
         rows: layers, in the file's order.
-        numbers: of every stored blob, if asked for.
-        notes: what the user should hear of.
-        errors: why the net cannot be built as it is; empty for a sound one.
+        numbers: statistics of every stored blob, if requested.
+        notes: warnings.
+        errors: why the net cannot be built as it is; empty if it can.
     """
 
     path: str
@@ -74,12 +74,12 @@ class Inspection:
 
     @property
     def totals(self) -> dict[str, int]:
-        """Sums over the layers, of what is known."""
+        """Sums over the layers, of the known values."""
         return {"layers": len(self.rows)} | {key: sum(getattr(r, key) or 0 for r in self.rows) for key in _SUMMED}
 
     @property
     def unknown(self) -> dict[str, int]:
-        """How many layers each of the sums lacks."""
+        """How many layers are missing from each sum."""
         return {key: sum(getattr(row, key) is None for row in self.rows) for key in _SUMMED}
 
     def to_json(self) -> dict[str, Any]:
@@ -87,9 +87,9 @@ class Inspection:
 
         Keys: ``path``, ``kind``, ``bytes``, ``facts`` (object of strings), ``notes``, ``errors`` (arrays of strings),
         ``totals`` (``layers``, ``parameters``, ``statistics``, ``macs``, ``activation_bytes``), ``unknown`` (the same
-        but ``layers``: how many layers each sum lacks),
-        ``layers`` (``name``, ``type``, ``bottoms``, ``tops``, ``shapes`` with one array a top, ``blobs`` with one
-        array a blob, ``parameters``, ``statistics``, ``macs``, ``activation_bytes``, ``line``), and ``numbers``
+        without ``layers``: how many layers are missing from each sum),
+        ``layers`` (``name``, ``type``, ``bottoms``, ``tops``, ``shapes`` with one array per top, ``blobs`` with one
+        array per blob, ``parameters``, ``statistics``, ``macs``, ``activation_bytes``, ``line``), and ``numbers``
         (``layer``, ``index``, ``shape``, ``minimum``, ``maximum``, ``mean``, ``nans``, ``infinities``).
         """
         return {
@@ -106,14 +106,14 @@ class Inspection:
         }
 
 
-# -- looking ------------------------------------------------------------------------------------------------------
+# -- inspecting ---------------------------------------------------------------------------------------------------
 
 
 def inspect_files(paths: Sequence[PathLike], options: Options | None = None) -> list[Inspection]:
-    """What is in each file; a net and the weights that follow it are looked at together.
+    """The contents of each file; a net and the weights that follow it are inspected together.
 
     Raises:
-        CaffePortError: a file cannot be read, or is of no known kind.
+        CaffePortError: a file cannot be read, or is of an unknown kind.
     """
     kinds = [kind_of(path) for path in paths]
     found: list[Inspection] = []
@@ -125,20 +125,20 @@ def inspect_files(paths: Sequence[PathLike], options: Options | None = None) -> 
 
 
 def inspect_file(path: PathLike, weights: PathLike | None = None, options: Options | None = None) -> Inspection:
-    """What is in a file.
+    """The contents of a file.
 
     Args:
         path: a net or solver prototxt, .caffemodel, .caffemodel.h5, .binaryproto or .solverstate.
-        weights: of the net that ``path`` defines.
-        options: how to look.
+        weights: the weights of the net that ``path`` defines.
+        options: how to inspect it.
 
     Raises:
-        CaffePortError: the file cannot be read, or is of no known kind.
+        CaffePortError: the file cannot be read, or is of an unknown kind.
     """
     options = options or Options()
     kind = kind_of(path)
     if weights is not None and kind != "net":
-        raise CaffePortError(f"is a {kind} file; a net's prototxt comes before the weights", str(path))
+        raise CaffePortError(f"is a {kind} file; expected a net's prototxt before the weights", str(path))
     if kind == "net":
         return _inspect_net(path, caffemodel.read(weights) if weights is not None else None, options)
     if kind == "weights":
@@ -166,7 +166,7 @@ _TOKEN = re.compile(r"""\#[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[{}<>]|
 
 
 def kind_of(path: PathLike) -> str:
-    """``net``, ``solver``, ``weights``, ``mean`` or ``solverstate``: by the contents, and for binary files by the name.
+    """``net``, ``solver``, ``weights``, ``mean`` or ``solverstate``; by contents, for binary files by name.
 
     Raises:
         CaffePortError: the file cannot be read.
@@ -218,7 +218,7 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
     notes: list[str] = []
     errors: list[str] = []
     if weights.net is None:
-        notes.append("HDF5 holds weights only; the definition is in the prototxt")
+        notes.append("HDF5 files contain weights only; the definition is in the prototxt")
     else:
         try:
             definition = Definition.embedded(weights)
@@ -241,7 +241,7 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
 def _net_facts(definition: Definition, found: Survey) -> list[tuple[str, str]]:
     spec = found.spec
     others = len({layer.name for layer in definition.net.layer} - set(spec.by_name)) if not definition.saved_in else 0
-    phase = f"{spec.phase}, {len(spec.layers)} layers" + (
+    phase = f"{spec.phase}, {count(len(spec.layers), 'layer')}" + (
         f" ({others} more in other phases or stages)" if others else ""
     )
     blobs = {
@@ -255,11 +255,12 @@ def _net_facts(definition: Definition, found: Survey) -> list[tuple[str, str]]:
 def _weights_fact(weights: Weights) -> tuple[str, str]:
     blobs = [blob for layer in weights.layers for blob in layer.blobs]
     kinds = "/".join(sorted({blob.dtype.name for blob in blobs}))
-    return "weights", f"{weights.parameters:,} numbers ({kinds}), {len(blobs)} blobs of {len(weights.layers)} layers"
+    held = f"{count(len(blobs), 'blob')} in {count(len(weights.layers), 'layer')}"
+    return "weights", f"{count(weights.parameters, 'value')} ({kinds}), {held}"
 
 
 def _stored_row(name: str, type_: str, blobs: Sequence[Array]) -> Row:
-    """A layer of which nothing but its blobs is known."""
+    """A layer of which only the blobs are known."""
     shapes = tuple(tuple(blob.shape) for blob in blobs)
     return Row(name, type_, blobs=shapes, parameters=sum(blob.size for blob in blobs), macs=None, activation_bytes=None)
 
@@ -273,11 +274,11 @@ def _numbers(weights: Weights | None, options: Options) -> tuple[BlobNumbers, ..
 
 
 def numbers_of(blob: Array, layer: str = "", index: int = 0) -> BlobNumbers:
-    """Extremes, mean and what is not finite, in pieces: a blob may be larger than memory."""
+    """Statistics of a blob, computed in pieces, because a blob may be larger than memory."""
     flat = blob.reshape(-1)
     low, high, total, finite, nans = np.inf, -np.inf, 0.0, 0, 0
     for start in range(0, flat.size, 1 << 20):
-        with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+        with np.errstate(invalid="ignore"):  # a signaling NaN is a NaN
             piece = flat[start : start + (1 << 20)].astype(np.float64)
         good = piece[np.isfinite(piece)]
         nans += int(np.isnan(piece).sum())
@@ -300,7 +301,7 @@ def _inspect_solver(path: PathLike) -> Inspection:
     notes = [f"line {message.line}: field '{name}' is unknown and has no effect" for name in message.unknown]
     nets = [getattr(message, name) for name in ("net", "train_net") if message.has(name)]
     notes += [
-        f"the net is looked for at '{net}', seen from the folder where the command runs"
+        f"the net is expected at '{net}', relative to the folder where the command runs"
         for net in nets
         if not os.path.exists(net)
     ]
@@ -320,7 +321,7 @@ def _value_text(value: Any) -> str:
 def _inspect_mean(path: PathLike) -> Inspection:
     mean = caffemodel.read_mean(path)
     numbers = numbers_of(mean)
-    with np.errstate(invalid="ignore"):  # numbers that are not finite are told of below
+    with np.errstate(invalid="ignore"):  # values that are not finite are reported below
         means = mean.mean(axis=(1, 2), dtype=np.float64)
     channels = ", ".join(f"{value:.4f}" for value in means)
     facts = [
@@ -329,7 +330,8 @@ def _inspect_mean(path: PathLike) -> Inspection:
         ("channel means", f"{channels} (in the order of the database: B, G, R for Caffe's own tools)"),
         ("range", f"{_number(numbers.minimum)} to {_number(numbers.maximum)}"),
     ]
-    errors = [f"{numbers.nans + numbers.infinities} values are not finite"] if numbers.nans + numbers.infinities else []
+    broken = numbers.nans + numbers.infinities
+    errors = [f"{count(broken, 'value is', 'values are')} not finite"] if broken else []
     return Inspection(str(path), "mean", Path(path).stat().st_size, tuple(facts), errors=tuple(errors))
 
 
@@ -338,7 +340,8 @@ def _inspect_state(path: PathLike) -> Inspection:
 
     state = solverstate.read(path)
     shapes = ", ".join(dims_text(array.shape) for array in state.history[:6])
-    history = f"{len(state.history)} blobs, {sum(array.size for array in state.history):,} numbers"
+    size = sum(array.size for array in state.history)
+    history = f"{count(len(state.history), 'blob')}, {count(size, 'value')}"
     facts = [
         ("format", "solver state"),
         ("iteration", f"{state.iter:,}"),
@@ -349,11 +352,11 @@ def _inspect_state(path: PathLike) -> Inspection:
     return Inspection(str(path), "solverstate", Path(path).stat().st_size, tuple((k, v) for k, v in facts if v))
 
 
-# -- a definition beside weights ----------------------------------------------------------------------------------
+# -- a definition compared with weights ---------------------------------------------------------------------------
 
 
 def diff(definition: PathLike, weights: PathLike, options: Options | None = None) -> Diff:
-    """Puts a prototxt's blobs beside those of weights, layer by layer. The two may come in either order.
+    """Compares a prototxt's blobs with those of weights, layer by layer. The two may be given in either order.
 
     Raises:
         CaffePortError: a file cannot be read, or the two are not a net and weights.
@@ -362,7 +365,7 @@ def diff(definition: PathLike, weights: PathLike, options: Options | None = None
     if kinds == ("weights", "net"):
         definition, weights = weights, definition
     elif kinds != ("net", "weights"):
-        raise CaffePortError(f"a net's prototxt and weights are compared, got a {kinds[0]} and a {kinds[1]} file")
+        raise CaffePortError(f"expected a net's prototxt and weights, got a {kinds[0]} and a {kinds[1]} file")
     return compare(Definition.read(definition), caffemodel.read(weights), options or Options())
 
 
@@ -370,7 +373,7 @@ def diff(definition: PathLike, weights: PathLike, options: Options | None = None
 
 
 def render(result: Inspection | Diff, width: int | None = None) -> str:
-    """A table for a terminal, ``width`` columns wide (None: the terminal's, 80 to 120). Names cannot steer it.
+    """A table for a terminal, ``width`` columns wide (None: the terminal's, 80 to 120). Names are escaped.
 
     Below 100 columns the wiring is left out, below 90 the memory.
     """
@@ -380,7 +383,7 @@ def render(result: Inspection | Diff, width: int | None = None) -> str:
 
 
 def dims_text(dims: Dims) -> str:
-    """``1x64x28x28``; ``?`` for what is not known; a single number is a ``scalar``."""
+    """``1x64x28x28``; ``?`` for an unknown length; ``scalar`` for no axes."""
     if dims is None:
         return "?"
     return "x".join("?" if n is None else str(n) for n in dims) or "scalar"
@@ -399,7 +402,7 @@ def _count(value: int | None) -> str:
 
 
 def _messages(label: str, messages: Sequence[str], width: int) -> list[str]:
-    """Notes or errors, wrapped; further lines are indented."""
+    """Notes or errors, wrapped; continuation lines are indented."""
     lines = []
     for message in messages:
         for k, line in enumerate(message.splitlines()):
@@ -437,7 +440,8 @@ def _inspection_lines(found: Inspection, width: int) -> list[str]:
         ]
         lines += ["", *table(header, rows, (1, 3, 4, 5, 6), ((0, 12), (2, 10)), width)]
         broken = sum(bool(b.nans or b.infinities) for b in found.numbers)
-        lines += [f"{broken} blobs hold NaN or infinity" if broken else "every number is finite"]
+        told = f"{count(broken, 'blob contains', 'blobs contain')} NaN or infinity"
+        lines += [told if broken else "all values are finite"]
     messages = _messages("note", found.notes, width) + _messages("error", found.errors, width)
     return [*lines, "", *messages] if messages else lines
 
@@ -469,7 +473,7 @@ def _layer_lines(found: Inspection, width: int) -> list[str]:
 
 
 def _wiring(row: Row, before: Sequence[str]) -> str:
-    """``a, b -> c``; empty for the plain chain: from the row above to a blob of the layer's own name, or in place."""
+    """``a, b -> c``; empty for a simple chain: from the row above to a blob with the layer's own name, or in place."""
     plain_bottom = not row.bottoms or row.bottoms == tuple(before[:1])
     plain_top = row.tops in ((row.name,), row.bottoms, ())
     if plain_bottom and plain_top:
@@ -481,7 +485,7 @@ def _wiring(row: Row, before: Sequence[str]) -> str:
 
 
 def _total_lines(found: Inspection) -> list[str]:
-    """What is known in sum, in words."""
+    """The totals, in words."""
     totals, unknown = found.totals, found.unknown
     stored = 4 * (totals["parameters"] + totals["statistics"])
     learned = f"{'at least ' if unknown['parameters'] else ''}{totals['parameters']:,}"
@@ -496,7 +500,7 @@ def _total_lines(found: Inspection) -> list[str]:
 
 def _diff_lines(found: Diff, width: int) -> list[str]:
     marks = {"equal": "", "differs": "!", "missing": "-", "extra": "+", "unknown": "?"}
-    reasons = {"missing": "not in the weights", "extra": "in the weights only"}
+    reasons = {"missing": "not in the weights", "extra": "only in the weights"}
     header = ("", "layer", "type", "prototxt", "weights", "prototxt / weights")
     rows = [
         (
@@ -513,8 +517,8 @@ def _diff_lines(found: Diff, width: int) -> list[str]:
     lines += [*table(header, rows, (), ((1, 14), (2, 12), (3, 16), (4, 16), (5, 16), (1, 8)), width), "", found.summary]
     causes = [row.name for row in found.rows if row.is_cause]
     if causes:
-        lines.append(f"What to change in the prototxt: {', '.join(map(printable, causes))}; other differences follow.")
+        lines.append(f"Change in the prototxt: {', '.join(map(printable, causes))}; other differences follow.")
     if not found.fits and found.own_fits:
-        lines.append("The caffemodel carries its own definition, which fits: run without the prototxt.")
+        lines.append("The caffemodel carries its own definition, which matches: run without the prototxt.")
     messages = _messages("note", found.notes, width)
     return [*lines, "", *messages] if messages else lines

@@ -15,7 +15,7 @@ from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import SpecError
-from caffe_port.formats.caffemodel import LayerBlobs, Weights
+from caffe_port.formats.caffemodel import LayerBlobs, Weights, shapes_agree
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.signatures.plugins import find
@@ -172,15 +172,13 @@ def size(dims: Dims) -> int | None:
     return None if dims is None or None in dims else math.prod(n for n in dims if n is not None)
 
 
-def agree(a: Dims, b: Dims) -> bool | None:
-    """Whether two shapes are equal but for axes of length one (blob.cpp, ShapeEquals); None where it is not known."""
-    if a is None or b is None:
+def agree(asked: Dims, held: Shape) -> bool | None:
+    """Whether a file's blob is the one that a layer asks for, as loading sees it; None where that is not known."""
+    if (shape := full(asked)) is not None:
+        return shapes_agree(held, shape)
+    if asked is None or len(asked) != len(held):
         return None
-    if None not in a and None not in b:
-        return [n for n in a if n != 1] == [n for n in b if n != 1]
-    if len(a) != len(b):
-        return None
-    return False if any(m != n and m is not None and n is not None for m, n in zip(a, b, strict=True)) else None
+    return False if any(m not in (n, None) for m, n in zip(asked, held, strict=True)) else None
 
 
 # -- the spec and its inputs --------------------------------------------------------------------------------------

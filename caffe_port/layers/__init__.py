@@ -1,11 +1,8 @@
-"""Caffe's layer types as nn.Modules: one class a type, a family of them a module.
-
-Importing this package registers them all. A plugin registers its types by being imported, in the same way.
-"""
+"""Caffe's layer types as nn.Modules: one class per type, one module per family."""
 
 from __future__ import annotations
 
-from caffe_port.layers import (  # noqa: F401  each registers its types
+from caffe_port.layers import (  # noqa: F401  each registers its types by being imported, as a plugin does
     activation,
     crop,
     data,

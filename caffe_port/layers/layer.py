@@ -7,7 +7,9 @@ registers its types by being imported, and says what is to be known of them in i
 
 from __future__ import annotations
 
+import inspect
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError, WeightsError
+from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.formats.message import Message
 from caffe_port.signatures import signature as records
 from caffe_port.signatures.checks import canonical_axis
@@ -43,6 +46,11 @@ REGISTRY: dict[str, type[Layer]] = {}
 
 PYTHON_LAYERS: dict[str, type[Layer]] = {}
 """``"module.layer"`` of a Python layer of Caffe's -> the Layer that stands for it: layers.data.python_layer."""
+
+
+_ARGUMENT = reprlib.Repr()
+_ARGUMENT.maxtuple = _ARGUMENT.maxlist = 8
+_ARGUMENT.maxstring = _ARGUMENT.maxother = 60
 
 
 class Layer(nn.Module):
@@ -181,6 +189,18 @@ class Layer(nn.Module):
         """The tops on the meta device; a layer whose top shapes depend on values says here what Caffe allocates."""
         return self(*bottoms)  # type: ignore[no-any-return]
 
+    def extra_repr(self) -> str:
+        """What torch.nn's class shows, where the layer is one; then the arguments of its own constructor."""
+        bases = (kind for kind in type(self).__mro__ if issubclass(kind, nn.Module) and not issubclass(kind, Layer))
+        known, own = (inspect.signature(kind).parameters for kind in (next(bases), type(self)))
+        shown = super().extra_repr()
+        rest = [
+            f"{name}={_ARGUMENT.repr(value)}"
+            for name, value in getattr(self, "args", {}).items()
+            if name not in known and not (shown and name in own and value == own[name].default)
+        ]
+        return ", ".join([shown, *rest] if shown else rest)
+
     # -- blobs --------------------------------------------------------------------------------------------------
 
     def blob_names(self) -> list[str]:
@@ -197,7 +217,7 @@ class Layer(nn.Module):
             getattr(self, name).copy_(value)
 
     def mismatch(self, arrays: Sequence[np.ndarray[Any, Any]]) -> str:
-        """Why these blobs cannot be loaded, or an empty string. Axes of length one may differ, as in the 4-D era."""
+        """Why these blobs cannot be loaded, or an empty string; see :func:`shapes_agree` for what a shape may be."""
         names = self.blob_names()
         if len(arrays) != len(names):
             shown = ", ".join(str(tuple(a.shape)) for a in arrays)
@@ -261,11 +281,6 @@ class Layer(nn.Module):
     def torch_state(self) -> dict[str, Tensor]:
         """The state_dict of what ``torch_source`` constructs."""
         return dict(self.state_dict())
-
-
-def shapes_agree(got: Sequence[int], want: Sequence[int]) -> bool:
-    """Equal, or equal but for axes of length one: (1, 1, 1, 10) of Caffe's 4-D era is (10,). Source: blob.cpp."""
-    return [n for n in got if n != 1] == [n for n in want if n != 1]
 
 
 def constructor(name: str, positional: Sequence[Any], options: Mapping[str, tuple[Any, Any]]) -> str:

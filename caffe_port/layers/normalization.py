@@ -68,6 +68,9 @@ class BatchNorm(Layer):
     def normalize(self, x: Tensor) -> Tensor:
         if self.global_stats[0] if self.training else self.global_stats[1]:
             return F.batch_norm(x, *self.running_statistics(), eps=self.eps)
+        return self.normalize_by_batch(x)
+
+    def normalize_by_batch(self, x: Tensor) -> Tensor:
         if x.numel() == self.mean.numel():  # one number for each channel, which F.batch_norm refuses
             y, mean, variance = x - x, x.detach().reshape(-1), torch.zeros_like(self.variance)
         else:

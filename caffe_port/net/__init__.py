@@ -1,1 +1,1 @@
-"""Modules wired and run."""
+"""Modules wired together and run."""

@@ -1,4 +1,7 @@
-"""Layers that run as one: a BatchNorm with the Scale behind it, a ReLU that overwrites its bottom, an idle Dropout.
+"""Layers that run as one: a BatchNorm with the Scale after it, a ReLU that overwrites its bottom, an idle Dropout.
+
+Here stands which layer follows which, and nowhere else: the plan of a Net asks, training (``fused_layers``), ``--fold``
+and the alignment of somebody's own port.
 
 Nobody sees a difference but in time and memory: ``Net.steps()`` still gives every layer's own top; hooks, and modules
 that a user puts in the place of ours, end it.
@@ -7,7 +10,7 @@ that a user puts in the place of ours, end it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -17,91 +20,173 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.layers.activation import Dropout, ReLU
-from caffe_port.layers.layer import Layer
 from caffe_port.layers.linear import InnerProduct, Scale
 from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.layers.shape import Eltwise
 from caffe_port.layers.spatial import Convolution, Deconvolution
-from caffe_port.net.plan import Plan, Step
+from caffe_port.net.plan import Operation, Plan, Step
+from caffe_port.spec import LayerSpec, NetSpec, Source
 
 _FRESH = (Convolution, Deconvolution, InnerProduct, BatchNorm, BN, Scale, Eltwise)
 """Types whose top is a tensor of its own that their backward pass does not read."""
 
 
-def scales(net: nn.Module, plans: Collection[Plan]) -> dict[str, str]:
-    """BatchNorm -> the Scale that follows it directly, in both phases, being its only reader; by attribute."""
-    found = []
-    for plan in plans:
-        made_by = {slot: step for step in plan.steps for slot in step.tops}
-        readers = Counter(slot for step in plan.steps for slot in step.bottoms)
-        pairs = {}
-        for step in plan.steps:
-            norm = made_by.get(step.bottoms[0]) if len(step.bottoms) == 1 else None
-            if norm is None or readers[step.bottoms[0]] > 1 or step.bottoms[0] not in step.frees:
-                continue
-            if _are_affine(getattr(net, norm.attribute), getattr(net, step.attribute)):
-                pairs[norm.attribute] = step.attribute
-        found.append(pairs)
-    uses = Counter(id(tensor) for module in net.children() for tensor in _tensors(module))
-    calls = [Counter(step.attribute for step in plan.steps) for plan in plans]
+# -- which layer follows which ----------------------------------------------------------------------------------------
+
+
+def sole_readers(spec: NetSpec) -> dict[Source, LayerSpec]:
+    """Who made a blob -> the layer that reads it, where no other does and it reads nothing else."""
+    count = Counter(source for layer in spec.layers for source in layer.sources)
     return {
-        norm: scale
-        for norm, scale in found[0].items()
-        if all(pairs.get(norm) == scale for pairs in found)
-        and all(uses[id(t)] == 1 for name in (norm, scale) for t in _tensors(net.get_submodule(name)))
-        and all(count[name] == 1 for count in calls for name in (norm, scale))
+        layer.sources[0]: layer for layer in spec.layers if len(layer.sources) == 1 and count[layer.sources[0]] == 1
     }
+
+
+def scales_by_name(spec: NetSpec) -> dict[str, LayerSpec]:
+    """BatchNorm's name -> the Scale that alone reads it."""
+    return {
+        name: reader
+        for (name, _), reader in sole_readers(spec).items()
+        if reader.type == "Scale" and spec.by_name[name].type == "BatchNorm"
+    }
+
+
+class Pair(NamedTuple):
+    """Two modules, by attribute, of which the second follows the first directly wherever either runs.
+
+    It is the only reader of the first's only top, which is neither an output nor a loss; both are called once.
+
+    Attributes:
+        phases: in which they run, by ``training``.
+    """
+
+    first: str
+    second: str
+    phases: frozenset[bool]
+
+
+def pairs(plans: Mapping[bool, Plan]) -> list[Pair]:
+    """The pairs of a net's modules, in the order of the plans."""
+    linked = {phase: _linked(plan) for phase, plan in plans.items()}
+    used = {phase: {step.attribute for step in plan.steps} for phase, plan in plans.items()}
+    return [
+        Pair(*names, frozenset(phase for phase in plans if names in linked[phase]))
+        for names in dict.fromkeys(names for phase in plans for names in linked[phase])
+        if all(names in linked[phase] or used[phase].isdisjoint(names) for phase in plans)
+    ]
+
+
+def _linked(plan: Plan) -> dict[tuple[str, str], None]:
+    calls = Counter(step.attribute for step in plan.steps)
+    return {
+        (maker.attribute, reader.attribute): None
+        for maker, reader in _links(plan)
+        if len(maker.tops) == 1 and calls[maker.attribute] == calls[reader.attribute] == 1
+    }
+
+
+def _links(plan: Plan) -> Iterator[tuple[Step, Step]]:
+    """Steps of which the second is the only reader of a top of the first, which is neither an output nor a loss."""
+    readers = sole_readers(plan.spec)
+    by_name = {step.layer.name: step for step in plan.steps}
+    losses = {slot for slot, _ in plan.losses}
+    for step in plan.steps:
+        for k, slot in enumerate(step.tops):
+            reader = readers.get((step.layer.name, k))
+            if reader is not None and slot not in losses:
+                yield step, by_name[reader.name]
+
+
+def unshared(net: nn.Module) -> set[str]:
+    """The attributes of the modules that share no parameter and no buffer with another."""
+    uses = Counter(id(tensor) for module in net.children() for tensor in _tensors(module))
+    return {name for name, module in net.named_children() if all(uses[id(t)] == 1 for t in _tensors(module))}
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _are_affine(norm: Layer, scale: Layer) -> bool:
+def scales(net: nn.Module, plans: Mapping[bool, Plan]) -> dict[str, str]:
+    """BatchNorm -> the Scale after it, by attribute: pairs of both phases that eval() can run as one."""
+    own = unshared(net)
+    return {
+        first: second
+        for first, second, phases in pairs(plans)
+        if phases == plans.keys()
+        and own.issuperset((first, second))
+        and are_affine(norm := net.get_submodule(first), net.get_submodule(second))
+        and norm.global_stats[1]  # type: ignore[index]
+    }
+
+
+def are_affine(norm: Any, scale: Any) -> bool:
+    """Whether these are a BatchNorm and a Scale of its channels: the halves of an affine ``nn.BatchNorm2d``."""
     return (
         type(norm) is BatchNorm
         and type(scale) is Scale
         and norm.dims > 1
-        and norm.global_stats[1]
         and scale.weight is not None
         and scale.axis == 1
         and scale.weight.shape == norm.mean.shape
     )
 
 
-def fuse(net: nn.Module, plan: Plan, scales: Mapping[str, str]) -> Plan:
-    """The plan with the ReLUs marked that may overwrite their bottom, and with ``merged``."""
-    made_by = {slot: step for step in plan.steps for slot in step.tops}
-    readers = Counter(slot for step in plan.steps for slot in step.bottoms)
+# -- what the plan says of it -----------------------------------------------------------------------------------------
+
+
+def with_operations(net: nn.Module, plan: Plan) -> Plan:
+    """The plan with what ReLU and Dropout may do instead of their own forward."""
+    makers = {reader.layer.name: maker for maker, reader in _links(plan)}
 
     def marked(step: Step) -> Step:
-        maker = made_by.get(step.bottoms[0]) if isinstance(getattr(net, step.attribute), ReLU) else None
-        if maker is None or readers[step.bottoms[0]] > 1 or step.bottoms[0] not in step.frees:
+        module, maker = net.get_submodule(step.attribute), makers.get(step.layer.name)
+        if isinstance(module, Dropout):
+            return replace(step, operation=dropout, partner=step.attribute)
+        if not isinstance(module, ReLU) or maker is None or not _is_fresh(net.get_submodule(maker.attribute)):
             return step
-        if not _is_fresh(getattr(net, maker.attribute)) or (maker.layer.type == "Eltwise" and len(maker.bottoms) == 1):
+        if maker.layer.type == "Eltwise" and len(maker.bottoms) == 1:  # which hands on its bottom
             return step
-        return replace(step, in_place=maker.attribute)
+        return replace(step, operation=overwrite, partner=maker.attribute)
 
     steps = tuple(map(marked, plan.steps))
-    behind = {step.attribute: step for step in steps if step.attribute in scales.values()}
-    merged = tuple(
-        replace(step, scale=scale.attribute, tops=scale.tops, frees=scale.frees + step.frees)
-        if (scale := behind.get(scales.get(step.attribute, "")))
-        else step
-        for step in steps
-        if step.attribute not in behind
-    )
-    return replace(plan, steps=steps, merged=merged)
+    return replace(plan, steps=steps, fused=steps)
 
+
+def together(plan: Plan, seconds: Mapping[str, str], operation: Operation) -> Plan:
+    """The plan whose ``fused`` has one step for each pair.
+
+    Args:
+        seconds: the first module of each pair -> the second, by attribute.
+        operation: of the pairs; called with both modules and the bottom of the first.
+    """
+    steps = {step.attribute: step for step in plan.fused}
+    after = {first: steps[second] for first, second in seconds.items()}
+    gone = set(seconds.values())
+
+    def merged(step: Step) -> Step:
+        if (second := after.get(step.attribute)) is None:
+            return step
+        frees = second.frees + step.frees
+        return replace(step, operation=operation, partner=second.attribute, tops=second.tops, frees=frees)
+
+    return replace(plan, fused=tuple(merged(step) for step in plan.fused if step.attribute not in gone))
+
+
+# -- the operations ---------------------------------------------------------------------------------------------------
 
 # What follows asks again what a module is: users put others in the place of ours, and hooks on them, which must see
 # every layer's own bottom and top.
 
 
 def affine(norm: Any, scale: Any, x: Tensor) -> Tensor:
-    """BatchNorm and Scale of a step in :attr:`Plan.merged`."""
-    if type(norm) is BatchNorm and type(scale) is Scale and not (_altered(norm) or _altered(scale)):
-        statistics = norm.running_statistics() if _is_recorded() else _statistics(norm)
+    """BatchNorm and Scale in eval()."""
+    if (
+        (type(norm) is BatchNorm or _normalizes(norm))
+        and type(scale) is Scale
+        and not (is_altered(norm) or is_altered(scale))
+    ):
+        statistics: tuple[Tensor, Tensor] = norm.running_statistics() if _is_recorded() else _statistics(norm)
         return F.batch_norm(x, *statistics, scale.weight, scale.bias, eps=norm.eps)
     return scale(norm(x))  # type: ignore[no-any-return]
 
@@ -152,21 +237,36 @@ def forget(net: nn.Module) -> None:
             _KEPT.pop(module, None)
 
 
-def may_overwrite(relu: Any, maker: Any) -> bool:
-    """Whether a ReLU with :attr:`Step.in_place` may work in place as things are now."""
-    return type(relu) is ReLU and _is_fresh(maker) and not (_altered(relu) or _altered(maker))
+def overwrite(relu: Any, maker: Any, x: Tensor) -> Tensor:
+    """A ReLU in place of its bottom, which it alone reads, where the layer that made it allows that."""
+    if type(relu) is ReLU and _is_fresh(maker) and not (is_altered(relu) or is_altered(maker)):
+        return F.leaky_relu_(x, relu.negative_slope) if relu.negative_slope else F.relu_(x)
+    return relu(x)  # type: ignore[no-any-return]
 
 
-def passes(dropout: Dropout) -> bool:
-    """Whether a Dropout hands on its bottom, as in eval()."""
-    return dropout.scale_train and not (dropout.training or dropout.always or _altered(dropout))
+def dropout(module: Any, _: Any, x: Tensor) -> Tensor:
+    """A Dropout, which hands on its bottom in eval()."""
+    if type(module) is Dropout and module.scale_train and not (module.training or module.always or is_altered(module)):
+        return x
+    return module(x)  # type: ignore[no-any-return]
 
 
 def _is_fresh(module: Any) -> bool:
     return type(module) in _FRESH and (type(module) is not Eltwise or module.operation == "SUM")
 
 
-def _altered(module: nn.Module) -> bool:
+def _normalizes(norm: Any) -> bool:
+    """Whether it is of a subclass that differs from BatchNorm in train() alone."""
+    kind = type(norm)
+    return (
+        issubclass(kind, BatchNorm)
+        and kind.forward is BatchNorm.forward
+        and kind.normalize is BatchNorm.normalize
+        and kind.running_statistics is BatchNorm.running_statistics
+    )
+
+
+def is_altered(module: nn.Module) -> bool:
     """Whether it has hooks, or a forward that was put in the place of its class's."""
     return bool(
         module._forward_hooks

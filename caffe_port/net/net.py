@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port import layers
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
-from caffe_port.layers.activation import Dropout
 from caffe_port.layers.layer import Layer
-from caffe_port.net import fusion
+from caffe_port.net import fusion, summary
+from caffe_port.net.execution import Execution
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.net.state_dict import LARGE
@@ -36,7 +35,7 @@ Outputs = Tensor | dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Turn:
+class LayerRun:
     """What :meth:`Net.steps` yields: a layer, what it read, what it made."""
 
     layer: LayerSpec
@@ -91,7 +90,7 @@ class Net(nn.Module):
         taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales"}
         self.names: dict[str, str] = identifiers(named, taken)
         self.plans: dict[bool, Plan] = {}
-        self.scales: dict[str, str] = {}  # BatchNorm -> the Scale behind it, by attribute; the two are one in eval()
+        self.scales: dict[str, str] = {}  # BatchNorm -> the Scale after it, by attribute; the two are one in eval()
         self._train_names: dict[str, str] = {}  # layers that TRAIN defines so differently that it has its own module
         built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]] = {}
         for training, spec in specs.items():
@@ -101,9 +100,9 @@ class Net(nn.Module):
                 self.plans[training] = self._plan(spec, shapes, built, training, stand_in)
         self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # to_empty would import sympy, for a second
         self._tie()
-        self.scales = fusion.scales(self, self.plans.values())
-        fused = {id(plan): fusion.fuse(self, plan, self.scales) for plan in self.plans.values()}
-        self.plans = {training: fused[id(plan)] for training, plan in self.plans.items()}
+        self.scales = fusion.scales(self, self.plans)
+        self.plans = {training: fusion.with_operations(self, plan) for training, plan in self.plans.items()}
+        self.plans[False] = fusion.together(self.plans[False], self.scales, fusion.affine)
         if seed is not None:
             self.initialise(seed)
         self.eval()
@@ -242,19 +241,35 @@ class Net(nn.Module):
         """The plan of the present phase."""
         return self.plans[self.training]
 
-    def forward(self, *bottoms: Tensor) -> Outputs:
-        """The outputs for the inputs, which come in the order of ``net.plan.inputs``.
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the input blobs, in the order in which the net takes them, in the present phase."""
+        return self.plan.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the output blobs, in Caffe's (alphabetical) order, in the present phase."""
+        return tuple(blob for blob, _ in self.plan.outputs)
+
+    def extra_repr(self) -> str:
+        return f"name={self.plan.spec.name!r}, inputs={self.inputs}, outputs={self.outputs}"
+
+    def _repr_html_(self) -> str:
+        return summary.table(self, self.plan)
+
+    def forward(self, *bottoms: Tensor, **named: Tensor) -> Outputs:
+        """The outputs for the inputs: in the order of :attr:`inputs`, or by name, as ``net(data=x)``.
 
         Returns:
             A tensor where the net has one output, else a dict by blob name, in Caffe's (alphabetical) order.
         """
         plan = self.plans[self.training]
-        values = self._run(plan, bottoms)
+        values = self._run(plan, bottoms, named)
         if len(plan.outputs) == 1:
             return values[plan.outputs[0][1]]  # type: ignore[return-value]
         return {blob: values[slot] for blob, slot in plan.outputs}  # type: ignore[misc]
 
-    def forward_with_loss(self, *bottoms: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def forward_with_loss(self, *bottoms: Tensor, **named: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The outputs by blob name, and the sum of all losses, each times its loss_weight.
 
         Raises:
@@ -263,61 +278,28 @@ class Net(nn.Module):
         plan = self.plans[self.training]
         if not plan.losses:
             raise CaffePortError("the net has no loss", plan.spec.path, "Load it with keep_loss=True.")
-        values = self._run(plan, bottoms)
+        values = self._run(plan, bottoms, named)
         terms = [values[slot].sum() * weight for slot, weight in plan.losses]  # type: ignore[union-attr]
         return {blob: values[slot] for blob, slot in plan.outputs}, torch.stack(terms).sum()  # type: ignore[misc]
 
-    def _run(self, plan: Plan, bottoms: Sequence[Tensor]) -> list[Tensor | None]:
-        if len(bottoms) != len(plan.inputs):
-            raise CaffePortError(
-                f"the net takes {len(plan.inputs)} inputs ({', '.join(plan.inputs)}), got {len(bottoms)}",
-                plan.spec.path,
-            )
-        values: list[Any] = [*bottoms, *[None] * (plan.slots - len(bottoms))]
-        modules: Any = self._modules
-        for step in plan.steps if self.training else plan.merged:
-            module = modules[step.attribute]
-            tops: Any
-            if step.scale:
-                tops = fusion.affine(module, modules[step.scale], values[step.bottoms[0]])
-            elif step.in_place and fusion.may_overwrite(module, modules[step.in_place]):
-                x = values[step.bottoms[0]]
-                tops = F.leaky_relu_(x, module.negative_slope) if module.negative_slope else F.relu_(x)
-            elif step.per_bottom:
-                tops = tuple(module(values[i]) for i in step.bottoms)
-            elif type(module) is Dropout and fusion.passes(module):
-                tops = values[step.bottoms[0]]
-            else:
-                tops = module(*[values[i] for i in step.bottoms])
-            if len(step.tops) == 1 and not isinstance(tops, tuple):
-                values[step.tops[0]] = tops
-            else:
-                for i, top in zip(step.tops, tops or (), strict=True):
-                    values[i] = top
-            for i in step.frees:
-                values[i] = None
-        return values
+    def _run(self, plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor | None]:
+        execution = Execution(self._modules, plan, _ordered(plan, bottoms, named))
+        execution.run(plan.fused)
+        return execution.values
 
-    def steps(self, *bottoms: Tensor) -> Generator[Turn, Sequence[Tensor] | None, None]:
-        """Runs layer by layer and yields every layer's turn.
+    def steps(self, *bottoms: Tensor, **named: Tensor) -> Generator[LayerRun, Sequence[Tensor] | None, None]:
+        """Runs layer by layer and yields what each layer read and made.
 
-        ``send(tops)`` puts other tops in the place of the layer's own, so that the layers behind it read those: fed
+        ``send(tops)`` puts other tops in the place of the layer's own, so that the layers downstream read those: fed
         with a reference's tops, every layer runs on the reference's own bottoms.
         """
         plan = self.plans[self.training]
-        values: list[Any] = [*bottoms, *[None] * (plan.slots - len(bottoms))]
+        execution = Execution(self._modules, plan, _ordered(plan, bottoms, named))
         for step in plan.steps:
             module: Any = self._modules[step.attribute]
-            read = tuple(values[i] for i in step.bottoms)
-            made = tuple(module(x) for x in read) if step.per_bottom else module(*read)
-            tops = made if isinstance(made, tuple) else () if made is None else (made,)
-            instead = yield Turn(step.layer, module, read, tops)
-            if instead is not None:
-                tops = tuple(instead)
-            for i, top in zip(step.tops, tops, strict=True):
-                values[i] = top
-            for i in step.frees:
-                values[i] = None
+            tops = execution.tops(step)
+            instead = yield LayerRun(step.layer, module, execution.bottoms(step), tops)
+            execution.put(step, tops if instead is None else tuple(instead))
 
     # -- parameters ---------------------------------------------------------------------------------------------
 
@@ -363,9 +345,6 @@ class Net(nn.Module):
                 then nothing was copied.
         """
         stored = weights.by_name()
-        for layer in weights.layers:  # of equal names Caffe copies one after the other: the last stays
-            if [b.shape for b in layer.blobs] == [b.shape for b in stored[layer.name].blobs]:
-                stored[layer.name] = layer
         modules = self.caffe_layers()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
@@ -401,6 +380,24 @@ class Net(nn.Module):
             for name, module in self.caffe_layers().items()
             if module.blob_names()
         }
+
+
+def _ordered(plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """The inputs in the plan's order, which were given by position or by name."""
+    if not named and len(bottoms) == len(plan.inputs):
+        return bottoms
+    takes = f"the net takes {len(plan.inputs)} input{'s' * (len(plan.inputs) != 1)} ({', '.join(plan.inputs)})"
+    path = plan.spec.path
+    if not named:
+        raise CaffePortError(f"{takes}, got {len(bottoms)}", path)
+    if bottoms:
+        raise CaffePortError(f"{takes} by position or by name, got {len(bottoms)} by position and {_few(named)}", path)
+    for name in named:
+        if name not in plan.inputs:
+            raise CaffePortError(f"{takes}, got '{name}'", path, did_you_mean(name, plan.inputs).strip())
+    if missing := [name for name in plan.inputs if name not in named]:
+        raise CaffePortError(f"{takes}, got none for {_few(missing)}", path)
+    return [named[name] for name in plan.inputs]
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Shape
 
+Operation = Callable[[Any, Any, Tensor], Tensor]
+"""Makes a step's only top from its only bottom: called with the step's module, its partner's, the bottom."""
+
 
 @dataclass(frozen=True)
 class Step:
-    """One layer's turn: which values it reads and writes, and which are read for the last time.
+    """One layer: which values it reads and writes, and which are read for the last time.
 
     Attributes:
-        in_place: of a ReLU: the layer whose top it alone reads and may overwrite; else empty.
-        scale: of a BatchNorm in :attr:`Plan.merged`: the Scale that runs as its affine half; else empty.
+        operation: what runs in place of the module's own forward, with the same result; see
+            :mod:`caffe_port.net.fusion`. :meth:`Net.steps` does without.
+        partner: attribute of the other module that the operation concerns; its own where there is none.
     """
 
     layer: LayerSpec
@@ -24,15 +31,19 @@ class Step:
     tops: tuple[int, ...]
     per_bottom: bool
     frees: tuple[int, ...]
-    in_place: str = ""
-    scale: str = ""
+    operation: Operation | None = None
+    partner: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The steps of one phase. Values live in numbered slots; the inputs are the first.
 
-    ``merged`` is ``steps`` with every Scale in :attr:`Net.scales` run together with its BatchNorm.
+    Attributes:
+        steps: every layer by itself.
+        slots: how many values there are.
+        losses: slots of tops that count as losses, with their weights.
+        fused: what :meth:`Net.forward` runs: ``steps``, where two layers may be one step.
     """
 
     spec: NetSpec
@@ -42,4 +53,4 @@ class Plan:
     outputs: tuple[tuple[str, int], ...]
     losses: tuple[tuple[int, float], ...]
     shapes: Mapping[Source, Shape]
-    merged: tuple[Step, ...] = ()
+    fused: tuple[Step, ...] = ()

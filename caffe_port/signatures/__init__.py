@@ -1,7 +1,4 @@
-"""What each layer type takes, makes and keeps, without torch: one record a type.
-
-Importing this package declares the records of all of caffe-port's own types.
-"""
+"""What each layer type takes, makes and keeps, without torch: one record per type."""
 
 from __future__ import annotations
 

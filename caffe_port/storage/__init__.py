@@ -1,1 +1,1 @@
-"""Files nobody vouches for: read within limits, written whole or not at all."""
+"""Untrusted files, read within limits, and output that is written completely or not at all."""

@@ -1,7 +1,7 @@
-"""Files: read only where they are files; written beside and then renamed, so that a name never stands for half of one.
+"""Reads regular files only; writes to a temporary file and renames it, so that no file is ever half-written.
 
-What is opened for reading is opened here: a folder, a named pipe or a device in the place of a file is an error, not
-a program that waits for ever.
+Every file that is read is opened here: a folder, a named pipe or a device instead of a file is an error and does not
+make the program hang.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_BYTES = 1 << 30
-"""Of a file that is read as a whole. Weights are memory-mapped instead, and may be of any size."""
+"""Limit for files that are read whole. Weights are memory-mapped instead and may have any size."""
 
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
 def opened(path: str | Path) -> IO[bytes]:
-    """A file, open for reading.
+    """Opens a file for reading.
 
     Raises:
-        CaffePortError: it does not exist, cannot be read, or is a folder, a named pipe, a device.
+        CaffePortError: it does not exist, cannot be read, or is a folder, a named pipe or a device.
     """
     try:
-        # Without O_NONBLOCK, a named pipe that nobody writes to would be waited for.
+        # Without O_NONBLOCK, opening a named pipe that has no writer would block.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if os.path.isdir(path):  # what Windows says of one is "Permission denied"
-            raise CaffePortError("is a folder, a file was expected", str(path)) from None
+        if os.path.isdir(path):  # for a folder, Windows says "Permission denied"
+            raise CaffePortError("is a folder; expected a file", str(path)) from None
         raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
     kind = stat.S_IFMT(os.fstat(handle).st_mode)
     if kind != stat.S_IFREG:
         os.close(handle)
-        what = "a folder" if kind == stat.S_IFDIR else _KINDS.get(kind, "no file")
-        raise CaffePortError(f"is {what}, a file was expected", str(path))
+        what = "a folder" if kind == stat.S_IFDIR else _KINDS.get(kind, "not a regular file")
+        raise CaffePortError(f"is {what}; expected a file", str(path))
     return os.fdopen(handle, "rb")
 
 
 def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
-    """What a file holds.
+    """The contents of a file.
 
     Raises:
         CaffePortError: as for :func:`opened`.
-        ParseError: it has more than ``most`` bytes.
+        ParseError: the file is larger than ``most`` bytes.
     """
     with opened(path) as file:
         try:
@@ -64,21 +64,21 @@ def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
         except OSError as error:
             raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
     if len(data) > most:
-        raise ParseError(f"is larger than {most >> 20} MiB; such a file never is", str(path))
+        raise ParseError(f"is larger than {most >> 20} MiB, the limit for files of this kind", str(path))
     return data
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file object whose contents appear under ``path`` when the block ends well, and not at all otherwise.
+    """A file object whose contents appear at ``path`` if the block succeeds, and not at all otherwise.
 
     Raises:
-        CaffePortError: the folder does not exist or cannot be written, the disk is full.
+        CaffePortError: the folder does not exist or cannot be written to, or the disk is full.
     """
     path = Path(path)
     temporary = None
     if "\0" in str(path):
-        raise CaffePortError("cannot be written: a NUL in the name", str(path))
+        raise CaffePortError("cannot be written: the name contains a NUL character", str(path))
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent)
         encoding = None if "b" in mode else "utf-8"
@@ -98,21 +98,21 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def stays_inside(path: str) -> bool:
-    """Whether a path leads to a place below the folder that it is joined to, on any system."""
+    """Whether a path stays below the folder that it is joined to, on any system."""
     parts = path.replace("\\", "/").split("/")
     return ".." not in parts and not path.startswith(("/", "\\")) and ":" not in path and "\0" not in path
 
 
 @contextlib.contextmanager
 def lock(path: str | Path, what: str) -> Iterator[None]:
-    """Holds a file that one process at a time can hold. The system lets it go with the process, however that ends.
+    """Holds an exclusive lock on a file. The system releases it when the process ends, however that happens.
 
     Args:
-        path: of the file, which stays and tells who held it last; or a folder, where the system can lock one.
-        what: for the error: what the holder is doing.
+        path: the lock file, which is kept and names its last holder; or a folder, where the system can lock one.
+        what: what the holder is doing, for the error message.
 
     Raises:
-        CaffePortError: another process holds it: says which, on which machine.
+        CaffePortError: another process holds the lock; names the process and its machine.
     """
     folder = os.path.isdir(path)
     if folder and sys.platform == "win32":
@@ -141,7 +141,7 @@ def _try_lock(handle: int) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(handle, 1 << 20, os.SEEK_SET)  # far behind the text, which others read
+            os.lseek(handle, 1 << 20, os.SEEK_SET)  # far beyond the text, which others read
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             os.lseek(handle, 0, os.SEEK_SET)
         else:
@@ -149,33 +149,35 @@ def _try_lock(handle: int) -> bool:
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # a file system without locks: go on
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # a file system without locks: continue
     return True
 
 
 class MappedFile(mmap.mmap):
-    """A file mapped into memory, which keeps a handle of the file.
+    """A file mapped into memory, with a handle of the file.
 
     Attributes:
         handle: a file descriptor.
+        writable: pages may be written to, which never reaches the file.
     """
 
     handle: int
+    writable: bool
 
     @classmethod
     def of(cls, file: IO[bytes], writable: bool = False) -> MappedFile:
-        """Maps a file that is open for reading, and may be closed afterwards.
+        """Maps a file that is open for reading; the file may be closed afterwards.
 
         Args:
-            writable: a page that is written to becomes a copy; the file stays as it is.
+            writable: writing to a page copies it (copy-on-write); the file does not change.
         """
         made = cls(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
-        made.handle = os.dup(file.fileno())
+        made.handle, made.writable = os.dup(file.fileno()), writable
         weakref.finalize(made, os.close, made.handle)
         return made
 
     def offset(self, array: np.ndarray[Any, Any]) -> int | None:
-        """Where the file has a contiguous array that is a view of the mapping; None for another array."""
+        """The offset in the file of a contiguous array that is a view of the mapping; None for any other array."""
         at = array.__array_interface__["data"][0] - self._address
         return at if 0 <= at <= len(self) - array.nbytes else None
 
@@ -187,16 +189,16 @@ class MappedFile(mmap.mmap):
 
 
 def let_go(mapping: mmap.mmap | None) -> None:
-    """Gives back the memory that the pages of a mapped file take; a page is read again when it is needed.
+    """Frees the memory used by the pages of a mapped file; they are read again when they are needed.
 
-    What was written to a copy-on-write mapping is lost.
+    Changes to a copy-on-write mapping are lost.
     """
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def sha256(path: str | Path) -> str:
-    """The checksum of a file, in hexadecimal.
+    """The SHA-256 checksum of a file, in hexadecimal.
 
     Raises:
         CaffePortError: it cannot be read.
@@ -214,10 +216,10 @@ def sha256(path: str | Path) -> str:
 
 
 def map_file(path: str | Path, writable: bool = False) -> memoryview:
-    """A file's bytes, memory-mapped.
+    """The bytes of a file, memory-mapped.
 
     Args:
-        writable: a page that is written to becomes a copy; the file stays as it is.
+        writable: writing to a page copies it (copy-on-write); the file does not change.
 
     Raises:
         CaffePortError: it does not exist, is a folder or cannot be read.
@@ -232,7 +234,14 @@ def map_file(path: str | Path, writable: bool = False) -> memoryview:
             raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
 
 
+def find(name: str, folder: Path) -> Path | None:
+    """What a file in ``folder`` names: below that folder, below the current one, or by its last part; None: nowhere."""
+    path = Path(name)
+    candidates = (folder / path, path, folder / path.name)
+    return next((candidate for candidate in candidates if name and os.path.exists(candidate)), None)
+
+
 def cache_folder() -> Path:
-    """``$CAFFE_PORT_CACHE``, else ``$XDG_CACHE_HOME/caffe-port``, else ``~/.cache/caffe-port``."""
+    """The first that is set of ``$CAFFE_PORT_CACHE`` and ``$XDG_CACHE_HOME/caffe-port``; or ``~/.cache/caffe-port``."""
     own = os.environ.get("CAFFE_PORT_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caffe-port"

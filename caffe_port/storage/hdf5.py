@@ -1,4 +1,4 @@
-"""Arrays of HDF5 files that are not trusted: nothing outside the file is followed, no declared size is believed."""
+"""Arrays from untrusted HDF5 files: links out of the file are not followed and declared sizes are checked."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import DependencyError, ParseError
+from caffe_port.terminal import count
 from caffe_port.typing import Array
 
 _TIGHTEST, _FREE = 64, 1 << 20
-"""A dataset may be declared 64 times as large as what is stored of it, and a MiB: weights do not compress better."""
+"""A dataset may declare at most 64 times its stored size plus 1 MiB: weights do not compress better than that."""
 
 
 def library(where: str) -> Any:
@@ -24,42 +25,42 @@ def library(where: str) -> Any:
     try:
         import h5py
     except ImportError:
-        raise DependencyError("is HDF5, which needs h5py", where, "pip install 'caffe-port[hdf5]'") from None
+        raise DependencyError("is an HDF5 file, which requires h5py", where, "pip install 'caffe-port[hdf5]'") from None
     return h5py
 
 
 def member(group: Any, name: str, where: str) -> Any:
-    """A group's member.
+    """A member of a group.
 
     Raises:
-        ParseError: it lies in another file.
-        KeyError: there is none.
+        ParseError: it is in another file.
+        KeyError: there is no such member.
     """
     if type(group.get(name, getlink=True)).__name__ == "ExternalLink":
-        raise ParseError(f"'{name[:60]}' leads to another file, which is not followed", where)
+        raise ParseError(f"'{name[:60]}' is a link to another file, which is not followed", where)
     return group[name]
 
 
 def values(group: Any, name: str, where: str) -> Array:
-    """A dataset's numbers.
+    """The values of a dataset.
 
     Raises:
-        ParseError: no numbers, kept in other files, or declared larger than what is stored can be.
-        KeyError: there is none.
+        ParseError: it is not numeric, is stored in other files, or declares more than its stored size allows.
+        KeyError: there is no such dataset.
     """
     dataset = member(group, name, where)
     if not hasattr(dataset, "is_virtual") or dataset.is_virtual or dataset.external or dataset.shape is None:
-        raise ParseError(f"'{name[:60]}' is no dataset of this file", where)
+        raise ParseError(f"'{name[:60]}' is not a dataset of this file", where)
     if dataset.dtype.kind not in "fiub":
-        raise ParseError(f"'{name[:60]}' holds no numbers", where)
+        raise ParseError(f"'{name[:60]}' is not numeric", where)
     declared, stored = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if declared > _TIGHTEST * stored + _FREE:
-        raise ParseError(f"'{dataset.name[:60]}' declares {declared} bytes, {stored} are stored", where)
+        raise ParseError(f"'{dataset.name[:60]}' declares {count(declared, 'byte')} but stores {stored:,}", where)
     return np.asarray(dataset[()])
 
 
 def layers(group: Any, where: str, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
-    """Groups whose members are datasets 0, 1, ..., by layer; a '/' in a layer's name makes HDF5 nest groups.
+    """The groups that hold datasets 0, 1, ..., by layer name; a '/' in a name makes HDF5 nest groups.
 
     Raises:
         ParseError: a group contains itself.

@@ -1,4 +1,4 @@
-"""Compressed pictures as arrays, by OpenCV, which is kept from talking and from believing a header."""
+"""Decodes compressed images with OpenCV, silently and within a size limit."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from caffe_port.errors import DependencyError, ParseError
 from caffe_port.typing import Array
 
 MAX_PIXELS = 1 << 27
-"""Of one picture. A header of a few bytes may declare 2^30, which OpenCV by itself would take memory for."""
+"""Limit per image. A header of a few bytes may declare 2^30 pixels, for which OpenCV by default allocates memory."""
 
 
 def opencv() -> Any:
-    """The module cv2.
+    """Imports cv2.
 
     Raises:
         DependencyError: it is not installed.
@@ -26,13 +26,13 @@ def opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise DependencyError("pictures need OpenCV", hint="pip install 'opencv-python-headless<5'") from None
+        raise DependencyError("reading images requires OpenCV", hint="pip install 'opencv-python-headless<5'") from None
     return cv2
 
 
 @contextlib.contextmanager
 def quiet(cv2: Any) -> Iterator[None]:
-    """OpenCV writes every refusal to stderr before it raises it. Up to 4.12, cv2 itself sets the level of its log."""
+    """Silences OpenCV, which logs every error to stderr before raising it. Up to 4.12, the log level is set on cv2."""
     log = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
     level = log.getLogLevel()
     log.setLogLevel(0)  # LOG_LEVEL_SILENT
@@ -43,13 +43,13 @@ def quiet(cv2: Any) -> Iterator[None]:
 
 
 def decode(data: bytes | memoryview | Array, color: int, where: str) -> Array:
-    """A compressed picture, uint8 (H, W, C), channels in the order BGR, as Caffe's cv::imdecode gives it.
+    """Decodes a compressed image to uint8 (H, W, C) with BGR channels, as cv::imdecode does for Caffe.
 
     Args:
-        color: 1: three channels; 0: one; -1: as it was encoded.
+        color: 1: three channels; 0: one channel; -1: as encoded.
 
     Raises:
-        ParseError: it cannot be decoded, has more than 8 bits a channel, or more than MAX_PIXELS.
+        ParseError: it cannot be decoded, has more than 8 bits per channel, or more than MAX_PIXELS pixels.
     """
     cv2 = opencv()
     flag = {1: cv2.IMREAD_COLOR, 0: cv2.IMREAD_GRAYSCALE, -1: cv2.IMREAD_UNCHANGED}[color]
@@ -59,5 +59,5 @@ def decode(data: bytes | memoryview | Array, color: int, where: str) -> Array:
     except cv2.error:
         picture = None
     if picture is None or picture.dtype != np.uint8 or picture.shape[0] * picture.shape[1] > MAX_PIXELS:
-        raise ParseError("is not a picture of 8 bits a channel, or one that cannot be decoded", where)
+        raise ParseError("cannot be decoded as an image with 8 bits per channel", where)
     return np.atleast_3d(picture)

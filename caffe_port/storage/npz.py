@@ -1,4 +1,4 @@
-"""Arrays of .npz files that are not trusted: no pickle, and no declared size is believed."""
+"""Arrays from untrusted .npz and .npy files: no pickles, and declared sizes are checked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.storage.files import opened
+from caffe_port.terminal import count
 from caffe_port.typing import Array
 
 T = TypeVar("T")
@@ -36,11 +37,11 @@ _DAMAGED = (
     OverflowError,
 )
 _TIGHTEST, _FREE = 64, 1 << 20
-"""An array may be declared 64 times as large as it is compressed, and a MiB."""
+"""An array may declare at most 64 times its compressed size plus 1 MiB."""
 
 
 def names(path: str | Path, what: str) -> list[str]:
-    """The names of the arrays in a file. Arguments and errors as for :func:`read`."""
+    """The names of the arrays in a file. Arguments and errors are those of :func:`read`."""
     return [_name(info) for info in _archive(path, what, zipfile.ZipFile.infolist)]
 
 
@@ -48,12 +49,12 @@ def read(path: str | Path, what: str, wanted: Collection[str] | None = None) -> 
     """The arrays of a file by name.
 
     Args:
-        what: what was expected, for errors: ``"a trace"``.
-        wanted: which to read; None: all.
+        what: what the file should be, for the error messages: ``"a trace"``.
+        wanted: the arrays to read; None: all.
 
     Raises:
-        ParseError: another kind of file, a damaged one, Python objects, more declared than can be there.
-        CaffePortError: it cannot be read.
+        ParseError: the file is of another kind or damaged, contains Python objects, or declares an impossible size.
+        CaffePortError: the file cannot be read.
     """
 
     def arrays(archive: zipfile.ZipFile) -> dict[str, Array]:
@@ -79,19 +80,21 @@ def _archive(path: str | Path, what: str, use: Callable[[zipfile.ZipFile], T]) -
         except CaffePortError:
             raise
         except _DAMAGED as error:
-            raise ParseError(f"is not {what} (.npz), or a damaged one: {str(error)[:120]}", str(path)) from None
+            raise ParseError(f"is damaged or is not {what} (.npz): {str(error)[:120]}", str(path)) from None
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> Array:
     if info.file_size > _TIGHTEST * info.compress_size + _FREE:
-        raise ParseError(f"'{info.filename[:60]}' declares {info.file_size} bytes in {info.compress_size}", where)
+        raise ParseError(
+            f"'{info.filename[:60]}' declares {count(info.file_size, 'byte')} but stores {info.compress_size:,}", where
+        )
     with archive.open(info) as member:
         shape, dtype, offset = _header(member)
     if dtype.hasobject:
-        raise ParseError(f"'{info.filename[:60]}' holds Python objects, which are not loaded", where)
+        raise ParseError(f"'{info.filename[:60]}' contains Python objects, which are not loaded", where)
     declared, there = math.prod(shape) * dtype.itemsize, info.file_size - offset
     if declared != there:
-        raise ParseError(f"'{info.filename[:60]}' declares {declared} bytes, {there} are there", where)
+        raise ParseError(f"'{info.filename[:60]}' declares {count(declared, 'byte')} but holds {there:,}", where)
     with archive.open(info) as member:
         array: Array = np.lib.format.read_array(member, allow_pickle=False)
     return array
@@ -104,3 +107,15 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         raise ValueError(f"npy version {version[0]}.{version[1]}")
     shape, _, dtype = readers[version](member)
     return shape, dtype, member.tell()
+
+
+def read_npy(path: str | Path) -> Array:
+    """The array of an .npy file, memory-mapped. Raises CaffePortError for anything else."""
+    opened(path).close()
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise ParseError(f"is not an .npy array, or a damaged one: {str(error)[:120]}", str(path)) from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise ParseError("holds no numbers", str(path))
+    return array

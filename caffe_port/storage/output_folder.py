@@ -1,4 +1,4 @@
-"""The folder that convert writes: made beside the wanted place and moved in when all is well; and its port.json."""
+"""The folder that convert writes, with its port.json: built next to the target and moved there once it is complete."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Result:
     Attributes:
         folder: where the files are.
         files: their names, port.json last.
-        class_name: the class in model.py; empty where there is none.
+        class_name: the class in model.py; empty if there is none.
         layers, parameters: how many; parameters that layers share count once.
-        check: what was found when the model was run against the Net, a sentence; without a model, what was written.
-        notes: what the user should hear of.
+        check: the result of running the model against the Net, as a sentence; without a model, what was written.
+        notes: warnings.
     """
 
     folder: Path
@@ -43,27 +43,27 @@ class Result:
 
 
 def check(folder: Path, force: bool) -> None:
-    """Raises CaffePortError for a folder that may not be written to: it is not empty, or no folder.
+    """Raises CaffePortError for a folder that must not be written to: it is not empty, or not a folder.
 
     Args:
-        force: files of an earlier run may be replaced.
+        force: whether files of an earlier run may be replaced.
     """
     try:
         if folder.is_dir():
             if not force and any(folder.iterdir()):
-                raise CaffePortError("is not empty", str(folder), "--force replaces the files of an earlier run in it.")
+                raise CaffePortError("is not empty", str(folder), "Use --force to replace the files of an earlier run.")
         elif folder.exists() or folder.is_symlink():
-            raise CaffePortError("is a file, a folder was expected", str(folder))
+            raise CaffePortError("is a file; expected a folder", str(folder))
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror}", str(folder)) from None
 
 
 @contextlib.contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder in the place where ``folder`` will be; it is gone in the end, with the parents made for it.
+    """A temporary folder next to where ``folder`` will be; removed at the end, with any parents created for it.
 
     Raises:
-        CaffePortError: it cannot be made or written to.
+        CaffePortError: it cannot be created or written to.
     """
     missing = [parent for parent in folder.absolute().parents if not parent.exists()]
     temporary = None
@@ -89,13 +89,13 @@ def beside(folder: Path) -> Iterator[Path]:
 
 
 def move_in(temporary: Path, folder: Path, files: Sequence[str]) -> None:
-    """Puts ``files`` of a temporary folder into the wanted one, in which others stay; port.json comes last."""
+    """Moves ``files`` from a temporary folder to ``folder``, port.json last; other files there are kept."""
     for path in list(temporary.iterdir()):
         if path.name not in files:
             path.unlink()
     if folder.is_dir() and any(folder.iterdir()):
         with lock(folder, "the folder is being written to"):
-            (folder / REPORT).unlink(missing_ok=True)  # it comes last: what it tells of lies beside it, whole
+            (folder / REPORT).unlink(missing_ok=True)  # it comes last, so that all files it lists are complete
             for name in files:
                 os.replace(temporary / name, folder / name)
     else:
@@ -107,9 +107,9 @@ def move_in(temporary: Path, folder: Path, files: Sequence[str]) -> None:
 # -- port.json ----------------------------------------------------------------------------------------------------
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Name, size and checksum of a file."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+def fingerprint(path: Path, digest: str | None = None) -> dict[str, Any]:
+    """Name, size and checksum of a file; ``digest`` where it is known already."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest or sha256(path)}
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
@@ -120,7 +120,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def now() -> str:
-    """The time, or SOURCE_DATE_EPOCH (reproducible-builds.org), in UTC."""
+    """The current time, or SOURCE_DATE_EPOCH (reproducible-builds.org), in UTC."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     utc = datetime.timezone.utc
     moment = datetime.datetime.fromtimestamp(int(epoch), utc) if epoch.isdecimal() else datetime.datetime.now(utc)

@@ -1,7 +1,7 @@
-"""Writing .safetensors as fast as files are copied, with nothing in memory that is not there already. Without torch.
+"""Writes .safetensors at the speed of a file copy, without loading the tensors into memory and without torch.
 
-Such a file is eight bytes, little-endian, of the length of a JSON header, the header, which says every tensor's dtype,
-shape and place, and the tensors. Source: the format's description in the README of huggingface/safetensors.
+Such a file holds the length of the header (eight bytes, little-endian), a JSON header with the dtype, shape and offsets
+of every tensor, and the tensors. Source: the format's description in the README of huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from caffe_port.storage.files import MappedFile
 from caffe_port.typing import Array
 
 _DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16"}
-_PIECE = 1 << 20  # bytes; what a thread holds, small enough for a processor's cache
-_SPAN = 1 << 25  # bytes; what a thread does at a time
-_THREADS = 2  # two saturate the memory
+_PIECE = 1 << 20  # bytes; a thread's buffer, small enough for the CPU cache
+_SPAN = 1 << 25  # bytes; a thread's unit of work
+_THREADS = 2  # two saturate memory bandwidth
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as a file holds it.
+    """A tensor as it is stored in a file.
 
     Attributes:
-        dtype: the format's word, ``"F32"``.
-        shape: of the tensor.
+        dtype: the format's name for it, ``"F32"``.
+        shape: the shape of the tensor.
         data: its bytes, uint8 (N), little-endian.
     """
 
@@ -42,7 +42,7 @@ class Stored:
 
     @classmethod
     def of(cls, array: Array) -> Stored:
-        """A float16, float32 or float64 array, which is not copied if it is contiguous."""
+        """From a float16, float32 or float64 array, which is not copied if it is contiguous."""
         flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
         return cls(_DTYPES[array.dtype.name], array.shape, flat.view(np.uint8))
 
@@ -51,7 +51,7 @@ def write(path: str | Path, tensors: Mapping[str, Stored], source: MappedFile | 
     """Writes tensors one after another; the same tensors give the same bytes.
 
     Args:
-        source: the mapped file that tensors may be views of; none of its pages is touched.
+        source: the mapped file that tensors may be views of; its pages are not touched.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -76,7 +76,7 @@ def write(path: str | Path, tensors: Mapping[str, Stored], source: MappedFile | 
     for tensor in tensors.values():
         parts += [(at + k, tensor.data[k : k + _SPAN]) for k in range(0, tensor.data.size, _SPAN)]
         at += tensor.data.size
-    with ThreadPoolExecutor(_THREADS) as pool:  # list: raises what a thread raised
+    with ThreadPoolExecutor(_THREADS) as pool:  # list() re-raises a thread's exception
         list(pool.map(copy, [list(group) for _, group in itertools.groupby(parts, lambda part: part[0] // _SPAN)]))
 
 
@@ -100,9 +100,9 @@ def same(one: Array, other: Array, sources: tuple[MappedFile | None, MappedFile 
 
 
 def pieces(data: Array, source: MappedFile | None) -> Iterator[memoryview]:
-    """The bytes of an array, at most 1 MiB at a time; each is good until the next is asked for.
+    """The bytes of an array, at most 1 MiB at a time; each piece is valid until the next one is requested.
 
-    Those of a mapped file are read through its handle: the kernel copies faster than it maps.
+    A mapped file is read through its handle, because the kernel copies faster than it maps.
     """
     at = source.offset(data) if source is not None and hasattr(os, "preadv") else None
     if source is None or at is None:
@@ -114,6 +114,6 @@ def pieces(data: Array, source: MappedFile | None) -> Iterator[memoryview]:
         while done < len(piece):
             count = os.preadv(source.handle, [piece[done:]], begin + done)
             if not count:
-                raise OSError("the file became shorter while it was read")
+                raise OSError("the file was truncated while it was being read")
             done += count
         yield piece

@@ -26,13 +26,13 @@ from torch.nn import functional as F
 from caffe_port import api, devices
 from caffe_port.data import datasets
 from caffe_port.data.augment import Augmentation, Epochs
-from caffe_port.data.datasets import Preprocessor
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
 from caffe_port.evaluation.evaluate import evaluate
-from caffe_port.evaluation.registry import Preprocessing
 from caffe_port.layers.activation import Dropout
 from caffe_port.storage.files import atomic_write, read_bytes
 from caffe_port.training import fused_layers, plots, processes, signals
@@ -149,7 +149,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
     net = api.port(path, input_shapes={inputs[0]: (recipe.batch_size, *train_set.shape)}).net.to(device)
     for module in net.modules():
         if isinstance(module, Dropout):
-            module.forward = lambda x: x  # type: ignore[method-assign]
+            module.p = 0.0
     fused_layers.fuse(net, relu_dropout=False)
     net.to(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -179,7 +179,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
                 "data": train_set.name,
                 "pictures": len(train_set),
                 "net": str(path),
-                "preprocessing": asdict(plan),
+                "preprocessing": plan.as_dict(),
                 "device": str(device),
                 "device_name": torch.cuda.get_device_name(device) if gpu else "cpu",
                 "torch": torch.__version__,
@@ -192,7 +192,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
             stopped = _epochs(run_folder, net, model, epochs, recipe, run, options, began, stop, listen)
             torch._foreach_copy_(_state(net), run.averages)
             began_test = time.monotonic()
-            prepare = Preprocessor(plan, test_set.channel_order, None, device)
+            prepare = Preprocessor(plan, test_set.channel_order, device)
             with _autocast(device, options):
                 result = evaluate(net, test_set, prepare, batch_size=500, device=device)
             facts |= {

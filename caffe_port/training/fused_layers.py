@@ -1,13 +1,12 @@
 """Neighbouring layers of a net in training, computed together: the same numbers but for rounding, in fewer passes.
 
-Caffe writes as two or three layers what costs one pass over memory: BatchNorm and the Scale behind it, ReLU and the
-Dropout behind it. The modules, their blobs and names stay as they are; only who computes what changes.
+Caffe writes as two or three layers what costs one pass over memory: BatchNorm and the Scale after it, ReLU and the
+Dropout after it. The modules, their blobs and names stay as they are; the plan of phase TRAIN says who computes what.
 """
 
 from __future__ import annotations
 
-import itertools
-import types
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,98 +16,54 @@ from torch.nn import functional as F
 from caffe_port.layers.activation import Dropout, ReLU
 from caffe_port.layers.linear import Scale
 from caffe_port.layers.normalization import BatchNorm
+from caffe_port.net import fusion
 from caffe_port.net.net import Net
-from caffe_port.net.plan import Plan, Step
 
 
 def fuse(net: Net, relu_dropout: bool = True) -> int:
-    """Fuses what can be fused in both phases; gives how many pairs.
-
-    A first layer's top becomes the pair's result, the second passes it on.
+    """Fuses what can be fused in phase TRAIN; gives how many pairs.
 
     Args:
-        net: changed in place.
+        net: its plan is changed.
         relu_dropout: ReLU and Dropout too; a compiler does that by itself.
     """
-    pairs = 0
-    for one, two in _pairs(net):
-        first, second = getattr(net, one.attribute), getattr(net, two.attribute)
-        if type(first) is BatchNorm and _is_affine(second, first):
-            first.normalize = types.MethodType(_normalize_and_scale, _Pair(first, second))  # type: ignore[method-assign]
-        elif relu_dropout and type(first) is ReLU and _is_plain(second) and not first.negative_slope:
-            first.forward = types.MethodType(_relu_and_drop, _Pair(first, second))  # type: ignore[method-assign]
-        else:
+    norms, relus = {}, {}
+    for name, after, phases in fusion.pairs(net.plans):
+        first: Any = net.get_submodule(name)
+        second: Any = net.get_submodule(after)
+        if True not in phases:
             continue
-        second.forward = _pass_on
-        pairs += 1
-    return pairs
+        if fusion.are_affine(first, second) and second.bias is not None:
+            norms[name] = after
+        elif relu_dropout and type(first) is ReLU and not first.negative_slope and _drops(second):
+            relus[name] = after
+    plan = replace(net.plans[True], fused=net.plans[True].steps)
+    plan = fusion.together(plan, norms, batch_norm_and_scale)
+    net.plans[True] = fusion.together(plan, relus, relu_and_dropout)
+    return len(norms) + len(relus)
 
 
-class _Pair:
-    """What a fused first layer's method is bound to; no module, so that nothing is registered twice."""
-
-    def __init__(self, first: Any, second: Any) -> None:
-        self.first, self.second = first, second
+def _drops(dropout: Any) -> bool:
+    return type(dropout) is Dropout and dropout.scale_train and not dropout.always and dropout.p > 0
 
 
-def _pairs(net: Net) -> list[tuple[Step, Step]]:
-    """Steps that follow each other in both phases, the second the only reader of the first."""
-    found = [_chained(net.plans[training]) for training in (True, False)]
-    names = [{(one.attribute, two.attribute) for one, two in pairs} for pairs in found]
-    used = [{step.attribute for step in net.plans[training].steps} for training in (True, False)]
-    return [
-        (one, two)
-        for one, two in found[0]
-        if (one.attribute, two.attribute) in names[1] or not used[1] & {one.attribute, two.attribute}
-    ]
+# As in net/fusion.py, what a module is now is asked again: users put others in the place of ours, and hooks on them.
 
 
-def _chained(plan: Plan) -> list[tuple[Step, Step]]:
-    slots = [slot for step in plan.steps for slot in step.bottoms]
-    slots += [slot for _, slot in plan.outputs] + [slot for slot, _ in plan.losses]
-    uses = [step.attribute for step in plan.steps]
-    return [
-        (one, two)
-        for one, two in itertools.pairwise(plan.steps)
-        if len(one.tops) == 1
-        and len(two.tops) == 1
-        and len(one.bottoms) == 1
-        and one.tops == two.bottoms
-        and slots.count(one.tops[0]) == 1
-        and uses.count(one.attribute) == uses.count(two.attribute) == 1
-    ]
-
-
-def _is_affine(scale: Any, norm: BatchNorm) -> bool:
-    return (
-        type(scale) is Scale
-        and scale.axis == 1
-        and scale.weight is not None
-        and scale.bias is not None
-        and scale.weight.shape == norm.mean.shape
-        and norm.dims > 1
-    )
-
-
-def _is_plain(dropout: Any) -> bool:
-    return isinstance(dropout, Dropout) and dropout.scale_train and not dropout.always and dropout.p > 0
-
-
-def _pass_on(x: Tensor) -> Tensor:
-    return x
-
-
-def _normalize_and_scale(pair: _Pair, x: Tensor) -> Tensor:
+def batch_norm_and_scale(norm: Any, scale: Any, x: Tensor) -> Tensor:
     """BatchNorm.normalize with the Scale's weight and bias.
 
     Source: batch_norm_layer.cpp, scale_layer.cpp.
     """
-    norm, weight, bias = pair.first, pair.second.weight, pair.second.bias
+    ours = type(norm) is BatchNorm and type(scale) is Scale
+    if not ours or scale.bias is None or fusion.is_altered(norm) or fusion.is_altered(scale):
+        return scale(norm(x))  # type: ignore[no-any-return]
+    weight, bias = scale.weight, scale.bias
     if norm.global_stats[0] if norm.training else norm.global_stats[1]:
         mean, variance = norm.running_statistics()
         return F.batch_norm(x, mean, variance, weight, bias, eps=norm.eps)
     if x.numel() == norm.mean.numel():
-        y: Tensor = BatchNorm.normalize(norm, x)
+        y = norm.normalize(x)
         shape = (-1,) + (1,) * (x.ndim - 2)
         return torch.addcmul(bias.reshape(shape), y, weight.reshape(shape))
     mean, variance = torch.zeros_like(norm.mean), torch.zeros_like(norm.variance)
@@ -119,11 +74,13 @@ def _normalize_and_scale(pair: _Pair, x: Tensor) -> Tensor:
     return y
 
 
-def _relu_and_drop(pair: _Pair, x: Tensor) -> Tensor:
-    if not pair.second.training:
-        return F.relu(x)
-    dropped: Tensor = ReluDropout.apply(x, pair.second.p)
-    return dropped
+def relu_and_dropout(relu: Any, dropout: Any, x: Tensor) -> Tensor:
+    """ReLU and Dropout, keeping one tensor for the backward pass."""
+    ours = type(relu) is ReLU and not relu.negative_slope and _drops(dropout) and dropout.training
+    if ours and not (fusion.is_altered(relu) or fusion.is_altered(dropout)):
+        dropped: Tensor = ReluDropout.apply(x, dropout.p)
+        return dropped
+    return dropout(relu(x))  # type: ignore[no-any-return]
 
 
 class ReluDropout(torch.autograd.Function):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import types
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,30 +69,60 @@ def sync_batch_norm(net: nn.Module) -> None:
     """Makes every BatchNorm take its statistics over the rows of all processes, in the forward and backward pass."""
     if world() == 1:
         return
-    for module in net.modules():
-        if isinstance(module, BatchNorm):
-            module.normalize = types.MethodType(_normalize, module)  # type: ignore[method-assign]
+    for name, module in list(net.named_children()):
+        if type(module) is BatchNorm:
+            setattr(net, name, SyncBatchNorm.of(module))
 
 
-def _normalize(self: BatchNorm, x: Tensor) -> Tensor:
-    if not self.training or self.global_stats[0]:
-        return BatchNorm.normalize(self, x)
-    from torch.distributed.nn import functional
+class SyncBatchNorm(BatchNorm, register=False):
+    """A BatchNorm whose batch, in train(), is the rows of all processes; as torch.nn.SyncBatchNorm."""
 
-    all_reduce: Callable[[Tensor], Tensor] = functional.all_reduce
-    axes = [axis for axis in range(x.ndim) if axis != 1]
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    count = x.numel() // x.shape[1] * world()
-    values = x.float()
-    mean = all_reduce(values.sum(axes)) / count
-    centred = values - mean.reshape(shape)
-    variance = all_reduce(centred.square().sum(axes)) / count
-    with torch.no_grad():
-        self.mean.mul_(1 - self.momentum).add_(mean)
-        self.variance.mul_(1 - self.momentum).add_(variance * (count / max(count - 1, 1)))
-        self.scale_factor.mul_(1 - self.momentum).add_(1)
-    normalized: Tensor = centred * (variance + self.eps).rsqrt().reshape(shape)
-    return normalized.to(x.dtype)
+    @classmethod
+    def of(cls, norm: BatchNorm) -> SyncBatchNorm:
+        """One with the very blobs of a BatchNorm."""
+        made = cls(**norm.args)
+        made.args = norm.args
+        for name in norm.blob_names():
+            setattr(made, name, getattr(norm, name))
+        return made.train(norm.training)
+
+    def normalize_by_batch(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().normalize_by_batch(x)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        count = x.numel() // x.shape[1] * world()
+        values = x.float()
+        mean = _sum(values.sum(axes)) / count
+        centred = values - mean.reshape(shape)
+        variance = _sum(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            self.mean.mul_(1 - self.momentum).add_(mean)
+            self.variance.mul_(1 - self.momentum).add_(variance * (count / max(count - 1, 1)))
+            self.scale_factor.mul_(1 - self.momentum).add_(1)
+        normalized: Tensor = centred * (variance + self.eps).rsqrt().reshape(shape)
+        return normalized.to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes. Each sum depends on every process's numbers: so the gradients are summed too."""
+
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        return _reduced(value)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _reduced(gradient)
+
+
+def _reduced(value: Tensor) -> Tensor:
+    value = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(value)
+    return value
+
+
+_sum: Callable[[Tensor], Tensor] = _Sum.apply
 
 
 def rows(top: Tensor, channels_last: bool = False) -> Tensor:

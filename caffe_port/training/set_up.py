@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port import __version__, devices
+from caffe_port import devices
 from caffe_port.data import datasets
 from caffe_port.data.batches import Feed, Prefetch
-from caffe_port.data.datasets import ImageFeed, Preprocessor
+from caffe_port.data.datasets import ImageFeed
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.data.records import RecordFeed, from_layer
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.evaluation import registry
-from caffe_port.evaluation.evaluate import from_transform_param
-from caffe_port.evaluation.registry import MEAN_IMAGE, Preprocessing
 from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
@@ -35,6 +35,7 @@ from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
 from caffe_port.training.snapshot import restore
 from caffe_port.training.solver import SolverSpec
+from caffe_port.version import __version__
 
 Listener = Callable[[dict[str, Any]], None]
 """Called with every event: a dict with ``kind`` (start, progress, train, test, snapshot, note, end) and ``iter``."""
@@ -221,7 +222,7 @@ def set_up(
         training.model = torch.compile(training.model)  # type: ignore[assignment]
     if processes.first():
         feed = feeds["TEST" if "TEST" in feeds else "TRAIN"][0]
-        plan = asdict(feed.preprocessor.plan) if isinstance(feed, ImageFeed) else None
+        plan = feed.preprocessor.plan.as_dict() if isinstance(feed, ImageFeed) else None
         run.write_json(
             "config.json", facts(training) | {"options": asdict(options), "seed": seed, "preprocessing": plan}
         )
@@ -331,10 +332,11 @@ def _image_feed(
     assert options.data is not None
     training = phase == "TRAIN"
     pictures = datasets.load(options.data, "train" if training else "test", options.root, options.download).to(device)
-    plan, mean = _plan(layer, spec, options, pictures, notes)
-    if plan.mean == MEAN_IMAGE and mean is None:
-        mean = datasets.mean_image(pictures if training else datasets.load(options.data, "train", options.root))
-    preprocessor = Preprocessor(plan, pictures.channel_order, mean, device)
+    plan = _plan(layer, spec, options, pictures, notes)
+    if plan.lacks_mean_image:
+        training_set = pictures if training else datasets.load(options.data, "train", options.root)
+        plan = datasets.with_mean_image(plan, training_set)
+    preprocessor = Preprocessor(plan, pictures.channel_order, device)
     own = getattr(
         layer.param,
         {"ImageData": "image_data_param", "HDF5Data": "hdf5_data_param", "MemoryData": "memory_data_param"}.get(
@@ -351,7 +353,7 @@ def _image_feed(
 
 def _plan(
     layer: LayerSpec, spec: SolverSpec, options: TrainOptions, pictures: datasets.ImageSet, notes: list[str]
-) -> tuple[Preprocessing, Tensor | None]:
+) -> Preprocessing:
     entry = registry.entry(options.entry) if options.entry else None
     if entry is None:
         names = {e.name: e for e in registry.entries().values() if e.solver_path and e.dataset == options.data}
@@ -359,13 +361,13 @@ def _plan(
         entry = same[0] if same else None
     if entry is not None:
         text = f"preprocessing of registry entry '{entry.name}': {entry.preprocessing}"
-        plan, mean = entry.preprocessing, None
+        plan = entry.preprocessing
     else:
-        plan, mean = from_transform_param(layer.param.transform_param, pictures, Path(layer.where).parent, notes)
+        plan = Preprocessing.from_transform_param(layer, pictures.channel_order, notes)
         text = f"preprocessing by transform_param of layer '{layer.name}': {plan}"
     if text not in notes:
         notes.append(text)
-    return plan, mean
+    return plan
 
 
 def _same_file(a: Path, b: str) -> bool:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from caffe_port.errors import WeightsError
+from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.formats.solverstate import SolverState
+from caffe_port.layers.layer import Layer
 from caffe_port.net.net import Net
 from caffe_port.training.optimizers import CaffeOptimizer
-from caffe_port.training.solver import SolverSpec, current_step, learnables, set_iteration
+from caffe_port.training.solver import Learnable, SolverSpec, current_step, learnables, set_iteration
 from caffe_port.typing import Array
 
 
@@ -19,10 +25,12 @@ def capture(net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, lear
     moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for slot in range(optimizer.slots):
         for blob in learnables(net):
+            layer, name = _owner(net, blob)
             if id(blob.tensor) in moving:
-                history.append(optimizer.history(blob.tensor)[slot].detach().cpu().float().numpy().copy())
+                with _in_place_of(blob.tensor, optimizer.history(blob.tensor)[slot]):
+                    history.append(layer.get_blob(name).detach().cpu().float().numpy().copy())
             else:
-                history.append(np.zeros(tuple(blob.tensor.shape), np.float32))
+                history.append(np.zeros(tuple(layer.get_blob(name).shape), np.float32))
     # Caffe's counter is that of the last update: the step of the next one is taken when its rate is asked for.
     return SolverState(it, learned_net, tuple(history), current_step(spec, max(it - 1, 0)))
 
@@ -43,13 +51,32 @@ def restore(state: SolverState, net: Net, optimizer: CaffeOptimizer, spec: Solve
         )
     for k, array in enumerate(state.history):
         blob = blobs[k % len(blobs)]
-        if array.size != blob.tensor.numel():
-            shapes = f"{tuple(array.shape)}, the blob has {tuple(blob.tensor.shape)}"
+        layer, name = _owner(net, blob)
+        asked = tuple(layer.get_blob(name).shape)
+        if not shapes_agree(array.shape, asked):
+            shapes = f"{tuple(array.shape)}, the blob has {asked}"
             raise WeightsError(f"layer '{blob.layer}', blob {blob.index}: history {shapes}", state.path)
     moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
     with torch.no_grad():
         for k, array in enumerate(state.history):
             slot, blob = k // len(blobs), blobs[k % len(blobs)]
             if id(blob.tensor) in moving:
-                optimizer.history(blob.tensor)[slot].copy_(torch.tensor(array).reshape(blob.tensor.shape))
+                layer, name = _owner(net, blob)
+                with _in_place_of(blob.tensor, optimizer.history(blob.tensor)[slot]):
+                    layer.set_blob(name, torch.tensor(array).reshape(layer.get_blob(name).shape))
     set_iteration(optimizer, spec, state.iter)
+
+
+def _owner(net: Net, blob: Learnable) -> tuple[Layer, str]:
+    layer = net.caffe_layers()[blob.layer]
+    return layer, layer.blob_names()[blob.index]
+
+
+@contextlib.contextmanager
+def _in_place_of(parameter: Tensor, values: Tensor) -> Iterator[None]:
+    """Lets a layer see other numbers of the same shape as its parameter: it knows how Caffe lays them out."""
+    own, parameter.data = parameter.data, values
+    try:
+        yield
+    finally:
+        parameter.data = own

@@ -35,7 +35,7 @@ def train(
         solver_path: the solver.prototxt.
         out: the run's folder.
         options: what differs from it.
-        listen: hears of every event.
+        listen: hears of every event; of several processes, the first one's does.
 
     Raises:
         CaffePortError: bad input; another process trains in that folder; or the loss became NaN: says the iteration
@@ -43,7 +43,8 @@ def train(
     """
     began, options = time.monotonic(), options or TrainOptions()
     with processes.group(options.device) as device, run_folder.hold(out):
-        training, start = set_up(SolverSpec.read(solver_path), Path(out), options, device, listen or (lambda _: None))
+        hear = listen if listen is not None and processes.first() else (lambda _: None)
+        training, start = set_up(SolverSpec.read(solver_path), Path(out), options, device, hear)
         with signals.caught() as stop, contextlib.closing(training):
             training.began = began
             return _loop(training, start, stop)

@@ -8,13 +8,14 @@ NaN and infinity must stand at the same places, infinity with the same sign; sha
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from caffe_port.errors import CaffePortError
+from caffe_port.errors import CaffePortError, printable
 from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
 
@@ -273,6 +274,50 @@ class Report:
         """The row that needs the greatest tolerance."""
         compared = [row for row in self.rows if row.status != "not compared"]
         return max(compared, key=lambda row: row.needed_atol, default=None)
+
+    def _summary(self) -> str:
+        """Verdict, counts and the first layer that differs."""
+        if not self.compared:
+            return f"NOTHING COMPARED with {self.reference}: no top has a counterpart"
+        rest = f", {self.not_compared} not compared" if self.not_compared else ""
+        if self.passed:
+            return f"PASSED: {self.compared} of {self.compared} compared tops agree with {self.reference}{rest}"
+        first = f"; first: layer '{self.first.layer}' ({self.first.type})" if self.first else ""
+        return f"FAILED: {self.failed} of {self.compared} compared tops differ from {self.reference}{rest}{first}"
+
+    def __repr__(self) -> str:
+        return printable(f"<Report of '{self.net}' (phase {self.phase}): {self._summary()}>")
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict, and what failed or was not compared; else the top nearest to failing."""
+        colour = "#2da44e" if self.passed else "#cf222e"
+        shown = [row for row in self.rows if row.status != "passed"] or ([self.worst] if self.worst else [])
+        cells = [
+            (
+                f"{row.layer}:{row.top}" if row.top else row.layer,
+                row.type,
+                row.status,
+                *(f"{d.greatest:.1e}" if d is not None else "" for d in (row.free, row.isolated)),
+                row.cause or row.note or next((d.reason for d in (row.isolated, row.free) if d and d.reason), ""),
+            )
+            for row in shown[:_SHOWN]
+        ]
+        titles = ("layer", "type", "verdict", "free, greatest |a - e|", "isolated", "")
+        lines = [f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in line)}</tr>" for line in cells]
+        more = f"<div>and {len(shown) - _SHOWN} more</div>" if len(shown) > _SHOWN else ""
+        return (
+            f"<div style='border-left: 6px solid {colour}; padding-left: 12px'>"
+            f"<b>{_escaped(self.net)}</b>, phase {_escaped(self.phase)}<br><b>{_escaped(self._summary())}</b>"
+            f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{''.join(lines)}</table>{more}</div>"
+        )
+
+
+_SHOWN = 10
+"""Rows of a notebook's table; :func:`~caffe_port.verification.reports.html.to_html` makes a whole page."""
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def compare(

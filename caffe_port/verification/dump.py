@@ -1,11 +1,12 @@
-"""Recording a Trace by a reference: OpenCV, the formulas, or pycaffe."""
+"""Recording a Trace by a reference: OpenCV, the formulas, or Caffe itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from caffe_port.api import Prototxt, Stored
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.typing import PathLike
-from caffe_port.verification.inputs import Preprocess
 from caffe_port.verification.references.reference import Reference, record
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.subject import Input, find_reference, prepare
@@ -13,13 +14,13 @@ from caffe_port.verification.subject import Input, find_reference, prepare
 
 def dump(
     output: PathLike,
-    prototxt: PathLike | None = None,
-    weights: PathLike | None = None,
+    prototxt: Prototxt | None = None,
+    weights: Stored | None = None,
     *,
     by: str | Reference = "opencv",
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002  the word of the command line
     seed: int = 0,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocessing | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     keep_loss: bool = False,
 ) -> Trace:
@@ -27,7 +28,7 @@ def dump(
 
     Args:
         output: the file.
-        by: ``"opencv"``, ``"numpy"``, ``"pycaffe"`` or a Reference.
+        by: ``"opencv"``, ``"numpy"``, ``"caffe"`` or a Reference.
         prototxt, weights, input, seed, preprocess, input_shapes, keep_loss: as for :func:`caffe_port.verify`.
 
     Raises:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -11,30 +12,24 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-import caffe_port
-from caffe_port.api import Ported, port
+from caffe_port.api import Ported, Prototxt, Stored, build, read
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
-from caffe_port.errors import CaffePortError, did_you_mean
-from caffe_port.formats import caffemodel
+from caffe_port.errors import CaffePortError, SpecError, did_you_mean
 from caffe_port.net.net import Net
+from caffe_port.net.plan import Plan
 from caffe_port.spec import NetSpec, Source
-from caffe_port.storage.files import sha256
+from caffe_port.storage.npz import read_npy
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import Report, Row, Tolerance
-from caffe_port.verification.inputs import (
-    Preprocess,
-    check_names,
-    picture_input,
-    random_inputs,
-    read_npy,
-    with_batch_axis,
-)
-from caffe_port.verification.references.numpy_formulas import NumPyReference, WithFormulas
+from caffe_port.verification.inputs import check_names, picture_input, random_inputs, with_batch_axis
+from caffe_port.verification.references.caffe import CaffeReference
+from caffe_port.verification.references.numpy_formulas import NumPyReference
 from caffe_port.verification.references.opencv import OpenCVReference
-from caffe_port.verification.references.pycaffe import PycaffeReference
-from caffe_port.verification.references.reference import Case, Reference, StoredReference
+from caffe_port.verification.references.reference import Case, Fallback, Reference, StoredReference
 from caffe_port.verification.references.trace import Trace
+from caffe_port.version import __version__
 
 Input: TypeAlias = "PathLike | Array"
 
@@ -44,7 +39,7 @@ class Subject:
     """A net with its parameters and inputs, ready to be compared.
 
     Attributes:
-        ported: our own Net, in the phase of ``case``.
+        ported: our own Net, in whatever phase it is: :meth:`in_phase` switches it.
         case: what a reference is asked.
         full: the net before the deploy view left out what only labels need.
         words: input blob -> what it is fed with.
@@ -57,6 +52,21 @@ class Subject:
     words: Mapping[str, str]
     provenance: Mapping[str, str]
     notes: tuple[str, ...]
+
+    @contextlib.contextmanager
+    def in_phase(self) -> Iterator[Net]:
+        """The Net in the phase of ``case``; afterwards it is as it was, parameters, statistics and gradients."""
+        net, training = self.ported.net, self.case.spec.phase == "TRAIN"
+        was, gradients = net.training, [(parameter, parameter.grad) for parameter in net.parameters()]
+        state = {name: value.clone() for name, value in net.state_dict().items()} if training else {}
+        try:
+            yield net.train(training)
+        finally:
+            net.train(was)
+            if state:
+                net.load_state_dict(state)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
     def report(self, rows: tuple[Row, ...], tolerance: Tolerance, reference: str, candidate: str) -> Report:
         """The report on these rows."""
@@ -75,39 +85,122 @@ class Subject:
 
 
 def prepare(
-    prototxt: PathLike | None = None,
-    weights: PathLike | None = None,
+    prototxt: Prototxt | None = None,
+    weights: Stored | None = None,
     *,
     trace: Trace | None = None,
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002
     seed: int = 0,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocessing | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     keep_loss: bool | None = None,
     level: int = 0,
     stages: Sequence[str] = (),
 ) -> Subject:
-    """Loads a net and its inputs; arguments as for :func:`verify`."""
-    definition = _definition(prototxt, weights)
+    """Makes a net and its inputs ready; arguments as for :func:`caffe_port.verification.verify.verify`.
+
+    Each file is read once, and the definition resolved once a phase (the Net has both). A Ported without other weights
+    is taken as it stands.
+    """
     phase = "TEST" if trace is None else trace.phase
-    named = {*(input_shapes or {}), *(trace.inputs if trace else ()), *(input if isinstance(input, Mapping) else ())}
-    full = phase_spec(definition, phase, level, stages, named, True)
-    if keep_loss is None:
-        keep_loss = trace is not None and {blob for blob, _ in full.inputs} <= set(trace.inputs)
-    spec = full if keep_loss else phase_spec(definition, phase, level, stages, named, False)
-    given = _given(spec, trace, input)
-    shapes = {blob: x.shape for blob, x in given.items() if isinstance(x, np.ndarray)} | dict(input_shapes or {})
-    ported = port(prototxt, weights, input_shapes=shapes, keep_loss=keep_loss, level=level, stages=stages, seed=seed)
-    net = ported.net.train(spec.phase == "TRAIN")
-    inputs, words = _inputs(net, given, preprocess or Preprocess(), seed)
+    if isinstance(prototxt, Ported) and weights is None:
+        ported = prototxt
+        _check_built(ported, phase, keep_loss, level, stages)
+        spec = ported.net.plans[phase == "TRAIN"].spec
+        given = _given(spec, trace, input)
+        _check_shapes(ported, phase, _shapes(given, input_shapes))
+    else:
+        definition, stored = read(prototxt, weights)
+        named = {*(input_shapes or {}), *(trace.inputs if trace else ())}
+        named |= set(input) if isinstance(input, Mapping) else set()
+        spec, kept = _spec(definition, phase, level, stages, named, keep_loss, trace)
+        given = _given(spec, trace, input)
+        ported = build(
+            definition,
+            stored,
+            input_shapes=_shapes(given, input_shapes),
+            keep_loss=kept,
+            level=level,
+            stages=stages,
+            seed=seed,
+            resolved=spec,
+        )
+    plan = ported.net.plans[phase == "TRAIN"]
+    if plan.spec.phase != phase:
+        why = [note for note in ported.notes if note.startswith(f"phase {phase} cannot")]
+        raise SpecError(f"has no phase {phase} that can be compared", plan.spec.path, why)
+    inputs, words = _inputs(plan, given, preprocess or Preprocessing("BGR"), seed)
+    full = plan.spec.full or plan.spec
     return Subject(
         ported,
-        case_of(ported, inputs),
+        case_of(ported, inputs, phase),
         full,
         words,
-        provenance(prototxt, weights, trace),
-        (*ported.notes, *_uncovered(full, spec)),
+        provenance(ported, trace),
+        (*ported.notes, *_uncovered(full, plan.spec)),
     )
+
+
+def _spec(
+    definition: Definition,
+    phase: str,
+    level: int,
+    stages: Sequence[str],
+    named: Collection[str],
+    keep_loss: bool | None,
+    trace: Trace | None,
+) -> tuple[NetSpec, bool]:
+    """The net in the phase to compare, and whether its losses are kept; None: where the trace holds what they need."""
+    if keep_loss is not None or trace is None:
+        return phase_spec(definition, phase, level, stages, named, keep_loss or False), keep_loss or False
+    try:
+        spec = phase_spec(definition, phase, level, stages, named, False)
+        full = spec.full or spec
+    except SpecError:  # perhaps it has nothing but losses
+        spec = full = phase_spec(definition, phase, level, stages, named, True)
+        if not _brings_labels(trace, full):
+            raise
+    kept = _brings_labels(trace, full)
+    return full if kept else spec, kept
+
+
+def _brings_labels(trace: Trace, full: NetSpec) -> bool:
+    return {blob for blob, _ in full.inputs} <= set(trace.inputs)
+
+
+def _shapes(
+    given: Mapping[str, Array | Path], input_shapes: Mapping[str, Sequence[int]] | None
+) -> dict[str, Sequence[int]]:
+    """The shapes that are known beforehand, by blob name: of arrays that are fed, and those that are asked for."""
+    return {blob: x.shape for blob, x in given.items() if isinstance(x, np.ndarray)} | dict(input_shapes or {})
+
+
+def _check_built(ported: Ported, phase: str, keep_loss: bool | None, level: int, stages: Sequence[str]) -> None:
+    """Raises CaffePortError where a net that is built already is not the one that is asked for."""
+    where = ported.definition.path
+    if ported.shared:
+        raise CaffePortError("was ported with share=True, for convert alone", where)
+    if level or stages:
+        raise CaffePortError("is ported already: level and stages are said to caffe_port.port", where)
+    if keep_loss and ported.net.plans[phase == "TRAIN"].spec.full is not None:
+        raise CaffePortError("was ported without its losses", where, "Port it with keep_loss=True.")
+
+
+def _check_shapes(ported: Ported, phase: str, shapes: Mapping[str, Sequence[int]]) -> None:
+    plan = ported.net.plans[phase == "TRAIN"]
+    built = {blob: plan.shapes[source] for blob, source in plan.spec.inputs}
+    for blob, shape in shapes.items():
+        if blob not in built:
+            near = did_you_mean(blob, built)
+            raise SpecError(
+                f"has no input '{blob}'; its inputs are {', '.join(built) or 'none'}.{near}", plan.spec.path
+            )
+        if tuple(shape) != built[blob]:
+            raise SpecError(
+                f"was ported for input '{blob}' of shape {built[blob]}, got {tuple(shape)}",
+                plan.spec.path,
+                f"Port it for that: caffe_port.port(ported, input_shapes={{{blob!r}: {tuple(shape)}}})",
+            )
 
 
 def find_reference(against: str | Path | Trace | Reference) -> Reference:
@@ -121,23 +214,15 @@ def find_reference(against: str | Path | Trace | Reference) -> Reference:
     if not isinstance(against, (str, Path)):
         return against
     if str(against).lower() == "opencv":
-        return WithFormulas(OpenCVReference())
+        return Fallback(OpenCVReference(), NumPyReference())
     if str(against).lower() == "numpy":
         return NumPyReference()
-    if str(against).lower() == "pycaffe":
-        return PycaffeReference()
+    if str(against).lower() in ("caffe", "pycaffe"):
+        return Fallback(Fallback(CaffeReference(), OpenCVReference()), NumPyReference())
     if str(against).endswith(".npz") or Path(against).exists():
         return StoredReference(Trace.load(against))
-    hint = "It is opencv, numpy, pycaffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."
+    hint = "It is opencv, numpy, caffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."
     raise CaffePortError(f"cannot compare with '{against}'", hint=hint)
-
-
-def _definition(prototxt: PathLike | None, weights: PathLike | None) -> Definition:
-    if prototxt is not None:
-        return Definition.read(prototxt)
-    if weights is None:
-        raise CaffePortError("a prototxt, a caffemodel, or both are needed")
-    return Definition.embedded(caffemodel.read(weights))
 
 
 def _given(spec: NetSpec, trace: Trace | None, given: Input | Mapping[str, Input] | None) -> dict[str, Array | Path]:
@@ -173,10 +258,10 @@ def _from_trace(trace: Trace, blob: str, source: Source) -> Array:
 
 
 def _inputs(
-    net: Net, given: Mapping[str, Array | Path], preprocess: Preprocess, seed: int
+    plan: Plan, given: Mapping[str, Array | Path], preprocess: Preprocessing, seed: int
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """Every input's array, and how it was made, in words."""
-    spec, shapes = net.plan.spec, net.plan.shapes
+    spec, shapes = plan.spec, plan.shapes
     arrays, words = random_inputs(spec, shapes, seed)
     for blob, source in spec.inputs:
         value = given.get(blob)
@@ -187,21 +272,29 @@ def _inputs(
     return arrays, words
 
 
-def case_of(ported: Ported, inputs: Mapping[str, Array]) -> Case:
-    """What a reference is asked about a ported net: its definition in the present phase, and the file's parameters."""
-    plan = ported.net.plan
+def case_of(ported: Ported, inputs: Mapping[str, Array], phase: str | None = None) -> Case:
+    """What a reference is asked about a ported net: its definition in one phase, and the file's parameters.
+
+    Args:
+        phase: None: the present one.
+    """
+    plan = ported.net.plan if phase is None else ported.net.plans[phase == "TRAIN"]
     return Case(plan.spec, plan.shapes, _blobs(ported), inputs)
 
 
 def _blobs(ported: Ported) -> dict[str, Sequence[Array]]:
-    """The parameters as the file holds them; as the net drew them, where no file does."""
+    """The parameters as the file holds them, in the shapes that the layers have; as the net drew them, where no file
+    holds them."""
     stored = ported.weights.by_name() if ported.weights else {}
     found: dict[str, Sequence[Array]] = {}
     for name, module in ported.net.caffe_layers().items():
-        if name in stored:
-            found[name] = stored[name].blobs
-        elif module.blob_names():
-            found[name] = [module.get_blob(b).detach().cpu().float().numpy().copy() for b in module.blob_names()]
+        names = module.blob_names()
+        own = [module.get_blob(blob).detach().cpu().float() for blob in names]
+        blobs = stored[name].blobs if name in stored else [blob.numpy().copy() for blob in own]
+        if [np.size(blob) for blob in blobs] == [blob.numel() for blob in own]:  # files of 2014: (1, 1, 1, N) for (N)
+            blobs = [np.reshape(blob, tuple(like.shape)) for blob, like in zip(blobs, own, strict=True)]
+        if blobs:
+            found[name] = blobs
     return found
 
 
@@ -212,7 +305,7 @@ def _uncovered(full: NetSpec, spec: NetSpec) -> Iterator[str]:
         yield f"{len(dropped)} layers that only labels need were left out ({names}); --keep-loss compares them too"
 
 
-def _only_in_trace(trace: Trace, full: NetSpec, spec: NetSpec) -> tuple[Row, ...]:
+def only_in_trace(trace: Trace, full: NetSpec, spec: NetSpec) -> tuple[Row, ...]:
     """What the trace holds and the net that was compared does not."""
     sources = {layer.name for layer in full.layers if layer.is_input}
     compared = spec.by_name
@@ -223,18 +316,24 @@ def _only_in_trace(trace: Trace, full: NetSpec, spec: NetSpec) -> tuple[Row, ...
     )
 
 
-def provenance(prototxt: PathLike | None, weights: PathLike | None, trace: Trace | None = None) -> dict[str, str]:
+def provenance(ported: Ported, trace: Trace | None = None) -> dict[str, str]:
     """Checksums of the files and versions of the programs."""
     found = {}
-    for what, path in (("prototxt", prototxt), ("weights", weights)):
-        if path is not None:
-            found[what] = f"{path} (sha256 {sha256(path)})"
+    definition, stored = ported.definition, ported.weights
+    if stored is None or definition.path != stored.path:
+        found["prototxt"] = _with_checksum(definition.path, definition.sha256)
+    if stored is not None:
+        found["weights"] = _with_checksum(stored.path, stored.sha256)
     if trace is not None:
         found |= {f"trace {k}": v for k, v in trace.provenance.items()}
     return found | {
-        "caffe-port": caffe_port.__version__,
+        "caffe-port": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _with_checksum(path: str, digest: str | None) -> str:
+    return path if digest is None else f"{path} (sha256 {digest})"

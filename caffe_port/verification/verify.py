@@ -12,25 +12,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import caffe_port
+from caffe_port.api import Prototxt, Stored
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.details import Details
-from caffe_port.verification.inputs import Preprocess, read_mean
-from caffe_port.verification.references.pycaffe import PycaffeReference
-from caffe_port.verification.references.reference import Reference, StoredReference
+from caffe_port.verification.references.caffe import CaffeReference
+from caffe_port.verification.references.reference import Reference, StoredReference, asked_first
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.runner import run
-from caffe_port.verification.subject import Input, _only_in_trace, find_reference, prepare
+from caffe_port.verification.subject import Input, find_reference, only_in_trace, prepare
+from caffe_port.verification.user_module.verify_module import verify_port
+from caffe_port.version import __version__
 
 MODES = ("both", "free", "isolated")
 
 
 def verify(
-    prototxt: PathLike | None = None,
-    weights: PathLike | None = None,
+    prototxt: Prototxt | None = None,
+    weights: Stored | None = None,
     *,
     against: str | Path | Trace | Reference | nn.Module = "opencv",
     state: PathLike | None = None,
@@ -53,17 +55,19 @@ def verify(
     """Converts a net and compares every layer with somebody else's figures.
 
     Args:
-        prototxt, weights: as for :func:`caffe_port.load`.
+        prototxt, weights: as for :func:`caffe_port.load`. A :class:`caffe_port.Ported` without other weights is
+            compared as it stands, in the shapes and with the losses that it was ported with, and left as it was.
         against: ``"opencv"`` (and the formulas of ``numpy_reference`` for what OpenCV does not know),
-            ``"numpy"`` (the formulas alone), ``"pycaffe"`` (in a process of its own), a trace (.npz) or
-            :class:`Trace`, which brings its inputs, a :class:`Reference`; or somebody's own port,
-            ``path/to/file.py:Class`` or a module: then *it* is compared with OpenCV, see
-            :func:`caffe_port.verification.user_module.verify_module.verify_port`.
+            ``"numpy"`` (the formulas alone), ``"caffe"`` (in a process of its own; what it does not know is compared
+            with OpenCV and the formulas), a trace (.npz) or :class:`Trace`, which brings its inputs, a
+            :class:`Reference`; or somebody's own port, ``path/to/file.py:Class`` or a module: then *it* is compared
+            with OpenCV, see :func:`caffe_port.verification.user_module.verify_module.verify_port`.
         state: the state_dict of that port; without one, Caffe's weights are copied into it.
         input: an .npy file, a picture, an array, or a dict of these by blob name; None: standard normal numbers.
         seed: of the random numbers.
-        mean, scale, channel_order: how a picture is prepared, see :class:`~caffe_port.verification.inputs.Preprocess`;
-            ``mean`` may be text: numbers, a .binaryproto or an .npy file.
+        mean, scale, channel_order: how a picture is prepared, see
+            :class:`~caffe_port.data.preprocessing.Preprocessing`; ``mean`` is numbers, an image (C, H, W) in the
+            channel order, or text: numbers, a .binaryproto or an .npy file.
         input_shapes: blob name -> shape, where the net does not say it or another one is wanted.
         keep_loss: compares losses and Accuracy too; None: if the trace holds what they need.
         level, stages: Caffe's NetState.
@@ -71,7 +75,7 @@ def verify(
         mode: ``"both"``, ``"free"`` (errors accumulate) or ``"isolated"`` (every layer on the reference's bottoms).
         strict: fails, too, where we are further from a float64 run of the formulas than twice the reference is.
         backward: compares the gradients, and the parameters that the forward pass changes, with those of a trace or
-            of pycaffe.
+            of Caffe itself.
         details: collects what a page of the report shows, see :class:`~caffe_port.verification.details.Details`.
 
     Raises:
@@ -79,10 +83,11 @@ def verify(
     """
     if mode not in MODES:
         raise CaffePortError(f"the mode is {', '.join(MODES)}; got '{mode}'")
-    preprocess = Preprocess(read_mean(mean) if isinstance(mean, str) else mean, scale, channel_order)
+    preprocess = Preprocessing(channel_order, scale=scale).changed(mean=mean)
     if isinstance(against, nn.Module) or (isinstance(against, str) and ".py:" in against):
-        from caffe_port.verification.user_module.verify_module import verify_port
-
+        if strict or backward or mode != "both":
+            word = "strict" if strict else "backward" if backward else "mode"
+            raise CaffePortError(f"{word} is for our own net; a module is compared layer by layer, forward only")
         return verify_port(
             against,
             prototxt,
@@ -92,6 +97,9 @@ def verify(
             seed=seed,
             preprocess=preprocess,
             input_shapes=input_shapes,
+            keep_loss=keep_loss,
+            level=level,
+            stages=stages,
             atol=atol,
             rtol=rtol,
         )
@@ -100,10 +108,11 @@ def verify(
     tolerance = Tolerance(atol, rtol)
     reference = find_reference(against)
     trace = reference.trace if isinstance(reference, StoredReference) else None
-    if backward and trace is None and not isinstance(reference, PycaffeReference):
+    caffe = asked_first(reference)
+    if backward and trace is None and not isinstance(caffe, CaffeReference):
         raise CaffePortError(
-            "gradients are compared with a trace that holds them, or with pycaffe",
-            hint="Give --against TRACE.npz or --against pycaffe.",
+            "gradients are compared with a trace that holds them, or with Caffe itself",
+            hint="Give --against TRACE.npz or --against caffe.",
         )
     subject = prepare(
         prototxt,
@@ -117,23 +126,18 @@ def verify(
         level=level,
         stages=stages,
     )
-    if backward and isinstance(reference, PycaffeReference):
-        trace = reference.trace(subject.case, backward=True)
+    if backward and isinstance(caffe, CaffeReference):
+        trace = caffe.trace(subject.case, backward=True)
         reference = StoredReference(trace)
     if details is not None:
         details.spec = subject.case.spec
-    before = {k: v.clone() for k, v in subject.ported.net.state_dict().items()} if backward else {}
-    with torch.inference_mode():
-        rows = tuple(run(subject.ported.net, reference, subject.case, tolerance, mode, strict, details))
-    if backward and trace is not None:
-        subject.ported.net.load_state_dict(before)
-        rows += tuple(gradient_rows(subject.ported.net, subject.case, trace, tolerance))
+    with subject.in_phase() as net:
+        before = {k: v.clone() for k, v in net.state_dict().items()} if backward else {}
+        with torch.inference_mode():
+            rows = tuple(run(net, reference, subject.case, tolerance, mode, strict, details))
+        if backward and trace is not None:
+            net.load_state_dict(before)
+            rows += tuple(gradient_rows(net, subject.case, trace, tolerance))
     if trace is not None:
-        rows += _only_in_trace(trace, subject.full, subject.case.spec)
-    return subject.report(rows, tolerance, reference.name, f"caffe-port {caffe_port.__version__}")
-
-
-# -- what is fed ----------------------------------------------------------------------------------------------------
-
-
-# -- what is said ---------------------------------------------------------------------------------------------------
+        rows += only_in_trace(trace, subject.full, subject.case.spec)
+    return subject.report(rows, tolerance, reference.name, f"caffe-port {__version__}")

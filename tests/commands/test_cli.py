@@ -19,6 +19,7 @@ import pytest
 from conftest import GOLDEN, ROOT
 
 from caffe_port.cli import cli, main
+from caffe_port.commands import demo_files
 from caffe_port.formats import caffemodel
 
 NET = """
@@ -135,7 +136,7 @@ def test_plugin(run: Run, tmp_path: Path) -> None:
 
 WRONG = {
     "empty.caffemodel": (b"", "is empty"),
-    "picture.caffemodel": (b"\x89PNG\r\n\x1a\n" + bytes(64), "is a PNG picture"),
+    "picture.caffemodel": (b"\x89PNG\r\n\x1a\n" + bytes(64), "is a PNG image"),
     "cut.caffemodel": (CASE.with_suffix(".caffemodel").read_bytes()[:-100], "the file is damaged"),
     "nothing.prototxt": (b"", "holds no layers"),
     "nested.prototxt": (b"layer { " * 10_000, "nested more than 100 deep"),
@@ -187,12 +188,19 @@ def test_names_cannot_steer_the_terminal(run: Run, tmp_path: Path) -> None:
     assert "\x07" not in result.stderr
 
 
-def test_demo(run: Run, tmp_path: Path) -> None:
-    result = run("demo", "-o", tmp_path / "demo")
+def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last lines are pasted into a shell as they are; after `make demo`, no virtual environment is active."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    folder = tmp_path / "Bob's demo"
+    result = run("demo", "-o", folder)
     assert "64 of 64 tops agree" in result.stdout
-    assert run("demo", "-o", tmp_path / "demo", code=2).stderr.startswith("error:")
-    usage = "from model import SimplenetCifar10\nSimplenetCifar10()"
-    subprocess.run([sys.executable, "-c", usage], cwd=tmp_path / "demo", check=True)
+    assert run("demo", "-o", folder, code=2).stderr.startswith("error:")
+    _, _, pasted = result.stdout.partition("4. use it\n")
+    done = subprocess.run(["sh"], input=pasted, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("SimplenetCifar10(\n")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert demo_files.usage("demo", "Net").startswith("cd demo && python -c '\nfrom model import Net\n")
 
 
 def test_the_wrong_prototxt(run: Run, shared: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Data sets, and preprocessing against plain NumPy."""
+"""Data sets by name, as arrays, in folders."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from caffe_port.data import datasets
-from caffe_port.data.datasets import ImageSet, Preprocessor
+from caffe_port.data.datasets import ImageSet
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import MEAN_IMAGE, Preprocessing
 from caffe_port.errors import CaffePortError
-from caffe_port.evaluation.registry import MEAN_IMAGE, Preprocessing
 
 RNG = np.random.default_rng(5)
 PICTURES = RNG.integers(0, 256, (6, 3, 9, 7), dtype=np.uint8)
@@ -30,77 +31,15 @@ def idx(folder: Path, stem: str, images: np.ndarray, labels: np.ndarray, packed:
         path.write_bytes(gzip.compress(content) if packed else content)
 
 
-# -- preprocessing --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_mean_scale_and_std_are_per_channel_of_the_nets_order(order: str) -> None:
-    plan = Preprocessing(order, (10.0, 20.0, 30.0), 0.5, (2.0, 4.0, 8.0))
-    got = Preprocessor(plan, "RGB")(pictures().images)
-    x = PICTURES[:, ::-1] if order == "BGR" else PICTURES
-    want = (x - np.reshape([10, 20, 30], (3, 1, 1))) * 0.5 / np.reshape([2, 4, 8], (3, 1, 1))
-    assert got.dtype == torch.float32
-    np.testing.assert_allclose(got.numpy(), want, rtol=1e-6)
-
-
 def test_the_mean_image_follows_the_channel_order() -> None:
     images = pictures()
-    mean = datasets.mean_image(images, batch_size=4)
-    np.testing.assert_allclose(mean.numpy(), PICTURES.mean(0), rtol=1e-6)
-    got = Preprocessor(Preprocessing("BGR", MEAN_IMAGE), "RGB", mean)(images.images)
+    np.testing.assert_allclose(datasets.mean_image(images, batch_size=4).numpy(), PICTURES.mean(0), rtol=1e-6)
+    plan = datasets.with_mean_image(Preprocessing("BGR", MEAN_IMAGE), images)
+    assert not plan.lacks_mean_image
+    got = Preprocessor(plan, "RGB")(images.images)
     np.testing.assert_allclose(got.numpy(), (PICTURES - PICTURES.mean(0))[:, ::-1], atol=1e-4)
-
-
-@pytest.mark.parametrize("pad_first", [False, True])
-def test_padding_is_zero_after_normalising_or_before_it(pad_first: bool) -> None:
-    plan = Preprocessing(mean=100.0, std=50.0, pad=2, pad_first=pad_first)
-    got = Preprocessor(plan, "RGB")(pictures().images)
-    assert got.shape == (6, 3, 13, 11)
-    assert got[0, 0, 0, 0] == (-2 if pad_first else 0)
-    np.testing.assert_allclose(got[:, :, 2:-2, 2:-2].numpy(), (PICTURES - 100.0) / 50, rtol=1e-5)
-
-
-def test_testing_cuts_the_centre_and_training_anywhere() -> None:
-    plan = Preprocessing(crop=4)
-    prepare = Preprocessor(plan, "RGB")
-    images = pictures().images
-    assert torch.equal(prepare(images), images[:, :, 2:6, 1:5].float())
-    generator = torch.Generator().manual_seed(1)
-    many = torch.cat([prepare(images[:1], train=True, generator=generator) for _ in range(400)])
-    windows = {images[0, :, y : y + 4, x : x + 4].float().numpy().tobytes() for y in range(6) for x in range(4)}
-    assert {picture.numpy().tobytes() for picture in many} == windows
-
-
-def test_mirroring_flips_about_half_the_pictures() -> None:
-    images = pictures().images[:1].expand(2000, -1, -1, -1)
-    for plan, train, flips in [
-        (Preprocessing(mirror_train=True), True, True),
-        (Preprocessing(mirror_train=True), False, False),
-        (Preprocessing(mirror_test=True), False, True),
-    ]:
-        got = Preprocessor(plan, "RGB")(images, train=train, generator=torch.Generator().manual_seed(2))
-        flipped = (got == images.flip(3).float()).flatten(1).all(1)
-        assert (flipped | (got == images.float()).flatten(1).all(1)).all()
-        assert (900 < int(flipped.sum()) < 1100) if flips else not flipped.any()
-
-
-def test_randomness_is_the_generators() -> None:
-    prepare = Preprocessor(Preprocessing(pad=2, crop=7, mirror_train=True), "RGB")
-    images = pictures().images
-    a, b, c = (prepare(images, train=True, generator=torch.Generator().manual_seed(s)) for s in (3, 3, 4))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
-
-
-def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(CaffePortError, match="the pictures are GRAY, the net expects RGB"):
-        Preprocessor(Preprocessing(), "GRAY")
-    with pytest.raises(CaffePortError, match="training-set mean image is needed"):
-        Preprocessor(Preprocessing(mean=MEAN_IMAGE), "RGB")
-    with pytest.raises(CaffePortError, match="crop 12 is larger than the picture, 9x11 with its padding"):
-        Preprocessor(Preprocessing(pad=1, crop=12), "RGB").shape((3, 9, 7))
-    with pytest.raises(CaffePortError, match=r"mean image \(3, 5, 5\) does not fit"):
-        Preprocessor(Preprocessing(mean=MEAN_IMAGE), "RGB", torch.zeros(3, 5, 5))(pictures().images)
+        datasets.with_mean_image(Preprocessing(mean=MEAN_IMAGE), pictures(gray=True))
 
 
 # -- sets -----------------------------------------------------------------------------------------------------------
@@ -166,7 +105,7 @@ def test_npz_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(CaffePortError, match="holds pictures; x_test and y_test, or images and labels"):
         datasets.load(path)
     np.savez(path, images=np.array([{}], object), labels=np.zeros(1))
-    with pytest.raises(CaffePortError, match="holds Python objects"):
+    with pytest.raises(CaffePortError, match="contains Python objects"):
         datasets.load(path)
     path.write_bytes(b"PK\3\4 not a zip")
     with pytest.raises(CaffePortError, match="is not a data set"):

@@ -1,4 +1,4 @@
-"""Databases, lists and HDF5 as Caffe's data layers read them; transform_param against plain NumPy."""
+"""Databases, lists and HDF5 as Caffe's data layers read them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from small_lmdb import LABELS, PICTURES, RNG, datums, make_lmdb, write
 from caffe_port.data import batches, records
 from caffe_port.data.leveldb import LevelDB, unsnappy
 from caffe_port.data.lmdb import LMDB
-from caffe_port.data.records import Transform
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, ParseError, SpecError
 from caffe_port.formats import caffemodel, prototxt
@@ -53,59 +52,34 @@ def test_shuffled_epochs_hold_every_record_once_and_differ() -> None:
 # -- transform_param ------------------------------------------------------------------------------------------------
 
 
-def transform(text: str, folder: Path = Path()) -> Transform:
-    owner = LayerSpec("d", "Data", (), (), (), Message("LayerParameter"), "net.prototxt:1")
-    return Transform.from_param(prototxt.parse(text, "TransformationParameter"), folder, owner)
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def test_scale_comes_after_the_mean() -> None:
-    got = transform("scale: 0.5 mean_value: 1 mean_value: 2 mean_value: 3")(PICTURES[0], False, rng())
-    np.testing.assert_allclose(got, (PICTURES[0] - np.reshape([1.0, 2, 3], (3, 1, 1))) / 2, rtol=1e-6)
-    assert got.dtype == np.float32
-
-
-def test_the_centre_is_cut_in_testing_and_the_mean_with_it(tmp_path: Path) -> None:
+def test_a_layers_own_transform_param_is_done(tmp_path: Path) -> None:
     mean = RNG.standard_normal((1, 3, 7, 6)).astype(np.float32)
     (tmp_path / "m.binaryproto").write_bytes(write(caffemodel.blob_message(mean)))
-    t = transform('mean_file: "elsewhere/m.binaryproto" crop_size: 4', tmp_path)
-    np.testing.assert_allclose(t(PICTURES[0], False, rng()), (PICTURES[0] - mean[0])[:, 1:5, 1:5], rtol=1e-6)
-    windows = {(PICTURES[0] - mean[0])[:, y : y + 4, x : x + 4].tobytes() for y in range(4) for x in range(3)}
-    generator = rng()
-    assert {t(PICTURES[0], True, generator).tobytes() for _ in range(300)} == windows
+    make_lmdb(tmp_path, datums())
+    spec = data_layer(tmp_path, 'transform_param { mean_file: "m.binaryproto" crop_size: 4 scale: 0.5 }')
+    centre = (PICTURES[:2] - mean)[:, :, 1:5, 1:5] / 2
+    np.testing.assert_array_equal(records.from_layer(spec, "TEST").batch(0)[0].numpy(), centre)
+    assert not np.array_equal(records.from_layer(spec, "TRAIN").batch(0)[0].numpy(), centre)
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_mirroring_is_random_in_both_phases(train: bool) -> None:
-    t, generator = transform("mirror: true"), rng()
-    flips = [not np.array_equal(t(PICTURES[0], train, generator), PICTURES[0]) for _ in range(400)]
-    assert 150 < sum(flips) < 250
-    flipped = next(
-        x for x in (t(PICTURES[0], train, generator) for _ in range(99)) if x[0, 0, 0] == PICTURES[0, 0, 0, 5]
-    )
-    np.testing.assert_array_equal(flipped, PICTURES[0, :, :, ::-1])
-
-
-def test_transforms_that_caffe_refuses(tmp_path: Path) -> None:
+def test_a_transform_param_that_does_not_fit_is_found_at_once(tmp_path: Path) -> None:
+    make_lmdb(tmp_path, datums())
     for text, message in [
-        ('mean_file: "m" mean_value: 1', "mean_file and mean_value"),
-        ("force_color: true force_gray: true", "force_color and force_gray"),
-        ('mean_file: "absent"', "'absent' is not there"),
+        ("crop_size: 8", "crop 8 is larger than the picture, 6x7"),
+        ('mean_file: "absent"', "mean_file 'absent' is not there"),
         ("crop_h: 3", "crop_h belongs to a fork"),
     ]:
-        with pytest.raises(SpecError, match=message):
-            transform(text, tmp_path)
-    for text, message in [
-        ("crop_size: 8", "crop_size 8 is larger than a picture of 6x7"),
-        ("mean_value: 1 mean_value: 2", "2 mean values for 3 channels"),
-    ]:
-        with pytest.raises(CaffePortError, match=message):
-            transform(text)(PICTURES[0], False, rng())
-    with pytest.raises(CaffePortError, match="does not fit a picture"):
-        Transform(mean=np.zeros((3, 4, 4), np.float32))(PICTURES[0], False, rng())
+        with pytest.raises(CaffePortError, match=rf"layer 'd' \(Data\): (transform_param )?{message}"):
+            records.from_layer(data_layer(tmp_path, f"transform_param {{ {text} }}"), "TRAIN")
+    feed = records.from_layer(data_layer(tmp_path, "transform_param { mean_value: 1 mean_value: 2 }"), "TRAIN")
+    with pytest.raises(CaffePortError, match="2 mean values for 3 channels"):
+        feed.batch(0)
+
+
+def test_force_gray_decodes_to_grey(tmp_path: Path) -> None:
+    make_lmdb(tmp_path, datums(encoded=True))
+    for text, channels in (("", 3), ("transform_param { force_gray: true }", 1)):
+        assert records.from_layer(data_layer(tmp_path, text), "TRAIN").shapes == ((channels, 7, 6), ())
 
 
 # -- databases ------------------------------------------------------------------------------------------------------
@@ -313,7 +287,10 @@ def test_lists_of_pictures(tmp_path: Path) -> None:
     text = (
         f'image_data_param {{ source: "list.txt" root_folder: "{tmp_path}/" new_height: 5 new_width: 4 is_color: 0 }}'
     )
-    assert records.from_layer(layer(tmp_path, text, "ImageData"), "TEST").shapes == ((1, 5, 4), ())
+    feed = records.from_layer(layer(tmp_path, text, "ImageData"), "TEST")
+    assert feed.shapes == ((1, 5, 4), ())
+    grey = cv2.imread(str(tmp_path / "a 2.png"), cv2.IMREAD_GRAYSCALE)
+    np.testing.assert_array_equal(feed.batch(2)[0][0, 0].numpy(), cv2.resize(grey, (4, 5)).astype(np.float32))
 
 
 @pytest.mark.parametrize(

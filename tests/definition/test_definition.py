@@ -549,8 +549,8 @@ def test_weights_without_a_definition() -> None:
     [
         (layer("conv", "Convolution", "dta", "conv", BLOB) + DATA, "layer 'conv' (Convolution): bottom 'dta'"),
         (layer("conv", "Convolution", "data", "c", f"{BLOB} include {{ }} exclude {{ }}"), "layer 'conv': include and"),
-        (f'layers {{ type: 5 }} layer {{ name: "d" {BLOB} }}', "'layers' (the old form) and 'layer' are mixed"),
-        (f'layers {{ layer {{ name: "c" type: "cv" {BLOB} }} }}', "layer 'c' (cv): is of no type that V0 had"),
+        (f'layers {{ type: 5 }} layer {{ name: "d" {BLOB} }}', "'layers' (the old format) and 'layer' are mixed"),
+        (f'layers {{ layer {{ name: "c" type: "cv" {BLOB} }} }}', "layer 'c' (cv): is not a layer type of V0"),
     ],
 )
 def test_errors_of_an_embedded_definition_have_no_line(text: str, what: str) -> None:

@@ -213,13 +213,13 @@ def test_an_existing_folder(port: Callable[[str], Ported], tmp_path: Path) -> No
     convert(ported, folder)
     (folder / "mine.txt").write_text("kept")
     (folder / "model.py").write_text("old")
-    with pytest.raises(CaffePortError, match=r"out: is not empty\n  --force"):
+    with pytest.raises(CaffePortError, match=r"out: is not empty\n  Use --force"):
         convert(ported, folder)
     assert (folder / "model.py").read_text() == "old"
     convert(ported, folder, force=True)
     assert (folder / "mine.txt").read_text() == "kept"
     assert "class Net" in (folder / "model.py").read_text()
-    with pytest.raises(CaffePortError, match="is a file, a folder was expected"):
+    with pytest.raises(CaffePortError, match="is a file; expected a folder"):
         convert(ported, folder / "mine.txt", force=True)
     assert sorted(os.listdir(tmp_path)) == ["net.prototxt", "out"]
 
@@ -360,7 +360,7 @@ def test_shared_by_name_stays_shared(port: Callable[[str], Ported], tmp_path: Pa
 
 
 def test_unknown_format(port: Callable[[str], Ported], tmp_path: Path) -> None:
-    with pytest.raises(CaffePortError, match="format 'tflite' is not known\n  Formats: torch, onnx, pt2, safetensors"):
+    with pytest.raises(CaffePortError, match="unknown format 'tflite'\n  Formats: torch, onnx, pt2, safetensors"):
         convert(port(SMALL), tmp_path / "out", formats=["tflite"])
 
 

@@ -195,7 +195,7 @@ def test_a_net_trained_as_pytorch_goes_back_to_caffe(shared: Path, tmp_path: Pat
     with torch.no_grad():
         assert_close(caffe_port.load(*paths)(*x), module(*x))
     convert(ported, tmp_path / "folded", fold=True)
-    with pytest.raises(CaffePortError, match="is of a model written with --fold"):
+    with pytest.raises(CaffePortError, match="belongs to a model written with --fold"):
         caffe_files.load_state(ported.net, tmp_path / "folded" / "weights.safetensors")
 
 
@@ -206,7 +206,7 @@ def test_the_state_of_another_model(shared: Path, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in ported.net.state_dict().items()}
     cases = [
         ({k: v for k, v in state.items() if k != "conv2.bias"}, r"lacks 'conv2\.bias', which the net's model\.py has"),
-        ({**state, "other": torch.zeros(1)}, r"holds 'other', which the net's model\.py does not have"),
+        ({**state, "other": torch.zeros(1)}, r"contains 'other', which the net's model\.py does not have"),
         ({**state, "conv1.bias": torch.zeros(3)}, r"'conv1\.bias' is \(3,\), the net's is \(10,\)"),
     ]
     for wrong, said in cases:

@@ -28,6 +28,7 @@ from caffe_port.emit.convert import convert
 from caffe_port.emit.self_check import example_inputs, read_model, self_check
 from caffe_port.errors import CaffePortError
 from caffe_port.layers import Layer
+from caffe_port.net import fusion
 
 MODEL_DEFS = ROOT / "model_defs"
 
@@ -411,7 +412,7 @@ def test_a_local_class_is_refused(port: Callable[[str], Ported]) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(CaffePortError, match=r"layer 'mine': layer class .* stands inside a function"):
+    with pytest.raises(CaffePortError, match=r"layer 'mine': layer class .* is defined inside a function"):
         emit_source.model(port(data(2, 3) + layer("mine", "LocalEmitTest", "data", "y")).net)
 
 
@@ -434,7 +435,7 @@ def test_every_layer_class_can_be_copied() -> None:
 
 @pytest.mark.parametrize("value", [object(), torch.zeros(2)])
 def test_a_value_without_source(value: object) -> None:
-    with pytest.raises(CaffePortError, match=r"which model\.py cannot show"):
+    with pytest.raises(CaffePortError, match=r"which cannot be written in model\.py"):
         emit_classes.literal(value)
 
 
@@ -524,7 +525,7 @@ def test_nothing_is_overwritten_that_somebody_sees(port: Callable[[str], Ported]
     ).net
     for name, value in (("mean", 0.3), ("variance", 1.0), ("scale_factor", 1.0)):
         net.n.get_blob(name).fill_(value)
-    marked = {step.layer.name for step in net.plan.steps if step.in_place}
+    marked = {step.layer.name for step in net.plan.steps if step.operation is fusion.overwrite}
     assert marked == {"relu_a", "relu_s"}
     source = emit_source.model(net).source
     assert re.findall(r"self\.(\w+) = nn.ReLU\(inplace=True\)", source) == ["relu_a", "relu_s"]

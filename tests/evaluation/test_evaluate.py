@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.data import datasets
-from caffe_port.data.datasets import ImageSet, Preprocessor
+from caffe_port.data.datasets import ImageSet
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import MEAN_IMAGE, Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import evaluate
-from caffe_port.evaluation.registry import MEAN_IMAGE, Preprocessing
 from caffe_port.formats import caffemodel
 from caffe_port.formats.message import Message
 
@@ -121,6 +122,16 @@ def test_a_mean_file_is_found_beside_the_net_or_computed(tmp_path: Path) -> None
     np.testing.assert_array_equal(again.result.confusion, run.result.confusion)
     given = evaluate.evaluate_files(weights, prototxt, data=pictures, mean=path)
     np.testing.assert_array_equal(given.result.confusion, run.result.confusion)
+    np.save(tmp_path / "mean.npy", mean)
+    array = evaluate.evaluate_files(weights, prototxt, data=pictures, mean=str(tmp_path / "mean.npy"))
+    np.testing.assert_array_equal(array.result.confusion, run.result.confusion)
+
+
+@pytest.mark.parametrize("transform", ["crop_h: 4 crop_w: 4", 'mean_file: "m" mean_value: 3'])
+def test_a_transform_param_that_caffe_would_not_follow_is_refused(tmp_path: Path, transform: str) -> None:
+    weights, prototxt, pictures = files(tmp_path, transform)
+    with pytest.raises(CaffePortError, match=r"net.prototxt:2: layer 'data' \(Data\): "):
+        evaluate.evaluate_files(weights, prototxt, data=pictures)
 
 
 def test_the_caller_has_the_last_word(tmp_path: Path) -> None:

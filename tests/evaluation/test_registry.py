@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
-from caffe_port.evaluation.registry import Preprocessing
 from caffe_port.storage import files
 
 GOOD = """
@@ -105,13 +105,3 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
         registry.read(tmp_path / "absent.toml")
     with pytest.raises(CaffePortError, match="is a folder"):
         files.sha256(tmp_path)
-
-
-def test_changes_are_checked() -> None:
-    plan = Preprocessing()
-    assert plan.changed(mean=None, std=[1.0, 2.0, 3.0]).std == (1.0, 2.0, 3.0)
-    with pytest.raises(CaffePortError, match="BRG"):
-        plan.changed(channel_order="BRG")
-    assert "4 zeros around x, crop 32, mirrored at random in training and testing" in str(
-        Preprocessing(pad=4, pad_first=True, crop=32, mirror_train=True, mirror_test=True)
-    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reading import counted
 
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry, reproduce
@@ -29,9 +30,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_slim_mnist_net_is_reproduced(shared: Path) -> None:
     steps: list[str] = []
-    outcome = reproduce.reproduce(
-        "mnist-slim-310k", mirror=shared, offline=True, step=lambda *now: steps.append(now[0])
-    )
+    with counted() as seen:
+        outcome = reproduce.reproduce(
+            "mnist-slim-310k", mirror=shared, offline=True, step=lambda *now: steps.append(now[0])
+        )
     (finding,) = outcome.findings
     assert (finding.ours, finding.reported, finding.verdict) == (99.72, 99.72, "equal")
     assert outcome.passed
@@ -40,6 +42,9 @@ def test_the_slim_mnist_net_is_reproduced(shared: Path) -> None:
     assert list(dict.fromkeys(steps)) == ["fetch", "convert", "verify", "evaluate"]
     line = next(f for f in reproduce.findings() if f.name == "mnist-slim-310k")
     assert line == finding
+    # Opened to be checked against the registry, to be read, and for the checksum in port.json and the report.
+    assert seen.of(outcome.weights) == {outcome.weights.name: (3, 1)}
+    assert seen.resolved == {(outcome.weights.name, "TEST"): 1, (outcome.weights.name, "TRAIN"): 1}
 
 
 # -- the table ------------------------------------------------------------------------------------------------------

@@ -100,11 +100,42 @@ def test_what_is_written_to_arrays_does_not_reach_the_file(tmp_path: Path) -> No
     assert np.array_equal(caffemodel.read(path).layers[0].blobs[0], WEIGHT)
 
 
-def test_the_first_of_equal_names_counts(tmp_path: Path) -> None:
+def test_of_equal_names_the_last_counts(tmp_path: Path) -> None:
     one, two = (f'layer {{ name: "c" blobs {{ data: {k} }} }}' for k in (1, 2))
     weights = caffemodel.read(save(tmp_path / "w", one + two))
     assert len(weights.layers) == 2
-    assert weights.by_name()["c"].blobs[0].tolist() == [1]
+    assert weights.by_name()["c"].blobs[0].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "agree"),
+    [
+        ((4, 2, 3, 5), (4, 2, 3, 5), True),
+        ((1, 1, 1, 10), (10,), True),  # a bias of the 4-D era
+        ((1, 1, 7, 10), (7, 10), True),  # an InnerProduct's weight of then
+        ((1, 6, 5, 3), (6, 5, 3), True),
+        ((1, 1, 1, 1), (), True),
+        ((1,), (), True),  # Caffe writes no shape for a blob without axes
+        ((1, 6), (6,), True),  # BN, as its fork stores it
+        ((1, 6, 1, 1), (6,), True),  # a mean, as NVIDIA's Caffe and SegNet store it
+        ((4, 4, 1, 3), (4, 4, 3, 1), False),
+        ((1, 4, 3, 3), (4, 1, 3, 3), False),
+        ((25, 1), (1, 25), False),
+        ((1, 10, 1, 1), (1, 10), False),
+        ((6, 1, 1, 1), (6,), False),
+        ((1, 1, 6, 1), (6,), False),
+        ((6, 1), (6,), False),
+        ((1, 1, 6), (6,), False),
+        ((1, 1, 1, 1, 6), (6,), False),
+        ((6,), (1, 6), False),
+        ((10,), (1, 1, 1, 10), False),
+        ((7, 1, 1, 10), (7, 10), False),
+        ((1, 1, 10, 7), (7, 10), False),
+        ((), (1,), False),
+    ],
+)
+def test_which_shapes_agree(held: tuple[int, ...], asked: tuple[int, ...], agree: bool) -> None:
+    assert caffemodel.shapes_agree(held, asked) is agree
 
 
 @pytest.mark.parametrize(
@@ -145,16 +176,19 @@ def test_blob_array(text: str, want: np.ndarray[Any, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("shape { dim: [2, 3] } data: [1, 2, 3]", "shape (2, 3) asks for 6 values, the file holds 3"),
-        ("shape { dim: [1000000, 1000000] } data: 1", "asks for 1000000000000 values, the file holds 1"),
-        ("num: 2 channels: 3 height: 4 width: 5", "shape (2, 3, 4, 5) asks for 120 values, the file holds 0"),
+        ("shape { dim: [2, 3] } data: [1, 2, 3]", "shape (2, 3) requires 6 values, the file contains 3"),
+        ("shape { dim: [1000000, 1000000] } data: 1", "requires 1,000,000,000,000 values, the file contains 1"),
+        ("num: 2 channels: 3 height: 4 width: 5", "shape (2, 3, 4, 5) requires 120 values, the file contains 0"),
         ("shape { dim: [-1, -1] } data: 1", "shape (-1, -1) has a negative axis"),
-        ("shape { dim: [9223372036854775807, 2, 3] }", "asks for 55340232221128654842 values, the file holds 0"),
-        (f"shape {{ dim: {[1] * 33} }} data: 1", "a shape of 33 axes; Caffe allows 32"),
+        (
+            "shape { dim: [9223372036854775807, 2, 3] }",
+            "requires 55,340,232,221,128,654,842 values, the file contains 0",
+        ),
+        (f"shape {{ dim: {[1] * 33} }} data: 1", "a shape with 33 axes; Caffe allows at most 32"),
         ("shape { dim: 2 } raw_data_type: INT raw_data: 'abcd'", "raw_data of type INT is not a float type"),
-        ("shape { dim: 2 } raw_data_type: FLOAT16 raw_data: 'abc'", "3 bytes is no whole number of FLOAT16 values"),
-        ("shape { dim: [4611686018427387904, 4611686018427387904, 0] }", "is larger than any memory"),
-        ("shape { dim: 2 } raw_data_type: FLOAT16 raw_data: ''", "shape (2,) asks for 2 values, the file holds 0"),
+        ("shape { dim: 2 } raw_data_type: FLOAT16 raw_data: 'abc'", "3 bytes is not a whole number of FLOAT16 values"),
+        ("shape { dim: [4611686018427387904, 4611686018427387904, 0] }", "is too large"),
+        ("shape { dim: 2 } raw_data_type: FLOAT16 raw_data: ''", "shape (2,) requires 2 values, the file contains 0"),
     ],
 )
 def test_blobs_that_do_not_fit_their_shape(text: str, what: str, tmp_path: Path) -> None:
@@ -192,8 +226,8 @@ def test_a_file_of_three_gigabytes_is_read_in_no_time(tmp_path: Path) -> None:
 # -- files that are something else ----------------------------------------------------------------------------------
 
 FOREIGN = {
-    "a PNG picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
-    "a JPEG picture": b"\xff\xd8\xff\xe0\0\x10JFIF",
+    "a PNG image": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "a JPEG image": b"\xff\xd8\xff\xe0\0\x10JFIF",
     "a zip archive (a PyTorch file?)": b"PK\x03\x04\x14\0\0\0",
     "a gzip archive; unpack it first": b"\x1f\x8b\x08\0",
     "a bzip2 archive; unpack it first": b"BZh91AY",
@@ -214,7 +248,7 @@ def test_other_kinds_of_files(kind: str, tmp_path: Path) -> None:
 def test_text_given_as_weights(tmp_path: Path) -> None:
     path = tmp_path / "net.prototxt"
     path.write_text('layer { name: "a" }')
-    with pytest.raises(ParseError, match=r"is text, not a \.caffemodel\n  Give the prototxt first, the weights second"):
+    with pytest.raises(ParseError, match=r"is text, not a \.caffemodel\n  Give the prototxt first and the weights"):
         caffemodel.read(path)
 
 
@@ -225,7 +259,7 @@ def test_empty_missing_folder_unreadable(tmp_path: Path) -> None:
         caffemodel.read(empty)
     with pytest.raises(CaffePortError, match="cannot be read: No such file or directory"):
         caffemodel.read(tmp_path / "missing")
-    with pytest.raises(CaffePortError, match="is a folder, a file was expected"):
+    with pytest.raises(CaffePortError, match="is a folder; expected a file"):
         caffemodel.read(tmp_path)
     with pytest.raises(CaffePortError, match="cannot be read"):
         caffemodel.read("a\0b")
@@ -249,14 +283,18 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ('name: "n"', "holds no layers: not a .caffemodel"),
-        ('layer { name: "a" } layer { name: "b" }', "holds 2 layers, none with weights: not a .caffemodel"),
+        ('name: "n"', "contains no layers: it is damaged or not a .caffemodel"),
+        ('layer { name: "a" }', "contains 1 layer, none with weights: it is damaged or not a .caffemodel"),
+        (
+            'layer { name: "a" } layer { name: "b" }',
+            "contains 2 layers, none with weights: it is damaged or not a .caffemodel",
+        ),
     ],
 )
 def test_messages_without_weights(text: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(ParseError) as caught:
         caffemodel.read(save(tmp_path / "w", text))
-    assert caught.value.what == f"{what}, or a damaged one"
+    assert caught.value.what == what
 
 
 def test_damaged_files_end_in_weights_or_a_sentence(tmp_path: Path) -> None:
@@ -335,14 +373,14 @@ def _outside(file: h5py.File) -> None:
 
 
 HDF5 = {
-    "no_group": (_no_group, "holds no group 'data': not a .caffemodel.h5"),
-    "no_layers": (_no_layers, "holds no layers with weights"),
-    "data_is_an_array": (_data_is_an_array, "holds no group 'data': not a .caffemodel.h5"),
-    "strings": (_strings, "'0' holds no numbers"),
-    "bomb": (_bomb, "'/data/a/0' declares 4000000000000 bytes, 0 are stored"),
-    "compressed_bomb": (_compressed_bomb, "'/data/a/0' declares 67108864 bytes, 0 are stored"),
+    "no_group": (_no_group, "has no group 'data': not a .caffemodel.h5"),
+    "no_layers": (_no_layers, "contains no layers with weights"),
+    "data_is_an_array": (_data_is_an_array, "has no group 'data': not a .caffemodel.h5"),
+    "strings": (_strings, "'0' is not numeric"),
+    "bomb": (_bomb, "'/data/a/0' declares 4,000,000,000,000 bytes but stores 0"),
+    "compressed_bomb": (_compressed_bomb, "'/data/a/0' declares 67,108,864 bytes but stores 0"),
     "cycle": (_cycle, "contains itself"),
-    "outside": (_outside, "'0' leads to another file, which is not followed"),
+    "outside": (_outside, "'0' is a link to another file, which is not followed"),
 }
 
 
@@ -395,10 +433,10 @@ def test_mean(head: str, field: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("num: 1", "holds no data: not a .binaryproto mean"),
-        ("num: 1 channels: 3 height: 2 width: 5 data: 1", "shape (1, 3, 2, 5) asks for 30 values, the file holds 1"),
-        (f"num: 3 channels: 2 height: 5 width: 1 data: {numbers(MEAN)}", "shape (3, 2, 5, 1) is not one image"),
-        ("data: [1, 2]", "shape (2,) is not one image"),
+        ("num: 1", "contains no data: not a .binaryproto mean"),
+        ("num: 1 channels: 3 height: 2 width: 5 data: 1", "shape (1, 3, 2, 5) requires 30 values, the file contains 1"),
+        (f"num: 3 channels: 2 height: 5 width: 1 data: {numbers(MEAN)}", "shape (3, 2, 5, 1) is not a single image"),
+        ("data: [1, 2]", "shape (2,) is not a single image"),
     ],
 )
 def test_no_mean(text: str, what: str, tmp_path: Path) -> None:

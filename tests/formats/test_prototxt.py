@@ -232,13 +232,13 @@ def test_comments_in_gbk_do_no_harm(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CaffePortError, match=r"net\.prototxt: cannot be read: No such file or directory"):
         prototxt.read(tmp_path / "net.prototxt", "NetParameter")
-    with pytest.raises(CaffePortError, match="is a folder, a file was expected"):
+    with pytest.raises(CaffePortError, match="is a folder; expected a file"):
         prototxt.read(tmp_path, "NetParameter")
     with pytest.raises(CaffePortError, match="cannot be read"):
         prototxt.read("a\0b", "NetParameter")
     weights = tmp_path / "w.caffemodel"
     weights.write_bytes(b"\n\x03net\xa2\x06\x00\x00\x00")
-    with pytest.raises(ParseError, match="is a binary file, not prototxt text\n  Weights are given as the second"):
+    with pytest.raises(ParseError, match="is a binary file, not prototxt text\n  Give the weights as the second"):
         prototxt.read(weights, "NetParameter")
 
 
@@ -246,7 +246,7 @@ def test_a_huge_file_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(prototxt, "MAX_BYTES", 1 << 20)
     path = tmp_path / "net.prototxt"
     path.write_bytes(b" " * (1 << 20) + b" ")
-    with pytest.raises(ParseError, match="is larger than 1 MiB; such a file never is"):
+    with pytest.raises(ParseError, match="is larger than 1 MiB, the limit for files of this kind"):
         prototxt.read(path, "NetParameter")
 
 
@@ -299,9 +299,9 @@ ERRORS = {
     'name: "ab\\q"': "1:10: unknown escape '\\q' in a string",
     'name: "ab\\x"': "1:10: unknown escape '\\x' in a string",
     'name: "\\400"': "1:8: escape '\\400' is larger than a byte",
-    "input_dim: 1input_dim: 2": "1:12: this is no number, or a space is missing behind it",
-    "input_dim: 0xfg": "1:12: this is no number, or a space is missing behind it",
-    "layer { relu_param { negative_slope: 1.2.3 } }": "1:38: this is no number, or a space is missing behind it",
+    "input_dim: 1input_dim: 2": "1:12: this is not a number, or a space is missing after it",
+    "input_dim: 0xfg": "1:12: this is not a number, or a space is missing after it",
+    "layer { relu_param { negative_slope: 1.2.3 } }": "1:38: this is not a number, or a space is missing after it",
     "name: +1": "1:7: unexpected character '+'",
     "\n\n  @": "3:3: unexpected character '@'",
     "# c\nlayer { name: é }": "2:15: unexpected character 'é'",
@@ -323,7 +323,7 @@ def test_a_solver_given_as_net() -> None:
     with pytest.raises(ParseError) as caught:
         prototxt.parse('net: "train_val.prototxt"\nbase_lr: 0.1', "NetParameter", "s")
     assert str(caught.value).startswith("s:1:1: NetParameter has no field 'net'.")
-    assert caught.value.hint == "This looks like a solver; give the net that its 'net:' names."
+    assert caught.value.hint == "This looks like a solver; give the net that its 'net:' field names."
 
 
 def test_long_tokens_are_shown_shortened() -> None:

@@ -99,7 +99,7 @@ def test_v1_by_number() -> None:
         "Convolution",
         "InnerProduct",
     ]
-    assert "type 77 is not one of V1's" in refused_message(Message("V1LayerParameter", name="a", type=77))
+    assert "type 77 is not a V1 type" in refused_message(Message("V1LayerParameter", name="a", type=77))
 
 
 def refused_message(layer: Message) -> str:
@@ -126,8 +126,8 @@ def test_the_original_is_left_alone() -> None:
 
 def test_a_mixture_is_refused() -> None:
     said = refused('layer { name: "a" type: "ReLU" }\nlayers { name: "b" type: RELU }')
-    assert said.startswith("net.prototxt:2: 'layers' (the old form) and 'layer' are mixed in one net")
-    assert said.endswith("\n  Write every layer in one form.")
+    assert said.startswith("net.prototxt:2: 'layers' (the old format) and 'layer' are mixed in one net")
+    assert said.endswith("\n  Write all layers in the same format.")
 
 
 # -- V0 -------------------------------------------------------------------------------------------------------------
@@ -225,15 +225,15 @@ def test_v0_parameters_of_no_use_are_kept_aside() -> None:
                 'layers { layer { name: "p" type: "padding" pad: 1 } bottom: "a" top: "b" }\n'
                 'layers { layer { name: "r" type: "relu" } bottom: "b" top: "c" }'
             ),
-            "net.prototxt:2: layer 'r' (relu): reads padding layer 'p'; only conv and pool can",
+            "net.prototxt:2: layer 'r' (relu): reads padding layer 'p'; only conv and pool may",
         ),
         (
             'layers { layer { name: "p" type: "padding" pad: 1 } bottom: "a" bottom: "b" top: "c" }',
-            "net.prototxt:1: layer 'p' (padding): has one bottom and one top",
+            "net.prototxt:1: layer 'p' (padding): must have one bottom and one top",
         ),
         (
             'layers { layer { name: "c" type: "convo" } }',
-            "net.prototxt:1: layer 'c' (convo): is of no type that V0 had. Did you mean 'conv'?",
+            "net.prototxt:1: layer 'c' (convo): is not a layer type of V0. Did you mean 'conv'?",
         ),
     ],
 )
@@ -323,8 +323,8 @@ def test_legacy_inputs(head: str, input_layer: str) -> None:
 @pytest.mark.parametrize(
     ("head", "what"),
     [
-        ('input: "data" input_dim: [2, 3, 5]', "1 inputs need 4 input_dim, got 3"),
-        ('input: "a" input: "b" input_shape { dim: 2 }', "2 inputs need 2 input_shape, got 1"),
+        ('input: "data" input_dim: [2, 3, 5]', "expected 4 input_dim values for 1 input, got 3"),
+        ('input: "a" input: "b" input_shape { dim: 2 }', "expected 2 input_shape for 2 inputs, got 1"),
     ],
 )
 def test_legacy_inputs_that_are_incomplete(head: str, what: str) -> None:

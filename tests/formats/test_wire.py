@@ -390,7 +390,7 @@ def test_truncated_at_every_byte() -> None:
         try:
             theirs = oracle.plain(oracle.of("NetParameter").FromString(data[:length]))
         except DecodeError:
-            with pytest.raises(ParseError, match=r"\(at byte \d+ of \d+\): the file is damaged or not of this format"):
+            with pytest.raises(ParseError, match=r"\(at byte \d+ of \d+\): the file is damaged or not in this format"):
                 wire.parse(data[:length], "NetParameter")
             refused += 1
         else:
@@ -429,18 +429,18 @@ def test_any_bytes_end_in_a_message_or_a_parse_error(data: bytes, name: str) -> 
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"\x80", "the data ends inside a number (at byte 0 of 1)"),
-        (b"\x08" + b"\xff" * 11, "a number is longer than ten bytes (at byte 1 of 12)"),
-        (b"\x00\x01", "BlobProto holds a field of number 0 (at byte 0 of 2)"),
-        (b"\x2a\x05ab", "a field of BlobProto is 5 bytes long, 2 are left (at byte 0 of 4)"),
-        (b"\x2a\x05abcde", "'data' is 5 bytes long, no whole number of floats (at byte 2 of 7)"),
+        (b"\x80", "the data ends inside a varint (at byte 0 of 1)"),
+        (b"\x08" + b"\xff" * 11, "a varint is longer than ten bytes (at byte 1 of 12)"),
+        (b"\x00\x01", "BlobProto has a field with number 0 (at byte 0 of 2)"),
+        (b"\x2a\x05ab", "a field of BlobProto is 5 bytes long, with only 2 left (at byte 0 of 4)"),
+        (b"\x2a\x05abcde", "'data' is 5 bytes long, not a whole number of floats (at byte 2 of 7)"),
         (b"\x2d\x00\x00", "the data ends inside a value (at byte 0 of 3)"),
         (b"\x0b", "field 1 of BlobProto has wire type 3 (at byte 0 of 1)"),
         (b"\x0f", "field 1 of BlobProto has wire type 7 (at byte 0 of 1)"),
-        (b"\x3a\x03\x0a\x05\x01", "a field of BlobShape is 5 bytes long, 1 are left (at byte 2 of 5)"),
+        (b"\x3a\x03\x0a\x05\x01", "a field of BlobShape is 5 bytes long, with only 1 left (at byte 2 of 5)"),
         (
             b"\x2a\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
-            "a field of BlobProto is 9223372036854775807 bytes long, 0 are left",
+            "a field of BlobProto is 9,223,372,036,854,775,807 bytes long, with only 0 left",
         ),
     ],
 )
@@ -464,7 +464,7 @@ def test_a_declared_terabyte_allocates_nothing() -> None:
     claim = b"\x2a" + varint(4 * 10**12) + b"abcd"
     shape = delimited(7, delimited(1, varint(10**6) * 2))
     tracemalloc.start()
-    with pytest.raises(ParseError, match="4000000000000 bytes long, 4 are left"):
+    with pytest.raises(ParseError, match="4,000,000,000,000 bytes long, with only 4 left"):
         wire.parse(shape + claim, "BlobProto")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from caffe_port import api
 from caffe_port.data import records
+from caffe_port.data.prepare import prepare
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.emit import blobs, model_source
 from caffe_port.errors import CaffePortError
@@ -121,9 +123,9 @@ def picture_list(data: bytes) -> None:
     """A list of pictures and labels; what lies behind a NUL is the picture that 'a' names."""
     text, _, picture = data.partition(b"\0")
     _file(picture, "a")
-    found = records.ImageList(_file(text, "list.txt"), f"{_FOLDER.name}/", (5, 7))
+    found = records.ImageList(_file(text, "list.txt"), f"{_FOLDER.name}/")
     for index in range(min(len(found), 20)):
-        found[index]
+        prepare(found[index][0], Preprocessing(None, resize=(5, 7)))
 
 
 def caffe_log(data: bytes) -> None:

@@ -17,7 +17,7 @@ from caffe_port.net.state_dict import write_safetensors
 
 
 def drawn(folder: Path, text: str) -> Ported:
-    """A net from the text of a prototxt, drawn by its fillers."""
+    """A net from the text of a prototxt, initialized from its fillers."""
     path = folder / "net.prototxt"
     path.write_text(text, encoding="utf-8")
     return caffe_port.port(path)
@@ -48,7 +48,7 @@ def written(net: Net, tmp_path: Path, fold: bool = False) -> tuple[emit_source.M
 
 
 def forward_of(source: str) -> str:
-    """The body of the last ``forward``, without indentation of the class."""
+    """The body of the last ``forward``, without the indentation of the class."""
     text = source[source.rindex("    def forward(") :]
     return "\n".join(line[8:] for line in text.splitlines()[1:])
 
@@ -61,7 +61,7 @@ def outputs(module: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor]:
 
 
 def assert_same(net: Net, module: nn.Module, inputs: list[Tensor], training: bool) -> None:
-    """Bit-equal outputs, and gradients of the inputs where there are any."""
+    """Asserts bit-equal outputs, and bit-equal gradients of the inputs if there are any."""
     net.train(training)
     module.train(training)
     wanted, got = outputs(net, inputs), outputs(module, inputs)

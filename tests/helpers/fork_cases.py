@@ -1,4 +1,4 @@
-"""A small case of every feed-forward type of the forks: parameters, and what it is fed with."""
+"""A small case for every feed-forward type of the forks: parameters and inputs."""
 
 import torch
 from fork_layers import random

@@ -31,7 +31,7 @@ def overlap(a, b):
 
 
 def assert_rows_close(got, theirs):
-    """OpenCV orders an image's rows by score, and fills up with zeros."""
+    """Compares detections; OpenCV sorts an image's rows by score and pads with zeros."""
     rows = [a.reshape(-1, 7) for a in (got, theirs)]
     got, theirs = (r[np.lexsort((-r[:, 2], r[:, 0]))] for r in (rows[0], rows[1][rows[1][:, 2] > 0]))
     assert got.shape == theirs.shape

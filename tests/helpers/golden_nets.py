@@ -21,7 +21,7 @@ ATOL, RTOL = 1e-5, 1e-4
 
 @dataclass
 class Golden:
-    """A golden case: Caffe's arrays, and our Net with the same parameters in the same phase."""
+    """A golden case: Caffe's arrays, and a Net with the same parameters in the same phase."""
 
     arrays: dict[str, Array]
     net: Net
@@ -32,7 +32,7 @@ class Golden:
 
 
 def load(path: Path) -> Golden:
-    """Reads NAME.prototxt, NAME.npz and, where there is one, NAME.caffemodel."""
+    """Reads NAME.prototxt, NAME.npz and, if it exists, NAME.caffemodel."""
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     phase = str(arrays.pop("phase"))
@@ -58,7 +58,7 @@ def assert_close(actual: Array, expected: Array, what: str) -> None:
 
 
 def case_of(path: Path) -> tuple[Case, dict[tuple[str, int], np.ndarray]]:
-    """The Case of a golden net, and what Caffe made of it."""
+    """The Case of a golden net, and the tops that Caffe computed."""
     golden = load(path)
     weights = path.with_suffix(".caffemodel")
     blobs = {layer.name: layer.blobs for layer in caffemodel.read(weights).layers} if weights.exists() else {}

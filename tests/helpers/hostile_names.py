@@ -1,4 +1,4 @@
-"""Names that a file may hold, and that must stay names."""
+"""Names that a file may contain, and that must remain plain names."""
 
 NAMES = {
     "escape": "a\x1b[31mred\x1b[0m",

@@ -33,7 +33,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def store(path: Path, net: str, **blobs: list[np.ndarray]) -> Path:
-    """A caffemodel of a prototxt's text; zeros but for the blobs given."""
+    """Writes a caffemodel from the text of a prototxt, with the given blobs."""
     message = prototxt.parse(net, "NetParameter")
     caffemodel.write(path, message, blobs)
     return path

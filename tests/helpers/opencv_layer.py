@@ -1,4 +1,4 @@
-"""One layer, computed by OpenCV's own importer and layers (cv2.dnn): golden values that are not ours."""
+"""One layer computed with OpenCV's own importer and layers (cv2.dnn): golden values from independent code."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""protobuf itself as the oracle: its classes for our schema, random messages, and both kinds as plain values."""
+"""protobuf as the oracle: its classes for caffe-port's schema, random messages, and both kinds as plain values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parse_text(text: str, name: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A protobuf message or one of ours as nested dicts of what is set, floats as float32 bytes."""
+    """A message of protobuf's or caffe-port's as nested dicts of the set fields, with floats as float32 bytes."""
     if isinstance(value, Message):
         assert value.schema is not None
         fields = value.schema.fields

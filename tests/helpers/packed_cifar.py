@@ -1,4 +1,4 @@
-"""CIFAR as the shared folder has it: .webp strips of 500 pictures below one another, and labels as .npy."""
+"""CIFAR as it is in the shared folder: .webp strips of 500 images, one below another, and labels as .npy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caffe_port.data.datasets import ImageSet, from_arrays
 
 
 def load(folder: Path, split: str, strips: int | None = None) -> ImageSet:
-    """An ImageSet of ``folder/<split>_NNN.webp``; of the first ``strips`` of them."""
+    """An ImageSet of ``folder/<split>_NNN.webp``, or only the first ``strips`` of them."""
     files = sorted(folder.glob(f"{split}_[0-9]*.webp"))[:strips]
     images = np.concatenate([np.asarray(Image.open(file)).reshape(-1, 32, 32, 3) for file in files])
     labels = np.load(folder / f"{split}_labels.npy")[: len(images)]

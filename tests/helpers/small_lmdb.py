@@ -1,4 +1,4 @@
-"""A small database of pictures, as LMDB itself writes it."""
+"""A small database of images, written by LMDB itself."""
 
 from __future__ import annotations
 

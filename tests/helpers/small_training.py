@@ -1,4 +1,4 @@
-"""A net small enough to be trained in a moment, its solver and its data."""
+"""A net that is small enough to train in a moment, its solver and its data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ max_iter: 12 display: 1 average_loss: 3 test_iter: 2 test_interval: 4 snapshot: 
 
 
 def project(folder: Path, type_: str = "SGD", more: str = "momentum: 0.9", norm: str = NORM, data: str = DATA) -> Path:
-    """A solver, its net and data; gives the solver's path."""
+    """Writes a solver, its net and data; returns the solver's path."""
     import h5py
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -43,8 +43,8 @@ def test_diff_of_a_prototxt_that_does_not_fit(shared: Path) -> None:
     text = render(found, 110)
     assert "!  conv1     Convolution   64x1x3x3, 64      32x1x3x3, 32     num_output 64 / 32" in text
     assert "   conv2     Convolution   32x32x3x3, 32     32x32x3x3, 32\n" in text
-    assert "What to change in the prototxt: conv1, conv2_2, conv3, conv4_0, cccp4, cccp5, cccp6; other" in text
-    assert "carries its own definition, which fits" in text
+    assert "Change in the prototxt: conv1, conv2_2, conv3, conv4_0, cccp4, cccp5, cccp6; other" in text
+    assert "carries its own definition, which matches" in text
     assert max(map(len, text.splitlines()[3:])) <= 110
     assert json.loads(json.dumps(found.to_json()))["layers"][0]["verdict"] == "differs"
 
@@ -55,7 +55,7 @@ def test_diff_of_what_fits(shared: Path) -> None:
         found = diff(zoo / folder / f"{net}.prototxt", zoo / folder / f"{weights}.caffemodel")
         assert found.fits
         assert {r.verdict for r in found.rows} == {"equal"}
-        assert "What to change" not in render(found)
+        assert "Change in the prototxt" not in render(found)
 
 
 def test_diff_agrees_with_loading(shared: Path) -> None:
@@ -89,7 +89,7 @@ def test_missing_and_extra_layers(tmp_path: Path) -> None:
         ("ip", "equal"),
     ]
     assert found.fits, "Caffe draws what is missing by its filler, and ignores what it does not know"
-    assert found.summary == "none of 2 layers differs; 1 is not in the weights; 1 is in the weights only."
+    assert found.summary == "0 of 2 layers differ; 1 is not in the weights; 1 is only in the weights."
     text = render(found)
     assert "-  c2" in text
     assert "+  other" in text
@@ -106,7 +106,7 @@ def test_unknown_lengths_are_not_called_equal(tmp_path: Path) -> None:
 def test_another_number_of_blobs(tmp_path: Path) -> None:
     weights = store(tmp_path / "w.caffemodel", NET, conv=zeros((4, 3, 3, 3)), ip=zeros((5, 140), (5,)))
     found = diff(write(tmp_path / "net.prototxt", NET), weights)
-    assert {r.name: r.reason for r in found.rows if r.verdict == "differs"} == {"conv": "2 / 1 blobs (bias_term)"}
+    assert {r.name: r.reason for r in found.rows if r.verdict == "differs"} == {"conv": "blobs 2 / 1 (bias_term)"}
     assert found.own_fits is False
 
 
@@ -137,6 +137,7 @@ def test_merged_order() -> None:
     [
         ((10,), (1, 1, 1, 10), True),
         ((), (1,), True),
+        ((4, 4, 3, 1), (4, 4, 1, 3), False),
         ((2, 3), (3, 2), False),
         ((None, 3), (2, 3), None),
         ((None, 3), (2, 4), False),

@@ -224,7 +224,7 @@ def test_weights_with_their_definition(shared: Path) -> None:
     facts = dict(found.facts)
     assert found.kind == "weights"
     assert facts["format"] == "weights, V2"
-    assert facts["weights"] == "302,458 numbers (float32), 78 blobs of 34 layers"
+    assert facts["weights"] == "302,458 values (float32), 78 blobs in 34 layers"
     assert facts["definition"] == "inside the file, saved in phase TRAIN"
     assert facts["inputs"] == "data 1x1x28x28, label 1"
     assert found.bytes == 1_214_196
@@ -263,7 +263,7 @@ def test_net_and_weights_together(shared: Path) -> None:
     landmarks = 10 * 128 + 10  # conv5-3 of det2.caffemodel is not in det2.prototxt
     assert [one.totals["parameters"] for one in found] == [held[0], held[1] - landmarks, held[2]]
     assert not found[0].notes
-    assert any("1 is in the weights only" in note for note in found[1].notes)
+    assert any("1 is only in the weights" in note for note in found[1].notes)
 
 
 def test_weights_that_do_not_fit_are_an_error(shared: Path) -> None:
@@ -283,7 +283,7 @@ def test_numbers(tmp_path: Path) -> None:
     assert (first.minimum, first.maximum, first.mean, first.nans, first.infinities) == (0, 107, 53.5, 0, 0)
     assert (second.minimum, second.maximum, second.mean, second.nans, second.infinities) == (-2, 4, 1, 1, 1)
     text = render(found)
-    assert "1 blobs hold NaN or infinity" in text
+    assert "1 blob contains NaN or infinity" in text
     json.dumps(found.to_json(), allow_nan=False)
 
 
@@ -336,7 +336,7 @@ def test_solver_state() -> None:
     path = next(iter(sorted((GOLDEN / "solvers").glob("adadelta_iter_*.solverstate"))))
     found = inspect_file(path)
     assert found.kind == "solverstate"
-    assert dict(found.facts)["history"] == "16 blobs, 740 numbers"
+    assert dict(found.facts)["history"] == "16 blobs, 740 values"
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_kinds(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     ("name", "content", "what"),
     [
         ("empty.prototxt", b"", "is empty"),
-        ("picture.caffemodel", b"\x89PNG\r\n\x1a\n\x00\x00", "is a PNG picture"),
+        ("picture.caffemodel", b"\x89PNG\r\n\x1a\n\x00\x00", "is a PNG image"),
         ("text.caffemodel", NET.encode(), "is text, not a .caffemodel"),
         ("broken.prototxt", b"layer {", "the file ends inside the block"),
         ("nothing.prototxt", b'name: "x"', "holds no layers"),
@@ -387,7 +387,7 @@ def test_folders_and_pairs(tmp_path: Path) -> None:
     with pytest.raises(CaffePortError, match="cannot be read"):
         inspect_file(tmp_path / "absent.prototxt")
     solver = write(tmp_path / "solver.prototxt", SOLVER)
-    with pytest.raises(CaffePortError, match="is a solver file; a net's prototxt comes before the weights"):
+    with pytest.raises(CaffePortError, match="is a solver file; expected a net's prototxt before the weights"):
         inspect_file(solver, solver)
     with pytest.raises(CaffePortError, match="got a solver and a solver file"):
         diff(solver, solver)

@@ -22,6 +22,7 @@ layer { name: "bn" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { mov
 layer { name: "scale" type: "Scale" bottom: "y" top: "z" scale_param { bias_term: true } }
 layer { name: "drop" type: "Dropout" bottom: "z" top: "d" dropout_param { dropout_ratio: 0.25 } }
 """
+SIDE = 'layer {{ name: "{name}" type: "Power" bottom: "{bottom}" top: "{name}" include {{ phase: {phase} }} }}\n'
 X = torch.linspace(-2, 3, 4 * 3 * 6 * 5).reshape(4, 3, 6, 5)
 
 
@@ -174,3 +175,69 @@ def test_dropout_passes_in_eval_alone(net: Any) -> None:
     net.drop.scale_train = True
     net.drop.train()
     assert not torch.equal(net(X), net(X))
+
+
+# -- which layer follows which ----------------------------------------------------------------------------------------
+
+BOTH = frozenset((False, True))
+
+
+def pairs(tmp_path: Path, text: str) -> list[tuple[str, str, frozenset[bool]]]:
+    (tmp_path / "n.prototxt").write_text(text)
+    return [tuple(pair) for pair in fusion.pairs(caffe_port.load(tmp_path / "n.prototxt").plans)]
+
+
+def test_pairs_of_both_phases(tmp_path: Path) -> None:
+    assert pairs(tmp_path, NET) == [("bn", "scale", BOTH), ("scale", "drop", BOTH)]
+
+
+@pytest.mark.parametrize(
+    ("more", "gone"),
+    [
+        (SIDE.format(name="p", bottom="y", phase="TRAIN"), ("bn", "scale")),  # read by another in one phase
+        (SIDE.format(name="p", bottom="z", phase="TEST"), ("scale", "drop")),
+        ('layer { name: "sum" type: "Eltwise" bottom: "y" bottom: "d" top: "s" }', ("bn", "scale")),
+        ('layer { name: "sum" type: "Eltwise" bottom: "z" bottom: "z" top: "s" }', ("scale", "drop")),
+    ],
+)
+def test_no_pair_where_another_reads_the_first(tmp_path: Path, more: str, gone: tuple[str, str]) -> None:
+    found = {names[:2] for names in pairs(tmp_path, NET + more)}
+    assert {("bn", "scale"), ("scale", "drop")} - found == {gone}
+
+
+def test_pairs_of_one_phase(tmp_path: Path) -> None:
+    """The Scale follows one layer in TEST, another in TRAIN."""
+    first, _, scale, drop = NET.splitlines()
+    of_train = (
+        'layer { name: "p" type: "Power" bottom: "x" top: "y" include { phase: TRAIN } }\n'
+        'layer { name: "t" type: "TanH" bottom: "y" top: "y" include { phase: TRAIN } }\n'
+    )
+    of_test = 'layer { name: "q" type: "Power" bottom: "x" top: "y" include { phase: TEST } }'
+    found = pairs(tmp_path, f"{first}\n{of_train}\n{of_test}\n{scale}\n{drop}")
+    assert found == [("scale", "drop", BOTH), ("p", "t", frozenset((True,)))]
+
+
+def test_a_top_that_counts_as_a_loss_is_not_its_readers_alone(tmp_path: Path) -> None:
+    assert pairs(tmp_path, NET.replace('top: "y"', 'top: "y" loss_weight: 1')) == [("scale", "drop", BOTH)]
+
+
+def test_by_names_alone(net: Any) -> None:
+    spec = net.plan.spec
+    assert {name: layer.name for name, layer in fusion.scales_by_name(spec).items()} == {"bn": "scale"}
+    readers = {name: layer.name for (name, _), layer in fusion.sole_readers(spec).items()}
+    assert readers == {spec.layers[0].name: "bn", "bn": "scale", "scale": "drop"}
+
+
+def test_modules_that_share_a_blob_stay_apart(tmp_path: Path) -> None:
+    named = 'param { name: "m" } param { name: "v" } param { name: "f" }'
+    other = f'layer {{ name: "bn2" type: "BatchNorm" bottom: "x" top: "o" {named} }}'
+    (tmp_path / "n.prototxt").write_text(NET.replace('type: "BatchNorm"', f'type: "BatchNorm" {named}') + other)
+    net = caffe_port.load(tmp_path / "n.prototxt")
+    assert fusion.unshared(net) == {"scale", "drop"}
+    assert net.scales == {}
+
+
+def test_what_runs_as_one_compiles(net: Any) -> None:
+    with torch.no_grad():
+        made = torch.compile(net, backend="aot_eager", fullgraph=True)(X)
+        torch.testing.assert_close(made, one_by_one(net))

@@ -19,8 +19,9 @@ from caffe_port import api, devices
 from caffe_port.data import datasets
 from caffe_port.data.augment import Augmentation, Epochs
 from caffe_port.data.batches import positions
+from caffe_port.data.prepare import Preprocessor
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
-from caffe_port.evaluation.registry import Preprocessing
 from caffe_port.training import cuda_graph, fast_recipe, fused_layers, processes, run_folder
 from caffe_port.training.optimizers import OPTIMIZERS
 from caffe_port.training.train import TrainOptions, train
@@ -184,6 +185,48 @@ def test_relu_and_dropout_together(tmp_path: Path) -> None:
         torch.testing.assert_close(x.grad, (y > 0) / 0.75)
 
 
+def test_what_is_fused_is_in_the_plan_of_train_alone(tmp_path: Path) -> None:
+    net = small(tmp_path, NET)
+    steps, test = net.plans[True].steps, net.plans[False]
+    for _ in range(2):  # a second time does nothing more
+        fused_layers.fuse(net)
+        assert [step.attribute for step in net.plans[True].fused] == ["bn", "relu"]
+        assert net.plans[True].steps == steps
+        assert net.plans[False] == test
+    assert not any({"forward", "normalize"} & vars(module).keys() for module in net.modules())
+
+
+def test_hooks_and_modules_of_ones_own_end_the_fusion(tmp_path: Path) -> None:
+    net = small(tmp_path, NET)
+    fused_layers.fuse(net)
+    net.train()
+    with torch.no_grad():
+        net.scale.weight.fill_(3.0)
+    seen: dict[str, Any] = {}
+    for name in ("bn", "scale", "relu", "drop"):
+        getattr(net, name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
+    x = torch.randn(4, 3, 6, 5)
+    net(x)
+    assert list(seen) == ["bn", "scale", "relu", "drop"]
+    torch.testing.assert_close(seen["scale"], 3 * seen["bn"])
+    torch.testing.assert_close(seen["relu"], seen["scale"].relu())
+    net = small(tmp_path, NET)
+    fused_layers.fuse(net)
+    net.scale, net.drop = torch.nn.Tanh(), torch.nn.Identity()
+    torch.testing.assert_close(net.train()(x), net.bn(x).tanh().relu())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_fused_compiles(tmp_path: Path, training: bool) -> None:
+    plain, fused = (small(tmp_path, NET.replace("0.25", "0")).train(training) for _ in range(2))
+    fused.load_state_dict(plain.state_dict())
+    assert fused_layers.fuse(fused, relu_dropout=False) == 1
+    x = torch.randn(4, 3, 6, 5)
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain(x))
+    torch.testing.assert_close(fused.bn.mean, plain.bn.mean)
+
+
 def test_what_others_read_too_is_not_fused(tmp_path: Path) -> None:
     read_twice = NET.replace('bottom: "y" top: "z"', 'bottom: "y" top: "z"') + (
         'layer { name: "sum" type: "Eltwise" bottom: "y" bottom: "d" top: "s" }\n'
@@ -263,7 +306,7 @@ def test_the_graphed_update_warms_up_captures_and_replays(monkeypatch: pytest.Mo
 def test_a_feed_on_the_device_takes_the_records_that_positions_names(shuffle: bool, batch_size: int) -> None:
     images = RNG.integers(0, 256, (10, 3, 6, 5), dtype=np.uint8)
     pictures = datasets.from_arrays(images, np.arange(10), "made up")
-    prepare = datasets.Preprocessor(Preprocessing(), "RGB")
+    prepare = Preprocessor(Preprocessing(), "RGB")
     feed = datasets.ImageFeed(pictures, prepare, batch_size, train=True, shuffle=shuffle, seed=3)
     for number in (0, 1, 5, 2):
         want = positions(number, batch_size, 10, 3 if shuffle else None)
@@ -387,3 +430,15 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[24:] == sorted(rates[24:], reverse=True)
     assert 0 < rates[-1] < 0.01
     assert all(map(math.isfinite, (fast_recipe.Recipe().rate(0, 1), fast_recipe.Recipe().rate(0, 2))))
+
+
+def test_the_recipe_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = []
+    compiled = fast_recipe._compiled
+    monkeypatch.setattr(fast_recipe, "_compiled", lambda net, *args: nets.append(net) or compiled(net, *args))
+    options = recipe_options(tmp_path, epochs=1, bf16=False)
+    fast_recipe.train(tmp_path / "run", options)
+    (net,) = nets
+    assert "Dropout" in [step.layer.type for step in net.plan.steps]
+    x = torch.ones(20, *net.plan.shapes[net.plan.spec.inputs[0][1]][1:])
+    assert torch.equal(net.train()(x), net(x))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from caffe_port import api
 from caffe_port.errors import CaffePortError
-from caffe_port.layers import lookup
+from caffe_port.net import fusion
 from caffe_port.training import processes
 
 
@@ -48,20 +51,28 @@ def test_of_two_the_second_takes_the_second_half() -> None:
 
 
 @pytest.mark.usefixtures("second_of_two")
-def test_statistics_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_all_rows(tmp_path: Path) -> None:
     """The other process is made to hold the same rows: the statistics of both are those of one, twice counted."""
-    from torch.distributed.nn import functional
-
-    monkeypatch.setattr(functional, "all_reduce", lambda value: 2 * value)
-    cls = lookup("BatchNorm")
-    assert cls is not None
-    alone, synced = (cls.make({"num_features": 3, "momentum": 0.5}) for _ in range(2))
+    (tmp_path / "n.prototxt").write_text(
+        """name: "n" input: "x" input_shape { dim: 4 dim: 3 dim: 5 dim: 6 }
+        layer { name: "bn" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { moving_average_fraction: 0.5 } }
+        layer { name: "scale" type: "Scale" bottom: "y" top: "z" scale_param { bias_term: true } }"""
+    )
+    alone, synced = (api.load(tmp_path / "n.prototxt") for _ in range(2))
+    before = dict(synced.named_buffers())
     processes.sync_batch_norm(synced)
+    assert isinstance(synced.bn, processes.SyncBatchNorm)
+    assert synced.bn.args == alone.bn.args
+    assert all(value is before[name] for name, value in synced.named_buffers()), "an optimiser may hold these"
+    assert list(synced.state_dict()) == list(alone.state_dict())
+    assert list(synced.caffe_layers()) == list(alone.caffe_layers())
     x = torch.randn(4, 3, 5, 6)
     torch.testing.assert_close(synced.train()(x), alone.train()(torch.cat([x, x]))[:4])
     for blob in ("mean", "variance", "scale_factor"):
-        torch.testing.assert_close(synced.get_blob(blob), alone.get_blob(blob))
-    torch.testing.assert_close(synced.eval()(x), alone.eval()(x))
+        torch.testing.assert_close(synced.bn.get_blob(blob), alone.bn.get_blob(blob))
+        alone.bn.set_blob(blob, synced.bn.get_blob(blob))
+    assert torch.equal(synced.eval()(x), alone.eval()(x))
+    assert synced.bn in fusion._KEPT, "in eval() it is one with its Scale, as BatchNorm is"
 
 
 def test_a_device_that_is_not_there() -> None:

@@ -109,6 +109,31 @@ def test_a_state_survives_writing(tmp_path: Path, suffix: str) -> None:
         assert (tmp_path / "s.solverstate").read_bytes() == (FOLDER / "adam_iter_8.solverstate").read_bytes()
 
 
+def test_a_state_has_caffes_layout(tmp_path: Path) -> None:
+    """An InnerProduct with `transpose` keeps (inputs, outputs) in Caffe, (outputs, inputs) in nn.Linear."""
+    (tmp_path / "net.prototxt").write_text("""
+        layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 } } }
+        layer { name: "y" type: "Input" top: "y" input_param { shape { dim: 2 dim: 3 } } }
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+                inner_product_param { num_output: 3 transpose: true weight_filler { type: "xavier" } } }
+        layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "loss" }
+    """)
+    (tmp_path / "solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 momentum: 0.9 lr_policy: "fixed"')
+    spec = SolverSpec.read(tmp_path / "solver.prototxt")
+    net = api.port(tmp_path / "net.prototxt", keep_loss=True).net
+    optimizer = solver.build(spec, net)
+    weight, bias = np.arange(12, dtype=np.float32).reshape(4, 3), np.arange(3, dtype=np.float32)
+    kept = net.ip.weight.detach().clone()
+    restore(solverstate.SolverState(5, "w", (weight, bias)), net, optimizer, spec)
+    np.testing.assert_array_equal(optimizer.history(net.ip.weight)[0].numpy(), weight.T)
+    assert torch.equal(net.ip.weight, kept)
+    again = capture(net, optimizer, spec, 5, "w")
+    for mine, theirs in zip(again.history, (weight, bias), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(CaffePortError, match=r"layer 'ip', blob 0: history \(3, 4\), the blob has \(4, 3\)"):
+        restore(solverstate.SolverState(5, "w", (weight.T, bias)), net, optimizer, spec)
+
+
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     spec, net, optimizer = build("sgd")
     with pytest.raises(CaffePortError, match="holds 16 arrays, SGD on this net keeps 1 for each of 8 blobs"):
@@ -117,7 +142,7 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     wrong = dataclasses.replace(state, history=(np.zeros((2, 2), np.float32), *state.history[1:]))
     with pytest.raises(CaffePortError, match=r"layer 'conv', blob 0: history \(2, 2\), the blob has \(4, 3, 3, 3\)"):
         restore(wrong, net, optimizer, spec)
-    with pytest.raises(CaffePortError, match=r"is no \.solverstate"):
+    with pytest.raises(CaffePortError, match=r"not a \.solverstate"):
         solverstate.read(FOLDER / "sgd_iter_8.caffemodel")
     data = (FOLDER / "sgd_iter_8.solverstate").read_bytes()
     for k, content in enumerate((data[: len(data) // 2], b"\x89HDF\r\n\x1a\n" + data)):
@@ -127,7 +152,7 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
             solverstate.read(path)
     alone = tmp_path / "sgd_iter_8.solverstate"
     alone.write_bytes(data)
-    with pytest.raises(CaffePortError, match="neither beside it nor where it says"):
+    with pytest.raises(CaffePortError, match="neither at that path nor next to the state"):
         solverstate.weights_beside(solverstate.read(alone))
 
 

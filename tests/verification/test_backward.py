@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,20 @@ def test_a_wrong_gradient_is_found() -> None:
     subject.ported.net.c2.weight.register_hook(lambda g: g * 1.01)
     rows = list(gradient_rows(subject.ported.net, subject.case, trace, Tolerance()))
     assert [(r.layer, r.top, r.blob) for r in rows if r.status == "failed"] == [("c2", 0, "weight")]
+
+
+def test_a_gradient_of_another_shape_is_not_compared() -> None:
+    """A turned one holds as many numbers."""
+    path = GOLDEN / "layers/net_residual.npz"
+    trace = read_golden(path)
+    key = ("innerproduct", 0)
+    turned = {key: trace.parameter_gradients[key].T}
+    subject = prepare(path.with_suffix(".prototxt"), path.with_suffix(".caffemodel"), trace=trace)
+    changed = dataclasses.replace(trace, parameter_gradients=trace.parameter_gradients | turned)
+    rows = list(gradient_rows(subject.ported.net, subject.case, changed, Tolerance()))
+    (row,) = [r for r in rows if r.status == "failed"]
+    assert row.free is not None
+    assert (row.layer, row.free.reason) == ("innerproduct", "shape (5, 6), expected (6, 5)")
 
 
 def test_without_gradients(golden: Path) -> None:

@@ -1,4 +1,4 @@
-"""Layer types of Caffe's forks, as nn.Modules."""
+"""The layer types of Caffe's forks as nn.Modules."""
 
 from __future__ import annotations
 

@@ -7,11 +7,15 @@ tops that it is sent.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from caffe_port.errors import CaffePortError
+from caffe_port.formats.message import Message
 from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
@@ -91,6 +95,70 @@ class StoredReference:
             there = tuple(top for top in tops if top is not None)
             complete = len(there) == len(tops)
             yield Made(layer, there if complete else None, self.name, "" if complete else "not in the trace")
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A reference, and another that is asked about the layers of which the first has no figures, one at a time."""
+
+    first: Reference
+    second: Reference
+
+    @property
+    def name(self) -> str:
+        return self.first.name
+
+    def run(self, case: Case) -> Run:
+        """Runs the net; a layer that the second had to compute says so in its note."""
+        values = case.sources()
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        turns = self.first.run(case)
+        instead: Sequence[Array] | None = None
+        while True:
+            try:
+                made = turns.send(instead)
+            except StopIteration:
+                return
+            layer = made.layer
+            if made.tops is None:
+                other = alone(self.second, case, layer, [values[s] for s in layer.sources])
+                words = f"; {other.note}" if other.tops is None else f": compared with {other.by.partition(' ')[0]}"
+                sent = yield Made(layer, other.tops, other.by, made.note + words)
+                instead = sent if other.tops is None else other.tops
+            else:
+                instead = yield made
+            for k, top in enumerate(made.tops or instead or ()):
+                values[layer.name, k] = np.asarray(top)
+            for source in layer.sources:
+                if last_read[source] == layer.name:
+                    values.pop(source, None)
+
+
+def asked_first(reference: Reference) -> Reference:
+    """Without those that are asked where it has no figures."""
+    while isinstance(reference, Fallback):
+        reference = reference.first
+    return reference
+
+
+def alone(reference: Reference, case: Case, layer: LayerSpec, bottoms: Sequence[Array]) -> Made:
+    """What a reference makes of one layer of a net, fed with these bottoms."""
+    names = tuple(f"bottom {k}" for k in range(len(bottoms)))
+    sources = tuple((name, 0) for name in names)
+    inputs = [
+        LayerSpec(name, "Input", (), (name,), (), Message("LayerParameter"), layer.where, is_input=True)
+        for name in names
+    ]
+    one = dataclasses.replace(layer, bottoms=names, sources=sources)
+    shapes: dict[Source, tuple[int, ...]] = {s: b.shape for s, b in zip(sources, bottoms, strict=True)}
+    shapes |= {(layer.name, k): case.shapes[layer.name, k] for k in range(len(layer.tops))}
+    spec = NetSpec(case.spec.name, case.spec.phase, (*inputs, one), case.spec.path)
+    blobs = {layer.name: case.blobs.get(layer.name, ())}
+    try:
+        made = next(reference.run(Case(spec, shapes, blobs, dict(zip(names, bottoms, strict=True)))))
+    except CaffePortError as error:
+        return Made(layer, None, reference.name, error.what)
+    return dataclasses.replace(made, layer=layer)
 
 
 def computing(spec: NetSpec) -> Iterator[LayerSpec]:

@@ -237,17 +237,19 @@ def _short(text: str) -> str:
     return text if len(text) <= 14 else f"{text[:7]}..{text[-5:]}"
 
 
+_MEANING = {
+    "passed": "agrees",
+    "broken": "differs by itself",
+    "failed": "differs because of what came before",
+    "not compared": "not compared, or an input",
+}
+
+
 def _legend() -> str:
-    words = {
-        "passed": "agrees",
-        "broken": "differs by itself",
-        "failed": "differs because of what came before",
-        "not compared": "not compared, or an input",
-    }
     return (
         "<p class='soft'>"
         + " &nbsp; ".join(
-            f"<span class='dot' style='background:{_COLOURS[kind]}'></span> {text}" for kind, text in words.items()
+            f"<span class='dot' style='background:{_COLOURS[kind]}'></span> {text}" for kind, text in _MEANING.items()
         )
         + "</p>"
     )
@@ -255,17 +257,25 @@ def _legend() -> str:
 
 # -- table ----------------------------------------------------------------------------------------------------------
 
+_COLUMNS = {
+    "free": "greatest difference when both nets run on their own: errors add up from layer to layer",
+    "isolated": "greatest difference when the layer is fed what the reference fed its own",
+    "needs atol": "the smallest absolute tolerance that would pass, at the given rtol",
+}
+"""Of numbers, and what they mean: shown when the pointer rests on one."""
+
 
 def _table(report: Report, details: Details) -> str:
-    numeric = "<th class='n'>free<th class='n'>isolated<th class='n'>needs atol"
+    numeric = "".join(f"<th class='n' title='{_e(meaning)}'>{name}" for name, meaning in _COLUMNS.items())
     head = f"<tr><th><th>layer<th>type{numeric}<th>distribution<th></tr>"
     parts = ["<div class='scroll'><table>", head]
     for row in report.rows:
         name = f"{row.layer}:{row.top}" if row.top else row.layer
         needed = "" if row.status == "not compared" else _number(row.needed_atol)
         bars = details.histograms.get((row.layer, row.top))
+        kind = _kind(row)
         parts.append(
-            f"<tr><td><span class='dot' title='{_kind(row)}' style='background:{_COLOURS[_kind(row)]}'></span>"
+            f"<tr><td><span class='dot' title='{_MEANING[kind]}' style='background:{_COLOURS[kind]}'></span>"
             f"<td class='name'>{_e(name)}<td>{_e(row.type)}<td class='n'>{_greatest(row.free)}"
             f"<td class='n'>{_greatest(row.isolated)}<td class='n'>{needed}<td>{_bars(bars) if bars else ''}"
             f"<td>{_e(_remark(row))}</tr>"

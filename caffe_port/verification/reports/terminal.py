@@ -78,7 +78,8 @@ def verdict(report: Report) -> str:
     rest = f"; {report.not_compared} not compared" if report.not_compared else ""
     others = [row.by for row in report.rows if row.by and row.status != "not compared"]
     if others:
-        rest = f" ({len(others)} of them compared with {others[0]} instead){rest}"
+        each = ", ".join(f"{others.count(by)} of them compared with {by} instead" for by in dict.fromkeys(others))
+        rest = f" ({each}){rest}"
     if not report.compared:
         return f"NOTHING COMPARED with {report.reference}: all {len(report.rows)} tops are without a counterpart"
     if report.passed:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port.net import fusion
 from caffe_port.signatures.signature import Trait, has, has_weights
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case
 from caffe_port.verification.user_module.recorder import KINDS, Call
@@ -61,7 +62,7 @@ def align(case: Case, calls: Sequence[Call]) -> list[Pair]:
     another that the data flow allows, where it explains more.
     """
     apart = any(call.kind == "Scale" for call in calls)  # else the batch norms do it, as is usual in PyTorch
-    scales = {} if apart else _scales(case)
+    scales = {} if apart else fusion.scales_by_name(case.spec)
     merged = {scale.name for scale in scales.values()}
     types = PAIRED | {"Scale"} if apart else PAIRED
     layers = [layer for layer in case.spec.layers if layer.type in types and layer.name not in merged]
@@ -244,34 +245,18 @@ def _kind(kind: str) -> str:
 def _with_foldable(case: Case, pairs: list[Pair]) -> list[Pair]:
     """The pairs, each with what may lie in the weights of its call."""
     present = {layer.name for pair in pairs if pair.call is not None for layer in pair.layers}
-    readers: dict[Source, list[LayerSpec]] = defaultdict(list)
-    for layer in case.spec.layers:
-        for source in layer.sources:
-            readers[source].append(layer)
+    readers = fusion.sole_readers(case.spec)
     found = []
     for pair in pairs:
         behind: list[LayerSpec] = []
         last = pair.layer
         while last is not None and pair.call is not None and pair.layer is not None:
-            after = readers[last.name, 0]
-            last = after[0] if len(after) == 1 else None
+            last = readers.get((last.name, 0))
             if last is None or not has(last.type, Trait.AFFINE) or len(last.bottoms) > 1 or last.name in present:
                 break
             behind.append(last)
         holds = pair.layer is not None and has_weights(pair.layer.type) and not has(pair.layer.type, Trait.SPREADS)
         found.append(Pair(pair.layer, pair.call, pair.scale, tuple(behind)) if holds and behind else pair)
-    return found
-
-
-def _scales(case: Case) -> dict[str, LayerSpec]:
-    """BatchNorm's name -> the Scale that alone reads it."""
-    found = {}
-    for layer in case.spec.layers:
-        if layer.type == "Scale" and len(layer.sources) == 1:
-            before = case.spec.by_name[layer.sources[0][0]]
-            readers = [other for other in case.spec.layers if (before.name, 0) in other.sources]
-            if before.type == "BatchNorm" and readers == [layer]:
-                found[before.name] = layer
     return found
 
 
@@ -322,11 +307,22 @@ def copy_weights(case: Case, pairs: Sequence[Pair]) -> list[str]:
                 if values is None:
                     target.zero_()
                     notes.append(f"{pair.call.name} has a {name}, Caffe's '{pair.layer.name}' has none: set to 0")
-                elif values.size != target.numel():
+                elif not alike(target.shape, values.shape):
                     notes.append(f"{pair.call.name}: {name} {tuple(target.shape)} cannot hold Caffe's {values.shape}")
                 else:
                     target.copy_(torch.tensor(np.asarray(values, np.float32)).reshape(target.shape))
     return notes
+
+
+def alike(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether one shape is the other without some of its axes of 1: (N, C) and (N, C, 1, 1), not (1, N) and (N, 1)."""
+    short, long = sorted((tuple(one), tuple(other)), key=len)
+    for n in long:
+        if short[:1] == (n,):
+            short = short[1:]
+        elif n != 1:
+            return False
+    return not short and (len(one) != len(other) or tuple(one) == tuple(other))
 
 
 def _targets(case: Case, pair: Pair) -> dict[str, Array | None]:
@@ -343,9 +339,9 @@ def _targets(case: Case, pair: Pair) -> dict[str, Array | None]:
             gamma, *beta = (np.asarray(b) for b in case.blobs[pair.scale.name])
             values |= {"weight": gamma, "bias": beta[0] if beta else np.zeros_like(gamma)}
         return values
-    if pair.layer.type == "InnerProduct" and pair.layer.param.inner_product_param.transpose:
-        outputs = pair.layer.param.inner_product_param.num_output
-        blobs[0] = blobs[0].reshape(-1, outputs).T
+    if pair.layer.type == "InnerProduct":
+        p = pair.layer.param.inner_product_param
+        blobs[0] = blobs[0].reshape(-1, p.num_output).T if p.transpose else blobs[0].reshape(p.num_output, -1)
     return {"weight": blobs[0], "bias": blobs[1] if len(blobs) > 1 else None}
 
 

@@ -14,7 +14,7 @@ from caffe_port.spec import LayerSpec, Source
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Tolerance, difference
 from caffe_port.verification.references.reference import Case
-from caffe_port.verification.user_module.align import Pair
+from caffe_port.verification.user_module.align import Pair, alike
 
 _SAME = 1e-3
 """What two numbers may differ by, relative to the greater of the channels', and be called the same."""
@@ -119,11 +119,6 @@ def _eps(blobs: Sequence[Array], eps: float, right: Array, wrong: Array) -> tupl
 def told(layers: Sequence[LayerSpec]) -> str:
     """Their names, in words."""
     return " and ".join(f"'{layer.name}'" for layer in layers)
-
-
-def alike(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two shapes differ by axes of 1 only."""
-    return [n for n in one if n != 1] == [n for n in other if n != 1]
 
 
 def like(actual: Array, expected: Array) -> Array:

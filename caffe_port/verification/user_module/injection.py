@@ -16,8 +16,8 @@ from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
 from caffe_port.verification.diagnose import diagnose
 from caffe_port.verification.references.reference import Case
-from caffe_port.verification.user_module.align import PAIRED, Pair
-from caffe_port.verification.user_module.folded_layers import alike, cause_of, how_many, like, told
+from caffe_port.verification.user_module.align import PAIRED, Pair, alike
+from caffe_port.verification.user_module.folded_layers import cause_of, how_many, like, told
 from caffe_port.verification.user_module.recorder import Call, Recorder
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from caffe_port.api import Prototxt, Stored
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.signatures.signature import Trait, has
-from caffe_port.typing import Array, PathLike
+from caffe_port.typing import Array
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
-from caffe_port.verification.inputs import Preprocess
 from caffe_port.verification.references.reference import Reference, record
+from caffe_port.verification.reports.terminal import as_text
 from caffe_port.verification.subject import Input, find_reference, prepare
 from caffe_port.verification.user_module import align, injection
 from caffe_port.verification.user_module.recorder import load_module, record_calls, run_recorded
@@ -23,16 +25,19 @@ from caffe_port.verification.user_module.recorder import load_module, record_cal
 
 def verify_port(
     module: nn.Module | str,
-    prototxt: PathLike | None = None,
-    weights: PathLike | None = None,
+    prototxt: Prototxt | None = None,
+    weights: Stored | None = None,
     *,
     state: str | Path | None = None,
     keep_parameters: bool | None = None,
     reference: str | Reference = "opencv",
     input: Input | Mapping[str, Input] | None = None,  # noqa: A002  the word of the command line
     seed: int = 0,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocessing | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_loss: bool | None = None,
+    level: int = 0,
+    stages: Sequence[str] = (),
     atol: float = ATOL,
     rtol: float = RTOL,
 ) -> Report:
@@ -46,7 +51,7 @@ def verify_port(
         keep_parameters: whether the module's own parameters are compared (True) or Caffe's are copied in first
             (False). None: kept where there is a state. The module that is passed is changed by copying.
         reference: who says what is right.
-        input, seed, preprocess, input_shapes, atol, rtol: as for :func:`caffe_port.verify`.
+        input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol: as for :func:`caffe_port.verify`.
 
     Returns:
         A row for every Caffe layer, and one for every layer that the module has and Caffe does not.
@@ -54,6 +59,8 @@ def verify_port(
     Raises:
         CaffePortError: the module cannot be made or run, or the net cannot be read.
     """
+    if state is not None and not isinstance(module, str):
+        raise CaffePortError("a state is for a module that a file makes; load it into this one beforehand")
     told = module if isinstance(module, str) else type(module).__name__
     converted = state is None and keep_parameters is None and isinstance(module, str)
     if converted:
@@ -61,13 +68,23 @@ def verify_port(
     own = load_module(module, state) if isinstance(module, str) else module
     if keep_parameters is None:
         keep_parameters = state is not None
-    source = find_reference(reference)
-    subject = prepare(prototxt, weights, input=input, seed=seed, preprocess=preprocess, input_shapes=input_shapes)
+    judge = find_reference(reference)
+    subject = prepare(
+        prototxt,
+        weights,
+        input=input,
+        seed=seed,
+        preprocess=preprocess,
+        input_shapes=input_shapes,
+        keep_loss=keep_loss,
+        level=level,
+        stages=stages,
+    )
     case = subject.case
-    trace = record(source, case)
+    trace = record(judge, case)
     if len(trace.tops) < sum(len(layer.tops) for layer in case.spec.layers):
         raise CaffePortError(
-            f"{source.name} has no figures for the whole net: {trace.provenance['stopped at']}", case.spec.path
+            f"{judge.name} has no figures for the whole net: {trace.provenance['stopped at']}", case.spec.path
         )
     inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
     calls = record_calls(own, *inputs)
@@ -90,7 +107,7 @@ def verify_port(
     notes += align.training_notes(pairs)
     if not keep_parameters:
         notes += _fold_notes(pairs)
-    report = subject.report(rows, tolerance, source.name, told)
+    report = subject.report(rows, tolerance, judge.name, told)
     return dataclasses.replace(report, notes=tuple(notes))
 
 
@@ -123,11 +140,20 @@ def _floats(array: Array) -> Array:
 
 def assert_parity(
     module: nn.Module,
-    prototxt: PathLike | None = None,
-    weights: PathLike | None = None,
+    prototxt: Prototxt | None = None,
+    weights: Stored | None = None,
     *,
     copy_parameters: bool = False,
-    **options: object,
+    reference: str | Reference = "opencv",
+    input: Input | Mapping[str, Input] | None = None,  # noqa: A002
+    seed: int = 0,
+    preprocess: Preprocessing | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_loss: bool | None = None,
+    level: int = 0,
+    stages: Sequence[str] = (),
+    atol: float = ATOL,
+    rtol: float = RTOL,
 ) -> None:
     """For other people's test suites: fails where a module does not compute what the Caffe net does.
 
@@ -135,14 +161,28 @@ def assert_parity(
         module: their own port, or a :class:`caffe_port.Net`.
         prototxt, weights: the Caffe net.
         copy_parameters: copies Caffe's parameters into the module first; otherwise its own must already be right.
-        options: as for :func:`verify_port`.
+        reference: who says what is right, as for :func:`verify_port`.
+        input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol: as for :func:`caffe_port.verify`.
 
     Raises:
         AssertionError: names the first layer that differs, the likely cause and the numbers.
     """
     __tracebackhide__ = True  # pytest shows the line of the test, not ours
-    report = verify_port(module, prototxt, weights, keep_parameters=not copy_parameters, **options)  # type: ignore[arg-type]
+    report = verify_port(
+        module,
+        prototxt,
+        weights,
+        keep_parameters=not copy_parameters,
+        reference=reference,
+        input=input,
+        seed=seed,
+        preprocess=preprocess,
+        input_shapes=input_shapes,
+        keep_loss=keep_loss,
+        level=level,
+        stages=stages,
+        atol=atol,
+        rtol=rtol,
+    )
     if not report.passed:
-        from caffe_port.verification.reports.terminal import as_text
-
         raise AssertionError(f"{report.candidate} is not the Caffe net\n{as_text(report)}")

@@ -1,6 +1,6 @@
-"""Prototxt text from short Python: one method for each layer that architectures use again and again.
+"""Prototxt text from short Python: one method for each layer that the architectures use repeatedly.
 
-Everything is drawn by fillers that a mistake shows with: no bias is zero, no scale is one.
+The fillers are chosen so that mistakes show: no bias is zero, no scale is one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Fields = dict[str, Any]
 
 
 def text(fields: Fields) -> str:
-    """Fields in protobuf's text format: a dict is a message, a list a repeated field, ``MAX`` an enum's word."""
+    """Fields in protobuf's text format: a dict is a message, a list a repeated field, ``MAX`` an enum value."""
     return " ".join(
         f"{name} {{ {text(value)} }}" if isinstance(value, dict) else f"{name}: {_scalar(value)}"
         for name, values in fields.items()
@@ -32,12 +32,12 @@ def _scalar(value: object) -> str:
 
 
 class Prototxt:
-    """A net in the making. Methods add a layer and return its top, or a tuple of its tops.
+    """Builds a net. Methods add a layer and return its top, or a tuple of its tops.
 
     Args:
-        name: of the net.
-        width: what every number of channels is multiplied by, unless it is called exact.
-        deploy: leaves out what is of phase TRAIN, and all losses.
+        name: the name of the net.
+        width: the factor for every number of channels, unless it is marked exact.
+        deploy: omit layers of phase TRAIN, and all losses.
     """
 
     def __init__(self, name: str, width: float = 1, deploy: bool = False) -> None:
@@ -46,7 +46,7 @@ class Prototxt:
         self.phase: str | None = None
 
     def only(self, phase: str | None) -> None:
-        """The phase of all layers from here on; None: of both."""
+        """Sets the phase of all further layers; None: both phases."""
         self.phase = phase
 
     def __str__(self) -> str:

@@ -64,6 +64,34 @@ def test_not_compared_is_listed_and_counted() -> None:
     assert verdict(report(Row("b", 0))).startswith("NOTHING COMPARED")
 
 
+def test_the_repr_is_one_line() -> None:
+    good, skipped = Row("a", 0, free=GOOD), Row("b", 0, "ArgMax", note="R has no layer ArgMax")
+    assert repr(report(good)) == "<Report of 'net' (phase TEST): PASSED: 1 of 1 compared tops agree with R 1.0>"
+    assert repr(report(good, skipped)).endswith("PASSED: 1 of 1 compared tops agree with R 1.0, 1 not compared>")
+    assert repr(report(skipped)).endswith("NOTHING COMPARED with R 1.0: no top has a counterpart>")
+    red = Row("c", 0, "ReLU", free=BAD, isolated=GOOD), Row("d", 0, "Slice", free=BAD, isolated=BAD)
+    assert repr(report(good, *red, skipped)) == (
+        "<Report of 'net' (phase TEST): FAILED: 2 of 3 compared tops differ from R 1.0, 1 not compared; "
+        "first: layer 'd' (Slice)>"
+    )
+    assert "\x1b" not in repr(report(Row("\x1b[31m", 0, "\x07", free=BAD)))
+
+
+def test_a_notebook_shows_what_is_wrong() -> None:
+    passed = report(Row("a", 0, free=GOOD), Row("near", 0, free=difference(ZERO, ZERO + 1e-6)), Row("z", 0, free=GOOD))
+    shown = passed._repr_html_()
+    assert "PASSED: 3 of 3 compared tops agree" in shown
+    assert "<td>near</td>" in shown
+    assert "<td>a</td>" not in shown
+    rows = [Row(f"layer{k}", 1, "ReLU", free=BAD, isolated=BAD, cause="its slope is 0.1") for k in range(12)]
+    shown = report(Row("a", 0, free=GOOD), *rows)._repr_html_()
+    assert "FAILED: 12 of 13 compared tops differ from R 1.0; first: layer &#x27;layer0&#x27; (ReLU)" in shown
+    assert "<td>layer9:1</td><td>ReLU</td><td>failed</td><td>5.0e-01</td><td>5.0e-01</td><td>its slope is 0.1" in shown
+    assert "layer10" not in shown
+    assert "and 2 more" in shown
+    assert "NOTHING COMPARED" in report()._repr_html_()
+
+
 def test_names_cannot_steer_the_terminal() -> None:
     of = report(Row("\x1b[31mred\n[bold]x[/bold]", 0, "T\x07", free=GOOD), notes=("n\x1b]0;title\x07",))
     shown = text(of, width=200)

@@ -19,6 +19,7 @@ from caffe_port.emit.convert import convert
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import caffemodel
 from caffe_port.verification.comparison import Report
+from caffe_port.verification.user_module.align import alike
 from caffe_port.verification.user_module.recorder import load_module, record_calls
 from caffe_port.verification.user_module.verify_module import assert_parity, verify_port
 from caffe_port.verification.verify import verify
@@ -232,6 +233,22 @@ def test_a_state_is_kept(files: Path) -> None:
     report = verify_port(f"{files}/mine.py:Good", files / "net.prototxt", state=files / "biased.pth")
     assert red(report) == ["conv"]
     assert "it has a bias, Caffe's layer has none" in report.broken[0].cause
+    with pytest.raises(CaffePortError, match="a state is for a module that a file makes"):
+        verify(files / "net.prototxt", against=module, state=files / "good.pth")
+
+
+@pytest.mark.parametrize("option", [{"strict": True}, {"backward": True}, {"mode": "free"}])
+def test_what_is_for_our_own_net_alone(files: Path, option: dict[str, Any]) -> None:
+    with pytest.raises(CaffePortError, match=f"{next(iter(option))} is for our own net"):
+        verify(files / "net.prototxt", against=f"{files}/mine.py:Good", **option)
+
+
+def test_the_net_of_a_stage(files: Path) -> None:
+    text = NET.replace('name: "pool"', 'name: "pool" include { stage: "pooled" }')
+    (files / "staged.prototxt").write_text(text)
+    assert text != NET
+    against = f"{files}/mine.py:Good"
+    assert verify(files / "staged.prototxt", against=against, stages=("pooled",)).passed
 
 
 def test_flatten_order(files: Path) -> None:
@@ -306,6 +323,39 @@ def test_by_verify(files: Path) -> None:
     assert verify(files / "net.prototxt", against=load_module(f"{files}/mine.py:Good")).candidate == "Good"
     with pytest.raises(CaffePortError, match="a state belongs to a module"):
         verify(files / "net.prototxt", against="opencv", state=files / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((4, 7), (4, 7, 1, 1), True),
+        ((4, 1, 5, 3), (4, 5, 3), True),
+        ((7,), (1, 7), True),
+        ((), (1,), True),
+        ((1, 4, 3, 3), (4, 1, 3, 3), False),
+        ((4, 3, 1), (4, 1, 3), False),
+        ((1, 4, 3), (4, 3, 1, 1), False),
+        ((4, 7), (4, 7, 1, 2), False),
+        ((4, 7), (7, 4, 1, 1), False),
+    ],
+)
+def test_axes_of_one_may_be_left_out_not_moved(one: tuple[int, ...], other: tuple[int, ...], same: bool) -> None:
+    assert alike(one, other) is same
+    assert alike(other, one) is same
+
+
+def test_a_turned_kernel_takes_no_weights(tmp_path: Path) -> None:
+    """As many numbers, but in another order."""
+    (tmp_path / "net.prototxt").write_text("""
+        layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 6 dim: 5 } } }
+        layer { name: "c" type: "Convolution" bottom: "x" top: "y"
+                convolution_param { num_output: 4 kernel_h: 3 kernel_w: 1 pad_h: 1 pad_w: 0
+                                    weight_filler { type: "xavier" } } }
+    """)
+    report = verify_port(nn.Conv2d(3, 4, (1, 3), padding=(0, 1)), tmp_path / "net.prototxt")
+    assert not report.passed
+    assert any("weight (4, 3, 1, 3) cannot hold Caffe's (4, 3, 3, 1)" in note for note in report.notes)
+    assert verify_port(nn.Conv2d(3, 4, (3, 1), padding=(1, 0)), tmp_path / "net.prototxt").passed
 
 
 # -- folded layers ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,4 @@
-"""Plain NumPy as the reference: float64, one short function a type, written from the formulas of Caffe's sources.
-
-It shares no code with :mod:`caffe_port.layers`, installs everywhere, and is the truth that rounding errors are measured
-from. It is not fast.
-"""
+"""Plain NumPy as the reference, in float64: one short function per type, after the formulas of Caffe's sources."""
 
 from __future__ import annotations
 
@@ -25,9 +21,9 @@ from caffe_port.verification.references.numpy_formulas import (
     spatial,
 )
 from caffe_port.verification.references.numpy_formulas.formulas import FORMULAS, Layer
-from caffe_port.verification.references.reference import Case, Made, Reference, Run, Tops, computing
+from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
 
-__all__ = ["FORMULAS", "Layer", "NumPyReference", "WithFormulas", "compute"]
+__all__ = ["FORMULAS", "Layer", "NumPyReference", "compute"]
 
 # registered by being imported
 _FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample, shape, spatial)
@@ -35,7 +31,11 @@ _FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample,
 
 @dataclass(frozen=True)
 class NumPyReference:
-    """The formulas, run layer by layer in float64."""
+    """The formulas, run layer by layer in float64.
+
+    They share no code with :mod:`caffe_port.layers`, install everywhere, and are the truth that rounding errors are
+    measured from. They are not fast.
+    """
 
     @property
     def name(self) -> str:
@@ -51,43 +51,6 @@ class NumPyReference:
             instead = yield Made(layer, tops, self.name, note)
             for k, top in enumerate(tops if tops is not None else instead or ()):
                 values[layer.name, k] = np.asarray(top, np.float64)
-            for source in layer.sources:
-                if last_read[source] == layer.name:
-                    values.pop(source, None)
-
-
-@dataclass(frozen=True)
-class WithFormulas:
-    """Another reference, and the formulas for the layers of which it has no figures."""
-
-    other: Reference
-
-    @property
-    def name(self) -> str:
-        return self.other.name
-
-    def run(self, case: Case) -> Run:
-        """Runs the net; a layer that the formulas had to compute says so in its note."""
-        values: dict[tuple[str, int], Array] = dict(case.sources())
-        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
-        turns = self.other.run(case)
-        instead: Sequence[Array] | None = None
-        while True:
-            try:
-                made = turns.send(instead)
-            except StopIteration:
-                return
-            layer, tops = made.layer, made.tops
-            if tops is None:
-                bottoms = [values[s] for s in layer.sources]
-                tops, why = compute(layer, bottoms, case.blobs.get(layer.name, ()), case.spec.phase == "TRAIN")
-                words = f"{made.note}: compared with NumPy" if tops is not None else f"{made.note}; {why}"
-                sent = yield Made(layer, tops, NumPyReference().name, words)
-                instead = sent if tops is None else tops
-            else:
-                instead = yield made
-            for k, top in enumerate(tops if tops is not None else instead or ()):
-                values[layer.name, k] = np.asarray(top)
             for source in layer.sources:
                 if last_read[source] == layer.name:
                     values.pop(source, None)
