@@ -93,7 +93,7 @@ COMPAT ?= torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 protobuf==4.25.0 click=
 	safetensors==0.4.3 opencv-python-headless==4.8.1.78
 compat:  ## core tests on the oldest versions that pyproject.toml allows (COMPAT=... for others); downloads gigabytes
 	$(PYTHON) -m venv .venv-compat
-	.venv-compat/bin/python -m pip install --quiet $(COMPAT) --editable ".[data,plot]" "pytest>=8" "hypothesis>=6.100"
+	.venv-compat/bin/python -m pip install --quiet $(COMPAT) --editable ".[data,plot]" "pytest>=8" "hypothesis>=6.100" "lmdb>=1.4"
 	.venv-compat/bin/python -m pytest -q -W ignore::DeprecationWarning $(addprefix tests/,formats definition signatures layers \
 		net emit/test_model_source.py verification training/test_solver.py training/test_train.py commands)
 
