@@ -13,7 +13,7 @@ from caffe_port.errors import printable
 @command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> int:
-    """Check the installation: which packages are installed and what works.
+    """Check the installation and report what works.
 
     \b
     Examples:

@@ -55,8 +55,8 @@ def convert(
       WEIGHTS   .caffemodel or .caffemodel.h5; without it, parameters are
                 initialized from the fillers
 
-    The order of the two does not matter. The output is model.py, which depends only on torch, weights.safetensors, and
-    port.json, which records what was converted.
+    The order of the two does not matter. The output is weights.safetensors, port.json (a record of the conversion), and
+    model.py, which depends only on torch.
 
     \b
     Examples:

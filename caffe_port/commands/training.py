@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     help="Mean to subtract: numbers, a .binaryproto or .npy file, or 'training-set mean image'.",
 )
 @click.option("--std", metavar="NUMBERS", help="Divisor of (x - mean) * scale.")
-@click.option("--scale", type=float, metavar="NUMBER", help="Factor of x - mean.")
+@click.option("--scale", type=float, metavar="NUMBER", help="Factor for x - mean.")
 @click.option(
     "--channel-order",
     type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False),
@@ -458,12 +458,14 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> int:
-    """Reproduce a reported accuracy: download, convert, verify, evaluate.
+    """Reproduce a reported accuracy.
 
     \b
     Arguments:
       NAME  an entry of model_defs/registry.toml; without it, all entries
             are listed
+
+    Downloads the weights and the data set, converts, verifies every layer, evaluates, and compares the accuracy.
 
     \b
     Examples:
