@@ -247,10 +247,12 @@ def test_evaluate_takes_a_net_as_it_stands(classifier: tuple[Path, Path, Path]) 
         assert np.array_equal(evaluate_files(ported, data=pictures).result.confusion, wanted.confusion)
     assert seen.of(prototxt, weights) == {prototxt.name: (0, 0), weights.name: (0, 0)}
     assert not seen.resolved
-    with pytest.raises(CaffePortError, match="is ported already"):
+    with pytest.raises(CaffePortError, match="is already ported"):
         evaluate_files(ported, prototxt, data=pictures)
     small = caffe_port.port(prototxt, input_shapes={"data": (2, 3, 5, 4)})
-    with pytest.raises(CaffePortError, match=r"is \(2, 3, 5, 4\), the pictures of .* as \(3, 4, 5\)\n.*Port"):
+    with pytest.raises(
+        CaffePortError, match=r"has shape \(2, 3, 5, 4\), but the preprocessed images of .* have \(3, 4, 5\)\n.*Port"
+    ):
         evaluate_files(small, data=pictures)
 
 
@@ -260,7 +262,7 @@ def test_evaluate_obeys_the_options_of_the_net(classifier: tuple[Path, Path, Pat
     plain = evaluate_files(weights, prototxt, data=pictures).result.confusion
     staged = evaluate_files(weights, prototxt, data=pictures, stages=("negative",)).result.confusion
     assert not np.array_equal(plain, staged)
-    with pytest.raises(CaffePortError, match=r"input 'data' is \(1, 3, 8, 8\)"):
+    with pytest.raises(CaffePortError, match=r"input 'data' has shape \(1, 3, 8, 8\)"):
         evaluate_files(weights, prototxt, data=pictures, input_shapes={"data": (1, 3, 8, 8)})
     bare = "layer { name: 'ip' type: 'InnerProduct' bottom: 'data' top: 'ip' inner_product_param { num_output: 6 } }"
     prototxt.write_text(bare)

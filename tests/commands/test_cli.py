@@ -120,7 +120,7 @@ def test_verify_against_a_trace_fails_on_a_wrong_weight(run: Run, tmp_path: Path
 
 def test_convert_without_weights_says_so(run: Run, net: Path, tmp_path: Path) -> None:
     result = run("convert", net, "-o", tmp_path / "out")
-    assert "the fillers drew them" in result.stderr
+    assert "initialized from the fillers" in result.stderr
 
 
 def test_plugin(run: Run, tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_usage_errors_are_one_line_and_a_hint(run: Run, net: Path) -> None:
         ("convert", net, "--outptu", "x"): "No such option",
         ("convert", net): "Missing option '-o' / '--output'.",
         ("convert", net, "-o", "x", "--format", "foo"): "'foo' is not one of 'torch', 'onnx', 'pt2', 'safetensors'.",
-        ("convert", net, "-o", "x", "--format", "safetensors"): "--format safetensors alone takes WEIGHTS",
+        ("convert", net, "-o", "x", "--format", "safetensors"): "--format safetensors alone needs WEIGHTS",
         ("completion",): "Missing argument",
         ("train", "s.prototxt", "-o", "x", "--epochs", "0"): "0.0 is not in the range",
         ("dump", net): "dump needs -o FILE.npz",

@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_report(net: Path) -> None:
     assert one.passed
     assert one == two
     assert one.rows != other.rows
-    assert "no weights were given: the fillers drew them (seed 0)" in one.notes
+    assert "no weights given: parameters initialized from the fillers (seed 0)" in one.notes
 
 
 def test_npy_brings_its_batch(net: Path, tmp_path: Path) -> None:
