@@ -23,7 +23,11 @@ def feed_options(function: F) -> F:
             metavar="[NAME=]FILE",
             help="Image or .npy file; without it, random values.",
         ),
-        click.option("--mean", metavar="B,G,R|FILE", help="Mean to subtract from an image: values or a file."),
+        click.option(
+            "--mean",
+            metavar="B,G,R|FILE",
+            help="Mean to subtract from an image: values, or a .binaryproto or .npy file.",
+        ),
         click.option(
             "--scale",
             type=float,

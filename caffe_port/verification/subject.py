@@ -41,7 +41,7 @@ class Subject:
     Attributes:
         ported: the Net, in its present phase; :meth:`in_phase` switches it.
         case: the task for the reference.
-        full: the net including the layers that only labels need, which the deploy view leaves out.
+        full: the net including the layers that need labels, which the deploy view leaves out.
         words: input blob -> description of what is fed.
         provenance, notes: for the report.
     """

@@ -29,7 +29,6 @@ from rich.table import Table
 from rich.text import Text
 
 from caffe_port.errors import printable
-from caffe_port.terminal import count
 from caffe_port.verification.comparison import Difference, Distance, Report, Row
 
 _STYLES = {"passed": "green", "failed": "bold red", "not compared": "yellow"}
@@ -81,8 +80,7 @@ def verdict(report: Report) -> str:
     if others:
         rest = f" ({len(others)} of them compared with {others[0]} instead){rest}"
     if not report.compared:
-        tops = count(len(report.rows), "top")
-        return f"NOTHING COMPARED with {report.reference}: none of {tops} has a counterpart"
+        return f"NOTHING COMPARED with {report.reference}: no top has a counterpart"
     if report.passed:
         return f"PASSED: all {report.compared} compared tops agree with {report.reference}{rest}"
     broken = list(dict.fromkeys(row.layer for row in report.broken))
@@ -190,8 +188,8 @@ def _columns(report: Report, rows: list[Row]) -> dict[str, list[Text]]:
     needed = ["" if row.status == "not compared" else _number(row.needed_atol) for row in rows]
     columns["needs\natol" if far else "needs atol"] = needed
     if far:
-        columns["candidate\nto float64"] = [_number(row.distance.candidate) if row.distance else "" for row in rows]
-        columns["reference\nto float64"] = [_number(row.distance.reference) if row.distance else "" for row in rows]
+        columns["net to\nfloat64"] = [_number(row.distance.candidate) if row.distance else "" for row in rows]
+        columns["ref. to\nfloat64"] = [_number(row.distance.reference) if row.distance else "" for row in rows]
     cells = {title: [Text(cell) for cell in column] for title, column in columns.items()}
     cells[_MARK] = [
         Text("FAILED", _STYLES["failed"]) if row.broken else Text(_MARKS[row.status], _STYLES[row.status])

@@ -58,7 +58,7 @@ class NumPyReference:
 
 @dataclass(frozen=True)
 class WithFormulas:
-    """Another reference, and the formulas for the layers of which it has no figures."""
+    """Another reference, and the formulas for the layers that it cannot compute."""
 
     other: Reference
 
@@ -67,7 +67,7 @@ class WithFormulas:
         return self.other.name
 
     def run(self, case: Case) -> Run:
-        """Runs the net; a layer that the formulas had to compute says so in its note."""
+        """Runs the net; the note of a layer computed by the formulas says so."""
         values: dict[tuple[str, int], Array] = dict(case.sources())
         last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
         turns = self.other.run(case)
