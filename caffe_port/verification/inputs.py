@@ -1,4 +1,4 @@
-"""What a net is fed with to be compared: seeded random numbers, arrays, or a picture prepared as Caffe does it."""
+"""The inputs of a comparison: seeded random values, arrays, or an image prepared as Caffe does it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from caffe_port.typing import Array, Shape
 
 
 def random_input(shape: Shape, seed: int, index: int = 0) -> Array:
-    """Standard normal numbers of NumPy's PCG64, float32.
+    """Standard normal values from NumPy's PCG64, float32.
 
-    ``index`` tells the inputs of one net apart: they do not get the same numbers.
+    ``index`` is the number of the input, so that the inputs of one net get different values.
     """
     return np.random.Generator(np.random.PCG64([seed, index])).standard_normal(shape, np.float32)
 
 
 def random_inputs(spec: NetSpec, shapes: Mapping[Source, Shape], seed: int) -> tuple[dict[str, Array], dict[str, str]]:
-    """Every input of a net: standard normal, but integers where the net reads labels or indices.
+    """Every input of a net: standard normal values, or integers if the net reads labels or indices.
 
     Returns:
-        The arrays by blob name, and how each was made, in words.
+        The arrays by blob name, and a description of how each was made.
     """
     arrays, words = {}, {}
     for index, (blob, source) in enumerate(spec.inputs):
@@ -46,7 +46,7 @@ def random_inputs(spec: NetSpec, shapes: Mapping[Source, Shape], seed: int) -> t
 
 
 def _integers_below(spec: NetSpec, shapes: Mapping[Source, Shape], source: Source) -> int | None:
-    """The number of classes or indices, where a reader of this input takes it for integers; else None."""
+    """The number of classes or indices if a reader of this input expects integers; otherwise None."""
     for layer in spec.layers:
         if source not in layer.sources:
             continue
@@ -67,20 +67,20 @@ def with_batch_axis(array: Array, spec: NetSpec, blob: str) -> Array:
 
 
 def picture_input(path: str | Path, shape: Shape, plan: Preprocessing) -> Array:
-    """A picture as a net's input (N, C, H, W), float32; it fills the whole batch.
+    """An image as a net's input (N, C, H, W), float32, repeated for the whole batch.
 
     Raises:
-        CaffePortError: the file cannot be read, is no picture, or does not fit.
+        CaffePortError: the file cannot be read, is not an image, or does not fit.
     """
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise CaffePortError(
-            f"a picture has 1 or 3 channels, the net's input is {tuple(shape)}", str(path), "Give an .npy file."
+            f"an image has 1 or 3 channels, the net's input is {tuple(shape)}", str(path), "Use an .npy file."
         )
     color = shape[1] == 3
     try:
         pixels = images.decode(read_bytes(path), int(color), str(path)).transpose(2, 0, 1)
     except ParseError as error:
-        raise ParseError(error.what, str(path), "An input is an .npy file or a picture.") from None
+        raise ParseError(error.what, str(path), "An input is an .npy file or an image.") from None
     try:
         prepared = prepare(pixels, plan.for_input(*shape[1:]), "BGR" if color else "GRAY")
     except CaffePortError as error:
@@ -89,7 +89,7 @@ def picture_input(path: str | Path, shape: Shape, plan: Preprocessing) -> Array:
 
 
 def check_names(given: Mapping[str, Any], spec: NetSpec) -> None:
-    """Raises CaffePortError for a name that is no input of the net."""
+    """Raises CaffePortError for a name that is not an input of the net."""
     names = [blob for blob, _ in spec.inputs]
     for name in given:
         if name not in names:
