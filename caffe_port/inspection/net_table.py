@@ -121,7 +121,7 @@ def survey(
     for layer in spec.layers:
         blobs = _common([view.blobs.get(layer.name) for view in views])
         macs = _common([view.macs.get(layer.name) for view in views])
-        rows.append(_row(layer, tops, _known_blobs(blobs, stored.get(layer.name)), macs, owners))
+        rows.append(_row(layer, tops, _known_blobs(layer.type, blobs, stored.get(layer.name)), macs, owners))
     errors = () if len(views) > 1 else views[0].errors
     unsupported = views[0].unsupported
     needed = _needed(definition, options, known) if unsupported else set()
@@ -172,10 +172,10 @@ def size(dims: Dims) -> int | None:
     return None if dims is None or None in dims else math.prod(n for n in dims if n is not None)
 
 
-def agree(asked: Dims, held: Shape) -> bool | None:
+def agree(asked: Dims, held: Shape, row: bool = False) -> bool | None:
     """Whether a file's blob is the one that a layer asks for, as loading sees it; None where that is not known."""
     if (shape := full(asked)) is not None:
-        return shapes_agree(held, shape)
+        return shapes_agree(held, shape, row)
     if asked is None or len(asked) != len(held):
         return None
     return False if any(m not in (n, None) for m, n in zip(asked, held, strict=True)) else None
@@ -301,14 +301,15 @@ def _common(values: Sequence[Any]) -> Any:
     return None
 
 
-def _known_blobs(blobs: tuple[Dims, ...] | None, stored: LayerBlobs | None) -> tuple[Dims, ...] | None:
+def _known_blobs(type_: str, blobs: tuple[Dims, ...] | None, stored: LayerBlobs | None) -> tuple[Dims, ...] | None:
     """The definition's shapes; the file's where the definition leaves them open and nothing contradicts."""
     if stored is None or (blobs is not None and all(size(shape) is not None for shape in blobs)):
         return blobs
     held = tuple(tuple(array.shape) for array in stored.blobs)
-    if blobs is None or (len(blobs) == len(held) and False not in map(agree, blobs, held)):
-        return held
-    return blobs
+    if blobs is None or len(blobs) != len(held):
+        return held if blobs is None else blobs
+    row = has(type_, Trait.ROWS)
+    return blobs if any(agree(a, b, row) is False for a, b in zip(blobs, held, strict=True)) else held
 
 
 def _row(

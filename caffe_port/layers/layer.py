@@ -225,7 +225,7 @@ class Layer(nn.Module):
             return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
         for name, array in zip(names, arrays, strict=True):
             shape = tuple(self.get_blob(name).shape)
-            if not shapes_agree(array.shape, shape):
+            if not shapes_agree(array.shape, shape, self.signature.has(Trait.ROWS)):
                 return f"holds {name} {tuple(array.shape)}, the definition asks for {shape}"
         return ""
 

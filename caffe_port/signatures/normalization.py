@@ -105,7 +105,7 @@ declare(
     blobs=("slope", "bias", "mean", "variance"),
     blob_shapes=_bn_blobs,
     statistics=("mean", "variance"),
-    traits=Trait.AFFINE | Trait.BATCH_STATISTICS,
+    traits=Trait.AFFINE | Trait.BATCH_STATISTICS | Trait.ROWS,
 )
 declare("LRN", lrn, message="lrn_param", traits=IMAGE)
 declare("MVN", _mvn, message="mvn_param", traits=IMAGE)

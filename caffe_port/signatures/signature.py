@@ -72,6 +72,8 @@ class Trait(enum.Flag):
     """The inverse: a pixel of the bottom is spread over a window of the top."""
     DEPTHWISE = enum.auto()
     """``num_output`` and ``group`` are the bottom's channels, unless they are given."""
+    ROWS = enum.auto()
+    """Files may store its vectors as rows, (1, C)."""
     MATRIX = enum.auto()
     """The weight is a matrix, which files of the 4-D era hold as (1, 1, rows, columns)."""
     _PRODUCT = enum.auto()

@@ -170,6 +170,6 @@ def _row(
 ) -> Row:
     if actual is None:  # Caffe's gradient is zero where nothing is trained
         actual = np.zeros_like(expected)
-    if not shapes_agree(expected.shape, actual.shape):
+    if not shapes_agree(expected.shape, actual.shape, row=True):
         return Row(layer, top, kind, blob, free=failure(f"shape {actual.shape}, expected {expected.shape}"))
     return Row(layer, top, kind, blob, free=difference(expected, actual.reshape(expected.shape), tolerance))
