@@ -142,7 +142,7 @@ def test_the_authors_prototxt_that_does_not_fit() -> None:
     assert str(caught.value) == (
         f"{MNIST / 'weights.caffemodel'}: layer 'conv1' holds weight (32, 1, 3, 3), the prototxt asks for "
         "(64, 1, 3, 3); 18 of 34 layers differ.\n"
-        "  The caffemodel carries its own definition and fits it: run without the prototxt, or "
+        "  The caffemodel matches its own definition: run without the prototxt, or compare them with "
         "`caffe-port inspect --diff`."
     )
 
@@ -167,7 +167,7 @@ def test_weights_of_another_net() -> None:
         caffe_port.load(cifar / "cifar10_quick.prototxt", cifar / "cifar10_full_iter_70000.caffemodel")
     with pytest.raises(WeightsError) as caught:
         caffe_port.load(ZOO / "mtcnn_v2" / "det2.prototxt", ZOO / "mtcnn_v2" / "det1.caffemodel")
-    assert caught.value.hint.startswith("The caffemodel carries its own definition and fits it")
+    assert caught.value.hint.startswith("The caffemodel matches its own definition")
 
 
 # -- without weights ------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_the_published_cifar10_prototxt_converts_as_it_is() -> None:
     assert ported.net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sum(p.numel() for p in ported.net.parameters()) == pytest.approx(5.48e6, rel=0.005)
     assert ported.weights is ported.report is None
-    assert "no weights were given: the fillers drew them (seed 0)" in ported.notes
+    assert "no weights given: parameters initialized from the fillers (seed 0)" in ported.notes
     assert any("3 assumed" in note for note in ported.notes)
     training = ported.net.train()
     assert training(torch.randn(2, 3, 32, 32)).shape == (2, 10)
@@ -245,7 +245,7 @@ def test_stages() -> None:
 
 
 def test_nothing_given() -> None:
-    with pytest.raises(CaffePortError, match="a prototxt, a caffemodel, or both are needed"):
+    with pytest.raises(CaffePortError, match="give a prototxt, a caffemodel, or both"):
         caffe_port.load()
 
 
@@ -273,8 +273,8 @@ def test_what_is_absent_and_unused_is_told(tmp_path: Path) -> None:
     ported = api.port(path, ZOO / "caffe2014_lenet_v1" / "lenet_iter_10000.caffemodel")
     assert ported.report is not None
     assert (ported.report.initialised, ported.report.unused) == (("mine",), ("ip2",))
-    assert "1 layers have no weights in the file, their fillers drew them: mine" in ported.notes
-    assert "1 layers of the file are not in the net: ip2" in ported.notes
+    assert "no weights in the file for 1 layer; initialized from the fillers: mine" in ported.notes
+    assert "the weights of 1 layer in the file are not used by the net: ip2" in ported.notes
 
 
 def test_an_input_shape_for_no_input() -> None:

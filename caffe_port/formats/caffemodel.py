@@ -73,10 +73,12 @@ class Weights:
         return sha256(self.path) if Path(self.path).is_file() else None
 
     def by_name(self) -> dict[str, LayerBlobs]:
-        """Layers by name; if a name occurs twice, the first one counts, as in Caffe."""
+        """Layers by name; of equal names, the last one with the first one's shapes: Caffe copies them one by one."""
         table: dict[str, LayerBlobs] = {}
         for layer in self.layers:
-            table.setdefault(layer.name, layer)
+            first = table.setdefault(layer.name, layer)
+            if [b.shape for b in layer.blobs] == [b.shape for b in first.blobs]:
+                table[layer.name] = layer
         return table
 
 

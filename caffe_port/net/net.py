@@ -23,7 +23,9 @@ from caffe_port.net.execution import Execution
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.net.state_dict import LARGE
-from caffe_port.signatures import plugins, shapes
+from caffe_port.signatures import shapes
+from caffe_port.signatures.plugins import find_type
+from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED
 from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Array, Shape
 
@@ -65,6 +67,7 @@ class Net(nn.Module):
         shapes: shape of every input blob, by blob name.
         train: the net in phase TRAIN; None: the layers of ``test``, whose modules still know train() from eval().
         seed: the parameters are drawn by their fillers; None leaves that to :meth:`load_weights`.
+        stand_in: the class of the layers that no class is known for; None: they are refused.
 
     Raises:
         UnsupportedLayerError: names every layer of a type that is not registered.
@@ -72,11 +75,17 @@ class Net(nn.Module):
     """
 
     def __init__(
-        self, test: NetSpec, shapes: Mapping[str, Shape], train: NetSpec | None = None, seed: int | None = 0
+        self,
+        test: NetSpec,
+        shapes: Mapping[str, Shape],
+        train: NetSpec | None = None,
+        seed: int | None = 0,
+        stand_in: type[Layer] | None = None,
     ) -> None:
         super().__init__()
         specs = {False: test, True: train or test}
-        _check_types(list(specs.values()))
+        if stand_in is None:
+            _check_types(list(specs.values()))
         named = dict.fromkeys(layer.name for spec in specs.values() for layer in spec.layers)
         taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales"}
         self.names: dict[str, str] = identifiers(named, taken)
@@ -88,7 +97,7 @@ class Net(nn.Module):
             if training and spec is test:
                 self.plans[True] = self.plans[False]
             else:
-                self.plans[training] = self._plan(spec, shapes, built, training)
+                self.plans[training] = self._plan(spec, shapes, built, training, stand_in)
         self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # to_empty would import sympy, for a second
         self._tie()
         self.scales = fusion.scales(self, self.plans)
@@ -106,6 +115,7 @@ class Net(nn.Module):
         shapes: Mapping[str, Shape],
         built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]],
         training: bool,
+        stand_in: type[Layer] | None,
     ) -> Plan:
         slot: dict[Source, int] = {}
         inferred: dict[Source, Shape] = {}
@@ -117,7 +127,7 @@ class Net(nn.Module):
         kept = {source for _, source in spec.outputs}
         steps, losses = [], []
         for index, layer in enumerate(spec.layers):
-            module = self._module(layer, [inferred[s] for s in layer.sources], built)
+            module = self._module(layer, [inferred[s] for s in layer.sources], built, stand_in)
             if module is None:
                 continue
             tops = _infer(layer, module, [inferred[s] for s in layer.sources])
@@ -145,12 +155,18 @@ class Net(nn.Module):
         return (training and self._train_names.get(name)) or self.names[name]
 
     def _module(
-        self, layer: LayerSpec, bottoms: list[Shape], built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]]
+        self,
+        layer: LayerSpec,
+        bottoms: list[Shape],
+        built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]],
+        stand_in: type[Layer] | None,
     ) -> Layer | None:
         try:
-            cls = layers.class_of(layer.param)
-        except SpecError as error:
-            raise layer.error(error.what, error.hint) from None
+            cls = layers.class_of(layer.param) or stand_in
+        except SpecError as error:  # Python code that nothing stands for
+            if stand_in is None:
+                raise layer.error(error.what, error.hint) from None
+            cls = stand_in
         assert cls is not None
         if cls.source:
             return None
@@ -329,9 +345,6 @@ class Net(nn.Module):
                 then nothing was copied.
         """
         stored = weights.by_name()
-        for layer in weights.layers:  # of equal names Caffe copies one after the other: the last stays
-            if [b.shape for b in layer.blobs] == [b.shape for b in stored[layer.name].blobs]:
-                stored[layer.name] = layer
         modules = self.caffe_layers()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
@@ -391,18 +404,12 @@ def _ordered(plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor])
 
 
 def _check_types(specs: Iterable[NetSpec]) -> None:
-    def unregistered() -> dict[str, LayerSpec]:
-        return {layer.name: layer for spec in specs for layer in spec.layers if layers.lookup(layer.type) is None}
-
-    if not unregistered():
-        return
-    plugins.load_entry_points()
-    unknown = unregistered()
+    unknown = {layer.name: layer for spec in specs for layer in spec.layers if find_type(layer.type) is None}
     if not unknown:
         return
     lines = []
     for layer in unknown.values():
-        reason = layers.UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, layers.REGISTRY, 0.75).strip()
+        reason = UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, SIGNATURES, 0.75).strip()
         lines.append(f"{layer.where}: layer '{layer.name}' ({layer.type}){': ' + reason if reason else ''}")
     lines.append("--stub puts a place holder there, --plugin takes a Layer of your own.")
     some = next(iter(unknown.values()))
@@ -415,8 +422,8 @@ def _check_types(specs: Iterable[NetSpec]) -> None:
 
 
 def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    """Top shapes: by rule for our own types, since the meta device takes seconds to load; others are run there."""
-    if layer.type in shapes.RULES and type(module).__module__.startswith("caffe_port.layers."):
+    """Top shapes: by rule where there is one, since the meta device takes seconds to load; others are run there."""
+    if shapes.rule_of(layer) is not None:
         tops = shapes.top_shapes(layer, bottoms)
     else:
         tops = infer_by_running(layer, module, bottoms)

@@ -278,7 +278,7 @@ def test_a_net_of_train_only(tmp_path: Path) -> None:
     )
     ported = port(tmp_path, text)
     assert view(ported) == (["data"], ["fc5"])
-    assert any(note.startswith("phase TEST cannot be built, eval() computes the layers of") for note in ported.notes)
+    assert any(note.startswith("phase TEST cannot be built; eval() uses the layers of") for note in ported.notes)
 
 
 def test_a_label_that_nobody_reads_in_test(tmp_path: Path) -> None:

@@ -100,11 +100,11 @@ def test_what_is_written_to_arrays_does_not_reach_the_file(tmp_path: Path) -> No
     assert np.array_equal(caffemodel.read(path).layers[0].blobs[0], WEIGHT)
 
 
-def test_the_first_of_equal_names_counts(tmp_path: Path) -> None:
+def test_of_equal_names_the_last_counts(tmp_path: Path) -> None:
     one, two = (f'layer {{ name: "c" blobs {{ data: {k} }} }}' for k in (1, 2))
     weights = caffemodel.read(save(tmp_path / "w", one + two))
     assert len(weights.layers) == 2
-    assert weights.by_name()["c"].blobs[0].tolist() == [1]
+    assert weights.by_name()["c"].blobs[0].tolist() == [2]
 
 
 @pytest.mark.parametrize(

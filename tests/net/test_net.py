@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import registries
 import torch
 from torch import nn
 
@@ -650,9 +651,8 @@ def test_everything_has_a_storage() -> None:
     assert all(t.device.type == "cpu" for t in (*net.parameters(), *net.buffers()))
 
 
-def test_a_users_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caffe_port.layers.REGISTRY", REGISTRY)
-    try:
+def test_a_users_own_type() -> None:
+    with registries.forgotten():
 
         class TimesTwo(Layer):
             """x * 2"""
@@ -661,8 +661,6 @@ def test_a_users_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
                 return 2 * x
 
         assert torch.equal(build(data(*SHAPE) + layer("t", "TimesTwo", "data", "y"))(X), 2 * X)
-    finally:
-        REGISTRY.pop("TimesTwo")
 
 
 # -- shown ----------------------------------------------------------------------------------------------------------

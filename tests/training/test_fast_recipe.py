@@ -75,7 +75,7 @@ def test_a_loss_read_late_still_names_its_iteration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"cuda_graph": True}, "needs a GPU"), ({"amp": "fp8"}, "bf16 and tf32")]
+    ("options", "message"), [({"cuda_graph": True}, "needs a GPU"), ({"amp": "fp8"}, "bf16 or tf32")]
 )
 def test_what_a_cpu_cannot(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(CaffePortError, match=message):
@@ -416,9 +416,9 @@ def test_the_recipe_in_pieces_is_one_run_to_the_bit(tmp_path: Path) -> None:
     assert stopped == ["max_seconds", "max_seconds", ""]
     assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "pieces"))
     assert fast_recipe.train(tmp_path / "pieces", options)[0]["epochs_done"] == 3  # nothing is left to do
-    with pytest.raises(CaffePortError, match="holds a run already"):
+    with pytest.raises(CaffePortError, match="already contains a run"):
         fast_recipe.train(tmp_path / "pieces", replace(options, resume=False))
-    with pytest.raises(CaffePortError, match="another recipe or seed"):
+    with pytest.raises(CaffePortError, match="contains a run with another recipe or seed"):
         fast_recipe.train(tmp_path / "pieces", replace(options, resume=True, seed=9))
 
 
