@@ -97,7 +97,8 @@ def verdict(report: Report) -> str:
     named = ", ".join(f"'{name}'" for name in broken[:3]) + (", ..." if len(broken) > 3 else "")
     at_fault = f"; {len(broken)} layers are broken: {named}" if len(broken) > 1 else ""
     follow = report.failed - len(report.broken)
-    consequences = f"; {follow} only because an earlier layer differs" if follow else ""
+    verb = "differs" if follow == 1 else "differ"
+    consequences = f"; {follow} {verb} only because an earlier layer does" if follow else ""
     return f"{words}, the first in layer '{broken[0]}'{at_fault}{consequences}{rest}"
 
 
