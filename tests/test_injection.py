@@ -223,7 +223,7 @@ size = 7
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("[net", '["../net"', "names are letters"),
+        ("[net", '["../net"', "name may contain letters"),
         ("0" * 64, "../../x", "64 hexadecimal digits"),
         ("size = 7", "size = -1", "at least 1"),
         ("size = 7", 'size = 7\nurl = "http://x"', "https"),

@@ -95,7 +95,7 @@ def net_options(function: F) -> F:
             multiple=True,
             metavar="FILE.py",
             type=click.Path(),
-            help="Python file that defines custom layer types; it is executed. May be repeated.",
+            help="Python file that defines custom layer types; its code is run. May be repeated.",
         ),
     ]
 

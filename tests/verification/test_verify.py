@@ -161,7 +161,7 @@ def test_a_picture_is_prepared(net: Path, tmp_path: Path) -> None:
         ({"mode": "all"}, "unknown mode 'all'; modes: both, free, isolated"),
         ({"against": "openvc"}, "cannot compare with 'openvc'"),
         ({"against": "absent.npz"}, "cannot be read"),
-        ({"channel_order": "RBG"}, "channel order 'RBG' is none of RGB, BGR, GRAY. Did you mean 'RGB'"),
+        ({"channel_order": "RBG"}, "channel order 'RBG' is not one of RGB, BGR, GRAY. Did you mean 'RGB'"),
         ({"input": "absent.npy"}, "cannot be read"),
         ({"input": "absent.png"}, "cannot be read"),
     ],
