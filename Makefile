@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure mutations layers fuzz crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes mutations layers fuzz crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-test  ## the whole test suite
 
 docs-slow: $(VENV)/.installed-test  ## before a release: the blocks of the pages that install, measure or train for minutes
 	CAFFE_PORT_DOCS=slow $(BIN)/python -m pytest -q tests/test_docs.py::test_a_page_does_what_it_says $(ARGS)
+
+caffe: $(VENV)/.installed  ## Caffe itself, built in the cache folder for verify --against caffe (minutes; nothing the second time)
+	$(BIN)/caffe-port build-caffe
 
 coverage: $(VENV)/.installed-test  ## the suite with coverage of caffe_port
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -q --cov --cov-report=term $(ARGS)
@@ -64,6 +67,9 @@ bench: bench-convert bench-inference bench-training bench-verify  ## all the tab
 gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in pieces of MINUTES (ROOT=... the data, OUT=...)
 	$(BIN)/python benchmarks/gpu_session.py --root $(or $(ROOT),data) --out $(or $(OUT),gpu-results) --minutes $(or $(MINUTES),8) $(ARGS)
 
+plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type's record, and show that each is caught
+	$(BIN)/python benchmarks/plant_shapes.py $(ARGS)
+
 mutations: $(VENV)/.installed-test  ## plant slips, and write the table of docs/verification.md
 	$(BIN)/python benchmarks/mutations.py --write docs/verification.md
 
@@ -87,7 +93,7 @@ COMPAT ?= torch==2.6.0 torchvision==0.21.0 numpy==1.26.0 protobuf==4.25.0 click=
 	safetensors==0.4.3 opencv-python-headless==4.8.1.78
 compat:  ## core tests on the oldest versions that pyproject.toml allows (COMPAT=... for others); downloads gigabytes
 	$(PYTHON) -m venv .venv-compat
-	.venv-compat/bin/python -m pip install --quiet $(COMPAT) --editable ".[data,plot]" "pytest>=8" "hypothesis>=6.100"
+	.venv-compat/bin/python -m pip install --quiet $(COMPAT) --editable ".[data,plot]" "pytest>=8" "hypothesis>=6.100" "lmdb>=1.4"
 	.venv-compat/bin/python -m pytest -q -W ignore::DeprecationWarning $(addprefix tests/,formats definition signatures layers \
 		net emit/test_model_source.py verification training/test_solver.py training/test_train.py commands)
 

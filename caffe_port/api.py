@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from caffe_port import layers
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
+from caffe_port.layers.stub import Stub
 from caffe_port.net.net import LoadReport, Net
-from caffe_port.signatures import plugins
-from caffe_port.spec import LayerSpec, NetSpec
+from caffe_port.spec import NetSpec
 from caffe_port.terminal import count
 from caffe_port.typing import PathLike
 
@@ -139,22 +138,6 @@ def port(
             is for :func:`caffe_port.convert`, which handles it and saves the memory and time of a copy; such a Net must
             not be run or trained. Weights that were read without ``writable`` are copied anyway.
     """
-    if stub:
-        from caffe_port.layers.stub import stubs
-
-        with stubs() as made:
-            ported = port(
-                prototxt,
-                weights,
-                input_shapes=input_shapes,
-                keep_loss=keep_loss,
-                level=level,
-                stages=stages,
-                seed=seed,
-                share=share,
-            )
-        told = f"to be finished by hand in model.py, as stubs: {', '.join(sorted(made))}"
-        return dataclasses.replace(ported, notes=(*ported.notes, told)) if made else ported
     definition, stored = read(prototxt, weights, writable=share)
     return build(
         definition,
@@ -165,6 +148,7 @@ def port(
         stages=stages,
         seed=seed,
         share=share,
+        stub=stub,
     )
 
 
@@ -178,6 +162,7 @@ def build(
     stages: Sequence[str] = (),
     seed: int = 0,
     share: bool = False,
+    stub: bool = False,
     resolved: NetSpec | None = None,
 ) -> Ported:
     """Like :func:`port`, for parsed files.
@@ -186,14 +171,14 @@ def build(
 
     Args:
         definition, stored: the parsed definition and weights.
-        input_shapes, keep_loss, level, stages, seed, share: as for :func:`port`.
+        input_shapes, keep_loss, level, stages, seed, share, stub: as for :func:`port`.
         resolved: the net in one phase, if already resolved by :func:`phase_spec` with the same options.
     """
 
     def spec(phase: str, given: Collection[str]) -> NetSpec:
         if resolved is not None and resolved.phase == phase:
             return resolved
-        return phase_spec(definition, phase, level, stages, given, keep_loss)
+        return phase_spec(definition, phase, level, stages, given, keep_loss, stub)
 
     share = share and stored is not None and stored.mapping is not None and stored.mapping.writable
     notes: list[str] = []
@@ -207,14 +192,14 @@ def build(
         notes.append(f"phase TEST cannot be built; eval() uses the layers of TRAIN: {error.where}: {error.what}")
     shapes = resolve(test, stored, input_shapes, guess=True)
     notes += [*test.notes, *shapes.notes]
-    draw = None if stored else seed
+    draw, stand_in = None if stored else seed, Stub if stub else None
     try:
         train = spec("TRAIN", shapes.shapes)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
         resolved_shapes = resolve(train, stored, known, guess=True).shapes
-        net = Net(test, resolved_shapes | shapes.shapes, train, draw)
+        net = Net(test, resolved_shapes | shapes.shapes, train, draw, stand_in)
     except SpecError as error:
-        net = Net(test, shapes.shapes, None, draw)
+        net = Net(test, shapes.shapes, None, draw, stand_in)
         notes.append(f"phase TRAIN cannot be built; train() uses the layers of TEST: {error.where}: {error.what}")
     report = None
     if stored is not None:
@@ -230,34 +215,10 @@ def build(
             notes.append(f"{unused}: {', '.join(report.unused)}")
     else:
         notes.append(f"no weights given: parameters initialized from the fillers (seed {seed})")
+    if made := sorted({module.caffe_type for module in net.modules() if isinstance(module, Stub)}):
+        notes.append(f"stubs to be completed by hand in model.py: {', '.join(made)}")
     notes += _odd_fillers(net, net.caffe_layers() if report is None else report.initialised)
     return Ported(net, definition, stored, report, tuple(notes), share)
-
-
-def phase_spec(
-    definition: Definition, phase: str, level: int, stages: Sequence[str], given: Collection[str], keep_loss: bool
-) -> NetSpec:
-    """A phase of a definition as it will be built: without losses and labels, unless they are kept.
-
-    Args:
-        given: blobs whose shape the user said; they may be inputs though no layer makes them.
-    """
-    spec = definition.spec(phase, level, stages, given)
-    if keep_loss:
-        return spec
-    labels = {name for name, cls in layers.REGISTRY.items() if cls.labels}
-    learned = {name for name, cls in layers.REGISTRY.items() if cls.blobs}
-    return spec.deploy(labels, learned, {layer.name for layer in spec.layers if not _known(layer)})
-
-
-def _known(layer: LayerSpec) -> bool:
-    """Whether the layer's type is registered, of a Python layer whether something stands for its code."""
-    if layer.type not in layers.REGISTRY:
-        plugins.load_entry_points()
-    try:
-        return layers.class_of(layer.param) is not None
-    except SpecError:
-        return False
 
 
 def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:

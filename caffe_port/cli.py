@@ -89,6 +89,7 @@ for _command in (
     training.log,
     training.reproduce,
     health.doctor,
+    health.build_caffe,
     health.completion,
 ):
     cli.add_command(_command)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +15,6 @@ from caffe_port.formats.message import Message
 
 Source = tuple[str, int]
 """Who made a blob: (layer name, top index)."""
-
-SOURCE_TYPES = frozenset(
-    ("AnnotatedData", "Data", "HDF5Data", "ImageData", "Input", "MemoryData", "OtherData", "VideoData", "WindowData")
-)
-"""Types whose tops come from outside: they are inputs of the net."""
-
-LABEL_SUFFIXES = ("Loss", "LossOHEM", "Accuracy")
-"""How the types are named that compare scores with labels, a fork's own too."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +27,7 @@ class LayerSpec:
         sources: for each bottom, who made it.
         param: the LayerParameter, V2.
         where: ``file:line`` for messages.
+        is_input: the tops come from outside: they are inputs of the net.
     """
 
     name: str
@@ -45,6 +37,7 @@ class LayerSpec:
     sources: tuple[Source, ...]
     param: Message = dataclasses.field(repr=False)
     where: str = dataclasses.field(repr=False)
+    is_input: bool = False
 
     @property
     def folder(self) -> Path:
@@ -82,10 +75,7 @@ class NetSpec:
     def inputs(self) -> tuple[tuple[str, Source], ...]:
         """(blob name, source) of the tops that come from outside, in the file's order."""
         return tuple(
-            (top, (layer.name, k))
-            for layer in self.layers
-            if layer.type in SOURCE_TYPES
-            for k, top in enumerate(layer.tops)
+            (top, (layer.name, k)) for layer in self.layers if layer.is_input for k, top in enumerate(layer.tops)
         )
 
     @functools.cached_property
@@ -95,16 +85,8 @@ class NetSpec:
         found = [
             (top, (layer.name, k))
             for layer in self.layers
-            if layer.type not in SOURCE_TYPES
+            if not layer.is_input
             for k, top in enumerate(layer.tops)
             if (layer.name, k) not in read
         ]
         return tuple(sorted(found))
-
-    def deploy(
-        self, label_types: Collection[str], learned_types: Collection[str], unknown: Collection[str] = ()
-    ) -> NetSpec:
-        """Without what exists for labels only, see :func:`caffe_port.definition.deploy_view.view`."""
-        from caffe_port.definition.deploy_view import view
-
-        return view(self, label_types, learned_types, unknown)

@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from caffe_port.verification.references import build_caffe
+
 # The same examples in every run: a suite that fails must fail again.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")
@@ -18,6 +20,10 @@ GOLDEN = HERE / "golden"
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared folder ($CAFFE_PORT_SHARED) is not here")
+
+
+CAFFE = build_caffe.folder() if build_caffe.stamp(build_caffe.folder()) else None
+"""Caffe itself, where ``make caffe`` built it."""
 
 
 def real_files(suffix: str) -> list[Path]:
@@ -32,6 +38,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared folder ($CAFFE_PORT_SHARED) is not here")
     return SHARED
+
+
+@pytest.fixture
+def caffe(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of Caffe itself, which ``--against caffe`` then finds; skips where it is not built."""
+    if CAFFE is None:
+        pytest.skip("Caffe itself is not built (make caffe)")
+    monkeypatch.delenv("CAFFE_PORT_PYCAFFE", raising=False)
+    monkeypatch.setenv("CAFFE_PORT_CACHE", str(CAFFE.parent))
+    return CAFFE
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,8 @@ from caffe_port.emit.self_check import MODEL, WEIGHTS, read_model
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.layers.normalization import BN
 from caffe_port.net.net import Net
-from caffe_port.signatures import caffe, shapes
-from caffe_port.spec import SOURCE_TYPES, NetSpec
+from caffe_port.signatures import shapes
+from caffe_port.spec import NetSpec
 from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.verify import verify
 
@@ -127,7 +127,7 @@ def _count(spec: NetSpec) -> int:
     tops = {source: tuple(spec.by_name[source[0]].param.input_param.shape[0].dim) for _, source in spec.inputs}
     learned: dict[object, int] = {}
     for layer in spec.layers:
-        if layer.type in SOURCE_TYPES:
+        if layer.is_input:
             continue
         bottoms = [tops[source] for source in layer.sources]
         cls = layers.class_of(layer.param)
@@ -137,7 +137,7 @@ def _count(spec: NetSpec) -> int:
             made = module.infer(*(torch.empty(shape) for shape in bottoms))
         made = made if isinstance(made, tuple) else (made,)
         tops |= {(layer.name, k): tuple(top.shape) for k, top in enumerate(made)}
-        if layer.type in caffe.RULES:
+        if shapes.rule_of(layer) is not None:
             assert shapes.top_shapes(layer, bottoms) == [tuple(top.shape) for top in made], layer.name
         for k, (blob, param) in enumerate(module.named_parameters()):
             shared = layer.param.param[k].name if k < len(layer.param.param) else ""

@@ -68,8 +68,10 @@ def test_two_converts_into_one_folder(tmp_path: Path) -> None:
             f"{{ num_output: {outputs} }} }}"
         )
         code = (
-            "import sys, time; from caffe_port import api; from caffe_port.errors import CaffePortError\n"
+            "import sys, time\n"
+            "from caffe_port import api\n"
             "from caffe_port.emit.convert import convert\n"
+            "from caffe_port.errors import CaffePortError\n"
             "ported = api.port(sys.argv[1])\n"
             "time.sleep(max(float(sys.argv[3]) - time.time(), 0))\n"
             "for _ in range(15):\n"

@@ -15,7 +15,8 @@ NEEDED = (
     "formats/caffe.binpb",
     "py.typed",
     "layers/spatial.py",
-    "verification/references/dump_with_pycaffe.txt",
+    "verification/references/build_caffe.cmake",
+    "verification/references/dump_with_caffe.txt",
     "verification/references/numpy_formulas/__init__.py",
 )
 

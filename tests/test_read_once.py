@@ -198,8 +198,8 @@ def test_a_trace_with_labels_or_without(golden: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "options", "says"),
     [
-        ({"share": True}, {}, "was ported with share=True, for convert alone"),
-        ({}, {"stages": ("a",)}, "level and stages are said to caffe_port.port"),
+        ({"share": True}, {}, "was ported with share=True, which is for convert only"),
+        ({}, {"stages": ("a",)}, "pass level and stages to caffe_port.port"),
         (
             {},
             {"input_shapes": {"x": (3, 3, 9, 7)}},
@@ -219,7 +219,7 @@ def test_losses_of_a_ported_net(classifier: tuple[Path, Path, Path]) -> None:
     with pytest.raises(CaffePortError, match="was ported without its losses\n  Port it with keep_loss=True"):
         verify(caffe_port.port(*classifier[:2], input_shapes=shapes), keep_loss=True)
     report = verify(caffe_port.port(*classifier[:2], input_shapes=shapes), against="numpy")
-    assert any("layers that only labels need were left out (loss)" in note for note in report.notes)
+    assert any("that needs labels was left out (loss)" in note for note in report.notes)
     kept = caffe_port.port(*classifier[:2], input_shapes=shapes, keep_loss=True)
     labels = {"label": np.zeros(2, np.float32)}
     assert "loss" in [row.layer for row in verify(kept, against="numpy", keep_loss=True, input=labels).rows]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.signatures.kernel_params import axis_values
+from caffe_port.signatures.kernel_params import axis_values, dilation_field
+from caffe_port.signatures.signature import Trait, has, signature_of
 
 if TYPE_CHECKING:
     from caffe_port.spec import LayerSpec, Source
@@ -38,36 +39,8 @@ class Line(NamedTuple):
 
 
 SAME = Line(Fraction(1), Fraction(0))
-
-_CONVOLUTIONS = ("Convolution", "ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution", "Im2col")
-_PIXEL_BY_PIXEL = frozenset(
-    (
-        "AbsVal",
-        "BN",
-        "BNLL",
-        "BatchNorm",
-        "Bias",
-        "Clip",
-        "Concat",
-        "Dropout",
-        "ELU",
-        "Eltwise",
-        "Exp",
-        "LRN",
-        "Log",
-        "MVN",
-        "PReLU",
-        "Power",
-        "ReLU",
-        "Scale",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Split",
-        "TanH",
-        "Threshold",
-    )
-)
+_CROPS = ("Crop", "AutoCrop")
+"""The two types that this module is about."""
 
 
 def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...]:
@@ -84,7 +57,7 @@ def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...
         SpecError: the offset of an AutoCrop cannot be computed.
     """
     made: dict[str, LayerSpec] = {}
-    told: dict[str, list[str]] = {"Crop": [], "AutoCrop": []}
+    told: dict[str, list[str]] = {type_: [] for type_ in _CROPS}
     for layer in layers:
         made[layer.name] = layer
         if layer.type not in told or layer.param.has("crop_param") or len(layer.sources) != 2:
@@ -157,26 +130,31 @@ def _lines(way: Iterable[Source], made: Mapping[str, LayerSpec]) -> tuple[Line, 
 
 
 def _lines_of(layer: LayerSpec) -> tuple[Line, Line]:
-    p = layer.param
-    if layer.type in _PIXEL_BY_PIXEL or layer.tops[0] == layer.bottoms[0]:  # in place the shape cannot change
+    if has(layer.type, Trait.KEEPS_PLACES) or layer.tops[0] == layer.bottoms[0]:  # in place the shape cannot change
         return SAME, SAME
-    if layer.type in _CONVOLUTIONS and p.convolution_param.axis == 1:
-        h, w = _window(layer, p.convolution_param)
-        return h.inverse(), w.inverse()
-    if layer.type == "Pooling" and not p.pooling_param.global_pooling:
-        h, w = _window(layer, p.pooling_param)
-        return h.inverse(), w.inverse()
-    if layer.type == "Deconvolution" and p.convolution_param.axis == 1:
-        return _window(layer, p.convolution_param)
-    if layer.type in ("Crop", "AutoCrop") and p.crop_param.axis in (2, -2):
+    signature, p = signature_of(layer.type), layer.param
+    window = signature.parameters(p) if signature is not None else p
+    whole = window.has("global_pooling") and window.global_pooling
+    if signature is not None and _channels_first(window) and not whole:
+        if signature.has(Trait.SLIDES):
+            h, w = _window(layer, window)
+            return h.inverse(), w.inverse()
+        if signature.has(Trait.SPREADS):
+            return _window(layer, window)
+    if layer.type in _CROPS and p.crop_param.axis in (2, -2):
         down, across = _pair(layer, p.crop_param.offset or [0])
         return Line(Fraction(1), Fraction(-down)), Line(Fraction(1), Fraction(-across))
     raise layer.error("how it moves pixels is not known, so that no offset of a crop behind it follows", _WRITE_IT)
 
 
+def _channels_first(window: Message) -> bool:
+    """Whether the message of a window leaves the channels where an image has them."""
+    return not window.has("axis") or window.axis == 1
+
+
 def _window(layer: LayerSpec, p: Message) -> tuple[Line, Line]:
     """From where a window is laid to its middle, for H and W. Source: FilterMap of the forks' util/coords.hpp."""
-    hole = "hole" if any(p.has(f"hole{end}") for end in ("", "_h", "_w")) else "dilation"  # DeepLab's word
+    hole = dilation_field(p)
     windows = zip(
         _pair(layer, axis_values(p, "kernel_size", 2)),
         _pair(layer, axis_values(p, "stride", 2) or [1]),

@@ -20,8 +20,9 @@ from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.message import Message, at
 from caffe_port.formats.upgrade_v1 import upgrade
-from caffe_port.signatures import plugins
-from caffe_port.spec import LABEL_SUFFIXES, SOURCE_TYPES, LayerSpec, NetSpec, Source
+from caffe_port.signatures.plugins import find
+from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
+from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.storage.files import sha256
 
 PHASES = ("TRAIN", "TEST")
@@ -145,7 +146,7 @@ class Definition:
         """Data layers that make missing blobs, which then are made."""
         found = []
         for layer in self.net.layer:
-            is_source = layer.type in SOURCE_TYPES or _brings_data(layer)
+            is_source = has(layer.type, Trait.SOURCE) or _brings_data(layer)
             if is_source and missing.intersection(layer.top) and not made.intersection(layer.top):
                 found.append(layer)
                 missing.difference_update(layer.top)
@@ -154,21 +155,8 @@ class Definition:
 
 
 def _brings_data(layer: Message) -> bool:
-    """Whether a layer of a type beside SOURCE_TYPES reads data: a fork's, or unmapped Python code."""
-    if layer.bottom or not layer.top or layer.type in (*SOURCE_TYPES, "DummyData", "Parameter", ""):
-        return False
-    if layer.type == "Python":
-        return f"{layer.python_param.module}.{layer.python_param.layer}" not in plugins.PYTHON_LAYERS
-    return layer.type.endswith("Data") or not _registered(layer.type)
-
-
-def _registered(type_: str) -> bool:
-    """Whether a layer type can be built. Imports torch."""
-    from caffe_port import layers
-
-    if type_ not in layers.REGISTRY:
-        plugins.load_entry_points()
-    return type_ in layers.REGISTRY
+    """Whether a layer that nothing is known of is taken for one that reads data: a fork's, or Python code."""
+    return bool(layer.top and layer.type) and not layer.bottom and find(layer) is None
 
 
 def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
@@ -182,7 +170,7 @@ def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
 def _only_a_label(blob: str, layers: Sequence[Message]) -> bool:
     """Whether losses and Accuracy alone read the blob, and not as their first bottom."""
     readers = [layer for layer in layers if blob in layer.bottom]
-    return all(r.type.endswith(LABEL_SUFFIXES) and blob in r.bottom[1:] for r in readers)
+    return all(compares_labels(r.type) and blob in r.bottom[1:] for r in readers)
 
 
 def _included(layer: Message, phase: str, level: int, stages: Collection[str], path: str) -> bool:
@@ -225,18 +213,20 @@ _GEOMETRY = ("pad", "kernel", "stride", "dilat", "group", "axis")
 def _unknown_fields(message: Message, path: str, layer: Message | None = None) -> Iterator[str]:
     """Notes on the fields that were kept but are not understood.
 
-    The parameters of a layer of an unknown type are its own affair. Of a known one, a field that would change the
-    layer's geometry is refused.
+    The parameters of a layer of an unknown type, or of somebody's own class, are its own affair. Of a known one, a
+    field that would change the geometry is refused.
     """
-    from caffe_port.signatures.shapes import RULES
-
     kind = message.schema.name if message.schema else ""
     layer = message if kind == "LayerParameter" else layer
-    known = layer is None or layer.type in RULES
+    signature = find(layer) if layer is not None else None
+    known = layer is None or (signature is not None and signature.tops is not None and not signature.has(Trait.OTHERS))
+    own = signature.messages if signature is not None else ()
     inside = f"layer '{layer.name}': " if layer is not None else ""
     told = []
     for name, values in message.unknown.items():
-        if not isinstance(name, str) or (kind == "LayerParameter" and isinstance(values[0], Message) and not known):
+        if not isinstance(name, str):
+            continue
+        if kind == "LayerParameter" and isinstance(values[0], Message) and (not known or name in own):
             continue
         if name.startswith(_GEOMETRY) and known and kind != "LayerParameter" and not _without_effect(name, values):
             raise SpecError(
@@ -273,9 +263,9 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
             continue
         name = _unique(layer, names, where, notes)
         # A loss whose top nobody names gets one: AutoTopBlobs.
-        unnamed_loss = not layer.top and layer.type.endswith("Loss")
+        unnamed_loss = not layer.top and (has(layer.type, Trait.LOSS) or layer.type.endswith("Loss"))
         tops = (name if name not in current else f"{name} (automatic)",) if unnamed_loss else tuple(layer.top)
-        spec = LayerSpec(name, layer.type, bottoms, tops, (), layer, where)
+        spec = LayerSpec(name, layer.type, bottoms, tops, (), layer, where, has(layer.type, Trait.SOURCE))
         if not layer.type:
             raise spec.error("has no type")
         sources = tuple(_source(spec, b, current, layers) for b in bottoms)
@@ -322,31 +312,9 @@ def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[s
         count += 1
     names[f"{name}#{count}"] = layer
     which = f"layer name '{name}' is used twice" if name else "a second layer has no name"
-    told = "; weights of a file go to the first one only, as in Caffe" if layer.type in _WEIGHTED else ""
+    told = "; weights of a file go to the first one only, as in Caffe" if keeps_blobs(layer.type) else ""
     notes.append(f"{where}: {which}; this one is called '{name}#{count}' here{told}")
     return f"{name}#{count}"
-
-
-_WEIGHTED = frozenset(
-    (
-        "BN",
-        "BatchNorm",
-        "Bias",
-        "Convolution",
-        "ConvolutionDepthwise",
-        "Deconvolution",
-        "DepthwiseConvolution",
-        "Embed",
-        "InnerProduct",
-        "LSTM",
-        "Normalize",
-        "PReLU",
-        "Parameter",
-        "RNN",
-        "Scale",
-    )
-)
-"""Types with weights, of which the file holds those of one name once."""
 
 
 def _automatic_split(layer: Message) -> bool:

@@ -10,8 +10,11 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError
-from caffe_port.spec import LABEL_SUFFIXES, LayerSpec, NetSpec, Source
+from caffe_port.signatures.plugins import find
+from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
+from caffe_port.spec import LayerSpec, NetSpec, Source
 
 _MEASURES = re.compile(r"Loss|Entropy|Accuracy|Eval|Recall|Precision|MMD|CTC(?!.*Decode)|mAP|IOU|IoU|ScoreDetections")
 """Parts of the names of losses and measures, where the type is not known."""
@@ -19,37 +22,35 @@ _MEASURES = re.compile(r"Loss|Entropy|Accuracy|Eval|Recall|Precision|MMD|CTC(?!.
 _PREPARES = re.compile(r"Data|Transform|Augment|Label")
 """Parts of the names of layers that prepare pictures for training, where the type is not known."""
 
-_SLIGHT = frozenset(
-    (
-        "AbsVal",
-        "Concat",
-        "Eltwise",
-        "Flatten",
-        "Permute",
-        "Power",
-        "Reduction",
-        "ReLU",
-        "Reshape",
-        "Sigmoid",
-        "Silence",
-        "Slice",
-        "Softmax",
-        "Split",
-    )
-)
-"""Types that may stand between a layer that serves labels and a loss, and do not make it a part of the net."""
-
 _SAMPLERS = ("ProposalTargetLayer",)
 """Python layers that choose among the boxes of their first bottom those to train on. Faster R-CNN, R-FCN."""
 
 
-def view(
-    spec: NetSpec, label_types: Collection[str], learned_types: Collection[str], unknown: Collection[str] = ()
+def phase_spec(
+    definition: Definition,
+    phase: str,
+    level: int,
+    stages: Sequence[str],
+    given: Collection[str],
+    keep_loss: bool,
+    keep_unknown: bool = False,
 ) -> NetSpec:
-    """A net without layers of ``label_types``, and without whatever then leads nowhere.
+    """A phase of a definition as it will be built: without losses and labels, unless they are kept.
 
-    Types with a name in LABEL_SUFFIXES are among ``label_types``. A top of a data layer is a label when no layer of
-    ``learned_types`` lies behind it, but does behind another.
+    Args:
+        given: blobs whose shape the user said; they may be inputs though no layer makes them.
+        keep_unknown: layers that nothing is known of stay.
+    """
+    spec = definition.spec(phase, level, stages, given)
+    if keep_loss:
+        return spec
+    return view(spec, () if keep_unknown else {layer.name for layer in spec.layers if find(layer.param) is None})
+
+
+def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
+    """A net without the layers that exist for labels only, and without whatever then leads nowhere.
+
+    A top of a data layer is a label when no layer with weights lies behind it, but does behind another.
 
     Args:
         unknown: names of the layers that cannot be built. Those that serve labels are left out with what reads them;
@@ -58,7 +59,7 @@ def view(
     Raises:
         SpecError: nothing is left.
     """
-    losses = {layer.name for layer in spec.layers if layer.type in label_types or layer.type.endswith(LABEL_SUFFIXES)}
+    losses = {layer.name for layer in spec.layers if compares_labels(layer.type)}
     unread = _unread(spec)
     if not losses and not unknown and not unread:
         return spec
@@ -69,7 +70,7 @@ def view(
     gone = _behind(layers, losses)
     if after := sorted(one.name for one in layers if one.name in gone - losses and one.tops):
         notes.append(f"what reads a loss or Accuracy is left out with it: {', '.join(after)}")
-    labels = _labels(spec, [layer for layer in layers if layer.name not in gone], gone, learned_types)
+    labels = _labels(spec, [layer for layer in layers if layer.name not in gone], gone)
     for layer in reversed(layers):
         if layer.name in unknown and layer.name not in gone:
             left = [one for one in layers if one.name not in gone]
@@ -83,11 +84,11 @@ def view(
     if not gone and not notes and not unread:
         return spec
     kept = [layer for layer in layers if layer.name not in gone]
-    labels = _labels(spec, kept, gone, learned_types) | unread
+    labels = _labels(spec, kept, gone) | unread
     kept = _without_label_branches([_silent(layer, _derived(kept, labels)) for layer in kept], labels)
     dropped = [layer for layer in layers if layer.name in gone]
     compared = {s for layer in dropped for s in layer.sources[1:]} - {s for layer in dropped for s in layer.sources[:1]}
-    targets = frozenset(compared - _made_from(kept, learned_types))
+    targets = frozenset(compared - _made_from(kept))
     deployed = dataclasses.replace(
         spec, layers=tuple(_without_tops(kept, labels)), targets=targets, notes=(*spec.notes, *notes)
     )
@@ -146,7 +147,7 @@ def _data_prepared(
             param = layer.param.copy(type="OtherData", bottom=None)
             if first.has("transform_param") and not param.has("transform_param"):
                 param.set("transform_param", first.transform_param)
-            yield dataclasses.replace(layer, type="OtherData", bottoms=(), sources=(), param=param)
+            yield dataclasses.replace(layer, type="OtherData", bottoms=(), sources=(), param=param, is_input=True)
         else:
             yield layer
 
@@ -161,7 +162,7 @@ def _why_left_out(
 ) -> str:
     """Why the deploy view does without a layer of an unknown type; empty where it does not."""
     behind = _behind(left, {layer.name})
-    if any(one.type not in _SLIGHT and one.name not in unknown for one in left if one.name in behind):
+    if any(not _is_slight(one.type) and one.name not in unknown for one in left if one.name in behind):
         return ""
     if layer.param.loss_weight or _MEASURES.search(_kind(layer)):
         return "is a loss or a measure"
@@ -183,6 +184,12 @@ def _why_left_out(
     return ""
 
 
+def _is_slight(type_: str) -> bool:
+    """Whether a type may stand between a layer that serves labels and a loss, and not make it a part of the net."""
+    kinds = (Trait.ELEMENTWISE, Trait.REARRANGES, Trait.AGGREGATES, Trait.SINK)
+    return not keeps_blobs(type_) and any(has(type_, kind) for kind in kinds)
+
+
 def _kind(layer: LayerSpec) -> str:
     """The type; of Python code, its class."""
     p = layer.param.python_param
@@ -198,11 +205,9 @@ def _note(layer: LayerSpec, reason: str, others: Iterable[str]) -> str:
 # -- labels -------------------------------------------------------------------------------------------------------
 
 
-def _labels(
-    spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[str], learned_types: Collection[str]
-) -> set[Source]:
+def _labels(spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[str]) -> set[Source]:
     """The inputs that exist for what is gone."""
-    fed = _leading_to(kept, learned_types)
+    fed = _leading_to_weights(kept)
     fed_inputs = {source for _, source in spec.inputs if source in fed}
     labels = {s for _, s in spec.inputs if fed_inputs and s not in fed and spec.by_name[s[0]].type != "Input"}
     read_by_losses = {s for layer in spec.layers if layer.name in gone for s in layer.sources}
@@ -220,12 +225,12 @@ def _compared_only(spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[st
     """The layers that join labels and what the net made, a mask say, for a loss: nothing else reads them."""
     derived = _derived(kept, labels)
     read_by_gone = {source[0] for layer in spec.layers if layer.name in gone for source in layer.sources}
-    slight = {layer.name for layer in kept if layer.type in _SLIGHT}
+    slight = {layer.name for layer in kept if _is_slight(layer.type)}
     found: set[str] = set()
     for layer in kept:
         behind = _behind(kept, {layer.name})
         mixes = not derived.isdisjoint(layer.sources) and not derived.issuperset(layer.sources)
-        if mixes and layer.type == "Eltwise" and behind & read_by_gone and behind <= slight:
+        if mixes and has(layer.type, Trait.ELEMENTWISE) and behind & read_by_gone and behind <= slight:
             found |= behind
     return found
 
@@ -248,27 +253,33 @@ def _derived(layers: Sequence[LayerSpec], labels: Collection[Source]) -> set[Sou
     return derived
 
 
-def _leading_to(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Source]:
-    """The blobs from which a layer of ``types`` is reached."""
+def _leading_to_weights(layers: Sequence[LayerSpec]) -> set[Source]:
+    """The blobs from which a layer with blobs is reached."""
     found: set[Source] = set()
     for layer in reversed(layers):
-        if layer.type in types or any((layer.name, k) in found for k in range(len(layer.tops))):
+        if _learns(layer) or any((layer.name, k) in found for k in range(len(layer.tops))):
             found.update(layer.sources)
     return found
 
 
-def _made_from(layers: Sequence[LayerSpec], types: Collection[str]) -> set[Source]:
-    """The blobs that layers of ``types`` made, or that were made from those."""
+def _learns(layer: LayerSpec) -> bool:
+    """Whether the layer may have blobs; of Python code, what stands for it."""
+    signature = find(layer.param)
+    return signature is not None and bool(signature.blobs)
+
+
+def _made_from(layers: Sequence[LayerSpec]) -> set[Source]:
+    """The blobs that layers with blobs made, or that were made from those."""
     found: set[Source] = set()
     for layer in layers:
-        if layer.type in types or found.intersection(layer.sources):
+        if _learns(layer) or found.intersection(layer.sources):
             found.update((layer.name, k) for k in range(len(layer.tops)))
     return found
 
 
 def _silent(layer: LayerSpec, labels: set[Source]) -> LayerSpec:
-    """A Silence without its labels: it would keep them."""
-    if layer.type != "Silence":
+    """A Silence, or its like, without its labels: it would keep them."""
+    if not has(layer.type, Trait.SINK):
         return layer
     kept = [k for k, source in enumerate(layer.sources) if source not in labels]
     if not kept:

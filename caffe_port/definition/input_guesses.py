@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from caffe_port.formats.message import Message
+from caffe_port.signatures.signature import Holds, holds
 from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Shape
 
@@ -19,7 +20,6 @@ _SIDES = (224, 227, 32, 28, 64, 96, 112, 128, 256, 299, 300, 321, 384, 500, 512)
 _DATA_SETS = {"mnist": (1, 28, 28), "lenet": (1, 28, 28), "cifar": (3, 32, 32), "svhn": (3, 32, 32)}
 _VECTORS = ((re.compile(r"im_?info"), (1, 3)), (re.compile(r"rois|boxes|^gt"), (1, 5)))
 """What blobs of detectors hold, by name: height, width and scale of an image; image and corners of boxes."""
-_BOX_READERS = ("ROIPooling", "ROIAlign", "PSROIPooling", "ROIWarping")
 _STEPS = 20
 
 
@@ -55,12 +55,17 @@ def _vector(spec: NetSpec, blob: str, source: Source) -> Shape | None:
     for layer in spec.layers:
         at = layer.sources.index(source) if source in layer.sources else -1
         dims = layer.param.reshape_param.shape.dim
-        if at == 1 and layer.type in _BOX_READERS:
+        if at < 0:
+            continue
+        what = holds(layer.type, at)
+        if what is Holds.BOXES:
             return (1, 5)
-        if (at == 1 and layer.type in ("LSTM", "RNN")) or (at == 0 and layer.type == "Embed"):
+        if what is Holds.CONTINUES or (what is Holds.INDICES and at == 0):
             return (_STEPS, 1)
-        if at >= 0 and layer.type in ("LSTM", "RNN"):
-            return (_STEPS, 1, 64) if at == 0 else (1, 64)
+        if what is Holds.STEPS:
+            return (_STEPS, 1, 64)
+        if at > 0 and holds(layer.type, 0) is Holds.STEPS:  # added at every step, or the initial state
+            return (1, 64)
         if at == 0 and layer.type == "Reshape" and dims and min(dims) > 0:
             return (math.prod(dims),)
     return next((shape for pattern, shape in _VECTORS if pattern.search(blob)), None)

@@ -15,7 +15,8 @@ from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
-from caffe_port.spec import LABEL_SUFFIXES, LayerSpec, NetSpec, Source
+from caffe_port.signatures.signature import Holds, Trait, compares_labels, has, has_weights, holds, signature_of
+from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Shape
 
 MAX_COUNT = (1 << 31) - 1  # Caffe counts a blob's numbers in an int. Source: blob.cpp
@@ -118,14 +119,15 @@ def _declared(layer: LayerSpec, index: int) -> Shape | None:
     return None
 
 
-_LABEL_READERS = ("LabelSpecificAdd", "LargeMarginInnerProduct", "MarginInnerProduct", "Silence")
-"""Types beside losses that read labels: the margins of face recognition."""
-
-
 def _is_label(spec: NetSpec, source: Source) -> bool:
-    """Whether nothing reads the blob but losses, Accuracy and what else reads labels."""
-    readers = [layer.type for layer in spec.layers if source in layer.sources]
-    return all(type_ in _LABEL_READERS or type_.endswith(LABEL_SUFFIXES) for type_ in readers)
+    """Whether nothing reads the blob but losses, Accuracy, what else takes labels there, and Silence."""
+    return all(
+        compares_labels(layer.type)
+        or has(layer.type, Trait.SINK)
+        or holds(layer.type, layer.sources.index(source)) is Holds.LABELS
+        for layer in spec.layers
+        if source in layer.sources
+    )
 
 
 def _from_data(
@@ -202,26 +204,6 @@ def _likely(sides: Sequence[int], channels: int) -> int:
     return next((n for n in common if n in sides), sides[-1])
 
 
-_CONVOLUTIONS = ("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise")
-_TRANSPARENT = frozenset(
-    (
-        "AbsVal",
-        "BatchNorm",
-        "Bias",
-        "Dropout",
-        "LRN",
-        "MVN",
-        "Pooling",
-        "Power",
-        "ReLU",
-        "Scale",
-        "Sigmoid",
-        "Split",
-        "TanH",
-    )
-)
-
-
 def _channels(spec: NetSpec, source: Source, weights: Weights | None) -> int | None:
     """Channels that the first convolution behind ``source`` expects, by its weights (C_out, C_in/group, kH, kW)."""
     if weights is None:
@@ -232,25 +214,38 @@ def _channels(spec: NetSpec, source: Source, weights: Weights | None) -> int | N
         if not reached.intersection(layer.sources):
             continue
         blobs = stored[layer.name].blobs if layer.name in stored else ()
-        if blobs and blobs[0].ndim == 4 and layer.type in _CONVOLUTIONS:
-            return int(blobs[0].shape[1]) * int(layer.param.convolution_param.group)
-        if blobs and blobs[0].ndim == 4 and layer.type == "Deconvolution":
-            return int(blobs[0].shape[0])
-        if layer.type in _TRANSPARENT:
+        if blobs and blobs[0].ndim == 4 and has_weights(layer.type) and not has(layer.type, Trait.DENSE):
+            return _inputs_of(layer, blobs[0].shape)
+        if has(layer.type, Trait.KEEPS_CHANNELS) and layer.sources[0] in reached:
             reached.add((layer.name, 0))
     return None
+
+
+def _inputs_of(layer: LayerSpec, weight: Shape) -> int:
+    """The channels that a convolution or deconvolution with this weight reads."""
+    signature = signature_of(layer.type)
+    assert signature is not None
+    p = signature.parameters(layer.param)
+    if signature.has(Trait.SPREADS) or (signature.has(Trait.DEPTHWISE) and not p.has("group")):
+        return int(weight[0])
+    return int(weight[1]) * int(p.group)
 
 
 def _differ(spec: NetSpec, weights: Weights | None) -> bool:
     """Whether the weights have another num_output than the net, so that no input shape makes them fit."""
     stored = weights.by_name() if weights else {}
     for layer in spec.layers:
-        if layer.type not in ("Convolution", "InnerProduct") or layer.name not in stored:
+        signature = signature_of(layer.type)
+        if not has_weights(layer.type) or signature is None or layer.name not in stored:
             continue
-        convolution, inner = layer.param.convolution_param, layer.param.inner_product_param
-        axis, wanted = (0, convolution.num_output) if layer.type == "Convolution" else (-2, inner.num_output)
-        shape = stored[layer.name].blobs[0].shape
-        if len(shape) > 1 and shape[-1 if inner.transpose else axis] != wanted:
+        p, shape = signature.parameters(layer.param), stored[layer.name].blobs[0].shape
+        if signature.has(Trait.DENSE):
+            axis = -1 if p.transpose else -2
+        elif signature.has(Trait.SLIDES) and not signature.has(Trait.DEPTHWISE):
+            axis = 0
+        else:
+            continue
+        if len(shape) > 1 and shape[axis] != p.num_output:
             return True
     return False
 
@@ -284,9 +279,9 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
             ):
                 if param.name and owners.setdefault(param.name, shape) != shape:
                     return str(layer.error(f"shares '{param.name}' of shape {owners[param.name]}, needs {shape}"))
-        if layer.type == "InnerProduct" and layer.name in stored:
+        if has(layer.type, Trait.DENSE) and layer.name in stored:
             p = layer.param.inner_product_param
             bottom = tops[layer.sources[0]]
             if stored[layer.name].blobs[0].size != math.prod(bottom[p.axis :]) * p.num_output:
-                return f"layer '{layer.name}' (InnerProduct): its weights are not made for a bottom of shape {bottom}"
+                return f"layer '{layer.name}' ({layer.type}): its weights are not made for a bottom of shape {bottom}"
     return ""

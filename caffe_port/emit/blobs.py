@@ -11,51 +11,14 @@ from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights, shapes_agree
 from caffe_port.formats.message import Message
 from caffe_port.formats.upgrade_v1 import upgrade
+from caffe_port.signatures.plugins import find
+from caffe_port.signatures.signature import Trait, has
 from caffe_port.storage import output_folder, safetensors
 from caffe_port.storage.output_folder import Result
 from caffe_port.typing import Array
 from caffe_port.version import __version__
 
 BLOBS = "blobs.safetensors"
-
-NAMES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            "Convolution",
-            "Convolution3D",
-            "ConvolutionDepthwise",
-            "ConvolutionRistretto",
-            "Deconvolution",
-            "Deconvolution3D",
-            "DeconvolutionRistretto",
-            "DeformableConvolution",
-            "DepthwiseConv",
-            "DepthwiseConvolution",
-            "Embed",
-            "FcRistretto",
-            "InnerDistance",
-            "InnerProduct",
-            "Local",
-            "NdConvolution",
-            "NdDeconvolution",
-            "Scalar",
-            "Scale",
-        ),
-        ("weight", "bias"),
-    ),
-    **dict.fromkeys(("LargeMarginInnerProduct", "MarginInnerProduct", "Normalize", "PReLU"), ("weight",)),
-    "BN": ("slope", "bias", "mean", "variance"),
-    "BatchNorm": ("mean", "variance", "scale_factor"),
-    "Bias": ("bias",),
-    "DataAugmentation": ("iterations", "pixel_mean", "channel_mean"),
-    "EltwiseAffine": ("slope", "bias"),
-    "LSTM": ("weight_x", "bias", "weight_static", "weight_h"),
-    "LabelSpecificMargin": ("statistics",),
-    "Lstm": ("weight_x", "weight_h", "bias"),
-    "Parameter": ("value",),
-    "RNN": ("weight_x", "bias_h", "weight_static", "weight_h", "weight_o", "bias_o"),
-}
-"""Type -> the names of its blobs in Caffe's order, which are those of the layer classes (the tests hold them equal)."""
 
 
 def named(weights: Weights, definition: Message | None = None) -> dict[str, Array]:
@@ -83,11 +46,14 @@ def named(weights: Weights, definition: Message | None = None) -> dict[str, Arra
 
 
 def _names(layer: Message | None, count: int) -> list[str]:
-    names = NAMES.get(layer.type, ()) if layer is not None else ()
-    if layer is not None and layer.type == "Scale" and len(layer.bottom) > 1:  # the second bottom is the weight
+    signature = find(layer) if layer is not None else None
+    if layer is None or signature is None:
+        return [str(k) for k in range(count)]
+    names = signature.blobs
+    if signature.has(Trait.BOTTOM_FOR_BLOB) and len(layer.bottom) > 1:
         names = names[1:]
-    if len(names) > count:  # the net has no static input
-        names = tuple(name for name in names if name != "weight_static")
+    if len(names) > count:
+        names = tuple(name for name in names if name not in signature.optional)
     return [names[k] if k < len(names) else str(k) for k in range(count)]
 
 
@@ -96,9 +62,9 @@ def _without_padding(blob: Array, name: str, layer: Message | None) -> Array:
     if blob.ndim != 4 or layer is None:
         return blob
     if name == "weight":
-        is_matrix = layer.type in ("Embed", "InnerProduct") and blob.shape[:2] == (1, 1)
+        is_matrix = has(layer.type, Trait.MATRIX) and blob.shape[:2] == (1, 1)
         return blob.reshape(blob.shape[2:]) if is_matrix else blob
-    is_vector = name in NAMES.get(layer.type, ()) and name != "value" and shapes_agree(blob.shape, (blob.size,))
+    is_vector = not name.isdecimal() and name != "value" and shapes_agree(blob.shape, (blob.size,))
     return blob.reshape(-1) if is_vector else blob
 
 

@@ -18,6 +18,7 @@ from caffe_port.emit.copied_classes import quoted
 from caffe_port.layers.layer import Layer
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
+from caffe_port.signatures.signature import Trait, has
 from caffe_port.spec import Source
 
 WIDTH = 110
@@ -26,15 +27,15 @@ WIDTH = 110
 _TEST, _TRAIN = frozenset((False,)), frozenset((True,))
 _BOTH = _TEST | _TRAIN
 
-NESTED = frozenset(
-    ("BN", "BNLL", "BatchNorm", "Bias", "Dropout", "ELU", "PReLU", "ReLU", "ReLU6", "Scale", "Sigmoid", "Swish", "TanH")
-)
-"""Types that are written around the call whose top they alone read: ``self.relu1(self.conv1(x))``."""
-
 _RESERVED = (set(dir(builtins)) - {"input"}) | {"self", "torch", "nn", "F", "math", "Tensor", "torchvision"}
 
 Render = Callable[[Layer, str, Sequence[str]], str]
 """(module, attribute, bottoms) -> the expression that calls it."""
+
+
+def _nests(type_: str) -> bool:
+    """Whether a type is written around the call whose top it alone reads: ``self.relu1(self.conv1(x))``."""
+    return any(has(type_, trait) for trait in (Trait.ACTIVATION, Trait.AFFINE, Trait.ELEMENTWISE | Trait.NO_NUMBERS))
 
 
 @dataclass
@@ -278,7 +279,7 @@ class Body:
         return self.variable.get(self._find(source), "")
 
     def _nest(self) -> list[Statement]:
-        """Statements whose only top is read by the next one alone, of a type in NESTED, become part of it."""
+        """Statements whose only top is read by the next one alone, of a type that :func:`_nests`, become part of it."""
         reads: dict[Source, int] = {}
         for call in self.flow.calls:
             for source in {s for read in call.bottoms.values() for s in read}:
@@ -310,7 +311,7 @@ class Body:
         """Whether a call reads well around an expression: an activation, or a method of what another call returns."""
         text = self.render(call.module, call.attribute, ["x"])
         if text == f"self.{call.attribute}(x)":
-            return call.type in NESTED
+            return _nests(call.type)
         chained = re.fullmatch(r"x\.\w+\([^x]*\)", text) is not None
         return chained and isinstance(ast.parse(self._expression(inner), mode="eval").body, ast.Call)
 

@@ -20,6 +20,7 @@ from caffe_port.data.datasets import ImageSet
 from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.devices import find_device
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
@@ -309,7 +310,7 @@ def evaluate_files(
 def _deploy_spec(
     definition: Definition, level: int = 0, stages: Sequence[str] = (), given: Collection[str] = ()
 ) -> NetSpec:
-    return api.phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
+    return phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
 
 
 def _only_input(spec: NetSpec) -> tuple[str, Source]:

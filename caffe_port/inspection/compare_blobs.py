@@ -15,6 +15,7 @@ from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.upgrade_v1 import V1_TYPES
 from caffe_port.inspection.net_table import Dims, Options, Row, Survey, agree, full, survey
+from caffe_port.signatures.signature import Trait, has, has_weights
 from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
@@ -198,28 +199,24 @@ def _judge(row: Row, held: tuple[Shape, ...]) -> Difference:
         return Difference(row.name, row.type, None, held, "unknown", "the definition's blobs are unknown")
     if len(asked) != len(held):
         blobs = f"blobs {len(asked)} / {len(held)}"
-        bias = " (bias_term)" if abs(len(asked) - len(held)) == 1 and row.type in _WEIGHTED else ""
+        bias = " (bias_term)" if abs(len(asked) - len(held)) == 1 and has_weights(row.type) else ""
         return Difference(row.name, row.type, asked, held, "differs", blobs + bias)
-    verdicts = [agree(a, b) for a, b in zip(asked, held, strict=True)]
+    verdicts = [agree(a, b, has(row.type, Trait.ROWS)) for a, b in zip(asked, held, strict=True)]
     if False in verdicts:
         return Difference(row.name, row.type, asked, held, "differs", _reason(row.type, asked[0], held[0]))
     return Difference(row.name, row.type, asked, held, "unknown" if None in verdicts else "equal")
 
 
-_WEIGHTED = frozenset(("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "InnerProduct"))
-"""Types whose first blob is (outputs, inputs, kernel); for Deconvolution, (inputs, outputs, kernel)."""
-
-
 def _reason(type_: str, asked: Dims, held: Shape) -> str:
     """What differs: num_output and the kernel; the number of inputs only if nothing else does, as it follows."""
-    if asked is None or type_ not in _WEIGHTED:
+    if asked is None or not has_weights(type_):
         return _CHANNELS
     ones = len(held) - len(asked)  # (1, 1, 10, 64) of Caffe's 4-D era is (10, 64)
     if ones > 0 and set(held[:ones]) == {1}:
         held = held[ones:]
     if len(asked) != len(held):
         return "different kind of layer"
-    names = ("inputs", "num_output") if type_ == "Deconvolution" else ("num_output", "inputs")
+    names = ("inputs", "num_output") if has(type_, Trait.SPREADS) else ("num_output", "inputs")
     parts = [f"{name} {a} / {b}" for name, a, b in zip(names, asked, held, strict=False) if a not in (b, None)]
     if asked[2:] != held[2:]:
         parts.append(f"kernel {'x'.join(map(str, asked[2:]))} / {'x'.join(map(str, held[2:]))}")

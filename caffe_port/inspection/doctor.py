@@ -1,6 +1,6 @@
 """What this installation can do: packages, references, devices, and a net that is converted and verified on the spot.
 
-Nothing is believed that can be tried: OpenCV's importer reads a net, pycaffe is imported by the Python that has it.
+Nothing is believed that can be tried: OpenCV's importer reads a net, Caffe is imported by the Python that has it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import os
 import platform
 import re
-import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -108,7 +108,7 @@ def examine() -> Checkup:
     tests: tuple[tuple[str, str, Callable[[Path], str]], ...] = (
         ("references", "OpenCV", functools.partial(_verify, "opencv")),
         ("references", "NumPy formulas", functools.partial(_verify, "numpy")),
-        ("references", "pycaffe", _pycaffe),
+        ("references", "Caffe", _caffe),
         ("devices", "CPU", _cpu),
         ("devices", "GPU", _gpu),
         ("cache", "folder", _cache),
@@ -185,22 +185,17 @@ def _verify(reference: str, scratch: Path) -> str:
     return f"{report.reference}: verified a net of {len(rows)} layers"
 
 
-def _pycaffe(_: Path) -> str:
-    from caffe_port.verification.references.pycaffe import PYTHON_VARIABLE, PycaffeReference
+def _caffe(_: Path) -> str:
+    from caffe_port.verification.references import build_caffe, caffe
 
-    python = PycaffeReference().python
-    hint = f"needed only for --against pycaffe: set {PYTHON_VARIABLE} to a Python that has it"
-    code = "import caffe; print(getattr(caffe, '__version__', 'version unknown'), caffe.__file__)"
-    command = [python, "-c", code]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = getattr(error, "strerror", "it takes more than 30 seconds")
-        raise CaffePortError(f"{python} cannot be run: {why}", "", hint) from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise CaffePortError(f"{python}: {said}", "", hint)
-    return f"{done.stdout.strip().splitlines()[-1]}, by {python}"
+        found = caffe.find()
+    except CaffePortError as error:
+        hint = f"needed only for --against caffe: caffe-port build-caffe, or set {caffe.PYTHON_VARIABLE}"
+        if sys.platform == "linux" and (missing := build_caffe.missing_packages()):
+            hint += f"; to build it: sudo apt-get install --no-install-recommends {' '.join(missing)}"
+        raise CaffePortError(f"{error.where} {error.what}", "", hint) from None
+    return f"{found.name}, {len(found.types)} layer types, by {found.command[0]}"
 
 
 def _cpu(_: Path) -> str:

@@ -12,20 +12,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import LayerBlobs, Weights, shapes_agree
 from caffe_port.formats.message import Message
-from caffe_port.signatures import caffe, shapes
-from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec, Source
+from caffe_port.signatures import shapes
+from caffe_port.signatures.plugins import find
+from caffe_port.signatures.signature import Trait, has
+from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Shape
 
 Dims = tuple[int | None, ...] | None
 """A shape some of whose lengths may be unknown; None: not even their number is known."""
 
 _GUESSES: tuple[Shape, ...] = ((1, 3, 448, 480), (1, 1, 640, 608))
-_IN_PLACE = frozenset(("Flatten", "Reshape", "Silence", "Split"))
-"""Their tops share the memory of the bottoms (ShareData in flatten_layer.cpp, reshape_layer.cpp, split_layer.cpp)."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def survey(
     for layer in spec.layers:
         blobs = _common([view.blobs.get(layer.name) for view in views])
         macs = _common([view.macs.get(layer.name) for view in views])
-        rows.append(_row(layer, tops, _known_blobs(blobs, stored.get(layer.name)), macs, owners))
+        rows.append(_row(layer, tops, _known_blobs(layer.type, blobs, stored.get(layer.name)), macs, owners))
     errors = () if len(views) > 1 else views[0].errors
     unsupported = views[0].unsupported
     needed = _needed(definition, options, known) if unsupported else set()
@@ -131,9 +132,7 @@ def survey(
 
 
 def _needed(definition: Definition, options: Options, inputs: Collection[str]) -> set[str]:
-    """Names of the layers that converting keeps; it imports torch."""
-    from caffe_port.api import phase_spec
-
+    """Names of the layers that converting keeps."""
     spec = phase_spec(definition, options.phase, options.level, options.stages, inputs, keep_loss=False)
     return {layer.name for layer in spec.layers}
 
@@ -173,10 +172,10 @@ def size(dims: Dims) -> int | None:
     return None if dims is None or None in dims else math.prod(n for n in dims if n is not None)
 
 
-def agree(asked: Dims, held: Shape) -> bool | None:
+def agree(asked: Dims, held: Shape, row: bool = False) -> bool | None:
     """Whether a file's blob is the one that a layer asks for, as loading sees it; None where that is not known."""
     if (shape := full(asked)) is not None:
-        return shapes_agree(held, shape)
+        return shapes_agree(held, shape, row)
     if asked is None or len(asked) != len(held):
         return None
     return False if any(m not in (n, None) for m, n in zip(asked, held, strict=True)) else None
@@ -190,7 +189,7 @@ def _spec(definition: Definition, options: Options) -> tuple[NetSpec, list[str]]
     try:
         return definition.spec(options.phase, options.level, options.stages, tuple(options.input_shapes)), []
     except SpecError:
-        if any(layer.type in SOURCE_TYPES for layer in definition.net.layer):
+        if any(has(layer.type, Trait.SOURCE) for layer in definition.net.layer):
             raise
         made = {top for layer in definition.net.layer for top in layer.top}
         read = dict.fromkeys(bottom for layer in definition.net.layer for bottom in layer.bottom)
@@ -251,12 +250,12 @@ class _View:
 def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
     view = _View(tops={source: given[blob] for blob, source in spec.inputs})
     for layer in spec.layers:
-        if layer.type in SOURCE_TYPES:
+        if layer.is_input:
             view.blobs[layer.name], view.macs[layer.name] = (), 0
             continue
         view.tops.update({(layer.name, k): None for k in range(len(layer.tops))})
         bottoms = [shape for s in layer.sources if (shape := view.tops[s]) is not None]
-        if layer.type not in caffe.RULES and not _supported(layer):
+        if find(layer.param) is None:
             view.unsupported += (layer,)
             continue
         if len(bottoms) < len(layer.sources):
@@ -273,7 +272,7 @@ def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
 
 def _tops_and_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> tuple[Sequence[Shape], Sequence[Shape]]:
     """By rule; a type without one is built on the meta device, which imports torch."""
-    if layer.type in caffe.RULES:
+    if shapes.rule_of(layer) is not None:
         return shapes.top_shapes(layer, bottoms), shapes.blob_shapes(layer, bottoms)
     from caffe_port.net.net import Net
 
@@ -288,13 +287,8 @@ def _tops_and_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> tuple[Sequenc
 
 
 def _input(blob: str) -> LayerSpec:
-    return LayerSpec(blob, "Input", (), (blob,), (), Message("LayerParameter", name=blob, type="Input", top=[blob]), "")
-
-
-def _supported(layer: LayerSpec) -> bool:
-    from caffe_port import layers
-
-    return layers.lookup(layer.type) is not None
+    param = Message("LayerParameter", name=blob, type="Input", top=[blob])
+    return LayerSpec(blob, param.type, (), (blob,), (), param, "", is_input=True)
 
 
 def _common(values: Sequence[Any]) -> Any:
@@ -307,14 +301,15 @@ def _common(values: Sequence[Any]) -> Any:
     return None
 
 
-def _known_blobs(blobs: tuple[Dims, ...] | None, stored: LayerBlobs | None) -> tuple[Dims, ...] | None:
+def _known_blobs(type_: str, blobs: tuple[Dims, ...] | None, stored: LayerBlobs | None) -> tuple[Dims, ...] | None:
     """The definition's shapes; the file's where the definition leaves them open and nothing contradicts."""
     if stored is None or (blobs is not None and all(size(shape) is not None for shape in blobs)):
         return blobs
     held = tuple(tuple(array.shape) for array in stored.blobs)
-    if blobs is None or (len(blobs) == len(held) and False not in map(agree, blobs, held)):
-        return held
-    return blobs
+    if blobs is None or len(blobs) != len(held):
+        return held if blobs is None else blobs
+    row = has(type_, Trait.ROWS)
+    return blobs if any(agree(a, b, row) is False for a, b in zip(blobs, held, strict=True)) else held
 
 
 def _row(
@@ -327,7 +322,7 @@ def _row(
     found = tuple(tops.get((layer.name, k)) for k in range(len(layer.tops)))
     own = (
         ()
-        if layer.type in _IN_PLACE
+        if has(layer.type, Trait.SHARES_MEMORY)
         else [s for top, s in zip(layer.tops, found, strict=True) if top not in layer.bottoms]
     )
     counts = [size(shape) for shape in own]

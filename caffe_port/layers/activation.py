@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms, number
+from caffe_port.layers.layer import Layer, canonical_axis, number
+from caffe_port.signatures.activation import checked_base
 from caffe_port.typing import Shape
 
 
@@ -37,11 +37,6 @@ class AbsVal(Layer):
     Reference: absval_layer.cpp
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
-
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
 
@@ -55,13 +50,6 @@ class BNLL(Layer, nn.Softplus):
     Differs from PyTorch: linear from 50 on, where Softplus' default is 20; the gradient is that of Caffe.
     Reference: bnll_layer.cpp
     """
-
-    aliases = ("Softplus",)
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
 
     def __init__(self) -> None:
         super().__init__(threshold=50)
@@ -77,16 +65,8 @@ class Clip(Layer):
     Reference: clip_layer.cpp
     """
 
-    param = "clip_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        for name in ("min", "max"):
-            if not p.has(name):
-                raise SpecError(f"clip_param has no {name}; it needs min and max")
-        if p.min > p.max:
-            raise SpecError(f"clip_param: min {p.min} is greater than max {p.max}")
         return {"low": p.min, "high": p.max}
 
     def __init__(self, low: float, high: float) -> None:
@@ -106,13 +86,8 @@ class Dropout(Layer, nn.Dropout):
     Reference: dropout_layer.cpp
     """
 
-    param = "dropout_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if not 0 <= p.dropout_ratio < 1:
-            raise SpecError(f"dropout_ratio {p.dropout_ratio} is not in [0, 1)")
         args: dict[str, Any] = {"p": p.dropout_ratio}
         if not p.scale_train:
             args["scale_train"] = False
@@ -138,11 +113,8 @@ class ELU(Layer, nn.ELU):
     Reference: elu_layer.cpp
     """
 
-    param = "elu_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"alpha": p.alpha}
 
     def torch_source(self) -> str:
@@ -155,11 +127,8 @@ class Exp(Layer):
     Reference: exp_layer.cpp
     """
 
-    param = "exp_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"base": checked_base(p.base), "scale": p.scale, "shift": p.shift}
 
     def __init__(self, base: float | None = None, scale: float = 1.0, shift: float = 0.0) -> None:
@@ -181,15 +150,9 @@ class Log(Layer):
     Reference: log_layer.cpp
     """
 
-    param = "log_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        base = checked_base(p.base)
-        if base == 1:
-            raise SpecError("there is no logarithm to base 1")
-        return {"base": base, "scale": p.scale, "shift": p.shift}
+        return {"base": checked_base(p.base), "scale": p.scale, "shift": p.shift}
 
     def __init__(self, base: float | None = None, scale: float = 1.0, shift: float = 0.0) -> None:
         super().__init__()
@@ -204,26 +167,14 @@ class Log(Layer):
         return source if self.base is None else f"{source} / math.log({number(self.base)})"
 
 
-def checked_base(base: float) -> float | None:
-    """The base of Exp and Log, None for e. Raises SpecError for one that is not positive."""
-    if base == -1:
-        return None
-    if not base > 0:
-        raise SpecError(f"base {base} is not positive (-1, the default, means e)")
-    return base
-
-
 class Power(Layer):
     """(shift + scale * x) ** power.
 
     Reference: power_layer.cpp
     """
 
-    param = "power_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"power": p.power, "scale": p.scale, "shift": p.shift}
 
     def __init__(self, power: float = 1.0, scale: float = 1.0, shift: float = 0.0) -> None:
@@ -249,13 +200,8 @@ class PReLU(Layer, nn.PReLU):
     Reference: prelu_layer.cpp
     """
 
-    param, blobs = "prelu_param", ("weight",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) < 2:
-            raise SpecError(f"the bottom {bottoms[0]} has no channel axis; PReLU needs two axes or more")
         return {"num_parameters": 1, "shared": True} if p.channel_shared else {"num_parameters": bottoms[0][1]}
 
     @classmethod
@@ -279,11 +225,8 @@ class ReLU(Layer):
     Reference: relu_layer.cpp
     """
 
-    param = "relu_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"negative_slope": p.negative_slope} if p.negative_slope else {}
 
     def __init__(self, negative_slope: float = 0.0) -> None:
@@ -303,11 +246,8 @@ class ReLU6(Layer):
     Reference: relu6_layer.cpp (MobileNet and OpenVINO forks)
     """
 
-    param, aliases = "relu6_param", ("Relu6",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"negative_slope": p.negative_slope} if p.negative_slope else {}
 
     def __init__(self, negative_slope: float = 0.0) -> None:
@@ -327,11 +267,6 @@ class Sigmoid(Layer, nn.Sigmoid):
     Reference: sigmoid_layer.cpp
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
-
     def torch_source(self) -> str:
         return "nn.Sigmoid()"
 
@@ -342,11 +277,8 @@ class Softmax(Layer, nn.Softmax):
     Reference: softmax_layer.cpp
     """
 
-    param = "softmax_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"dim": canonical_axis(p.axis, len(bottoms[0]))}
 
     def torch_source(self) -> str:
@@ -359,11 +291,8 @@ class Swish(Layer):
     Reference: swish_layer.cpp
     """
 
-    param = "swish_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"beta": p.beta}
 
     def __init__(self, beta: float = 1.0) -> None:
@@ -386,11 +315,6 @@ class TanH(Layer, nn.Tanh):
     Reference: tanh_layer.cpp
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
-
     def torch_source(self) -> str:
         return "nn.Tanh()"
 
@@ -402,11 +326,8 @@ class Threshold(Layer):
     Reference: threshold_layer.cpp
     """
 
-    param = "threshold_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"threshold": p.threshold}
 
     def __init__(self, threshold: float = 0.0) -> None:

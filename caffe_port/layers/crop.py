@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms
+from caffe_port.layers.layer import Layer
+from caffe_port.signatures.crop import crop_offsets
 from caffe_port.typing import Shape
 
 
@@ -22,24 +22,10 @@ class Crop(Layer):
     Reference: crop_layer.cpp, auto_crop_layer.cpp (RCF)
     """
 
-    param, aliases = "crop_param", ("AutoCrop",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        x, like = bottoms
-        axis = canonical_axis(p.axis, len(x))
-        if len(like) != len(x):
-            raise SpecError(f"the bottom {x} cannot be cropped to {like}: another number of dimensions")
-        offsets = [int(n) for n in p.offset] or [0]
-        if len(offsets) == 1:
-            offsets *= len(x) - axis
-        if len(offsets) != len(x) - axis:
-            raise SpecError(f"{len(offsets)} offsets; one, or {len(x) - axis} (one for each dimension from {axis} on)")
-        for dim, offset in enumerate(offsets, axis):
-            if offset + like[dim] > x[dim]:
-                raise SpecError(f"dimension {dim}: offset {offset} and size {like[dim]} reach beyond {x[dim]}")
-        return {"axis": axis, "offsets": tuple(offsets)}
+        axis, offsets = crop_offsets(p, bottoms[0])
+        return {"axis": axis, "offsets": offsets}
 
     def __init__(self, axis: int, offsets: tuple[int, ...]) -> None:
         super().__init__()

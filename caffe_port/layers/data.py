@@ -6,7 +6,6 @@ training loop or the caller feeds them. Source: src/caffe/layers of Caffe 1.0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, expect_bottoms
-from caffe_port.signatures.plugins import PYTHON_LAYERS
+from caffe_port.layers.layer import PYTHON_LAYERS, Layer
+from caffe_port.signatures.data import dummy_draws, dummy_shapes
+from caffe_port.signatures.signature import PYTHON
 from caffe_port.typing import Shape
 
 
@@ -25,8 +25,6 @@ class Input(Layer):
 
     Reference: input_layer.cpp
     """
-
-    source = True
 
 
 class Data(Layer):
@@ -37,16 +35,12 @@ class Data(Layer):
     Reference: data_layer.cpp
     """
 
-    source = True
-
 
 class ImageData(Layer):
     """Reads the picture files of a list, and labels; its tops (data, label) become inputs of the Net.
 
     Reference: image_data_layer.cpp
     """
-
-    source = True
 
 
 class WindowData(Layer):
@@ -55,16 +49,12 @@ class WindowData(Layer):
     Reference: window_data_layer.cpp
     """
 
-    source = True
-
 
 class MemoryData(Layer):
     """Takes arrays that the caller hands over; its tops (data, label) become inputs of the Net.
 
     Reference: memory_data_layer.cpp
     """
-
-    source = True
 
 
 class HDF5Data(Layer):
@@ -73,16 +63,12 @@ class HDF5Data(Layer):
     Reference: hdf5_data_layer.cpp
     """
 
-    source = True
-
 
 class AnnotatedData(Layer):
     """Reads pictures and boxes from an LMDB; its tops (data, label) become inputs of the Net. From SSD.
 
     Reference: annotated_data_layer.cpp (SSD)
     """
-
-    source = True
 
 
 class VideoData(Layer):
@@ -91,15 +77,11 @@ class VideoData(Layer):
     Reference: video_data_layer.cpp (SSD)
     """
 
-    source = True
-
 
 class OtherData(Layer):
     """Stands for the data layers that are not known by name: a fork's (ImageSegData, DenseImageData: without bottoms,
     and named ...Data), and Python code without bottoms that no plugin stands for. The tops become inputs of the Net.
     """
-
-    source = True
 
 
 class DummyData(Layer):
@@ -112,22 +94,7 @@ class DummyData(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 0)
-        tops, dummy = len(p.top), p.dummy_data_param
-        if any(dummy.has(name) for name in ("num", "channels", "height", "width")):
-            if dummy.has("shape"):
-                raise SpecError("dummy_data_param gives shape and num, channels, height, width; one of them says it")
-            columns = [
-                per_top(name, [int(n) for n in getattr(dummy, name)], tops)
-                for name in ("num", "channels", "height", "width")
-            ]
-            shapes = list(zip(*columns, strict=True))
-        else:
-            shapes = per_top("shape", [tuple(int(n) for n in s.dim) for s in dummy.shape], tops)
-        constant = Message("FillerParameter", type="constant", value=0.0)
-        fillers = per_top("data_filler", dummy.data_filler or [constant], tops)
-        draws = tuple(distribution(f, shape) for f, shape in zip(fillers, shapes, strict=True))
-        return {"shapes": tuple(shapes), "draws": draws}
+        return {"shapes": tuple(dummy_shapes(p)), "draws": tuple(dummy_draws(p))}
 
     def __init__(self, shapes: tuple[Shape, ...], draws: tuple[tuple[str, float, float], ...]) -> None:
         super().__init__()
@@ -148,37 +115,6 @@ class DummyData(Layer):
         return tuple(tops) if len(tops) > 1 else tops[0]
 
 
-def per_top(name: str, values: Sequence[Any], tops: int) -> list[Any]:
-    """One value for each top; a single value serves all. Raises SpecError for another number of values."""
-    if len(values) not in (1, tops):
-        raise SpecError(f"dummy_data_param gives {name} {len(values)} times for {tops} tops; once, or once for each")
-    return list(values) * (tops if len(values) == 1 else 1)
-
-
-def distribution(filler: Message, shape: Shape) -> tuple[str, float, float]:
-    """What a filler draws: ("constant", value, 0), ("uniform", low, high) or ("gaussian", mean, deviation).
-
-    Raises:
-        SpecError: the filler is of another kind.
-    """
-    if filler.type == "constant":
-        return "constant", filler.value, 0.0
-    if filler.type == "uniform":
-        return "uniform", filler.min, filler.max
-    if filler.type == "gaussian" and filler.sparse < 0:
-        return "gaussian", filler.mean, filler.std
-    if filler.type in ("xavier", "msra") and len(shape) > 1:
-        count = math.prod(shape)
-        fan_in, fan_out = count / shape[0], count / shape[1]
-        n = {"FAN_IN": fan_in, "FAN_OUT": fan_out, "AVERAGE": (fan_in + fan_out) / 2}[filler.variance_norm]
-        if filler.type == "xavier":
-            return "uniform", -math.sqrt(3 / n), math.sqrt(3 / n)
-        return "gaussian", 0.0, math.sqrt(2 / n)
-    raise SpecError(
-        f"DummyData cannot draw from the filler '{filler.type}'; constant, uniform, gaussian, xavier and msra work"
-    )
-
-
 class Parameter(Layer):
     """A trainable tensor as a top, without bottoms.
 
@@ -186,11 +122,8 @@ class Parameter(Layer):
     Reference: parameter_layer.hpp
     """
 
-    param, blobs = "parameter_param", ("value",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 0)
         return {"shape": tuple(int(n) for n in p.shape.dim)}
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -227,6 +160,7 @@ def python_layer(module: str, layer: str) -> Callable[[type[L]], type[L]]:
 
     def register(cls: type[L]) -> type[L]:
         PYTHON_LAYERS[f"{module}.{layer}"] = cls
+        PYTHON[f"{module}.{layer}"] = cls.signature
         return cls
 
     return register

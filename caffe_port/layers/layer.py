@@ -1,12 +1,15 @@
 """A Caffe layer type is one class: Caffe's parameters come in through ``from_caffe``, the rest is ordinary PyTorch.
 
 Subclassing :class:`Layer` registers the class under its own name, which is Caffe's type string. The families are the
-modules of this folder; a plugin registers its types by being imported, in the same way.
+modules of this folder, and what their types take, make and keep stands in :mod:`caffe_port.signatures`; a plugin
+registers its types by being imported, and says what is to be known of them in its class.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,22 +20,51 @@ from torch import Tensor, nn
 from caffe_port.errors import SpecError, WeightsError
 from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.formats.message import Message
+from caffe_port.signatures import signature as records
+from caffe_port.signatures.checks import canonical_axis
+from caffe_port.signatures.signature import ANY, UNSUPPORTED, Signature, Trait
 from caffe_port.typing import Shape
 
-REGISTRY: dict[str, type[Layer]] = {}
+__all__ = [
+    "PYTHON_LAYERS",
+    "REGISTRY",
+    "UNSUPPORTED",
+    "Layer",
+    "canonical_axis",
+    "check_count",
+    "class_of",
+    "constructor",
+    "expect_bottoms",
+    "lookup",
+    "number",
+    "scalar_if_equal",
+    "shapes_agree",
+]
 
-UNSUPPORTED: dict[str, str] = {}
-"""Types of Caffe 1.0 that cannot exist here: type -> reason and what to do instead."""
+REGISTRY: dict[str, type[Layer]] = {}
+"""Type string, aliases included -> class."""
+
+PYTHON_LAYERS: dict[str, type[Layer]] = {}
+"""``"module.layer"`` of a Python layer of Caffe's -> the Layer that stands for it: layers.data.python_layer."""
+
+
+_ARGUMENT = reprlib.Repr()
+_ARGUMENT.maxtuple = _ARGUMENT.maxlist = 8
+_ARGUMENT.maxstring = _ARGUMENT.maxother = 60
 
 
 class Layer(nn.Module):
     """Base of every layer type.
 
-    A subclass says three things: ``param`` and ``blobs``, how Caffe's message becomes constructor arguments
-    (:meth:`from_caffe`), and, in ``__init__`` and ``forward``, what it computes. Constants belong into plain Python
-    attributes: modules are built on the meta device first, where a tensor holds no numbers.
+    A subclass says how Caffe's message becomes constructor arguments (:meth:`from_caffe`), and, in ``__init__`` and
+    ``forward``, what it computes. Constants belong into plain Python attributes: modules are built on the meta device
+    first, where a tensor holds no numbers.
+
+    A plugin says the attributes from ``param`` on, and gets a signature made from them. Those of caffe-port's own types
+    come from their signatures, which also refuse what the layer refuses before ``from_caffe`` sees it.
 
     Attributes:
+        signature: the record of the type.
         param: field of LayerParameter that ``from_caffe`` receives; None: it receives the LayerParameter itself.
         blobs: attribute names of Caffe's parameter blobs, in Caffe's order. One that is None (``bias``) is absent.
         aliases: further type strings of forks that mean the same layer.
@@ -43,6 +75,7 @@ class Layer(nn.Module):
         args: the constructor arguments it was built with.
     """
 
+    signature: ClassVar[Signature] = Signature("", None, bottoms=(0, ANY))
     param: ClassVar[str | None] = None
     blobs: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[tuple[str, ...]] = ()
@@ -54,8 +87,49 @@ class Layer(nn.Module):
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in (cls.__name__, *cls.__dict__.get("aliases", ())) if register else ():
-            REGISTRY[name] = cls
+        declared = records.signature_of(cls.__name__) if register and cls.__name__ not in REGISTRY else None
+        if declared is not None:
+            cls._follow(declared)
+        else:
+            cls.signature = cls._said()
+        if register:
+            records.register(cls.signature)
+            REGISTRY.update(dict.fromkeys((cls.signature.type, *cls.signature.aliases), cls))
+            PYTHON_LAYERS.update(dict.fromkeys(cls.signature.python, cls))
+
+    @classmethod
+    def _follow(cls, signature: Signature) -> None:
+        """Takes over what the record says."""
+        whole = signature.has(Trait.WHOLE_LAYER) or not signature.messages
+        cls.signature, cls.param = signature, None if whole else signature.messages[0]
+        cls.blobs, cls.aliases = signature.blobs, signature.aliases
+        cls.loss, cls.labels = signature.has(Trait.LOSS), signature.has(Trait.LABELS)
+        cls.source, cls.per_bottom = signature.has(Trait.SOURCE), signature.has(Trait.PER_BOTTOM)
+
+    @classmethod
+    def _said(cls) -> Signature:
+        """The record that the class's own attributes make, and those of its bases."""
+        said = {
+            Trait.LOSS: cls.loss,
+            Trait.LABELS: cls.labels,
+            Trait.SOURCE: cls.source,
+            Trait.PER_BOTTOM: cls.per_bottom,
+        }
+        traits, messages = cls.signature.traits & Trait.WHOLE_LAYER, cls.signature.messages
+        if "param" in cls.__dict__:
+            traits, messages = Trait.NONE, (cls.param,) if cls.param is not None else ()
+        for trait, holds in said.items():
+            traits |= trait if holds else Trait.NONE
+        return Signature(
+            cls.__name__,
+            None,
+            aliases=tuple(cls.__dict__.get("aliases", ())),
+            messages=messages,
+            bottoms=(0, ANY),
+            blobs=tuple(cls.blobs),
+            statistics=cls.signature.statistics & frozenset(cls.blobs),
+            traits=traits,
+        )
 
     @classmethod
     def stand_in(cls, layer: Message) -> type[Layer]:
@@ -75,7 +149,17 @@ class Layer(nn.Module):
 
     @classmethod
     def build(cls, layer: Message, bottoms: Sequence[Shape]) -> Layer:
-        """The layer for a LayerParameter and bottom shapes."""
+        """The layer for a LayerParameter and bottom shapes.
+
+        Raises:
+            SpecError: the signature's rule, or :meth:`from_caffe`, refuses it.
+        """
+        bottoms = [tuple(shape) for shape in bottoms]
+        translator = next(base for base in cls.__mro__ if issubclass(base, Layer) and "from_caffe" in vars(base))
+        record = cls.signature if cls.signature.tops is not None else translator.signature
+        if record.tops is not None:  # from_caffe relies on what it refuses
+            for shape in record.top_shapes(layer, bottoms):
+                check_count("the top", shape)
         return cls.make(cls.from_caffe(cls.own_message(layer), bottoms))
 
     @classmethod
@@ -88,7 +172,7 @@ class Layer(nn.Module):
     @classmethod
     def own_message(cls, layer: Message) -> Message:
         """The part of a LayerParameter that ``from_caffe`` is given."""
-        return layer if cls.param is None else getattr(layer, cls.param)
+        return layer if cls.param is None else cls.signature.parameters(layer)
 
     @classmethod
     def merge_phases(cls, train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any] | None:
@@ -104,6 +188,18 @@ class Layer(nn.Module):
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The tops on the meta device; a layer whose top shapes depend on values says here what Caffe allocates."""
         return self(*bottoms)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """What torch.nn's class shows, where the layer is one; then the arguments of its own constructor."""
+        bases = (kind for kind in type(self).__mro__ if issubclass(kind, nn.Module) and not issubclass(kind, Layer))
+        known, own = (inspect.signature(kind).parameters for kind in (next(bases), type(self)))
+        shown = super().extra_repr()
+        rest = [
+            f"{name}={_ARGUMENT.repr(value)}"
+            for name, value in getattr(self, "args", {}).items()
+            if name not in known and not (shown and name in own and value == own[name].default)
+        ]
+        return ", ".join([shown, *rest] if shown else rest)
 
     # -- blobs --------------------------------------------------------------------------------------------------
 
@@ -129,7 +225,7 @@ class Layer(nn.Module):
             return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
         for name, array in zip(names, arrays, strict=True):
             shape = tuple(self.get_blob(name).shape)
-            if not shapes_agree(array.shape, shape):
+            if not shapes_agree(array.shape, shape, self.signature.has(Trait.ROWS)):
                 return f"holds {name} {tuple(array.shape)}, the definition asks for {shape}"
         return ""
 
@@ -201,13 +297,6 @@ def constructor(name: str, positional: Sequence[Any], options: Mapping[str, tupl
 def scalar_if_equal(values: Sequence[int]) -> int | tuple[int, ...]:
     """``3`` for (3, 3), the tuple otherwise: how one writes a kernel size."""
     return values[0] if len(set(values)) == 1 else tuple(values)
-
-
-def canonical_axis(axis: int, dims: int) -> int:
-    """A negative axis counted from the end. Raises SpecError outside [-dims, dims). Source: blob.hpp."""
-    if not -dims <= axis < dims:
-        raise SpecError(f"axis {axis} does not exist in a bottom of {dims} dimensions")
-    return axis % dims
 
 
 def expect_bottoms(bottoms: Sequence[Shape], least: int, most: int | None = None) -> None:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, canonical_axis, check_count, constructor, expect_bottoms
+from caffe_port.layers.layer import Layer, canonical_axis, check_count, constructor
+from caffe_port.signatures.linear import broadcast
 from caffe_port.typing import Shape
 
 
@@ -26,7 +26,15 @@ class InnerProduct(Layer, nn.Linear):
     Reference: inner_product_layer.cpp
     """
 
-    param, blobs = "inner_product_param", ("weight", "bias")
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        dims = len(bottoms[0])
+        axis = canonical_axis(p.axis, dims)
+        features = math.prod(bottoms[0][axis:])
+        check_count("weight", (p.num_output, features))
+        args = {"in_features": features, "out_features": p.num_output, "bias": p.bias_term}
+        args["axis"] = -1 if axis == dims - 1 else axis
+        return args | {name: True for name in ("transpose", "normalize") if getattr(p, name)}
 
     def __init__(
         self,
@@ -52,19 +60,6 @@ class InnerProduct(Layer, nn.Linear):
             self.weight.div_(length)
         return super().forward(x.flatten(self.axis))
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        dims = len(bottoms[0])
-        axis = canonical_axis(p.axis, dims)
-        if p.num_output < 1:
-            raise SpecError("num_output is missing or 0: it is the length of the top")
-        features = math.prod(bottoms[0][axis:])
-        check_count("weight", (p.num_output, features))
-        args = {"in_features": features, "out_features": p.num_output, "bias": p.bias_term}
-        args["axis"] = -1 if axis == dims - 1 else axis
-        return args | {name: True for name in ("transpose", "normalize") if getattr(p, name)}
-
     def get_blob(self, name: str) -> Tensor:
         blob = super().get_blob(name)
         return blob.t() if self.transpose and name == "weight" else blob
@@ -89,7 +84,10 @@ class Embed(Layer, nn.Embedding):
     Reference: embed_layer.cpp
     """
 
-    param, blobs = "embed_param", ("weight", "bias")
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        check_count("weight", (p.input_dim, p.num_output))
+        return {"num_embeddings": p.input_dim, "embedding_dim": p.num_output, "bias": p.bias_term}
 
     def __init__(self, num_embeddings: int, embedding_dim: int, bias: bool = True) -> None:
         super().__init__(num_embeddings, embedding_dim)
@@ -98,17 +96,6 @@ class Embed(Layer, nn.Embedding):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x.long())
         return y if self.bias is None else y + self.bias
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if p.num_output < 1:
-            raise SpecError("num_output is missing or 0: it is the length of an embedding")
-        if p.input_dim < 1:
-            raise SpecError("input_dim is missing or 0: it is the number of embeddings, the greatest index + 1")
-        check_count("weight", (p.input_dim, p.num_output))
-        check_count("the top", (*bottoms[0], p.num_output))
-        return {"num_embeddings": p.input_dim, "embedding_dim": p.num_output, "bias": p.bias_term}
 
 
 class Scale(Layer):
@@ -120,7 +107,10 @@ class Scale(Layer):
     Reference: scale_layer.cpp, bias_layer.cpp
     """
 
-    param, blobs = "scale_param", ("weight", "bias")
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        shape, axis = broadcast(p, bottoms)
+        return {"shape": shape, "axis": axis, "weight": len(bottoms) == 1, "bias": p.bias_term}
 
     def __init__(self, shape: tuple[int, ...], axis: int = 1, weight: bool = True, bias: bool = False) -> None:
         super().__init__()
@@ -133,11 +123,6 @@ class Scale(Layer):
         assert scale is not None
         scale = along_axis(scale, self.axis, x)
         return x * scale if self.bias is None else torch.addcmul(along_axis(self.bias, self.axis, x), x, scale)
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        shape, axis = broadcast_arguments(p, bottoms)
-        return {"shape": shape, "axis": axis, "weight": len(bottoms) == 1, "bias": p.bias_term}
 
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
@@ -154,7 +139,10 @@ class Bias(Layer):
     Reference: bias_layer.cpp
     """
 
-    param, blobs = "bias_param", ("bias",)
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        shape, axis = broadcast(p, bottoms)
+        return {"shape": shape, "axis": axis, "bias": len(bottoms) == 1}
 
     def __init__(self, shape: tuple[int, ...], axis: int = 1, bias: bool = True) -> None:
         super().__init__()
@@ -167,11 +155,6 @@ class Bias(Layer):
         return x + along_axis(bias, self.axis, x)
 
     @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        shape, axis = broadcast_arguments(p, bottoms)
-        return {"shape": shape, "axis": axis, "bias": len(bottoms) == 1}
-
-    @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
         return {"bias": p.filler}
 
@@ -182,29 +165,3 @@ class Bias(Layer):
 def along_axis(value: Tensor, axis: int, x: Tensor) -> Tensor:
     """The value with axes of length one appended, so that it lies along x's axes from ``axis`` on."""
     return value.reshape(value.shape + (1,) * (x.dim() - axis - value.dim()))
-
-
-# -- parameters, from Caffe ---------------------------------------------------------------------------------------
-
-
-def broadcast_arguments(p: Message, bottoms: Sequence[Shape]) -> tuple[Shape, int]:
-    """Shape and first axis of what Scale and Bias broadcast. bias_layer.cpp
-
-    Raises:
-        SpecError: it reaches past the bottom, or the second bottom does not fit there.
-    """
-    expect_bottoms(bottoms, 1, 2)
-    bottom = bottoms[0]
-    if len(bottoms) > 1:
-        shape = bottoms[1]
-        axis = canonical_axis(p.axis, len(bottom)) if shape else 0
-        if bottom[axis : axis + len(shape)] != shape:
-            raise SpecError(f"the second bottom {shape} does not fit the first, {bottom}, from axis {axis} on")
-        return shape, axis
-    axis = canonical_axis(p.axis, len(bottom))
-    if p.num_axes < -1:
-        raise SpecError(f"num_axes is -1 (all the rest) or more, got {p.num_axes}")
-    end = len(bottom) if p.num_axes == -1 else axis + p.num_axes
-    if end > len(bottom):
-        raise SpecError(f"axis {axis} and num_axes {p.num_axes} reach past the bottom {bottom}")
-    return bottom[axis:end], axis if end > axis else 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms
+from caffe_port.layers.layer import Layer, canonical_axis
 from caffe_port.storage.files import map_file
 from caffe_port.typing import Shape
 
@@ -106,15 +106,10 @@ class Accuracy(Layer):
     Reference: accuracy_layer.cpp
     """
 
-    labels = True
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
         a = p.accuracy_param
         axis = class_axis(a.axis, bottoms)
-        if not 1 <= a.top_k <= bottoms[0][axis]:
-            raise SpecError(f"top_k {a.top_k} is not in 1..{bottoms[0][axis]}, the number of classes")
         return {"top_k": a.top_k, "axis": axis, "ignore_label": ignored(a), "per_class": len(p.top) > 1}
 
     def __init__(self, top_k: int = 1, axis: int = 1, ignore_label: int | None = None, per_class: bool = False) -> None:
@@ -144,12 +139,8 @@ class ContrastiveLoss(Layer):
     Reference: contrastive_loss_layer.cpp
     """
 
-    loss, labels = True, True
-    param = "contrastive_loss_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 3)
         expect_equal_counts(bottoms[:2])
         if math.prod(bottoms[2]) != bottoms[0][0]:
             raise SpecError(f"label {bottoms[2]} holds {math.prod(bottoms[2])} values for {bottoms[0][0]} pairs")
@@ -177,11 +168,8 @@ class EuclideanLoss(Layer):
     Reference: euclidean_loss_layer.cpp
     """
 
-    loss, labels = True, True
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
         expect_equal_counts(bottoms)
         return {}
 
@@ -198,12 +186,8 @@ class HingeLoss(Layer):
     Reference: hinge_loss_layer.cpp
     """
 
-    loss, labels = True, True
-    param = "hinge_loss_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
         expect_one_label(bottoms)
         return {"norm": p.norm}
 
@@ -233,22 +217,15 @@ class InfogainLoss(Layer):
     Reference: infogain_loss_layer.cpp
     """
 
-    loss, labels = True, True
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2, 3)
         axis = class_axis(p.infogain_loss_param.axis, bottoms)
-        classes = bottoms[0][axis]
-        if len(bottoms) == 3 and math.prod(bottoms[2]) != classes**2:
-            raise SpecError(f"the infogain matrix has shape {bottoms[2]}; {classes} classes need {(classes, classes)}")
-        if len(bottoms) == 2 and not p.infogain_loss_param.source:
-            raise SpecError("has no infogain matrix: give a third bottom, or infogain_loss_param { source: ... }")
+        matrix = infogain_matrix(p.infogain_loss_param.source, bottoms[0][axis]) if len(bottoms) == 2 else None
         return {
             "axis": axis,
             "ignore_label": ignored(p.loss_param),
             "normalization": normalization(p.loss_param, "VALID"),
-            "matrix": infogain_matrix(p.infogain_loss_param.source, classes) if len(bottoms) == 2 else None,
+            "matrix": matrix,
             "probabilities": len(p.top) > 1,
         }
 
@@ -302,11 +279,8 @@ class MultinomialLogisticLoss(Layer):
     Reference: multinomial_logistic_loss_layer.cpp
     """
 
-    loss, labels = True, True
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
         expect_one_label(bottoms)
         return {}
 
@@ -322,11 +296,8 @@ class SigmoidCrossEntropyLoss(Layer):
     Reference: sigmoid_cross_entropy_loss_layer.cpp
     """
 
-    loss, labels = True, True
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
         expect_equal_counts(bottoms)
         return {"ignore_label": ignored(p.loss_param), "normalization": normalization(p.loss_param, "BATCH_SIZE")}
 
@@ -351,15 +322,9 @@ class SmoothL1Loss(Layer):
     Reference: smooth_L1_loss_layer.cu (Faster R-CNN)
     """
 
-    loss, labels = True, True
-    param = "smooth_l1_loss_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2, 4)
         expect_equal_counts(bottoms)
-        if p.sigma == 0:
-            raise SpecError("sigma is 0; it must be another number")
         return {"sigma": p.sigma}
 
     def __init__(self, sigma: float = 1.0) -> None:
@@ -385,11 +350,8 @@ class SoftmaxWithLoss(Layer):
     Reference: softmax_loss_layer.cpp
     """
 
-    loss, labels = True, True
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
         return {
             "axis": class_axis(p.softmax_param.axis, bottoms),
             "ignore_label": ignored(p.loss_param),

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
-from caffe_port.layers.layer import Layer, constructor, expect_bottoms
+from caffe_port.layers.layer import Layer, constructor
+from caffe_port.signatures.normalization import bn_is_segnets, bn_keeps_decay
 from caffe_port.typing import Shape
 
 _BATCH_NORMS = {2: "nn.BatchNorm1d", 3: "nn.BatchNorm1d", 4: "nn.BatchNorm2d", 5: "nn.BatchNorm3d"}
@@ -28,10 +28,20 @@ class BatchNorm(Layer):
     Reference: batch_norm_layer.cpp
     """
 
-    param, blobs = "batch_norm_param", ("mean", "variance", "scale_factor")
     mean: Tensor
     variance: Tensor
     scale_factor: Tensor
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        both = p.use_global_stats
+        return {
+            "num_features": bottoms[0][1] if len(bottoms[0]) > 1 else 1,
+            "eps": p.eps,
+            "momentum": decimal(1 - p.moving_average_fraction),
+            "global_stats": (both, both) if p.has("use_global_stats") else (False, True),
+            "dims": len(bottoms[0]),
+        }
 
     def __init__(
         self,
@@ -77,20 +87,6 @@ class BatchNorm(Layer):
         return self.mean * factor, self.variance * factor
 
     @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if not bottoms[0]:
-            raise SpecError("BatchNorm takes a bottom of at least one axis, got a single number")
-        both = p.use_global_stats
-        return {
-            "num_features": bottoms[0][1] if len(bottoms[0]) > 1 else 1,
-            "eps": p.eps,
-            "momentum": decimal(1 - p.moving_average_fraction),
-            "global_stats": (both, both) if p.has("use_global_stats") else (False, True),
-            "dims": len(bottoms[0]),
-        }
-
-    @classmethod
     def merge_phases(cls, train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any] | None:
         if any(train[key] != test[key] for key in ("num_features", "eps", "dims")):
             return None
@@ -124,9 +120,17 @@ class BN(Layer):
     Reference: bn_layer.cpp (yjxiong/caffe, happynear/caffe-windows, alexgkendall/caffe-segnet; not in Caffe 1.0)
     """
 
-    param, blobs = "bn_param", ("slope", "bias", "mean", "variance")
     mean: Tensor | None
     variance: Tensor | None
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        args = {"num_features": bottoms[0][1], "dims": len(bottoms[0])}
+        if bn_keeps_decay(p):
+            return {**args, "eps": p.var_eps, "momentum": p.decay}
+        if bn_is_segnets(p):
+            return {**args, "eps": 1e-9, "mode": p.bn_mode}
+        return {**args, "eps": p.eps, "momentum": decimal(1 - p.momentum), "frozen": p.frozen}
 
     def __init__(
         self,
@@ -154,22 +158,6 @@ class BN(Layer):
             return torch.addcmul(self.bias.reshape(shape), x, self.slope.reshape(shape))
         training = self.mode == "LEARN" or (self.training and not self.frozen)
         return F.batch_norm(x, self.mean, self.variance, self.slope, self.bias, training, self.momentum, self.eps)
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if not 2 <= len(bottoms[0]) <= 4:
-            raise SpecError(f"BN takes a bottom of 2 to 4 axes, the second of them the channels, got {bottoms[0]}")
-        args = {"num_features": bottoms[0][1], "dims": len(bottoms[0])}
-        if p.axis != 1:
-            raise SpecError(f"BN over axis {p.axis}; only axis 1, the channels, is known here")
-        if any(p.has(name) for name in ("var_eps", "decay", "moving_average")):
-            if not p.moving_average:
-                raise SpecError("BN without moving_average takes the statistics of the test batch", hint="set it")
-            return {**args, "eps": p.var_eps, "momentum": p.decay}
-        if any(p.has(name) for name in ("bn_mode", "scale_filler", "shift_filler")):
-            return {**args, "eps": 1e-9, "mode": p.bn_mode}
-        return {**args, "eps": p.eps, "momentum": decimal(1 - p.momentum), "frozen": p.frozen}
 
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
@@ -201,7 +189,10 @@ class LRN(Layer, nn.LocalResponseNorm):
     Reference: lrn_layer.cpp
     """
 
-    param = "lrn_param"
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        args = {"size": p.local_size, "alpha": p.alpha, "beta": p.beta}
+        return args | ({"within_channel": True} if p.norm_region == "WITHIN_CHANNEL" else {"k": p.k})
 
     def __init__(
         self, size: int, alpha: float = 1.0, beta: float = 0.75, k: float = 1.0, within_channel: bool = False
@@ -214,16 +205,6 @@ class LRN(Layer, nn.LocalResponseNorm):
             return super().forward(x)
         mean_square = F.avg_pool2d(x.square(), self.size, 1, self.size // 2)
         return x * (1 + self.alpha * mean_square).pow(-self.beta)
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) != 4:
-            raise SpecError(f"LRN takes a bottom (N, C, H, W), got {bottoms[0]}")
-        if p.local_size % 2 == 0:
-            raise SpecError(f"local_size must be odd, got {p.local_size}: the window has a middle")
-        args = {"size": p.local_size, "alpha": p.alpha, "beta": p.beta}
-        return args | ({"within_channel": True} if p.norm_region == "WITHIN_CHANNEL" else {"k": p.k})
 
     def torch_source(self) -> str | None:
         if self.within_channel:
@@ -241,7 +222,9 @@ class MVN(Layer):
     Reference: mvn_layer.cpp
     """
 
-    param = "mvn_param"
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"across_channels": p.across_channels, "normalize_variance": p.normalize_variance, "eps": p.eps}
 
     def __init__(self, across_channels: bool = False, normalize_variance: bool = True, eps: float = 1e-9) -> None:
         super().__init__()
@@ -260,13 +243,6 @@ class MVN(Layer):
             rows = rows / (variance + rest).sqrt()
         return rows.reshape(x.shape)
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if not 2 <= len(bottoms[0]) <= 4:
-            raise SpecError(f"MVN takes a bottom of 2 to 4 axes, got {bottoms[0]}")
-        return {"across_channels": p.across_channels, "normalize_variance": p.normalize_variance, "eps": p.eps}
-
 
 class Normalize(Layer):
     """Every pixel divided by the L2 norm of its channels, times a learned weight; from SSD.
@@ -280,7 +256,19 @@ class Normalize(Layer):
     Reference: normalize_layer.cpp (weiliu89/caffe, branch ssd; happynear/caffe-windows; not in Caffe 1.0)
     """
 
-    blobs = ("weight",)
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        if not p.has("norm_param"):
+            args: dict[str, Any] = {"channels": None, "across_spatial": False, "eps": 1e-6}
+            absolute = p.normalize_param.normalize_type == "L1"
+            return args | {"absolute": absolute, "with_norm": len(p.top) > 1}
+        p = p.norm_param
+        return {
+            "channels": bottoms[0][1],
+            "across_spatial": p.across_spatial,
+            "channel_shared": p.channel_shared,
+            "eps": p.eps,
+        }
 
     def __init__(
         self,
@@ -311,25 +299,6 @@ class Normalize(Layer):
         return x / norm * weight
 
     @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if not 2 <= len(bottoms[0]) <= 4:
-            raise SpecError(f"Normalize takes a bottom of 2 to 4 axes, got {bottoms[0]}")
-        if not p.has("norm_param"):
-            args: dict[str, Any] = {"channels": None, "across_spatial": False, "eps": 1e-6}
-            kind = p.normalize_param.normalize_type
-            if kind not in ("L1", "L2"):
-                raise SpecError(f"normalize_type is L1 or L2, got {kind}")
-            return args | {"absolute": kind == "L1", "with_norm": len(p.top) > 1}
-        p = p.norm_param
-        return {
-            "channels": bottoms[0][1],
-            "across_spatial": p.across_spatial,
-            "channel_shared": p.channel_shared,
-            "eps": p.eps,
-        }
-
-    @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
         one = Message("FillerParameter", type="constant", value=1.0)
         return {"weight": p.norm_param.scale_filler if p.norm_param.has("scale_filler") else one}
@@ -342,7 +311,9 @@ class L2Normalization(Layer):
     Reference: l2_normalization_layer.cpp (several forks; not in Caffe 1.0); facebookarchive/C3D l2_normalize_layer.cpp
     """
 
-    aliases = ("L2Norm", "L2Normalize", "Normalization", "NormalizeFeature")
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"eps": 1e-7} if p.type == "L2Normalize" else {}
 
     def __init__(self, eps: float = 0.0) -> None:
         super().__init__()
@@ -354,15 +325,3 @@ class L2Normalization(Layer):
             return x / (x.square().sum(dims, keepdim=True) + self.eps).sqrt()
         norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
         return x / norm
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) < 2:
-            raise SpecError(f"L2Normalization takes a bottom of at least 2 axes, got {bottoms[0]}")
-        own = [name for name in p.unknown if str(name).endswith("_param")]
-        if own:
-            raise SpecError(
-                f"this fork's L2Normalization has parameters of its own ({own[0]}); they are not known here"
-            )
-        return {"eps": 1e-7} if p.type == "L2Normalize" else {}

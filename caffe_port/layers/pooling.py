@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, check_count, constructor, expect_bottoms, scalar_if_equal
-from caffe_port.layers.spatial import per_axis
+from caffe_port.layers.layer import Layer, constructor, scalar_if_equal
+from caffe_port.signatures.kernel_params import per_axis
+from caffe_port.signatures.pooling import rounds_up, spp_window, window_count
 from caffe_port.typing import Shape
 
 
@@ -29,7 +29,9 @@ class Pooling(Layer):
     Reference: pooling_layer.cpp, pooling_layer.cu
     """
 
-    aliases = ("NdPooling",)
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return pooling_arguments(p.pooling_param, 2) | ({"mask": True} if len(p.top) > 1 else {})
 
     def __init__(
         self,
@@ -61,35 +63,9 @@ class Pooling(Layer):
         return stochastic_pool(x, kernel, self.stride, self.ceil_mode, self.training)
 
     @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        mask = len(p.top) > 1
-        p = p.pooling_param
-        if len(bottoms[0]) != 4:
-            raise SpecError(f"Pooling takes a bottom (N, C, H, W), got {bottoms[0]}")
-        if mask and p.pool != "MAX":
-            raise SpecError(f"a second top (the mask) needs pool: MAX, got {p.pool}")
-        if p.global_pooling:
-            if p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w"):
-                raise SpecError("global_pooling takes the whole image: remove the kernel size")
-            stride, padding = per_axis(p, "stride", 2, 1, least=1), per_axis(p, "pad", 2, 0)
-            if stride != (1, 1) or padding != (0, 0):
-                raise SpecError(f"global_pooling allows stride 1 and pad 0 only, got {stride} and {padding}")
-            return {"pool": p.pool, "kernel_size": None} | ({"mask": True} if mask else {})
-        args: dict[str, Any] = {
-            "pool": p.pool,
-            "kernel_size": per_axis(p, "kernel_size", 2, None, least=1),
-            "stride": per_axis(p, "stride", 2, 1, least=1),
-            "padding": per_axis(p, "pad", 2, 0),
-            "ceil_mode": rounds_up(p),
-        }
-        check_pooling(bottoms[0], **args)
-        return args | ({"mask": True} if mask else {})
-
-    @classmethod
     def build(cls, layer: Message, bottoms: Sequence[Shape]) -> Layer:
-        kind = Pooling3D if bottoms and len(bottoms[0]) == 5 else cls
-        return kind.make(kind.from_caffe(layer, bottoms))
+        is_volume = bool(bottoms) and len(bottoms[0]) == 5
+        return Pooling3D.build(layer, bottoms) if is_volume else super().build(layer, bottoms)
 
     def torch_source(self) -> str | None:
         if self.mask or self.pool == "STOCHASTIC":
@@ -120,23 +96,7 @@ class Pooling3D(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(p.top) > 1:
-            raise SpecError("a second top (the mask) is made of images (N, C, H, W) only")
-        p = p.pooling3d_param if p.has("pooling3d_param") else p.pooling_param
-        if len(bottoms[0]) != 5 or p.pool == "STOCHASTIC":
-            raise SpecError(f"a bottom (N, C, D, H, W), and MAX or AVE are expected, got {bottoms[0]} and {p.pool}")
-        if p.global_pooling:
-            return {"pool": p.pool, "kernel_size": None}
-        args: dict[str, Any] = {
-            "pool": p.pool,
-            "kernel_size": per_axis(p, "kernel_size", 3, None, least=1),
-            "stride": per_axis(p, "stride", 3, 1, least=1),
-            "padding": per_axis(p, "pad", 3, 0),
-            "ceil_mode": rounds_up(p),
-        }
-        check_pooling(bottoms[0], **args)
-        return args
+        return pooling_arguments(cls.signature.parameters(p), 3)
 
     def __init__(
         self,
@@ -186,7 +146,9 @@ class SPP(Layer):
     Reference: spp_layer.cpp
     """
 
-    param = "spp_param"
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"pyramid_height": p.pyramid_height, "pool": p.pool}
 
     def __init__(self, pyramid_height: int, pool: str = "MAX") -> None:
         super().__init__()
@@ -205,28 +167,8 @@ class SPP(Layer):
                 levels.append(stochastic_pool(x, kernel, kernel, True, self.training))
         return levels[0] if len(levels) == 1 else torch.cat([y.flatten(1) for y in levels], dim=1)
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) != 4:
-            raise SpecError(f"SPP takes a bottom (N, C, H, W), got {bottoms[0]}")
-        height, width = bottoms[0][2:]
-        if not 1 <= p.pyramid_height <= max(height, width).bit_length():
-            raise SpecError(f"pyramid_height {p.pyramid_height} does not fit an image of {height} x {width}")
-        for level in range(p.pyramid_height):
-            kernel, padding = spp_window((height, width), 2**level)
-            check_pooling(bottoms[0], p.pool, kernel, kernel, padding, True)
-        return {"pyramid_height": p.pyramid_height, "pool": p.pool}
-
 
 # -- windows, in forward ------------------------------------------------------------------------------------------
-
-
-def window_count(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, clip: bool) -> int:
-    """How many windows Caffe places along an axis; with ``clip``, none begins beyond the image. pooling_layer.cpp"""
-    span = size + 2 * padding - kernel
-    count = (-(-span // stride) if ceil_mode else span // stride) + 1
-    return count - 1 if clip and (count - 1) * stride >= size + padding else count
 
 
 def torch_has_windows(
@@ -310,36 +252,17 @@ def stochastic_pool(
     return torch.where(some, windows.square().sum(4) / torch.where(some, total, 1), 0)
 
 
-def spp_window(size: tuple[int, int], bins: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Kernel (also the stride) and padding that cut an image into bins x bins windows. spp_layer.cpp"""
-    kernel = (math.ceil(size[0] / bins), math.ceil(size[1] / bins))
-    return kernel, ((kernel[0] * bins - size[0] + 1) // 2, (kernel[1] * bins - size[1] + 1) // 2)
-
-
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------
 
 
-def rounds_up(p: Message) -> bool:
-    """Whether the number of windows is rounded up, as Caffe does unless a newer field or a fork's says otherwise."""
-    return bool(p.round_mode == "CEIL" and p.ceil_mode and not p.round_below)
-
-
-def check_pooling(
-    bottom: Shape,
-    pool: str,
-    kernel_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    ceil_mode: bool,
-) -> None:
-    """Raises SpecError for windows that Caffe refuses. pooling_layer.cpp"""
-    if any(padding) and pool == "STOCHASTIC":
-        raise SpecError("STOCHASTIC pooling has no padding in Caffe", hint="pad with MAX or AVE only")
-    for pad, kernel in zip(padding, kernel_size, strict=True):
-        if pad >= kernel:
-            raise SpecError(f"pad {pad} must be less than the kernel, {kernel}: a window would see padding only")
-    axes = zip(bottom[2:], kernel_size, stride, padding, strict=True)
-    sizes = [window_count(*axis, ceil_mode, any(padding)) for axis in axes]
-    if min(sizes) < 1:
-        raise SpecError(f"no window of {' x '.join(map(str, kernel_size))} fits a bottom {bottom}")
-    check_count("the top", (*bottom[:2], *sizes))
+def pooling_arguments(p: Message, axes: int) -> dict[str, Any]:
+    """The constructor arguments that Pooling and Pooling3D share, of a PoolingParameter."""
+    if p.global_pooling:
+        return {"pool": p.pool, "kernel_size": None}
+    return {
+        "pool": p.pool,
+        "kernel_size": per_axis(p, "kernel_size", axes, None, least=1),
+        "stride": per_axis(p, "stride", axes, 1, least=1),
+        "padding": per_axis(p, "pad", axes, 0),
+        "ceil_mode": rounds_up(p),
+    }

@@ -19,30 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer
 from caffe_port.typing import Shape
 
 
 def recurrent_args(p: Message, bottoms: Sequence[Shape], states: int) -> dict[str, Any]:
     """Constructor arguments of LSTM (2 states) and RNN (1). Source: recurrent_layer.cpp."""
-    exposed = states if p.expose_hidden else 0
-    expect_bottoms(bottoms, 2 + exposed, 3 + exposed)
-    x, cont = bottoms[:2]
-    if len(x) < 3 or tuple(cont) != tuple(x[:2]):
-        raise SpecError(f"bottoms {x} and {cont}; (steps, streams, ...) and (steps, streams) are expected")
-    if p.num_output < 1:
-        raise SpecError(f"num_output is {p.num_output}; it must be 1 or more")
-    static = bottoms[2] if len(bottoms) > 2 + exposed else None
-    if static is not None and (len(static) < 2 or static[0] != x[1]):
-        raise SpecError(f"the static input has shape {static}; ({x[1]}, ...) is expected, one for each stream")
-    want = (1, x[1], p.num_output)
-    for shape in bottoms[len(bottoms) - exposed :]:
-        if tuple(shape) != want:
-            raise SpecError(f"an initial state has shape {shape}; {want} is expected")
+    static = bottoms[2] if len(bottoms) > 2 + (states if p.expose_hidden else 0) else None
     return {
-        "input_size": math.prod(x[2:]),
+        "input_size": math.prod(bottoms[0][2:]),
         "hidden_size": p.num_output,
         "static_size": None if static is None else math.prod(static[1:]),
         "expose_hidden": p.expose_hidden,
@@ -64,12 +50,7 @@ class ContinuationIndicator(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 0)
-        own = p.continuation_indicator_param
-        if own.time_step < 1 or own.batch_size < 1:
-            raise SpecError(f"time_step {own.time_step} and batch_size {own.batch_size} must be 1 or more")
-        check_count("the top", (own.time_step, own.batch_size))
-        return {"steps": own.time_step, "streams": own.batch_size}
+        return {"steps": p.time_step, "streams": p.batch_size}
 
     def __init__(self, steps: int, streams: int) -> None:
         super().__init__()
@@ -91,8 +72,6 @@ class LSTM(Layer):
     Blobs: weight_x (4 H, I), bias (4 H), weight_static (4 H, S) where there is a static input, weight_h (4 H, H)
     Reference: lstm_layer.cpp, lstm_unit_layer.cpp, recurrent_layer.cpp
     """
-
-    param, blobs = "recurrent_param", ("weight_x", "bias", "weight_static", "weight_h")
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -146,19 +125,9 @@ class Lstm(Layer):
     Reference: junhyukoh/caffe-lstm lstm_layer.cpp; tianzhi0549/CTPN lstm_layer.cpp
     """
 
-    param, blobs = "lstm_param", ("weight_x", "weight_h", "bias")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1, 2)
         x = bottoms[0]
-        if p.num_output < 1 or p.batch_size < 1:
-            raise SpecError(f"num_output {p.num_output} and batch_size {p.batch_size} must be 1 or more")
-        if len(x) < 2 or (len(x) != 3 and x[0] % p.batch_size):
-            raise SpecError(f"a bottom (steps, streams, I) or ({p.batch_size} x steps, ...) is expected, got {x}")
-        steps = math.prod(x[:2]) if len(x) == 3 else x[0]
-        if len(bottoms) > 1 and math.prod(bottoms[1]) != steps:
-            raise SpecError(f"cont has shape {bottoms[1]}; {steps} numbers are expected, one for each step")
         size = x[2] if len(x) == 3 else math.prod(x[1:])
         return {"input_size": size, "hidden_size": p.num_output, "streams": None if len(x) == 3 else p.batch_size}
 
@@ -196,9 +165,6 @@ class RNN(Layer):
         weight_o (H, H), bias_o (H)
     Reference: rnn_layer.cpp, recurrent_layer.cpp
     """
-
-    param = "recurrent_param"
-    blobs = ("weight_x", "bias_h", "weight_static", "weight_h", "weight_o", "bias_o")
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -248,14 +214,6 @@ class LSTMUnit(Layer):
 
     Reference: lstm_unit_layer.cpp
     """
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 3)
-        c, gates, cont = (tuple(shape) for shape in bottoms)
-        if len(c) != 3 or c[0] != 1 or gates != (1, c[1], 4 * c[2]) or cont != (1, c[1]):
-            raise SpecError(f"bottoms {c}, {gates}, {cont}; (1, N, H), (1, N, 4 H) and (1, N) are expected")
-        return {}
 
     def forward(self, c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
         return lstm_step(c, gates, cont.to(c.dtype).unsqueeze(-1))

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
-from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms, number
+from caffe_port.layers.layer import Layer, canonical_axis, number
+from caffe_port.signatures.shape import legacy_axis, reshaped_axes
 from caffe_port.typing import Shape
-
-
-def legacy_axis(p: Message, legacy: str, dims: int) -> int:
-    """``axis``, or the unsigned ``concat_dim`` or ``slice_dim`` of old definitions. Raises SpecError for both."""
-    if p.has("axis") and p.has(legacy):
-        raise SpecError(f"axis and {legacy} are both given; one of them says the same")
-    return canonical_axis(getattr(p, legacy) if p.has(legacy) else p.axis, dims)
 
 
 def greatest(x: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -42,16 +34,9 @@ class ArgMax(Layer):
     Reference: argmax_layer.cpp
     """
 
-    param = "argmax_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        shape = bottoms[0]
-        axis = canonical_axis(p.axis, len(shape)) if p.has("axis") else None
-        size = math.prod(shape[1:]) if axis is None else shape[axis]
-        if not 1 <= p.top_k <= size:
-            raise SpecError(f"top_k {p.top_k} is not in 1..{size}, the number of values to choose from")
+        axis = canonical_axis(p.axis, len(bottoms[0])) if p.has("axis") else None
         return {"top_k": p.top_k, "axis": axis, "out_max_val": p.out_max_val}
 
     def __init__(self, top_k: int = 1, axis: int | None = None, out_max_val: bool = False) -> None:
@@ -73,13 +58,6 @@ class BatchReindex(Layer):
     Reference: batch_reindex_layer.cpp
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        if len(bottoms[1]) != 1:
-            raise SpecError(f"the indices have shape {bottoms[1]}, one dimension is expected")
-        return {}
-
     def forward(self, x: Tensor, indices: Tensor) -> Tensor:
         return x[indices.long()]
 
@@ -93,18 +71,9 @@ class Concat(Layer):
     Reference: concat_layer.cpp
     """
 
-    param = "concat_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        if not bottoms:
-            raise SpecError("no bottoms to concatenate")
-        axis = legacy_axis(p, "concat_dim", len(bottoms[0]))
-        rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in bottoms}
-        if len({len(shape) for shape in bottoms}) > 1 or len(rest) > 1:
-            shapes = ", ".join(map(str, bottoms))
-            raise SpecError(f"bottoms {shapes} cannot be joined along axis {axis}: the other dimensions differ")
-        return {"dim": axis}
+        return {"dim": legacy_axis(p, "concat_dim", len(bottoms[0]))}
 
     def __init__(self, dim: int = 1) -> None:
         super().__init__()
@@ -126,18 +95,9 @@ class Eltwise(Layer):
     Reference: eltwise_layer.cpp
     """
 
-    param, aliases = "eltwise_param", ("ShortCut", "Shortcut")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1, 1 << 30)  # FlowNet2's fork allows one, to scale it
-        if len(set(bottoms)) > 1:
-            raise SpecError(f"bottoms {', '.join(map(str, bottoms))} differ in shape")
         coeff = [decimal(c) for c in p.coeff]
-        if coeff and p.operation == "PROD":
-            raise SpecError("coeff is given; a product takes no coefficients")
-        if coeff and len(coeff) != len(bottoms):
-            raise SpecError(f"{len(coeff)} coefficients for {len(bottoms)} bottoms")
         args: dict[str, Any] = {"operation": p.operation}
         if p.operation == "SUM" and any(c != 1 for c in coeff):
             args["coeff"] = tuple(coeff)
@@ -188,17 +148,6 @@ class Filter(Layer):
     Reference: filter_layer.cpp
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2, 1 << 30)
-        *data, selector = bottoms
-        if math.prod(selector[1:]) != 1:
-            raise SpecError(f"the selector has shape {selector}; all its dimensions but the first must be 1")
-        for shape in data:
-            if shape[0] != selector[0]:
-                raise SpecError(f"the bottom {shape} has {shape[0]} items, the selector {selector[0]}")
-        return {}
-
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         keep = bottoms[-1].flatten() != 0
         tops = tuple(x[keep] for x in bottoms[:-1])
@@ -214,14 +163,9 @@ class Flatten(Layer):
     Reference: flatten_layer.cpp
     """
 
-    param = "flatten_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         start, end = (canonical_axis(axis, len(bottoms[0])) for axis in (p.axis, p.end_axis))
-        if start > end:
-            raise SpecError(f"axis {p.axis} comes after end_axis {p.end_axis} in a bottom of shape {bottoms[0]}")
         return {"start_dim": start, "end_dim": end if end != len(bottoms[0]) - 1 else -1}
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
@@ -241,16 +185,10 @@ class Permute(Layer):
     Reference: permute_layer.cpp (SSD)
     """
 
-    param = "permute_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         order = [int(axis) for axis in p.order]
-        dims = range(len(bottoms[0]))
-        if len(set(order)) < len(order) or not set(order) <= set(dims):
-            raise SpecError(f"order {order} must name different axes below {len(dims)}")
-        return {"dims": (*order, *(axis for axis in dims if axis not in order))}
+        return {"dims": (*order, *(axis for axis in range(len(bottoms[0])) if axis not in order))}
 
     def __init__(self, dims: tuple[int, ...]) -> None:
         super().__init__()
@@ -269,15 +207,9 @@ class Transpose(Permute):
     Reference: yonghenglh6/caffe transpose_layer.cpp
     """
 
-    param = "transpose_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        dims = tuple(int(axis) for axis in p.dim)
-        if sorted(dims) != list(range(len(bottoms[0]))):
-            raise SpecError(f"dim {list(dims)} must name each of the {len(bottoms[0])} axes once")
-        return {"dims": dims}
+        return {"dims": tuple(int(axis) for axis in p.dim)}
 
 
 class Reduction(Layer):
@@ -286,11 +218,8 @@ class Reduction(Layer):
     Reference: reduction_layer.cpp
     """
 
-    param = "reduction_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         dims = len(bottoms[0])
         return {"operation": p.operation, "dims": tuple(range(canonical_axis(p.axis, dims), dims)), "coeff": p.coeff}
 
@@ -319,27 +248,11 @@ class Reshape(Layer):
     Reference: reshape_layer.cpp
     """
 
-    param = "reshape_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        shape, dims = bottoms[0], [int(d) for d in p.shape.dim]
-        start = p.axis if p.axis >= 0 else len(shape) + p.axis + 1
-        end = len(shape) if p.num_axes == -1 else start + p.num_axes
-        if not 0 <= start <= len(shape):
-            raise SpecError(f"axis {p.axis} is out of range for a bottom of {len(shape)} dimensions")
-        if p.num_axes < -1 or end > len(shape):
-            raise SpecError(f"axis {p.axis} and num_axes {p.num_axes} do not fit a bottom of {len(shape)} dimensions")
-        if min(dims, default=0) < -1 or dims.count(-1) > 1:
-            raise SpecError(f"shape {dims}: -1 may come once, and no other length may be negative")
-        if any(d == 0 and start + i >= len(shape) for i, d in enumerate(dims)):
-            raise SpecError(f"shape {dims} copies (0) a dimension that the bottom {shape} does not have")
-        known = math.prod(shape[start + i] if d == 0 else d for i, d in enumerate(dims) if d != -1)
-        count = math.prod(shape[start:end])
-        if count % known if known and -1 in dims else count != known:
-            raise SpecError(f"shape {dims} does not hold the {count} values of dimensions {start} to {end} of {shape}")
-        return {"dims": tuple(dims), "start": start, "end": None if end == len(shape) else end}
+        start, end = reshaped_axes(p, bottoms[0])
+        dims = tuple(int(d) for d in p.shape.dim)
+        return {"dims": dims, "start": start, "end": None if end == len(bottoms[0]) else end}
 
     def __init__(self, dims: tuple[int, ...], start: int = 0, end: int | None = None) -> None:
         super().__init__()
@@ -364,14 +277,8 @@ class ShuffleChannel(Layer, nn.ChannelShuffle):
     Reference: shuffle_channel_layer.cpp (forks)
     """
 
-    param, aliases = "shuffle_channel_param", ("ChannelShuffle",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        channels = bottoms[0][1] if len(bottoms[0]) > 2 else None
-        if channels is None or p.group < 1 or channels % p.group:
-            raise SpecError(f"group {p.group} does not divide the channels of a bottom of shape {bottoms[0]}")
         return {"groups": p.group}
 
     def torch_source(self) -> str:
@@ -383,8 +290,6 @@ class Silence(Layer):
 
     Reference: silence_layer.cpp
     """
-
-    aliases = ("BlackHole",)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return ()
@@ -398,19 +303,8 @@ class Slice(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        shape, tops, slice_param = bottoms[0], len(p.top), p.slice_param
-        axis = legacy_axis(slice_param, "slice_dim", len(shape))
-        points = [int(n) for n in slice_param.slice_point]
-        if not points:
-            if not tops or shape[axis] % tops:
-                raise SpecError(f"{tops} tops do not divide the {shape[axis]} of axis {axis} evenly; give slice_point")
-            return {"sections": tops, "dim": axis}
-        if len(points) != tops - 1:
-            raise SpecError(f"{len(points)} slice points for {tops} tops; {tops - 1} are expected")
-        if any(a >= b for a, b in zip([0, *points], [*points, shape[axis]], strict=True)):
-            raise SpecError(f"slice points {points} must increase, within 1..{shape[axis] - 1} (axis {axis})")
-        return {"sections": tuple(points), "dim": axis}
+        points = tuple(int(n) for n in p.slice_param.slice_point)
+        return {"sections": points or len(p.top), "dim": legacy_axis(p.slice_param, "slice_dim", len(bottoms[0]))}
 
     def __init__(self, sections: int | tuple[int, ...], dim: int = 1) -> None:
         super().__init__()
@@ -433,7 +327,6 @@ class Split(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"copies": len(p.top)}
 
     def __init__(self, copies: int) -> None:
@@ -453,14 +346,9 @@ class Tile(Layer):
     Reference: tile_layer.cpp
     """
 
-    param = "tile_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         axis = canonical_axis(p.axis, len(bottoms[0]))
-        if not p.has("tiles") or p.tiles < 1:
-            raise SpecError(f"tiles is {p.tiles if p.has('tiles') else 'not given'}; it must be 1 or more")
         return {"repeats": tuple(p.tiles if i == axis else 1 for i in range(len(bottoms[0])))}
 
     def __init__(self, repeats: tuple[int, ...]) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.formats.message import Message
-from caffe_port.layers.data import Python
-from caffe_port.layers.layer import REGISTRY, Layer
+from caffe_port.layers.layer import Layer
 from caffe_port.typing import Shape
 
 
@@ -64,41 +61,3 @@ class Stub(Layer, register=False):
         self.args["blobs"] = tuple(tuple(array.shape) for array in arrays)
         for index, array in enumerate(arrays):
             self.register_parameter(f"blob{index}", nn.Parameter(torch.tensor(np.asarray(array, np.float32))))
-
-
-class _AnyPython(Python, register=False):
-    """Python layers, with a Stub for code that nothing stands for."""
-
-    @classmethod
-    def stand_in(cls, layer: Message) -> type[Layer]:
-        try:
-            return super().stand_in(layer)
-        except SpecError:
-            return Stub
-
-
-class _Stubs(dict[str, type[Layer]]):
-    """A registry that knows every type; it remembers which it made up."""
-
-    def __init__(self, known: dict[str, type[Layer]]) -> None:
-        super().__init__(known)
-        self["Python"] = _AnyPython
-        self.made: set[str] = set()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        if name not in self:
-            self.made.add(name)
-        return super().get(name, Stub)
-
-
-@contextlib.contextmanager
-def stubs() -> Iterator[set[str]]:
-    """Within the block every unregistered type is a Stub; yields the names of those that were met."""
-    from caffe_port.layers import layer
-
-    everything = _Stubs(REGISTRY)
-    layer.REGISTRY = everything
-    try:
-        yield everything.made
-    finally:
-        layer.REGISTRY = REGISTRY

@@ -27,7 +27,7 @@ from caffe_port.layers.spatial import Convolution, Deconvolution
 from caffe_port.net.plan import Operation, Plan, Step
 from caffe_port.spec import LayerSpec, NetSpec, Source
 
-_FRESH = (Convolution, Deconvolution, InnerProduct, BatchNorm, BN, Scale, Eltwise)
+_FRESH = frozenset((Convolution, Deconvolution, InnerProduct, BatchNorm, BN, Scale, Eltwise))
 """Types whose top is a tensor of its own that their backward pass does not read."""
 
 

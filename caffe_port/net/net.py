@@ -18,12 +18,14 @@ from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, 
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
 from caffe_port.layers.layer import Layer
-from caffe_port.net import fusion
+from caffe_port.net import fusion, summary
 from caffe_port.net.execution import Execution
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.net.state_dict import LARGE
-from caffe_port.signatures import plugins, shapes
+from caffe_port.signatures import shapes
+from caffe_port.signatures.plugins import find_type
+from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED
 from caffe_port.spec import LayerSpec, NetSpec, Source
 from caffe_port.typing import Array, Shape
 
@@ -65,6 +67,7 @@ class Net(nn.Module):
         shapes: shape of every input blob, by blob name.
         train: the net in phase TRAIN; None: the layers of ``test``, whose modules still know train() from eval().
         seed: the parameters are drawn by their fillers; None leaves that to :meth:`load_weights`.
+        stand_in: the class of the layers that no class is known for; None: they are refused.
 
     Raises:
         UnsupportedLayerError: names every layer of a type that is not registered.
@@ -72,11 +75,17 @@ class Net(nn.Module):
     """
 
     def __init__(
-        self, test: NetSpec, shapes: Mapping[str, Shape], train: NetSpec | None = None, seed: int | None = 0
+        self,
+        test: NetSpec,
+        shapes: Mapping[str, Shape],
+        train: NetSpec | None = None,
+        seed: int | None = 0,
+        stand_in: type[Layer] | None = None,
     ) -> None:
         super().__init__()
         specs = {False: test, True: train or test}
-        _check_types(list(specs.values()))
+        if stand_in is None:
+            _check_types(list(specs.values()))
         named = dict.fromkeys(layer.name for spec in specs.values() for layer in spec.layers)
         taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales"}
         self.names: dict[str, str] = identifiers(named, taken)
@@ -88,7 +97,7 @@ class Net(nn.Module):
             if training and spec is test:
                 self.plans[True] = self.plans[False]
             else:
-                self.plans[training] = self._plan(spec, shapes, built, training)
+                self.plans[training] = self._plan(spec, shapes, built, training, stand_in)
         self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # to_empty would import sympy, for a second
         self._tie()
         self.scales = fusion.scales(self, self.plans)
@@ -106,6 +115,7 @@ class Net(nn.Module):
         shapes: Mapping[str, Shape],
         built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]],
         training: bool,
+        stand_in: type[Layer] | None,
     ) -> Plan:
         slot: dict[Source, int] = {}
         inferred: dict[Source, Shape] = {}
@@ -117,7 +127,7 @@ class Net(nn.Module):
         kept = {source for _, source in spec.outputs}
         steps, losses = [], []
         for index, layer in enumerate(spec.layers):
-            module = self._module(layer, [inferred[s] for s in layer.sources], built)
+            module = self._module(layer, [inferred[s] for s in layer.sources], built, stand_in)
             if module is None:
                 continue
             tops = _infer(layer, module, [inferred[s] for s in layer.sources])
@@ -145,12 +155,18 @@ class Net(nn.Module):
         return (training and self._train_names.get(name)) or self.names[name]
 
     def _module(
-        self, layer: LayerSpec, bottoms: list[Shape], built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]]
+        self,
+        layer: LayerSpec,
+        bottoms: list[Shape],
+        built: dict[str, tuple[LayerSpec, tuple[Shape, ...]]],
+        stand_in: type[Layer] | None,
     ) -> Layer | None:
         try:
-            cls = layers.class_of(layer.param)
-        except SpecError as error:
-            raise layer.error(error.what, error.hint) from None
+            cls = layers.class_of(layer.param) or stand_in
+        except SpecError as error:  # Python code that nothing stands for
+            if stand_in is None:
+                raise layer.error(error.what, error.hint) from None
+            cls = stand_in
         assert cls is not None
         if cls.source:
             return None
@@ -225,19 +241,35 @@ class Net(nn.Module):
         """The plan of the present phase."""
         return self.plans[self.training]
 
-    def forward(self, *bottoms: Tensor) -> Outputs:
-        """The outputs for the inputs, which come in the order of ``net.plan.inputs``.
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the input blobs, in the order in which the net takes them, in the present phase."""
+        return self.plan.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the output blobs, in Caffe's (alphabetical) order, in the present phase."""
+        return tuple(blob for blob, _ in self.plan.outputs)
+
+    def extra_repr(self) -> str:
+        return f"name={self.plan.spec.name!r}, inputs={self.inputs}, outputs={self.outputs}"
+
+    def _repr_html_(self) -> str:
+        return summary.table(self, self.plan)
+
+    def forward(self, *bottoms: Tensor, **named: Tensor) -> Outputs:
+        """The outputs for the inputs: in the order of :attr:`inputs`, or by name, as ``net(data=x)``.
 
         Returns:
             A tensor where the net has one output, else a dict by blob name, in Caffe's (alphabetical) order.
         """
         plan = self.plans[self.training]
-        values = self._run(plan, bottoms)
+        values = self._run(plan, bottoms, named)
         if len(plan.outputs) == 1:
             return values[plan.outputs[0][1]]  # type: ignore[return-value]
         return {blob: values[slot] for blob, slot in plan.outputs}  # type: ignore[misc]
 
-    def forward_with_loss(self, *bottoms: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def forward_with_loss(self, *bottoms: Tensor, **named: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The outputs by blob name, and the sum of all losses, each times its loss_weight.
 
         Raises:
@@ -246,28 +278,23 @@ class Net(nn.Module):
         plan = self.plans[self.training]
         if not plan.losses:
             raise CaffePortError("the net has no loss", plan.spec.path, "Load it with keep_loss=True.")
-        values = self._run(plan, bottoms)
+        values = self._run(plan, bottoms, named)
         terms = [values[slot].sum() * weight for slot, weight in plan.losses]  # type: ignore[union-attr]
         return {blob: values[slot] for blob, slot in plan.outputs}, torch.stack(terms).sum()  # type: ignore[misc]
 
-    def _run(self, plan: Plan, bottoms: Sequence[Tensor]) -> list[Tensor | None]:
-        if len(bottoms) != len(plan.inputs):
-            raise CaffePortError(
-                f"the net takes {len(plan.inputs)} inputs ({', '.join(plan.inputs)}), got {len(bottoms)}",
-                plan.spec.path,
-            )
-        execution = Execution(self._modules, plan, bottoms)
+    def _run(self, plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor | None]:
+        execution = Execution(self._modules, plan, _ordered(plan, bottoms, named))
         execution.run(plan.fused)
         return execution.values
 
-    def steps(self, *bottoms: Tensor) -> Generator[LayerRun, Sequence[Tensor] | None, None]:
+    def steps(self, *bottoms: Tensor, **named: Tensor) -> Generator[LayerRun, Sequence[Tensor] | None, None]:
         """Runs layer by layer and yields what each layer read and made.
 
         ``send(tops)`` puts other tops in the place of the layer's own, so that the layers downstream read those: fed
         with a reference's tops, every layer runs on the reference's own bottoms.
         """
         plan = self.plans[self.training]
-        execution = Execution(self._modules, plan, bottoms)
+        execution = Execution(self._modules, plan, _ordered(plan, bottoms, named))
         for step in plan.steps:
             module: Any = self._modules[step.attribute]
             tops = execution.tops(step)
@@ -318,9 +345,6 @@ class Net(nn.Module):
                 then nothing was copied.
         """
         stored = weights.by_name()
-        for layer in weights.layers:  # of equal names Caffe copies one after the other: the last stays
-            if [b.shape for b in layer.blobs] == [b.shape for b in stored[layer.name].blobs]:
-                stored[layer.name] = layer
         modules = self.caffe_layers()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
@@ -358,22 +382,34 @@ class Net(nn.Module):
         }
 
 
+def _ordered(plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """The inputs in the plan's order, which were given by position or by name."""
+    if not named and len(bottoms) == len(plan.inputs):
+        return bottoms
+    takes = f"the net takes {len(plan.inputs)} input{'s' * (len(plan.inputs) != 1)} ({', '.join(plan.inputs)})"
+    path = plan.spec.path
+    if not named:
+        raise CaffePortError(f"{takes}, got {len(bottoms)}", path)
+    if bottoms:
+        raise CaffePortError(f"{takes} by position or by name, got {len(bottoms)} by position and {_few(named)}", path)
+    for name in named:
+        if name not in plan.inputs:
+            raise CaffePortError(f"{takes}, got '{name}'", path, did_you_mean(name, plan.inputs).strip())
+    if missing := [name for name in plan.inputs if name not in named]:
+        raise CaffePortError(f"{takes}, got none for {_few(missing)}", path)
+    return [named[name] for name in plan.inputs]
+
+
 # -- checks ---------------------------------------------------------------------------------------------------------
 
 
 def _check_types(specs: Iterable[NetSpec]) -> None:
-    def unregistered() -> dict[str, LayerSpec]:
-        return {layer.name: layer for spec in specs for layer in spec.layers if layers.lookup(layer.type) is None}
-
-    if not unregistered():
-        return
-    plugins.load_entry_points()
-    unknown = unregistered()
+    unknown = {layer.name: layer for spec in specs for layer in spec.layers if find_type(layer.type) is None}
     if not unknown:
         return
     lines = []
     for layer in unknown.values():
-        reason = layers.UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, layers.REGISTRY, 0.75).strip()
+        reason = UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, SIGNATURES, 0.75).strip()
         lines.append(f"{layer.where}: layer '{layer.name}' ({layer.type}){': ' + reason if reason else ''}")
     lines.append("--stub puts a place holder there, --plugin takes a Layer of your own.")
     some = next(iter(unknown.values()))
@@ -386,8 +422,8 @@ def _check_types(specs: Iterable[NetSpec]) -> None:
 
 
 def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
-    """Top shapes: by rule for our own types, since the meta device takes seconds to load; others are run there."""
-    if layer.type in shapes.RULES and type(module).__module__.startswith("caffe_port.layers."):
+    """Top shapes: by rule where there is one, since the meta device takes seconds to load; others are run there."""
+    if shapes.rule_of(layer) is not None:
         tops = shapes.top_shapes(layer, bottoms)
     else:
         tops = infer_by_running(layer, module, bottoms)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
+from caffe_port.typing import Shape
 
 _DEPTH: Final = {
     "kernel": ("kernel_depth", "kernel_d", "kernel_l"),
@@ -14,6 +15,62 @@ _DEPTH: Final = {
     "dilation": ("dilation_d",),
 }
 """The fields of forks for the first of three axes: C3D's, and those of two families of 3-D Caffes."""
+
+
+class Kernel(NamedTuple):
+    """A window along each spatial axis."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+def kernel_of(p: Message, axes: int, bottom: Shape, axis: int) -> Kernel:
+    """The window of a ConvolutionParameter over the ``axes`` axes that a bottom has after ``axis``.
+
+    Source: base_conv_layer.cpp.
+    """
+    if axes < 1:
+        raise SpecError(f"no spatial axis is left after axis {axis} of a bottom {bottom}")
+    return Kernel(
+        per_axis(p, "kernel_size", axes, None, least=1),
+        per_axis(p, "stride", axes, 1, least=1),
+        per_axis(p, "pad", axes, 0),
+        per_axis(p, dilation_field(p), axes, 1, least=1),
+    )
+
+
+def dilation_field(p: Message) -> str:
+    """DeepLab wrote ``hole`` for what is ``dilation`` in Caffe 1.0."""
+    holes = any(p.has(name) for name in ("hole", "hole_h", "hole_w"))
+    return "hole" if holes and not p.has("dilation") else "dilation"
+
+
+def per_axis(p: Message, field: str, axes: int, default: int | None, least: int = 0) -> tuple[int, ...]:
+    """One number for each spatial axis: given once, once for each axis, or in fields of their own.
+
+    Args:
+        p: ConvolutionParameter or PoolingParameter.
+        field: ``kernel_size``, ``stride``, ``pad`` or ``dilation``.
+        axes: the number of spatial axes.
+        default: its value where it is absent; None: it is required.
+        least: the least sensible value.
+
+    Raises:
+        SpecError: absent, given twice, given for another number of axes, or too small.
+    """
+    short = field.removesuffix("_size")
+    given = axis_values(p, field, axes)
+    if not given and default is None:
+        two = f", or {short}_h and {short}_w" if axes == 2 else ""
+        raise SpecError(f"{field} is missing", hint=f"give {field} once{two}")
+    values = tuple(given or [default or 0])
+    if len(values) not in (1, axes):
+        raise SpecError(f"{field} is given {len(values)} times, the bottom has {axes} spatial axes")
+    if min(values) < least:
+        raise SpecError(f"{field} must be at least {least}, got {', '.join(map(str, values))}")
+    return values * (axes // len(values))
 
 
 def axis_values(p: Message, field: str, axes: int) -> list[int]:

@@ -11,17 +11,30 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from caffe_port.errors import CaffePortError
-
-if TYPE_CHECKING:
-    from caffe_port.layers.layer import Layer
+from caffe_port.formats.message import Message
+from caffe_port.signatures.signature import PYTHON, SIGNATURES, Signature
 
 ENTRY_POINTS = "caffe_port.layers"
 
-PYTHON_LAYERS: dict[str, type[Layer]] = {}
-"""``"module.layer"`` of a Python layer of Caffe's -> the Layer that stands for it: layers.data.python_layer."""
+
+def find(layer: Message) -> Signature | None:
+    """The record of a layer: of its type, which an installed package may bring; of a Python layer, what stands for it.
+
+    Returns:
+        None where nothing is known that can build it.
+    """
+    if layer.type == "Python":
+        return PYTHON.get(f"{layer.python_param.module}.{layer.python_param.layer}")
+    return find_type(layer.type)
+
+
+def find_type(type_: str) -> Signature | None:
+    """The record of a type string, which an installed package may bring; None where it is not known."""
+    if type_ not in SIGNATURES:
+        load_entry_points()
+    return SIGNATURES.get(type_)
 
 
 def run(paths: Sequence[str | Path]) -> None:
@@ -45,7 +58,7 @@ def run(paths: Sequence[str | Path]) -> None:
 @functools.cache
 def load_entry_points() -> None:
     """Imports the installed packages that declare the entry-point group ``caffe_port.layers``."""
-    import importlib.metadata
+    import importlib.metadata  # here: few commands need it
 
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         _guard(entry.load, f"plugin {entry.name} ({entry.value})")

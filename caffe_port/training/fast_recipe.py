@@ -29,6 +29,7 @@ from caffe_port.data.augment import Augmentation, Epochs
 from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
 from caffe_port.evaluation.evaluate import evaluate
@@ -145,7 +146,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
     recipe = replace(recipe, epochs=options.epochs or recipe.epochs, batch_size=options.batch_size or recipe.batch_size)
     path = Path(options.net) if options.net else registry.model_defs() / name
     definition = Definition.read(path)
-    inputs = [blob for blob, _ in api.phase_spec(definition, "TEST", 0, (), (), keep_loss=False).inputs]
+    inputs = [blob for blob, _ in phase_spec(definition, "TEST", 0, (), (), keep_loss=False).inputs]
     net = api.port(path, input_shapes={inputs[0]: (recipe.batch_size, *train_set.shape)}).net.to(device)
     for module in net.modules():
         if isinstance(module, Dropout):

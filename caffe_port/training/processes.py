@@ -20,17 +20,17 @@ from caffe_port.devices import find_device
 from caffe_port.layers.normalization import BatchNorm
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """The index of this process."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this is the process that writes files."""
     return rank() == 0
 
@@ -60,14 +60,14 @@ def group(device: str) -> Iterator[torch.device]:
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """Wraps the model so that its backward pass averages gradients over the processes."""
-    if world() == 1:
+    if world_size() == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def sync_batch_norm(net: nn.Module) -> None:
     """Makes every BatchNorm compute its statistics over the rows of all processes, forward and backward."""
-    if world() == 1:
+    if world_size() == 1:
         return
     for name, module in list(net.named_children()):
         if type(module) is BatchNorm:
@@ -91,7 +91,7 @@ class SyncBatchNorm(BatchNorm, register=False):
             return super().normalize_by_batch(x)
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        count = x.numel() // x.shape[1] * world()
+        count = x.numel() // x.shape[1] * world_size()
         values = x.float()
         mean = _sum(values.sum(axes)) / count
         centred = values - mean.reshape(shape)
@@ -127,21 +127,21 @@ _sum: Callable[[Tensor], Tensor] = _Sum.apply
 
 def rows(top: Tensor, channels_last: bool = False) -> Tensor:
     """This process's rows of a batch."""
-    if world() > 1:
-        share = len(top) // world()
+    if world_size() > 1:
+        share = len(top) // world_size()
         top = top[rank() * share : (rank() + 1) * share]
     return top.contiguous(memory_format=torch.channels_last) if channels_last and top.ndim == 4 else top
 
 
 def share_of(count: int) -> range:
     """Indices of the batches, of ``count``, that this process tests."""
-    return range(rank(), count, world())
+    return range(rank(), count, world_size())
 
 
 @contextlib.contextmanager
 def accumulate(model: nn.Module, last: bool) -> Iterator[None]:
     """Exchanges gradients only in the last of several backward passes."""
-    if world() > 1 and not last and isinstance(model, nn.parallel.DistributedDataParallel):
+    if world_size() > 1 and not last and isinstance(model, nn.parallel.DistributedDataParallel):
         with model.no_sync():
             yield
     else:
@@ -150,13 +150,13 @@ def accumulate(model: nn.Module, last: bool) -> Iterator[None]:
 
 def mean(value: Tensor) -> float:
     """The mean over the processes."""
-    return total(value) / world()
+    return total(value) / world_size()
 
 
 def total(value: Tensor) -> float:
     """The sum over the processes."""
     value = value.detach().clone()
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(value)
     return float(value)
 
@@ -164,17 +164,17 @@ def total(value: Tensor) -> float:
 def means(values: list[Tensor]) -> list[float]:
     """The means of several scalars over the processes, with one synchronization."""
     together = torch.stack(values)
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(together)
-    return [float(value) / world() for value in together.tolist()]
+    return [float(value) / world_size() for value in together.tolist()]
 
 
 TIME_OVER = "max_seconds"
 
 
-def share(stop: list[str], device: torch.device) -> None:
+def share_stop(stop: list[str], device: torch.device) -> None:
     """Shares stop requests: a signal or time limit in one process stops all of them after the same iteration."""
-    if world() > 1:
+    if world_size() > 1:
         weight = 0.0 if not stop else 1.0 if stop[0] == TIME_OVER else float(1 << 20)
         if (heard := total(torch.tensor(weight, device=device))) and not stop:
             stop.append("SIGTERM" if heard >= 1 << 20 else TIME_OVER)
@@ -182,5 +182,5 @@ def share(stop: list[str], device: torch.device) -> None:
 
 def barrier() -> None:
     """Waits for the other processes."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()

@@ -43,7 +43,7 @@ def hold(path: str | Path) -> Iterator[None]:
     Raises:
         CaffePortError: another process is training there; names the process and its machine.
     """
-    if not processes.first():
+    if not processes.is_first():
         yield
         return
     try:

@@ -29,7 +29,7 @@ from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
-from caffe_port.spec import SOURCE_TYPES, LayerSpec, NetSpec
+from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.terminal import count
 from caffe_port.training import fused_layers, processes, solver
 from caffe_port.training.optimizers import CaffeOptimizer
@@ -198,7 +198,7 @@ def set_up(
     net.to(device).train()
     if options.channels_last:
         net.to(memory_format=torch.channels_last)
-    if not (options.sync_batch_norm and processes.world() > 1):
+    if not (options.sync_batch_norm and processes.world_size() > 1):
         fused_layers.fuse(net, relu_dropout=not options.compile)
     if options.amp == "bf16":  # bf16 has 8 bits: an accuracy of 0.9532 would become 0.9531
         for module in net.modules():
@@ -224,7 +224,7 @@ def set_up(
     training.model = processes.wrap(training.model, device)
     if options.compile:
         training.model = torch.compile(training.model)  # type: ignore[assignment]
-    if processes.first():
+    if processes.is_first():
         feed = feeds["TEST" if "TEST" in feeds else "TRAIN"][0]
         plan = feed.preprocessor.plan.as_dict() if isinstance(feed, ImageFeed) else None
         run.write_json(
@@ -253,7 +253,7 @@ def _in_float32(_: nn.Module, bottoms: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
     """Expands the option ``fast`` and sets PyTorch's global switches. Raises CaffePortError for unsupported options."""
-    gpu, alone = device.type == "cuda", processes.world() == 1
+    gpu, alone = device.type == "cuda", processes.world_size() == 1
     if options.fast:
         amp = options.amp or ("bf16" if devices.has_bf16(device) else None)
         options = replace(
@@ -266,7 +266,7 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
     if options.amp not in (None, "bf16", "tf32"):
         raise CaffePortError(f"amp '{options.amp}' is not supported; expected bf16 or tf32")
     if options.cuda_graph and not (gpu and alone):
-        what = f"device {device.type}" if alone else f"{processes.world()} processes"
+        what = f"device {device.type}" if alone else f"{processes.world_size()} processes"
         raise CaffePortError(f"a CUDA graph needs a GPU and one process, got {what}", hint="Omit --cuda-graph.")
     if gpu:  # by default, cuDNN uses TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.amp == "tf32"
@@ -284,7 +284,7 @@ def _specs(spec: SolverSpec) -> tuple[Message, dict[str, NetSpec]]:
 def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: int) -> Net:
     shapes: dict[str, tuple[int, ...]] = {}
     for phase in reversed(list(feeds)):
-        tops = [(feed.batch_size // processes.world(), *shape) for feed in feeds[phase] for shape in feed.shapes]
+        tops = [(feed.batch_size // processes.world_size(), *shape) for feed in feeds[phase] for shape in feed.shapes]
         blobs = [blob for blob, _ in specs[phase].inputs]
         if len(blobs) != len(tops):
             raise SpecError(
@@ -301,7 +301,7 @@ def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: in
 def _feeds(
     net: NetSpec, phase: str, spec: SolverSpec, options: TrainOptions, seed: int, device: torch.device, notes: list[str]
 ) -> list[Feed]:
-    layers = [layer for layer in net.layers if layer.type in SOURCE_TYPES]
+    layers = [layer for layer in net.layers if layer.is_input]
     if not layers:
         raise SpecError(
             f"reads no data in phase {phase}", net.path, f"Add a data layer with include {{ phase: {phase} }}."
@@ -318,9 +318,9 @@ def _feeds(
             raise SpecError(f"has {found}; --data provides two, images and labels", net.path)
         feeds = [_image_feed(layers[0], phase, spec, options, size, seed, device, notes)]
     for feed in feeds:
-        if feed.batch_size % processes.world():
+        if feed.batch_size % processes.world_size():
             raise CaffePortError(
-                f"batch size {feed.batch_size} is not divisible by {processes.world()} processes", net.path
+                f"batch size {feed.batch_size} is not divisible by {processes.world_size()} processes", net.path
             )
     return feeds
 
@@ -423,7 +423,7 @@ def _resume(t: Training) -> int:
         t.best, losses = extra["best"], extra["losses"]
         t.losses.extend(losses)
         t.seconds_before = float(extra.get("seconds", 0))
-    if processes.first():
+    if processes.is_first():
         t.run.rewind(state.iter)
     return state.iter
 
@@ -441,7 +441,7 @@ def facts(t: Training) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in t.net.parameters()),
         "device": str(t.device),
         "device_name": device,
-        "processes": processes.world(),
+        "processes": processes.world_size(),
         "threads": torch.get_num_threads(),
         "versions": {"caffe_port": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }

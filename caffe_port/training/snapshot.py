@@ -14,6 +14,7 @@ from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.formats.solverstate import SolverState
 from caffe_port.layers.layer import Layer
 from caffe_port.net.net import Net
+from caffe_port.signatures.signature import Trait
 from caffe_port.terminal import count
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.solver import Learnable, SolverSpec, current_step, learnables, set_iteration
@@ -54,7 +55,7 @@ def restore(state: SolverState, net: Net, optimizer: CaffeOptimizer, spec: Solve
         blob = blobs[k % len(blobs)]
         layer, name = _owner(net, blob)
         asked = tuple(layer.get_blob(name).shape)
-        if not shapes_agree(array.shape, asked):
+        if not shapes_agree(array.shape, asked, layer.signature.has(Trait.ROWS)):
             shapes = f"{tuple(array.shape)}, but the blob has {asked}"
             raise WeightsError(f"layer '{blob.layer}', blob {blob.index}: history has shape {shapes}", state.path)
     moving = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -43,7 +43,7 @@ def train(
     """
     began, options = time.monotonic(), options or TrainOptions()
     with processes.group(options.device) as device, run_folder.hold(out):
-        hear = listen if listen is not None and processes.first() else (lambda _: None)
+        hear = listen if listen is not None and processes.is_first() else (lambda _: None)
         training, start = set_up(SolverSpec.read(solver_path), Path(out), options, device, hear)
         with signals.caught() as stop, contextlib.closing(training):
             training.began = began
@@ -104,7 +104,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
         t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
         if time.monotonic() >= limit and it < spec.max_iter and not stop:
             stop.append(processes.TIME_OVER)
-        if due or processes.world() == 1:
+        if due or processes.world_size() == 1:
             over = _all_stop(t, stop)
         if spec.snapshot and it % spec.snapshot == 0:
             _snapshot(t, it)
@@ -118,7 +118,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
 
 
 def _all_stop(t: Training, stop: list[str]) -> bool:
-    processes.share(stop, t.device)
+    processes.share_stop(stop, t.device)
     return bool(stop)
 
 
@@ -157,7 +157,7 @@ def _test(t: Training, it: int, stop: list[str]) -> None:
     t.net.eval()
     sums: dict[str, Tensor] = {}
     for k in processes.share_of(t.spec.test_iter):
-        if stop and processes.world() == 1:
+        if stop and processes.world_size() == 1:
             return
         with t.autocast():
             tops = [top for feed in t.feeds["TEST"] for top in feed.batch(k)]
@@ -176,7 +176,7 @@ def _test(t: Training, it: int, stop: list[str]) -> None:
         value = t.tested[name]
         if t.best is None or (value > t.best["value"] if higher else value < t.best["value"]):
             t.best = {"iter": it, "name": name, "value": value}
-            if processes.first():
+            if processes.is_first():
                 t.run.save_weights("best", t.net, t.definition)
         event["best"] = t.best
         if higher and t.reference:
@@ -220,7 +220,7 @@ def _origin(t: Training, it: int, batches: list[list[Tensor]]) -> str:
 
 
 def _snapshot(t: Training, it: int) -> None:
-    if processes.first():
+    if processes.is_first():
         saved = t.run.save(
             t.net,
             t.definition,
@@ -234,14 +234,14 @@ def _snapshot(t: Training, it: int) -> None:
 
 
 def _report(t: Training, event: dict[str, Any]) -> None:
-    if processes.first():
+    if processes.is_first():
         t.run.log({**event, "time": round(time.time(), 3)})
         t.listen(event)
 
 
 def _plot(t: Training, always: bool = False) -> None:
     """Plots the curves, at most every 30 seconds until the end of the run."""
-    if not processes.first() or not (always or time.monotonic() - t.drawn > 30):
+    if not processes.is_first() or not (always or time.monotonic() - t.drawn > 30):
         return
     t.drawn = time.monotonic()
     try:
@@ -253,7 +253,7 @@ def _plot(t: Training, always: bool = False) -> None:
 
 
 def _finish(t: Training, it: int, stopped: str) -> TrainResult:
-    if processes.first():
+    if processes.is_first():
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
         t.run.write_json(

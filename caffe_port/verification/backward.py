@@ -1,4 +1,4 @@
-"""Gradients, too: of the inputs and of every parameter, against a trace that holds Caffe's."""
+"""Compares the gradients of the inputs and of every parameter with a trace that contains Caffe's."""
 
 from __future__ import annotations
 
@@ -11,43 +11,52 @@ from torch import Tensor, nn
 from caffe_port.errors import CaffePortError
 from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.layers.layer import Layer
-from caffe_port.net.net import Net
+from caffe_port.net.net import LayerRun, Net
+from caffe_port.net.plan import Step
+from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
 from caffe_port.verification.references.reference import Case
 from caffe_port.verification.references.trace import Trace
+from caffe_port.verification.runner import draws, may_draw
 
 
 def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> Iterator[Row]:
-    """Runs the net forward and backward once, fed as the trace was, and compares.
+    """Runs the net forward and backward once on the trace's inputs and compares.
 
     Args:
-        net: in the phase of the trace, with the parameters that Caffe began with.
-        case: for the inputs.
+        net: the net in the phase of the trace, with the parameters that Caffe started from.
+        case: provides the inputs.
         trace: with ``input_gradients`` or ``parameter_gradients``; ``changed_parameters`` are compared too.
 
     Yields:
         Rows of type ``gradient`` (layer: the input blob, or the layer with the parameter's number as top) and
-        ``parameter after forward``.
+        ``parameter after forward``. What the trace does not hold is not compared, nor what lies before a layer that
+        draws random numbers: its gradient is that of other numbers.
 
     Raises:
-        CaffePortError: the trace holds no gradients.
+        CaffePortError: the trace contains no gradients.
     """
     if not (trace.input_gradients or trace.parameter_gradients):
         raise CaffePortError(
-            "holds no gradients", trace.provenance.get("file", ""), "Record them: caffe-port dump --script, --backward."
+            "contains no gradients",
+            trace.provenance.get("file", ""),
+            "Record a trace with gradients: run the script of `caffe-port dump --script` with --backward.",
         )
     inputs = {b: torch.tensor(case.inputs[b], dtype=torch.float32, requires_grad=True) for b in net.plan.inputs}
     net.zero_grad(set_to_none=True)
-    terms = _terms(net, list(inputs.values()), trace)
+    terms, before_chance = _terms(net, list(inputs.values()), case, trace, tolerance)
     modules = net.caffe_layers()
     for (name, j), expected in trace.changed_parameters.items():
         blob = _blob(modules, name, j)
         actual = None if blob is None else modules[name].get_blob(blob).detach().cpu().numpy()
         yield _row(name, j, "parameter after forward", blob or "", expected, actual, tolerance)
     torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
+    makers = dict(case.spec.inputs)
     for blob_name, expected in trace.input_gradients.items():
-        if blob_name in inputs:
+        if blob_name in makers and makers[blob_name][0] in before_chance:
+            yield Row(blob_name, 0, "gradient", blob_name, note=before_chance[makers[blob_name][0]])
+        elif blob_name in inputs:
             yield _row(blob_name, 0, "gradient", blob_name, expected, _numbers(inputs[blob_name].grad), tolerance)
         else:
             yield Row(blob_name, 0, "gradient", note="the net has no such input")
@@ -55,16 +64,43 @@ def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> I
         blob = _blob(modules, name, j)
         if blob is None:
             yield Row(name, j, "gradient", note="the net has no such parameter")
+        elif name in before_chance:
+            yield Row(name, j, "gradient", blob, note=before_chance[name])
         else:
             yield _row(name, j, "gradient", blob, expected, _gradient(modules[name], blob), tolerance)
+    if trace.parameter_gradients or trace.input_gradients:
+        yield from _not_recorded(modules, trace)
 
 
-def _terms(net: Net, inputs: list[Tensor], trace: Trace) -> list[Tensor]:
-    """What is differentiated: the losses by their weights, and every output by the gradient that was fed to it."""
+def _not_recorded(modules: dict[str, Layer], trace: Trace) -> Iterator[Row]:
+    note = trace.provenance.get("not recorded", "")
+    for name, module in modules.items():
+        for j, blob in enumerate(module.blob_names()):
+            if isinstance(getattr(module, blob), nn.Parameter) and (name, j) not in trace.parameter_gradients:
+                yield Row(name, j, "gradient", blob, note=f"not in the trace{': ' + note if note else ''}")
+
+
+def _terms(
+    net: Net, inputs: list[Tensor], case: Case, trace: Trace, tolerance: Tolerance
+) -> tuple[list[Tensor], dict[str, str]]:
+    """What is differentiated: the losses by their weights, and every output by the gradient that was fed to it.
+
+    Returns:
+        The terms; and the layers that come before one that draws random numbers, with a note that says so.
+    """
     losses, terms = dict(net.plan.losses), []
     values: dict[str, Tensor] = {}
-    for turn, step in zip(net.steps(*inputs), net.plan.steps, strict=True):
-        for name, slot, top in zip(turn.layer.tops, step.tops, turn.tops, strict=True):
+    before_chance: dict[str, str] = {}
+    turns, instead = net.steps(*inputs), None
+    for step in net.plan.steps:
+        turn = turns.send(instead)
+        tops = turn.tops
+        instead = _drawn(turn, step, trace, tolerance) if may_draw(case, turn.layer) else None
+        if instead is not None:
+            tops = instead
+            note = f"'{turn.layer.name}' draws random numbers, others than the reference's"
+            before_chance |= dict.fromkeys(_before(net.plan.spec, turn.layer), note)
+        for name, slot, top in zip(turn.layer.tops, step.tops, tops, strict=True):
             values[name] = top
             if slot in losses:
                 terms.append((top * losses[slot]).sum())
@@ -74,7 +110,37 @@ def _terms(net: Net, inputs: list[Tensor], trace: Trace) -> list[Tensor]:
     terms = [term for term in terms if term.requires_grad]
     if not terms:
         raise CaffePortError("nothing of this net can be differentiated: no loss, and no gradient was fed to an output")
-    return terms
+    return terms, before_chance
+
+
+def _drawn(turn: LayerRun, step: Step, trace: Trace, tolerance: Tolerance) -> tuple[Tensor, ...] | None:
+    """The trace's tops of a layer that draws random numbers; None for another layer."""
+    there = [trace.tops.get((turn.layer.name, k)) for k in range(len(turn.tops))]
+    found = [top for top in there if top is not None]
+    if len(found) < len(there) or all(
+        difference(e, top.detach().cpu().numpy(), tolerance).passed for e, top in zip(found, turn.tops, strict=True)
+    ):
+        return None
+
+    def again() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            made = tuple(map(turn.module, turn.bottoms)) if step.per_bottom else turn.module(*turn.bottoms)
+        return made if isinstance(made, tuple) else (made,)
+
+    if not draws(again, tuple(top.detach() for top in turn.tops), tolerance):
+        return None
+    return tuple(torch.tensor(np.asarray(e, np.float32)) for e in found)
+
+
+def _before(spec: NetSpec, layer: LayerSpec) -> set[str]:
+    """Names of the layers that a layer's bottoms come from, directly or not."""
+    found, waiting = set(), [name for name, _ in layer.sources]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [source for source, _ in spec.by_name[name].sources]
+    return found
 
 
 def _blob(modules: dict[str, Layer], name: str, j: int) -> str | None:
@@ -87,7 +153,7 @@ def _numbers(gradient: Tensor | None) -> Array | None:
 
 
 def _gradient(module: Layer, blob: str) -> Array | None:
-    """The gradient in Caffe's layout: the blob as it would be stored if the gradient were the parameter."""
+    """The gradient in Caffe's layout: converted as if it were the parameter itself."""
     parameter = getattr(module, blob)
     if not isinstance(parameter, nn.Parameter) or parameter.grad is None:
         return None
@@ -102,8 +168,8 @@ def _gradient(module: Layer, blob: str) -> Array | None:
 def _row(
     layer: str, top: int, kind: str, blob: str, expected: Array, actual: Array | None, tolerance: Tolerance
 ) -> Row:
-    if actual is None:  # Caffe holds zeros where nothing was to be learned
+    if actual is None:  # Caffe's gradient is zero where nothing is trained
         actual = np.zeros_like(expected)
-    if not shapes_agree(expected.shape, actual.shape):
+    if not shapes_agree(expected.shape, actual.shape, row=True):
         return Row(layer, top, kind, blob, free=failure(f"shape {actual.shape}, expected {expected.shape}"))
     return Row(layer, top, kind, blob, free=difference(expected, actual.reshape(expected.shape), tolerance))

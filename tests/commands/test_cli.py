@@ -193,7 +193,7 @@ def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     folder = tmp_path / "Bob's demo"
     result = run("demo", "-o", folder)
-    assert "64 of 64 tops agree" in result.stdout
+    assert "all 64 compared tops agree" in result.stdout
     assert run("demo", "-o", folder, code=2).stderr.startswith("error:")
     _, _, pasted = result.stdout.partition("4. use it\n")
     done = subprocess.run(["sh"], input=pasted, cwd=tmp_path, capture_output=True, text=True)

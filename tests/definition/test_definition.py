@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from caffe_port.definition import deploy_view
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError
 from caffe_port.formats import caffemodel, prototxt, wire
-from caffe_port.layers import REGISTRY
+from caffe_port.signatures.signature import PYTHON, Signature
 from caffe_port.spec import LayerSpec, NetSpec
-
-LABELS = {name for name, cls in REGISTRY.items() if cls.labels}
-LEARNED = {name for name, cls in REGISTRY.items() if cls.blobs}
 
 
 def define(text: str) -> Definition:
@@ -232,6 +230,12 @@ def test_a_layer_without_a_type() -> None:
     assert "net.prototxt:2: layer 'x'" in refused(DATA + 'layer { name: "x" bottom: "data" top: "x" }')
 
 
+@pytest.mark.parametrize("type_", ["Local", "EltwiseAffine", "DeformableConvolution", "Lstm", "ConvolutionRistretto"])
+def test_a_second_name_of_any_type_with_weights_is_told(type_: str) -> None:
+    net = spec(DATA + "".join(layer("twin", type_, "data", f"r{k}") for k in range(2)))
+    assert net.notes[-1].endswith("'twin#2' here; weights of a file go to the first one only, as in Caffe")
+
+
 def test_a_second_name_without_weights_is_renamed_and_told() -> None:
     net = spec(DATA + "".join(layer("relu", "ReLU", "data", f"r{k}") for k in range(3)))
     assert names(net) == ["data", "relu", "relu#2", "relu#3"]
@@ -360,7 +364,7 @@ def test_a_net_of_stages_names_them() -> None:
 
 
 def deployed(text: str) -> NetSpec:
-    return spec(text).deploy(LABELS, LEARNED)
+    return deploy_view.view(spec(text))
 
 
 def view(net: NetSpec) -> tuple[list[str], list[str], list[str]]:
@@ -375,7 +379,7 @@ def test_deploy_of_a_classifier() -> None:
 
 def test_deploy_leaves_a_deploy_net_alone() -> None:
     net = spec(DATA + CONV + FC + layer("prob", "Softmax", "fc", "prob"))
-    assert net.deploy(LABELS, LEARNED) is net
+    assert deploy_view.view(net) is net
 
 
 @pytest.mark.parametrize("tops", ["label data", "data label", "label data weight"])
@@ -585,13 +589,11 @@ def test_data_layers_that_are_not_known_by_name(type_: str, more: str) -> None:
     told = f"net.prototxt:1: layer 'data' ({type_}) is taken for a reader of data: its 2 tops are inputs"
     assert net.notes == (told,)
     assert definition.net.layer[0].type == type_, "what is written back stays as it was"
-    assert [blob for blob, _ in net.deploy((), {"Convolution"}).inputs] == ["data"]
+    assert [blob for blob, _ in deploy_view.view(net).inputs] == ["data"]
 
 
 def test_python_code_that_a_plugin_stands_for_is_no_data_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from caffe_port.signatures import plugins
-
-    monkeypatch.setitem(plugins.PYTHON_LAYERS, "my.Noise", object)  # type: ignore[misc]
+    monkeypatch.setitem(PYTHON, "my.Noise", Signature("Noise", None))
     text = layer("noise", "Python", "", "noise", 'python_param { module: "my" layer: "Noise" }')
     assert spec(text).by_name["noise"].type == "Python"
 
@@ -605,9 +607,21 @@ def test_a_data_layer_of_another_phase() -> None:
 @pytest.mark.parametrize("type_", ["LabelSpecificMarginLoss", "SequenceAccuracy", "SoftmaxWithLossOHEM"])
 def test_losses_of_forks_are_left_out_of_the_deploy_view(type_: str) -> None:
     text = layer("data", "Data", "", "data label") + CONV + layer("end", type_, "conv label", "end")
-    deployed = spec(text).deploy({"SoftmaxWithLoss"}, {"Convolution"})
+    deployed = deploy_view.view(spec(text))
     assert names(deployed) == ["data", "conv"]
     assert [blob for blob, _ in deployed.inputs] == ["data"]
+
+
+def test_an_unknown_field_of_a_type_of_forks_is_refused_too() -> None:
+    said = refused(layer("l", "Local", "data", "l", "local_param { num_output: 2 kernel_size: 3 kernel_grid: 3 }"))
+    assert "field 'kernel_grid' of LocalParameter is unknown" in said
+
+
+def test_parameters_outside_the_schema_are_read_by_some_types() -> None:
+    text = DATA + layer("u", "Unpooling", "data", "u", "unpooling_param { kernel_size: 2 }")
+    assert spec(text).notes == ()
+    text = DATA + layer("u", "AbsVal", "data", "u", "unpooling_param { kernel_size: 2 }")
+    assert "'unpooling_param' of LayerParameter is unknown and has no effect" in spec(text).notes[0]
 
 
 def test_an_unknown_field_that_changes_the_geometry_is_refused() -> None:

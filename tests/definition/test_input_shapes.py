@@ -9,6 +9,7 @@ import pytest
 
 from caffe_port.definition import input_shapes
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import view
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.formats.caffemodel import LayerBlobs, Weights
@@ -296,5 +297,33 @@ def test_shapes_are_those_of_the_tops_that_are_left() -> None:
     """The deploy view drops an input that losses alone read; the others keep the shapes that the file gives them."""
     text = 'input: "gt" input_dim: [2, 1, 9, 8] input: "data" input_dim: [2, 3, 7, 5]' + CONV
     text += 'layer { name: "loss" type: "EuclideanLoss" bottom: "conv" bottom: "gt" top: "loss" }'
-    deployed = spec(text).deploy({"EuclideanLoss"}, {"Convolution"})
+    deployed = view(spec(text))
     assert input_shapes.resolve(deployed).shapes == {"data": (2, 3, 7, 5)}
+
+
+@pytest.mark.parametrize(("more", "weight", "channels"), [("", (5, 1, 3, 3), 5), ("group: 3", (6, 2, 3, 3), 6)])
+def test_channels_of_a_depthwise_convolution(more: str, weight: tuple[int, ...], channels: int) -> None:
+    """Without group there are as many groups as channels, and the weight has a row for each."""
+    conv = 'layer { name: "conv" type: "DepthwiseConv" bottom: "data" top: "conv" '
+    conv += f"convolution_param {{ kernel_size: 3 {more} }} }}"
+    crop = data("transform_param { crop_size: 9 }")
+    assert input_shapes.resolve(spec(crop + conv), weights(conv=weight)).shapes == {"data": (1, channels, 9, 9)}
+
+
+@pytest.mark.parametrize("type_", ["TanH", "ELU", "Interp", "SpatialDropout"])
+def test_channels_reach_through_what_keeps_them(type_: str) -> None:
+    own = "interp_param { zoom_factor: 2 }" if type_ == "Interp" else ""
+    first = f'layer {{ name: "first" type: "{type_}" bottom: "data" top: "first" {own} }}'
+    text = data("transform_param { crop_size: 9 }") + first + CONV.replace('bottom: "data"', 'bottom: "first"')
+    assert input_shapes.resolve(spec(text), weights(conv=(4, 7, 5, 5))).shapes == {"data": (1, 7, 9, 9)}
+
+
+def test_labels_of_every_margin() -> None:
+    """Types beside losses that take labels say so in their records."""
+    for type_, own in (
+        ("LabelSpecificMargin", ""),
+        ("MarginInnerProduct", "margin_inner_product_param { num_output: 4 }"),
+    ):
+        text = data("transform_param { crop_size: 9 }", "data label")
+        text += f'layer {{ name: "m" type: "{type_}" bottom: "data" bottom: "label" top: "m" {own} }}'
+        assert input_shapes.resolve(spec(text)).shapes["label"] == (1,)

@@ -21,7 +21,6 @@ from caffe_port.emit import blobs
 from caffe_port.errors import CaffePortError
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.message import Message
-from caffe_port.layers import REGISTRY
 from caffe_port.storage import files, safetensors
 
 WEIGHTS = sorted((GOLDEN / "layers").glob("*.caffemodel"))
@@ -42,11 +41,6 @@ def assert_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
     for name, value in wanted.items():
         assert found[name].shape == (value.shape or (1,)), name  # a file cannot tell () from (1)
         assert np.array_equal(found[name].reshape(value.shape), value, equal_nan=True), name
-
-
-def test_the_names_are_those_of_the_layer_classes() -> None:
-    ours = {name: cls.blobs for name, cls in REGISTRY.items() if cls.blobs and cls.__module__.startswith("caffe_port.")}
-    assert ours == blobs.NAMES
 
 
 @pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)

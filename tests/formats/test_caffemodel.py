@@ -100,11 +100,11 @@ def test_what_is_written_to_arrays_does_not_reach_the_file(tmp_path: Path) -> No
     assert np.array_equal(caffemodel.read(path).layers[0].blobs[0], WEIGHT)
 
 
-def test_the_first_of_equal_names_counts(tmp_path: Path) -> None:
+def test_of_equal_names_the_last_counts(tmp_path: Path) -> None:
     one, two = (f'layer {{ name: "c" blobs {{ data: {k} }} }}' for k in (1, 2))
     weights = caffemodel.read(save(tmp_path / "w", one + two))
     assert len(weights.layers) == 2
-    assert weights.by_name()["c"].blobs[0].tolist() == [1]
+    assert weights.by_name()["c"].blobs[0].tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_first_of_equal_names_counts(tmp_path: Path) -> None:
         ((1, 6, 5, 3), (6, 5, 3), True),
         ((1, 1, 1, 1), (), True),
         ((1,), (), True),  # Caffe writes no shape for a blob without axes
-        ((1, 6), (6,), True),  # BN, as its fork stores it
+        ((1, 6), (6,), False),  # but for a type with the trait ROWS
         ((1, 6, 1, 1), (6,), True),  # a mean, as NVIDIA's Caffe and SegNet store it
         ((4, 4, 1, 3), (4, 4, 3, 1), False),
         ((1, 4, 3, 3), (4, 1, 3, 3), False),
@@ -136,6 +136,11 @@ def test_the_first_of_equal_names_counts(tmp_path: Path) -> None:
 )
 def test_which_shapes_agree(held: tuple[int, ...], asked: tuple[int, ...], agree: bool) -> None:
     assert caffemodel.shapes_agree(held, asked) is agree
+
+
+def test_a_row_is_a_vector_only_where_a_type_stores_it_so() -> None:
+    assert caffemodel.shapes_agree((1, 6), (6,), row=True)
+    assert not caffemodel.shapes_agree((6, 1), (6,), row=True)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ TOP = (
     "caffe_port",
     "cli.py",
     "docs",
+    "findings",
     "model_defs",
     "proto",
     "pyproject.toml",

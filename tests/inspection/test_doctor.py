@@ -19,6 +19,7 @@ import caffe_port
 from caffe_port.cli import cli
 from caffe_port.inspection import doctor
 from caffe_port.inspection.doctor import Checkup, Finding, examine
+from caffe_port.verification.references import build_caffe
 
 
 @pytest.fixture(autouse=True)
@@ -124,26 +125,33 @@ def test_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("code", "ok", "text"),
     [
-        ("echo 1.0.0 /opt/caffe/python/caffe/__init__.py", True, "1.0.0 /opt/caffe"),
+        (
+            """echo '["1.0.0", "/opt/caffe/__init__.py", ["ReLU"]]'""",
+            True,
+            "Caffe 1.0.0 (/opt/caffe), 1 layer types, by ",
+        ),
         ("echo 'ImportError: libboost_python.so.1.58' >&2; exit 1", False, "libboost_python"),
     ],
 )
-def test_where_pycaffe_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, ok: bool, text: str) -> None:
+def test_where_caffe_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, ok: bool, text: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{code}\n")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CAFFE_PORT_PYCAFFE", str(python))
-    found = doctor._tried("references", "pycaffe", doctor._pycaffe, tmp_path)
+    found = doctor._tried("references", "Caffe", doctor._caffe, tmp_path)
     assert found.ok is ok
     assert text in found.text
     assert str(python) in found.text
 
 
-def test_a_pycaffe_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_caffe_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build_caffe, "missing_packages", lambda: ["cmake", "libgtest-dev"])
     monkeypatch.setenv("CAFFE_PORT_PYCAFFE", str(tmp_path / "absent"))
-    found = doctor._tried("references", "pycaffe", doctor._pycaffe, tmp_path)
+    found = doctor._tried("references", "Caffe", doctor._caffe, tmp_path)
     assert found.text == f"{tmp_path / 'absent'} cannot be run: No such file or directory"
-    assert "CAFFE_PORT_PYCAFFE" in found.hint
+    assert "caffe-port build-caffe, or set CAFFE_PORT_PYCAFFE" in found.hint
+    if sys.platform == "linux":
+        assert found.hint.endswith("to build it: sudo apt-get install --no-install-recommends cmake libgtest-dev")
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import registries
 from conftest import GOLDEN, HERE
 from inspect_nets import CHAIN, NET, store, write, zeros
 
@@ -196,21 +197,20 @@ def test_a_registered_type_without_a_rule_is_built(tmp_path: Path) -> None:
     """A plugin's layer: its shapes come from running it on the meta device."""
     import torch
 
-    class HalveForTest(layers.Layer):
-        blobs = ("gain",)
+    with registries.forgotten():
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.gain = torch.nn.Parameter(torch.ones(3))
+        class HalveForTest(layers.Layer):
+            blobs = ("gain",)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x[:, ::2]
+            def __init__(self) -> None:
+                super().__init__()
+                self.gain = torch.nn.Parameter(torch.ones(3))
 
-    try:
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x[:, ::2]
+
         text = NET + 'layer { name: "half" type: "HalveForTest" bottom: "scores" top: "half" }'
         found = inspect_file(write(tmp_path / "net.prototxt", text))
-    finally:
-        del layers.REGISTRY["HalveForTest"]
     half = row(found, "half")
     assert (half.shapes, half.blobs, half.parameters) == (((2, 3),), ((3,),), 3)  # type: ignore[attr-defined]
     assert not found.errors

@@ -1,13 +1,14 @@
 from collections.abc import Iterator
 
 import pytest
+import registries
 import torch
 
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.formats.message import Message
-from caffe_port.layers import REGISTRY, Layer, class_of, lookup
-from caffe_port.layers.data import PYTHON_LAYERS, python_layer
+from caffe_port.layers import Layer, class_of, lookup
+from caffe_port.layers.data import python_layer
 from caffe_port.typing import Shape
 
 
@@ -99,11 +100,8 @@ def test_hdf5_output_gives_nothing() -> None:
 
 @pytest.fixture
 def _registries() -> Iterator[None]:
-    types, python = dict(REGISTRY), dict(PYTHON_LAYERS)
-    yield
-    for registry, before in ((REGISTRY, types), (PYTHON_LAYERS, python)):
-        registry.clear()
-        registry.update(before)
+    with registries.forgotten():
+        yield
 
 
 @pytest.mark.usefixtures("_registries")

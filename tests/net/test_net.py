@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import registries
 import torch
 from torch import nn
 
@@ -92,6 +93,8 @@ def test_modules_are_pytorchs() -> None:
         ("плюс", "unnamed"),
         ("__class__", "layer_class"),
         ("steps", "steps_2"),
+        ("inputs", "inputs_2"),
+        ("outputs", "outputs_2"),
         ("a\n", "a"),
         ("T_destination", "T_destination_2"),
     ],
@@ -358,6 +361,53 @@ def test_another_number_of_inputs(count: int) -> None:
         net(*[torch.ones(2, 3)] * count)
 
 
+JOIN = data(2, 3) + data(2, 4, name="more") + layer("join", "Concat", "data more", "out")
+
+
+def test_inputs_by_name() -> None:
+    net = build(JOIN)
+    assert (net.inputs, net.outputs) == (("data", "more"), ("out",))
+    x, y = torch.ones(2, 3), torch.zeros(2, 4)
+    assert torch.equal(net(more=y, data=x), net(x, y))
+    (run,) = net.steps(more=y, data=x)
+    assert torch.equal(run.tops[0], net(x, y))
+
+
+@pytest.mark.parametrize(
+    ("count", "names", "what"),
+    [
+        (0, ["data"], "got none for more"),
+        (0, ["data", "more", "mor"], r"got 'mor'\n\s+Did you mean 'more'\?"),
+        (0, ["x"], "got 'x'"),
+        (1, ["more"], "by position or by name, got 1 by position and more"),
+        (2, ["data", "more"], "by position or by name, got 2 by position and data, more"),
+        (3, [], "got 3"),
+    ],
+)
+def test_inputs_that_are_not_the_nets(count: int, names: list[str], what: str) -> None:
+    net = build(JOIN)
+    given = [torch.ones(2, 3)] * count, dict.fromkeys(names, torch.ones(2, 3))
+    for call in (net, net.forward, lambda *args, **named: next(net.steps(*args, **named))):
+        with pytest.raises(CaffePortError, match=rf"net\.prototxt: the net takes 2 inputs \(data, more\),? {what}"):
+            call(*given[0], **given[1])
+
+
+def test_inputs_and_outputs_are_those_of_the_phase() -> None:
+    net = build(
+        data(2, 3)
+        + data(2, name="label").replace("input_param", "include { phase: TRAIN } input_param")
+        + inner("fc", "data", 4)
+        + layer("loss", "SoftmaxWithLoss", "fc label", "loss", "include { phase: TRAIN }"),
+        phases=True,
+        label=(2,),
+    )
+    assert (net.inputs, net.outputs) == (("data",), ("fc",))
+    net.train()
+    assert (net.inputs, net.outputs) == (("data", "label"), ("loss",))
+    named = net.forward_with_loss(label=torch.zeros(2), data=torch.ones(2, 3))[1]
+    assert named == net.forward_with_loss(torch.ones(2, 3), torch.zeros(2))[1]
+
+
 def test_in_place_layers_do_not_change_what_others_read() -> None:
     """relu is in place in Caffe, but sum reads conv's value from before by another name."""
     text = (
@@ -601,9 +651,8 @@ def test_everything_has_a_storage() -> None:
     assert all(t.device.type == "cpu" for t in (*net.parameters(), *net.buffers()))
 
 
-def test_a_users_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caffe_port.layers.REGISTRY", REGISTRY)
-    try:
+def test_a_users_own_type() -> None:
+    with registries.forgotten():
 
         class TimesTwo(Layer):
             """x * 2"""
@@ -612,5 +661,52 @@ def test_a_users_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
                 return 2 * x
 
         assert torch.equal(build(data(*SHAPE) + layer("t", "TimesTwo", "data", "y"))(X), 2 * X)
-    finally:
-        REGISTRY.pop("TimesTwo")
+
+
+# -- shown ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_repr_shows_what_pytorchs_does() -> None:
+    conv = "convolution_param { num_output: 6 kernel_h: 2 kernel_w: 3 stride: 2 pad: 1 group: 3 }"
+    pool = "pooling_param { pool: AVE kernel_h: 3 kernel_w: 2 stride_h: 1 stride_w: 2 pad: 1 }"
+    net = build(
+        data(*SHAPE)
+        + layer("conv", "Convolution", "data", "conv", conv)
+        + layer("pool", "Pooling", "conv", "pool", pool)
+        + layer("power", "Power", "pool", "power", "power_param { power: 2 shift: 0.5 }")
+        + layer("drop", "Dropout", "power", "drop", "dropout_param { scale_train: false }")
+        + layer("quiet", "TanH", "drop", "quiet")
+    )
+    torchs = nn.Conv2d(3, 6, (2, 3), 2, 1, groups=3)
+    assert repr(net.conv) == f"Convolution({torchs.extra_repr()})"
+    assert "kernel_size=(2, 3), stride=(2, 2), padding=(1, 1), groups=3" in repr(net.conv)
+    for part in ("pool='AVE'", "kernel_size=(3, 2)", "stride=(1, 2)", "padding=(1, 1)"):
+        assert part in repr(net.pool)
+    assert repr(net.drop) == "Dropout(p=0.5, inplace=False, scale_train=False)"
+    assert repr(net.quiet) == "TanH()"
+    shown = repr(net)
+    assert shown.splitlines()[1] == "  name='', inputs=('data',), outputs=('quiet',)"
+    assert f"  (pool): {net.pool!r}" in shown
+    assert repr(REGISTRY["ReLU"](0.1)) == "ReLU()", "arguments are known of layers that came from Caffe"
+
+
+def test_long_arguments_are_cut() -> None:
+    module = REGISTRY["ReLU"]()
+    module.args = {"text": "x" * 1000, "sizes": list(range(1000)), "array": np.zeros(9999)}
+    assert len(repr(module)) < 250
+
+
+def test_the_table_of_a_notebook_escapes_every_name() -> None:
+    bad = "<b>&'"
+    net = build(
+        f'name: "<i>" {data(*SHAPE)}'
+        + layer(bad, "PReLU", "data", "<u>", 'param { name: "shared" }')
+        + layer("again", "PReLU", "<u>", "<s>", 'param { name: "shared" }')
+    )
+    shown = net._repr_html_()
+    for tag in ("<b>", "<i>", "<u>", "<s>"):
+        assert tag not in shown
+    assert "&lt;i&gt;, phase TEST: data → &lt;s&gt;" in shown
+    assert "<tr><td>&lt;b&gt;&amp;&#x27;</td><td>PReLU</td><td>" in shown
+    assert "<td>(2, 3, 5, 7)</td><td>3</td></tr>" in shown
+    assert shown.endswith("<th>3</th></tr></tfoot></table>"), "the total counts what is shared once"

@@ -124,11 +124,11 @@ def test_bf16_is_asked_of_the_processor(
 
 
 def test_the_end_of_the_time_is_told_apart_from_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
     for sent, heard in ((1.0, "max_seconds"), (float(1 << 20), "SIGTERM"), (1.0 + (1 << 20), "SIGTERM")):
         monkeypatch.setattr(processes.dist, "all_reduce", lambda value, sent=sent: value.add_(sent))
         stop: list[str] = []
-        processes.share(stop, torch.device("cpu"))
+        processes.share_stop(stop, torch.device("cpu"))
         assert stop == [heard]
     monkeypatch.setattr(processes.dist, "all_reduce", lambda value: value.mul_(4))
     assert processes.means([torch.tensor(1.0), torch.tensor(2.5)]) == [2.0, 5.0]

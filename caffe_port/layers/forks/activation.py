@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.layers.activation import Clip
-from caffe_port.layers.layer import Layer, expect_bottoms
+from caffe_port.layers.layer import Layer
+from caffe_port.signatures.forks.activation import truncation_bounds
 from caffe_port.typing import Shape
 
 
@@ -22,13 +22,6 @@ class HSwish(Layer, nn.Hardswish):
 
     Reference: MobileNet v3's forks
     """
-
-    aliases = ("HardSwish",)
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
 
     def torch_source(self) -> str:
         return "nn.Hardswish()"
@@ -40,11 +33,6 @@ class HSigmoid(Layer, nn.Hardsigmoid):
     Reference: MobileNet v3's forks
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
-
     def torch_source(self) -> str:
         return "nn.Hardsigmoid()"
 
@@ -55,11 +43,8 @@ class SELU(Layer):
     Reference: selu_layer.cpp (forks)
     """
 
-    param, aliases = "selu_param", ("Selu",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         usual = not p.has("lambda") and not p.has("alpha")
         return {} if usual else {"scale": getattr(p, "lambda"), "alpha": p.alpha}
 
@@ -80,11 +65,8 @@ class NegReLU(Layer):
     Reference: lmb-freiburg/flownet2 neg_relu_layer.cpp
     """
 
-    param = "relu_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         return {"negative_slope": p.negative_slope} if p.negative_slope else {}
 
     def __init__(self, negative_slope: float = 0.0) -> None:
@@ -102,11 +84,6 @@ class SignedSqrt(Layer):
     Reference: signed_sqrt_layer.cpp (compact bilinear pooling)
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
-
     def forward(self, x: Tensor) -> Tensor:
         y = x.detach().sign() * x.detach().abs().sqrt()
         return y + (x - x.detach()) / (2 * (y.abs() + 1e-4))
@@ -120,13 +97,8 @@ class Insanity(Layer):
     Reference: happynear/caffe-windows insanity_layer.cpp
     """
 
-    param = "insanity_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if p.ub <= p.lb or p.lb * p.ub == 0:
-            raise SpecError(f"insanity_param: lb {p.lb} and ub {p.ub}; lb must be less, and neither 0")
         return {"lower": p.lb, "upper": p.ub}
 
     def __init__(self, lower: float = 5.0, upper: float = 10.0) -> None:
@@ -146,13 +118,8 @@ class EltwiseAffine(Layer):
     Reference: happynear/caffe-windows eltwise_affine_layer.cpp
     """
 
-    param, blobs = "eltwise_affine_param", ("slope", "bias")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) < 2:
-            raise SpecError(f"EltwiseAffine takes a bottom of at least 2 axes, got {bottoms[0]}")
         return {"channels": None if p.channel_shared else bottoms[0][1]}
 
     @classmethod
@@ -185,15 +152,9 @@ class Truncation(Clip):
     Reference: happynear/caffe-windows truncation_layer.cpp
     """
 
-    param = "truncation_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        low = p.truncation_min if p.has("truncation_min") else -math.inf
-        high = p.truncation_max if p.has("truncation_max") else math.inf
-        if low > high:
-            raise SpecError(f"truncation_param: truncation_min {low} is greater than truncation_max {high}")
+        low, high = truncation_bounds(p)
         return {"low": low, "high": high}
 
 
@@ -203,14 +164,8 @@ class SpatialDropout(Layer, nn.Dropout2d):
     Reference: spatial_dropout_layer.cpp (forks)
     """
 
-    aliases = ("ChannelDropout",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        p = p.spatial_dropout_param if p.has("spatial_dropout_param") else p.dropout_param
-        if not 0 <= p.dropout_ratio < 1:
-            raise SpecError(f"dropout_ratio {p.dropout_ratio} is not in [0, 1)")
         return {"p": p.dropout_ratio}
 
     def torch_source(self) -> str:
@@ -227,11 +182,8 @@ class Noise(Layer):
     Reference: happynear/caffe-windows noise_layer.cpp
     """
 
-    param, aliases = "noise_param", ("AddNoise", "GaussianNoise", "RandomNoise")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         if p.has("gaussian_std"):
             return {"std": p.gaussian_std, "bias": p.bias}
         return {"width": p.uniform_range, "bias": p.bias} if p.has("uniform_range") else {}
@@ -258,11 +210,8 @@ class GradientScaler(Layer):
     Reference: Jiaolong/caffe gradient_scaler_layer.cpp; ddtm/caffe
     """
 
-    aliases = ("GRL", "GradientReversal")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         own = p.gradient_scaler_param if p.has("gradient_scaler_param") else None
         upper = own.upper_bound if own is not None and own.has("upper_bound") else 1.0
         return {"factor": float(upper)} if upper != 1 else {}

@@ -11,14 +11,9 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import UNSUPPORTED, Layer, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer, check_count
+from caffe_port.signatures.forks.blocks import local_size
 from caffe_port.typing import Shape
-
-UNSUPPORTED |= {
-    "DenseCRF": "a conditional random field after the net; leave the layer out, and apply one to the scores",
-    "MultiStageMeanfield": "the mean field of CRF-RNN; leave the layer out, and apply a CRF to the scores",
-    "MatRead": "reads .mat files; make its top an Input",
-}
 
 
 class Axpy(Layer):
@@ -28,14 +23,6 @@ class Axpy(Layer):
 
     Reference: hujie-frank/SENet axpy_layer.cpp
     """
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 3)
-        a, x, y = bottoms
-        if x != y or a[:2] != x[:2] or set(a[2:]) - {1}:
-            raise SpecError(f"a (N, C, 1, 1), x and y (N, C, H, W) are expected, got {a}, {x} and {y}")
-        return {}
 
     def forward(self, a: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return a.reshape(*a.shape[:2], *[1] * (x.dim() - 2)) * x + y
@@ -51,11 +38,6 @@ class Mish(Layer, nn.Mish):
     Reference: eric612/MobileNet-YOLO mish_layer.cpp
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
-
     def torch_source(self) -> str:
         return "nn.Mish()"
 
@@ -67,13 +49,8 @@ class GRN(Layer):
     Reference: OpenVINO's training toolbox, GRN
     """
 
-    param = "grn_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) < 2:
-            raise SpecError(f"the bottom {bottoms[0]} has no channels")
         return {"bias": p.bias}
 
     def __init__(self, bias: float = 1.0) -> None:
@@ -91,16 +68,9 @@ class Local(Layer):
     Reference: happynear/caffe-windows local_layer.cpp
     """
 
-    param, blobs = "local_param", ("weight", "bias")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) != 4 or min(p.num_output, p.kernel_size, p.stride) < 1:
-            raise SpecError(f"a bottom (N, C, H, W), num_output, kernel_size and stride are needed, got {bottoms[0]}")
-        size = tuple((n + 2 * p.pad - p.kernel_size) // p.stride + 1 for n in bottoms[0][2:])
-        if min(size) < 1:
-            raise SpecError(f"no window of {p.kernel_size} x {p.kernel_size} fits a bottom {bottoms[0]}")
+        size = local_size(p, bottoms[0])
         check_count("weight", (p.num_output, bottoms[0][1], p.kernel_size, p.kernel_size, *size))
         return {
             "in_channels": bottoms[0][1],
@@ -141,29 +111,6 @@ class ForkLoss(Layer):
 
     Not supported with keep_loss: write the loss in PyTorch, or as a plugin.
     """
-
-    labels = True
-    aliases = (
-        "BoxAnnotatorOHEM",
-        "CenterLoss",
-        "CTCLoss",
-        "DetectionEvaluate",
-        "EvalDetection",
-        "FocalLoss",
-        "L1Loss",
-        "LocLoss",
-        "LpqLoss",
-        "RegionLoss",
-        "SegAccuracy",
-        "SmoothL1LossOHEM",
-        "SoftmaxFocalLoss",
-        "SoftmaxWithLossOHEM",
-        "STLoss",
-        "TripletLoss",
-        "YoloV2Loss",
-        "YoloV3Loss",
-        "Yolov3",
-    )
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:

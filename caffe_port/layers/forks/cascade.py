@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.forks.detection import suppress
-from caffe_port.layers.forks.rcnn import expect_regions, pooled_size, positive, regions, round_away
-from caffe_port.layers.layer import Layer, check_count, expect_bottoms
+from caffe_port.layers.forks.rcnn import regions, round_away
+from caffe_port.layers.layer import Layer
+from caffe_port.signatures.forks.rcnn import pooled_size
 from caffe_port.typing import Shape
 
 
@@ -28,13 +28,9 @@ class ROIWarping(Layer):
     Reference: daijifeng001/caffe-mnc roi_warping_layer.cu
     """
 
-    param = "roi_warping_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_regions(bottoms)
-        size = pooled_size([p.pooled_h, p.pooled_w], bottoms)
-        return {"output_size": size, "spatial_scale": positive(p.spatial_scale)}
+        return {"output_size": pooled_size(p), "spatial_scale": p.spatial_scale}
 
     def __init__(self, output_size: tuple[int, int], spatial_scale: float = 1.0) -> None:
         super().__init__()
@@ -73,14 +69,6 @@ class MaskPooling(Layer):
     Reference: daijifeng001/caffe-mnc mask_pooling_layer.cu
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        x, mask = bottoms
-        if len(x) != 4 or math.prod(mask) != math.prod(x) // x[1] or mask[0] != x[0]:
-            raise SpecError(f"features (N, C, H, W) and masks (N, 1, H, W) are expected, got {x} and {mask}")
-        return {}
-
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return x * mask.reshape(x.shape[0], 1, *x.shape[2:])
 
@@ -100,15 +88,8 @@ class BoxOutput(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1, 1 << 30)
         with_scores, norm, p = len(p.top) > 1, box_norm(p), p.box_output_param
         fields = [[int(n) for n in getattr(p, name)] for name in ("field_h", "field_w", "downsample_rate")]
-        if any(len(values) != len(bottoms) for values in fields):
-            raise SpecError(f"field_h, field_w and downsample_rate are needed once for each of {len(bottoms)} bottoms")
-        if any(len(shape) != 4 or shape[1] < 6 or shape[:2] != bottoms[0][:2] for shape in bottoms):
-            raise SpecError(f"bottoms (N, classes + 4, H, W) are expected, got {', '.join(map(str, bottoms))}")
-        if p.nms_type != "IOU":
-            raise SpecError(f"nms_type {p.nms_type} is not supported, only IOU")
         args: dict[str, Any] = {
             "fields": tuple(zip(*fields, strict=True)),
             "least_score": p.fg_thr,
@@ -188,14 +169,8 @@ class Nms(Layer):
     Reference: CMU-Perceptual-Computing-Lab/caffe_rtpose nms_layer.cpp, nms_layer.cu
     """
 
-    param = "nms_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) != 4 or not 1 <= p.num_parts <= bottoms[0][1]:
-            raise SpecError(f"a bottom (N, C, H, W) of {p.num_parts} or more channels is expected, got {bottoms[0]}")
-        check_count("the top", (bottoms[0][0], p.num_parts, p.max_peaks + 1, 3))
         return {"parts": p.num_parts, "peaks": p.max_peaks, "threshold": decimal(p.threshold)}
 
     def __init__(self, parts: int = 15, peaks: int = 20, threshold: float = 0.5) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
-from caffe_port.layers.layer import Layer, expect_bottoms
+from caffe_port.layers.layer import Layer
+from caffe_port.signatures.forks.detection import pair, prior_sizes, suppression
 from caffe_port.typing import Shape
 
 
@@ -27,36 +27,21 @@ class PriorBox(Layer):
     Reference: weiliu89/caffe prior_box_layer.cpp; denser_boxes: MhLiao/TextBoxes_plusplus
     """
 
-    param = "prior_box_param"
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        args: dict[str, Any] = {
+            "min_sizes": tuple(int(n) for n in p.min_size),
+            "max_sizes": tuple(int(n) for n in p.max_size),
+            "aspect_ratios": tuple(decimal(r) for r in p.aspect_ratio),
+            "flip": p.flip,
+            **grid_of_boxes(p),
+        }
+        return args | ({"denser_boxes": True} if p.has("denser_prior_boxes") and p.denser_prior_boxes else {})
 
     @classmethod
     def stand_in(cls, layer: Message) -> type[Layer]:
         """OpenCV's PriorBox with widths and heights is Intel's PriorBoxClustered."""
         return PriorBoxClustered if cls is PriorBox and layer.prior_box_param.has("width") else cls
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        for name in ("offset_h", "offset_w", "width", "height", "fixed_size", "fixed_ratio", "density"):
-            if p.has(name):
-                raise SpecError(f"prior_box_param: {name} is of another PriorBox than SSD's", hint="Write a plugin.")
-        min_sizes, max_sizes = [int(n) for n in p.min_size], [int(n) for n in p.max_size]
-        if not min_sizes or min(min_sizes) < 1:
-            raise SpecError("min_size is missing, or less than 1")
-        if max_sizes and len(max_sizes) != len(min_sizes):
-            raise SpecError(f"{len(max_sizes)} max_size for {len(min_sizes)} min_size; none, or as many")
-        for least, most in zip(p.min_size, p.max_size, strict=False):
-            if most <= least:
-                raise SpecError(f"max_size {decimal(most)} must be greater than min_size {decimal(least)}")
-        if any(ratio <= 0 for ratio in p.aspect_ratio):
-            raise SpecError("aspect_ratio must be positive")
-        args: dict[str, Any] = {
-            "min_sizes": tuple(min_sizes),
-            "max_sizes": tuple(max_sizes),
-            "aspect_ratios": tuple(decimal(r) for r in p.aspect_ratio),
-            "flip": p.flip,
-            **grid_of_boxes(p, bottoms),
-        }
-        return args | ({"denser_boxes": True} if p.has("denser_prior_boxes") and p.denser_prior_boxes else {})
 
     def __init__(
         self,
@@ -109,21 +94,9 @@ class PriorBoxClustered(PriorBox):
     """
 
     @classmethod
-    def own_message(cls, layer: Message) -> Message:
-        binary = layer.has("prior_box_clustered_param")
-        return layer.prior_box_clustered_param if binary else layer.prior_box_param  # type: ignore[no-any-return]
-
-    @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        for name in ("min_size", "max_size", "aspect_ratio", "offset_h", "offset_w"):
-            if p.has(name):
-                raise SpecError(f"prior_box_param: {name} does not go with width and height")
         widths, heights = (tuple(decimal(n) for n in sizes) for sizes in (p.width, p.height))
-        if not widths or len(widths) != len(heights):
-            raise SpecError(f"{len(widths)} width for {len(heights)} height; one or more of each, and as many")
-        if min(*widths, *heights) <= 0:
-            raise SpecError("width and height must be positive")
-        return {"widths": widths, "heights": heights, **grid_of_boxes(p, bottoms)}
+        return {"widths": widths, "heights": heights, **grid_of_boxes(p)}
 
     def __init__(
         self,
@@ -156,23 +129,9 @@ class DetectionOutput(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 3, 5)
         refined, p = len(bottoms) == 5, p.detection_output_param
-        if len(bottoms) == 4:
-            raise SpecError("4 bottoms; the layer takes 3 (SSD) or 5 (RefineDet)")
-        if not p.num_classes:
-            raise SpecError("num_classes is missing")
-        if not p.normalized_bbox:
-            raise SpecError("boxes in pixels (normalized_bbox: false, OpenCV's) are not supported")
-        if not p.normalized and min(p.input_width, p.input_height) < 1:
-            raise SpecError("priors in pixels (normalized: false) need input_width and input_height")
-        nms = p.nms_param
-        eta = nms.eta
-        threshold = (nms if p.has("nms_param") else p).nms_threshold
-        if not 0 < eta <= 1 or threshold < 0:
-            raise SpecError(f"nms_param: eta {eta} must be in (0, 1], nms_threshold {threshold} not negative")
+        nms, (threshold, eta) = p.nms_param, suppression(p)
         top_k = nms.top_k if nms.has("top_k") else p.top_k if p.has("top_k") else -1
-        check_priors(bottoms, p.num_classes, p.share_location, 4 if p.normalized else 5)
         args: dict[str, Any] = {
             "num_classes": p.num_classes,
             "nms_threshold": threshold,
@@ -261,23 +220,6 @@ class DetectionOutput(Layer):
 # -- boxes, in forward --------------------------------------------------------------------------------------------
 
 
-def prior_sizes(
-    min_sizes: tuple[int, ...], max_sizes: tuple[int, ...], aspect_ratios: tuple[float, ...], flip: bool
-) -> list[tuple[float, float]]:
-    """Width and height of the boxes of one pixel, in SSD's order."""
-    ratios = [1.0]
-    for ratio in aspect_ratios:
-        if all(abs(ratio - known) >= 1e-6 for known in ratios):
-            ratios += [ratio, 1 / ratio] if flip else [ratio]
-    sizes = []
-    for k, least in enumerate(min_sizes):
-        sizes.append((float(least), float(least)))
-        if max_sizes:
-            sizes.append((math.sqrt(least * max_sizes[k]),) * 2)
-        sizes += [(least * math.sqrt(r), least / math.sqrt(r)) for r in ratios if abs(r - 1) >= 1e-6]
-    return sizes
-
-
 def split_priors(priors: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes and variances, each (P, 4), of priors (1, 2, P * 4)."""
     boxes, variances = priors[0].reshape(2, -1, 4)
@@ -331,15 +273,9 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, eta: float = 1.0) 
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------
 
 
-def grid_of_boxes(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+def grid_of_boxes(p: Message) -> dict[str, Any]:
     """The arguments that say where the boxes of a prior_box_param lie, and their variances."""
-    expect_bottoms(bottoms, 2)
-    for shape in bottoms:
-        if len(shape) != 4:
-            raise SpecError(f"bottoms (N, C, H, W) are expected, got {shape}")
     variance = tuple(decimal(v) for v in p.variance) or (0.1,)
-    if len(variance) not in (1, 4) or min(variance) <= 0:
-        raise SpecError(f"{len(variance)} variances: give one or four, all positive")
     return {
         "clip": p.clip,
         "variance": variance if len(variance) == 4 else variance * 4,
@@ -347,32 +283,3 @@ def grid_of_boxes(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         "step": pair(p, "step", "step_h", "step_w"),
         "offset": p.offset,
     }
-
-
-def pair(p: Message, both: str, vertical: str, horizontal: str) -> tuple[float, float] | None:
-    """(vertical, horizontal), given once or one by one; None where absent. Raises SpecError for both forms."""
-    if p.has(vertical) or p.has(horizontal):
-        if p.has(both):
-            raise SpecError(f"{both} and {vertical}/{horizontal} exclude each other")
-        values = (getattr(p, vertical), getattr(p, horizontal))
-    elif p.has(both):
-        values = (getattr(p, both),) * 2
-    else:
-        return None
-    if min(values) <= 0:
-        raise SpecError(f"{both}, {vertical} and {horizontal} must be positive")
-    return values[0], values[1]
-
-
-def check_priors(bottoms: Sequence[Shape], num_classes: int, share_location: bool, numbers: int = 4) -> None:
-    """Raises SpecError unless loc, conf and priors are about the same boxes, of so many numbers each."""
-    loc, conf, priors = bottoms[:3]
-    if len(priors) < 3 or priors[1] > 2 or (priors[1] != 2 and numbers == 4) or math.prod(priors[2:]) % numbers:
-        raise SpecError(f"the priors have shape {priors}; (1, 2, {numbers} * boxes) is expected")
-    count = math.prod(priors[2:]) // numbers
-    wanted = count * 4 * (1 if share_location else num_classes), count * num_classes
-    if (math.prod(loc[1:]), math.prod(conf[1:])) != wanted or loc[0] != conf[0]:
-        raise SpecError(
-            f"{count} priors and {num_classes} classes need loc (N, {wanted[0]}) and conf (N, {wanted[1]}),"
-            f" got {loc} and {conf}"
-        )

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.forks.detection import check_priors, decode, split_priors
-from caffe_port.layers.layer import Layer, expect_bottoms
+from caffe_port.layers.forks.detection import decode, split_priors
+from caffe_port.layers.layer import Layer
 from caffe_port.layers.loss import normalization
+from caffe_port.signatures.forks.detection_loss import mining_type
 from caffe_port.typing import Shape
 
 
@@ -29,29 +30,11 @@ class MultiBoxLoss(Layer):
     Reference: weiliu89/caffe multibox_loss_layer.cpp, bbox_util.cpp
     """
 
-    loss, labels = True, True
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 4)
         divisor, p = normalization(p.loss_param, "VALID"), p.multibox_loss_param
-        mining = "NONE" if p.has("do_neg_mining") and not p.do_neg_mining else p.mining_type
-        logistic = p.conf_loss_type == "LOGISTIC"
-        refused = {
-            "share_location: false": not p.share_location,
-            "mining_type: HARD_EXAMPLE": mining == "HARD_EXAMPLE",
-            "nms_param": p.nms_param.nms_threshold > 0 if p.has("nms_param") else False,
-            "bp_inside: true": p.bp_inside,
-            "conf_loss_type: LOGISTIC without mining": logistic and mining == "NONE",
-        }
-        for what, given in refused.items():
-            if given:
-                raise SpecError(f"multibox_loss_param with {what} is not supported")
-        if not p.num_classes:
-            raise SpecError("num_classes is missing")
         if math.prod(bottoms[3][-1:]) != 8:
             raise SpecError(f"the labels have shape {bottoms[3]}; (1, 1, boxes, 8) is expected")
-        check_priors(bottoms, p.num_classes, True)
         return {
             "num_classes": p.num_classes,
             "loc_loss_type": p.loc_loss_type,
@@ -62,7 +45,7 @@ class MultiBoxLoss(Layer):
             "use_prior_for_matching": p.use_prior_for_matching,
             "background_label_id": p.background_label_id,
             "use_difficult_gt": p.use_difficult_gt,
-            "mining": mining != "NONE",
+            "mining": mining_type(p) != "NONE",
             "neg_pos_ratio": p.neg_pos_ratio,
             "neg_overlap": p.neg_overlap,
             "code_type": p.code_type,

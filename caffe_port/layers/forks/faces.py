@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, canonical_axis, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer, canonical_axis, check_count
 from caffe_port.typing import Shape
 
 
@@ -33,8 +33,6 @@ class MarginInnerProduct(Layer):
     Blobs: weight (num_output, K)
     Reference: wy1iu/sphereface margin_inner_product_layer.cpp
     """
-
-    blobs = ("weight",)
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -94,8 +92,6 @@ class LargeMarginInnerProduct(Layer):
     Reference: wy1iu/LargeMargin_Softmax_Loss largemargin_inner_product_layer.cpp
     """
 
-    blobs = ("weight",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         return margin_arguments(p.largemargin_inner_product_param, bottoms) | {"with_lambda": len(p.top) > 1}
@@ -144,8 +140,6 @@ class LabelSpecificAdd(Layer):
     Reference: zhanglaplace/Caffe-ZF label_specific_add_layer.cpp
     """
 
-    param = "label_specific_add_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_scores(bottoms)
@@ -173,7 +167,6 @@ class LabelSpecificMargin(Layer):
     Reference: happynear/caffe-windows label_specific_margin.cpp
     """
 
-    blobs = ("statistics",)
     statistics: Tensor
 
     @classmethod
@@ -232,16 +225,8 @@ class ChannelScale(Layer):
     Reference: happynear/caffe-windows channel_scale_layer.cpp
     """
 
-    param = "channel_scale_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        x, factor = bottoms
-        if p.global_scale:
-            raise SpecError("global_scale: true is not supported")
-        if len(x) < 2 or math.prod(factor) != math.prod(x) // x[1]:
-            raise SpecError(f"the factors have shape {factor}; one for each pixel of {x} is expected")
         return {} if p.do_forward else {"scale": False}
 
     def __init__(self, scale: bool = True) -> None:
@@ -262,14 +247,9 @@ class InnerDistance(Layer):
     Reference: happynear/caffe-windows inner_distance_layer.cpp
     """
 
-    param, blobs = "inner_distance_param", ("weight", "bias")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         axis = canonical_axis(p.axis, len(bottoms[0]))
-        if p.num_output < 1 or p.distance_type not in ("L1", "L2") or p.transpose:
-            raise SpecError("num_output, distance_type L1 or L2, and no transpose are expected")
         features = math.prod(bottoms[0][axis:])
         check_count("weight", (p.num_output, features))
         return {
@@ -350,22 +330,17 @@ def unit_rows(weight: Tensor) -> Tensor:
 
 def expect_scores(bottoms: Sequence[Shape]) -> None:
     """Raises SpecError unless the bottoms are scores (N, C, 1, ...) and as many labels."""
-    expect_bottoms(bottoms, 2)
     x, label = bottoms
-    if len(x) < 2 or math.prod(label) != x[0]:
+    if math.prod(label) != x[0]:
         raise SpecError(f"scores (N, C) and N labels are expected, got {x} and {label}")
 
 
 def margin_arguments(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
     """The constructor arguments that MarginInnerProduct and LargeMarginInnerProduct share."""
-    expect_bottoms(bottoms, 2)
     x, label = bottoms
-    axis = canonical_axis(p.axis, len(x))
-    if p.num_output < 1:
-        raise SpecError("num_output is missing or 0: it is the number of classes")
-    if axis != 1 or math.prod(label) != x[0]:
-        raise SpecError(f"features (N, ...), axis 1 and N labels are expected, got {x}, axis {axis} and {label}")
-    features = math.prod(x[axis:])
+    if math.prod(label) != x[0]:
+        raise SpecError(f"features (N, ...) and N labels are expected, got {x} and {label}")
+    features = math.prod(x[1:])
     check_count("weight", (p.num_output, features))
     return {
         "in_features": features,

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
-from caffe_port.layers.layer import Layer, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer
+from caffe_port.signatures.forks.flow import augmented_size
 from caffe_port.typing import Shape
 
 
@@ -24,15 +24,9 @@ class Correlation(Layer):
     Reference: lmb-freiburg/flownet2 correlation_layer.cu
     """
 
-    param = "correlation_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        args = correlation_arguments(p, bottoms)
-        reach = p.max_displacement + p.kernel_size // 2
-        if min(bottoms[0][2:]) + 2 * p.pad - 2 * reach < 1:
-            raise SpecError(f"max_displacement and kernel_size reach {reach} pixels, beyond the bottom {bottoms[0]}")
-        return args
+        return correlation_arguments(p)
 
     def __init__(
         self,
@@ -70,17 +64,9 @@ class Correlation1D(Layer):
     Reference: lmb-freiburg/flownet2 correlation_layer1d.cu
     """
 
-    param = "correlation_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        args = correlation_arguments(p, bottoms)
-        height, width = bottoms[0][2:]
-        if min(height - p.kernel_size, width + 2 * p.pad - 2 * p.max_displacement - p.kernel_size) < 0:
-            raise SpecError(f"max_displacement and kernel_size are too large for the bottom {bottoms[0]}")
-        if p.single_direction not in (-1, 0, 1):
-            raise SpecError(f"single_direction is -1, 0 or 1, got {p.single_direction}")
-        return args | {"single_direction": p.single_direction}
+        return correlation_arguments(p) | {"single_direction": p.single_direction}
 
     def __init__(
         self,
@@ -124,14 +110,8 @@ class FlowWarp(Layer):
     Reference: lmb-freiburg/flownet2 flow_warp_layer.cu
     """
 
-    param = "flow_warp_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        image, flow = bottoms
-        if len(image) != 4 or flow != (image[0], 2, *image[2:]):
-            raise SpecError(f"an image (N, C, H, W) and a flow (N, 2, H, W) are expected, got {image} and {flow}")
         return {"fill_nan": True} if p.fill_value == "NOT_A_NUMBER" else {}
 
     def __init__(self, fill_nan: bool = False) -> None:
@@ -163,13 +143,6 @@ class ChannelNorm(Layer):
     Reference: lmb-freiburg/flownet2 channel_norm_layer.cu
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) < 2:
-            raise SpecError(f"the bottom {bottoms[0]} has no channels")
-        return {}
-
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.vector_norm(x, dim=1, keepdim=True)  # type: ignore[no-any-return]
 
@@ -189,23 +162,13 @@ class DataAugmentation(Layer):
     Reference: lmb-freiburg/flownet2 data_augmentation_layer.cu
     """
 
-    blobs = ("iterations", "pixel_mean", "channel_mean")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) != 4:
-            raise SpecError(f"a bottom (N, C, H, W) is expected, got {bottoms[0]}")
-        if len(p.top) > 1:
-            raise SpecError("a second top, the random parameters, is not supported")
-        p = p.augmentation_param
-        channels, *size = bottoms[0][1:]
-        crop = (p.crop_height, p.crop_width) if p.has("crop_height") and p.has("crop_width") else None
-        if crop and (min(crop) < 1 or crop[0] > size[0] or crop[1] > size[1]):
-            raise SpecError(f"crop_height and crop_width {crop} do not fit an image of {size[0]} x {size[1]}")
+        size, p = augmented_size(p, bottoms[0]), p.augmentation_param
+        crop = size if p.has("crop_height") and p.has("crop_width") else None
         args: dict[str, Any] = {"crop": crop}
         if p.recompute_mean > 0:
-            return args | {"learned": (channels, *(crop or size)), "mean_per_pixel": p.mean_per_pixel}
+            return args | {"learned": (bottoms[0][1], *size), "mean_per_pixel": p.mean_per_pixel}
         mean = tuple(decimal(m) for m in p.mean)
         return args | ({"mean": mean} if len(mean) == 3 and not p.mean_per_pixel else {})
 
@@ -249,16 +212,8 @@ class Mean(Layer):
     Reference: lmb-freiburg/flownet2 mean_layer.cpp
     """
 
-    param, per_bottom = "mean_param", True
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1, 1 << 30)
-        if p.has("file"):
-            raise SpecError("mean_param: a file is not supported; give values")
-        count = len(p.value)
-        if not count or any(len(shape) != 4 or shape[1] % count for shape in bottoms):
-            raise SpecError(f"{count} values of the mean do not divide the channels of {', '.join(map(str, bottoms))}")
         sign = -1 if p.operation == "SUBTRACT" else 1
         mean = tuple(decimal(p.output_scale * p.mean_scale * sign * v) for v in p.value)
         return {"scale": decimal(p.output_scale * p.input_scale), "mean": mean}
@@ -279,8 +234,6 @@ class ImgWriter(Layer):
     Reference: lmb-freiburg/flownet2 imgwriter_layer.cpp, flowriter_layer.cpp, floatwriter_layer.cpp
     """
 
-    aliases = ("FLOWriter", "FloatWriter", "MatWrite", "PFMWriter")
-
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return ()
 
@@ -296,17 +249,8 @@ def agreement(first: Tensor, second: Tensor, subtract: bool) -> Tensor:
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------
 
 
-def correlation_arguments(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+def correlation_arguments(p: Message) -> dict[str, Any]:
     """The constructor arguments that Correlation and Correlation1D share."""
-    expect_bottoms(bottoms, 2)
-    if bottoms[0] != bottoms[1] or len(bottoms[0]) != 4:
-        raise SpecError(f"two bottoms (N, C, H, W) of one shape are expected, got {bottoms[0]} and {bottoms[1]}")
-    if p.kernel_size % 2 == 0 or not p.has("max_displacement"):
-        raise SpecError("max_displacement and an odd kernel_size are needed")
-    if min(p.stride_1, p.stride_2) < 1:
-        raise SpecError("stride_1 and stride_2 must be at least 1")
-    moves = 2 * (p.max_displacement // p.stride_2) + 1
-    check_count("the top", (bottoms[0][0], moves, moves, *bottoms[0][2:]))
     return {
         "kernel_size": p.kernel_size,
         "max_displacement": p.max_displacement,

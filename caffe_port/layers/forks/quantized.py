@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.layers.forks.rcnn import round_away
-from caffe_port.layers.layer import expect_bottoms
 from caffe_port.layers.linear import InnerProduct
 from caffe_port.layers.normalization import LRN
 from caffe_port.layers.spatial import Convolution, Deconvolution
+from caffe_port.signatures.forks.quantized import rounding_arguments
 from caffe_port.typing import Shape
 
 
@@ -34,15 +33,8 @@ class ConvolutionRistretto(Convolution):
     """
 
     @classmethod
-    def own_message(cls, layer: Message) -> Message:
-        return layer
-
-    @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        args = super().from_caffe(p.convolution_param, bottoms)
-        if args["axis"] != 1:
-            raise SpecError(f"axis {args['axis']}: Ristretto's layers take axis 1 only")
-        return args | rounding_arguments(p.quantization_param)
+        return super().from_caffe(p.convolution_param, bottoms) | rounding_arguments(p.quantization_param)
 
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
@@ -85,15 +77,8 @@ class DeconvolutionRistretto(Deconvolution):
     """
 
     @classmethod
-    def own_message(cls, layer: Message) -> Message:
-        return layer
-
-    @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        args = super().from_caffe(p.convolution_param, bottoms)
-        if args["axis"] != 1:
-            raise SpecError(f"axis {args['axis']}: Ristretto's layers take axis 1 only")
-        return args | rounding_arguments(p.quantization_param)
+        return super().from_caffe(p.convolution_param, bottoms) | rounding_arguments(p.quantization_param)
 
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
@@ -136,13 +121,8 @@ class FcRistretto(InnerProduct):
     """
 
     @classmethod
-    def own_message(cls, layer: Message) -> Message:
-        return layer
-
-    @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        args = super().from_caffe(p.inner_product_param, bottoms)
-        return args | rounding_arguments(p.quantization_param)
+        return super().from_caffe(p.inner_product_param, bottoms) | rounding_arguments(p.quantization_param)
 
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
@@ -183,15 +163,8 @@ class LRNRistretto(LRN):
     """
 
     @classmethod
-    def own_message(cls, layer: Message) -> Message:
-        return layer
-
-    @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         own = p.quantization_param
-        if own.precision != "MINIFLOAT":
-            raise SpecError(f"precision {own.precision}: Ristretto's LRN rounds to MINIFLOAT only")
         return super().from_caffe(p.lrn_param, bottoms) | {"bits": ("float", own.mant_bits, own.exp_bits)}
 
     def __init__(
@@ -257,26 +230,3 @@ def rounded_parameters(
     if bias is not None and bits is not None and bits[0] != "power":
         bias = rounded(bias.detach(), bits, training) + (bias - bias.detach())
     return weight, bias
-
-
-# -- parameters, from Caffe ---------------------------------------------------------------------------------------
-
-
-def rounding_arguments(p: Message) -> dict[str, tuple[str, int, int]]:
-    """What a QuantizationParameter rounds to: data_in, data_out and weights, as for :func:`rounded`."""
-    if p.precision == "MINIFLOAT":
-        bits = ("float", int(p.mant_bits), int(p.exp_bits))
-        if min(bits[1:]) < 1:
-            raise SpecError(f"quantization_param: mant_bits {bits[1]} and exp_bits {bits[2]} must be 1 or more")
-        return {"data_in": bits, "data_out": bits, "weights": bits}
-    if p.precision == "INTEGER_POWER_OF_2_WEIGHTS":
-        return {"weights": ("power", p.exp_min, p.exp_max)}
-    args = {}
-    for name, field in (("data_in", "layer_in"), ("data_out", "layer_out"), ("weights", "params")):
-        places = getattr(p, f"fl_{field}")
-        if len(places) > 1:
-            raise SpecError(f"quantization_param: fl_{field} is given {len(places)} times (Intel's); once is supported")
-        args[name] = ("fixed", int(getattr(p, f"bw_{field}")), int(places[0]) if places else 16)
-        if args[name][1] < 2:
-            raise SpecError(f"quantization_param: bw_{field} must be 2 or more, got {args[name][1]}")
-    return args

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
-from caffe_port.layers.data import python_layer
 from caffe_port.layers.forks.detection import suppress
-from caffe_port.layers.layer import Layer, check_count, constructor, expect_bottoms, scalar_if_equal
+from caffe_port.layers.layer import Layer, check_count, constructor, scalar_if_equal
+from caffe_port.signatures.forks.rcnn import anchors_of, deformable_kernel, pooled_size
 from caffe_port.typing import Shape
 
 
@@ -30,18 +27,9 @@ class ROIPooling(Layer):
     Reference: rbgirshick/caffe-fast-rcnn roi_pooling_layer.cpp
     """
 
-    param, aliases = "roi_pooling_param", ("RoiPooling",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_regions(bottoms)
-        if p.pad_ratio:
-            raise SpecError("pad_ratio (MS-CNN) is not supported")
-        if p.has("spatial_scale_h") or p.has("spatial_scale_w"):
-            raise SpecError("spatial_scale_h and spatial_scale_w are not supported; give spatial_scale")
-        size = [int(n) for n in p.pooled_size] or [p.pooled_h, p.pooled_w]
-        size = size * 2 if len(size) == 1 else size
-        return {"output_size": pooled_size(size, bottoms), "spatial_scale": positive(p.spatial_scale)}
+        return {"output_size": pooled_size(p), "spatial_scale": p.spatial_scale}
 
     def __init__(self, output_size: tuple[int, int], spatial_scale: float = 1.0) -> None:
         super().__init__()
@@ -66,19 +54,13 @@ class ROIAlign(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_regions(bottoms)
-        if p.has("roi_pooling_param") and not p.has("roi_align_param"):
-            pooling = p.roi_pooling_param
-            size = pooled_size([pooling.pooled_h, pooling.pooled_w], bottoms)
-            return {"output_size": size, "spatial_scale": positive(pooling.spatial_scale)}
-        p = p.roi_align_param
-        if p.roi_end_mode not in (0, 1):
-            raise SpecError(f"roi_end_mode {p.roi_end_mode} is not supported; 0 and 1 are")
-        return {
-            "output_size": pooled_size([p.pooled_h, p.pooled_w], bottoms),
-            "spatial_scale": positive(p.spatial_scale),
-            "sampling_ratio": p.sampling_ratio if p.sampling_ratio > 0 else -1,
-            "last_pixel_inside": p.roi_end_mode == 1,
+        own = cls.signature.parameters(p)
+        args: dict[str, Any] = {"output_size": pooled_size(own), "spatial_scale": own.spatial_scale}
+        if not p.has("roi_align_param"):
+            return args
+        return args | {
+            "sampling_ratio": own.sampling_ratio if own.sampling_ratio > 0 else -1,
+            "last_pixel_inside": own.roi_end_mode == 1,
         }
 
     def __init__(
@@ -112,21 +94,9 @@ class PSROIPooling(Layer):
     Reference: daijifeng001/caffe-rfcn psroi_pooling_layer.cu
     """
 
-    param = "psroi_pooling_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_regions(bottoms)
-        if p.output_dim < 1 or p.group_size < 1:
-            raise SpecError("output_dim and group_size are needed")
-        if p.no_pad_shift:
-            raise SpecError("no_pad_shift is not supported")
-        if bottoms[0][1] != p.output_dim * p.group_size**2:
-            raise SpecError(
-                f"output_dim {p.output_dim} and group_size {p.group_size} need"
-                f" {p.output_dim * p.group_size**2} channels, the bottom has {bottoms[0][1]}"
-            )
-        return {"output_dim": p.output_dim, "group_size": p.group_size, "spatial_scale": positive(p.spatial_scale)}
+        return {"output_dim": p.output_dim, "group_size": p.group_size, "spatial_scale": p.spatial_scale}
 
     def __init__(self, output_dim: int, group_size: int, spatial_scale: float) -> None:
         super().__init__()
@@ -156,7 +126,6 @@ class PSROIPooling(Layer):
         return ((pixel >= first[..., None]) & (pixel < last[..., None])).to(start.dtype)
 
 
-@python_layer("rpn.proposal_layer", "ProposalLayer")
 class Proposal(Layer):
     """The regions that Faster R-CNN looks at: anchors, corrected, clipped to the image; the best that do not overlap.
 
@@ -175,41 +144,22 @@ class Proposal(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 3)
-        scores = {"with_scores": True} if len(p.top) > 1 else {}
-        if p.type == "Python":
-            said = yaml_numbers(p.python_param.param_str)
-            args: dict[str, Any] = {
-                "feat_stride": int(said.get("feat_stride", [16])[0]),
-                "ratios": tuple(said.get("ratios", [0.5, 1.0, 2.0])),
-                "scales": tuple(said.get("scales", [8.0, 16.0, 32.0])),
+        stride, ratios, scales = anchors_of(p)
+        args: dict[str, Any] = {
+            "feat_stride": stride,
+            "ratios": tuple(decimal(r) for r in ratios),
+            "scales": tuple(decimal(s) for s in scales),
+        }
+        if p.type != "Python":
+            own = p.proposal_param
+            args |= {
+                "base_size": own.base_size,
+                "min_size": own.min_size,
+                "pre_nms_topn": own.pre_nms_topn,
+                "post_nms_topn": own.post_nms_topn,
+                "nms_thresh": own.iou_threshold if own.has("iou_threshold") else own.nms_thresh,
             }
-        else:
-            p = p.proposal_param
-            if not p.ratio or not p.scale:
-                raise SpecError("proposal_param: ratio and scale are needed")
-            args = {
-                "feat_stride": p.feat_stride,
-                "ratios": tuple(decimal(r) for r in p.ratio),
-                "scales": tuple(decimal(s) for s in p.scale),
-                "base_size": p.base_size,
-                "min_size": p.min_size,
-                "pre_nms_topn": p.pre_nms_topn,
-                "post_nms_topn": p.post_nms_topn,
-                "nms_thresh": p.iou_threshold if p.has("iou_threshold") else p.nms_thresh,
-            }
-        if min(*args["ratios"], *args["scales"], args["feat_stride"]) <= 0:
-            raise SpecError("ratios, scales and feat_stride must be positive")
-        anchors = len(args["ratios"]) * len(args["scales"])
-        score, delta, info = bottoms
-        if len(score) != 4 or score[1] != 2 * anchors or delta != (score[0], 4 * anchors, *score[2:]):
-            raise SpecError(
-                f"{len(args['ratios'])} ratios and {len(args['scales'])} scales need scores (N, {2 * anchors}, H, W)"
-                f" and corrections (N, {4 * anchors}, H, W), got {score} and {delta}"
-            )
-        if info[0] not in (1, score[0]) or len(info) < 2 or info[1] < 3:
-            raise SpecError(f"the third bottom has shape {info}; (N, 3): height, width, scale is expected")
-        return args | scores
+        return args | ({"with_scores": True} if len(p.top) > 1 else {})
 
     def __init__(
         self,
@@ -278,29 +228,17 @@ class DeformableConvolution(Layer):
     Reference: msracver/Deformable-ConvNets, in Caffe's form deformable_conv_layer.cpp
     """
 
-    param, blobs = "deformable_convolution_param", ("weight", "bias")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        x, offset = bottoms
-        kernel, stride = either(p, "kernel", "kernel_size", None), either(p, "stride", "stride", 1)
-        padding, dilation = either(p, "pad", "pad", 0), either(p, "dilation", "dilation", 1)
-        if len(x) != 4 or p.axis != 1:
-            raise SpecError(f"DeformableConvolution takes a bottom (N, C, H, W) and axis 1, got {x} and axis {p.axis}")
-        if p.num_output < 1 or x[1] % p.group or p.num_output % p.group:
-            raise SpecError(f"group {p.group} does not divide the {x[1]} channels and num_output {p.num_output}")
-        wanted = 2 * p.deformable_group * kernel[0] * kernel[1]
-        if offset[1] != wanted:
-            raise SpecError(f"the offsets have {offset[1]} channels; 2 * deformable_group * kernel are {wanted}")
-        check_count("weight", (p.num_output, x[1] // p.group, *kernel))
+        channels, kernel = bottoms[0][1], deformable_kernel(p)
+        check_count("weight", (p.num_output, channels // p.group, *kernel.kernel_size))
         return {
-            "in_channels": x[1],
+            "in_channels": channels,
             "out_channels": p.num_output,
-            "kernel_size": kernel,
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
+            "kernel_size": kernel.kernel_size,
+            "stride": kernel.stride,
+            "padding": kernel.pad,
+            "dilation": kernel.dilation,
             "groups": p.group,
             "bias": p.bias_term,
         }
@@ -366,54 +304,7 @@ def base_anchors(base_size: int, ratios: tuple[float, ...], scales: tuple[float,
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------
 
 
-def expect_regions(bottoms: Sequence[Shape]) -> None:
-    """Raises SpecError unless the bottoms are features (N, C, H, W) and regions (R, 5)."""
-    expect_bottoms(bottoms, 2)
-    x, rois = bottoms
-    if len(x) != 4 or [n for n in rois[1:] if n != 1] != [5]:
-        raise SpecError(f"features (N, C, H, W) and regions (R, 5) are expected, got {x} and {rois}")
-
-
 def regions(rois: Tensor, x: Tensor) -> Tensor:
     """The regions as (R, 5), each of an image in the batch: torchvision reads wherever the index points."""
     rois = rois.flatten(1)
     return torch.cat((rois[:, :1].nan_to_num().clamp(0, x.shape[0] - 1), rois[:, 1:]), 1)
-
-
-def pooled_size(size: Sequence[int], bottoms: Sequence[Shape]) -> tuple[int, int]:
-    if len(size) != 2 or min(size) < 1:
-        raise SpecError("pooled_h and pooled_w are needed, and must be positive")
-    check_count("the top", (bottoms[1][0], bottoms[0][1], *size))
-    return size[0], size[1]
-
-
-def positive(spatial_scale: float) -> float:
-    if spatial_scale <= 0:
-        raise SpecError(f"spatial_scale must be positive, got {spatial_scale}")
-    return spatial_scale
-
-
-def either(p: Message, short: str, field: str, default: int | None) -> tuple[int, int]:
-    """(vertical, horizontal) of a repeated field, or of its ``_h`` and ``_w``. Raises SpecError where it is missing."""
-    values = [int(n) for n in getattr(p, field)]
-    if p.has(f"{short}_h") or p.has(f"{short}_w"):
-        values = [getattr(p, f"{short}_h"), getattr(p, f"{short}_w")]
-    if not values and default is None:
-        raise SpecError(f"{field} is missing")
-    values = values or [default or 0]
-    if len(values) > 2:
-        raise SpecError(f"{field} is given {len(values)} times; there are two axes")
-    return values[0], values[-1]
-
-
-def yaml_numbers(text: str) -> dict[str, list[float]]:
-    """``'feat_stride': 16`` and ``'scales': !!python/tuple [8, 16]`` of a param_str: name -> its numbers."""
-    pattern = r"""['"]?(\w+)['"]?\s*:\s*(?:!!python/tuple\s*)?([\[(][^\])]*[\])]|[-+.\deE]+)"""
-    found = {}
-    for name, value in re.findall(pattern, text):
-        try:
-            numbers = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            raise SpecError(f"param_str: '{name}' is not a number or a list of numbers: {value[:40]}") from None
-        found[name] = [float(n) for n in (numbers if isinstance(numbers, (list, tuple)) else [numbers])]
-    return found

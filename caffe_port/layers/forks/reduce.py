@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, canonical_axis, expect_bottoms
+from caffe_port.layers.layer import Layer, canonical_axis
 from caffe_port.layers.linear import Scale
 from caffe_port.typing import Shape
 
@@ -21,8 +20,6 @@ class Scalar(Scale):
     Blobs: weight (C), unless there is a second bottom
     Reference: scalar_layer.cpp (jeffdonahue/caffe, yjxiong/caffe)
     """
-
-    param = "scalar_param"
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -40,11 +37,6 @@ class Sum(Layer):
     Reference: scott89/caffe-crowd sum_layer.cpp
     """
 
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        return {}
-
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1).sum(1).reshape(-1, 1, 1, 1)
 
@@ -60,13 +52,8 @@ class MIL(Layer):
     Reference: s-gupta/visual-concepts mil_layer.cpp
     """
 
-    param = "mil_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        if len(bottoms[0]) != 4:
-            raise SpecError(f"MIL takes a bottom (N, C, H, W), got {bottoms[0]}")
         return {"any_pixel": p.type == "NOR"}
 
     def __init__(self, any_pixel: bool = False) -> None:
@@ -89,19 +76,10 @@ class BatchReduction(Layer):
     Reference: hszhao/PSPNet batch_reduction_layer.cpp
     """
 
-    param = "batch_reduction_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        own = p.reduction_param
+        own, levels = p.reduction_param, [int(n) for n in p.level] or [1]
         axis = canonical_axis(own.axis, len(bottoms[0]))
-        levels = [int(n) for n in p.level] or [1]
-        if own.operation not in ("SUM", "MEAN"):
-            raise SpecError(f"operation {own.operation} is not supported; SUM and MEAN are")
-        count = sum(n * n for n in levels)
-        if levels != [1] and count != bottoms[0][axis]:
-            raise SpecError(f"levels {levels} are {count} numbers, axis {axis} has {bottoms[0][axis]}")
         args: dict[str, Any] = {"dim": axis, "mean": own.operation == "MEAN"}
         return args | ({"parts": tuple(n * n for n in levels)} if levels != [1] else {})
 
@@ -126,17 +104,9 @@ class CompactBilinear(Layer):
     Reference: compact_bilinear_layer.cpp (Gao et al. 2016)
     """
 
-    param = "compact_bilinear_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        a, b = bottoms
-        if p.num_output < 1:
-            raise SpecError("num_output is missing or 0: it is the length of the sketch")
-        if len(a) != 4 or len(b) != 4 or a[0] != b[0] or a[2:] != b[2:]:
-            raise SpecError(f"bottoms (N, C, H, W) that differ in C only are expected, got {a} and {b}")
-        args = {"channels": (a[1], b[1]), "num_output": p.num_output}
+        args = {"channels": (bottoms[0][1], bottoms[1][1]), "num_output": p.num_output}
         return args if p.sum_pool else args | {"sum_pool": False}
 
     def __init__(self, channels: tuple[int, int], num_output: int, sum_pool: bool = True) -> None:

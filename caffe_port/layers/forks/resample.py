@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, canonical_axis, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer, canonical_axis
+from caffe_port.signatures.forks.resample import block_of, centre_margins, unpooling, upsampling
 from caffe_port.typing import Shape
 
 
@@ -26,28 +26,15 @@ class Interp(Layer):
     Reference: DeepLab v2 and hszhao/PSPNet interp_layer.cpp
     """
 
-    param = "interp_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 2)
-        if p.pad_beg > 0 or p.pad_end > 0:
-            raise SpecError("pad_beg and pad_end crop: they must be negative or 0")
-        if p.interp_type != "bilinear":
-            raise SpecError(f"interp_type {p.interp_type} is not supported, only bilinear")
         args: dict[str, Any] = {"align_corners": False} if not p.align_corners else {}
         if p.pad_beg or p.pad_end:
             args["crop"] = (-p.pad_beg, -p.pad_end)
         if p.has("shrink_factor") or p.has("zoom_factor"):
             args |= {"shrink": p.shrink_factor, "zoom": p.zoom_factor}
-            if min(p.shrink_factor, p.zoom_factor) < 1:
-                raise SpecError("shrink_factor and zoom_factor must be at least 1")
         elif p.has("height") and p.has("width"):
             args["size"] = (p.height, p.width)
-            if min(args["size"]) < 1:
-                raise SpecError("height and width must be positive")
-        elif len(bottoms) < 2:
-            raise SpecError("the size is missing: give height and width, shrink_factor or zoom_factor")
         return args
 
     def __init__(
@@ -87,33 +74,7 @@ class Upsample(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 2)
-        p, size = p.upsample_param, bottoms[0][2:]
-        names = (
-            ("stride", "stride_h", "stride_w")
-            if not p.has("scale") and p.has("stride")
-            else ("scale", "scale_h", "scale_w")
-        )
-        scale = (getattr(p, names[1]), getattr(p, names[2])) if p.has(names[1]) else (getattr(p, names[0]),) * 2
-        given = any(p.has(name) for name in names)
-        if len(bottoms) == 1:
-            if not given and not p.has("upsample_h"):
-                scale = (1, 1)  # darknet2caffe's default
-            args: dict[str, Any] = {"scale": scale}
-        else:
-            if bottoms[1] != bottoms[0]:
-                raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
-            padded = (p.pad_out_h, p.pad_out_w)
-            if any(pad and s != 2 for pad, s in zip(padded, scale, strict=True)):
-                raise SpecError(f"pad_out_h and pad_out_w need a scale of 2, got {scale}")
-            args = {"size": tuple(n * s - pad for n, s, pad in zip(size, scale, padded, strict=True))}
-        if p.has("upsample_h") and p.has("upsample_w"):
-            args = {"size": (p.upsample_h, p.upsample_w)}
-        if min(args.get("size") or args["scale"]) < 1:
-            raise SpecError(f"the scale must be positive, got {scale}")
-        top = args.get("size") or [n * s for n, s in zip(size, scale, strict=True)]
-        check_count("the top", (*bottoms[0][:2], *top))
-        return args
+        return upsampling(p, bottoms)
 
     def __init__(self, scale: tuple[int, int] | None = None, size: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -141,27 +102,7 @@ class Unpooling(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 2)
-        if len(bottoms) > 1 and bottoms[1] != bottoms[0]:
-            raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
-        p = p.unpooling_param if p.has("unpooling_param") else Message(None)
-        kernel, stride = sizes(p, "kernel_size", "kernel"), sizes(p, "stride", "stride") or (1, 1)
-        unpool = str(p.unpool) if p.has("unpool") else "MAX"
-        if kernel is None:
-            raise SpecError("unpooling_param: kernel_size is missing")
-        if any(sizes(p, "pad", "pad") or ()):
-            raise SpecError("unpooling_param: pad is not supported, as in Caffe's fork")
-        if unpool not in ("MAX", "AVE", "TILE"):
-            raise SpecError(f"unpooling_param: unpool is MAX, AVE or TILE, got {unpool}")
-        size = sizes(p, "unpool_size", "unpool")
-        if size is None:
-            shapes = zip(bottoms[0][2:], kernel, stride, strict=True)
-            size = tuple(max((n - 1) * s + k, n * s + 1) for n, k, s in shapes)  # type: ignore[assignment]
-        assert size is not None
-        if min(*kernel, *stride, *size) < 1:
-            raise SpecError("unpooling_param: kernel, stride and size must be positive")
-        check_count("the top", (*bottoms[0][:2], *size))
-        return {"size": size, "kernel_size": kernel, "stride": stride, "unpool": unpool}
+        return unpooling(p, bottoms)
 
     def __init__(
         self, size: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int] = (1, 1), unpool: str = "MAX"
@@ -204,17 +145,9 @@ class Resample(Layer):
     Reference: lmb-freiburg/flownet2 resample_layer.cu
     """
 
-    param = "resample_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 2)
-        if p.type not in ("NEAREST", "LINEAR", "CUBIC"):
-            raise SpecError(f"type {p.type} is not supported; NEAREST, LINEAR and CUBIC are")
         size = bottoms[1][2:] if len(bottoms) > 1 else (p.height, p.width)
-        if min(size) < 1:
-            raise SpecError("height and width are needed, unless there is a second bottom")
-        check_count("the top", (*bottoms[0][:2], *size))
         return {"size": tuple(size), "method": p.type, "antialias": p.antialias}
 
     def __init__(self, size: tuple[int, int], method: str = "LINEAR", antialias: bool = True) -> None:
@@ -260,23 +193,9 @@ class Reorg(Layer):
     Reference: darknet's reorg_cpu; gklz1982/caffe-yolov2 reorg_layer.cpp
     """
 
-    aliases = ("PassThrough", "ReorgYolo")
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 1)
-        if p.type == "PassThrough":
-            block = p.pass_through_param.block_height, p.pass_through_param.block_width
-            if len(set(block)) > 1:
-                raise SpecError(f"pass_through_param: a block of {block[0]} x {block[1]} is not square")
-            p = Message("ReorgParameter", stride=block[0])
-        else:
-            p = p.reorg_yolo_param if p.type == "ReorgYolo" else p.reorg_param
-        stride, reverse, shape = p.stride or 2, p.has("reverse") and p.reverse, bottoms[0]
-        if shape[1] % stride**2:
-            raise SpecError(f"stride {stride} needs channels in multiples of {stride**2}, the bottom has {shape[1]}")
-        if not reverse and (shape[2] % stride or shape[3] % stride):
-            raise SpecError(f"stride {stride} does not divide an image of {shape[2]} x {shape[3]}")
+        stride, reverse = block_of(p)
         return {"stride": stride} | ({"reverse": True} if reverse else {})
 
     def __init__(self, stride: int, reverse: bool = False) -> None:
@@ -301,15 +220,7 @@ class CropCenter(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        given = p.crop_center_param.crop_size if p.has("crop_center_param") else []
-        sizes = tuple(int(n) for n in (given if isinstance(given, list) else [given]))
-        if len(sizes) != len(bottoms[0]):
-            raise SpecError(f"{len(sizes)} crop_size for {len(bottoms[0])} dimensions")
-        for size, length in zip(sizes, bottoms[0], strict=True):
-            if size < 0 or size * 2 >= length:
-                raise SpecError(f"crop_size {size} leaves nothing of {length}")
-        return {"crop_size": sizes}
+        return {"crop_size": centre_margins(p, bottoms[0])}
 
     def __init__(self, crop_size: tuple[int, ...]) -> None:
         super().__init__()
@@ -327,12 +238,8 @@ class Reverse(Layer):
     Reference: ChWick/caffe reverse_layer.cpp
     """
 
-    aliases = ("ReverseAxis",)
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
-        p = p.reverse_axis_param if p.has("reverse_axis_param") else p.reverse_param
         return {"dim": canonical_axis(p.axis, len(bottoms[0]))}
 
     def __init__(self, dim: int = 0) -> None:
@@ -353,21 +260,3 @@ def scatter_to(x: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     """A plane of ``size`` that has every value of ``x`` at the index which ``mask`` says, and zeros elsewhere."""
     y = x.new_zeros(*x.shape[:2], size[0] * size[1])
     return y.scatter(2, mask.flatten(2).long(), x.flatten(2)).reshape(*x.shape[:2], *size)
-
-
-# -- parameters, from Caffe ---------------------------------------------------------------------------------------
-
-
-def expect_image(bottoms: Sequence[Shape], most: int) -> None:
-    """Raises SpecError unless there are 1 to ``most`` bottoms, all (N, C, H, W)."""
-    expect_bottoms(bottoms, 1, most)
-    for shape in bottoms:
-        if len(shape) != 4:
-            raise SpecError(f"a bottom (N, C, H, W) is expected, got {shape}")
-
-
-def sizes(p: Message, both: str, short: str) -> tuple[int, int] | None:
-    """(vertical, horizontal) of ``both``, or of ``short`` with _h and _w; None where absent."""
-    if p.has(f"{short}_h") and p.has(f"{short}_w"):
-        return int(getattr(p, f"{short}_h")), int(getattr(p, f"{short}_w"))
-    return (int(getattr(p, both)),) * 2 if p.has(both) else None

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.forks.resample import expect_image, sizes
-from caffe_port.layers.layer import Layer, check_count
+from caffe_port.layers.layer import Layer
+from caffe_port.signatures.forks.resample import sizes
+from caffe_port.signatures.forks.resize import METHODS, accumulated_size, by_opencv, im_resized, resized
 from caffe_port.typing import Shape
 
 
@@ -27,25 +27,9 @@ class Resize(Layer):
     Reference: Akrit2013/caffe resize_layer.cpp; bearpaw/caffe and happynear/caffe-windows resize_layer.cpp
     """
 
-    param = "resize_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 1)
-        size: tuple[int, ...] = (p.height, p.width) if p.has("height") and p.has("width") else ()
-        factors = (p.zoom, p.zoom) if p.has("zoom") else (p.zoom_h, p.zoom_w) if p.has("zoom_h") else None
-        opencv = factors is not None or p.has("inter")
-        if p.is_pyramid_test:
-            factors = p.out_height_scale, p.out_width_scale
-        if factors is not None:
-            size = tuple(int(n * (f or 0)) for n, f in zip(bottoms[0][2:], factors, strict=True))
-        if not size or min(size) < 1:
-            raise SpecError("the size is missing: give height and width, zoom, or is_pyramid_test with both scales")
-        check_count("the top", (*bottoms[0][:2], *size))
-        methods = {"INTER_LINEAR": "bilinear", "INTER_NEAREST": "nearest", "INTER_CUBIC": "bicubic"}
-        if opencv and p.inter not in methods:
-            raise SpecError(f"inter {p.inter} is not supported; {', '.join(methods)} are")
-        return {"size": size} | ({"method": methods[p.inter]} if opencv else {})
+        return {"size": resized(p, bottoms[0])} | ({"method": METHODS[p.inter]} if by_opencv(p) else {})
 
     def __init__(self, size: tuple[int, int], method: str | None = None) -> None:
         super().__init__()
@@ -68,18 +52,9 @@ class ImResize(Layer):
     Reference: CMU-Perceptual-Computing-Lab/caffe_rtpose imresize_layer.cu
     """
 
-    param = "imresize_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 1)
-        size: tuple[int, ...] = (p.target_spatial_height, p.target_spatial_width)
-        if p.factor:
-            size = tuple(int(n * p.factor) for n in bottoms[0][2:])
-        if min(size) < 1:
-            raise SpecError(f"imresize_param: a size of {size[0]} x {size[1]} is not positive")
-        check_count("the top", (*bottoms[0][:2], *size))
-        return {"size": size}
+        return {"size": im_resized(p, bottoms[0])}
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -116,16 +91,9 @@ class Upsampling(Layer):
     Reference: jimeiyang/objectContourDetector upsampling_layer.cpp
     """
 
-    param = "upsampling_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 1)
-        kernel = sizes(p, "kernel_size", "kernel")
-        if kernel is None or min(kernel) < 1:
-            raise SpecError("upsampling_param: kernel_size is missing, or 0")
-        check_count("the top", (*bottoms[0], *kernel))
-        return {"kernel_size": kernel}
+        return {"kernel_size": sizes(p, "kernel_size", "kernel")}
 
     def __init__(self, kernel_size: tuple[int, int]) -> None:
         super().__init__()
@@ -145,14 +113,8 @@ class MaskResize(Layer):
     Reference: daijifeng001/caffe-mnc mask_resize_layer.cu
     """
 
-    param = "mask_resize_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 1)
-        if not p.output_height or not p.output_width:
-            raise SpecError("mask_resize_param: output_height and output_width are needed")
-        check_count("the top", (*bottoms[0][:2], p.output_height, p.output_width))
         return {"size": (p.output_height, p.output_width)}
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -172,14 +134,9 @@ class Downsample(Layer):
     Reference: lmb-freiburg/flownet2 downsample_layer.cu
     """
 
-    param = "downsample_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 2)
         size = bottoms[1][2:] if len(bottoms) > 1 else (p.top_height, p.top_width)
-        if min(size) < 2 or any(new > old for new, old in zip(size, bottoms[0][2:], strict=True)):
-            raise SpecError(f"the new size {size} must be from 2 to that of the bottom, {bottoms[0][2:]}")
         return {"size": tuple(size)}
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -211,22 +168,9 @@ class Accum(Layer):
     Reference: lmb-freiburg/flownet2 accum_layer.cpp
     """
 
-    param = "accum_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_image(bottoms, 1 << 30)
-        images = bottoms[:-1] if p.have_reference else bottoms
-        if not images or len({shape[0] for shape in images}) > 1:
-            raise SpecError(f"bottoms of one batch size are expected, got {', '.join(map(str, bottoms))}")
-        size = bottoms[-1][2:]
-        if not p.have_reference:
-            size = (max(shape[2] for shape in images), max(shape[3] for shape in images))
-            by = p.size_divisible_by
-            wanted = (-(-size[0] // by) * by, -(-size[1] // by) * by) if by else (p.top_height, p.top_width)
-            size = wanted if wanted[0] > size[0] and wanted[1] > size[1] else size
-        check_count("the top", (images[0][0], sum(shape[1] for shape in images), *size))
-        return {"size": tuple(size)} | ({"have_reference": True} if p.have_reference else {})
+        return {"size": accumulated_size(p, bottoms)} | ({"have_reference": True} if p.have_reference else {})
 
     def __init__(self, size: tuple[int, int], have_reference: bool = False) -> None:
         super().__init__()

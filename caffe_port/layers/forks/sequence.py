@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, expect_bottoms
+from caffe_port.layers.layer import Layer
 from caffe_port.typing import Shape
 
 
@@ -28,13 +27,8 @@ class CTCGreedyDecoder(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
         with_scores, p = len(p.top) > 1, p.ctc_decoder_param
-        x, cont = bottoms
-        if len(x) < 3 or math.prod(cont) != x[0] * x[1]:
-            raise SpecError(f"scores (T, N, C) and cont (T, N) are expected, got {x} and {cont}")
-        classes = math.prod(x[2:])
-        blank = p.blank_index if p.blank_index >= 0 else classes - 1
+        blank = p.blank_index if p.blank_index >= 0 else math.prod(bottoms[0][2:]) - 1
         return {"blank": blank, "merge": p.ctc_merge_repeated} | ({"with_scores": True} if with_scores else {})
 
     def __init__(self, blank: int, merge: bool = True, with_scores: bool = False) -> None:
@@ -63,14 +57,8 @@ class ReverseTime(Layer):
     Reference: ChWick/caffe reverse_time_layer.cpp
     """
 
-    param = "reverse_time_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        x, length = bottoms
-        if len(x) < 2 or math.prod(length) != x[1]:
-            raise SpecError(f"sequences (T, N, ...) and N lengths are expected, got {x} and {length}")
         return {} if p.copy_remaining else {"copy_remaining": False}
 
     def __init__(self, copy_remaining: bool = True) -> None:

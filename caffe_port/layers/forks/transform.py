@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.layers.layer import Layer, check_count, expect_bottoms
+from caffe_port.layers.layer import Layer
+from caffe_port.signatures.forks.transform import given_theta
 from caffe_port.typing import Shape
 
 
@@ -26,24 +25,11 @@ class SpatialTransformer(Layer):
     Reference: daerduoCarey/SpatialTransformerLayer st_layer.cpp, st_layer.cu
     """
 
-    param = "st_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 2)
-        x, theta = bottoms
-        if p.transform_type != "affine" or p.sampler_type != "bilinear":
-            raise SpecError(f"{p.transform_type} and {p.sampler_type} are not supported; affine and bilinear are")
-        names = [f"theta_{row}_{column}" for row in (1, 2) for column in (1, 2, 3)]
-        given = tuple(float(getattr(p, name)) if p.has(name) else None for name in names)
-        missing = given.count(None)
-        if len(x) != 4 or theta[0] != x[0] or math.prod(theta[1:]) != missing:
-            raise SpecError(f"a bottom (N, C, H, W) and a map (N, {missing}) are expected, got {x} and {theta}")
+        x, given = bottoms[0], given_theta(p)
         size = (p.output_H if p.has("output_H") else x[2], p.output_W if p.has("output_W") else x[3])
-        if min(size) < 1:
-            raise SpecError("output_H and output_W must be positive")
-        check_count("the top", (*x[:2], *size))
-        return {"size": size} | ({"theta": given} if missing < 6 else {})
+        return {"size": size} | ({"theta": given} if given.count(None) < 6 else {})
 
     def __init__(self, size: tuple[int, int], theta: tuple[float | None, ...] = (None,) * 6) -> None:
         super().__init__()

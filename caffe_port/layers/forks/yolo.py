@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caffe_port.errors import SpecError
-from caffe_port.formats.message import Message, decimal
+from caffe_port.formats.message import Message
 from caffe_port.layers.forks.detection import suppress
-from caffe_port.layers.layer import Layer, expect_bottoms
+from caffe_port.layers.layer import Layer
+from caffe_port.signatures.forks.yolo import widths_and_heights
 from caffe_port.typing import Shape
 
 
@@ -27,20 +27,11 @@ class YoloDetectionOutput(Layer):
     Reference: eric612/MobileNet-YOLO yolo_detection_output_layer.cpp
     """
 
-    param = "yolo_detection_output_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1, 2)
-        if p.coords != 4:
-            raise SpecError(f"coords {p.coords} is not supported, only 4")
-        anchors = widths_and_heights(p.biases)
-        if len(anchors) != p.num_box:
-            raise SpecError(f"{len(p.biases)} biases for {p.num_box} boxes; each needs a width and a height")
-        check_grid(bottoms[0], p.num_box, p.num_classes)
         return {
             "num_classes": p.num_classes,
-            "anchors": anchors,
+            "anchors": widths_and_heights(p.biases),
             "confidence_threshold": p.confidence_threshold,
             "nms_threshold": p.nms_threshold,
         }
@@ -85,27 +76,14 @@ class Yolov3DetectionOutput(Layer):
     Reference: eric612/MobileNet-YOLO yolov3_detection_output_layer.cpp
     """
 
-    param = "yolov3_detection_output_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, p.mask_group_num)
-        known, mask, count = widths_and_heights(p.biases), [int(m) for m in p.mask], p.num_box
-        scales = tuple(int(s) for s in p.anchors_scale)
-        if len(mask) != count * len(bottoms) or len(scales) != len(bottoms):
-            raise SpecError(
-                f"{len(bottoms)} bottoms of {count} boxes need {count * len(bottoms)} mask and {len(bottoms)}"
-                f" anchors_scale, got {len(mask)} and {len(scales)}"
-            )
-        if max(mask) >= len(known):
-            raise SpecError(f"mask {max(mask)} is beyond the {len(known)} widths and heights of biases")
-        for shape in bottoms:
-            check_grid(shape, count, p.num_classes)
-        chosen = [known[m] for m in mask]
+        known, count = widths_and_heights(p.biases), p.num_box
+        chosen = [known[int(m)] for m in p.mask]
         return {
             "num_classes": p.num_classes,
             "anchors": tuple(tuple(chosen[k : k + count]) for k in range(0, len(chosen), count)),
-            "scales": scales,
+            "scales": tuple(int(s) for s in p.anchors_scale),
             "confidence_threshold": p.confidence_threshold,
             "nms_threshold": p.nms_threshold,
         }
@@ -149,15 +127,9 @@ class RegionYolo(Layer):
     Reference: OpenVINO's specification of RegionYolo; openvinotoolkit/training_toolbox_caffe region_yolo_layer.cpp
     """
 
-    param = "region_yolo_param"
-
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        expect_bottoms(bottoms, 1)
         boxes = p.num if p.do_softmax else len(p.mask)
-        numbers = p.coords + 1 + p.classes
-        if len(bottoms[0]) != 4 or boxes < 1 or p.coords < 2 or bottoms[0][1] != boxes * numbers:
-            raise SpecError(f"{boxes} boxes of {numbers} numbers need (N, {boxes * numbers}, H, W), got {bottoms[0]}")
         return {"boxes": boxes, "coords": p.coords} | ({"softmax": True} if p.do_softmax else {})
 
     def __init__(self, boxes: int, coords: int = 4, softmax: bool = False) -> None:
@@ -211,18 +183,3 @@ def detection_rows(found: list[Tensor], x: Tensor) -> Tensor:
     if not any(len(of) for of in found):
         rows = [torch.tensor([[image] + [-1] * 6]).to(x) for image in range(len(found))]
     return torch.cat(rows)[None, None]
-
-
-# -- parameters, from Caffe ---------------------------------------------------------------------------------------
-
-
-def widths_and_heights(biases: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    values = [decimal(b) for b in biases]
-    if len(values) % 2:
-        raise SpecError(f"{len(values)} biases; widths and heights come in pairs")
-    return tuple(zip(values[::2], values[1::2], strict=True))
-
-
-def check_grid(shape: Shape, boxes: int, classes: int) -> None:
-    if len(shape) != 4 or shape[1] != boxes * (5 + classes):
-        raise SpecError(f"{boxes} boxes and {classes} classes need (N, {boxes * (5 + classes)}, H, W), got {shape}")

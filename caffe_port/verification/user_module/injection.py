@@ -1,4 +1,4 @@
-"""Somebody's own port on the reference's tops: every call runs on the right bottoms, and is compared by itself."""
+"""Runs a hand-written port on the reference's tops, so that every call gets correct inputs and is compared alone."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port.spec import SOURCE_TYPES, LayerSpec, Source
+from caffe_port.signatures.signature import Trait, has, has_weights, signature_of
+from caffe_port.spec import LayerSpec, Source
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
 from caffe_port.verification.diagnose import diagnose
 from caffe_port.verification.references.reference import Case
-from caffe_port.verification.user_module.align import PAIRED, WITHOUT_NUMBERS, Pair, alike
+from caffe_port.verification.user_module.align import PAIRED, Pair, alike
 from caffe_port.verification.user_module.folded_layers import cause_of, how_many, like, told
 from caffe_port.verification.user_module.recorder import Call, Recorder
 
 
 class Injector(Recorder):
-    """Runs a module on the reference's tops: every call that stands for a layer is answered with what the reference
-    made of that layer, so each runs on the right bottoms, through the module's own code between them.
+    """Runs a module on the reference's tops.
 
-    A call that Caffe does not have is answered with its own input, as if it were not there.
+    The result of every call that is paired with a layer is replaced by the reference's top of that layer, so that each
+    call gets correct inputs, through the module's own code between the calls. A call that Caffe does not have returns
+    its own input, as if it were not there.
 
     Attributes:
-        pairs: as given; where a call makes the top of what follows its layer, that is in its ``folded``.
-        alone: layer name -> what the call made of the reference's bottoms.
+        pairs: the given pairs; layers found to be folded into the weights of a call are in its ``folded``.
+        alone: layer name -> output of the call for the reference's bottoms.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Injector(Recorder):
         self.pairs = list(pairs)
         self.places = {pair.call.index: n for n, pair in enumerate(pairs) if pair.call is not None}
         present = {layer.name for pair in pairs if pair.call is not None for layer in pair.layers}
-        self.missing = {layer.name for layer in case.spec.layers if layer.type in PAIRED - WITHOUT_NUMBERS} - present
+        self.missing = {layer.name for layer in case.spec.layers if _must_have_partner(layer)} - present
         self.alone: dict[str, Array] = {}
 
     def answer(self, call: Call, made: Any) -> Any:
@@ -47,7 +49,7 @@ class Injector(Recorder):
         pair = Pair(None, call) if place is None else self.pairs[place]
         layer = pair.layer
         if layer is None:
-            return call.inputs[0] if call.kind in _SKIPPED else made
+            return call.inputs[0] if _can_be_skipped(call.kind) else made
         inputs = call.inputs
         if any(source[0] in self.missing for source in layer.sources):
             bottoms = [torch.tensor(np.asarray(self.tops[s], np.float32)) for s in layer.sources]
@@ -63,16 +65,22 @@ class Injector(Recorder):
                 self.missing -= {one.name for one in folded}
             self.alone[pair.layers[-1].name] = made_alone
         else:
-            normalised = torch.tensor(np.asarray(self.tops[layer.name, 0], np.float32))
+            normalized = torch.tensor(np.asarray(self.tops[layer.name, 0], np.float32))
             self.alone[layer.name] = call.again(inputs[0].clone(), weight=None, bias=None).numpy()
-            self.alone[pair.scale.name] = _affine(normalised, call).numpy()
+            self.alone[pair.scale.name] = _affine(normalized, call).numpy()
         top = torch.tensor(np.asarray(self.tops[pair.layers[-1].name, 0], np.float32))
         answer = top.reshape(call.output.shape) if alike(top.shape, call.output.shape) else top
         return answer if isinstance(made, Tensor) else (answer, *made[1:])
 
 
-_SKIPPED = PAIRED - {"Convolution", "Deconvolution", "InnerProduct", "Concat", "Eltwise"}
-"""Kinds of an extra call that can be left out without the module noticing."""
+def _must_have_partner(layer: LayerSpec) -> bool:
+    return layer.type in PAIRED and not has(layer.type, Trait.NO_NUMBERS)
+
+
+def _can_be_skipped(kind: str) -> bool:
+    """Whether an extra call of a kind can be left out without the module noticing."""
+    signature = signature_of(kind)
+    return kind in PAIRED and signature is not None and signature.bottoms == (1, 1) and not has_weights(kind)
 
 
 def _affine(x: Tensor, call: Call) -> Tensor:
@@ -91,15 +99,15 @@ def rows(
     Args:
         case: the Caffe net.
         pairs: those of the :class:`Injector`, after its run.
-        tops: the reference's, inputs included.
-        alone: what each call made of the reference's bottoms, see :class:`Injector`.
+        tops: the reference's tops, including the inputs.
+        alone: the output of each call for the reference's bottoms, see :class:`Injector`.
     """
     by_layer = {layer.name: pair for pair in pairs if pair.call is not None for layer in pair.layers}
     extra = _extra_after(pairs)
     yield from (_extra(call, None) for call in extra.get("", ()))
     for layer in case.spec.layers:
         pair = by_layer.get(layer.name)
-        if layer.type not in SOURCE_TYPES:
+        if not layer.is_input:
             if pair is not None:
                 yield _row(case, layer, pair, tops, alone, tolerance)
             else:
@@ -107,12 +115,15 @@ def rows(
         yield from (_extra(call, layer) for call in extra.get(layer.name, ()))
 
 
+_NO_COUNTERPART = "no counterpart in the port"
+
+
 def _without_partner(layer: LayerSpec) -> Row:
     top = layer.tops[0] if layer.tops else ""
-    if layer.type in PAIRED - WITHOUT_NUMBERS:
+    if _must_have_partner(layer):
         cause = f"the port has no {layer.type} here"
-        return Row(layer.name, 0, layer.type, top, layer.where, None, failure("has no partner"), cause=cause)
-    note = "the port has none; it changes no number in TEST" if layer.type in WITHOUT_NUMBERS else "has no partner"
+        return Row(layer.name, 0, layer.type, top, layer.where, None, failure(_NO_COUNTERPART), cause=cause)
+    note = f"{_NO_COUNTERPART}; changes no value in TEST" if has(layer.type, Trait.NO_NUMBERS) else _NO_COUNTERPART
     return Row(layer.name, 0, layer.type, top, layer.where, note=note)
 
 
@@ -129,12 +140,12 @@ def _extra_after(pairs: Sequence[Pair]) -> dict[str, list[Call]]:
 
 
 def _extra(call: Call, after: LayerSpec | None) -> Row:
-    where = f"behind '{after.name}'" if after else "at the beginning"
+    where = f"after '{after.name}'" if after else "at the beginning"
     what = f"the port has an extra {call.kind} {where}: {call.name}"
     shapes = f"{tuple(call.inputs[0].shape)} to {tuple(call.output.shape)}" if call.inputs else ""
     if call.named.get("training") is True and call.kind == "Dropout":
         what += ", active even in eval()"
-    elif call.kind in WITHOUT_NUMBERS:
+    elif has(call.kind, Trait.NO_NUMBERS):
         return Row(call.name, 0, call.kind, note=what)
     return Row(call.name, 0, call.kind, free=failure(f"an extra layer, {shapes}"), cause=what)
 
@@ -156,7 +167,7 @@ def _row(
         note += f"; port: {call.name}" if layer.name == into else ""
         return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, note=note)
     free = difference(expected, like(call.output.numpy(), expected), tolerance) if layer is last else None
-    words = f"port: {call.name}" + (f", with {told(pair.folded)} in its weights" if pair.folded else "")
+    words = f"port: {call.name}" + (f", with {told(pair.folded)} folded into its weights" if pair.folded else "")
     if layer.name not in alone:
         return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, free, None, words)
     actual = like(alone[layer.name], expected)

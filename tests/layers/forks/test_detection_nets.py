@@ -12,7 +12,8 @@ import caffe_port.layers.forks.detection_loss
 import caffe_port.layers.forks.rcnn
 import caffe_port.layers.forks.resample  # noqa: F401
 from caffe_port.api import port
-from caffe_port.emit import convert, read_model
+from caffe_port.emit.convert import convert
+from caffe_port.emit.self_check import read_model
 from caffe_port.formats import wire
 from caffe_port.formats.caffemodel import blob_message
 from caffe_port.formats.message import Message

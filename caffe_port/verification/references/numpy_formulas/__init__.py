@@ -1,4 +1,4 @@
-"""Plain NumPy as the reference, in float64: one short function per type, after the formulas of Caffe's sources."""
+"""Plain NumPy as the reference, in float64: one short function per type, following the formulas in Caffe's sources."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from caffe_port.verification.references.numpy_formulas import (
     spatial,
 )
 from caffe_port.verification.references.numpy_formulas.formulas import FORMULAS, Layer
-from caffe_port.verification.references.reference import Case, Made, Reference, Run, Tops, computing
+from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
 
-__all__ = ["FORMULAS", "Layer", "NumPyReference", "WithFormulas", "compute"]
+__all__ = ["FORMULAS", "Layer", "NumPyReference", "compute"]
 
-# registered by being imported
+# imported because that registers the formulas
 _FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample, shape, spatial)
 
 
@@ -33,8 +33,8 @@ _FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample,
 class NumPyReference:
     """The formulas, run layer by layer in float64.
 
-    They share no code with :mod:`caffe_port.layers`, install everywhere, and are the truth that rounding errors are
-    measured from. They are not fast.
+    They share no code with :mod:`caffe_port.layers`, need nothing but NumPy, and are the exact values against which
+    rounding errors are measured. They are slow.
     """
 
     @property
@@ -42,7 +42,7 @@ class NumPyReference:
         return f"NumPy {np.__version__}, float64"
 
     def run(self, case: Case) -> Run:
-        """Runs the net; a type without a formula has no figures."""
+        """Runs the net; a type without a formula has no tops."""
         values: dict[tuple[str, int], Array] = {s: np.asarray(x, np.float64) for s, x in case.sources().items()}
         last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
         for layer in computing(case.spec):
@@ -56,47 +56,10 @@ class NumPyReference:
                     values.pop(source, None)
 
 
-@dataclass(frozen=True)
-class WithFormulas:
-    """Another reference, and the formulas for the layers of which it has no figures."""
-
-    other: Reference
-
-    @property
-    def name(self) -> str:
-        return self.other.name
-
-    def run(self, case: Case) -> Run:
-        """Runs the net; a layer that the formulas had to compute says so in its note."""
-        values: dict[tuple[str, int], Array] = dict(case.sources())
-        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
-        turns = self.other.run(case)
-        instead: Sequence[Array] | None = None
-        while True:
-            try:
-                made = turns.send(instead)
-            except StopIteration:
-                return
-            layer, tops = made.layer, made.tops
-            if tops is None:
-                bottoms = [values[s] for s in layer.sources]
-                tops, why = compute(layer, bottoms, case.blobs.get(layer.name, ()), case.spec.phase == "TRAIN")
-                words = f"{made.note}: compared with NumPy" if tops is not None else f"{made.note}; {why}"
-                sent = yield Made(layer, tops, NumPyReference().name, words)
-                instead = sent if tops is None else tops
-            else:
-                instead = yield made
-            for k, top in enumerate(tops if tops is not None else instead or ()):
-                values[layer.name, k] = np.asarray(top)
-            for source in layer.sources:
-                if last_read[source] == layer.name:
-                    values.pop(source, None)
-
-
 def compute(
     layer: LayerSpec, bottoms: Sequence[Array], blobs: Sequence[Array], train: bool = False
 ) -> tuple[Tops | None, str]:
-    """One layer's tops in float64, or None with the reason why not."""
+    """One layer's tops in float64, or None and the reason."""
     formula = FORMULAS.get(layer.type)
     if formula is None:
         return None, f"no formula for {layer.type}"

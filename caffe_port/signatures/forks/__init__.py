@@ -1,0 +1,22 @@
+"""The records of the layer types of Caffe's forks."""
+
+from __future__ import annotations
+
+from caffe_port.signatures.forks import (  # noqa: F401  each declares its types
+    activation,
+    blocks,
+    cascade,
+    detection,
+    detection_loss,
+    faces,
+    flow,
+    quantized,
+    rcnn,
+    reduce,
+    resample,
+    resize,
+    sequence,
+    transform,
+    volume,
+    yolo,
+)

@@ -1,0 +1,84 @@
+"""The records of forks' activations, and of layers that do something in training only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.signatures.checks import expect_axes, same
+from caffe_port.signatures.signature import ANY, Trait, declare
+from caffe_port.typing import Shape
+
+IN_TRAINING = Trait.ELEMENTWISE | Trait.NO_NUMBERS
+
+
+def _insanity(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p = layer.insanity_param
+    if p.ub <= p.lb or p.lb * p.ub == 0:
+        raise SpecError(f"insanity_param: lb {p.lb} and ub {p.ub}; lb must be less, and neither 0")
+    return bottoms
+
+
+def _eltwise_affine(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_axes(bottoms[0], 2, ANY)
+    return bottoms
+
+
+def _eltwise_affine_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
+    shape = () if layer.eltwise_affine_param.channel_shared else (bottoms[0][1],)
+    return {"slope": shape, "bias": shape}
+
+
+def truncation_bounds(p: Message) -> tuple[float, float]:
+    """The least and the greatest number of a Truncation."""
+    low = p.truncation_min if p.has("truncation_min") else -math.inf
+    high = p.truncation_max if p.has("truncation_max") else math.inf
+    if low > high:
+        raise SpecError(f"truncation_param: truncation_min {low} is greater than truncation_max {high}")
+    return low, high
+
+
+def _truncation(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    truncation_bounds(layer.truncation_param)
+    return bottoms
+
+
+def _spatial_dropout(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p = layer.spatial_dropout_param if layer.has("spatial_dropout_param") else layer.dropout_param
+    if not 0 <= p.dropout_ratio < 1:
+        raise SpecError(f"dropout_ratio {p.dropout_ratio} is not in [0, 1)")
+    return bottoms
+
+
+declare("HSwish", same, aliases=("HardSwish",), traits=Trait.ACTIVATION)
+declare("HSigmoid", same, traits=Trait.ACTIVATION)
+declare("SELU", same, message="selu_param", aliases=("Selu",), traits=Trait.ACTIVATION)
+declare("NegReLU", same, message="relu_param", traits=Trait.ACTIVATION)
+declare("SignedSqrt", same, traits=Trait.ELEMENTWISE)
+declare("Insanity", _insanity, message="insanity_param", traits=Trait.ACTIVATION)
+declare(
+    "EltwiseAffine",
+    _eltwise_affine,
+    message="eltwise_affine_param",
+    blobs=("slope", "bias"),
+    blob_shapes=_eltwise_affine_blobs,
+    traits=Trait.AFFINE,
+)
+declare("Truncation", _truncation, message="truncation_param", traits=Trait.ELEMENTWISE)
+declare(
+    "SpatialDropout",
+    _spatial_dropout,
+    message=("spatial_dropout_param", "dropout_param"),
+    aliases=("ChannelDropout",),
+    traits=IN_TRAINING,
+)
+declare("Noise", same, message="noise_param", aliases=("AddNoise", "GaussianNoise", "RandomNoise"), traits=IN_TRAINING)
+declare(
+    "GradientScaler",
+    same,
+    message="gradient_scaler_param",
+    aliases=("GRL", "GradientReversal"),
+    traits=IN_TRAINING | Trait.WHOLE_LAYER,
+)

@@ -1,0 +1,119 @@
+"""The records of optical flow and stereo. Source: src/caffe/layers of lmb-freiburg/flownet2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.signatures.checks import expect_axes, expect_images, nothing
+from caffe_port.signatures.signature import ANY, Trait, declare
+from caffe_port.typing import Shape
+
+
+def _expect_two_alike(p: Message, bottoms: Sequence[Shape]) -> None:
+    if bottoms[0] != bottoms[1] or len(bottoms[0]) != 4:
+        raise SpecError(f"two bottoms (N, C, H, W) of one shape are expected, got {bottoms[0]} and {bottoms[1]}")
+    if p.kernel_size % 2 == 0 or not p.has("max_displacement"):
+        raise SpecError("max_displacement and an odd kernel_size are needed")
+    if min(p.stride_1, p.stride_2) < 1:
+        raise SpecError("stride_1 and stride_2 must be at least 1")
+
+
+def _correlation(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """A channel for each move; windows of kernel_size in steps of stride_1."""
+    p, (n, _, height, width) = layer.correlation_param, (*bottoms[0], 0, 0, 0, 0)[:4]
+    _expect_two_alike(p, bottoms)
+    reach = p.max_displacement + p.kernel_size // 2
+    if min(height, width) + 2 * p.pad - 2 * reach < 1:
+        raise SpecError(f"max_displacement and kernel_size reach {reach} pixels, beyond the bottom {bottoms[0]}")
+    moves = 2 * (p.max_displacement // p.stride_2) + 1
+    size = ((length + 2 * p.pad - 2 * reach - 1) // p.stride_1 + 1 for length in (height, width))
+    return [(n, moves**2, *size)]
+
+
+def _correlation_1d(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p, (n, _, height, width) = layer.correlation_param, (*bottoms[0], 0, 0, 0, 0)[:4]
+    _expect_two_alike(p, bottoms)
+    inner = width + 2 * p.pad - 2 * p.max_displacement
+    if min(height - p.kernel_size, inner - p.kernel_size) < 0:
+        raise SpecError(f"max_displacement and kernel_size are too large for the bottom {bottoms[0]}")
+    if p.single_direction not in (-1, 0, 1):
+        raise SpecError(f"single_direction is -1, 0 or 1, got {p.single_direction}")
+    steps = p.max_displacement // p.stride_2
+    moves = 2 * steps + 1 if p.single_direction == 0 else steps + 1
+    size = ((length - p.kernel_size) // p.stride_1 + 1 for length in (height, inner))
+    return [(n, moves, *size)]
+
+
+def _flow_warp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    image, flow = bottoms
+    if len(image) != 4 or flow != (image[0], 2, *image[2:]):
+        raise SpecError(f"an image (N, C, H, W) and a flow (N, 2, H, W) are expected, got {image} and {flow}")
+    return [image]
+
+
+def _channel_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_axes(bottoms[0], 2, ANY)
+    return [(bottoms[0][0], 1, *bottoms[0][2:])]
+
+
+def augmented_size(layer: Message, bottom: Shape) -> tuple[int, int]:
+    """Height and width that a DataAugmentation cuts out: those of the bottom unless both are given."""
+    p = layer.augmentation_param
+    expect_images([bottom])
+    if len(layer.top) > 1:
+        raise SpecError("a second top, the random parameters, is not supported")
+    height, width = bottom[2:]
+    if not (p.has("crop_height") and p.has("crop_width")):
+        return height, width
+    if min(p.crop_height, p.crop_width) < 1 or p.crop_height > height or p.crop_width > width:
+        crop = p.crop_height, p.crop_width
+        raise SpecError(f"crop_height and crop_width {crop} do not fit an image of {height} x {width}")
+    return p.crop_height, p.crop_width
+
+
+def _data_augmentation(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    size, p = augmented_size(layer, bottoms[0]), layer.augmentation_param
+    if p.recompute_mean <= 0 and len(p.mean) == 3 and not p.mean_per_pixel and bottoms[0][1] not in (1, 3):
+        raise SpecError(f"3 numbers of the mean for {bottoms[0][1]} channels")
+    return [(*bottoms[0][:2], *size)]
+
+
+def _data_augmentation_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
+    channels, size = bottoms[0][1], augmented_size(layer, bottoms[0])
+    means = {"pixel_mean": (1, channels, *size), "channel_mean": (1, channels, 1, 1)}
+    return {"iterations": (1, 1, 1, 1), **(means if layer.augmentation_param.recompute_mean > 0 else {})}
+
+
+def _mean(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p = layer.mean_param
+    if p.has("file"):
+        raise SpecError("mean_param: a file is not supported; give values")
+    count = len(p.value)
+    if not count or any(len(shape) != 4 or shape[1] % count for shape in bottoms):
+        raise SpecError(f"{count} values of the mean do not divide the channels of {', '.join(map(str, bottoms))}")
+    return bottoms
+
+
+declare("Correlation", _correlation, message="correlation_param", bottoms=2)
+declare("Correlation1D", _correlation_1d, message="correlation_param", bottoms=2)
+declare("FlowWarp", _flow_warp, message="flow_warp_param", bottoms=2, traits=Trait.KEEPS_CHANNELS)
+declare("ChannelNorm", _channel_norm, traits=Trait.KEEPS_PLACES)
+declare(
+    "DataAugmentation",
+    _data_augmentation,
+    message="augmentation_param",
+    blobs=("iterations", "pixel_mean", "channel_mean"),
+    blob_shapes=_data_augmentation_blobs,
+    statistics=("iterations", "pixel_mean", "channel_mean"),
+    traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER,
+)
+declare("Mean", _mean, message="mean_param", bottoms=(1, ANY), traits=Trait.ELEMENTWISE | Trait.PER_BOTTOM)
+declare(
+    "ImgWriter",
+    nothing,
+    bottoms=(0, ANY),
+    aliases=("FLOWriter", "FloatWriter", "MatWrite", "PFMWriter"),
+    traits=Trait.SINK,
+)

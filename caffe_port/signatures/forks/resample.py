@@ -1,0 +1,183 @@
+"""The records of layers that enlarge, shrink, crop or rearrange images: PSPNet, SegNet, DeconvNet, FlowNet, YOLO.
+
+Each rule is the Reshape function of the fork's layer of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.signatures.checks import canonical_axis, expect_images
+from caffe_port.signatures.signature import SIGNATURES, Trait, declare
+from caffe_port.typing import Shape
+
+
+def sizes(p: Message, both: str, short: str) -> tuple[int, int] | None:
+    """(vertical, horizontal) of ``both``, or of ``short`` with _h and _w; None where absent."""
+    if p.has(f"{short}_h") and p.has(f"{short}_w"):
+        return int(getattr(p, f"{short}_h")), int(getattr(p, f"{short}_w"))
+    return (int(getattr(p, both)),) * 2 if p.has(both) else None
+
+
+def _interp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """DeepLab's and PSPNet's; the padding is negative: it crops."""
+    bottom, p = bottoms[0], layer.interp_param
+    expect_images(bottoms)
+    if p.pad_beg > 0 or p.pad_end > 0:
+        raise SpecError("pad_beg and pad_end crop: they must be negative or 0")
+    if p.interp_type != "bilinear":
+        raise SpecError(f"interp_type {p.interp_type} is not supported, only bilinear")
+    cropped = [n + p.pad_beg + p.pad_end for n in bottom[2:]]
+    if p.has("shrink_factor") or p.has("zoom_factor"):
+        if min(p.shrink_factor, p.zoom_factor) < 1:
+            raise SpecError("shrink_factor and zoom_factor must be at least 1")
+        size = [(n - 1) // p.shrink_factor * p.zoom_factor + 1 for n in cropped]
+    elif p.has("height") and p.has("width"):
+        size = [p.height, p.width]
+        if min(size) < 1:
+            raise SpecError("height and width must be positive")
+    elif len(bottoms) > 1:
+        size = list(bottoms[1][2:])
+    else:
+        raise SpecError("the size is missing: give height and width, shrink_factor or zoom_factor")
+    if min(*size, *cropped) < 1:
+        raise SpecError(f"a bottom {bottom} would become {size[0]} x {size[1]}")
+    return [(*bottom[:2], *size)]
+
+
+def upsampling(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+    """The constructor arguments of an Upsample, ``scale`` or ``size``. Sources: SegNet's and darknet2caffe's layers."""
+    expect_images(bottoms)
+    by_stride = not p.has("scale") and p.has("stride")
+    names = ("stride", "stride_h", "stride_w") if by_stride else ("scale", "scale_h", "scale_w")
+    scale = (getattr(p, names[1]), getattr(p, names[2])) if p.has(names[1]) else (getattr(p, names[0]),) * 2
+    given = any(p.has(name) for name in names)
+    if len(bottoms) == 1:
+        if not given and not p.has("upsample_h"):
+            scale = (1, 1)  # darknet2caffe's default
+        args: dict[str, Any] = {"scale": scale}
+    else:
+        if bottoms[1] != bottoms[0]:
+            raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
+        padded = (p.pad_out_h, p.pad_out_w)
+        if any(pad and s != 2 for pad, s in zip(padded, scale, strict=True)):
+            raise SpecError(f"pad_out_h and pad_out_w need a scale of 2, got {scale}")
+        args = {"size": tuple(n * s - pad for n, s, pad in zip(bottoms[0][2:], scale, padded, strict=True))}
+    if p.has("upsample_h") and p.has("upsample_w"):
+        args = {"size": (p.upsample_h, p.upsample_w)}
+    if min(args.get("size") or args["scale"]) < 1:
+        raise SpecError(f"the scale must be positive, got {scale}")
+    return args
+
+
+def _upsample(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    args, bottom = upsampling(layer.upsample_param, bottoms), bottoms[0]
+    size = args.get("size") or tuple(n * s for n, s in zip(bottom[2:], args["scale"], strict=True))
+    return [(*bottom[:2], *size)]
+
+
+def unpooling(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+    """The constructor arguments of an Unpooling."""
+    expect_images(bottoms)
+    if len(bottoms) > 1 and bottoms[1] != bottoms[0]:
+        raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
+    p = layer.unpooling_param if layer.has("unpooling_param") else Message(None)
+    kernel, stride = sizes(p, "kernel_size", "kernel"), sizes(p, "stride", "stride") or (1, 1)
+    unpool = str(p.unpool) if p.has("unpool") else "MAX"
+    if kernel is None:
+        raise SpecError("unpooling_param: kernel_size is missing")
+    if any(sizes(p, "pad", "pad") or ()):
+        raise SpecError("unpooling_param: pad is not supported, as in Caffe's fork")
+    if unpool not in ("MAX", "AVE", "TILE"):
+        raise SpecError(f"unpooling_param: unpool is MAX, AVE or TILE, got {unpool}")
+    size = sizes(p, "unpool_size", "unpool")
+    if size is None:
+        axes = zip(bottoms[0][2:], kernel, stride, strict=True)
+        height, width = (max((n - 1) * s + k, n * s + 1) for n, k, s in axes)
+        size = (height, width)
+    if min(*kernel, *stride, *size) < 1:
+        raise SpecError("unpooling_param: kernel, stride and size must be positive")
+    return {"size": size, "kernel_size": kernel, "stride": stride, "unpool": unpool}
+
+
+def _unpooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    return [(*bottoms[0][:2], *unpooling(layer, bottoms)["size"])]
+
+
+def _resample(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p = layer.resample_param
+    expect_images(bottoms)
+    if p.type not in ("NEAREST", "LINEAR", "CUBIC"):
+        raise SpecError(f"type {p.type} is not supported; NEAREST, LINEAR and CUBIC are")
+    size = bottoms[1][2:] if len(bottoms) > 1 else (p.height, p.width)
+    if min(size) < 1:
+        raise SpecError("height and width are needed, unless there is a second bottom")
+    return [(*bottoms[0][:2], *size)]
+
+
+def block_of(layer: Message) -> tuple[int, bool]:
+    """The side of a Reorg's blocks, and whether it spreads the channels over them instead of gathering the pixels."""
+    if layer.type == "PassThrough":
+        block = layer.pass_through_param.block_height, layer.pass_through_param.block_width
+        if len(set(block)) > 1:
+            raise SpecError(f"pass_through_param: a block of {block[0]} x {block[1]} is not square")
+        return block[0] or 2, False
+    p = layer.reorg_yolo_param if layer.type == "ReorgYolo" else layer.reorg_param
+    return p.stride or 2, bool(p.has("reverse") and p.reverse)
+
+
+def _reorg(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """YOLO v2's space to depth. Both ways the channels are cut into blocks: without ``reverse`` too, the original reads
+    the bottom as if it had fewer, larger planes.
+    """
+    expect_images(bottoms)
+    (n, c, h, w), (stride, reverse) = bottoms[0], block_of(layer)
+    if stride < 1 or c % stride**2:
+        raise SpecError(f"stride {stride} needs channels in multiples of {stride**2}, the bottom has {c}")
+    if reverse:
+        return [(n, c // stride**2, h * stride, w * stride)]
+    if h % stride or w % stride:
+        raise SpecError(f"stride {stride} does not divide an image of {h} x {w}")
+    return [(n, c * stride**2, h // stride, w // stride)]
+
+
+def centre_margins(layer: Message, bottom: Shape) -> tuple[int, ...]:
+    """What a CropCenter cuts off both ends of each axis."""
+    given = layer.crop_center_param.crop_size if layer.has("crop_center_param") else []
+    margins = tuple(int(n) for n in (given if isinstance(given, list) else [given]))
+    if len(margins) != len(bottom):
+        raise SpecError(f"{len(margins)} crop_size for {len(bottom)} dimensions")
+    for margin, length in zip(margins, bottom, strict=True):
+        if margin < 0 or margin * 2 >= length:
+            raise SpecError(f"crop_size {margin} leaves nothing of {length}")
+    return margins
+
+
+def _crop_center(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    bottom = bottoms[0]
+    return [tuple(n - 2 * margin for n, margin in zip(bottom, centre_margins(layer, bottom), strict=True))]
+
+
+def _reverse(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    canonical_axis(SIGNATURES[layer.type].parameters(layer).axis, len(bottoms[0]))
+    return bottoms
+
+
+declare("Interp", _interp, message="interp_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
+declare("Upsample", _upsample, message="upsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
+declare(
+    "Unpooling", _unpooling, message="unpooling_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER
+)
+declare("Resample", _resample, message="resample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
+declare("Reorg", _reorg, aliases=("PassThrough", "ReorgYolo"), traits=Trait.REARRANGES)
+declare("CropCenter", _crop_center, message="crop_center_param", traits=Trait.REARRANGES | Trait.WHOLE_LAYER)
+declare(
+    "Reverse",
+    _reverse,
+    message=("reverse_axis_param", "reverse_param"),
+    aliases=("ReverseAxis",),
+    traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS,
+)

@@ -1,0 +1,36 @@
+"""The records of text recognition. Source: src/caffe/layers of ChWick/caffe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.signatures.signature import Holds, Trait, declare
+from caffe_port.typing import Shape
+
+
+def _ctc_decoder(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    x, cont = bottoms
+    if len(x) < 3 or math.prod(cont) != x[0] * x[1]:
+        raise SpecError(f"scores (T, N, C) and cont (T, N) are expected, got {x} and {cont}")
+    return [(*x[:2], 1, 1), (x[1], 1, 1, 1)][: max(1, len(layer.top))]
+
+
+def _reverse_time(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    x, length = bottoms
+    if len(x) < 2 or math.prod(length) != x[1]:
+        raise SpecError(f"sequences (T, N, ...) and N lengths are expected, got {x} and {length}")
+    return [x]
+
+
+declare(
+    "CTCGreedyDecoder",
+    _ctc_decoder,
+    message="ctc_decoder_param",
+    bottoms=2,
+    holds=(Holds.NUMBERS, Holds.CONTINUES),
+    traits=Trait.WHOLE_LAYER,
+)
+declare("ReverseTime", _reverse_time, message="reverse_time_param", bottoms=2)

@@ -1,0 +1,125 @@
+"""The records of layers that normalise. Source: src/caffe/layers of Caffe 1.0, and of the forks named there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from caffe_port.errors import SpecError
+from caffe_port.formats.message import Message
+from caffe_port.signatures.checks import expect_axes, expect_images
+from caffe_port.signatures.signature import ANY, Trait, declare
+from caffe_port.typing import Shape
+
+IMAGE = Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES
+"""What can be relied on for an image that is normalised."""
+
+
+def _batch_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_axes(bottoms[0], 1, ANY)
+    return bottoms
+
+
+def _batch_norm_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:  # noqa: ARG001
+    channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
+    return {"mean": (channels,), "variance": (channels,), "scale_factor": (1,)}
+
+
+def _bn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p = layer.bn_param
+    expect_axes(bottoms[0], 2, 4)
+    if p.axis != 1:
+        raise SpecError(f"BN over axis {p.axis}; only axis 1, the channels, is known here")
+    if bn_keeps_decay(p) and not p.moving_average:
+        raise SpecError("BN without moving_average takes the statistics of the test batch", hint="set it")
+    return bottoms
+
+
+def bn_keeps_decay(p: Message) -> bool:
+    """Whether a BNParameter is happynear's, with a decay."""
+    return any(p.has(name) for name in ("var_eps", "decay", "moving_average"))
+
+
+def bn_is_segnets(p: Message) -> bool:
+    """Whether a BNParameter is SegNet's: no running statistics."""
+    return not bn_keeps_decay(p) and any(p.has(name) for name in ("bn_mode", "scale_filler", "shift_filler"))
+
+
+def _bn_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
+    names = ("slope", "bias") if bn_is_segnets(layer.bn_param) else ("slope", "bias", "mean", "variance")
+    return dict.fromkeys(names, (bottoms[0][1],))
+
+
+def lrn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """The rule of LRN, which has a middle."""
+    p = layer.lrn_param
+    expect_images(bottoms)
+    if p.local_size % 2 == 0:
+        raise SpecError(f"local_size must be odd, got {p.local_size}: the window has a middle")
+    return bottoms
+
+
+def _mvn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_axes(bottoms[0], 2, 4)
+    return bottoms
+
+
+def _normalize(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """SSD's, and NormFace's, whose second top has the norms."""
+    bottom = bottoms[0]
+    expect_axes(bottom, 2, 4)
+    if layer.has("norm_param"):
+        return bottoms
+    kind = layer.normalize_param.normalize_type
+    if kind not in ("L1", "L2"):
+        raise SpecError(f"normalize_type is L1 or L2, got {kind}")
+    return [bottom, (bottom[0], 1, *bottom[2:])] if len(layer.top) > 1 else bottoms
+
+
+def _normalize_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
+    if not layer.has("norm_param"):
+        return {}
+    return {"weight": () if layer.norm_param.channel_shared else (bottoms[0][1],)}
+
+
+def _l2_normalization(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    expect_axes(bottoms[0], 2, ANY)
+    own = [name for name in layer.unknown if str(name).endswith("_param")]
+    if own:
+        raise SpecError(f"this fork's L2Normalization has parameters of its own ({own[0]}); they are not known here")
+    return bottoms
+
+
+declare(
+    "BatchNorm",
+    _batch_norm,
+    message="batch_norm_param",
+    blobs=("mean", "variance", "scale_factor"),
+    blob_shapes=_batch_norm_blobs,
+    statistics=("mean", "variance", "scale_factor"),
+    traits=Trait.AFFINE | Trait.BATCH_STATISTICS,
+)
+declare(
+    "BN",
+    _bn,
+    message="bn_param",
+    blobs=("slope", "bias", "mean", "variance"),
+    blob_shapes=_bn_blobs,
+    statistics=("mean", "variance"),
+    traits=Trait.AFFINE | Trait.BATCH_STATISTICS | Trait.ROWS,
+)
+declare("LRN", lrn, message="lrn_param", traits=IMAGE)
+declare("MVN", _mvn, message="mvn_param", traits=IMAGE)
+declare(
+    "Normalize",
+    _normalize,
+    message=("norm_param", "normalize_param"),
+    blobs=("weight",),
+    blob_shapes=_normalize_blobs,
+    traits=IMAGE | Trait.WHOLE_LAYER,
+)
+declare(
+    "L2Normalization",
+    _l2_normalization,
+    aliases=("L2Norm", "L2Normalize", "Normalization", "NormalizeFeature"),
+    traits=IMAGE,
+)

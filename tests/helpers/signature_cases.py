@@ -1,0 +1,562 @@
+"""Small cases of every layer type, and what its record must say of them.
+
+The checks are functions, so that benchmarks/plant_shapes.py can show that each fails where a record is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from caffe_port.errors import SpecError
+from caffe_port.formats import prototxt, wire
+from caffe_port.formats.message import Message
+from caffe_port.layers import REGISTRY, Layer, class_of
+from caffe_port.net.net import infer_by_running
+from caffe_port.signatures import shapes
+from caffe_port.signatures.plugins import find
+from caffe_port.signatures.signature import ANY, PYTHON, SIGNATURES, Holds, Signature, Trait
+from caffe_port.spec import LayerSpec
+from caffe_port.typing import Shape
+
+N, C, H, W = 2, 6, 8, 12
+X: Shape = (N, C, H, W)
+SMALL: Shape = (3, 4, 5, 7)
+VIDEO: Shape = (2, 3, 7, 9, 8)
+ROIS: Shape = (5, 5)
+PRIORS: Shape = (1, 2, 16)
+CONV = "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 }"
+BITS = "quantization_param { bw_layer_in: 8 bw_layer_out: 8 bw_params: 8 fl_layer_in: 4 fl_layer_out: 4 fl_params: 6 }"
+FLOATS = "quantization_param { precision: MINIFLOAT mant_bits: 3 exp_bits: 4 }"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer of a type: its parameters, the shapes of its bottoms, the number of its tops."""
+
+    type: str
+    param: str
+    bottoms: tuple[Shape, ...]
+    tops: int = 1
+
+    def __str__(self) -> str:
+        words = re.sub(r"[{}]|'.*'|source: \S+", "", self.param).split()
+        return f"{self.type}-{len(self.bottoms)}-{self.tops}-{'_'.join(words)[:60]}"
+
+    @property
+    def message(self) -> Message:
+        ends = " ".join(f'bottom: "b{k}"' for k in range(len(self.bottoms)))
+        ends += " ".join(f' top: "t{k}"' for k in range(self.tops))
+        return prototxt.parse(f'name: "l" type: "{self.type}" {ends} {self.param}', "LayerParameter")
+
+
+def _same(type_: str, *params: str, shape: Shape = X) -> Iterator[Case]:
+    for param in params or ("",):
+        yield Case(type_, param, (shape,))
+        yield Case(type_, param, (SMALL,))
+
+
+_FOLDER = tempfile.TemporaryDirectory()
+"""Goes when Python does."""
+
+
+def _infogain_matrix(classes: int) -> Path:
+    """A .binaryproto."""
+    path = Path(_FOLDER.name) / "infogain.binaryproto"
+    shape = Message("BlobShape", dim=[classes, classes])
+    path.write_bytes(b"".join(wire.serialize(Message("BlobProto", shape=shape, data=[1.0] * classes**2))))
+    return path
+
+
+ALIKE = """
+AbsVal AddNoise BN BNLL BatchNorm ChannelDropout Dropout ELU Exp GRL GRN GaussianNoise GradientReversal GradientScaler
+HSigmoid HSwish HardSwish Insanity L2Norm L2Normalization L2Normalize LRN Log MVN Mish NegReLU Noise Normalization
+Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU Selu Sigmoid SignedSqrt Softmax Softplus
+SpatialDropout Swish TanH Threshold Truncation
+"""
+"""Types that need no parameters, whose tops are like their bottoms."""
+
+SINKS = "Silence BlackHole HDF5Output ImgWriter FLOWriter FloatWriter MatWrite PFMWriter"
+
+
+def _all() -> Iterator[Case]:
+    for type_ in ALIKE.split():
+        yield from _same(type_)
+    yield from _same("Clip", "clip_param { min: -1 max: 2 }")
+    yield from _same("PReLU", "", "prelu_param { channel_shared: true }")
+    yield from _same("EltwiseAffine", "", "eltwise_affine_param { channel_shared: true }")
+    yield from _same("LRNRistretto", FLOATS)
+    yield from _same("ShuffleChannel", "shuffle_channel_param { group: 2 }")
+    yield from _same("ChannelShuffle", "shuffle_channel_param { group: 2 }")
+    yield from _same("Reverse", "reverse_param { axis: 2 }")
+    yield from _same("ReverseAxis", "reverse_axis_param { axis: -1 }")
+    yield Case("BatchNorm", "", ((7,),))
+    yield Case("BatchNorm", "", ((3, 7),))
+    yield Case("BN", "bn_param { bn_mode: LEARN }", (X,))
+    yield Case("BN", "bn_param { var_eps: 1e-4 moving_average: true }", (X,))
+    yield Case("Softmax", "softmax_param { axis: -1 }", ((3, 5, 7),))
+    yield Case("Normalize", "norm_param { across_spatial: false channel_shared: false }", (X,))
+    yield Case("Normalize", "norm_param { channel_shared: true }", (X,))
+    yield Case("Normalize", "normalize_param { normalize_type: 'L1' }", (X,), 2)
+    # products
+    for type_, more in (("InnerProduct", ""), ("FcRistretto", FLOATS)):
+        yield Case(type_, f"inner_product_param {{ num_output: 11 }} {more}", (X,))
+        yield Case(type_, f"inner_product_param {{ num_output: 11 axis: 2 bias_term: false }} {more}", (SMALL,))
+        yield Case(type_, f"inner_product_param {{ num_output: 11 axis: -1 transpose: true }} {more}", (SMALL,))
+    yield Case("Embed", "embed_param { num_output: 5 input_dim: 9 }", ((3, 4),))
+    yield Case("Embed", "embed_param { num_output: 5 input_dim: 9 bias_term: false }", ((7,),))
+    for type_ in ("Scale", "Bias", "Scalar"):
+        own = f"{type_.lower()}_param"
+        yield Case(type_, "", (X,))
+        yield Case(type_, f"{own} {{ axis: 1 num_axes: 2 }}", (SMALL,))
+        yield Case(type_, f"{own} {{ axis: 0 }}", (X, X[:2]))
+    yield Case("Scale", "scale_param { bias_term: true }", (X,))
+    yield Case("Scale", "scale_param { axis: 0 bias_term: true }", (X, X[:2]))
+    # windows
+    for type_ in ("Convolution", "NdConvolution", "ConvolutionRistretto", "Convolution3D"):
+        own = BITS if type_.endswith("Ristretto") else ""
+        bottom, more = (VIDEO, "kernel_depth: 3") if type_.endswith("3D") else (X, "")
+        size = "kernel_size: 3" if more else "kernel_h: 3 kernel_w: 2"
+        for kind in (type_, type_.replace("Conv", "Deconv").replace("NdDe", "NdDe")):
+            window = f"convolution_param {{ num_output: 4 {size} {more} stride: 2 pad: 1 }} {own}"
+            yield Case(kind, window, (bottom,))
+            yield Case(kind, window, (bottom, bottom), 2)
+            yield Case(kind, f"convolution_param {{ num_output: 3 {size} {more} bias_term: false }} {own}", (bottom,))
+    yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
+    yield Case("Deconvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
+    yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 axis: 2 }", ((2, 3, 4, 9, 8),))
+    yield Case("Convolution3D", "convolution3d_param { num_output: 4 kernel_size: 3 kernel_depth: 2 }", (VIDEO,))
+    for type_ in ("ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution"):
+        yield Case(type_, "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 }", (X,))
+        yield Case(type_, "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 }", (X, X), 2)
+        yield Case(type_, "convolution_param { num_output: 12 group: 6 kernel_size: 3 bias_term: false }", (X,))
+    yield Case("Im2col", "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 }", (X,))
+    yield Case("Local", "local_param { num_output: 5 kernel_size: 3 stride: 2 pad: 1 }", (X,))
+    yield Case("Local", "local_param { num_output: 5 kernel_size: 3 bias_term: false }", (SMALL,))
+    yield Case(
+        "DeformableConvolution",
+        "deformable_convolution_param { num_output: 4 kernel_h: 3 kernel_w: 2 pad: 1 stride: 2 group: 2 }",
+        (X, (2, 12, 4, 7)),
+    )
+    yield Case(
+        "DeformableConvolution",
+        "deformable_convolution_param { num_output: 4 kernel_size: 3 deformable_group: 2 bias_term: false }",
+        (X, (2, 36, 6, 10)),
+    )
+    for type_ in ("Pooling", "NdPooling"):
+        for own in (
+            "kernel_size: 3 stride: 2",
+            "kernel_h: 2 kernel_w: 3 stride: 2 pad: 1 pool: AVE",
+            "global_pooling: true",
+        ):
+            yield from _same(type_, f"pooling_param {{ {own} }}")
+        yield Case(type_, "pooling_param { kernel_size: 3 stride: 2 }", (X,), 2)
+        yield Case(type_, "pooling_param { kernel_size: 3 stride: 2 pool: STOCHASTIC round_mode: FLOOR }", (X,))
+        yield Case(type_, "pooling_param { kernel_size: 2 stride: 2 }", (VIDEO,))
+    yield Case("Pooling3D", "pooling_param { kernel_size: 2 kernel_depth: 3 stride: 2 }", (VIDEO,))
+    yield Case("Pooling3D", "pooling3d_param { kernel_size: 3 kernel_depth: 1 }", (VIDEO,))
+    yield Case("Pooling3D", "pooling_param { global_pooling: true pool: AVE }", (VIDEO,))
+    for height in (1, 2, 3):
+        yield Case("SPP", f"spp_param {{ pyramid_height: {height} }}", (X,))
+    # places
+    yield Case("ArgMax", "", (X,))
+    yield Case("ArgMax", "argmax_param { top_k: 3 out_max_val: true }", ((3, 7),))
+    yield Case("ArgMax", "argmax_param { top_k: 3 axis: 2 }", (X,))
+    yield Case("BatchReindex", "", (X, (5,)))
+    for count in (1, 3):
+        shapes_ = tuple((2, k + 8, 5, 7) for k in range(count))
+        yield Case("Concat", "", shapes_)
+        yield Case("Concat", "concat_param { axis: -1 }", ((2, 3, 5, 7), (2, 3, 5, 4))[:count])
+    for type_ in ("Eltwise", "ShortCut", "Shortcut"):
+        for count in (1, 2, 3):
+            yield Case(type_, "", (X,) * count)
+    yield Case("Eltwise", "eltwise_param { operation: SUM coeff: 1 coeff: -2 }", (X, X))
+    yield Case("Filter", "", (X, (2,)))
+    yield Case("Filter", "", (X, (2, 3), (2, 1, 1)), 2)
+    yield Case("Flatten", "", (X,))
+    yield Case("Flatten", "flatten_param { axis: 1 end_axis: 2 }", (X,))
+    yield Case("Permute", "permute_param { order: 0 order: 2 order: 3 order: 1 }", (X,))
+    yield Case("Permute", "permute_param { order: 3 }", (X,))
+    yield Case("Transpose", "transpose_param { dim: 3 dim: 0 dim: 2 dim: 1 }", (X,))
+    yield Case("Reduction", "", (X,))
+    yield Case("Reduction", "reduction_param { axis: 2 operation: MEAN }", (X,))
+    yield Case("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 4 } }", (X,))
+    yield Case("Reshape", "reshape_param { shape { dim: 3 dim: 2 } axis: 1 num_axes: 1 }", (X,))
+    yield Case("Slice", "", (X,), 2)
+    yield Case("Slice", "", (X,), 1)
+    yield Case("Slice", "slice_param { slice_point: 1 slice_point: 3 axis: 2 }", (X,), 3)
+    for tops in (1, 3):
+        yield Case("Split", "", (X,), tops)
+    yield Case("Tile", "tile_param { tiles: 3 axis: 2 }", (X,))
+    yield Case("Crop", "crop_param { axis: 2 offset: 1 offset: 2 }", (X, (3, 4, 5, 7)))
+    yield Case("AutoCrop", "", (X, (2, 6, 5, 7)))
+    yield Case("CropCenter", "crop_center_param { crop_size: 0 crop_size: 1 crop_size: 2 crop_size: 3 }", (X,))
+    for type_, own in (("Reorg", "reorg_param"), ("ReorgYolo", "reorg_yolo_param"), ("PassThrough", "")):
+        yield Case(type_, f"{own} {{ stride: 2 }}" if own else "", ((2, 8, 6, 10),))
+    yield Case("Reorg", "reorg_param { stride: 2 reverse: true }", ((2, 12, 5, 7),))
+    yield Case("Reorg", "reorg_param { stride: 3 }", ((2, 18, 6, 9),))
+    for type_ in (
+        "Silence",
+        "BlackHole",
+        "HDF5Output",
+        "ImgWriter",
+        "FLOWriter",
+        "FloatWriter",
+        "MatWrite",
+        "PFMWriter",
+    ):
+        for count in (0, 1, 3):
+            yield Case(type_, "", (X, SMALL, (2,))[:count], 0)
+    # constants
+    yield Case("DummyData", "dummy_data_param { shape { dim: 2 dim: 5 } }", (), 2)
+    yield Case("DummyData", "dummy_data_param { num: 2 channels: 3 channels: 4 height: 5 width: 7 }", (), 2)
+    yield Case("Parameter", "parameter_param { shape { dim: 2 dim: 5 } }", ())
+    yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ())
+    # sequences
+    for type_, states in (("LSTM", 2), ("RNN", 1)):
+        own, state = "recurrent_param {{ num_output: 6 expose_hidden: {} }}", (1, 3, 6)
+        yield Case(type_, own.format("false"), ((5, 3, 4), (5, 3)))
+        yield Case(type_, own.format("false"), ((5, 3, 4, 2), (5, 3), (3, 7)))
+        yield Case(type_, own.format("true"), ((5, 3, 4), (5, 3), *[state] * states), 1 + states)
+        yield Case(type_, own.format("true"), ((5, 3, 4), (5, 3), (3, 7), *[state] * states), 1 + states)
+    yield Case("Lstm", "lstm_param { num_output: 6 }", ((5, 3, 4),))
+    yield Case("Lstm", "lstm_param { num_output: 6 batch_size: 3 }", ((15, 4), (15,)))
+    yield Case("Lstm", "lstm_param { num_output: 6 }", ((5, 3, 4), (5, 3)))
+    yield Case("LSTMUnit", "", ((1, 3, 5), (1, 3, 20), (1, 3)), 2)
+    yield Case("CTCGreedyDecoder", "", ((5, 2, 7), (5, 2)))
+    yield Case("CTCGreedyDecoder", "", ((5, 2, 7), (5, 2)), 2)
+    yield Case("ReverseTime", "", ((5, 2, 3), (2,)))
+    # sums
+    yield Case("Sum", "", (X,))
+    yield Case("MIL", "mil_param { type: NOR }", (X,))
+    yield Case("BatchReduction", "batch_reduction_param { reduction_param { axis: 2 } }", (X,))
+    yield Case("BatchReduction", "batch_reduction_param { level: 1 level: 2 reduction_param { axis: 2 } }", (SMALL,))
+    for own in ("", "sum_pool: false"):
+        yield Case("CompactBilinear", f"compact_bilinear_param {{ num_output: 9 {own} }}", ((2, 3, 5, 7), (2, 4, 5, 7)))
+    yield Case("Axpy", "", ((2, 6, 1, 1), X, X))
+    yield Case("ChannelScale", "", (X, (2, 1, 8, 12)))
+    yield Case("MaskPooling", "", (X, (2, 1, 8, 12)))
+    # sizes
+    yield Case("Interp", "interp_param { height: 9 width: 11 }", (X,))
+    yield Case("Interp", "interp_param { zoom_factor: 3 shrink_factor: 2 pad_beg: -1 pad_end: -2 }", (X,))
+    yield Case("Interp", "", (X, (2, 3, 5, 7)))
+    yield Case("Upsample", "upsample_param { scale: 2 }", (X,))
+    yield Case("Upsample", "upsample_param { stride: 3 }", (X,))
+    yield Case("Upsample", "", (X,))
+    yield Case("Upsample", "upsample_param { scale: 2 pad_out_h: true }", (X, X))
+    yield Case("Upsample", "upsample_param { upsample_h: 15 upsample_w: 23 }", (X, X))
+    for own in ("kernel_size: 2 stride: 2", "kernel_h: 3 kernel_w: 2 unpool: TILE", "kernel_size: 2 unpool_size: 20"):
+        yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
+    yield Case("Unpooling", "unpooling_param { kernel_size: 2 stride: 2 }", (X, X))
+    yield Case("Resample", "resample_param { height: 9 width: 11 type: CUBIC }", (X,))
+    yield Case("Resample", "resample_param { type: LINEAR }", (X, SMALL))
+    yield Case("Resize", "resize_param { height: 9 width: 11 }", (X,))
+    yield Case("Resize", "resize_param { zoom_h: 1.5 zoom_w: 0.5 inter: INTER_CUBIC }", (X,))
+    yield Case("Resize", "resize_param { is_pyramid_test: true out_height_scale: 2 out_width_scale: 0.5 }", (X,))
+    yield Case("ImResize", "imresize_param { factor: 1.5 }", (X,))
+    yield Case("ImResize", "imresize_param { target_spatial_height: 5 target_spatial_width: 7 }", (X,))
+    yield Case("Upsampling", "upsampling_param { kernel_h: 2 kernel_w: 3 }", (X,))
+    yield Case("MaskResize", "mask_resize_param { output_height: 4 output_width: 13 }", (X,))
+    yield Case("Downsample", "downsample_param { top_height: 3 top_width: 4 }", (X,))
+    yield Case("Downsample", "", (X, (2, 3, 5, 7)))
+    yield Case("Accum", "", ((2, 3, 5, 7),))
+    yield Case("Accum", "accum_param { size_divisible_by: 4 }", ((2, 3, 5, 7), (2, 4, 6, 3)))
+    yield Case("Accum", "accum_param { have_reference: true }", ((2, 3, 5, 7), (2, 4, 6, 3), (2, 5, 9, 11)))
+    yield Case("SpatialTransformer", "", (X, (2, 6)))
+    yield Case("SpatialTransformer", "st_param { output_H: 4 output_W: 7 theta_1_2: 0.1 }", (X, (2, 5)))
+    # flow
+    own = "correlation_param { kernel_size: 3 max_displacement: 2 pad: 3 stride_1: 2 }"
+    yield Case("Correlation", own, (X, X))
+    yield Case("Correlation", "correlation_param { kernel_size: 1 max_displacement: 3 pad: 3 stride_2: 2 }", (X, X))
+    for direction in (-1, 0, 1):
+        own = f"kernel_size: 3 max_displacement: 2 pad: 3 stride_1: 2 single_direction: {direction}"
+        yield Case("Correlation1D", f"correlation_param {{ {own} }}", (X, X))
+    yield Case("FlowWarp", "", (X, (2, 2, 8, 12)))
+    yield Case("ChannelNorm", "", (X,))
+    yield Case("DataAugmentation", "", (X,))
+    yield Case("DataAugmentation", "augmentation_param { recompute_mean: 9 crop_height: 3 crop_width: 5 }", (X,))
+    for count in (1, 2):
+        yield Case("Mean", "mean_param { value: 9 value: 8 }", (X, X)[:count], count)
+    # boxes
+    for type_ in ("ROIPooling", "RoiPooling"):
+        for own in ("pooled_h: 2 pooled_w: 3", "pooled_size: 3", "pooled_size: 2 pooled_size: 3"):
+            yield Case(type_, f"roi_pooling_param {{ {own} spatial_scale: 0.1 }}", (X, ROIS))
+    yield Case("ROIAlign", "roi_align_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.1 }", (X, ROIS))
+    yield Case("ROIAlign", "roi_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.1 }", (X, (4, 5, 1, 1)))
+    yield Case("ROIWarping", "roi_warping_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.1 }", (X, ROIS))
+    own = "psroi_pooling_param { output_dim: 2 group_size: 2 spatial_scale: 0.1 }"
+    yield Case("PSROIPooling", own, ((2, 8, 6, 10), ROIS))
+    boxes = "prior_box_param { min_size: 5 max_size: 9 aspect_ratio: 2 aspect_ratio: 3 "
+    for own in ("", "flip: false", "denser_prior_boxes: true", "aspect_ratio: 1 min_size: 7 max_size: 8"):
+        yield Case("PriorBox", f"{boxes} {own} }}", (X, (2, 3, 50, 60)))
+    for type_ in ("PriorBox", "PriorBoxClustered"):
+        yield Case(type_, "prior_box_param { width: [9, 4, 1] height: [7, 2, 3] }", (X, (2, 3, 50, 60)))
+    own = "prior_box_clustered_param { width: [9, 4] height: [7, 2] }"
+    yield Case("PriorBoxClustered", own, (X, (2, 3, 50, 60)))
+    own = "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }"
+    yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS))
+    yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 8), (2, 16)))
+    own = "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }"
+    yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)))
+    yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)), 2)
+    own = 'python_param { module: "rpn.proposal_layer" layer: "ProposalLayer" }'
+    yield Case("Python", own, ((2, 18, 5, 7), (2, 36, 5, 7), (2, 3)))
+    own = "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }"
+    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7),))
+    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 3, 50, 60)))
+    own = "num_box: 1 num_classes: 3 biases: [9, 8]"
+    one = f"yolov3_detection_output_param {{ {own} mask: 0 anchors_scale: 9 mask_group_num: 1 }}"
+    yield Case("Yolov3DetectionOutput", one, ((2, 8, 5, 7),))
+    two = f"yolov3_detection_output_param {{ {own} mask: [0, 0] anchors_scale: [9, 4] mask_group_num: 2 }}"
+    yield Case("Yolov3DetectionOutput", two, ((2, 8, 5, 7), (2, 8, 10, 14)))
+    yield Case("RegionYolo", "region_yolo_param { classes: 3 num: 1 coords: 4 }", ((2, 8, 5, 7),))
+    yield Case("RegionYolo", "region_yolo_param { classes: 3 mask: 1 do_softmax: false }", ((2, 8, 5, 7),))
+    for count in (1, 2):
+        own = " ".join(f"field_h: {k + 3} field_w: {k + 4} downsample_rate: {k + 2}" for k in range(count))
+        grids = ((2, 8, 5, 7), (2, 8, 3, 4))[:count]
+        for tops in (1, 2):
+            yield Case("BoxOutput", f"box_output_param {{ {own} }}", grids, tops)
+    yield Case("Nms", "nms_param { num_parts: 2 max_peaks: 4 threshold: 0.2 }", (X,))
+    # faces
+    for type_, own in (("MarginInnerProduct", "margin"), ("LargeMarginInnerProduct", "largemargin")):
+        for tops in (1, 2):
+            margin = f"{own}_inner_product_param {{ num_output: 4 type: TRIPLE base: 5 }}"
+            yield Case(type_, margin, (X, (2,)), tops)
+    yield Case("LabelSpecificAdd", "label_specific_add_param { bias: -0.35 }", ((2, 5), (2,)))
+    for tops in (1, 2):
+        own = "label_specific_margin_param { margin_base: 30 margin_on_test: true }"
+        yield Case("LabelSpecificMargin", own, ((2, 5), (2,)), tops)
+    yield Case("InnerDistance", "inner_distance_param { num_output: 4 }", (X,))
+    yield Case("InnerDistance", "inner_distance_param { num_output: 4 axis: 2 bias_term: false }", (X,))
+    # losses
+    yield Case("Accuracy", "", ((3, 5), (3,)))
+    yield Case("Accuracy", "accuracy_param { axis: 2 top_k: 2 }", (X, (2, 6, 12)), 2)
+    yield Case("ContrastiveLoss", "", ((3, 5), (3, 5), (3,)))
+    yield Case("EuclideanLoss", "", (X, X))
+    yield Case("HingeLoss", "", ((3, 5), (3,)))
+    for tops in (1, 2):
+        yield Case("InfogainLoss", "", ((3, 5), (3,), (5, 5)), tops)
+        yield Case("SoftmaxWithLoss", "softmax_param { axis: 1 }", (X, (2, 8, 12)), tops)
+    yield Case("InfogainLoss", f'infogain_loss_param {{ source: "{_infogain_matrix(5)}" }}', ((3, 5), (3,)))
+    yield Case("MultinomialLogisticLoss", "", ((3, 5), (3,)))
+    yield Case("SigmoidCrossEntropyLoss", "", (X, X))
+    for count in (2, 3, 4):
+        yield Case("SmoothL1Loss", "", (X,) * count)
+    yield Case("MultiBoxLoss", "multibox_loss_param { num_classes: 3 }", ((2, 16), (2, 12), PRIORS, (1, 1, 3, 8)))
+
+
+CASES = tuple(_all())
+
+UNBUILT = {"ForkLoss": "is refused, unless the deploy view drops it"}
+"""Types that are never run, with the reason; their records are held to that."""
+
+
+def records() -> dict[str, Signature]:
+    """The records of the types whose layers are built, by type; Python's are those of what stands for it."""
+    own = {id(s): s for s in SIGNATURES.values() if s.tops is not None and s.type not in (*UNBUILT, "Python")}
+    return {signature.type: signature for signature in own.values()}
+
+
+def cases_of(type_: str) -> list[Case]:
+    """The cases of a record, its aliases included."""
+    signature = SIGNATURES[type_]
+    return [case for case in CASES if find(case.message) is signature]
+
+
+# -- running ------------------------------------------------------------------------------------------------------
+
+
+def run(case: Case) -> tuple[Layer, list[Shape], list[Shape]]:
+    """The module, and the shapes of its tops: of real numbers, and what Caffe allocates (which differs where the number
+    of rows depends on them).
+    """
+    cls = class_of(case.message)
+    assert cls is not None
+    with torch.device("meta"):
+        module = cls.build(case.message, case.bottoms).eval()
+    layer = spec_of(case)
+    allocated = infer_by_running(layer, copy.deepcopy(module), case.bottoms)
+    module = module.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data.uniform_(0.1, 1)
+    bottoms = [_filled(case, index) for index in range(len(case.bottoms))]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one_by_one = module.per_bottom and len(bottoms) > 1
+        made = tuple(module(x) for x in bottoms) if one_by_one else module(*bottoms)
+    tops = made if isinstance(made, tuple) else (made,)
+    return module, [tuple(top.shape) for top in tops], allocated
+
+
+def spec_of(case: Case) -> LayerSpec:
+    message = case.message
+    sources = tuple((blob, 0) for blob in message.bottom)
+    return LayerSpec("l", case.type, tuple(message.bottom), tuple(message.top), sources, message, "net.prototxt:7")
+
+
+def _filled(case: Case, index: int) -> Tensor:
+    shape, signature = case.bottoms[index], find(case.message)
+    held = signature.holds if signature is not None else ()
+    what = held[index] if index < len(held) else Holds.NUMBERS
+    if what in (Holds.LABELS, Holds.INDICES, Holds.FLAGS, Holds.CONTINUES):
+        return torch.ones(shape)
+    numbers = torch.rand(shape, generator=torch.Generator().manual_seed(index))
+    if what is Holds.BOXES:
+        numbers = numbers.reshape(shape[0], -1) * torch.tensor([0.0, 20, 20, 20, 20])
+        numbers[:, 3:] += numbers[:, 1:3]
+        return numbers.reshape(shape)
+    return numbers
+
+
+# -- the checks ---------------------------------------------------------------------------------------------------
+
+
+def check_tops(case: Case) -> None:
+    """The rule gives what forward makes, and what Caffe allocates."""
+    _, made, allocated = run(case)
+    planned = shapes.top_shapes(spec_of(case), case.bottoms)
+    assert planned == allocated, f"planned {planned}, the layer allocates {allocated}"
+    for ours, real in zip(planned, made, strict=True):
+        by_numbers = allocated != made  # only how many rows there are may depend on the numbers
+        assert ours == real or (by_numbers and len(ours) == len(real) and ours[-1] == real[-1]), f"{ours} for {real}"
+
+
+def check_binary(case: Case) -> None:
+    """The rule gives the same for a message that was read from a binary file, whose lists of floats are arrays."""
+    data = b"".join(wire.serialize(Message("NetParameter", layer=[case.message])))
+    (read,) = wire.parse(memoryview(data), "NetParameter", "x").layer
+    signature = find(case.message)
+    assert signature is not None
+    names = [[name for name, _ in message.items()] for message in (case.message, read)]
+    if _has_unknown(case.message) or names[0] != names[1]:  # outside the schema, or another fork's field of that number
+        return
+    assert signature.top_shapes(read, case.bottoms) == signature.top_shapes(case.message, case.bottoms)
+
+
+def _has_unknown(message: Message) -> bool:
+    values = [value for _, field in message.items() for value in (field if isinstance(field, list) else [field])]
+    return bool(message.unknown) or any(_has_unknown(value) for value in values if isinstance(value, Message))
+
+
+def check_blobs(case: Case) -> None:
+    """The rule gives the names and shapes of what the module holds, and which of it no solver learns."""
+    module, _, _ = run(case)
+    signature = find(case.message)
+    assert signature is not None
+    ours = dict(signature.blob_shapes(case.message, case.bottoms)) if signature.blob_shapes is not None else {}
+    held = {name: tuple(module.get_blob(name).shape) for name in module.blob_names()}
+    assert list(ours.items()) == list(held.items())
+    fixed = {name for name in held if not getattr(module, name).requires_grad}
+    assert fixed == signature.statistics & set(held)
+
+
+def check_macs(case: Case) -> None:
+    """Two operations of torch's own counter are one multiply-accumulate."""
+    module, made, _ = run(case)
+    bottoms = [_filled(case, index) for index in range(len(case.bottoms))]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for x in [[x] for x in bottoms] if module.per_bottom else [bottoms]:
+            module(*x)
+    counted = counter.get_total_flops()
+    if case.type == "DeformableConvolution":  # torchvision's own operator is not counted: as a convolution is
+        counted = 2 * made[0][0] * made[0][2] * made[0][3] * module.get_blob("weight").numel()
+    ours = shapes.macs(spec_of(case), case.bottoms, made)
+    assert 2 * ours == (counted if find(case.message).macs is not None else 0)  # type: ignore[union-attr]
+
+
+def check_bottoms(type_: str) -> None:
+    """There are cases with the least and the greatest number of bottoms, and forward takes as many."""
+    signature, cls = SIGNATURES[type_], REGISTRY[type_]
+    counts = {len(case.bottoms) for case in cases_of(type_)}
+    least, most = signature.bottoms
+    assert counts <= set(range(least, min(most, 99) + 1))
+    assert least in counts, f"no case with {least} bottoms"
+    assert most in counts if most < ANY else max(counts) > least, f"no case with {most} bottoms"
+    taken = [p for name, p in inspect.signature(cls.forward).parameters.items() if name != "self"]
+    if not signature.has(Trait.PER_BOTTOM) and all(p.kind is not p.VAR_POSITIONAL for p in taken):
+        assert most <= len(taken)
+
+
+def check_refusals(case: Case) -> Iterator[str]:
+    """What the rule takes, runs: bottoms that were changed a little are refused by the rule, or the layer makes of them
+    what the rule says.
+
+    Yields:
+        Every choice of bottoms that the rule takes and the layer does not.
+    """
+    for bottoms in _changed(case.bottoms):
+        changed = Case(case.type, case.param, bottoms, case.tops)
+        layer = spec_of(changed)
+        try:
+            planned = shapes.top_shapes(layer, bottoms)
+        except SpecError:
+            continue
+        try:
+            cls = class_of(layer.param)
+            assert cls is not None
+            with torch.device("meta"):
+                module = cls.build(layer.param, bottoms)
+            made = infer_by_running(layer, module, bottoms)
+        except SpecError as error:
+            if not _labels_changed(case, bottoms):
+                yield f"{bottoms}: the rule says {planned}, the layer refuses: {error.what}"
+            continue
+        if made != planned:
+            yield f"{bottoms}: the rule says {planned}, the layer makes {made}"
+
+
+def _changed(bottoms: tuple[Shape, ...]) -> Iterator[tuple[Shape, ...]]:
+    """Bottoms with one length, one axis or one of them more or less; all of them together, too."""
+    ways: list[tuple[Shape, ...]] = []
+    for k, shape in enumerate(bottoms):
+        for other in _other(shape):
+            ways.append((*bottoms[:k], other, *bottoms[k + 1 :]))
+    if len(bottoms) > 1 and len(set(bottoms)) == 1:
+        ways += [(other,) * len(bottoms) for other in _other(bottoms[0])]
+    ways += [bottoms[:-1], (*bottoms, *bottoms[-1:])] if bottoms else [(X,)]
+    yield from dict.fromkeys(ways)
+
+
+def _other(shape: Shape) -> Iterator[Shape]:
+    for axis, length in enumerate(shape):
+        for new in {length + 1, length - 1, 1} - {length, 0}:
+            yield (*shape[:axis], new, *shape[axis + 1 :])
+    yield shape[1:]
+    yield (*shape, 2)
+    yield (*shape, 1)
+
+
+def _labels_changed(case: Case, bottoms: tuple[Shape, ...]) -> bool:
+    """Whether it is about labels, which the rules do not look at."""
+    signature = find(case.message)
+    return signature is not None and (signature.has(Trait.LABELS) or Holds.LABELS in signature.holds)
+
+
+@contextlib.contextmanager
+def planted(type_: str, signature: Signature) -> Iterator[None]:
+    """Another record in the place of a type's, within the block."""
+    cls, before = REGISTRY[type_], SIGNATURES[type_]
+    names = [name for name, kept in SIGNATURES.items() if kept is before]
+    python = [name for name, kept in PYTHON.items() if kept is before]
+    try:
+        SIGNATURES.update(dict.fromkeys(names, signature))
+        PYTHON.update(dict.fromkeys(python, signature))
+        cls.signature = signature
+        yield
+    finally:
+        SIGNATURES.update(dict.fromkeys(names, before))
+        PYTHON.update(dict.fromkeys(python, before))
+        cls.signature = before

@@ -1,0 +1,184 @@
+"""Against Caffe itself, where ``make caffe`` built it: what failed once, and real nets."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import HERE, SHARED
+
+from caffe_port.errors import CaffePortError
+from caffe_port.formats import caffemodel, wire
+from caffe_port.formats.message import Message
+from caffe_port.verification.comparison import Report
+from caffe_port.verification.references.caffe import script
+from caffe_port.verification.references.trace import Trace
+from caffe_port.verification.reports.terminal import verdict
+from caffe_port.verification.subject import prepare
+from caffe_port.verification.verify import verify
+
+CASES = HERE / "cases"
+CAFFE = "Caffe 1.0.0 (brocolli-caffe 9.0.2)"
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {f"{row.layer}:{row.top}": row.status for row in report.rows if row.type != "gradient"}
+
+
+def record(caffe: Path, folder: Path, *arguments: object) -> Trace:
+    """What the printed script records under Caffe's own Python."""
+    (folder / "record.py").write_text(script())
+    command = [str(caffe / "bin/python"), "-I", "record.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Trace.load(folder / "trace.npz")
+
+
+def old_weights(path: Path) -> Path:
+    """A caffemodel as Caffe wrote it in 2014: four axes for every blob, (1, 1, 1, N) for a bias."""
+    prototxt = CASES / "v1_blob_shape/lenet.prototxt"
+    subject = prepare(prototxt)
+    layers = []
+    for name, blobs in subject.case.blobs.items():
+        protos = []
+        for blob in blobs:
+            four = (1,) * (4 - np.ndim(blob)) + np.shape(blob)
+            sides = dict(zip(("num", "channels", "height", "width"), four, strict=True))
+            protos.append(Message("BlobProto", **sides, data=np.asarray(blob, np.float32).reshape(-1)))
+        layers.append(Message("LayerParameter", name=name, blobs=protos))
+    path.write_bytes(b"".join(wire.serialize(Message("NetParameter", layer=layers))))
+    return path
+
+
+def test_a_file_of_2014_goes_in_the_shapes_that_the_layers_have(tmp_path: Path) -> None:
+    weights = old_weights(tmp_path / "lenet.caffemodel")
+    assert [blob.ndim for blob in caffemodel.read(weights).layers[0].blobs] == [4, 4]
+    subject = prepare(CASES / "v1_blob_shape/lenet.prototxt", weights)
+    assert {name: [np.ndim(b) for b in blobs] for name, blobs in subject.case.blobs.items()} == {
+        "conv1": [4, 1],
+        "conv2": [4, 1],
+        "ip1": [2, 1],
+        "ip2": [2, 1],
+    }
+
+
+def test_a_file_of_2014(caffe: Path, tmp_path: Path) -> None:
+    report = verify(CASES / "v1_blob_shape/lenet.prototxt", old_weights(tmp_path / "lenet.caffemodel"), against="caffe")
+    assert report.passed
+    assert report.reference == CAFFE
+    assert (report.compared, report.not_compared) == (8, 0)
+    assert not [row for row in report.rows if row.by]
+
+
+def test_a_failed_check(caffe: Path) -> None:
+    with pytest.raises(CaffePortError, match=r"at layer 't1': Top blob 'x' produced by multiple sources\. \(net\.cpp"):
+        verify(CASES / "fatal_message/net_two_inplace_consumers.prototxt", against="caffe")
+
+
+def test_a_type_of_another_fork_is_compared_with_opencv(caffe: Path, golden: Path) -> None:
+    report = verify(golden / "layers/swish_default.prototxt", against="caffe")
+    assert report.passed
+    assert report.not_compared == 0
+    (row,) = report.rows
+    assert row.note == f"{CAFFE} has no layer Swish: compared with OpenCV"
+    assert verdict(report).startswith(f"PASSED: 1 of 1 tops agree with {CAFFE} (1 of them compared with OpenCV 4.")
+
+
+def test_equal_names(caffe: Path) -> None:
+    """Caffe's file has two layers of one name; it copies both into the first, and draws the second anew."""
+    case = CASES / "duplicate_names/net_dup_layer_names"
+    report = verify(case.with_suffix(".prototxt"), case.with_suffix(".caffemodel"), against="caffe")
+    assert report.passed
+    assert statuses(report) == dict.fromkeys(("conv:0", "conv#2:0", "o:0"), "passed")
+
+
+def test_random_numbers_are_the_references(caffe: Path) -> None:
+    report = verify(CASES / "random_dummydata/net_InitTinyNet.prototxt", against="caffe", keep_loss=True)
+    assert report.passed
+    assert statuses(report) == {
+        "data:0": "not compared",
+        "data:1": "passed",
+        "innerproduct:0": "passed",
+        "loss:0": "passed",
+        "loss#2:0": "passed",
+    }
+
+
+@pytest.mark.parametrize("name", ["loss", "frozen"])
+def test_the_script_records_every_gradient(caffe: Path, tmp_path: Path, name: str) -> None:
+    """Without force_backward the data have none, nor has what is frozen."""
+    case, label = CASES / "backward_script_zero" / name, CASES / "backward_script_zero/lab.npy"
+    net, weights = case.with_suffix(".prototxt"), case.with_suffix(".caffemodel")
+    trace = record(caffe, tmp_path, net, weights, "trace.npz", "--input", f"label={label}", "--backward")
+    assert trace.input_gradients["data"].any()
+    assert trace.parameter_gradients["ip1", 0].any()
+    report = verify(net, weights, against=trace, backward=True)
+    assert report.passed
+    assert report.not_compared == 0
+
+
+def test_accuracy_has_no_gradient(caffe: Path) -> None:
+    net, label = CASES / "backward_accuracy/acc.prototxt", CASES / "backward_accuracy/lab.npy"
+    report = verify(net, against="caffe", keep_loss=True, input={"label": label}, backward=True)
+    assert report.passed
+    assert (report.compared, report.not_compared) == (11, 0)
+
+
+def test_dropout_in_train(caffe: Path, tmp_path: Path) -> None:
+    """Its numbers are Caffe's: they are not compared, and neither are gradients of what comes before."""
+    case = CASES / "dropout_train_trace/net_bn_scale_dropout_relu_inplace"
+    net, weights = case.with_suffix(".prototxt"), case.with_suffix(".caffemodel")
+    report = verify(net, weights, against=record(caffe, tmp_path, net, weights, "trace.npz", "--phase", "TRAIN"))
+    assert report.passed
+    assert [name for name, status in statuses(report).items() if status == "not compared"] == ["dr:0"]
+    trace = record(caffe, tmp_path, net, weights, "trace.npz", "--phase", "TRAIN", "--backward")
+    report = verify(net, weights, against=trace, backward=True)
+    assert report.passed
+    rows = {f"{row.layer}:{row.top}": row for row in report.rows if row.type == "gradient"}
+    assert rows["o:0"].status == rows["o:1"].status == "passed"
+    assert "'dr' draws random numbers" in rows["data:0"].note
+    assert rows["sc:0"].status == "not compared"
+
+
+def test_its_data_layers_read_lmdb(caffe: Path, tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 24) as store, store.begin(write=True) as transaction:
+        for i in range(4):
+            datum = Message("Datum", channels=1, height=2, width=3, data=bytes(range(i, i + 6)), label=i)
+            transaction.put(b"%08d" % i, b"".join(wire.serialize(datum)))
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "d" type: "Data" top: "x" top: "t" data_param { source: "db" backend: LMDB batch_size: 4 } }'
+    )
+    code = "import caffe; n = caffe.Net('net.prototxt', caffe.TEST); n.forward(); print(n.blobs['x'].data.sum())"
+    done = subprocess.run([str(caffe / "bin/python"), "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split()[-1] == "96.0", done.stderr
+
+
+ZOO, SIMPLENET, FORKS = SHARED / "models/zoo", SHARED / "models/simplenet", SHARED / "golden/forks"
+NETS = {
+    "LeNet 2014": (ZOO / "caffe2014_lenet_v1", "lenet.prototxt", "lenet_iter_10000.caffemodel"),
+    "cifar10_full": (ZOO / "caffe2014_cifar10_v1", "cifar10_full.prototxt", "cifar10_full_iter_70000.caffemodel"),
+    "SimpleNet MNIST": (SIMPLENET / "mnist_9972", None, "weights.caffemodel"),
+    "SimpleNet SVHN": (SIMPLENET / "svhn_9757", None, "weights.caffemodel"),
+    "MTCNN det1": (ZOO / "mtcnn_v2", "det1.prototxt", "det1.caffemodel"),
+    "MTCNN det2": (ZOO / "mtcnn_v2", "det2.prototxt", "det2.caffemodel"),
+    "MTCNN det3": (ZOO / "mtcnn_v2", "det3.prototxt", "det3.caffemodel"),
+    "slim-320": (ZOO / "ultralight_slim-320", "slim-320.prototxt", "slim-320.caffemodel"),
+    "SSD deploy": (FORKS, "ssd_deploy.prototxt", "ssd_deploy.caffemodel"),
+    "SSD train": (FORKS, "ssd_train_equal_scales.prototxt", "ssd_train_equal_scales.caffemodel"),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_real_nets(caffe: Path, shared: Path, name: str) -> None:
+    """Every top, by Caffe itself. The greatest tolerance that was needed stands in docs/real-caffe.md."""
+    folder, prototxt, weights = NETS[name]
+    report = verify(prototxt and folder / prototxt, folder / weights, against="caffe")
+    worst = report.worst
+    print(f"\n| {name} | {report.compared} | {worst.needed_atol if worst else 0:.1e} |")
+    assert report.passed
+    assert report.reference == CAFFE
+    assert report.not_compared == 0
+    assert not [row for row in report.rows if row.by]
