@@ -228,7 +228,7 @@ def test_a_gzip_bomb_in_mnist(tmp_path: Path) -> None:
     header = bytes((0, 0, 8, 3)) + b"".join(n.to_bytes(4, "big") for n in (2, 2, 3))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(100_000_000), 1))
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 3, 4)))
-    with frugal(), pytest.raises(CaffePortError, match=r"declares \(2, 2, 3\), 12 bytes, and holds more"):
+    with frugal(), pytest.raises(CaffePortError, match=r"declares \(2, 2, 3\), 12 bytes, but contains more"):
         datasets.load("mnist", "test", tmp_path)
 
 
