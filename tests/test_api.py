@@ -201,7 +201,7 @@ def test_a_training_net_whose_size_nobody_says() -> None:
     ported = caffe_port.port(path)
     assert ported.net.plan.shapes["cifar", 0] == (1, 3, 32, 32), "the layer's name tells"
     assert (
-        "the shapes of the data are not in the file; these are assumed, say better ones: --input-shape data=1,3,32,32"
+        "the file does not define the input shapes; assumed (set others if needed): --input-shape data=1,3,32,32"
         in ported.notes
     )
     assert caffe_port.load(path, input_shapes={"data": (2, 3, 32, 32)})(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
@@ -262,7 +262,9 @@ def test_a_solver_instead_of_the_net() -> None:
 
 def test_hdf5_needs_a_prototxt() -> None:
     path = ZOO / "arm_cmsisnn_cifar10" / "cifar10_m4_iter_70000.caffemodel.h5"
-    with pytest.raises(SpecError, match=r"carries no definition \(HDF5 holds weights only\)\n  Give the prototxt too"):
+    with pytest.raises(
+        SpecError, match=r"contains no definition \(HDF5 stores only weights\)\n  Give the prototxt too"
+    ):
         caffe_port.load(weights=path)
 
 

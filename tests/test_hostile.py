@@ -98,8 +98,8 @@ def test_broken_weights(kind: str, with_prototxt: bool, tiny: Path) -> None:
 
 
 BROKEN_TEXT = {
-    "empty": ("", "net.prototxt: holds no layers"),
-    "spaces": (" \n" * 1000, "net.prototxt: holds no layers"),
+    "empty": ("", "net.prototxt: contains no layers"),
+    "spaces": (" \n" * 1000, "net.prototxt: contains no layers"),
     "10,000 braces": ("layer {" * 10_000, "blocks are nested more than 100 deep"),
     "10,000 braces of an unknown field": ("x {" * 10_000, "blocks are nested more than 100 deep"),
     "half": (PROTOTXT[: len(PROTOTXT) // 2], "net.prototxt:4:"),
@@ -117,7 +117,7 @@ BROKEN_TEXT = {
         "Caffe's limit is 2^31",
     ),
     "10^12 weights": (PROTOTXT.replace("num_output: 6", "num_output: 4294967295"), "Caffe's limit is 2^31 - 1"),
-    "a negative axis": (PROTOTXT.replace("[2, 3, 5, 7]", "[2, -3, 5, 7]"), "every axis is at least 1"),
+    "a negative axis": (PROTOTXT.replace("[2, 3, 5, 7]", "[2, -3, 5, 7]"), "every axis must be at least 1"),
     "no axes": (PROTOTXT.replace("dim: [2, 3, 5, 7]", ""), "net.prototxt:3: layer 'conv' (Convolution): "),
     "40 axes": (PROTOTXT.replace("[2, 3, 5, 7]", str([1] * 40)), "net.prototxt:3: layer 'conv' (Convolution): "),
     "kernel 0": (PROTOTXT.replace("kernel_size: 3", "kernel_size: 0"), "net.prototxt:3: layer 'conv' (Convolution): "),

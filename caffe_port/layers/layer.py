@@ -222,11 +222,11 @@ class Layer(nn.Module):
         if len(arrays) != len(names):
             shown = ", ".join(str(tuple(a.shape)) for a in arrays)
             want = f"{len(names)} ({', '.join(names)})" if names else "none"
-            return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
+            return f"has {len(arrays)} blobs ({shown}), the definition expects {want}"
         for name, array in zip(names, arrays, strict=True):
             shape = tuple(self.get_blob(name).shape)
             if not shapes_agree(array.shape, shape):
-                return f"holds {name} {tuple(array.shape)}, the definition asks for {shape}"
+                return f"has {name} of shape {tuple(array.shape)}, the definition expects {shape}"
         return ""
 
     def load_blobs(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
@@ -310,7 +310,7 @@ def expect_bottoms(bottoms: Sequence[Shape], least: int, most: int | None = None
 def check_count(what: str, shape: Sequence[int]) -> None:
     """Raises SpecError for more numbers than Caffe's Blob holds. blob.cpp"""
     if math.prod(shape) > 2**31 - 1:
-        raise SpecError(f"{what} would hold {math.prod(shape)} numbers; Caffe's limit is 2^31 - 1")
+        raise SpecError(f"{what} would contain {math.prod(shape)} values; Caffe's limit is 2^31 - 1")
 
 
 def number(value: float) -> str:

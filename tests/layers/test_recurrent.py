@@ -128,8 +128,8 @@ def test_fillers() -> None:
     ("type_", "shapes", "expose", "num_output", "text"),
     [
         ("LSTM", [(T, N), (T, N)], False, H, r"\(steps, streams, ...\)"),
-        ("LSTM", [(T, N, I), (N, T)], False, H, r"\(steps, streams\) are expected"),
-        ("LSTM", [(T, N, I), (T, N)], False, 0, "num_output is 0"),
+        ("LSTM", [(T, N, I), (N, T)], False, H, r"\(steps, streams\)"),
+        ("LSTM", [(T, N, I), (T, N)], False, 0, "num_output (length of the state) must be at least 1, got 0"),
         ("LSTM", [(T, N, I), (T, N), (T, S)], False, H, r"static input has shape \(5, 2\); \(3, ...\)"),
         ("LSTM", [(T, N, I), (T, N)], True, H, "2 bottoms; the layer takes 4 to 5"),
         ("LSTM", [(T, N, I), (T, N), (1, N, H), (1, N, I)], True, H, r"\(1, 3, 6\); \(1, 3, 4\) is expected"),
@@ -183,7 +183,7 @@ def test_lstm_of_the_fork_is_caffes() -> None:
 def test_what_the_forks_lstm_refuses() -> None:
     for shapes, what in (
         ([(T * N, I)], r"or \(4 x steps, \.\.\.\) is expected, got \(15, 6\)"),
-        ([(T, N, I), (T,)], "15 numbers are expected, one for each step"),
+        ([(T, N, I), (T,)], "15 values, one per step"),
     ):
         with pytest.raises(SpecError, match=what):
             lstm_fork(shapes, "batch_size: 4")

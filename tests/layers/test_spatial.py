@@ -188,7 +188,7 @@ def test_stochastic_pooling_passes_the_gradient_to_what_it_drew():
         ("kernel_size: 3 pad: 3", (2, 3, 8, 7), "pad 3 must be less than the kernel, 3"),
         ("kernel_size: 3 pad: 1 pool: STOCHASTIC", (2, 3, 8, 7), "no padding"),
         ("kernel_size: 30", (2, 3, 8, 7), "no window of 30 x 30 fits a bottom"),
-        ("kernel_size: 2", (2, 3, 8), "takes a bottom of 4 to 5 axes"),
+        ("kernel_size: 2", (2, 3, 8), "needs a bottom with 4 to 5 axes"),
         ("kernel_size: 2 global_pooling: true", (2, 3, 8, 7), "remove the kernel size"),
         ("global_pooling: true stride: 2", (2, 3, 8, 7), "stride 1 and pad 0 only"),
     ],
@@ -284,7 +284,7 @@ def test_depthwise_convolution(kind, given):
 @pytest.mark.parametrize(
     ("text", "shape", "message"),
     [
-        ("kernel_size: 3", (2, 4, 9, 8), "num_output is missing or 0"),
+        ("kernel_size: 3", (2, 4, 9, 8), "num_output (length of the state) must be at least 1, got missing or 0"),
         ("num_output: 4", (2, 4, 9, 8), "kernel_size is missing"),
         ("num_output: 4 kernel_size: 3 group: 3", (2, 4, 9, 8), "group 3 does not divide the 4 channels"),
         ("num_output: 4 kernel_size: 3 group: 0", (2, 4, 9, 8), "group 0 does not divide"),

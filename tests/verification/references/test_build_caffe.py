@@ -18,7 +18,7 @@ from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.storage.files import lock, sha256
 from caffe_port.verification.references import build_caffe
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Caffe is built on Linux only")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Caffe can be built only on Linux")
 
 ROOT_OF_SDIST = "brocolli-caffe-9.0.2"
 INIT = "__version__ = '1.0.0'\ndef layer_type_list():\n    return ['ReLU', 'Power']\n"
@@ -168,7 +168,7 @@ def test_missing_packages_are_named_in_one_line(monkeypatch: pytest.MonkeyPatch,
     assert isinstance(result.exception, DependencyError)
     names = "cmake, libhdf5-dev, libgtest-dev, libboost-python-dev, python3-dev, python3-venv"
     assert result.exception.what == (
-        f"cannot build Caffe: the system lacks {names} (names of Debian 12, Ubuntu 22.04 and 24.04)"
+        f"cannot build Caffe: missing system packages: {names} (names in Debian 12, Ubuntu 22.04 and 24.04)"
     )
     command = f"sudo apt-get install --no-install-recommends {names.replace(',', '')}"
     assert result.exception.hint == command
