@@ -112,8 +112,8 @@ class Definition:
         layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
         if switched:
             notes.append(
-                f"{count(switched, 'BatchNorm layer')} saved in TRAIN with use_global_stats: false; eval() uses the stored "
-                "statistics, as Caffe's TEST phase does"
+                f"{count(switched, 'BatchNorm layer')} saved in TRAIN with use_global_stats: false; eval() uses the "
+                "stored statistics, as Caffe's TEST phase does"
             )
         resolved = crop_offsets.align(_resolve(layers, self.path, notes), notes)
         return NetSpec(self.net.name, phase, resolved, self.path, tuple(notes))

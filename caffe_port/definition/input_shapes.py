@@ -157,8 +157,8 @@ def _from_data(
             side = _likely(sides, channels)
             if len(sides) > 1:
                 notes.append(
-                    f"input '{blob}': the file does not define height and width; {sides[0]} to {sides[-1]} fit the weights, "
-                    f"{side} is used (set it with --input-shape {blob}=1,{channels},H,W)"
+                    f"input '{blob}': the file does not define height and width; {sides[0]} to {sides[-1]} fit the "
+                    f"weights, {side} is used (set it with --input-shape {blob}=1,{channels},H,W)"
                 )
             return (1, channels, side, side)
     shown = f"1,{channels or 'C'},H,W"

@@ -124,17 +124,12 @@ def test_fillers():
 @pytest.mark.parametrize(
     ("kind", "text", "shapes", "message"),
     [
-        ("InnerProduct", "", [(2, 3)], "num_output (length of the state) must be at least 1, got missing or 0"),
+        ("InnerProduct", "", [(2, 3)], "is missing or 0"),
         ("InnerProduct", "inner_product_param { num_output: 4 axis: 2 }", [(2, 3)], "axis 2 does not exist"),
         ("InnerProduct", "inner_product_param { num_output: 4 }", [(2,)], "axis 1 does not exist"),
         ("InnerProduct", "inner_product_param { num_output: 4000000000 }", [(2, 3)], "Caffe's limit"),
         ("InnerProduct", "inner_product_param { num_output: 4 }", [], "0 bottoms; the layer takes 1"),
-        (
-            "Embed",
-            "embed_param { input_dim: 3 }",
-            [(2,)],
-            "num_output (length of the state) must be at least 1, got missing or 0",
-        ),
+        ("Embed", "embed_param { input_dim: 3 }", [(2,)], "is missing or 0"),
         ("Embed", "embed_param { num_output: 3 }", [(2,)], "input_dim is missing or 0"),
         ("Embed", "embed_param { num_output: 100000 input_dim: 100000 }", [(2,)], "Caffe's limit"),
         ("Scale", "scale_param { axis: 4 }", [(2, 3, 5, 4)], "axis 4 does not exist"),

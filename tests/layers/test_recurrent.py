@@ -129,7 +129,7 @@ def test_fillers() -> None:
     [
         ("LSTM", [(T, N), (T, N)], False, H, r"\(steps, streams, ...\)"),
         ("LSTM", [(T, N, I), (N, T)], False, H, r"\(steps, streams\)"),
-        ("LSTM", [(T, N, I), (T, N)], False, 0, "num_output (length of the state) must be at least 1, got 0"),
+        ("LSTM", [(T, N, I), (T, N)], False, 0, r"num_output \(length of the state\) must be at least 1, got 0"),
         ("LSTM", [(T, N, I), (T, N), (T, S)], False, H, r"static input has shape \(5, 2\); \(3, ...\)"),
         ("LSTM", [(T, N, I), (T, N)], True, H, "2 bottoms; the layer takes 4 to 5"),
         ("LSTM", [(T, N, I), (T, N), (1, N, H), (1, N, I)], True, H, r"\(1, 3, 6\); \(1, 3, 4\) is expected"),

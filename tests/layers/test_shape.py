@@ -189,7 +189,7 @@ def test_layers_without_tops() -> None:
         ("Concat", "", [(2, 3, 5), (2, 3)], 1, "cannot be concatenated along axis 1"),
         ("Concat", "concat_param { axis: 0 concat_dim: 1 }", [(2, 3), (2, 3)], 1, "axis and concat_dim are both given"),
         ("Concat", "concat_param { concat_dim: 4 }", [SHAPE, SHAPE], 1, "axis 4 does not exist"),
-        ("Crop", "crop_param { offset: 5 }", [SHAPE, SHAPE], 1, "offset 5 and size 7 exceeds 7"),
+        ("Crop", "crop_param { offset: 5 }", [SHAPE, SHAPE], 1, "offset 5 plus size 7 exceeds 7"),
         ("Crop", "crop_param { axis: 1 offset: 1 offset: 1 }", [SHAPE, SHAPE], 1, "2 offsets, expected 1 or 3"),
         ("Crop", "", [SHAPE, (2, 3)], 1, "another number of dimensions"),
         ("Eltwise", "", [SHAPE, (2, 6, 7, 4)], 1, "differ in shape"),

@@ -284,7 +284,7 @@ def test_depthwise_convolution(kind, given):
 @pytest.mark.parametrize(
     ("text", "shape", "message"),
     [
-        ("kernel_size: 3", (2, 4, 9, 8), "num_output (length of the state) must be at least 1, got missing or 0"),
+        ("kernel_size: 3", (2, 4, 9, 8), "is missing or 0"),
         ("num_output: 4", (2, 4, 9, 8), "kernel_size is missing"),
         ("num_output: 4 kernel_size: 3 group: 3", (2, 4, 9, 8), "group 3 does not divide the 4 channels"),
         ("num_output: 4 kernel_size: 3 group: 0", (2, 4, 9, 8), "group 0 does not divide"),

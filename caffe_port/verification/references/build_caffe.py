@@ -103,7 +103,8 @@ def build(say: Say = print, progress: Progress | None = None, jobs: int | None =
         raise CaffePortError("Caffe can be built only on Linux", hint="Use a container, or: caffe-port dump --script")
     if missing := missing_packages():
         raise DependencyError(
-            f"cannot build Caffe: missing system packages: {', '.join(missing)} (names in Debian 12, Ubuntu 22.04 and 24.04)",
+            f"cannot build Caffe: missing system packages: {', '.join(missing)} "
+            f"(names in Debian 12, Ubuntu 22.04 and 24.04)",
             hint=f"sudo apt-get install --no-install-recommends {' '.join(missing)}",
         )
     try:
