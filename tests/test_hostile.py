@@ -108,9 +108,9 @@ BROKEN_TEXT = {
     "a missing bottom": (PROTOTXT.replace('bottom: "data"', 'bottom: "dta"'), "Did you mean 'data'?"),
     "a cycle": (
         PROTOTXT.replace('bottom: "data"', 'bottom: "fc"'),
-        "bottom 'fc' does not exist yet: layer 'fc' (line 6) makes it",
+        "bottom 'fc' does not exist yet: layer 'fc' (line 6) produces it",
     ),
-    "10^12 elements": (PROTOTXT.replace("[2, 3, 5, 7]", "[1000000, 1000000]"), "would hold 1000000000000 numbers"),
+    "10^12 elements": (PROTOTXT.replace("[2, 3, 5, 7]", "[1000000, 1000000]"), "would contain 1000000000000 values"),
     "10^12 elements in four axes": (PROTOTXT.replace("[2, 3, 5, 7]", "[1000, 1000, 1000, 1000]"), "1000000000000"),
     "10^40 elements": (
         PROTOTXT.replace("[2, 3, 5, 7]", f"[{', '.join(['10000000000'] * 4)}]"),

@@ -67,9 +67,7 @@ class Definition:
             SpecError: it carries none (HDF5).
         """
         if weights.net is None:
-            raise SpecError(
-                "contains no definition (HDF5 stores only weights)", weights.path, "Also give the prototxt."
-            )
+            raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
         net = upgrade(weights.net, weights.path)
         path = weights.path
         saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)

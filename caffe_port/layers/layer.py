@@ -222,11 +222,11 @@ class Layer(nn.Module):
         if len(arrays) != len(names):
             shown = ", ".join(str(tuple(a.shape)) for a in arrays)
             want = f"{len(names)} ({', '.join(names)})" if names else "none"
-            return f"has {len(arrays)} blobs ({shown}), the definition expects {want}"
+            return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
         for name, array in zip(names, arrays, strict=True):
             shape = tuple(self.get_blob(name).shape)
             if not shapes_agree(array.shape, shape):
-                return f"has {name} of shape {tuple(array.shape)}, the definition expects {shape}"
+                return f"holds {name} {tuple(array.shape)}, the definition asks for {shape}"
         return ""
 
     def load_blobs(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:

@@ -85,7 +85,7 @@ def test_hed() -> None:
 def test_autocrop_is_the_same_without_a_word_of_caffe() -> None:
     assert offsets(hed("AutoCrop")) == HED_OFFSETS
     (note,) = spec(hed("AutoCrop")).notes
-    assert note.startswith("AutoCrop layers get the offset")
+    assert note.startswith("AutoCrop layers use the offset")
     assert "'crop3' 36, 'crop4' 38" in note
     assert "Caffe 1.0" not in note
 
@@ -198,14 +198,14 @@ INTERP = "interp_param { height: 200 width: 210 }"
 @pytest.mark.parametrize(
     ("before", "bottoms", "said"),
     [
-        (window("up", "Deconvolution", "data", 4, 2), "up data", "one pixel of 'up' is 1/2 of 'data'"),
+        (window("up", "Deconvolution", "data", 4, 2), "up data", "one pixel of 'up' is 1/2 pixels of 'data'"),
         (
             window("half", "Convolution", "data", 3, 2, 1) + window("up", "Deconvolution", "half", 4, 2, 1),
             "up data",
-            "the layers before it imply offset 1/2, no whole number",
+            "the layers before it imply offset 1/2, expected an integer",
         ),
-        (window("conv", "Convolution", "data", 5), "conv data", "the layers before it imply offset -2, no whole"),
-        (layer("big", "Interp", "data", INTERP), "big data", "layer 'big' (Interp): how it moves pixels is not known"),
+        (window("conv", "Convolution", "data", 5), "conv data", "the layers before it imply offset -2, expected"),
+        (layer("big", "Interp", "data", INTERP), "big data", "layer 'big' (Interp): its pixel mapping is unknown"),
         (IMAGE.replace("data", "other"), "data other", "'data' and 'other'"),
     ],
 )

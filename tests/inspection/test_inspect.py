@@ -179,8 +179,10 @@ def test_a_net_that_does_not_fit_is_shown(tmp_path: Path) -> None:
     found = inspect_file(path)
     assert row(found, "conv").shapes == (None,)  # type: ignore[attr-defined]
     (error,) = found.errors
-    assert error.startswith(f"{path}:4: layer 'conv' (Convolution): a bottom (2, 3, 2, 7) leaves no output with ")
-    assert error.endswith("kernel_size 3x3, stride 1x1, pad 0x0, dilation 1x1: it would be (0, 5)")
+    assert error.startswith(
+        f"{path}:4: layer 'conv' (Convolution): a bottom (2, 3, 2, 7) gives an empty output (0, 5) with "
+    )
+    assert error.endswith("kernel_size 3x3, stride 1x1, pad 0x0, dilation 1x1")
     assert "error:" in render(found)
 
 

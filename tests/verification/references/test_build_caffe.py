@@ -90,9 +90,9 @@ def test_from_nothing_to_a_caffe_and_no_further(machine: Path) -> None:
     said: list[str] = []
     steps: list[tuple[int, int]] = []
     (machine / "cache/fail").touch()
-    with pytest.raises(CaffePortError, match=r"cmake --build fails: net\.cpp:1: error: it does not compile") as error:
+    with pytest.raises(CaffePortError, match=r"cmake --build failed: net\.cpp:1: error: it does not compile") as error:
         build_caffe.build(said.append, jobs=2)
-    assert error.value.hint == f"All of it: {part / 'build.log'}"
+    assert error.value.hint == f"Full log: {part / 'build.log'}"
     assert not place.exists()
     assert not (part / "of-another-recipe").exists()
     assert "setup.py was run" not in (part / "build.log").read_text()
@@ -124,7 +124,7 @@ def test_another_file_under_the_name_is_not_used(machine: Path) -> None:
     assert sha256(archive) != build_caffe.SHA256
     part = machine / "part"
     part.mkdir()
-    with pytest.raises(CaffePortError, match=r"pip download fails: .*(?i:hash)"):
+    with pytest.raises(CaffePortError, match=r"pip download failed: .*(?i:hash)"):
         build_caffe._download(Path(sys.executable), part)
     assert not list((part / "download").glob("*.gz"))
 
