@@ -119,7 +119,7 @@ def test_the_authors_weights_alone(folder: str, shape: tuple[int, ...]) -> None:
     assert ported.net.plan.shapes[ported.net.plan.spec.inputs[0][1]] == shape
     assert ported.net(torch.zeros(3, *shape[1:])).shape == (3, 10)
     assert ported.definition.saved_in == "TRAIN"
-    assert "10 BatchNorm layers were saved in TRAIN with use_global_stats: false" in ported.notes[0]
+    assert "10 BatchNorm layers saved in TRAIN with use_global_stats: false" in ported.notes[0]
     assert ported.report is not None
     assert (ported.report.initialised, ported.report.unused) == ((), ())
     stored = caffemodel.read(path).by_name()
@@ -201,7 +201,7 @@ def test_a_training_net_whose_size_nobody_says() -> None:
     ported = caffe_port.port(path)
     assert ported.net.plan.shapes["cifar", 0] == (1, 3, 32, 32), "the layer's name tells"
     assert (
-        "the shapes of the data are not in the file; these are assumed, say better ones: --input-shape data=1,3,32,32"
+        "the file does not define the input shapes; assumed (set others if needed): --input-shape data=1,3,32,32"
         in ported.notes
     )
     assert caffe_port.load(path, input_shapes={"data": (2, 3, 32, 32)})(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
@@ -218,7 +218,7 @@ def test_a_training_net_whose_size_nobody_says() -> None:
 )
 def test_published_architectures_without_a_data_layer(name: str, parameters: int) -> None:
     path = SIMPLENET / "architectures" / f"{name}.prototxt"
-    with pytest.raises(SpecError, match="bottom 'data' does not exist: the net has no input layer\n  Say its shape"):
+    with pytest.raises(SpecError, match="bottom 'data' does not exist: the net has no input layer\n  Set its shape"):
         caffe_port.load(path)
     net = caffe_port.load(path, input_shapes={"data": (2, 3, 32, 36)})
     assert net.plan.inputs == ("data",)
@@ -262,7 +262,7 @@ def test_a_solver_instead_of_the_net() -> None:
 
 def test_hdf5_needs_a_prototxt() -> None:
     path = ZOO / "arm_cmsisnn_cifar10" / "cifar10_m4_iter_70000.caffemodel.h5"
-    with pytest.raises(SpecError, match=r"carries no definition \(HDF5 holds weights only\)\n  Give the prototxt too"):
+    with pytest.raises(SpecError, match=r"contains no definition \(HDF5 stores only weights\)\n  Add the prototxt"):
         caffe_port.load(weights=path)
 
 

@@ -69,7 +69,7 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
     spec = dataclasses.replace(spec, layers=tuple(layers), full=spec)
     gone = _behind(layers, losses)
     if after := sorted(one.name for one in layers if one.name in gone - losses and one.tops):
-        notes.append(f"what reads a loss or Accuracy is left out with it: {', '.join(after)}")
+        notes.append(f"layers that read a loss or Accuracy are left out: {', '.join(after)}")
     labels = _labels(spec, [layer for layer in layers if layer.name not in gone], gone)
     for layer in reversed(layers):
         if layer.name in unknown and layer.name not in gone:
@@ -93,7 +93,7 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
         spec, layers=tuple(_without_tops(kept, labels)), targets=targets, notes=(*spec.notes, *notes)
     )
     if not deployed.outputs:
-        raise SpecError("nothing is left without the losses; use --keep-loss", spec.path)
+        raise SpecError("the net has no layers without the losses; use --keep-loss", spec.path)
     return deployed
 
 
@@ -108,7 +108,7 @@ def _without_samplers(layers: Sequence[LayerSpec], unknown: Collection[str], not
         if layer.name in unknown and _samples(layer) and sources:
             moved[layer.name, 0] = sources[0]
             notes.append(
-                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) chooses boxes to train on and is left out: "
+                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) samples boxes for training and is left out: "
                 f"'{layer.tops[0]}' is '{layer.bottoms[0]}'"
             )
             if len(layer.tops) > 1:
@@ -139,7 +139,7 @@ def _data_prepared(
             and not _MEASURES.search(_kind(layer))
         ):
             notes.append(
-                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is not known and prepares data: "
+                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is of an unknown type and prepares data: "
                 f"{', '.join(layer.tops)} are inputs"
             )
             data |= {(layer.name, k) for k in range(len(layer.tops))}
@@ -165,7 +165,7 @@ def _why_left_out(
     if any(not _is_slight(one.type) and one.name not in unknown for one in left if one.name in behind):
         return ""
     if layer.param.loss_weight or _MEASURES.search(_kind(layer)):
-        return "is a loss or a measure"
+        return "is a loss or a metric"
     if set(layer.sources) & _derived(left, labels):
         return "reads labels"
     readings = [
@@ -176,9 +176,9 @@ def _why_left_out(
         if source[0] in behind
     ]
     if readings and 0 not in readings:
-        return "makes targets for losses"
+        return "produces targets for losses"
     if layer.type == "Python" and behind == {layer.name}:
-        return "runs Python code behind the net"
+        return "runs Python code after the net"
     if not layer.tops:
         return "makes nothing"
     return ""
@@ -198,8 +198,10 @@ def _kind(layer: LayerSpec) -> str:
 
 def _note(layer: LayerSpec, reason: str, others: Iterable[str]) -> str:
     too = sorted(others)
-    behind = f", and with it what reads it: {', '.join(too)}" if too else ""
-    return f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is not known, {reason} and is left out{behind}"
+    behind = f", with the layers that read it: {', '.join(too)}" if too else ""
+    return (
+        f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is of an unknown type, {reason} and is left out{behind}"
+    )
 
 
 # -- labels -------------------------------------------------------------------------------------------------------

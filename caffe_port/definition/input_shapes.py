@@ -71,13 +71,13 @@ def resolve(
             unknown.append((blob, source))
             continue
         if any(n < 1 for n in found[blob]):
-            raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis is at least 1", layer.where)
+            raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis must be at least 1", layer.where)
         if (count := math.prod(found[blob])) > MAX_COUNT:
-            raise SpecError(f"input '{blob}' would hold {count} numbers; Caffe's limit is 2^31 - 1", layer.where)
+            raise SpecError(f"input '{blob}' would contain {count} values; Caffe's limit is 2^31 - 1", layer.where)
     if asked is not None:
         guessed = _guessed(spec, unknown, found, weights, asked)
         told = " ".join(f"--input-shape {blob}={','.join(map(str, shape))}" for blob, shape in guessed.items())
-        notes.append(f"the shapes of the data are not in the file; these are assumed, say better ones: {told}")
+        notes.append(f"the file does not define the input shapes; assumed (set others if needed): {told}")
         found |= guessed
     return InputShapes({blob: found[blob] for blob in names}, tuple(notes))
 
@@ -99,7 +99,7 @@ def _guessed(
 
     shapes_, reason = try_shapes(spec, unknown, known, _channels(spec, unknown[0][1], weights), refused)
     if reason:
-        raise SpecError(f"{asked.what}; no common size fits: {reason}", asked.where, asked.hint)
+        raise SpecError(f"{asked.what}; none of the common sizes fits: {reason}", asked.where, asked.hint)
     return shapes_
 
 
@@ -144,29 +144,29 @@ def _from_data(
         channels = next((n for n in cuts(spec, layer.name, 1) if n > channels), channels)
         if layer.param.transform_param.force_gray or not layer.param.image_data_param.is_color:
             channels = 1
-        notes.append(f"input '{blob}': the number of channels is not known without weights; {channels} assumed")
+        notes.append(f"input '{blob}': the number of channels is unknown without weights; {channels} assumed")
     if channels is not None and crop is not None:
         return (next(cuts(spec, layer.name, 0), 1), channels, *length, *crop)
     if channels is not None:
         sides = [n for n in _SIDES if _fits(spec, {**known, blob: (1, channels, n, n)}, weights)]
         if not sides and _differ(spec, weights):  # no size makes them fit: loading the weights will say how
             side = _likely(_SIDES, channels)
-            notes.append(f"input '{blob}': no height and width fit the weights; {side} is tried")
+            notes.append(f"input '{blob}': no height and width fit the weights; {side} is used")
             return (1, channels, side, side)
         if sides and len(sides) < len(_SIDES) // 2:
             side = _likely(sides, channels)
             if len(sides) > 1:
                 notes.append(
-                    f"input '{blob}': height and width are not in the file; {sides[0]} to {sides[-1]} fit the weights, "
-                    f"{side} is used (say it with --input-shape {blob}=1,{channels},H,W)"
+                    f"input '{blob}': the file does not define height and width; {sides[0]} to {sides[-1]} fit the "
+                    f"weights, {side} is used (set it with --input-shape {blob}=1,{channels},H,W)"
                 )
             return (1, channels, side, side)
     shown = f"1,{channels or 'C'},H,W"
     raise SpecError(
-        f"the shape of input '{blob}' cannot be known: layer '{layer.name}' ({layer.type}) "
-        f"{'says none' if layer.type == 'Input' else 'reads it from data'}",
+        f"the shape of input '{blob}' is unknown: layer '{layer.name}' ({layer.type}) "
+        f"{'does not define it' if layer.type == 'Input' else 'reads it from the data'}",
         layer.where,
-        f"Say it: --input-shape {blob}={shown}",
+        f"Set it with --input-shape {blob}={shown}",
     )
 
 
@@ -283,5 +283,5 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
             p = layer.param.inner_product_param
             bottom = tops[layer.sources[0]]
             if stored[layer.name].blobs[0].size != math.prod(bottom[p.axis :]) * p.num_output:
-                return f"layer '{layer.name}' ({layer.type}): its weights are not made for a bottom of shape {bottom}"
+                return f"layer '{layer.name}' ({layer.type}): its weights do not fit a bottom of shape {bottom}"
     return ""

@@ -127,7 +127,7 @@ def survey(
     needed = _needed(definition, options, known) if unsupported else set()
     errors += tuple(str(layer.error("this type is not supported")) for layer in unsupported if layer.name in needed)
     left_out = ", ".join(f"{layer.name} ({layer.type})" for layer in unsupported if layer.name not in needed)
-    notes += [f"of types that are not supported, and left out when converting: {left_out}"] if left_out else []
+    notes += [f"layers of unsupported types, left out when converting: {left_out}"] if left_out else []
     return Survey(spec, tops, tuple(rows), (*spec.notes, *notes, *asked), errors)
 
 
@@ -197,7 +197,7 @@ def _spec(definition: Definition, options: Options) -> tuple[NetSpec, list[str]]
         if not missing:
             raise
         spec = definition.spec(options.phase, options.level, options.stages, missing)
-        return spec, [f"the net has no input layer: {', '.join(missing)} taken for its inputs"]
+        return spec, [f"the net has no input layer; treated as inputs: {', '.join(missing)}"]
 
 
 def _input_shapes(

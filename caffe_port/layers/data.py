@@ -187,8 +187,8 @@ class Python(Layer):
         found = PYTHON_LAYERS.get(name)
         if found is None:
             raise SpecError(
-                f"runs the Python code {name}, which works with pycaffe only.{did_you_mean(name, PYTHON_LAYERS)}",
+                f"runs the Python code {name}, which works only with pycaffe.{did_you_mean(name, PYTHON_LAYERS)}",
                 hint=f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
-                "--stub puts a place holder there.",
+                "--stub inserts a placeholder.",
             )
         return found

@@ -81,7 +81,7 @@ def _gaussian(rng: np.random.Generator, mean: float, std: float, shape: Sequence
 
 def _bilinear(shape: Sequence[int]) -> Array:
     if len(shape) != 4 or shape[2] != shape[3]:
-        raise SpecError(f"filler 'bilinear' fills square 4-D blobs, not {tuple(shape)}")
+        raise SpecError(f"filler 'bilinear' needs a square 4-D blob, got {tuple(shape)}")
     size = shape[3]
     half = math.ceil(size / 2)
     centre = (2 * half - 1 - half % 2) / (2.0 * half)

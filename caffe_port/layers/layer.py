@@ -310,7 +310,7 @@ def expect_bottoms(bottoms: Sequence[Shape], least: int, most: int | None = None
 def check_count(what: str, shape: Sequence[int]) -> None:
     """Raises SpecError for more numbers than Caffe's Blob holds. blob.cpp"""
     if math.prod(shape) > 2**31 - 1:
-        raise SpecError(f"{what} would hold {math.prod(shape)} numbers; Caffe's limit is 2^31 - 1")
+        raise SpecError(f"{what} would contain {math.prod(shape)} values; Caffe's limit is 2^31 - 1")
 
 
 def number(value: float) -> str:

@@ -268,7 +268,7 @@ def infogain_matrix(path: str, classes: int) -> tuple[tuple[float, ...], ...]:
 
     matrix = caffemodel.blob_array(wire.parse(map_file(path), "BlobProto", path))
     if matrix.size != classes**2:
-        raise SpecError(f"{path} holds shape {matrix.shape}; {classes} classes need {(classes, classes)}")
+        raise SpecError(f"{path} has shape {matrix.shape}, expected {(classes, classes)} for {classes} classes")
     return tuple(tuple(row) for row in matrix.reshape(classes, classes).tolist())
 
 

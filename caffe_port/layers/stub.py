@@ -30,7 +30,7 @@ class Stub(Layer, register=False):
             self.register_parameter(f"blob{index}", nn.Parameter(torch.empty(shape)))
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        raise NotImplementedError(f"write what Caffe's layer {self.caffe_type} computes ({self.told})")
+        raise NotImplementedError(f"implement Caffe's layer {self.caffe_type} ({self.told})")
 
     @classmethod
     def build(cls, layer: Message, bottoms: Sequence[Shape]) -> Layer:

@@ -196,7 +196,7 @@ class Net(nn.Module):
         for name in module.blob_names():
             count = getattr(module, name).numel()
             if count > MAX_ELEMENTS:
-                raise layer.error(f"{name} would hold {count} numbers; Caffe's limit is 2^31 - 1")
+                raise layer.error(f"{name} would contain {count} values; Caffe's limit is 2^31 - 1")
         if first is not None:
             attribute = f"{attribute}__train"
             while attribute in self.names.values():
@@ -352,7 +352,8 @@ class Net(nn.Module):
         if targets and not matched:
             near = did_you_mean(next(iter(targets)), stored)
             raise WeightsError(
-                f"holds no layer of this net; the net has {_few(targets)}, the file {_few(stored)}.{near}", weights.path
+                f"contains no layer of this net; the net has {_few(targets)}, the file has {_few(stored)}.{near}",
+                weights.path,
             )
         wrong = [
             f"layer '{name}' {text}"
@@ -411,7 +412,7 @@ def _check_types(specs: Iterable[NetSpec]) -> None:
     for layer in unknown.values():
         reason = UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, SIGNATURES, 0.75).strip()
         lines.append(f"{layer.where}: layer '{layer.name}' ({layer.type}){': ' + reason if reason else ''}")
-    lines.append("--stub puts a place holder there, --plugin takes a Layer of your own.")
+    lines.append("Use --stub to insert placeholders, or --plugin to supply your own Layer.")
     some = next(iter(unknown.values()))
     path = some.where.rsplit(":", 1)[0] if some.param.line else some.where
     raise UnsupportedLayerError(
@@ -428,10 +429,10 @@ def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Sh
     else:
         tops = infer_by_running(layer, module, bottoms)
     if len(tops) != len(layer.tops):
-        raise layer.error(f"has {len(layer.tops)} tops, this type makes {len(tops)} from {len(bottoms)} bottoms")
+        raise layer.error(f"has {len(layer.tops)} tops, but this type produces {len(tops)} from {len(bottoms)} bottoms")
     for name, shape in zip(layer.tops, tops, strict=True):
         if np.prod(shape, dtype=float) > MAX_ELEMENTS or min(shape, default=1) < 0:
-            raise layer.error(f"top '{name}' of shape {shape} is larger than any memory")
+            raise layer.error(f"top '{name}' of shape {shape} is too large for any memory")
     return tops
 
 
@@ -458,7 +459,7 @@ def infer_by_running(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) 
 def _loss_weights(layer: LayerSpec, module: Layer) -> list[float]:
     given = list(layer.param.loss_weight)
     if given and len(given) != len(layer.tops):
-        raise layer.error(f"{len(given)} loss_weight for {len(layer.tops)} tops; give one for each")
+        raise layer.error(f"{len(given)} loss_weight values for {len(layer.tops)} tops; give one per top")
     return given or [1.0 if module.loss and k == 0 else 0.0 for k in range(len(layer.tops))]
 
 
@@ -471,7 +472,7 @@ def _share(
     if mine.shape != theirs.shape:
         raise layer.error(
             f"shares {blob} {tuple(mine.shape)} with layer '{owner.name}', whose blob is {tuple(theirs.shape)}",
-            "Caffe's share_mode PERMISSIVE allows it for equal counts; here shared blobs have one shape."
+            "Caffe's share_mode PERMISSIVE allows this for equal counts; caffe-port requires equal shapes."
             if mode == "PERMISSIVE"
             else "",
         )

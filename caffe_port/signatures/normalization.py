@@ -28,9 +28,11 @@ def _bn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.bn_param
     expect_axes(bottoms[0], 2, 4)
     if p.axis != 1:
-        raise SpecError(f"BN over axis {p.axis}; only axis 1, the channels, is known here")
+        raise SpecError(f"BN over axis {p.axis}; only axis 1 (channels) is supported")
     if bn_keeps_decay(p) and not p.moving_average:
-        raise SpecError("BN without moving_average takes the statistics of the test batch", hint="set it")
+        raise SpecError(
+            "BN without moving_average uses the statistics of the test batch, which is not supported", hint="set it"
+        )
     return bottoms
 
 
@@ -54,7 +56,7 @@ def lrn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.lrn_param
     expect_images(bottoms)
     if p.local_size % 2 == 0:
-        raise SpecError(f"local_size must be odd, got {p.local_size}: the window has a middle")
+        raise SpecError(f"local_size must be odd, got {p.local_size}")
     return bottoms
 
 
@@ -71,7 +73,7 @@ def _normalize(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         return bottoms
     kind = layer.normalize_param.normalize_type
     if kind not in ("L1", "L2"):
-        raise SpecError(f"normalize_type is L1 or L2, got {kind}")
+        raise SpecError(f"normalize_type must be L1 or L2, got {kind}")
     return [bottom, (bottom[0], 1, *bottom[2:])] if len(layer.top) > 1 else bottoms
 
 
@@ -85,7 +87,7 @@ def _l2_normalization(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shap
     expect_axes(bottoms[0], 2, ANY)
     own = [name for name in layer.unknown if str(name).endswith("_param")]
     if own:
-        raise SpecError(f"this fork's L2Normalization has parameters of its own ({own[0]}); they are not known here")
+        raise SpecError(f"L2Normalization parameters of this fork are not supported: {own[0]}")
     return bottoms
 
 

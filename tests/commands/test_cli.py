@@ -138,7 +138,7 @@ WRONG = {
     "empty.caffemodel": (b"", "is empty"),
     "picture.caffemodel": (b"\x89PNG\r\n\x1a\n" + bytes(64), "is a PNG image"),
     "cut.caffemodel": (CASE.with_suffix(".caffemodel").read_bytes()[:-100], "the file is damaged"),
-    "nothing.prototxt": (b"", "holds no layers"),
+    "nothing.prototxt": (b"", "contains no layers"),
     "nested.prototxt": (b"layer { " * 10_000, "nested more than 100 deep"),
     "typo.prototxt": (NET.replace("num_output: 5", "num_ouput: 5").encode(), "Did you mean 'num_output'?"),
     "huge.prototxt": (NET.replace("dim: 9 dim: 7", "dim: 1000000 dim: 1000000").encode(), "Caffe's limit is 2^31 - 1"),

@@ -84,7 +84,9 @@ def test_rules(rules: str, level: int, stages: tuple[str, ...], phases: str) -> 
 
 def test_include_and_exclude_together() -> None:
     said = refused(DATA + layer("r", "ReLU", "data", "r", "include { } exclude { }"))
-    assert said == "net.prototxt:2: layer 'r': include and exclude rules together\n  Caffe allows one kind a layer."
+    assert said == (
+        "net.prototxt:2: layer 'r': has both include and exclude rules\n  Caffe allows only one of the two per layer."
+    )
 
 
 def test_the_nets_own_state() -> None:
@@ -99,9 +101,9 @@ def test_the_nets_own_state() -> None:
 def test_no_layers() -> None:
     assert (
         refused(layer("a", "ReLU", "x", "y", "include { phase: TRAIN }"))
-        == "net.prototxt: holds no layers in phase TEST"
+        == "net.prototxt: contains no layers in phase TEST"
     )
-    with pytest.raises(SpecError, match=r"net\.prototxt: holds no layers"):
+    with pytest.raises(SpecError, match=r"net\.prototxt: contains no layers"):
         define('name: "n"')
 
 
@@ -189,35 +191,38 @@ def test_inputs_that_nobody_reads_are_no_outputs() -> None:
             layer("conv", "Convolution", "data", "conv"),
             (
                 "net.prototxt:1: layer 'conv' (Convolution): bottom 'data' does not exist: the net has no input layer\n"
-                "  Say its shape, and it becomes an input: --input-shape data=1,3,H,W"
+                "  Set its shape to make it an input: --input-shape data=1,3,H,W"
             ),
         ),
         (
             DATA + layer("b", "ReLU", "a", "b") + layer("a", "ReLU", "data", "a"),
             (
-                "net.prototxt:2: layer 'b' (ReLU): bottom 'a' does not exist yet: layer 'a' (line 3) makes it\n"
-                "  Layers run in the order of the file: a layer stands behind those whose tops it reads."
+                "net.prototxt:2: layer 'b' (ReLU): bottom 'a' does not exist yet: layer 'a' (line 3) produces it\n"
+                "  Layers run in file order: move the layer after those whose tops it reads."
             ),
         ),
         (
             DATA + layer("a", "Eltwise", "data b", "a") + layer("b", "ReLU", "a", "b"),
-            "net.prototxt:2: layer 'a' (Eltwise): bottom 'b' does not exist yet: layer 'b' (line 3) makes it",
+            "net.prototxt:2: layer 'a' (Eltwise): bottom 'b' does not exist yet: layer 'b' (line 3) produces it",
         ),
         (
             DATA + layer("a", "Eltwise", "data a", "a"),
-            "net.prototxt:2: layer 'a' (Eltwise): bottom 'a' does not exist yet: layer 'a' (line 2) makes it",
+            "net.prototxt:2: layer 'a' (Eltwise): bottom 'a' does not exist yet: layer 'a' (line 2) produces it",
         ),
         (
             DATA + CONV + layer("other", "ReLU", "data", "conv"),
-            "net.prototxt:3: layer 'other' (ReLU): top 'conv' is already made by layer 'conv'; a blob has one source",
+            "net.prototxt:3: layer 'other' (ReLU): top 'conv' is already produced by layer 'conv'; "
+            "a blob has only one source",
         ),
         (
             DATA + layer("cut", "Slice", "data", "a a"),
-            "net.prototxt:2: layer 'cut' (Slice): top 'a' is already made by this layer; a blob has one source",
+            "net.prototxt:2: layer 'cut' (Slice): top 'a' is already produced by this layer; "
+            "a blob has only one source",
         ),
         (
             DATA + layer("swap", "Eltwise", "data", "x data"),
-            "net.prototxt:2: layer 'swap' (Eltwise): top 'data' is already made by layer 'data'; a blob has one source",
+            "net.prototxt:2: layer 'swap' (Eltwise): top 'data' is already produced by layer 'data'; "
+            "a blob has only one source",
         ),
     ],
 )
@@ -233,15 +238,15 @@ def test_a_layer_without_a_type() -> None:
 @pytest.mark.parametrize("type_", ["Local", "EltwiseAffine", "DeformableConvolution", "Lstm", "ConvolutionRistretto"])
 def test_a_second_name_of_any_type_with_weights_is_told(type_: str) -> None:
     net = spec(DATA + "".join(layer("twin", type_, "data", f"r{k}") for k in range(2)))
-    assert net.notes[-1].endswith("'twin#2' here; weights of a file go to the first one only, as in Caffe")
+    assert net.notes[-1].endswith("'twin#2'; weights are loaded only into the first one, as in Caffe")
 
 
 def test_a_second_name_without_weights_is_renamed_and_told() -> None:
     net = spec(DATA + "".join(layer("relu", "ReLU", "data", f"r{k}") for k in range(3)))
     assert names(net) == ["data", "relu", "relu#2", "relu#3"]
     assert net.notes == (
-        "net.prototxt:3: layer name 'relu' is used twice; this one is called 'relu#2' here",
-        "net.prototxt:4: layer name 'relu' is used twice; this one is called 'relu#3' here",
+        "net.prototxt:3: layer name 'relu' is used twice; this one is renamed 'relu#2'",
+        "net.prototxt:4: layer name 'relu' is used twice; this one is renamed 'relu#3'",
     )
 
 
@@ -249,14 +254,14 @@ def test_a_second_name_with_weights_is_renamed_and_told() -> None:
     net = spec(DATA + CONV + layer("conv", "Convolution", "conv", "c2"))
     assert names(net) == ["data", "conv", "conv#2"]
     (told,) = net.notes
-    assert told.endswith("this one is called 'conv#2' here; weights of a file go to the first one only, as in Caffe")
+    assert told.endswith("this one is renamed 'conv#2'; weights are loaded only into the first one, as in Caffe")
 
 
 def test_layers_without_names() -> None:
     net = spec(DATA + layer("", "ReLU", "data", "a") + 'layer { type: "TanH" bottom: "a" top: "b" }')
     assert names(net) == ["data", "", "#2"]
     assert net.by_name["#2"].sources == (("", 0),)
-    assert net.notes == ("net.prototxt:3: a second layer has no name; this one is called '#2' here",)
+    assert net.notes == ("net.prototxt:3: a second layer has no name; this one is renamed '#2'",)
 
 
 def test_automatic_splits_are_undone() -> None:
@@ -347,7 +352,7 @@ def test_what_only_train_does_to_the_data_is_taken_from_there() -> None:
     assert names(test) == ["batch", "cut", "scale", "conv"]
     assert test.by_name["conv"].sources == (("scale", 0),)
     assert [note.split(":")[1] for note in test.notes] == ["4", "2"]
-    told = "layer 'cut' (Slice) belongs to another phase or stage, but nothing else makes 'raw': it is taken from there"
+    told = "layer 'cut' (Slice) is taken from another phase or stage, because no layer in this one produces 'raw'"
     assert test.notes[1] == f"net.prototxt:2: {told}"
 
 
@@ -356,7 +361,7 @@ def test_a_net_of_stages_names_them() -> None:
         "fine", "ReLU", "c", "d", 'include { stage: "fine" }'
     )
     assert refused(text).endswith(
-        "holds no layers in phase TEST\n  Its layers belong to stages; say one: --stage coarse | fine"
+        "contains no layers in phase TEST\n  Its layers belong to stages; choose one: --stage coarse | fine"
     )
 
 
@@ -472,7 +477,7 @@ def test_deploy_keeps_an_input_layer_that_computes() -> None:
 
 def test_deploy_of_nothing_but_losses() -> None:
     text = layer("batch", "Data", "", "data label") + layer("loss", "EuclideanLoss", "data label", "loss")
-    with pytest.raises(SpecError, match=r"net\.prototxt: nothing is left without the losses; use --keep-loss"):
+    with pytest.raises(SpecError, match=r"net\.prototxt: the net has no layers without the losses; use --keep-loss"):
         deployed(text)
 
 
@@ -527,7 +532,7 @@ def test_batch_norm_saved_in_train(saved_in: str) -> None:
         assert not p.has("use_global_stats")
         assert net.notes == (
             (
-                "1 BatchNorm layers were saved in TRAIN with use_global_stats: false; eval() uses the stored "
+                "1 BatchNorm layer saved in TRAIN with use_global_stats: false; eval() uses the stored "
                 "statistics, as Caffe's TEST phase does"
             ),
         )
@@ -539,7 +544,7 @@ def test_batch_norm_saved_in_train(saved_in: str) -> None:
 def test_weights_without_a_definition() -> None:
     weights = caffemodel.Weights("w.h5", "HDF5", (), None)
     with pytest.raises(
-        SpecError, match=r"w\.h5: carries no definition \(HDF5 holds weights only\)\n  Give the prototxt"
+        SpecError, match=r"w\.h5: contains no definition \(HDF5 stores only weights\)\n  Add the prototxt"
     ):
         Definition.embedded(weights)
 
@@ -548,7 +553,10 @@ def test_weights_without_a_definition() -> None:
     ("text", "what"),
     [
         (layer("conv", "Convolution", "dta", "conv", BLOB) + DATA, "layer 'conv' (Convolution): bottom 'dta'"),
-        (layer("conv", "Convolution", "data", "c", f"{BLOB} include {{ }} exclude {{ }}"), "layer 'conv': include and"),
+        (
+            layer("conv", "Convolution", "data", "c", f"{BLOB} include {{ }} exclude {{ }}"),
+            "layer 'conv': has both include and",
+        ),
         (f'layers {{ type: 5 }} layer {{ name: "d" {BLOB} }}', "'layers' (the old format) and 'layer' are mixed"),
         (f'layers {{ layer {{ name: "c" type: "cv" {BLOB} }} }}', "layer 'c' (cv): is not a layer type of V0"),
     ],
@@ -586,7 +594,7 @@ def test_data_layers_that_are_not_known_by_name(type_: str, more: str) -> None:
     net = definition.spec()
     assert [blob for blob, _ in net.inputs] == ["data", "label"]
     assert net.by_name["data"].type == "OtherData"
-    told = f"net.prototxt:1: layer 'data' ({type_}) is taken for a reader of data: its 2 tops are inputs"
+    told = f"net.prototxt:1: layer 'data' ({type_}) is treated as a data layer: its 2 tops are inputs"
     assert net.notes == (told,)
     assert definition.net.layer[0].type == type_, "what is written back stays as it was"
     assert [blob for blob, _ in deploy_view.view(net).inputs] == ["data"]

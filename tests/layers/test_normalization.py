@@ -251,7 +251,7 @@ def test_l2_normalization():
         ("MVN", "", [(3,)], "2 to 4 axes"),
         ("Normalize", "", [(3,)], "2 to 4 axes"),
         ("L2Normalization", "", [(3,)], "at least 2 axes"),
-        ("L2Normalization", "l2_normalization_param { beta: 2 }", [(3, 2)], "parameters of its own"),
+        ("L2Normalization", "l2_normalization_param { beta: 2 }", [(3, 2)], "parameters of this fork"),
     ],
 )
 def test_errors(kind, text, shapes, message):

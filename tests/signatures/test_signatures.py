@@ -154,7 +154,7 @@ def test_losses_of_forks_are_dropped_or_refused(type_: str) -> None:
     message = Case(type_, "", ((2, 3), (2,))).message
     cls = class_of(message)
     assert cls is not None
-    with pytest.raises(SpecError, match="a fork's own loss or measure"):
+    with pytest.raises(SpecError, match="a loss or metric of a fork"):
         cls.build(message, [(2, 3), (2,)])
 
 

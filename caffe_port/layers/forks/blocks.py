@@ -115,8 +115,8 @@ class ForkLoss(Layer):
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         raise SpecError(
-            "is a fork's own loss or measure, which is not supported; without losses (the default) the net converts",
-            hint="To train with it, write it in PyTorch, or as a plugin.",
+            "is a loss or metric of a fork, which is not supported; without losses (the default) the net converts",
+            hint="To train with it, implement it in PyTorch or as a plugin.",
         )
 
     def forward(self, *bottoms: Tensor) -> Tensor:

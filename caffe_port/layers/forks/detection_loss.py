@@ -34,7 +34,7 @@ class MultiBoxLoss(Layer):
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         divisor, p = normalization(p.loss_param, "VALID"), p.multibox_loss_param
         if math.prod(bottoms[3][-1:]) != 8:
-            raise SpecError(f"the labels have shape {bottoms[3]}; (1, 1, boxes, 8) is expected")
+            raise SpecError(f"the labels have shape {bottoms[3]}, expected (1, 1, boxes, 8)")
         return {
             "num_classes": p.num_classes,
             "loc_loss_type": p.loc_loss_type,

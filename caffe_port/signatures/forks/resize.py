@@ -101,7 +101,7 @@ def _accum(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     expect_images(bottoms)
     images = bottoms[:-1] if p.have_reference else bottoms
     if not images or len({shape[0] for shape in images}) > 1:
-        raise SpecError(f"bottoms of one batch size are expected, got {', '.join(map(str, bottoms))}")
+        raise SpecError(f"expected bottoms of one batch size, got {', '.join(map(str, bottoms))}")
     return [(images[0][0], sum(shape[1] for shape in images), *accumulated_size(p, bottoms))]
 
 

@@ -94,17 +94,19 @@ def _ask(command: tuple[str, ...], hint: str, built: bool = False) -> Installati
         try:
             done = _run([*command, "-c", _ASK], folder, timeout=120)
         except (OSError, subprocess.TimeoutExpired) as error:
-            why = getattr(error, "strerror", None) or "importing caffe takes more than two minutes"
+            why = getattr(error, "strerror", None) or "importing caffe took more than two minutes"
             raise DependencyError(f"cannot be run: {why}", command[0], hint) from None
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"it ends with code {done.returncode}, without a word"])[-1]
+        said = (done.stderr.strip().splitlines() or [f"it exits with code {done.returncode} and no message"])[-1]
         if re.search(r"No module named '?caffe'?$", said):
             raise DependencyError("has no pycaffe", command[0], hint)
         raise DependencyError(f"cannot import caffe: {said[:300]}", command[0], hint)
     try:
         version, place, types = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        raise DependencyError(f"is no Python: it prints {done.stdout[:60]!r}", command[0], hint) from None
+        raise DependencyError(
+            f"is not a Python interpreter: it prints {done.stdout[:60]!r}", command[0], hint
+        ) from None
     return Installation(command, version, place, frozenset(types), built)
 
 
@@ -192,7 +194,7 @@ class CaffeReference:
         """
         if foreign := self._foreign(case):
             why = next(iter(foreign.values()))
-            raise CaffePortError(f"{why}: gradients need one that knows every layer", case.spec.path)
+            raise CaffePortError(f"{why}; gradients need a Caffe that supports every layer", case.spec.path)
         return self._record(case, list(computing(case.spec)), case.sources(), backward)
 
     def _foreign(self, case: Case) -> dict[str, str]:
@@ -284,8 +286,8 @@ def _said(stderr: str, code: int) -> str:
                 words.append(more)
             return f"{' '.join(' '.join(words).split())[:_LONGEST]} ({fatal[1]})"
     last = [line.strip() for line in stderr.splitlines() if line.strip() and not re.match(r"[IW]\d{4,8} ", line)]
-    ended = f"its process ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
-    return (last or [f"{ended}, without a word"])[-1][:_LONGEST]
+    ended = f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}"
+    return (last or [f"{ended} and no message"])[-1][:_LONGEST]
 
 
 _LONGEST = 400
