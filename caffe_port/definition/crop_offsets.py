@@ -21,7 +21,7 @@ from caffe_port.signatures.kernel_params import axis_values, dilation_field
 from caffe_port.signatures.signature import Trait, has, signature_of
 
 if TYPE_CHECKING:
-    from caffe_port.spec import LayerSpec, Source
+    from caffe_port.spec import LayerSpec, Producer
 
 
 class Line(NamedTuple):
@@ -50,7 +50,7 @@ def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...
     0 there: a Crop gets what is computed only if that is a possible offset, and stays as it is otherwise.
 
     Args:
-        layers: in order, with their sources.
+        layers: in order, with their producers.
         notes: gets one note for each of the two types.
 
     Raises:
@@ -60,7 +60,7 @@ def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...
     told: dict[str, list[str]] = {type_: [] for type_ in _CROPS}
     for layer in layers:
         made[layer.name] = layer
-        if layer.type not in told or layer.param.has("crop_param") or len(layer.sources) != 2:
+        if layer.type not in told or layer.param.has("crop_param") or len(layer.producers) != 2:
             continue
         try:
             offsets = crop_offsets(layer, made)
@@ -93,8 +93,8 @@ def crop_offsets(layer: LayerSpec, made: Mapping[str, LayerSpec]) -> list[int]:
         SpecError: no blob leads to both bottoms by first bottoms alone, a layer on the way has no line or the bottoms
             differ in scale, or what comes out is not a whole number from 0 on.
     """
-    first, second = (_upstream(source, made) for source in layer.sources)
-    meeting = next((source for source in second if source in first), None)
+    first, second = (_upstream(producer, made) for producer in layer.producers)
+    meeting = next((producer for producer in second if producer in first), None)
     if meeting is None:
         raise layer.error(f"'{layer.bottoms[0]}' and '{layer.bottoms[1]}' have no common source blob", _WRITE_IT)
     ways = [_lines(way[: way.index(meeting)], made) for way in (first, second)]
@@ -114,15 +114,15 @@ def crop_offsets(layer: LayerSpec, made: Mapping[str, LayerSpec]) -> list[int]:
 _WRITE_IT = "Set the offset in the file: crop_param { offset: ... }"
 
 
-def _upstream(source: Source, made: Mapping[str, LayerSpec]) -> list[Source]:
+def _upstream(producer: Producer, made: Mapping[str, LayerSpec]) -> list[Producer]:
     """A blob and those before it, along first bottoms as the forks go."""
-    way = [source]
-    while before := made[way[-1][0]].sources:
+    way = [producer]
+    while before := made[way[-1][0]].producers:
         way.append(before[0])
     return way
 
 
-def _lines(way: Iterable[Source], made: Mapping[str, LayerSpec]) -> tuple[Line, Line]:
+def _lines(way: Iterable[Producer], made: Mapping[str, LayerSpec]) -> tuple[Line, Line]:
     """The lines, for H and W, of the layers that made these blobs; the last one first."""
     h = w = SAME
     for name, _ in way:

@@ -22,7 +22,7 @@ from caffe_port.formats.message import Message, at
 from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.storage.files import sha256
 from caffe_port.terminal import count
 
@@ -251,8 +251,8 @@ def _without_effect(name: str, values: Sequence[object]) -> bool:
 
 
 def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator[LayerSpec]:
-    """Layers in order with their sources: what Net::Init checks, and static single assignment."""
-    current: dict[str, Source] = {}
+    """Layers in order with their producers: what Net::Init checks, and static single assignment."""
+    current: dict[str, Producer] = {}
     names: dict[str, Message] = {}
     split_of: dict[str, str] = {}
     for layer in layers:
@@ -269,17 +269,17 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
         spec = LayerSpec(name, layer.type, bottoms, tops, (), layer, where, has(layer.type, Trait.SOURCE))
         if not layer.type:
             raise spec.error("has no type")
-        sources = tuple(_source(spec, b, current, layers) for b in bottoms)
+        producers = tuple(_producer(spec, b, current, layers) for b in bottoms)
         for index, top in enumerate(spec.tops):
             in_place = index < len(bottoms) and bottoms[index] == top
             if top in spec.tops[:index] or (top in current and not in_place):
                 maker = f"layer '{current[top][0]}'" if top in current else "this layer"
                 raise spec.error(f"top '{top}' is already produced by {maker}; a blob has only one source")
         current.update({top: (name, k) for k, top in enumerate(spec.tops)})
-        yield dataclasses.replace(spec, sources=sources)
+        yield dataclasses.replace(spec, producers=producers)
 
 
-def _source(layer: LayerSpec, bottom: str, current: dict[str, Source], layers: Sequence[Message]) -> Source:
+def _producer(layer: LayerSpec, bottom: str, current: dict[str, Producer], layers: Sequence[Message]) -> Producer:
     if bottom in current:
         return current[bottom]
     later = next((other for other in layers if bottom in other.top), None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from caffe_port.formats.message import Message
 from caffe_port.signatures.signature import Holds, holds
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 _SIDES = (224, 227, 32, 28, 64, 96, 112, 128, 256, 299, 300, 321, 384, 500, 512)
@@ -25,7 +25,7 @@ _STEPS = 20
 
 def try_shapes(
     spec: NetSpec,
-    wanted: Sequence[tuple[str, Source]],
+    wanted: Sequence[tuple[str, Producer]],
     known: Mapping[str, Shape],
     channels: int | None,
     refused: Callable[[Mapping[str, Shape]], str],
@@ -39,7 +39,7 @@ def try_shapes(
         channels: of the pictures, where the weights tell.
         refused: why a choice of shapes for all inputs does not carry through the net, or an empty string.
     """
-    vectors = {blob: shape for blob, source in wanted if (shape := _vector(spec, blob, source))}
+    vectors = {blob: shape for blob, producer in wanted if (shape := _vector(spec, blob, producer))}
     pictures = [blob for blob, _ in wanted if blob not in vectors]
     reason = ""
     for shape in _candidates(spec, spec.by_name[wanted[0][1][0]], channels) if pictures else [()]:
@@ -50,10 +50,10 @@ def try_shapes(
     return {}, reason
 
 
-def _vector(spec: NetSpec, blob: str, source: Source) -> Shape | None:
+def _vector(spec: NetSpec, blob: str, producer: Producer) -> Shape | None:
     """The shape of an input that is no picture, by its readers, else by its name."""
     for layer in spec.layers:
-        at = layer.sources.index(source) if source in layer.sources else -1
+        at = layer.producers.index(producer) if producer in layer.producers else -1
         dims = layer.param.reshape_param.shape.dim
         if at < 0:
             continue
@@ -91,7 +91,7 @@ def cuts(spec: NetSpec, name: str, axis: int) -> Iterator[int]:
     """
     for one in spec.layers:
         p = one.param.slice_param
-        if one.type == "Slice" and one.sources[0][0] == name and p.slice_point and axis == _sliced_axis(p):
+        if one.type == "Slice" and one.producers[0][0] == name and p.slice_point and axis == _sliced_axis(p):
             before = p.slice_point[-2] if len(p.slice_point) > 1 else 0
             yield 2 * p.slice_point[-1] - before
 

@@ -16,7 +16,7 @@ from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.signatures.signature import Holds, Trait, compares_labels, has, has_weights, holds, signature_of
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 MAX_COUNT = (1 << 31) - 1  # Caffe counts a blob's numbers in an int. Source: blob.cpp
@@ -55,20 +55,20 @@ def resolve(
             raise SpecError(f"has no input '{name}'; its inputs are {', '.join(names) or 'none'}.{near}", spec.path)
     found: dict[str, Shape] = {}
     notes: list[str] = []
-    unknown: list[tuple[str, Source]] = []
+    unknown: list[tuple[str, Producer]] = []
     asked: SpecError | None = None
-    for blob, source in spec.inputs:
-        layer = spec.by_name[source[0]]
-        shape = wanted[blob] if blob in wanted else _declared(layer, source[1])
-        if shape is None and source[1] > 0 and _is_label(spec, source):
+    for blob, producer in spec.inputs:
+        layer = spec.by_name[producer[0]]
+        shape = wanted[blob] if blob in wanted else _declared(layer, producer[1])
+        if shape is None and producer[1] > 0 and _is_label(spec, producer):
             shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one number a picture
         try:
-            found[blob] = _from_data(spec, blob, source, weights, found, notes) if shape is None else shape
+            found[blob] = _from_data(spec, blob, producer, weights, found, notes) if shape is None else shape
         except SpecError as error:
             if not guess:
                 raise
             asked = asked or error
-            unknown.append((blob, source))
+            unknown.append((blob, producer))
             continue
         if any(n < 1 for n in found[blob]):
             raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis must be at least 1", layer.where)
@@ -84,7 +84,7 @@ def resolve(
 
 def _guessed(
     spec: NetSpec,
-    unknown: Sequence[tuple[str, Source]],
+    unknown: Sequence[tuple[str, Producer]],
     known: Mapping[str, Shape],
     weights: Weights | None,
     asked: SpecError,
@@ -119,22 +119,22 @@ def _declared(layer: LayerSpec, index: int) -> Shape | None:
     return None
 
 
-def _is_label(spec: NetSpec, source: Source) -> bool:
+def _is_label(spec: NetSpec, producer: Producer) -> bool:
     """Whether nothing reads the blob but losses, Accuracy, what else takes labels there, and Silence."""
     return all(
         compares_labels(layer.type)
         or has(layer.type, Trait.SINK)
-        or holds(layer.type, layer.sources.index(source)) is Holds.LABELS
+        or holds(layer.type, layer.producers.index(producer)) is Holds.LABELS
         for layer in spec.layers
-        if source in layer.sources
+        if producer in layer.producers
     )
 
 
 def _from_data(
-    spec: NetSpec, blob: str, source: Source, weights: Weights | None, known: dict[str, Shape], notes: list[str]
+    spec: NetSpec, blob: str, producer: Producer, weights: Weights | None, known: dict[str, Shape], notes: list[str]
 ) -> Shape:
-    layer = spec.by_name[source[0]]
-    channels = _channels(spec, source, weights)
+    layer = spec.by_name[producer[0]]
+    channels = _channels(spec, producer, weights)
     crop = _crop(layer)
     frames = layer.param.image_data_param  # C3D's, of videos
     length = (frames.new_length,) if frames.has("new_length") and frames.new_length > 1 else ()
@@ -204,19 +204,19 @@ def _likely(sides: Sequence[int], channels: int) -> int:
     return next((n for n in common if n in sides), sides[-1])
 
 
-def _channels(spec: NetSpec, source: Source, weights: Weights | None) -> int | None:
-    """Channels that the first convolution behind ``source`` expects, by its weights (C_out, C_in/group, kH, kW)."""
+def _channels(spec: NetSpec, producer: Producer, weights: Weights | None) -> int | None:
+    """Channels that the first convolution behind ``producer`` expects, by its weights (C_out, C_in/group, kH, kW)."""
     if weights is None:
         return None
     stored = weights.by_name()
-    reached = {source}
+    reached = {producer}
     for layer in spec.layers:
-        if not reached.intersection(layer.sources):
+        if not reached.intersection(layer.producers):
             continue
         blobs = stored[layer.name].blobs if layer.name in stored else ()
         if blobs and blobs[0].ndim == 4 and has_weights(layer.type) and not has(layer.type, Trait.DENSE):
             return _inputs_of(layer, blobs[0].shape)
-        if has(layer.type, Trait.KEEPS_CHANNELS) and layer.sources[0] in reached:
+        if has(layer.type, Trait.KEEPS_CHANNELS) and layer.producers[0] in reached:
             reached.add((layer.name, 0))
     return None
 
@@ -275,13 +275,13 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
     for layer in spec.layers:
         if any(param.name for param in layer.param.param):
             for param, shape in zip(
-                layer.param.param, shapes.blob_shapes(layer, [tops[s] for s in layer.sources]), strict=False
+                layer.param.param, shapes.blob_shapes(layer, [tops[s] for s in layer.producers]), strict=False
             ):
                 if param.name and owners.setdefault(param.name, shape) != shape:
                     return str(layer.error(f"shares '{param.name}' of shape {owners[param.name]}, needs {shape}"))
         if has(layer.type, Trait.DENSE) and layer.name in stored:
             p = layer.param.inner_product_param
-            bottom = tops[layer.sources[0]]
+            bottom = tops[layer.producers[0]]
             if stored[layer.name].blobs[0].size != math.prod(bottom[p.axis :]) * p.num_output:
                 return f"layer '{layer.name}' ({layer.type}): its weights do not fit a bottom of shape {bottom}"
     return ""

@@ -26,7 +26,7 @@ from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.evaluation.registry import Entry
 from caffe_port.formats.caffemodel import Weights
-from caffe_port.spec import NetSpec, Source
+from caffe_port.spec import NetSpec, Producer
 from caffe_port.terminal import count
 
 Progress = Callable[[int, int], None]
@@ -313,7 +313,7 @@ def _deploy_spec(
     return phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
 
 
-def _only_input(spec: NetSpec) -> tuple[str, Source]:
+def _only_input(spec: NetSpec) -> tuple[str, Producer]:
     """The net's only input: its blob and source.
 
     Raises:
@@ -329,14 +329,14 @@ def _only_input(spec: NetSpec) -> tuple[str, Source]:
 
 def _check_shape(
     spec: NetSpec,
-    built: Mapping[Source, Sequence[int]],
+    built: Mapping[Producer, Sequence[int]],
     asked: Mapping[str, Sequence[int]],
     shape: tuple[int, ...],
     data: str,
 ) -> None:
     """Raises CaffePortError if the net was built, or is requested, for another image shape than (C, H, W)."""
-    blob, source = _only_input(spec)
-    wanted = built.get(source, asked.get(blob))
+    blob, producer = _only_input(spec)
+    wanted = built.get(producer, asked.get(blob))
     if wanted is not None and tuple(wanted[1:]) != shape:
         raise CaffePortError(
             f"input '{blob}' has shape {tuple(wanted)}, but the preprocessed images of {data} have {shape}",

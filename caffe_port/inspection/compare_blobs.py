@@ -135,7 +135,7 @@ def compare(definition: Definition, weights: Weights, options: Options, known: S
 
 
 def _input_hints(known: Survey) -> dict[str, Shape]:
-    shapes = {blob: full(known.shapes.get(source)) for blob, source in known.spec.inputs}
+    shapes = {blob: full(known.shapes.get(producer)) for blob, producer in known.spec.inputs}
     return {blob: shape for blob, shape in shapes.items() if shape is not None}
 
 

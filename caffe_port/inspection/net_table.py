@@ -20,7 +20,7 @@ from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, has
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 Dims = tuple[int | None, ...] | None
@@ -86,7 +86,7 @@ class Survey:
     """
 
     spec: NetSpec
-    shapes: Mapping[Source, Dims]
+    shapes: Mapping[Producer, Dims]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     errors: tuple[str, ...]
@@ -113,8 +113,10 @@ def survey(
         views = [_walk(spec, given)]
     else:
         views = [_walk(spec, {**dict.fromkeys(known, guess), **given}) for guess in _GUESSES]
-    tops: dict[Source, Dims] = {source: _common([view.tops.get(source) for view in views]) for source in views[0].tops}
-    tops.update({source: None for blob, source in spec.inputs if blob not in given})
+    tops: dict[Producer, Dims] = {
+        producer: _common([view.tops.get(producer) for view in views]) for producer in views[0].tops
+    }
+    tops.update({producer: None for blob, producer in spec.inputs if blob not in given})
     stored = weights.by_name() if weights else {}
     owners: dict[str, str] = {}
     rows = []
@@ -207,7 +209,7 @@ def _input_shapes(
     names = [blob for blob, _ in spec.inputs]
     if any(blob not in names for blob in given):
         resolve(spec, weights, given)  # says what is wrong
-    declared = {blob for blob, source in spec.inputs if spec.by_name[source[0]].param.input_param.shape}
+    declared = {blob for blob, producer in spec.inputs if spec.by_name[producer[0]].param.input_param.shape}
     given = {blob: s for blob, s in hints.items() if blob in names and blob not in declared} | dict(given)
     try:
         resolved = resolve(spec, weights, given)
@@ -240,7 +242,7 @@ def _asked(error: SpecError) -> str:
 class _View:
     """What one choice of input shapes gives; a layer whose bottoms are not known, or do not fit, is absent."""
 
-    tops: dict[Source, Shape | None] = field(default_factory=dict)
+    tops: dict[Producer, Shape | None] = field(default_factory=dict)
     blobs: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
@@ -248,17 +250,17 @@ class _View:
 
 
 def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
-    view = _View(tops={source: given[blob] for blob, source in spec.inputs})
+    view = _View(tops={producer: given[blob] for blob, producer in spec.inputs})
     for layer in spec.layers:
         if layer.is_input:
             view.blobs[layer.name], view.macs[layer.name] = (), 0
             continue
         view.tops.update({(layer.name, k): None for k in range(len(layer.tops))})
-        bottoms = [shape for s in layer.sources if (shape := view.tops[s]) is not None]
+        bottoms = [shape for s in layer.producers if (shape := view.tops[s]) is not None]
         if find(layer.param) is None:
             view.unsupported += (layer,)
             continue
-        if len(bottoms) < len(layer.sources):
+        if len(bottoms) < len(layer.producers):
             continue
         try:
             tops, blobs = _tops_and_blobs(layer, bottoms)
@@ -278,7 +280,7 @@ def _tops_and_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> tuple[Sequenc
 
     blobs = [f"bottom {k}" for k in range(len(bottoms))]
     sources = [_input(blob) for blob in blobs]
-    alone = replace(layer, sources=tuple((blob, 0) for blob in blobs))
+    alone = replace(layer, producers=tuple((blob, 0) for blob in blobs))
     spec = NetSpec("", "TEST", (*sources, alone), layer.where)
     net = Net(spec, dict(zip(blobs, bottoms, strict=True)), seed=None)
     module: Any = net.caffe_layers()[layer.name]
@@ -314,7 +316,7 @@ def _known_blobs(type_: str, blobs: tuple[Dims, ...] | None, stored: LayerBlobs 
 
 def _row(
     layer: LayerSpec,
-    tops: Mapping[Source, Dims],
+    tops: Mapping[Producer, Dims],
     blobs: tuple[Dims, ...] | None,
     macs: int | None,
     owners: dict[str, str],

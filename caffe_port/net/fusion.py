@@ -25,7 +25,7 @@ from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.layers.shape import Eltwise
 from caffe_port.layers.spatial import Convolution, Deconvolution
 from caffe_port.net.plan import Operation, Plan, Step
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 
 _FRESH = frozenset((Convolution, Deconvolution, InnerProduct, BatchNorm, BN, Scale, Eltwise))
 """Types whose top is a tensor of its own that their backward pass does not read."""
@@ -34,11 +34,13 @@ _FRESH = frozenset((Convolution, Deconvolution, InnerProduct, BatchNorm, BN, Sca
 # -- which layer follows which ----------------------------------------------------------------------------------------
 
 
-def sole_readers(spec: NetSpec) -> dict[Source, LayerSpec]:
+def sole_readers(spec: NetSpec) -> dict[Producer, LayerSpec]:
     """Who made a blob -> the layer that reads it, where no other does and it reads nothing else."""
-    count = Counter(source for layer in spec.layers for source in layer.sources)
+    count = Counter(source for layer in spec.layers for source in layer.producers)
     return {
-        layer.sources[0]: layer for layer in spec.layers if len(layer.sources) == 1 and count[layer.sources[0]] == 1
+        layer.producers[0]: layer
+        for layer in spec.layers
+        if len(layer.producers) == 1 and count[layer.producers[0]] == 1
     }
 
 

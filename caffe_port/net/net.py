@@ -26,7 +26,7 @@ from caffe_port.net.state_dict import LARGE
 from caffe_port.signatures import shapes
 from caffe_port.signatures.plugins import find_type
 from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Array, Shape
 
 MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
@@ -117,38 +117,38 @@ class Net(nn.Module):
         training: bool,
         stand_in: type[Layer] | None,
     ) -> Plan:
-        slot: dict[Source, int] = {}
-        inferred: dict[Source, Shape] = {}
-        for blob, source in spec.inputs:
+        slot: dict[Producer, int] = {}
+        inferred: dict[Producer, Shape] = {}
+        for blob, producer in spec.inputs:
             if blob not in shapes:
                 raise SpecError(f"the shape of input '{blob}' is unknown", spec.path)
-            slot[source], inferred[source] = len(slot), tuple(shapes[blob])
-        last_read = {s: i for i, layer in enumerate(spec.layers) for s in layer.sources}
-        kept = {source for _, source in spec.outputs}
+            slot[producer], inferred[producer] = len(slot), tuple(shapes[blob])
+        last_read = {s: i for i, layer in enumerate(spec.layers) for s in layer.producers}
+        kept = {producer for _, producer in spec.outputs}
         steps, losses = [], []
         for index, layer in enumerate(spec.layers):
-            module = self._module(layer, [inferred[s] for s in layer.sources], built, stand_in)
+            module = self._module(layer, [inferred[s] for s in layer.producers], built, stand_in)
             if module is None:
                 continue
-            tops = _infer(layer, module, [inferred[s] for s in layer.sources])
+            tops = _infer(layer, module, [inferred[s] for s in layer.producers])
             for k, shape in enumerate(tops):
                 slot[layer.name, k], inferred[layer.name, k] = len(slot), shape
             weights = _loss_weights(layer, module)
             losses += [(slot[layer.name, k], w) for k, w in enumerate(weights) if w]
             kept |= {(layer.name, k) for k, w in enumerate(weights) if w}
             tops_here = {(layer.name, k) for k in range(len(tops))}
-            dead = {s for s in (*layer.sources, *tops_here) if last_read.get(s, index) == index and s not in kept}
+            dead = {s for s in (*layer.producers, *tops_here) if last_read.get(s, index) == index and s not in kept}
             steps.append(
                 Step(
                     layer,
                     self._attribute(layer.name, training),
-                    tuple(slot[s] for s in layer.sources),
+                    tuple(slot[s] for s in layer.producers),
                     tuple(slot[layer.name, k] for k in range(len(tops))),
-                    module.per_bottom and len(layer.sources) > 1,
+                    module.per_bottom and len(layer.producers) > 1,
                     tuple(sorted(slot[s] for s in dead)),
                 )
             )
-        outputs = tuple((blob, slot[source]) for blob, source in spec.outputs)
+        outputs = tuple((blob, slot[producer]) for blob, producer in spec.outputs)
         return Plan(spec, tuple(steps), len(slot), tuple(b for b, _ in spec.inputs), outputs, tuple(losses), inferred)
 
     def _attribute(self, name: str, training: bool) -> str:

@@ -11,7 +11,7 @@ from caffe_port.errors import SpecError
 from caffe_port.signatures.loss import class_count
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Holds, Signature, holds
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 
@@ -19,7 +19,7 @@ class UnknownShape(SpecError):  # noqa: N818 - it says what is the matter
     """There is no rule for this type."""
 
 
-def infer(spec: NetSpec, inputs: Mapping[str, Shape]) -> dict[Source, Shape]:
+def infer(spec: NetSpec, inputs: Mapping[str, Shape]) -> dict[Producer, Shape]:
     """The shape of every blob of a net.
 
     Args:
@@ -33,14 +33,14 @@ def infer(spec: NetSpec, inputs: Mapping[str, Shape]) -> dict[Source, Shape]:
         UnknownShape: a layer has a type without a rule.
         SpecError: a layer does not fit its bottoms; with its name and line.
     """
-    found: dict[Source, Shape] = {}
-    for blob, source in spec.inputs:
+    found: dict[Producer, Shape] = {}
+    for blob, producer in spec.inputs:
         if blob not in inputs:
             raise SpecError(f"the shape of input '{blob}' is unknown", spec.path)
-        found[source] = tuple(inputs[blob])
+        found[producer] = tuple(inputs[blob])
     for layer in spec.layers:
         if not layer.is_input:
-            for index, shape in enumerate(top_shapes(layer, [found[s] for s in layer.sources])):
+            for index, shape in enumerate(top_shapes(layer, [found[s] for s in layer.producers])):
                 found[layer.name, index] = shape
     return found
 

@@ -392,9 +392,9 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
         ]
         inputs = dict(plan.spec.inputs).values()
         for layer in losses:
-            if layer.sources[1] not in inputs:
+            if layer.producers[1] not in inputs:
                 continue
-            classes = plan.shapes[layer.sources[0]][layer.param.softmax_param.axis]
+            classes = plan.shapes[layer.producers[0]][layer.param.softmax_param.axis]
             for feed in feeds.get(phase, []):
                 if isinstance(feed, ImageFeed):
                     feed.data.check_labels(classes)

@@ -134,12 +134,12 @@ def _drawn(turn: LayerRun, step: Step, trace: Trace, tolerance: Tolerance) -> tu
 
 def _before(spec: NetSpec, layer: LayerSpec) -> set[str]:
     """Names of the layers that a layer's bottoms come from, directly or not."""
-    found, waiting = set(), [name for name, _ in layer.sources]
+    found, waiting = set(), [name for name, _ in layer.producers]
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += [source for source, _ in spec.by_name[name].sources]
+            waiting += [source for source, _ in spec.by_name[name].producers]
     return found
 
 

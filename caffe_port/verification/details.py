@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from caffe_port.spec import NetSpec, Source
+from caffe_port.spec import NetSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row
 from caffe_port.verification.references.reference import Made
@@ -40,7 +40,7 @@ class Details:
         spec: the net, for the graph.
     """
 
-    histograms: dict[Source, tuple[int, ...]] = field(default_factory=dict)
+    histograms: dict[Producer, tuple[int, ...]] = field(default_factory=dict)
     pictures: Pictures | None = None
     spec: NetSpec | None = None
 

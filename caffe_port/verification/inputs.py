@@ -12,7 +12,7 @@ from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, ParseError, did_you_mean
 from caffe_port.signatures.shapes import integers_below
-from caffe_port.spec import NetSpec, Source
+from caffe_port.spec import NetSpec, Producer
 from caffe_port.storage import images
 from caffe_port.storage.files import read_bytes
 from caffe_port.typing import Array, Shape
@@ -26,32 +26,34 @@ def random_input(shape: Shape, seed: int, index: int = 0) -> Array:
     return np.random.Generator(np.random.PCG64([seed, index])).standard_normal(shape, np.float32)
 
 
-def random_inputs(spec: NetSpec, shapes: Mapping[Source, Shape], seed: int) -> tuple[dict[str, Array], dict[str, str]]:
+def random_inputs(
+    spec: NetSpec, shapes: Mapping[Producer, Shape], seed: int
+) -> tuple[dict[str, Array], dict[str, str]]:
     """Every input of a net: standard normal values, or integers if the net reads labels or indices.
 
     Returns:
         The arrays by blob name, and a description of how each was made.
     """
     arrays, words = {}, {}
-    for index, (blob, source) in enumerate(spec.inputs):
-        below = _integers_below(spec, shapes, source)
+    for index, (blob, producer) in enumerate(spec.inputs):
+        below = _integers_below(spec, shapes, producer)
         if below is None:
-            arrays[blob] = random_input(shapes[source], seed, index)
+            arrays[blob] = random_input(shapes[producer], seed, index)
             words[blob] = f"random, standard normal, seed {seed}"
         else:
             rng = np.random.Generator(np.random.PCG64([seed, index]))
-            arrays[blob] = rng.integers(0, max(below, 1), shapes[source]).astype(np.float32)
+            arrays[blob] = rng.integers(0, max(below, 1), shapes[producer]).astype(np.float32)
             words[blob] = f"random integers below {max(below, 1)}, seed {seed}"
     return arrays, words
 
 
-def _integers_below(spec: NetSpec, shapes: Mapping[Source, Shape], source: Source) -> int | None:
+def _integers_below(spec: NetSpec, shapes: Mapping[Producer, Shape], producer: Producer) -> int | None:
     """The number of classes or indices if a reader of this input expects integers; otherwise None."""
     for layer in spec.layers:
-        if source not in layer.sources:
+        if producer not in layer.producers:
             continue
-        position = layer.sources.index(source)
-        limit = integers_below(layer, [shapes[s] for s in layer.sources], position)
+        position = layer.producers.index(producer)
+        limit = integers_below(layer, [shapes[s] for s in layer.producers], position)
         if limit is not None:
             return limit
     return None

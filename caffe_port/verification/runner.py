@@ -109,7 +109,7 @@ _DRAWN = "drawn at random: both runs go on with the reference's numbers"
 
 def may_draw(case: Case, layer: LayerSpec) -> bool:
     """Whether Caffe may draw random numbers here: in TRAIN; in TEST where there are no bottoms, or where it is said."""
-    return case.spec.phase == "TRAIN" or not layer.sources or bool(layer.param.dropout_param.sample_weights_test)
+    return case.spec.phase == "TRAIN" or not layer.producers or bool(layer.param.dropout_param.sample_weights_test)
 
 
 def _draws(

@@ -19,7 +19,7 @@ from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.errors import CaffePortError, SpecError, did_you_mean
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan
-from caffe_port.spec import NetSpec, Source
+from caffe_port.spec import NetSpec, Producer
 from caffe_port.storage.npz import read_npy
 from caffe_port.terminal import count
 from caffe_port.typing import Array, PathLike
@@ -189,7 +189,7 @@ def _check_built(ported: Ported, phase: str, keep_loss: bool | None, level: int,
 
 def _check_shapes(ported: Ported, phase: str, shapes: Mapping[str, Sequence[int]]) -> None:
     plan = ported.net.plans[phase == "TRAIN"]
-    built = {blob: plan.shapes[source] for blob, source in plan.spec.inputs}
+    built = {blob: plan.shapes[producer] for blob, producer in plan.spec.inputs}
     for blob, shape in shapes.items():
         if blob not in built:
             near = did_you_mean(blob, built)
@@ -231,7 +231,7 @@ def _given(spec: NetSpec, trace: Trace | None, given: Input | Mapping[str, Input
     if trace is not None:
         if given is not None:
             raise CaffePortError("a trace contains its own inputs; do not give an input")
-        return {blob: _from_trace(trace, blob, source) for blob, source in spec.inputs}
+        return {blob: _from_trace(trace, blob, producer) for blob, producer in spec.inputs}
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -249,8 +249,8 @@ def _given(spec: NetSpec, trace: Trace | None, given: Input | Mapping[str, Input
     return found
 
 
-def _from_trace(trace: Trace, blob: str, source: Source) -> Array:
-    array = trace.inputs.get(blob, trace.tops.get(source))
+def _from_trace(trace: Trace, blob: str, producer: Producer) -> Array:
+    array = trace.inputs.get(blob, trace.tops.get(producer))
     if array is None:
         shown, near = ", ".join(trace.inputs) or "none", did_you_mean(blob, trace.inputs)
         where = trace.provenance.get("file", "")
@@ -264,10 +264,10 @@ def _inputs(
     """The array of every input, and a description of how it was made."""
     spec, shapes = plan.spec, plan.shapes
     arrays, words = random_inputs(spec, shapes, seed)
-    for blob, source in spec.inputs:
+    for blob, producer in spec.inputs:
         value = given.get(blob)
         if isinstance(value, Path):
-            arrays[blob], words[blob] = picture_input(value, shapes[source], preprocess), str(value)
+            arrays[blob], words[blob] = picture_input(value, shapes[producer], preprocess), str(value)
         elif value is not None:
             arrays[blob], words[blob] = np.asarray(value, np.float32), "given"
     return arrays, words

@@ -1,4 +1,4 @@
-"""NetSpec: rules, sources, splits, names, outputs, and the deploy view."""
+"""NetSpec: rules, producers, splits, names, outputs, and the deploy view."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_in_place_layers_name_their_producer() -> None:
         + layer("a", "ReLU", "conv", "a")
         + layer("sum", "Eltwise", "conv a", "sum")
     )
-    sources = {one.name: one.sources for one in net.layers}
+    sources = {one.name: one.producers for one in net.layers}
     assert sources == {
         "data": (),
         "conv": (("data", 0),),
@@ -152,7 +152,7 @@ def test_an_in_place_layer_at_the_end_is_the_output() -> None:
 
 def test_several_tops() -> None:
     net = spec(DATA + layer("cut", "Slice", "data", "a b c") + layer("sum", "Eltwise", "c a", "sum"))
-    assert net.by_name["sum"].sources == (("cut", 2), ("cut", 0))
+    assert net.by_name["sum"].producers == (("cut", 2), ("cut", 0))
     assert net.outputs == (("b", ("cut", 1)), ("sum", ("sum", 0)))
 
 
@@ -266,7 +266,7 @@ def test_a_second_name_with_weights_is_renamed_and_told() -> None:
 def test_layers_without_names() -> None:
     net = spec(DATA + layer("", "ReLU", "data", "a") + 'layer { type: "TanH" bottom: "a" top: "b" }')
     assert names(net) == ["data", "", "#2"]
-    assert net.by_name["#2"].sources == (("", 0),)
+    assert net.by_name["#2"].producers == (("", 0),)
     assert net.notes == ("net.prototxt:3: a second layer has no name; this one is renamed '#2'",)
 
 
@@ -281,7 +281,7 @@ def test_automatic_splits_are_undone() -> None:
         + layer("mine", "Split", "a", "m n")
     )
     assert names(net) == ["data", "conv", "a", "b", "mine"]
-    assert net.by_name["a"].sources == net.by_name["b"].sources == (("conv", 0),)
+    assert net.by_name["a"].producers == net.by_name["b"].producers == (("conv", 0),)
     assert net.by_name["a"].bottoms == ("conv",)
     assert [blob for blob, _ in net.outputs] == ["b", "m", "n"]
 
@@ -296,8 +296,8 @@ def test_automatic_splits_after_an_in_place_layer() -> None:
         + layer("a", "ReLU", f"{split}_0", "a")
         + layer("sum", "Eltwise", f"{split}_1 a", "sum")
     )
-    assert net.by_name["a"].sources == (("relu", 0),)
-    assert net.by_name["sum"].sources == (("relu", 0), ("a", 0))
+    assert net.by_name["a"].producers == (("relu", 0),)
+    assert net.by_name["sum"].producers == (("relu", 0), ("a", 0))
 
 
 # -- notes ----------------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_inputs_given_by_the_user() -> None:
     """A published architecture may begin with its first convolution."""
     net = spec(CONV + FC + LOSS, inputs=["data", "label", "unused"])
     assert [blob for blob, _ in net.inputs] == ["data", "label"]
-    assert net.by_name["conv"].sources == (("data", 0),)
+    assert net.by_name["conv"].producers == (("data", 0),)
     assert [blob for blob, _ in spec(CONV + FC + LOSS, inputs=["data"]).inputs] == ["data", "label"]
     assert "'data' does not exist" in refused(CONV + FC + LOSS, inputs=["dat"])
 
@@ -356,7 +356,7 @@ def test_what_only_train_does_to_the_data_is_taken_from_there() -> None:
     )
     test = spec(text)
     assert names(test) == ["batch", "cut", "scale", "conv"]
-    assert test.by_name["conv"].sources == (("scale", 0),)
+    assert test.by_name["conv"].producers == (("scale", 0),)
     assert [note.split(":")[1] for note in test.notes] == ["4", "2"]
     told = "layer 'cut' (Slice) is taken from another phase or stage, because no layer in this one produces 'raw'"
     assert test.notes[1] == f"net.prototxt:2: {told}"
@@ -402,7 +402,7 @@ def test_deploy_with_the_label_in_any_top(tops: str) -> None:
     assert inputs == ["data"]
     data = net.layers[0]
     assert data.tops == ("data",)
-    assert net.by_name["conv"].sources == (("batch", 0),), "the top has moved to the front"
+    assert net.by_name["conv"].producers == (("batch", 0),), "the top has moved to the front"
 
 
 def test_deploy_drops_label_chains() -> None:

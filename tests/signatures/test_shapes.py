@@ -24,7 +24,7 @@ from caffe_port.signatures import shapes
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.shapes import UnknownShape
 from caffe_port.signatures.signature import SIGNATURES, Trait, has
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 
 CASES = sorted((GOLDEN / "layers").glob("*.prototxt"))
 MODEL_DEFS = sorted(p for p in (HERE.parent / "model_defs").glob("*.prototxt") if "solver" not in p.name)
@@ -43,7 +43,7 @@ def one(type_: str, bottoms: list[tuple[int, ...]], param: str = "", tops: int =
     """A layer with bottoms b0, b1, ... and tops t0, t1, ..."""
     names = "".join(f'bottom: "b{k}" ' for k in range(len(bottoms))) + "".join(f'top: "t{k}" ' for k in range(tops))
     message = prototxt.parse(f'layer {{ name: "l" type: "{type_}" {names} {param} }}', "NetParameter").layer[0]
-    sources: tuple[Source, ...] = tuple((f"b{k}", 0) for k in range(len(bottoms)))
+    sources: tuple[Producer, ...] = tuple((f"b{k}", 0) for k in range(len(bottoms)))
     return LayerSpec("l", type_, tuple(message.bottom), tuple(message.top), sources, message, "net.prototxt:7")
 
 
@@ -63,7 +63,7 @@ def assert_as_net(spec: NetSpec, given: dict[str, tuple[int, ...]]) -> Net:
     assert found == dict(net.plan.shapes)
     for step in net.plan.steps:  # by running, too: the Net itself goes by the rules
         module = copy.deepcopy(getattr(net, step.attribute)).to("meta")
-        ran = infer_by_running(step.layer, module, [found[source] for source in step.layer.sources])
+        ran = infer_by_running(step.layer, module, [found[producer] for producer in step.layer.producers])
         assert ran == [found[step.layer.name, k] for k in range(len(ran))], step.layer.name
     modules = net.caffe_layers()
     for layer in spec.layers:
@@ -71,7 +71,7 @@ def assert_as_net(spec: NetSpec, given: dict[str, tuple[int, ...]]) -> Net:
             continue
         module = modules[layer.name]
         want = [tuple(module.get_blob(name).shape) for name in module.blob_names()]
-        assert shapes.blob_shapes(layer, [found[s] for s in layer.sources]) == want, layer.name
+        assert shapes.blob_shapes(layer, [found[s] for s in layer.producers]) == want, layer.name
         buffers = {k for k, name in enumerate(module.blob_names()) if not getattr(module, name).requires_grad}
         assert shapes.statistics(layer) & set(range(len(want))) == buffers, layer.name
     return net
@@ -144,7 +144,7 @@ def assert_as_caffe(path: Path) -> tuple[NetSpec, dict[str, tuple[int, ...]]]:
     stored = caffemodel.read(weights).by_name() if weights.exists() else {}
     for layer in spec.layers:
         if layer.name in stored and not layer.is_input:
-            ours = shapes.blob_shapes(layer, [found[s] for s in layer.sources])
+            ours = shapes.blob_shapes(layer, [found[s] for s in layer.producers])
             want = [tuple(blob.shape) for blob in stored[layer.name].blobs]
             if layer.type == "BN":  # which writes (1, C)
                 want = [shape[-1:] for shape in want]
@@ -166,7 +166,7 @@ def test_golden_cases_are_here() -> None:
 def test_model_defs_as_net(path: Path, phase: str) -> None:
     spec = Definition.read(path).spec(phase)
     side = (3, 32, 32) if "mnist" not in path.name else (1, 28, 28)
-    given = {blob: (2, *side) if source[1] == 0 else (2,) for blob, source in spec.inputs}
+    given = {blob: (2, *side) if producer[1] == 0 else (2,) for blob, producer in spec.inputs}
     assert_as_net(spec, given)
 
 
@@ -477,14 +477,14 @@ def test_macs(type_: str, bottoms: list[tuple[int, ...]], param: str, macs: int)
 def test_macs_as_torch_counts(path: Path) -> None:
     """torch.utils.flop_counter counts two operations for each multiply-accumulate."""
     spec = Definition.read(path).spec("TEST")
-    given = {blob: (2, 3, 32, 32) if source[1] == 0 else (2,) for blob, source in spec.inputs}
+    given = {blob: (2, 3, 32, 32) if producer[1] == 0 else (2,) for blob, producer in spec.inputs}
     net = Net(spec, given, seed=None).to("meta").eval()
     fed = [torch.zeros(given[blob], device="meta") for blob in net.plan.inputs]
     with FlopCounterMode(display=False) as counter:
         net(*fed)
     found = shapes.infer(spec, given)
     ours = sum(
-        shapes.macs(layer, [found[s] for s in layer.sources], [found[layer.name, k] for k in range(len(layer.tops))])
+        shapes.macs(layer, [found[s] for s in layer.producers], [found[layer.name, k] for k in range(len(layer.tops))])
         for layer in spec.layers
     )
     assert 2 * ours == counter.get_total_flops()

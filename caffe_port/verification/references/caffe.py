@@ -20,7 +20,7 @@ import numpy as np
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.message import Message
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.references import build_caffe
 from caffe_port.verification.references.reference import Case, Made, Run, computing
@@ -164,7 +164,7 @@ class CaffeReference:
             CaffePortError: Caffe refuses the net; with its own words.
         """
         foreign = self._foreign(case)
-        layers, values = list(computing(case.spec)), case.sources()
+        layers, values = list(computing(case.spec)), case.inputs_by_producer()
         while layers:
             first = layers[0]
             if first.name in foreign:
@@ -195,7 +195,7 @@ class CaffeReference:
         if foreign := self._foreign(case):
             why = next(iter(foreign.values()))
             raise CaffePortError(f"{why}; gradients need a Caffe that supports every layer", case.spec.path)
-        return self._record(case, list(computing(case.spec)), case.sources(), backward)
+        return self._record(case, list(computing(case.spec)), case.inputs_by_producer(), backward)
 
     def _foreign(self, case: Case) -> dict[str, str]:
         """Layer name -> why this Caffe cannot run it."""
@@ -207,7 +207,7 @@ class CaffeReference:
         }
 
     def _record(
-        self, case: Case, layers: Sequence[LayerSpec], values: Mapping[Source, Array], backward: bool = False
+        self, case: Case, layers: Sequence[LayerSpec], values: Mapping[Producer, Array], backward: bool = False
     ) -> Trace:
         """What Caffe makes of these layers, which stand together in the net."""
         net, fed = definition(case, layers, values)
@@ -236,8 +236,8 @@ class CaffeReference:
 
 
 def definition(
-    case: Case, layers: Sequence[LayerSpec] | None = None, values: Mapping[Source, Array] | None = None
-) -> tuple[Message, dict[str, Source]]:
+    case: Case, layers: Sequence[LayerSpec] | None = None, values: Mapping[Producer, Array] | None = None
+) -> tuple[Message, dict[str, Producer]]:
     """A net, or layers of it that stand together, as a NetParameter for Caffe: one phase, no rules.
 
     Args:
@@ -248,11 +248,11 @@ def definition(
         The definition, with an Input layer for each blob that comes from outside; these blobs, and who made them.
     """
     layers = list(computing(case.spec)) if layers is None else layers
-    values = case.sources() if values is None else values
+    values = case.inputs_by_producer() if values is None else values
     made = {(layer.name, k) for layer in layers for k in range(len(layer.tops))}
-    fed: dict[str, Source] = {}
+    fed: dict[str, Producer] = {}
     for layer in layers:
-        for blob, source in zip(layer.bottoms, layer.sources, strict=True):
+        for blob, source in zip(layer.bottoms, layer.producers, strict=True):
             if source not in made:
                 fed.setdefault(blob, source)
     entries = []

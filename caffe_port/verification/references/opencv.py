@@ -17,7 +17,7 @@ from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.formats import prototxt, wire
 from caffe_port.formats.caffemodel import blob_message
 from caffe_port.formats.message import Message
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.spec import LayerSpec, Producer
 from caffe_port.storage.images import quiet
 from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
@@ -80,8 +80,8 @@ class OpenCVReference:
         if case.spec.phase != "TEST":
             raise CaffePortError("OpenCV computes the TEST phase only", case.spec.path)
         cv2, name = _cv2(), self.name
-        values = case.sources()
-        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        values = case.inputs_by_producer()
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.producers}
         layers = list(computing(case.spec))
         absent: dict[str, str] = {}
         while layers:
@@ -103,9 +103,9 @@ class OpenCVReference:
                 instead = yield Made(layer, tops, name, note if tops is None else "")
                 for k, top in enumerate(tops if instead is None and tops is not None else instead or ()):
                     values[layer.name, k] = np.asarray(top)
-                for source in layer.sources:
-                    if last_read[source] == layer.name:
-                        values.pop(source, None)
+                for producer in layer.producers:
+                    if last_read[producer] == layer.name:
+                        values.pop(producer, None)
             del layers[: max(1, len(segment))]
 
 
@@ -127,7 +127,7 @@ def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str])
 def deviation(layer: LayerSpec) -> str:
     """How OpenCV deviates from Caffe in this layer; empty if it does not."""
     check = DEVIATIONS.get(layer.type)
-    return check(layer.param, len(layer.sources)) if check else ""
+    return check(layer.param, len(layer.producers)) if check else ""
 
 
 _WINDOWED = ("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "LRN", "Pooling")
@@ -137,21 +137,21 @@ def _no_images(layer: LayerSpec, case: Case) -> str:
     """Windows over anything but (N, C, H, W): OpenCV 4's Caffe importer reads beyond its arrays and may crash."""
     if layer.type not in _WINDOWED:
         return ""
-    odd = any(len(case.shapes[source]) != 4 for source in layer.sources)
+    odd = any(len(case.shapes[producer]) != 4 for producer in layer.producers)
     return "OpenCV supports windows over (N, C, H, W) only" if odd or layer.param.convolution_param.axis != 1 else ""
 
 
-def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping[Source, Array]) -> dict[str, Tops]:
+def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping[Producer, Array]) -> dict[str, Tops]:
     """Every layer's tops by layer name. Raises cv2.error."""
     names = [f"layer{i}" for i in range(len(segment))]  # also of the top: OpenCV finds some layers by that
-    blob: dict[Source, str] = {
+    blob: dict[Producer, str] = {
         (layer.name, k): f"{name}_{k}" if k else name
         for name, layer in zip(names, segment, strict=True)
         for k in range(len(layer.tops))
     }
-    fed = list(dict.fromkeys(s for layer in segment for s in layer.sources if s not in blob))
-    blob |= {source: f"in_{i}" for i, source in enumerate(fed)}
-    entries = [_input(blob[source], values[source].shape) for source in fed]
+    fed = list(dict.fromkeys(s for layer in segment for s in layer.producers if s not in blob))
+    blob |= {producer: f"in_{i}" for i, producer in enumerate(fed)}
+    entries = [_input(blob[producer], values[producer].shape) for producer in fed]
     entries += [_layer(name, layer, blob, case) for name, layer in zip(names, segment, strict=True)]
     stored = [
         Message(
@@ -172,8 +172,8 @@ def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping
         net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
         net.enableFusion(False)
         net.enableWinograd(False)
-        for source in fed:
-            net.setInput(np.ascontiguousarray(values[source], np.float32), blob[source])
+        for producer in fed:
+            net.setInput(np.ascontiguousarray(values[producer], np.float32), blob[producer])
         outputs = net.forwardAndRetrieve(names)
     return {
         layer.name: tuple(
@@ -204,10 +204,10 @@ _NOT_ITS_OWN = frozenset(("transform_param", "loss_param"))
 _WITHOUT_EFFECT = ("engine", "weight_filler", "bias_filler", "filler", "slope_filler", "scale_filler", "shift_filler")
 
 
-def _layer(name: str, layer: LayerSpec, blob: Mapping[Source, str], case: Case) -> Message:
+def _layer(name: str, layer: LayerSpec, blob: Mapping[Producer, str], case: Case) -> Message:
     """The LayerParameter for OpenCV's parser, which refuses unknown fields."""
     tops = [blob[layer.name, k] for k in range(len(layer.tops))]
-    entry = Message("LayerParameter", name=name, type=layer.type, bottom=[blob[s] for s in layer.sources], top=tops)
+    entry = Message("LayerParameter", name=name, type=layer.type, bottom=[blob[s] for s in layer.producers], top=tops)
     for field, value in layer.param.items():
         if field.endswith("_param") and field not in _NOT_ITS_OWN and isinstance(value, Message):
             own = value.copy(**{f: None for f in _WITHOUT_EFFECT if value.schema and f in value.schema.fields})
@@ -238,7 +238,7 @@ def _slice(entry: Message, layer: LayerSpec, case: Case) -> None:
     p = entry.slice_param
     if not p.slice_point:
         axis = p.axis if p.has("axis") or not p.has("slice_dim") else p.slice_dim
-        side = case.shapes[layer.sources[0]][axis] // len(layer.tops)
+        side = case.shapes[layer.producers[0]][axis] // len(layer.tops)
         points = [side * k for k in range(1, len(layer.tops))]
         entry.set("slice_param", p.copy(axis=axis, slice_dim=None, slice_point=points))
 

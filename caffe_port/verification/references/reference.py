@@ -15,7 +15,7 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError
 from caffe_port.formats.message import Message
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
 
@@ -34,13 +34,13 @@ class Case:
     """
 
     spec: NetSpec
-    shapes: Mapping[Source, tuple[int, ...]]
+    shapes: Mapping[Producer, tuple[int, ...]]
     blobs: Mapping[str, Sequence[Array]]
     inputs: Mapping[str, Array]
 
-    def sources(self) -> dict[Source, Array]:
+    def inputs_by_producer(self) -> dict[Producer, Array]:
         """The inputs by the layer and top that they come from."""
-        return {source: self.inputs[blob] for blob, source in self.spec.inputs}
+        return {producer: self.inputs[blob] for blob, producer in self.spec.inputs}
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Fallback:
 
     def run(self, case: Case) -> Run:
         """Runs the net; a layer that the second had to compute says so in its note."""
-        values = case.sources()
-        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        values = case.inputs_by_producer()
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.producers}
         turns = self.first.run(case)
         instead: Sequence[Array] | None = None
         while True:
@@ -120,7 +120,7 @@ class Fallback:
                 return
             layer = made.layer
             if made.tops is None:
-                other = alone(self.second, case, layer, [values[s] for s in layer.sources])
+                other = alone(self.second, case, layer, [values[s] for s in layer.producers])
                 words = f"; {other.note}" if other.tops is None else f": compared with {other.by.partition(' ')[0]}"
                 sent = yield Made(layer, other.tops, other.by, made.note + words)
                 instead = sent if other.tops is None else other.tops
@@ -128,9 +128,9 @@ class Fallback:
                 instead = yield made
             for k, top in enumerate(made.tops or instead or ()):
                 values[layer.name, k] = np.asarray(top)
-            for source in layer.sources:
-                if last_read[source] == layer.name:
-                    values.pop(source, None)
+            for producer in layer.producers:
+                if last_read[producer] == layer.name:
+                    values.pop(producer, None)
 
 
 def asked_first(reference: Reference) -> Reference:
@@ -148,8 +148,8 @@ def alone(reference: Reference, case: Case, layer: LayerSpec, bottoms: Sequence[
         LayerSpec(name, "Input", (), (name,), (), Message("LayerParameter"), layer.where, is_input=True)
         for name in names
     ]
-    one = dataclasses.replace(layer, bottoms=names, sources=sources)
-    shapes: dict[Source, tuple[int, ...]] = {s: b.shape for s, b in zip(sources, bottoms, strict=True)}
+    one = dataclasses.replace(layer, bottoms=names, producers=sources)
+    shapes: dict[Producer, tuple[int, ...]] = {s: b.shape for s, b in zip(sources, bottoms, strict=True)}
     shapes |= {(layer.name, k): case.shapes[layer.name, k] for k in range(len(layer.tops))}
     spec = NetSpec(case.spec.name, case.spec.phase, (*inputs, one), case.spec.path)
     blobs = {layer.name: case.blobs.get(layer.name, ())}
@@ -171,7 +171,7 @@ def record(reference: Reference, case: Case, provenance: Mapping[str, str] | Non
     Raises:
         CaffePortError: the reference cannot compute even the first layer.
     """
-    tops: dict[Source, Array] = {
+    tops: dict[Producer, Array] = {
         (layer, k): case.inputs[blob] for blob, (layer, k) in case.spec.inputs
     }  # Caffe's Input layers are layers
     run = reference.run(case)

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.spec import Source
+from caffe_port.spec import Producer
 from caffe_port.storage import npz
 from caffe_port.storage.files import atomic_write
 from caffe_port.typing import Array
@@ -52,14 +52,14 @@ class Trace:
         changed_parameters: (layer name, blob index) -> its value after the forward pass, if that changed it.
     """
 
-    tops: Mapping[Source, Array]
+    tops: Mapping[Producer, Array]
     inputs: Mapping[str, Array]
     phase: str = "TEST"
     provenance: Mapping[str, str] = field(default_factory=dict)
     top_gradients: Mapping[str, Array] = field(default_factory=dict)
     input_gradients: Mapping[str, Array] = field(default_factory=dict)
-    parameter_gradients: Mapping[Source, Array] = field(default_factory=dict)
-    changed_parameters: Mapping[Source, Array] = field(default_factory=dict)
+    parameter_gradients: Mapping[Producer, Array] = field(default_factory=dict)
+    changed_parameters: Mapping[Producer, Array] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as .npz, uncompressed.
@@ -103,9 +103,9 @@ def read_golden(path: str | Path) -> Trace:
 
 
 def _from_arrays(arrays: Mapping[str, Array], where: str) -> Trace:
-    tops: dict[Source, Array] = {}
+    tops: dict[Producer, Array] = {}
     by_blob: dict[str, dict[str, Array]] = {"in": {}, "topdiff": {}, "grad": {}}
-    by_source: dict[str, dict[Source, Array]] = {"gradparam": {}, "after": {}}
+    by_source: dict[str, dict[Producer, Array]] = {"gradparam": {}, "after": {}}
     outs: list[tuple[int, str, int, Array]] = []
     for key, array in arrays.items():
         kind, _, rest = key.partition(":")

@@ -211,9 +211,9 @@ def _graph(report: Report, details: Details) -> str:
     order = {layer.name: i for i, layer in enumerate(spec.layers)}
     for layer in spec.layers:
         x, y = place[layer.name]
-        for source, _ in layer.sources:
-            sx, sy = place[source]
-            if order[layer.name] - order[source] == 1 and y == sy:
+        for producer, _ in layer.producers:
+            sx, sy = place[producer]
+            if order[layer.name] - order[producer] == 1 and y == sy:
                 path = f"M{sx + 92} {sy + 17}H{x}"
             elif y == sy:
                 path = f"M{sx + 46} {sy}C{sx + 46} {sy - 12} {x + 46} {sy - 12} {x + 46} {y}"

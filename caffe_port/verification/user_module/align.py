@@ -105,7 +105,7 @@ class _Matching:
         through: dict[str, tuple[int, ...]] = {}
         own: dict[str, tuple[int, ...]] = {}
         for layer in case.spec.layers:
-            reads = tuple(i for name, _ in layer.sources for i in through.get(name, ()))
+            reads = tuple(i for name, _ in layer.producers for i in through.get(name, ()))
             through[layer.name] = (index[layer.name],) if layer.name in index else reads
             own[layer.name] = reads
         self.layer_reads = [own[layer.name] for layer in layers]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Tolerance, difference
 from caffe_port.verification.references.reference import Case
@@ -59,7 +59,7 @@ def _close(one: Array, other: Array) -> bool:
     return bool(np.abs(one - other).max(initial=0) <= _SAME * np.abs(other).max(initial=0))
 
 
-def cause_of(case: Case, pair: Pair, tops: Mapping[Source, Array], made: Array) -> str:
+def cause_of(case: Case, pair: Pair, tops: Mapping[Producer, Array], made: Array) -> str:
     """The likely mistake in a fold; empty if no known one explains the difference.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.signatures.signature import Trait, has, has_weights, signature_of
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
 from caffe_port.verification.diagnose import diagnose
@@ -34,7 +34,7 @@ class Injector(Recorder):
     """
 
     def __init__(
-        self, module: nn.Module, case: Case, pairs: Sequence[Pair], tops: Mapping[Source, Array], tolerance: Tolerance
+        self, module: nn.Module, case: Case, pairs: Sequence[Pair], tops: Mapping[Producer, Array], tolerance: Tolerance
     ) -> None:
         super().__init__(module)
         self.case, self.tops, self.tolerance = case, tops, tolerance
@@ -51,8 +51,8 @@ class Injector(Recorder):
         if layer is None:
             return call.inputs[0] if _can_be_skipped(call.kind) else made
         inputs = call.inputs
-        if any(source[0] in self.missing for source in layer.sources):
-            bottoms = [torch.tensor(np.asarray(self.tops[s], np.float32)) for s in layer.sources]
+        if any(producer[0] in self.missing for producer in layer.producers):
+            bottoms = [torch.tensor(np.asarray(self.tops[s], np.float32)) for s in layer.producers]
             inputs = tuple(
                 b.reshape(i.shape) if b.numel() == i.numel() else b for b, i in zip(bottoms, inputs, strict=False)
             )
@@ -92,7 +92,7 @@ def _affine(x: Tensor, call: Call) -> Tensor:
 
 
 def rows(
-    case: Case, pairs: Sequence[Pair], tops: Mapping[Source, Array], alone: Mapping[str, Array], tolerance: Tolerance
+    case: Case, pairs: Sequence[Pair], tops: Mapping[Producer, Array], alone: Mapping[str, Array], tolerance: Tolerance
 ) -> Iterator[Row]:
     """A row for every Caffe layer, and one for every call that Caffe does not have.
 
@@ -154,7 +154,7 @@ def _row(
     case: Case,
     layer: LayerSpec,
     pair: Pair,
-    tops: Mapping[Source, Array],
+    tops: Mapping[Producer, Array],
     alone: Mapping[str, Array],
     tolerance: Tolerance,
 ) -> Row:
@@ -176,7 +176,7 @@ def _row(
     if not isolated.passed and pair.folded:
         finding = cause_of(case, pair, tops, actual)
     elif not isolated.passed:
-        bottoms = [np.asarray(tops[s], np.float32) for s in layer.sources]
+        bottoms = [np.asarray(tops[s], np.float32) for s in layer.producers]
         finding = diagnose(layer, bottoms, case.blobs.get(layer.name, ()), actual, expected, tolerance=tolerance)
     cause = str(finding) if finding else ""
     return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, free, isolated, words, cause)

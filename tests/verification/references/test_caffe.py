@@ -154,9 +154,9 @@ def test_what_goes_to_caffe_is_what_the_spec_says(golden: Path) -> None:
     assert list(net.layer[0].input_param.shape[0].dim) == [3, 6, 7, 5]
     assert list(fed) == ["x"]
     (second,) = [layer for layer in subject.case.spec.layers if layer.type == "Eltwise"]
-    rest, fed = definition(subject.case, [second], dict.fromkeys(second.sources, subject.case.inputs["x"]))
+    rest, fed = definition(subject.case, [second], dict.fromkeys(second.producers, subject.case.inputs["x"]))
     assert [layer.type for layer in rest.layer] == ["Input", "Input", "Eltwise"]
-    assert list(fed.values()) == list(second.sources)
+    assert list(fed.values()) == list(second.producers)
 
 
 # -- what Caffe refuses ---------------------------------------------------------------------------------------------

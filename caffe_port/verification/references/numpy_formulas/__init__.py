@@ -43,17 +43,19 @@ class NumPyReference:
 
     def run(self, case: Case) -> Run:
         """Runs the net; a type without a formula has no tops."""
-        values: dict[tuple[str, int], Array] = {s: np.asarray(x, np.float64) for s, x in case.sources().items()}
-        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        values: dict[tuple[str, int], Array] = {
+            s: np.asarray(x, np.float64) for s, x in case.inputs_by_producer().items()
+        }
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.producers}
         for layer in computing(case.spec):
-            bottoms = [values[s] for s in layer.sources]
+            bottoms = [values[s] for s in layer.producers]
             tops, note = compute(layer, bottoms, case.blobs.get(layer.name, ()), case.spec.phase == "TRAIN")
             instead = yield Made(layer, tops, self.name, note)
             for k, top in enumerate(tops if tops is not None else instead or ()):
                 values[layer.name, k] = np.asarray(top, np.float64)
-            for source in layer.sources:
-                if last_read[source] == layer.name:
-                    values.pop(source, None)
+            for producer in layer.producers:
+                if last_read[producer] == layer.name:
+                    values.pop(producer, None)
 
 
 def compute(
