@@ -70,6 +70,18 @@ def shuffle_channel(layer: Layer) -> Result:
     return top
 
 
+@formula("PixelShuffle")
+def pixel_shuffle(layer: Layer) -> Result:
+    """Pixel (i, j) of each r x r block comes from channel r i + j of r r. Source: pixelshuffle_layer.cpp (brocolli)."""
+    x, factor = layer.x, layer.param.pixelshuffle_param.upscale_factor
+    n, c, h, w = x.shape
+    top = np.empty((n, c // factor**2, h * factor, w * factor))
+    for i in range(factor):
+        for j in range(factor):
+            top[:, :, i::factor, j::factor] = x[:, factor * i + j :: factor**2]
+    return top
+
+
 @formula("Reverse", "ReverseAxis")
 def reverse(layer: Layer) -> Result:
     """Source: reverse_layer.cpp (ChWick/caffe)."""
