@@ -25,7 +25,7 @@ class ConvolutionRistretto(Convolution):
     ``exp_bits``; INTEGER_POWER_OF_2_WEIGHTS rounds the weights alone, to powers of two. In training only the weights
     and the bias are rounded, up or down at random; the gradient passes as if they were not.
 
-    Differs from PyTorch: torch.ao quantises to integers with a scale of any size.
+    Differs from PyTorch: torch.ao quantizes to integers with a scale of any size.
     Differs from Caffe: ``rounding_scheme: STOCHASTIC`` is taken for NEAREST in evaluation, and the bottom itself, which
     other layers may read, is left as it is.
     Blobs: weight (C_out, C_in / group, kH, kW), bias (C_out)

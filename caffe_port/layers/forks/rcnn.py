@@ -127,7 +127,7 @@ class PSROIPooling(Layer):
 
 
 class Proposal(Layer):
-    """The regions that Faster R-CNN looks at: anchors, corrected, clipped to the image; the best that do not overlap.
+    """The region proposals of Faster R-CNN: anchors, corrected, clipped to the image; the best that do not overlap.
 
     Takes the scores (N, 2 * A, H, W), background first, the corrections (N, 4 * A, H, W), and for each image its
     height, width and scale (1 or N, 3 or more; a fourth one is the horizontal scale). Gives the regions (R, 5), rows of
@@ -136,9 +136,9 @@ class Proposal(Layer):
     The same for ``type: "Python"`` of py-faster-rcnn, with its settings for testing: 6000 before, 300 after the choice,
     overlap 0.7, at least 16 pixels wide.
 
-    Differs from PyTorch: how many rows there are depends on the values, so torch.export does not take it as it is.
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
     Differs from Caffe: PVANet's C++ layer fills up with regions that are too small where there are not enough others.
-    Of equal scores the earlier one comes first; the originals leave that open.
+    Of equal scores the earlier one comes first; in the originals, the order is undefined.
     Reference: rbgirshick/py-faster-rcnn proposal_layer.py; sanghoon/caffe proposal_layer.cpp
     """
 

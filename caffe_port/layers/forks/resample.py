@@ -68,7 +68,8 @@ class Upsample(Layer):
     """With two bottoms the same as torch.nn.MaxUnpool2d (SegNet): each value goes where the mask of a max pooling says.
     With one the same as torch.nn.Upsample with mode="nearest" (YOLO): each value becomes scale x scale.
 
-    Differs from PyTorch: the mask holds floats. Where several values go to one place, which of them stays is open.
+    Differs from PyTorch: the mask holds floats. Where several values go to one place, which of them remains is
+    undefined.
     Reference: alexgkendall/caffe-segnet upsample_layer.cpp; eric612/MobileNet-YOLO upsample_layer.cpp
     """
 
