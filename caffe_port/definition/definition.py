@@ -78,7 +78,7 @@ class Definition:
 
     @functools.cached_property
     def sha256(self) -> str | None:
-        """The checksum of the file, taken once; None where the definition is no file's."""
+        """The checksum of the file, taken once; None if the definition is not from a file."""
         return sha256(self.path) if Path(self.path).is_file() else None
 
     def spec(

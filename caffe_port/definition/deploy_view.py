@@ -50,7 +50,7 @@ def phase_spec(
 def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
     """A net without the layers that exist for labels only, and without the layers that nothing then reads.
 
-    A top of a data layer is a label when no layer with weights lies behind it, but does behind another.
+    A top of a data layer is a label if no layer with weights is downstream of it, but one is downstream of another top.
 
     Args:
         unknown: names of the layers that cannot be built. Those that serve labels are left out with what reads them;
@@ -292,7 +292,7 @@ def _silent(layer: LayerSpec, labels: set[Source]) -> LayerSpec:
 
 
 def _without_label_branches(layers: list[LayerSpec], labels: set[Source]) -> list[LayerSpec]:
-    """Drops the layers all of whose bottoms come from labels, unless somebody who is kept reads them."""
+    """Drops the layers all of whose bottoms come from labels, unless a layer that is kept reads them."""
     derived = _derived(layers, labels)
     kept: list[LayerSpec] = []
     read: set[Source] = set()

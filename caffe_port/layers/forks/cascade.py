@@ -159,7 +159,7 @@ class BoxOutput(Layer):
 
 
 class Nms(Layer):
-    """The peaks of heat maps (N, C, H, W): pixels above ``threshold`` that are greater than their four neighbours.
+    """The peaks of heat maps (N, C, H, W): pixels above ``threshold`` that are greater than their four neighbors.
 
     Gives (N, num_parts, max_peaks + 1, 3): first how many peaks there are, then x, y and value of each, in the order of
     the pixels. The map after the last part (the background) is left out.

@@ -65,7 +65,7 @@ class PriorBox(Layer):
         height, width = x.shape[2:]
         image_h, image_w = self.image_size or image.shape[2:]
         step_h, step_w = self.step or (image_h / height, image_w / width)
-        # SSD keeps centres and sizes in float32, and divides in float64.
+        # SSD keeps centers and sizes in float32, and divides in float64.
         cy = (torch.arange(height, dtype=torch.float32) + self.offset) * step_h
         cx = (torch.arange(width, dtype=torch.float32) + self.offset) * step_w
         w, h = torch.tensor(self.sizes, dtype=torch.float32).double().unbind(1)

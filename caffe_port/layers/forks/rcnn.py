@@ -200,7 +200,7 @@ class Proposal(Layer):
         return (rois, bottoms[0].new_empty(count, 1)) if self.with_scores else rois
 
     def correct(self, boxes: Tensor, delta: Tensor) -> Tensor:
-        """Moves the centres by ``delta`` times the size, and stretches the size by exp(delta); all (boxes, 4)."""
+        """Moves the centers by ``delta`` times the size, and stretches the size by exp(delta); all (boxes, 4)."""
         size = boxes[:, 2:] - boxes[:, :2] + 1
         center = boxes[:, :2] + 0.5 * size
         center, half = center + delta[:, :2] * size, 0.5 * delta[:, 2:].exp() * size
@@ -285,7 +285,7 @@ class DeformableConvolution(Layer):
 
 
 def round_away(x: Tensor) -> Tensor:
-    """C's round: a half goes away from zero. torch.round takes it to the even neighbour."""
+    """C's round: a half goes away from zero. torch.round takes it to the even neighbor."""
     return x.trunc() + (x.frac().abs() >= 0.5) * x.sign()
 
 

@@ -168,7 +168,7 @@ class Resample(Layer):
         return torch.einsum("nchw,yh,xw->ncyx", x, rows, columns)
 
     def weights(self, center: Tensor, size: int, scale: float, antialias: bool) -> Tensor:
-        """What each of ``size`` pixels adds to a pixel of the top, whose centre lies at ``center``; rows sum to 1."""
+        """What each of ``size`` pixels adds to a pixel of the top, whose center is at ``center``; rows sum to 1."""
         stretch = scale if antialias else 1.0
         support = 4 if self.method == "CUBIC" else 2
         radius = 2 if scale < 1 else math.ceil(support * stretch)
