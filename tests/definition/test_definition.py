@@ -211,18 +211,24 @@ def test_inputs_that_nobody_reads_are_no_outputs() -> None:
         ),
         (
             DATA + CONV + layer("other", "ReLU", "data", "conv"),
-            "net.prototxt:3: layer 'other' (ReLU): top 'conv' is already produced by layer 'conv'; "
-            "a blob has only one source",
+            (
+                "net.prototxt:3: layer 'other' (ReLU): top 'conv' is already produced by layer 'conv'; "
+                "a blob has only one source"
+            ),
         ),
         (
             DATA + layer("cut", "Slice", "data", "a a"),
-            "net.prototxt:2: layer 'cut' (Slice): top 'a' is already produced by this layer; "
-            "a blob has only one source",
+            (
+                "net.prototxt:2: layer 'cut' (Slice): top 'a' is already produced by this layer; "
+                "a blob has only one source"
+            ),
         ),
         (
             DATA + layer("swap", "Eltwise", "data", "x data"),
-            "net.prototxt:2: layer 'swap' (Eltwise): top 'data' is already produced by layer 'data'; "
-            "a blob has only one source",
+            (
+                "net.prototxt:2: layer 'swap' (Eltwise): top 'data' is already produced by layer 'data'; "
+                "a blob has only one source"
+            ),
         ),
     ],
 )

@@ -165,8 +165,10 @@ def test_detectnet(tmp_path: Path) -> None:
     ported = port(tmp_path, text)
     assert view(ported) == (["data"], ["bboxes", "coverage"])
     assert left_out(ported) == [
-        "layer 'cluster' (clustering.ClusterDetections) is of an unknown type, "
-        "runs Python code after the net and is left out"
+        (
+            "layer 'cluster' (clustering.ClusterDetections) is of an unknown type, "
+            "runs Python code after the net and is left out"
+        )
     ]
     train = ported.net.plans[True]
     assert [blob for blob, _ in train.outputs] == ["bboxes", "coverage"]
@@ -195,8 +197,10 @@ FEATURES = layer("data", "ImageData", "", "data label", "image_data_param { new_
             inner("fc6", "fc5", 4) + layer("r", "LossN", "fc6 label", "r") + layer("s", "Silence", "r"),
             ["fc6"],
             [
-                "layer 'r' (LossN) is of an unknown type, is a loss or a metric and is left out, "
-                "with the layers that read it: s"
+                (
+                    "layer 'r' (LossN) is of an unknown type, is a loss or a metric and is left out, "
+                    "with the layers that read it: s"
+                )
             ],
         ),
         (
@@ -204,8 +208,10 @@ FEATURES = layer("data", "ImageData", "", "data label", "image_data_param { new_
             + python("triplet", "a p n", "loss", "tripletloss.TripletLayer", "loss_weight: 1"),
             ["fc5"],
             [
-                "layer 'triplet' (tripletloss.TripletLayer) is of an unknown type, "
-                "is a loss or a metric and is left out",
+                (
+                    "layer 'triplet' (tripletloss.TripletLayer) is of an unknown type, "
+                    "is a loss or a metric and is left out"
+                ),
                 "layer 'select' (tripletloss.TripletSelectLayer) is of an unknown type, reads labels and is left out",
             ],
         ),
