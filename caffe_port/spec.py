@@ -1,4 +1,4 @@
-"""What a net is, before any module is built: frozen, in Caffe's words, for one phase, with every blob's producer known.
+"""The specification of a net in one phase, before any module is built: immutable, with the producer of every blob.
 
 :mod:`caffe_port.definition` makes it from a file.
 """
@@ -14,7 +14,7 @@ from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 
 Producer = tuple[str, int]
-"""Who made a blob: (layer name, top index)."""
+"""The producer of a blob: (layer name, top index)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LayerSpec:
     Attributes:
         name: unique within the net.
         bottoms, tops: blob names as written; an in-place layer has the same name in both.
-        producers: for each bottom, who made it.
+        sources: the producer of each bottom.
         param: the LayerParameter, V2.
         where: ``file:line`` for messages.
         is_input: the tops come from outside: they are inputs of the net.
@@ -54,9 +54,9 @@ class NetSpec:
     """A net in one phase.
 
     Attributes:
-        notes: facts that the user should hear of.
+        notes: warnings for the user.
         targets: blobs that only dropped losses read, to compare with (an autoencoder's input): no outputs.
-        full: the net before the deploy view left out what only labels need; None where it left out nothing.
+        full: the net before the deploy view left out what only labels need; None if it left out nothing.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Where the pixels of a top lie in its bottom, and from that the offset of a Crop that gives none.
+"""Maps the pixels of a top to its bottom, to compute the offset of a Crop without one.
 
 A layer that slides windows maps each spatial axis by a line. A convolution or pooling with kernel extent k, stride s
 and padding p has its top's pixel at ``x_top = (x_bottom + p - (k - 1) / 2) / s``; a deconvolution has the inverse; a

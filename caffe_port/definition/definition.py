@@ -1,6 +1,6 @@
-"""A net as a file defines it, and from it the NetSpec of one phase.
+"""The definition of a net as in its file, and the NetSpec of one phase.
 
-All normalisation happens here, once: old forms are upgraded, include/exclude rules applied, in-place tops made
+All normalization happens here, once: old forms are upgraded, include/exclude rules applied, in-place tops made
 explicit (a bottom names its producer, not a blob whose contents change), automatic Split layers undone, offsets of old
 Crop layers worked out.
 Sources: net.cpp (Init, FilterNet, StateMeetsRule, AppendTop), insert_splits.cpp.
@@ -45,7 +45,7 @@ class Definition:
 
     @classmethod
     def read(cls, path: str | Path) -> Definition:
-        """Reads a prototxt of any age.
+        """Reads a prototxt in any format version.
 
         Raises:
             ParseError, SpecError, CaffePortError: with line and column.
@@ -61,10 +61,10 @@ class Definition:
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
-        """The definition that a weights file carries.
+        """The definition inside a weights file.
 
         Raises:
-            SpecError: it carries none (HDF5).
+            SpecError: it has none (HDF5).
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
@@ -78,7 +78,7 @@ class Definition:
 
     @functools.cached_property
     def sha256(self) -> str | None:
-        """The checksum of the file, taken once; None where the definition is no file's."""
+        """The checksum of the file, taken once; None if the definition is not from a file."""
         return sha256(self.path) if Path(self.path).is_file() else None
 
     def spec(
@@ -127,7 +127,7 @@ class Definition:
         own = set(map(id, layers))
         sources = self._sources_of(missing, made)
         borrowed: set[int] = set()
-        for layer in reversed(self.net.layer):  # from the end: what a borrowed layer reads is borrowed too
+        for layer in reversed(self.net.layer):  # from the end: the layers that a borrowed layer reads are borrowed too
             new = missing.intersection(layer.top).difference(layer.bottom)
             if new and layer.bottom and id(layer) not in own and not made.intersection(layer.top):
                 borrowed.add(id(layer))
@@ -156,7 +156,7 @@ class Definition:
 
 
 def _brings_data(layer: Message) -> bool:
-    """Whether a layer that nothing is known of is taken for one that reads data: a fork's, or Python code."""
+    """Whether a layer of an unknown type is treated as a data layer: a fork's, or Python code."""
     return bool(layer.top and layer.type) and not layer.bottom and find(layer) is None
 
 
@@ -214,7 +214,7 @@ _GEOMETRY = ("pad", "kernel", "stride", "dilat", "group", "axis")
 def _unknown_fields(message: Message, path: str, layer: Message | None = None) -> Iterator[str]:
     """Notes on the fields that were kept but are not understood.
 
-    The parameters of a layer of an unknown type, or of somebody's own class, are its own affair. Of a known one, a
+    The parameters of a layer of an unknown type, or of a custom class, are not checked. Of a known one, a
     field that would change the geometry is refused.
     """
     kind = message.schema.name if message.schema else ""

@@ -1,7 +1,7 @@
-"""The deploy view of a training net: without what exists for labels only.
+"""The deploy view of a training net: without the layers that exist only for labels.
 
-Caffe's users write that view by hand, as a second prototxt. What is left out beside losses and Accuracy is told in a
-note; a layer of an unknown type that the net needs is never left out.
+Caffe users write that view by hand, as a second prototxt. A note reports what is left out besides losses and Accuracy;
+a layer of an unknown type that the net needs is never left out.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_b
 from caffe_port.spec import LayerSpec, NetSpec, Producer
 
 _MEASURES = re.compile(r"Loss|Entropy|Accuracy|Eval|Recall|Precision|MMD|CTC(?!.*Decode)|mAP|IOU|IoU|ScoreDetections")
-"""Parts of the names of losses and measures, where the type is not known."""
+"""Parts of the names of losses and metrics, if the type is unknown."""
 
 _PREPARES = re.compile(r"Data|Transform|Augment|Label")
-"""Parts of the names of layers that prepare pictures for training, where the type is not known."""
+"""Parts of the names of layers that prepare images for training, if the type is unknown."""
 
 _SAMPLERS = ("ProposalTargetLayer",)
 """Python layers that choose among the boxes of their first bottom those to train on. Faster R-CNN, R-FCN."""
@@ -39,7 +39,7 @@ def phase_spec(
 
     Args:
         given: blobs whose shape the user said; they may be inputs though no layer makes them.
-        keep_unknown: layers that nothing is known of stay.
+        keep_unknown: keep layers of unknown types.
     """
     spec = definition.spec(phase, level, stages, given)
     if keep_loss:
@@ -48,9 +48,9 @@ def phase_spec(
 
 
 def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
-    """A net without the layers that exist for labels only, and without whatever then leads nowhere.
+    """A net without the layers that exist for labels only, and without the layers that nothing then reads.
 
-    A top of a data layer is a label when no layer with weights lies behind it, but does behind another.
+    A top of a data layer is a label if no layer with weights is downstream of it, but one is downstream of another top.
 
     Args:
         unknown: names of the layers that cannot be built. Those that serve labels are left out with what reads them;
@@ -78,7 +78,7 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
             if reason:
                 others = _behind(left, {layer.name}) - {layer.name}
                 gone |= {layer.name, *others}
-                if not _samples(layer):  # told already
+                if not _samples(layer):  # already reported
                     notes.append(_note(layer, reason, others))
     gone |= _compared_only(spec, [layer for layer in layers if layer.name not in gone], gone, labels)
     if not gone and not notes and not unread:
@@ -294,7 +294,7 @@ def _silent(layer: LayerSpec, labels: set[Producer]) -> LayerSpec:
 
 
 def _without_label_branches(layers: list[LayerSpec], labels: set[Producer]) -> list[LayerSpec]:
-    """Drops the layers all of whose bottoms come from labels, unless somebody who is kept reads them."""
+    """Drops the layers all of whose bottoms come from labels, unless a layer that is kept reads them."""
     derived = _derived(layers, labels)
     kept: list[LayerSpec] = []
     read: set[Producer] = set()

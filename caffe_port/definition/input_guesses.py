@@ -1,6 +1,6 @@
-"""Shapes for inputs that nobody tells: a training net whose data layer reads whatever its database holds.
+"""Guesses shapes for inputs that the file does not define: a training net whose data layer reads a database.
 
-Only a start: what is found is told in a note, and the user may say better. Sizes are tried until every shape rule of
+Only a start: a note reports the guess, and the user can set another shape. Sizes are tried until every shape rule of
 the net, and the weights if there are any, take them.
 """
 
@@ -36,7 +36,7 @@ def try_shapes(
         spec: the net.
         wanted: the inputs without a shape.
         known: the shapes of the others.
-        channels: of the pictures, where the weights tell.
+        channels: of the images, if the weights define them.
         refused: why a choice of shapes for all inputs does not carry through the net, or an empty string.
     """
     vectors = {blob: shape for blob, producer in wanted if (shape := _vector(spec, blob, producer))}
@@ -51,7 +51,7 @@ def try_shapes(
 
 
 def _vector(spec: NetSpec, blob: str, producer: Producer) -> Shape | None:
-    """The shape of an input that is no picture, by its readers, else by its name."""
+    """The shape of an input that is not an image, by its readers or else by its name."""
     for layer in spec.layers:
         at = layer.producers.index(producer) if producer in layer.producers else -1
         dims = layer.param.reshape_param.shape.dim
@@ -86,7 +86,7 @@ def _candidates(spec: NetSpec, layer: LayerSpec, channels: int | None) -> Iterat
 
 
 def cuts(spec: NetSpec, name: str, axis: int) -> Iterator[int]:
-    """Lengths along an axis of a data layer's tops that a Slice cuts, a pair of pictures in one blob: the last part is
+    """Lengths along an axis of a data layer's tops that a Slice cuts, a pair of images in one blob: the last part is
     taken to be as long as the one before.
     """
     for one in spec.layers:

@@ -1,6 +1,6 @@
 """The shapes of a net's inputs: from the net, from its weights, or from the user.
 
-A deploy net says its shapes. A training net says ``crop_size`` at best: channels are then those of the first
+A deploy net defines its shapes. A training net defines ``crop_size`` at best: channels are then those of the first
 convolution's weights, and height and width whatever makes the first InnerProduct fit. Source: data_transformer.cpp.
 """
 
@@ -40,12 +40,12 @@ def resolve(
 
     Args:
         spec: the net, as it will be built.
-        weights: their shapes tell the channels.
+        weights: their shapes define the channels.
         given: shapes by blob name; they come before everything else.
-        guess: what cannot be known is guessed, and told in a note.
+        guess: guess unknown shapes, and report them in a note.
 
     Raises:
-        SpecError: asks, by name, for the shape that cannot be known; or a given name is no input.
+        SpecError: names the input whose shape is unknown; or a given name is not an input.
     """
     wanted: dict[str, Shape] = {name: tuple(shape) for name, shape in (given or {}).items()}
     names = [blob for blob, _ in spec.inputs]
@@ -61,7 +61,7 @@ def resolve(
         layer = spec.by_name[producer[0]]
         shape = wanted[blob] if blob in wanted else _declared(layer, producer[1])
         if shape is None and producer[1] > 0 and _is_label(spec, producer):
-            shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one number a picture
+            shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one value per image
         try:
             found[blob] = _from_data(spec, blob, producer, weights, found, notes) if shape is None else shape
         except SpecError as error:
@@ -184,7 +184,7 @@ _SIZES = (
 
 
 def _crop(layer: LayerSpec) -> tuple[int, int] | None:
-    """The size of the pictures that a data layer gives, where it says one."""
+    """The size of the images from a data layer, if it defines one."""
     owners = [value for _, value in layer.param.items() if isinstance(value, Message)]
     owners += [value for values in layer.param.unknown.values() for value in values if isinstance(value, Message)]
     for names in _SIZES:
@@ -205,7 +205,7 @@ def _likely(sides: Sequence[int], channels: int) -> int:
 
 
 def _channels(spec: NetSpec, producer: Producer, weights: Weights | None) -> int | None:
-    """Channels that the first convolution behind ``producer`` expects, by its weights (C_out, C_in/group, kH, kW)."""
+    """Channels that the first convolution after ``producer`` expects, by its weights (C_out, C_in/group, kH, kW)."""
     if weights is None:
         return None
     stored = weights.by_name()
@@ -262,7 +262,7 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
     """Why the shapes do not fit the net or the weights; an empty string where they do.
 
     Raises:
-        UnknownShape: the net holds a layer of a type without a shape rule, and nothing before it is amiss.
+        UnknownShape: the net holds a layer of a type without a shape rule, and the layers before it fit.
     """
     stored = weights.by_name() if weights else {}
     try:

@@ -1,6 +1,6 @@
-"""The forward method of model.py: calls of layers, in the order of the net, with variables a person would have named.
+"""The forward method of model.py: calls of layers, in the order of the net, with readable variable names.
 
-The two phases of a net are merged into one list of calls; what only one of them has stands under ``if self.training``.
+The two phases of a net are merged into one list of calls; the calls of only one phase are under ``if self.training``.
 Before a body is given away it is run symbolically in both phases: every call must find the values that the Net's own
 plan gives it. Phases too different for that get a method each.
 """

@@ -1,6 +1,6 @@
 """What this installation can do: packages, references, devices, and a net that is converted and verified on the spot.
 
-Nothing is believed that can be tried: OpenCV's importer reads a net, Caffe is imported by the Python that has it.
+It tries everything: OpenCV's importer reads a net, and Caffe is imported by its Python.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Checkup:
     Attributes:
         healthy: converting and verifying work; what else is missing may never be needed.
         findings: in the order in which they are shown.
-        seconds: what the looking took.
+        seconds: the duration.
     """
 
     healthy: bool
@@ -98,7 +98,7 @@ def versions() -> dict[str, str]:
 
 
 def examine() -> Checkup:
-    """Looks at everything; takes about as long as importing torch."""
+    """Runs all checks; takes about as long as importing torch."""
     began = time.monotonic()
     packages = [
         Finding("packages", name, version != "not installed", version, _needed(name, version))

@@ -1,7 +1,7 @@
 """A net layer by layer, as far as it can be known: shapes, blobs, parameters, multiply-accumulates.
 
 Where the shape of an input is not known, the net is walked through with two guesses, and what both give is known: the
-channels behind the first convolution, say, and most of the parameters.
+channels after the first convolution, for example, and most of the parameters.
 """
 
 from __future__ import annotations

@@ -20,15 +20,15 @@ def fill(filler: Message, shape: Sequence[int], rng: np.random.Generator) -> Arr
     Args:
         filler: FillerParameter.
         shape: Caffe's shape of the blob: fan-in is all axes but the first, fan-out all but the second.
-        rng: where the numbers come from.
+        rng: the random generator.
 
     Returns:
         float32 of that shape.
 
     Raises:
-        SpecError: a type that is a slip of the pen, or a shape that the type cannot fill.
+        SpecError: a type that is a typo, or a shape that the type cannot fill.
 
-    The types of forks (identity, orthogonal, gabor ...) are drawn as xavier, which keeps a net's numbers in range.
+    The types of forks (identity, orthogonal, gabor ...) are replaced by xavier, which keeps a net's values in range.
     """
     kind = filler.type
     if kind not in TYPES:

@@ -1,4 +1,4 @@
-"""Losses and Accuracy: tops are the unweighted numbers that Caffe shows. Source: src/caffe/layers of Caffe 1.0.
+"""Losses and Accuracy: tops are the unweighted values that Caffe prints. Source: src/caffe/layers of Caffe 1.0.
 
 Caffe clamps probabilities before the logarithm in the value, but not in the gradient; :func:`clamp_value` does that.
 Labels may have any dtype; a fraction is cut off, as Caffe does. They receive no gradient.

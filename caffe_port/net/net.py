@@ -50,7 +50,7 @@ class LoadReport:
 
     Attributes:
         loaded: layers that got their blobs.
-        initialised: layers of the net that the file does not hold; their fillers drew them.
+        initialised: layers of the net that the file does not hold; initialized from their fillers.
         unused: layers of the file that the net does not have.
     """
 
@@ -66,7 +66,7 @@ class Net(nn.Module):
         test: the net in phase TEST, what ``eval()`` computes.
         shapes: shape of every input blob, by blob name.
         train: the net in phase TRAIN; None: the layers of ``test``, whose modules still know train() from eval().
-        seed: the parameters are drawn by their fillers; None leaves that to :meth:`load_weights`.
+        seed: seed of the fillers; None leaves the parameters to :meth:`load_weights`.
         stand_in: the class of the layers that no class is known for; None: they are refused.
 
     Raises:
@@ -290,7 +290,7 @@ class Net(nn.Module):
     def steps(self, *bottoms: Tensor, **named: Tensor) -> Generator[LayerRun, Sequence[Tensor] | None, None]:
         """Runs layer by layer and yields what each layer read and made.
 
-        ``send(tops)`` puts other tops in the place of the layer's own, so that the layers downstream read those: fed
+        ``send(tops)`` replaces the layer's tops, so that the layers downstream read those: fed
         with a reference's tops, every layer runs on the reference's own bottoms.
         """
         plan = self.plans[self.training]
@@ -312,7 +312,7 @@ class Net(nn.Module):
         }
 
     def initialise(self, seed: int = 0, only: Sequence[str] | None = None) -> None:
-        """Draws parameters by their fillers, as Caffe does before training.
+        """Initializes parameters from their fillers, as Caffe does before training.
 
         Args:
             seed: of NumPy's PCG64.
@@ -335,7 +335,7 @@ class Net(nn.Module):
     def load_weights(self, weights: Weights, share: bool = False) -> LoadReport:
         """Copies blobs by layer name, as Caffe's CopyTrainedLayersFrom.
 
-        Layers that the file does not hold are drawn by their fillers.
+        Layers that are not in the file are initialized from their fillers.
 
         Args:
             share: large parameters become views of the blobs, which must be writable; see :meth:`Layer.share_blobs`.

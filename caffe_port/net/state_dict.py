@@ -32,7 +32,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         with opened(path) as file:
-            is_safetensors = file.read(9)[8:] == b"{"  # behind the length of its JSON header
+            is_safetensors = file.read(9)[8:] == b"{"  # after the length of its JSON header
         if is_safetensors:
             from safetensors.torch import load_file
 

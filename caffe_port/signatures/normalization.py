@@ -1,4 +1,4 @@
-"""The records of layers that normalise. Source: src/caffe/layers of Caffe 1.0, and of the forks named there."""
+"""The records of layers that normalize. Source: src/caffe/layers of Caffe 1.0, and of the forks named there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caffe_port.signatures.signature import ANY, Trait, declare
 from caffe_port.typing import Shape
 
 IMAGE = Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES
-"""What can be relied on for an image that is normalised."""
+"""The traits of layers that normalize an image."""
 
 
 def _batch_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001

@@ -108,7 +108,7 @@ def macs(layer: LayerSpec, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> i
     """Multiply-accumulates of one forward pass, for the batch in the shapes.
 
     Counted are products with weights: convolution, deconvolution, InnerProduct, LSTM and their like. What is done once
-    for each number (biases, activations, normalisation, Scale, pooling) counts 0.
+    for each number (biases, activations, normalization, Scale, pooling) counts 0.
     """
     signature = find(layer.param)
     rule = signature.macs if signature is not None else None

@@ -77,8 +77,8 @@ def test_hed() -> None:
     (note,) = net.notes
     assert note == (
         "Crop layers without crop_param use the offset implied by the layers before them, as in forks older than "
-        "Caffe 1.0: 'crop1' 34, 'crop2' 35, 'crop3' 36, 'crop4' 38, 'crop5' 42. Caffe 1.0 itself takes 0; "
-        "`crop_param { offset: 0 }` keeps that"
+        "Caffe 1.0: 'crop1' 34, 'crop2' 35, 'crop3' 36, 'crop4' 38, 'crop5' 42. Caffe 1.0 itself uses 0; "
+        "set `crop_param { offset: 0 }` for that"
     )
 
 

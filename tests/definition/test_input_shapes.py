@@ -51,7 +51,7 @@ def guessed(text: str, *args: object) -> dict[str, tuple[int, ...]]:
     with pytest.raises(SpecError, match="is unknown"):
         input_shapes.resolve(spec(text), *args)  # type: ignore[arg-type]
     found = input_shapes.resolve(spec(text), *args, guess=True)  # type: ignore[arg-type]
-    assert "these are assumed" in found.notes[-1]
+    assert "does not define the input shapes" in found.notes[-1]
     return found.shapes
 
 

@@ -126,7 +126,9 @@ def test_of_equal_names_the_last_counts(tmp_path: Path) -> None:
         ((1, 1, 6, 1), (6,), False),
         ((6, 1), (6,), False),
         ((1, 1, 6), (6,), False),
-        ((1, 1, 1, 1, 6), (6,), False),
+        ((1, 1, 1, 1, 6), (6,), True),  # a bias of C3D
+        ((1, 1, 1, 1, 1, 6), (6,), False),
+        ((1, 4, 3, 3, 3), (4, 1, 3, 3, 3), False),
         ((6,), (1, 6), False),
         ((10,), (1, 1, 1, 10), False),
         ((7, 1, 1, 10), (7, 10), False),

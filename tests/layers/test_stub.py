@@ -58,7 +58,7 @@ def test_the_stub_says_what_to_write(net: Path, tmp_path: Path) -> None:
         ported.net(torch.zeros(2, 3, 9, 7))
     convert(ported, tmp_path / "out")
     source = (tmp_path / "out" / "model.py").read_text()
-    assert "TO BE FINISHED BY HAND" in source
+    assert "TO BE COMPLETED BY HAND" in source
     assert 'self.foo = Stub("Foo", parameters="foo_param { alpha: 3 }")' in source
 
 

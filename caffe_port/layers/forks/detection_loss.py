@@ -1,4 +1,4 @@
-"""What single-shot detection is trained and judged by. Source: src/caffe/layers of the SSD fork."""
+"""The loss and evaluation of single-shot detection. Source: src/caffe/layers of the SSD fork."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes of images, in the ways of smaller forks: pose estimation, instance segmentation, face detection, FlowNet."""
+"""Image resizing of smaller forks: pose estimation, instance segmentation, face detection, FlowNet."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ Progress = Callable[[int, int], None]
 
 
 def folder() -> Path:
-    """Where the build lies, whether it is there or not."""
+    """The folder of the build, whether it exists or not."""
     return cache_folder() / f"caffe-{VERSION}"
 
 
@@ -81,8 +81,8 @@ def build(say: Say = print, progress: Progress | None = None, jobs: int | None =
     """Builds Caffe, unless that is done already.
 
     Args:
-        say: is told each step, and what came out.
-        progress: is told how many of how many files are compiled.
+        say: called with each step and the result.
+        progress: called with the number of compiled files and the total.
         jobs: compilers at a time; None: as many as there are processors, and gibibytes of memory.
 
     Returns:

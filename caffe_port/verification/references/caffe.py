@@ -1,4 +1,4 @@
-"""Caffe itself as a reference: its Python interface in a process of its own, or wherever a script is taken to."""
+"""Caffe itself as a reference: its Python interface in a separate process, or on another machine by a script."""
 
 from __future__ import annotations
 
