@@ -288,6 +288,7 @@ ALLOWED: dict[str, Callable[[str], bool]] = {
     "exec": lambda call: call == "exec(compile(source, MODEL, 'exec'), namespace.__dict__)",
     "torch.export.load": lambda call: call == "torch.export.load(str(path))",  # what was saved a line before
     "subprocess.run": lambda call: "shell" not in call,
+    "subprocess.Popen": lambda call: "shell" not in call,
     "importlib.import_module": lambda call: "param" not in call,  # modules of ours, and onnxruntime
     "spec.loader.exec_module": lambda call: True,  # plugins.run and recorder.load_module: files that the user names
 }

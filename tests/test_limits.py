@@ -238,7 +238,7 @@ def test_a_state_dict_that_declares_much(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes((1 << 40).to_bytes(8, "little") + b"{" + bytes(100))
     (tmp_path / "c").write_bytes((20_000).to_bytes(8, "little") + b'{"a":' + b"[" * 19_995)
     for name in "abc":
-        with frugal(), pytest.raises(CaffePortError, match="is no state_dict"):
+        with frugal(), pytest.raises(CaffePortError, match="is not a state_dict"):
             state_dict.read(tmp_path / name)
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(30_000_000)}, buffer)

@@ -191,7 +191,7 @@ def test_a_trace_with_labels_or_without(golden: Path) -> None:
     net = golden / "layers/softmaxwithloss_default.prototxt"  # nothing but a loss
     trace = Trace.load(net.with_suffix(".npz"))
     assert verify(net, against=trace).compared == 1
-    with pytest.raises(SpecError, match="nothing is left without the losses"):
+    with pytest.raises(SpecError, match="has no layers without the losses"):
         verify(net, against=Trace(trace.tops, dict(list(trace.inputs.items())[:1])))
 
 

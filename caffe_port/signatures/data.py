@@ -82,7 +82,7 @@ def _parameter_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shap
 
 def _python(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     p = layer.python_param
-    raise SpecError(f"runs the Python code {p.module}.{p.layer}, which works with pycaffe only")
+    raise SpecError(f"runs the Python code {p.module}.{p.layer}, which works only with pycaffe")
 
 
 declare("Input", None, message="input_param", bottoms=0, traits=Trait.SOURCE)

@@ -86,7 +86,7 @@ except CaffePortError as error:
         (("num_output: 5", "num_output: 4"), {"data": "set.npz"}, "label 4 is out of range: the net has 4 classes"),
         (("", ""), {"data": "set.npz", "entry": "mnist-slim-310k"}, "the images are RGB, but the net expects GRAY"),
         (("", ""), {"data": "absent.npz"}, "cannot be read"),
-        (("kernel_size: 3", "kernel_size: 9"), {"data": "set.npz"}, "leaves no output"),
+        (("kernel_size: 3", "kernel_size: 9"), {"data": "set.npz"}, "gives an empty output"),
         (
             ('top: "data" top: "label"', 'top: "data" top: "label" top: "w"'),
             {"data": "set.npz"},

@@ -277,7 +277,7 @@ def test_what_cannot_be_made(files: Path, what: str, says: str) -> None:
 
 def test_states_that_do_not_fit(files: Path) -> None:
     (files / "text.pth").write_text("no")
-    with pytest.raises(ParseError, match="is no state_dict"):
+    with pytest.raises(ParseError, match="is not a state_dict"):
         load_module(f"{files}/mine.py:Good", files / "text.pth")
     torch.save({"x": 1}, files / "none.pth")
     with pytest.raises(ParseError, match="holds no tensors by name"):
