@@ -250,7 +250,7 @@ def test_a_state_dict_that_declares_much(tmp_path: Path) -> None:
     endless: dict[str, Any] = {}
     endless["state_dict"] = endless
     torch.save(endless, tmp_path / "e")
-    with frugal(), pytest.raises(CaffePortError, match="holds no tensors by name"):
+    with frugal(), pytest.raises(CaffePortError, match="it contains no named tensors"):
         state_dict.read(tmp_path / "e")
 
 

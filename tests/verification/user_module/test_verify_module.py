@@ -280,7 +280,7 @@ def test_states_that_do_not_fit(files: Path) -> None:
     with pytest.raises(ParseError, match="is not a state_dict"):
         load_module(f"{files}/mine.py:Good", files / "text.pth")
     torch.save({"x": 1}, files / "none.pth")
-    with pytest.raises(ParseError, match="holds no tensors by name"):
+    with pytest.raises(ParseError, match="it contains no named tensors"):
         load_module(f"{files}/mine.py:Good", files / "none.pth")
     torch.save({"conv.weight": torch.zeros(1)}, files / "other.pth")
     with pytest.raises(CaffePortError, match="does not fit Good"):
