@@ -99,7 +99,7 @@ SLIPS: dict[str, dict[str, tuple[Slip, str]]] = {
         ),
         "divisor without padding": (
             lambda m, x: F.avg_pool2d(x, m.kernel_size, m.stride, m.padding, True, False) if m.pool == "AVE" else m(x),
-            r"leaves the padding out",
+            r"does not count the padding",
         ),
     },
     "Convolution": {
@@ -108,7 +108,7 @@ SLIPS: dict[str, dict[str, tuple[Slip, str]]] = {
         "channel order": (lambda m, x: _conv(m, x, m.weight.flip(1)), r"its input channels"),
         "bias missing": (lambda m, x: _conv(m, x, bias=m.bias * 0) if m.bias is not None else m(x), r"bias is missing"),
         "padding": (lambda m, x: _conv(m, x, padding=tuple(p + 1 for p in m.padding)), r"its pad is"),
-        "one weight perturbed": (_perturbed, r"only channels"),
+        "one weight perturbed": (_perturbed, r"only channels?"),
     },
     "BatchNorm": {
         "scale factor not divided out": (_unscaled, r"scale factor"),
@@ -132,13 +132,13 @@ SLIPS: dict[str, dict[str, tuple[Slip, str]]] = {
         "flatten order": (_hwc, r"flattens in the order"),
         "weight transposed": (
             lambda m, x: _linear(m, x, m.weight.reshape(m.weight.shape[::-1]).T),
-            r"read as \(in, out",
+            r"its weight as \(in, out",
         ),
         "bias missing": (lambda m, x: _linear(m, x, bias=m.bias * 0), r"bias is missing"),
     },
     "Softmax": {
         "logarithm": (lambda m, x: m(x).log(), r"logarithm"),
-        "missing": (lambda _, x: x.clone(), r"does nothing"),
+        "missing": (lambda _, x: x.clone(), r"its top is scores"),
     },
     "Dropout": {"active": (lambda _, x: F.dropout(x.clone(), 0.5, True), r"dropout is active")},
 }
@@ -211,7 +211,7 @@ def trial(ported: Ported, case: Case, reference: StoredReference, layer: str, sl
 
 def table(folder: Path) -> tuple[list[str], list[str]]:
     """The lines of the table, and the mistakes that were not named."""
-    lines = ["| net | slips | detected | located | named | false alarms on the clean net |", "|---" * 6 + "|"]
+    lines = ["| net | mistakes | detected | located | named | false alarms on the clean net |", "|---" * 6 + "|"]
     missed: list[str] = []
     total = np.zeros(5, int)
     for net_name, ported in nets(folder):

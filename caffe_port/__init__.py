@@ -1,4 +1,4 @@
-"""caffe-port moves Caffe models to PyTorch and proves that nothing changed on the way.
+"""caffe-port ports Caffe models to PyTorch and verifies them layer by layer.
 
 >>> net = caffe_port.load("net.prototxt", "weights.caffemodel")     # doctest: +SKIP
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what a type checker and an editor see; it is imported when first asked for
+if TYPE_CHECKING:  # for type checkers and editors; at run time, names are imported on first use
     from caffe_port import errors, layers
     from caffe_port.api import Ported, load, port
     from caffe_port.emit.convert import convert
@@ -51,12 +51,12 @@ _MODULES = {
     "train": "training.train",
     "verify": "verification.verify",
 }
-"""Public name -> the module that has it; nothing where it is a module itself."""
+"""Public name -> the module that defines it; empty if it is a module itself."""
 
-if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        """Imports a public name when it is first asked for: `import caffe_port` does not import torch."""
+        """Imports a public name on first use, so that `import caffe_port` does not import torch."""
         if name not in _MODULES:
             raise AttributeError(f"module 'caffe_port' has no attribute '{name}'")
         module = _MODULES[name]

@@ -1,4 +1,4 @@
-"""The library's front door: files in, a Net out. Each file is read once; what was read may be given in its place."""
+"""The main entry points: files in, a Net out. Each file is read once; parsed files may be given instead of paths."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from caffe_port.layers import fillers
 from caffe_port.layers.stub import Stub
 from caffe_port.net.net import LoadReport, Net
 from caffe_port.spec import NetSpec
+from caffe_port.terminal import count
 from caffe_port.typing import PathLike
 
 
 @dataclass(frozen=True)
 class Ported:
-    """A Net with what it was made from.
+    """A Net with its sources.
 
     Attributes:
-        net: in phase TEST (``eval()``).
-        definition: what the net was built from.
-        weights: the weights file; None where the fillers drew the parameters.
+        net: the Net, in phase TEST (``eval()``).
+        definition: the definition from which it was built.
+        weights: the weights; None if the parameters were initialized from the fillers.
         report: which layers were loaded.
-        notes: what the user should hear of, a sentence each.
-        shared: large parameters are views of ``weights``, for :func:`caffe_port.convert` alone; see :func:`port`.
+        notes: warnings, one per entry.
+        shared: large parameters are views of ``weights``, only for :func:`caffe_port.convert`; see :func:`port`.
     """
 
     net: Net
@@ -41,10 +42,10 @@ class Ported:
 
 
 Prototxt: TypeAlias = "PathLike | Definition | Ported"
-"""A net: a file, or what was read of one."""
+"""A net: a file, or its parsed contents."""
 
 Stored: TypeAlias = "PathLike | Weights"
-"""Weights: a file, or what was read of one."""
+"""Weights: a file, or its parsed contents."""
 
 
 def load(
@@ -61,9 +62,10 @@ def load(
     """Loads a Caffe net.
 
     Args:
-        prototxt: a net of any age, deploy or training; None: the definition inside the weights. Or what was read: a
-            :class:`~caffe_port.definition.definition.Definition`, or a :class:`Ported`, which brings its weights too.
-        weights: .caffemodel or .caffemodel.h5, or what was read of one; None: parameters are drawn by the net's
+        prototxt: the prototxt, in any format version, for training or deployment; or a parsed
+            :class:`~caffe_port.definition.definition.Definition`; or a :class:`Ported`, which includes its weights.
+            None: the definition inside the weights.
+        weights: a .caffemodel or .caffemodel.h5, or its parsed contents; None: parameters are initialized from the
             fillers.
         input_shapes, keep_loss, level, stages, seed, stub: as for :func:`port`.
 
@@ -71,7 +73,7 @@ def load(
         The Net in phase TEST, on the CPU, in float32.
 
     Raises:
-        CaffePortError: says where, what and what to do.
+        CaffePortError: bad input; says where, what, and what to do.
     """
     return port(
         prototxt,
@@ -88,11 +90,11 @@ def load(
 def read(
     prototxt: Prototxt | None, weights: Stored | None = None, writable: bool = False
 ) -> tuple[Definition, Weights | None]:
-    """Reads a net's files; what was read already is taken as it is.
+    """Reads a net's files; parsed files are returned as they are.
 
     Args:
         prototxt, weights: as for :func:`load`.
-        writable: the blobs may be written to, which never reaches the file.
+        writable: make the blobs writable; changes never reach the file.
 
     Raises:
         CaffePortError: a file cannot be read, or neither is given.
@@ -101,7 +103,7 @@ def read(
         weights = prototxt.weights if weights is None else weights
         prototxt = prototxt.definition
     if prototxt is None and weights is None:
-        raise CaffePortError("a prototxt, a caffemodel, or both are needed")
+        raise CaffePortError("give a prototxt, a caffemodel, or both")
     stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
     if isinstance(prototxt, Definition):
         return prototxt, stored
@@ -123,19 +125,18 @@ def port(
     stub: bool = False,
     share: bool = False,
 ) -> Ported:
-    """Like :func:`load`, with the whole story.
+    """Like :func:`load`, but returns the Net together with its sources, a load report and notes.
 
     Args:
         prototxt, weights: as for :func:`load`.
-        input_shapes: blob name -> shape, where the net does not say it or another one is wanted.
-        keep_loss: keeps losses, Accuracy and the label input; by default the net outputs the scores.
+        input_shapes: blob name -> shape, if the net does not define it or to override it.
+        keep_loss: keep losses, Accuracy and the label input; by default, the net outputs the scores.
         level, stages: Caffe's NetState.
-        seed: of the fillers.
-        stub: a layer of an unknown type becomes a :class:`~caffe_port.layers.stub.Stub`, to be finished by hand.
-        share: copies no large parameter: they stay views of the mapped file, wherever it has them, which need not be
-            where a tensor may begin. :func:`caffe_port.convert` knows how to deal with that; such a Net is not to be
-            run or trained. It spares convert the memory of the weights and the time to fill it. Weights that were read
-            without ``writable`` are copied all the same.
+        seed: seed of the fillers.
+        stub: a layer of an unknown type becomes a :class:`~caffe_port.layers.stub.Stub`, to be completed by hand.
+        share: do not copy large parameters: they remain views of the mapped file, where they may be misaligned. This
+            is for :func:`caffe_port.convert`, which handles it and saves the memory and time of a copy; such a Net must
+            not be run or trained. Weights that were read without ``writable`` are copied anyway.
     """
     definition, stored = read(prototxt, weights, writable=share)
     return build(
@@ -164,14 +165,14 @@ def build(
     stub: bool = False,
     resolved: NetSpec | None = None,
 ) -> Ported:
-    """What :func:`port` does once the files are read.
+    """Like :func:`port`, for parsed files.
 
-    A definition is resolved once a phase: a Net computes both, and they may differ in any layer.
+    The definition is resolved once per phase: a Net computes both phases, and any layer may differ between them.
 
     Args:
-        definition, stored: what was read.
+        definition, stored: the parsed definition and weights.
         input_shapes, keep_loss, level, stages, seed, share, stub: as for :func:`port`.
-        resolved: the net in one phase, from :func:`phase_spec` with the same options, where the caller had to know it.
+        resolved: the net in one phase, if already resolved by :func:`phase_spec` with the same options.
     """
 
     def spec(phase: str, given: Collection[str]) -> NetSpec:
@@ -188,7 +189,7 @@ def build(
             test = spec("TRAIN", input_shapes or {})
         except SpecError:
             raise error from None
-        notes.append(f"phase TEST cannot be built, eval() computes the layers of TRAIN: {error.where}: {error.what}")
+        notes.append(f"phase TEST cannot be built; eval() uses the layers of TRAIN: {error.where}: {error.what}")
     shapes = resolve(test, stored, input_shapes, guess=True)
     notes += [*test.notes, *shapes.notes]
     draw, stand_in = None if stored else seed, Stub if stub else None
@@ -199,7 +200,7 @@ def build(
         net = Net(test, resolved_shapes | shapes.shapes, train, draw, stand_in)
     except SpecError as error:
         net = Net(test, shapes.shapes, None, draw, stand_in)
-        notes.append(f"phase TRAIN cannot be built, train() computes the layers of TEST: {error.where}: {error.what}")
+        notes.append(f"phase TRAIN cannot be built; train() uses the layers of TEST: {error.where}: {error.what}")
     report = None
     if stored is not None:
         try:
@@ -207,22 +208,21 @@ def build(
         except WeightsError as error:
             raise _with_remedy(error, definition, stored) from None
         if report.initialised:
-            drawn = ", ".join(report.initialised)
-            notes.append(
-                f"{len(report.initialised)} layers have no weights in the file, their fillers drew them: {drawn}"
-            )
+            absent = f"no weights in the file for {count(len(report.initialised), 'layer')}"
+            notes.append(f"{absent}; initialized from the fillers: {', '.join(report.initialised)}")
         if report.unused:
-            notes.append(f"{len(report.unused)} layers of the file are not in the net: {', '.join(report.unused)}")
+            unused = f"the weights of {count(len(report.unused), 'layer')} in the file are not used by the net"
+            notes.append(f"{unused}: {', '.join(report.unused)}")
     else:
-        notes.append(f"no weights were given: the fillers drew them (seed {seed})")
+        notes.append(f"no weights given: parameters initialized from the fillers (seed {seed})")
     if made := sorted({module.caffe_type for module in net.modules() if isinstance(module, Stub)}):
-        notes.append(f"to be finished by hand in model.py, as stubs: {', '.join(made)}")
+        notes.append(f"stubs to be completed by hand in model.py: {', '.join(made)}")
     notes += _odd_fillers(net, net.caffe_layers() if report is None else report.initialised)
     return Ported(net, definition, stored, report, tuple(notes), share)
 
 
 def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:
-    """A note about fillers that are not Caffe's, of the layers that were drawn."""
+    """A note about unknown filler types in the layers that were initialized."""
     odd: dict[str, str] = {}
     messages = {step.layer.name: step.layer.param for training in (True, False) for step in net.plans[training].steps}
     for name, module in net.caffe_layers().items():
@@ -231,17 +231,17 @@ def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:
                 if filler.type not in fillers.TYPES:
                     odd.setdefault(filler.type, name)
     told = ", ".join(f"{kind} (layer '{name}')" for kind, name in odd.items())
-    return [f"fillers that Caffe does not have were drawn as xavier: {told}"] if odd else []
+    return [f"xavier is used for fillers that do not exist in Caffe: {told}"] if odd else []
 
 
 def _with_remedy(error: WeightsError, definition: Definition, stored: Weights) -> WeightsError:
-    """Says what to do about weights that do not fit: most caffemodels carry a definition that does."""
+    """Adds a hint to the error for weights that do not match: most caffemodels carry a definition that does."""
     if definition.path == stored.path or stored.net is None:
         return error
     what = error.what.replace("the definition asks", "the prototxt asks")
     diff = "`caffe-port inspect --diff`"
-    own = "The caffemodel carries its own definition and fits it: run without the prototxt, or"
-    return WeightsError(what, error.where, f"{own} {diff}." if _fits_itself(stored) else f"Compare them: {diff}.")
+    own = "The caffemodel matches its own definition: run without the prototxt, or compare them with"
+    return WeightsError(what, error.where, f"{own} {diff}." if _fits_itself(stored) else f"Compare them with {diff}.")
 
 
 def _fits_itself(stored: Weights) -> bool:

@@ -1,6 +1,6 @@
-"""The command line: it parses, calls and prints, and decides nothing.
+"""The command line: parses arguments, calls the library and prints.
 
-Exit codes: 0 done; 1 parity or accuracy not reached; 2 bad usage or bad input.
+Exit codes: 0 success; 1 verification failed or accuracy not reached; 2 bad usage or bad input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from caffe_port.version import __version__
 
 
 def main() -> NoReturn:
-    """Entry point: one clear line and code 2 for whatever the user can put right."""
+    """Entry point: one clear line and exit code 2 for every error that the user can fix."""
     try:
         code = cli.main(prog_name="caffe-port", standalone_mode=False)
     except CaffePortError as error:
@@ -30,7 +30,7 @@ def main() -> NoReturn:
     except click.ClickException as error:
         code = _complain(error.format_message(), error.exit_code)
     except BrokenPipeError:  # `caffe-port inspect ... | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter's last flush goes there
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
         code = 0
     except OSError as error:
         code = _complain(f"{error.filename or 'file'}: {error.strerror or error}")
@@ -44,7 +44,7 @@ def _complain(text: str, code: int = 2) -> int:
 
 
 def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> None:
-    """Prints what a report of an error should hold, without importing any of it."""
+    """Prints the versions that a bug report should contain, without importing the packages."""
     if not asked or context.resilient_parsing:
         return
     from caffe_port.inspection.doctor import versions
@@ -58,8 +58,8 @@ def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> N
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
-    epilog="Each command has --help with examples. Exit codes: 0 done; 1 parity or accuracy not reached; "
-    "2 bad usage or bad input.",
+    epilog="Every command has --help with examples. Exit codes: 0 success; 1 verification failed or accuracy not "
+    "reached; 2 bad usage or bad input.",
 )
 @click.option(
     "--version",
@@ -67,11 +67,11 @@ def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> N
     is_eager=True,
     expose_value=False,
     callback=_tell_versions,
-    help="Show the version, and those of what it rests on.",
+    help="Show the versions of caffe-port and of the packages that it uses.",
 )
 @click.pass_context
 def cli(context: click.Context) -> int | None:
-    """Moves Caffe models to PyTorch, proves layer by layer that nothing changed, and retrains them as Caffe would."""
+    """Convert Caffe models to PyTorch, verify them layer by layer, and train them with Caffe's solvers."""
     if context.invoked_subcommand is not None:
         return None
     click.echo(context.get_help(), err=True)

@@ -1,4 +1,4 @@
-"""Which device computes, and what it can."""
+"""Devices and their capabilities."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from caffe_port.errors import CaffePortError
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` is the GPU where there is one.
+    """The device ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` is the GPU if there is one.
 
     Raises:
-        CaffePortError: there is no such device.
+        CaffePortError: the device does not exist or cannot be used.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,12 +26,12 @@ def find_device(name: str | torch.device) -> torch.device:
     return device
 
 
-NO_BF16 = "the device has no instructions for bfloat16: float32 is used"
+NO_BF16 = "the device has no bfloat16 instructions: using float32"
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; one that has none is many times slower in it than in float32."""
+    """Whether a device has bfloat16 instructions; without them, bfloat16 is many times slower than float32."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).major) >= 8
-    told: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 cannot tell
+    told: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 does not have it
     return any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))

@@ -1,4 +1,4 @@
-"""What a net is, before any module is built: frozen, in Caffe's words, for one phase, with every blob's producer known.
+"""The specification of a net in one phase, before any module is built: immutable, with the producer of every blob.
 
 :mod:`caffe_port.definition` makes it from a file.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 
-Source = tuple[str, int]
-"""Who made a blob: (layer name, top index)."""
+Producer = tuple[str, int]
+"""The producer of a blob: (layer name, top index)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LayerSpec:
     Attributes:
         name: unique within the net.
         bottoms, tops: blob names as written; an in-place layer has the same name in both.
-        sources: for each bottom, who made it.
+        sources: the producer of each bottom.
         param: the LayerParameter, V2.
         where: ``file:line`` for messages.
         is_input: the tops come from outside: they are inputs of the net.
@@ -34,7 +34,7 @@ class LayerSpec:
     type: str
     bottoms: tuple[str, ...]
     tops: tuple[str, ...]
-    sources: tuple[Source, ...]
+    producers: tuple[Producer, ...]
     param: Message = dataclasses.field(repr=False)
     where: str = dataclasses.field(repr=False)
     is_input: bool = False
@@ -54,9 +54,9 @@ class NetSpec:
     """A net in one phase.
 
     Attributes:
-        notes: facts that the user should hear of.
+        notes: warnings for the user.
         targets: blobs that only dropped losses read, to compare with (an autoencoder's input): no outputs.
-        full: the net before the deploy view left out what only labels need; None where it left out nothing.
+        full: the net before the deploy view left out what only labels need; None if it left out nothing.
     """
 
     name: str
@@ -64,7 +64,7 @@ class NetSpec:
     layers: tuple[LayerSpec, ...]
     path: str
     notes: tuple[str, ...] = ()
-    targets: frozenset[Source] = frozenset()
+    targets: frozenset[Producer] = frozenset()
     full: NetSpec | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @functools.cached_property
@@ -72,16 +72,16 @@ class NetSpec:
         return {layer.name: layer for layer in self.layers}
 
     @functools.cached_property
-    def inputs(self) -> tuple[tuple[str, Source], ...]:
-        """(blob name, source) of the tops that come from outside, in the file's order."""
+    def inputs(self) -> tuple[tuple[str, Producer], ...]:
+        """(blob name, producer) of the tops that come from outside, in the file's order."""
         return tuple(
             (top, (layer.name, k)) for layer in self.layers if layer.is_input for k, top in enumerate(layer.tops)
         )
 
     @functools.cached_property
-    def outputs(self) -> tuple[tuple[str, Source], ...]:
-        """(blob name, source) of the tops that no layer reads, by blob name as Caffe orders them; inputs left out."""
-        read = self.targets.union(source for layer in self.layers for source in layer.sources)
+    def outputs(self) -> tuple[tuple[str, Producer], ...]:
+        """(blob name, producer) of the tops that no layer reads, by blob name as Caffe orders them; inputs left out."""
+        read = self.targets.union(producer for layer in self.layers for producer in layer.producers)
         found = [
             (top, (layer.name, k))
             for layer in self.layers

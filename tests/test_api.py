@@ -119,7 +119,7 @@ def test_the_authors_weights_alone(folder: str, shape: tuple[int, ...]) -> None:
     assert ported.net.plan.shapes[ported.net.plan.spec.inputs[0][1]] == shape
     assert ported.net(torch.zeros(3, *shape[1:])).shape == (3, 10)
     assert ported.definition.saved_in == "TRAIN"
-    assert "10 BatchNorm layers were saved in TRAIN with use_global_stats: false" in ported.notes[0]
+    assert "10 BatchNorm layers saved in TRAIN with use_global_stats: false" in ported.notes[0]
     assert ported.report is not None
     assert (ported.report.initialised, ported.report.unused) == ((), ())
     stored = caffemodel.read(path).by_name()
@@ -142,7 +142,7 @@ def test_the_authors_prototxt_that_does_not_fit() -> None:
     assert str(caught.value) == (
         f"{MNIST / 'weights.caffemodel'}: layer 'conv1' holds weight (32, 1, 3, 3), the prototxt asks for "
         "(64, 1, 3, 3); 18 of 34 layers differ.\n"
-        "  The caffemodel carries its own definition and fits it: run without the prototxt, or "
+        "  The caffemodel matches its own definition: run without the prototxt, or compare them with "
         "`caffe-port inspect --diff`."
     )
 
@@ -167,7 +167,7 @@ def test_weights_of_another_net() -> None:
         caffe_port.load(cifar / "cifar10_quick.prototxt", cifar / "cifar10_full_iter_70000.caffemodel")
     with pytest.raises(WeightsError) as caught:
         caffe_port.load(ZOO / "mtcnn_v2" / "det2.prototxt", ZOO / "mtcnn_v2" / "det1.caffemodel")
-    assert caught.value.hint.startswith("The caffemodel carries its own definition and fits it")
+    assert caught.value.hint.startswith("The caffemodel matches its own definition")
 
 
 # -- without weights ------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_the_published_cifar10_prototxt_converts_as_it_is() -> None:
     assert ported.net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sum(p.numel() for p in ported.net.parameters()) == pytest.approx(5.48e6, rel=0.005)
     assert ported.weights is ported.report is None
-    assert "no weights were given: the fillers drew them (seed 0)" in ported.notes
+    assert "no weights given: parameters initialized from the fillers (seed 0)" in ported.notes
     assert any("3 assumed" in note for note in ported.notes)
     training = ported.net.train()
     assert training(torch.randn(2, 3, 32, 32)).shape == (2, 10)
@@ -201,7 +201,7 @@ def test_a_training_net_whose_size_nobody_says() -> None:
     ported = caffe_port.port(path)
     assert ported.net.plan.shapes["cifar", 0] == (1, 3, 32, 32), "the layer's name tells"
     assert (
-        "the shapes of the data are not in the file; these are assumed, say better ones: --input-shape data=1,3,32,32"
+        "the file does not define the input shapes; assumed (set others if needed): --input-shape data=1,3,32,32"
         in ported.notes
     )
     assert caffe_port.load(path, input_shapes={"data": (2, 3, 32, 32)})(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
@@ -218,7 +218,7 @@ def test_a_training_net_whose_size_nobody_says() -> None:
 )
 def test_published_architectures_without_a_data_layer(name: str, parameters: int) -> None:
     path = SIMPLENET / "architectures" / f"{name}.prototxt"
-    with pytest.raises(SpecError, match="bottom 'data' does not exist: the net has no input layer\n  Say its shape"):
+    with pytest.raises(SpecError, match="bottom 'data' does not exist: the net has no input layer\n  Set its shape"):
         caffe_port.load(path)
     net = caffe_port.load(path, input_shapes={"data": (2, 3, 32, 36)})
     assert net.plan.inputs == ("data",)
@@ -245,7 +245,7 @@ def test_stages() -> None:
 
 
 def test_nothing_given() -> None:
-    with pytest.raises(CaffePortError, match="a prototxt, a caffemodel, or both are needed"):
+    with pytest.raises(CaffePortError, match="give a prototxt, a caffemodel, or both"):
         caffe_port.load()
 
 
@@ -262,7 +262,7 @@ def test_a_solver_instead_of_the_net() -> None:
 
 def test_hdf5_needs_a_prototxt() -> None:
     path = ZOO / "arm_cmsisnn_cifar10" / "cifar10_m4_iter_70000.caffemodel.h5"
-    with pytest.raises(SpecError, match=r"carries no definition \(HDF5 holds weights only\)\n  Give the prototxt too"):
+    with pytest.raises(SpecError, match=r"contains no definition \(HDF5 stores only weights\)\n  Add the prototxt"):
         caffe_port.load(weights=path)
 
 
@@ -273,8 +273,8 @@ def test_what_is_absent_and_unused_is_told(tmp_path: Path) -> None:
     ported = api.port(path, ZOO / "caffe2014_lenet_v1" / "lenet_iter_10000.caffemodel")
     assert ported.report is not None
     assert (ported.report.initialised, ported.report.unused) == (("mine",), ("ip2",))
-    assert "1 layers have no weights in the file, their fillers drew them: mine" in ported.notes
-    assert "1 layers of the file are not in the net: ip2" in ported.notes
+    assert "no weights in the file for 1 layer; initialized from the fillers: mine" in ported.notes
+    assert "the weights of 1 layer in the file are not used by the net: ip2" in ported.notes
 
 
 def test_an_input_shape_for_no_input() -> None:

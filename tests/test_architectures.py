@@ -129,7 +129,7 @@ def _count(spec: NetSpec) -> int:
     for layer in spec.layers:
         if layer.is_input:
             continue
-        bottoms = [tops[source] for source in layer.sources]
+        bottoms = [tops[source] for source in layer.producers]
         cls = layers.class_of(layer.param)
         assert cls is not None
         with torch.device("meta"):
@@ -178,7 +178,7 @@ def _as_many_as_found(net: Net, blob: str) -> bool:
     """Whether the shape of an output depends on what was found."""
     found = {source for source in net.plan.shapes if net.plan.spec.by_name[source[0]].type in _FINDING}
     for layer in net.plan.spec.layers:
-        if found.intersection(layer.sources):
+        if found.intersection(layer.producers):
             found |= {(layer.name, k) for k in range(len(layer.tops))}
     return dict(net.plan.spec.outputs)[blob] in found
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 HOLD = """
 import sys, time
 from caffe_port.storage.files import lock
-with lock(sys.argv[1], "the folder is being trained in"):
+with lock(sys.argv[1], "the folder is in use"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -48,7 +48,7 @@ def test_a_run_folder_in_use_names_its_user_and_a_killed_one_frees_it(tmp_path: 
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(CaffePortError, match=rf"being trained in by process {holder.pid} on "):
+        with pytest.raises(CaffePortError, match=rf"the folder is in use by process {holder.pid} on "):
             train(solver, tmp_path / "run", TrainOptions(max_iter=1))
         assert os.listdir(tmp_path / "run") == [".lock"], "nothing was written there"
     finally:
@@ -68,7 +68,10 @@ def test_two_converts_into_one_folder(tmp_path: Path) -> None:
             f"{{ num_output: {outputs} }} }}"
         )
         code = (
-            "import sys, time; from caffe_port import api, emit; from caffe_port.errors import CaffePortError\n"
+            "import sys, time\n"
+            "from caffe_port import api\n"
+            "from caffe_port.emit.convert import convert\n"
+            "from caffe_port.errors import CaffePortError\n"
             "ported = api.port(sys.argv[1])\n"
             "time.sleep(max(float(sys.argv[3]) - time.time(), 0))\n"
             "for _ in range(15):\n"

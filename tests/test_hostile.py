@@ -98,8 +98,8 @@ def test_broken_weights(kind: str, with_prototxt: bool, tiny: Path) -> None:
 
 
 BROKEN_TEXT = {
-    "empty": ("", "net.prototxt: holds no layers"),
-    "spaces": (" \n" * 1000, "net.prototxt: holds no layers"),
+    "empty": ("", "net.prototxt: contains no layers"),
+    "spaces": (" \n" * 1000, "net.prototxt: contains no layers"),
     "10,000 braces": ("layer {" * 10_000, "blocks are nested more than 100 deep"),
     "10,000 braces of an unknown field": ("x {" * 10_000, "blocks are nested more than 100 deep"),
     "half": (PROTOTXT[: len(PROTOTXT) // 2], "net.prototxt:4:"),
@@ -108,16 +108,16 @@ BROKEN_TEXT = {
     "a missing bottom": (PROTOTXT.replace('bottom: "data"', 'bottom: "dta"'), "Did you mean 'data'?"),
     "a cycle": (
         PROTOTXT.replace('bottom: "data"', 'bottom: "fc"'),
-        "bottom 'fc' does not exist yet: layer 'fc' (line 6) makes it",
+        "bottom 'fc' does not exist yet: layer 'fc' (line 6) produces it",
     ),
-    "10^12 elements": (PROTOTXT.replace("[2, 3, 5, 7]", "[1000000, 1000000]"), "would hold 1000000000000 numbers"),
+    "10^12 elements": (PROTOTXT.replace("[2, 3, 5, 7]", "[1000000, 1000000]"), "would contain 1000000000000 values"),
     "10^12 elements in four axes": (PROTOTXT.replace("[2, 3, 5, 7]", "[1000, 1000, 1000, 1000]"), "1000000000000"),
     "10^40 elements": (
         PROTOTXT.replace("[2, 3, 5, 7]", f"[{', '.join(['10000000000'] * 4)}]"),
         "Caffe's limit is 2^31",
     ),
     "10^12 weights": (PROTOTXT.replace("num_output: 6", "num_output: 4294967295"), "Caffe's limit is 2^31 - 1"),
-    "a negative axis": (PROTOTXT.replace("[2, 3, 5, 7]", "[2, -3, 5, 7]"), "every axis is at least 1"),
+    "a negative axis": (PROTOTXT.replace("[2, 3, 5, 7]", "[2, -3, 5, 7]"), "every axis must be at least 1"),
     "no axes": (PROTOTXT.replace("dim: [2, 3, 5, 7]", ""), "net.prototxt:3: layer 'conv' (Convolution): "),
     "40 axes": (PROTOTXT.replace("[2, 3, 5, 7]", str([1] * 40)), "net.prototxt:3: layer 'conv' (Convolution): "),
     "kernel 0": (PROTOTXT.replace("kernel_size: 3", "kernel_size: 0"), "net.prototxt:3: layer 'conv' (Convolution): "),

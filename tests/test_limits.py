@@ -228,7 +228,7 @@ def test_a_gzip_bomb_in_mnist(tmp_path: Path) -> None:
     header = bytes((0, 0, 8, 3)) + b"".join(n.to_bytes(4, "big") for n in (2, 2, 3))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + bytes(100_000_000), 1))
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 3, 4)))
-    with frugal(), pytest.raises(CaffePortError, match=r"declares \(2, 2, 3\), 12 bytes, and holds more"):
+    with frugal(), pytest.raises(CaffePortError, match=r"declares \(2, 2, 3\), 12 bytes, but contains more"):
         datasets.load("mnist", "test", tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_a_state_dict_that_declares_much(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes((1 << 40).to_bytes(8, "little") + b"{" + bytes(100))
     (tmp_path / "c").write_bytes((20_000).to_bytes(8, "little") + b'{"a":' + b"[" * 19_995)
     for name in "abc":
-        with frugal(), pytest.raises(CaffePortError, match="is no state_dict"):
+        with frugal(), pytest.raises(CaffePortError, match="is not a state_dict"):
             state_dict.read(tmp_path / name)
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(30_000_000)}, buffer)
@@ -250,7 +250,7 @@ def test_a_state_dict_that_declares_much(tmp_path: Path) -> None:
     endless: dict[str, Any] = {}
     endless["state_dict"] = endless
     torch.save(endless, tmp_path / "e")
-    with frugal(), pytest.raises(CaffePortError, match="holds no tensors by name"):
+    with frugal(), pytest.raises(CaffePortError, match="it contains no named tensors"):
         state_dict.read(tmp_path / "e")
 
 

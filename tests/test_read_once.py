@@ -191,15 +191,15 @@ def test_a_trace_with_labels_or_without(golden: Path) -> None:
     net = golden / "layers/softmaxwithloss_default.prototxt"  # nothing but a loss
     trace = Trace.load(net.with_suffix(".npz"))
     assert verify(net, against=trace).compared == 1
-    with pytest.raises(SpecError, match="nothing is left without the losses"):
+    with pytest.raises(SpecError, match="has no layers without the losses"):
         verify(net, against=Trace(trace.tops, dict(list(trace.inputs.items())[:1])))
 
 
 @pytest.mark.parametrize(
     ("made", "options", "says"),
     [
-        ({"share": True}, {}, "was ported with share=True, for convert alone"),
-        ({}, {"stages": ("a",)}, "level and stages are said to caffe_port.port"),
+        ({"share": True}, {}, "was ported with share=True, which is for convert only"),
+        ({}, {"stages": ("a",)}, "pass level and stages to caffe_port.port"),
         (
             {},
             {"input_shapes": {"x": (3, 3, 9, 7)}},
@@ -219,7 +219,7 @@ def test_losses_of_a_ported_net(classifier: tuple[Path, Path, Path]) -> None:
     with pytest.raises(CaffePortError, match="was ported without its losses\n  Port it with keep_loss=True"):
         verify(caffe_port.port(*classifier[:2], input_shapes=shapes), keep_loss=True)
     report = verify(caffe_port.port(*classifier[:2], input_shapes=shapes), against="numpy")
-    assert any("layers that only labels need were left out (loss)" in note for note in report.notes)
+    assert any("that needs labels was left out (loss)" in note for note in report.notes)
     kept = caffe_port.port(*classifier[:2], input_shapes=shapes, keep_loss=True)
     labels = {"label": np.zeros(2, np.float32)}
     assert "loss" in [row.layer for row in verify(kept, against="numpy", keep_loss=True, input=labels).rows]
@@ -247,10 +247,12 @@ def test_evaluate_takes_a_net_as_it_stands(classifier: tuple[Path, Path, Path]) 
         assert np.array_equal(evaluate_files(ported, data=pictures).result.confusion, wanted.confusion)
     assert seen.of(prototxt, weights) == {prototxt.name: (0, 0), weights.name: (0, 0)}
     assert not seen.resolved
-    with pytest.raises(CaffePortError, match="is ported already"):
+    with pytest.raises(CaffePortError, match="is already ported"):
         evaluate_files(ported, prototxt, data=pictures)
     small = caffe_port.port(prototxt, input_shapes={"data": (2, 3, 5, 4)})
-    with pytest.raises(CaffePortError, match=r"is \(2, 3, 5, 4\), the pictures of .* as \(3, 4, 5\)\n.*Port"):
+    with pytest.raises(
+        CaffePortError, match=r"has shape \(2, 3, 5, 4\), but the preprocessed images of .* have \(3, 4, 5\)\n.*Port"
+    ):
         evaluate_files(small, data=pictures)
 
 
@@ -260,7 +262,7 @@ def test_evaluate_obeys_the_options_of_the_net(classifier: tuple[Path, Path, Pat
     plain = evaluate_files(weights, prototxt, data=pictures).result.confusion
     staged = evaluate_files(weights, prototxt, data=pictures, stages=("negative",)).result.confusion
     assert not np.array_equal(plain, staged)
-    with pytest.raises(CaffePortError, match=r"input 'data' is \(1, 3, 8, 8\)"):
+    with pytest.raises(CaffePortError, match=r"input 'data' has shape \(1, 3, 8, 8\)"):
         evaluate_files(weights, prototxt, data=pictures, input_shapes={"data": (1, 3, 8, 8)})
     bare = "layer { name: 'ip' type: 'InnerProduct' bottom: 'data' top: 'ip' inner_product_param { num_output: 6 } }"
     prototxt.write_text(bare)

@@ -1,4 +1,4 @@
-"""What every command is made of: its errors, exit codes, notes and progress bar."""
+"""Building blocks of all commands: help pages, notes and the progress bar."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ F = Callable[..., Any]
 
 
 def note(text: str) -> None:
-    """A remark on stderr, beside what the command prints."""
+    """Prints a note to stderr."""
     click.echo(f"{click.style('note:', fg='yellow')} {printable(text)}", err=True)
 
 
 class Command(click.Command):
-    """Its help is laid out as a man page: purpose, arguments, options; then the docstring's examples and exit codes."""
+    """A command whose help is laid out like a man page: purpose, arguments, options, examples, exit codes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,12 +31,12 @@ class Command(click.Command):
 
 
 command = functools.partial(click.command, cls=Command)
-"""Decorator, in the place of click.command."""
+"""Decorator to use instead of click.command."""
 
 
 @contextlib.contextmanager
 def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr; none where nobody watches."""
+    """A progress bar on stderr; None if stderr is not a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return

@@ -1,4 +1,4 @@
-"""The main job in one go and without network: SimpleNet, written as a .caffemodel, converted and verified."""
+"""The files of ``caffe-port demo``: SimpleNet as a .caffemodel, made without network access."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from caffe_port.formats import caffemodel
 from caffe_port.typing import PathLike
 
 MODEL = "simplenet_cifar10.prototxt"
-SEED = 1705  # of the authors' solver
+SEED = 1705  # the seed in the authors' solver
 
 _USAGE = """\
 cd {folder} && {python} -c '
@@ -33,8 +33,8 @@ print(model.eval())'"""
 
 
 def usage(folder: PathLike, name: str) -> str:
-    """What to paste into a shell, to see the model: with the Python that runs here, which has torch."""
-    found = shutil.which("python")  # of one folder, python and python3.12 are the same
+    """Shell commands that show the model, for the running Python, which has torch."""
+    found = shutil.which("python")  # in one folder, python and python3.12 are the same
     active = found is not None and Path(found).parent == Path(sys.executable).parent
     python = "python" if active else shlex.quote(sys.executable)
     return _USAGE.format(folder=printable(shlex.quote(str(folder))), python=python, name=name)
@@ -42,19 +42,19 @@ def usage(folder: PathLike, name: str) -> str:
 
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
-    """A folder for the demo's own .caffemodel, gone afterwards."""
+    """A temporary folder for the demo's .caffemodel."""
     with tempfile.TemporaryDirectory(prefix="caffe-port-") as folder:
         yield Path(folder)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the demo converts.
+    """The demo's model.
 
     Attributes:
-        definition: what was read of the prototxt; None where the weights' own definition is used.
+        definition: the net's definition; None if the definition inside the weights is used.
         weights: the .caffemodel.
-        story: a sentence.
+        story: a description for the user.
     """
 
     definition: Definition | None
@@ -63,17 +63,17 @@ class Prepared:
 
 
 def prepare(folder: Path, weights: PathLike | None = None) -> Prepared:
-    """The user's weights, or SimpleNet for CIFAR-10 with weights drawn by Caffe's filler rules.
+    """The user's weights, or SimpleNet for CIFAR-10 with weights initialized by Caffe's fillers.
 
-    BatchNorm's running averages start at zero, which no TEST phase survives: one TRAIN pass over random pictures
-    fills them, as the first iteration of training would.
+    BatchNorm's statistics are initially zero, with which phase TEST gives no useful output. One TRAIN pass over random
+    images fills them, as the first iteration of training would.
 
     Args:
-        folder: where ``simplenet_cifar10.caffemodel`` is written; it must exist.
+        folder: an existing folder for ``simplenet_cifar10.caffemodel``.
         weights: a .caffemodel to use instead.
     """
     if weights is not None:
-        return Prepared(None, Path(weights), f"{weights}, by the definition inside it")
+        return Prepared(None, Path(weights), f"{weights}, with its own definition")
     prototxt = registry.model_defs() / MODEL
     ported = port(prototxt, seed=SEED)
     net = ported.net.train()
@@ -83,4 +83,5 @@ def prepare(folder: Path, weights: PathLike | None = None) -> Prepared:
         net(torch.randn(shape, generator=generator))
     path = folder / Path(MODEL).with_suffix(".caffemodel").name
     caffemodel.write(path, ported.definition.net, net.blobs())
-    return Prepared(ported.definition, path, f"SimpleNet for CIFAR-10, weights drawn by Caffe's fillers (seed {SEED})")
+    story = f"SimpleNet for CIFAR-10, weights initialized by Caffe's fillers (seed {SEED})"
+    return Prepared(ported.definition, path, story)

@@ -13,7 +13,7 @@ from caffe_port.errors import CaffePortError, printable
 @command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> int:
-    """Say what is installed, and try what works here.
+    """Check the installation and report what works.
 
     \b
     Examples:
@@ -23,7 +23,7 @@ def doctor(as_json: bool) -> int:
     \b
     Exit codes:
       0  converting and verifying work
-      1  they do not
+      1  converting or verifying does not work
       2  bad usage
     """
     from caffe_port.inspection.doctor import examine
@@ -84,7 +84,7 @@ _BUILD = "Build it: caffe-port build-caffe"
 @command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script with which a shell completes caffe-port.
+    """Print the shell completion script for bash, zsh or fish.
 
     \b
     Arguments:
@@ -98,7 +98,7 @@ def completion(shell: str) -> None:
 
     \b
     Exit codes:
-      0  printed
+      0  success
       2  bad usage
     """
     from click.shell_completion import get_completion_class

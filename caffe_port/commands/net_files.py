@@ -1,4 +1,4 @@
-"""The files of a net on a command line, and the options that go with them."""
+"""The arguments and options that describe a net on the command line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from caffe_port.storage.files import opened
 
 
 def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
-    """Which of one or two files is the prototxt and which holds weights; the order does not matter.
+    """Returns (prototxt, weights) of one or two files in any order.
 
     Raises:
-        CaffePortError: none, more than two, or two of a kind.
+        CaffePortError: there are no files, more than two, or two of the same kind.
     """
     if not 1 <= len(files) <= 2:
         raise CaffePortError(f"give a prototxt, a weights file, or both; got {len(files)} files")
@@ -41,7 +41,7 @@ def _holds_weights(file: str | Path) -> bool:
         with opened(file) as head:
             return b"\0" in head.read(4096)
     except (OSError, CaffePortError):
-        return False  # reading it as text says what is the matter
+        return False  # reading it as text reports the error
 
 
 class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no parameters
@@ -66,7 +66,7 @@ class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no param
 
 @dataclass(frozen=True)
 class NetFiles:
-    """A net as the command line names it; ``options`` are those of caffe_port.api.port."""
+    """A net given on the command line; ``options`` are those of caffe_port.api.port."""
 
     prototxt: str | None
     weights: str | None
@@ -74,7 +74,7 @@ class NetFiles:
 
 
 def net_options(function: F) -> F:
-    """The files of a net and what the files cannot say."""
+    """Decorator: the files of a net, and options for what the files do not contain."""
     options = [
         click.argument("files", nargs=-1, required=True, metavar="[PROTOTXT] [WEIGHTS]", type=click.Path()),
         click.option(
@@ -83,10 +83,10 @@ def net_options(function: F) -> F:
             type=Shape(),
             multiple=True,
             metavar="NAME=N,C,H,W",
-            help="Shape of an input blob, where the net does not say it.",
+            help="Shape of an input blob, if the net does not define it. May be repeated.",
         ),
         click.option(
-            "--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage; may be repeated."
+            "--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage. May be repeated."
         ),
         click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level."),
         click.option(
@@ -95,7 +95,7 @@ def net_options(function: F) -> F:
             multiple=True,
             metavar="FILE.py",
             type=click.Path(),
-            help="Python file with layer types of your own; it is run. May be repeated.",
+            help="Python file that defines custom layer types; its code is run. May be repeated.",
         ),
     ]
 

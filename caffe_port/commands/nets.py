@@ -1,4 +1,4 @@
-"""convert, inspect, demo."""
+"""The commands convert, inspect and demo."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import click
 from caffe_port.commands.command import command, note
 from caffe_port.commands.net_files import NetFiles, Shape, net_options
 from caffe_port.errors import printable
-from caffe_port.terminal import human_bytes
+from caffe_port.terminal import count, human_bytes
 
 
 @command()
 @net_options
 @click.option(
-    "-o", "--output", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write."
+    "-o", "--output", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Output folder."
 )
 @click.option(
     "--format",
@@ -26,36 +26,37 @@ from caffe_port.terminal import human_bytes
     default=["torch"],
     show_default=True,
     type=click.Choice(["torch", "onnx", "pt2", "safetensors"]),
-    help="What to write; may be repeated. safetensors: the blobs alone, as Caffe stores them.",
+    help="Output format. May be repeated. safetensors alone: only the blobs, as Caffe stores them.",
 )
-@click.option("--force", is_flag=True, help="Replace what an earlier convert wrote there.")
+@click.option("--force", is_flag=True, help="Replace the files of an earlier convert.")
 @click.option(
-    "--fold", is_flag=True, help="For inference: BatchNorm and Scale go into the weights of the layer before them."
+    "--fold", is_flag=True, help="For inference: fold BatchNorm and Scale into the weights of the layer before them."
 )
-@click.option("--channels-last", is_flag=True, help="Convolutions in PyTorch's channels-last memory: often faster.")
+@click.option("--channels-last", is_flag=True, help="Use PyTorch's channels-last memory format; often faster.")
 @click.option("--keep-loss", is_flag=True, help="Keep losses, Accuracy and the label input.")
-@click.option("--stub", is_flag=True, help="Layers of unknown types become stubs, to be finished by hand.")
+@click.option("--stub", is_flag=True, help="Convert layers of unknown types to stubs that you complete by hand.")
 @click.option(
     "--caffemodel",
     "trained",
     metavar="STATE",
     type=click.Path(),
-    help="The other way: write .prototxt and .caffemodel, with the parameters of STATE, a trained "
-    "model.py's weights (.safetensors, .pt).",
+    help="Convert back to Caffe: write .prototxt and .caffemodel with the parameters of STATE, the weights of a "
+    "trained model.py (.safetensors, .pt).",
 )
 def convert(
     net: NetFiles, folder: Path, formats: tuple[str, ...], trained: str | None, stub: bool, keep_loss: bool, **how: Any
 ) -> None:
-    """Convert a Caffe net to model.py and weights.safetensors.
+    """Convert a Caffe model to PyTorch.
 
     \b
     Arguments:
-      PROTOTXT  the definition, of any age, for training or deploying; a
-                .caffemodel carries its own, and may come without
-      WEIGHTS   .caffemodel or .caffemodel.h5; without them, the fillers
-                draw the parameters
+      PROTOTXT  the net's definition in any format version, for training or
+                deployment; optional with a .caffemodel, which has its own
+      WEIGHTS   .caffemodel or .caffemodel.h5; without it, parameters are
+                initialized from the fillers
 
-    The two may come in any order. model.py needs torch alone; port.json says what was converted from what.
+    The order of the two does not matter. The output is weights.safetensors, port.json (a record of the conversion), and
+    model.py, which depends only on torch.
 
     \b
     Examples:
@@ -68,14 +69,14 @@ def convert(
 
     \b
     Exit codes:
-      0  written
+      0  success
       2  bad usage or bad input; nothing is written
     """
     if set(formats) == {"safetensors"}:
         if net.weights is None or trained or stub or keep_loss or how["fold"] or how["channels_last"]:
             raise click.UsageError(
-                "--format safetensors alone takes WEIGHTS and builds no net: leave out --fold, "
-                "--channels-last, --keep-loss, --stub, --caffemodel"
+                "--format safetensors alone needs WEIGHTS and cannot be combined with --fold, "
+                "--channels-last, --keep-loss, --stub or --caffemodel"
             )
         from caffe_port.emit import blobs
 
@@ -99,7 +100,8 @@ def convert(
 def _show(result: Any) -> None:
     for text in result.notes:
         note(text)
-    click.echo(f"{result.layers} layers, {result.parameters:,} parameters; {printable(result.check)}")
+    size = f"{count(result.layers, 'layer')}, {count(result.parameters, 'parameter')}"
+    click.echo(f"{size}; {printable(result.check)}")
     for name in result.files:
         path = result.folder / name
         click.echo(f"  {printable(str(path))}  {human_bytes(path.stat().st_size)}")
@@ -113,19 +115,19 @@ def _show(result: Any) -> None:
     type=Shape(),
     multiple=True,
     metavar="NAME=N,C,H,W",
-    help="Shape of an input blob, where the net does not say it.",
+    help="Shape of an input blob, if the net does not define it. May be repeated.",
 )
 @click.option(
     "--phase",
     type=click.Choice(["TRAIN", "TEST"], case_sensitive=False),
     default="TEST",
     show_default=True,
-    help="Whose layers are shown.",
+    help="Phase whose layers are shown.",
 )
-@click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage; may be repeated.")
+@click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage. May be repeated.")
 @click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level.")
-@click.option("--diff", "side_by_side", is_flag=True, help="A prototxt and weights beside each other, blob by blob.")
-@click.option("--numbers", is_flag=True, help="Least, greatest and mean value of every blob; NaN and infinity.")
+@click.option("--diff", "side_by_side", is_flag=True, help="Compare a prototxt with weights, blob by blob.")
+@click.option("--numbers", is_flag=True, help="Show minimum, maximum and mean of every blob, and NaN and infinity.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(
     files: tuple[str, ...],
@@ -137,7 +139,7 @@ def inspect(
     numbers: bool,
     as_json: bool,
 ) -> int:
-    """Show layers, shapes, parameters and cost of Caffe's files.
+    """Show the layers, shapes, parameters and cost of Caffe files.
 
     \b
     Arguments:
@@ -152,8 +154,8 @@ def inspect(
 
     \b
     Exit codes:
-      0  shown
-      1  --diff: the two do not fit each other
+      0  success
+      1  with --diff: the weights do not match the prototxt
       2  bad usage or bad input
     """
     from caffe_port.inspection import inspect as looking
@@ -185,15 +187,15 @@ def inspect(
     show_default=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder to write.",
+    help="Output folder.",
 )
-@click.option("--force", is_flag=True, help="Replace an earlier demo.")
+@click.option("--force", is_flag=True, help="Replace the files of an earlier demo.")
 def demo(weights: Path | None, folder: Path, force: bool) -> int:
-    """Convert and verify SimpleNet, in one go and offline.
+    """Convert and verify SimpleNet as a demonstration, offline.
 
     \b
     Arguments:
-      WEIGHTS  a .caffemodel to use instead
+      WEIGHTS  a .caffemodel to use instead of SimpleNet
 
     \b
     Examples:
@@ -202,7 +204,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
 
     \b
     Exit codes:
-      0  converted, and every layer agrees
+      0  success, all layers agree
       1  a layer differs
       2  bad usage or bad input
     """

@@ -1,4 +1,4 @@
-"""verify, dump."""
+"""The commands verify and dump."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ from caffe_port.storage.files import atomic_write
 
 
 def feed_options(function: F) -> F:
-    """What a net is fed with."""
+    """The options for a net's input."""
     options = [
         click.option(
             "--input",
             "inputs",
             multiple=True,
             metavar="[NAME=]FILE",
-            help="A picture or .npy; without it, random numbers.",
+            help="Image or .npy file; without it, random values.",
         ),
-        click.option("--mean", metavar="B,G,R|FILE", help="Subtracted from a picture: numbers, .binaryproto or .npy."),
+        click.option(
+            "--mean",
+            metavar="B,G,R|FILE",
+            help="Mean to subtract from an image: values, or a .binaryproto or .npy file.",
+        ),
         click.option(
             "--scale",
             type=float,
             default=1.0,
             show_default=True,
             metavar="NUMBER",
-            help="What a picture is multiplied by.",
+            help="Factor to multiply an image by, after the mean.",
         ),
         click.option(
             "--channel-order",
             type=click.Choice(["BGR", "RGB"], case_sensitive=False),
             default="BGR",
             show_default=True,
-            help="Of the net's input.",
+            help="Channel order of the net's input.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the random numbers."),
+        click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random values."),
     ]
     for option in reversed(options):
         function = option(function)
@@ -53,11 +57,14 @@ def feed_options(function: F) -> F:
     default="opencv",
     show_default=True,
     metavar="REFERENCE",
-    help="opencv, numpy (our formulas in float64), caffe, a trace (.npz); or FILE.py:Class, your own "
-    "port, which is run and compared with OpenCV.",
+    help="opencv, numpy (caffe-port's formulas, float64), caffe, or a trace (.npz). Or your own port, FILE.py:Class: "
+    "it is run and compared with OpenCV.",
 )
 @click.option(
-    "--state", metavar="FILE", type=click.Path(), help="Weights of your own port; without them Caffe's are copied in."
+    "--state",
+    metavar="FILE",
+    type=click.Path(),
+    help="Weights of your own port; without them, Caffe's are copied into it.",
 )
 @feed_options
 @click.option("--atol", type=click.FloatRange(min=0), metavar="NUMBER", help="Absolute tolerance.  [default: 1e-05]")
@@ -67,16 +74,16 @@ def feed_options(function: F) -> F:
     type=click.Choice(["both", "free", "isolated"]),
     default="both",
     show_default=True,
-    help="free: errors accumulate; isolated: every layer is fed the reference's bottoms.",
+    help="free: both nets run on their own; isolated: each layer is fed the reference's bottoms.",
 )
 @click.option("--keep-loss", is_flag=True, default=None, help="Compare losses and Accuracy too.")
 @click.option(
-    "--strict", is_flag=True, help="Fail, too, where ours is further from a float64 run than twice the reference is."
+    "--strict", is_flag=True, help="Also fail if a top is more than twice as far from a float64 run as the reference's."
 )
 @click.option("--backward", is_flag=True, help="Compare gradients with those of a trace or of Caffe.")
-@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write JUnit XML.")
-@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with pictures.")
-@click.option("--all", "all_rows", is_flag=True, help="Show every layer, not only the worst.")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write a JUnit XML report.")
+@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML report.")
+@click.option("--all", "all_rows", is_flag=True, help="Show every top, not only the worst.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     net: NetFiles,
@@ -87,11 +94,11 @@ def verify(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Compare every layer with another implementation.
+    """Compare every layer against a reference implementation.
 
     \b
     Arguments:
-      PROTOTXT  the definition; a .caffemodel may come without
+      PROTOTXT  the definition; optional with a .caffemodel
       WEIGHTS   .caffemodel or .caffemodel.h5
 
     \b
@@ -105,7 +112,7 @@ def verify(
 
     \b
     Exit codes:
-      0  every layer that was compared agrees
+      0  all compared layers agree
       1  a layer differs, or nothing could be compared
       2  bad usage or bad input
     """
@@ -156,7 +163,7 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
     default="opencv",
     show_default=True,
     type=click.Choice(["opencv", "numpy", "caffe", "pycaffe"]),
-    help="Who computes it.",
+    help="The reference to run.",
 )
 @click.option(
     "--input-shape",
@@ -164,7 +171,7 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
     type=Shape(),
     multiple=True,
     metavar="NAME=N,C,H,W",
-    help="Shape of an input blob, where the net does not say it.",
+    help="Shape of an input blob, if the net does not give it.",
 )
 @feed_options
 @click.option("--keep-loss", is_flag=True, help="Record losses and Accuracy too.")
@@ -172,7 +179,7 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
     "--script",
     "as_script",
     is_flag=True,
-    help="Print a program instead, that records a trace where pycaffe is (Python 2.7 or 3).",
+    help="Print a script that records a trace on a machine with pycaffe (Python 2.7 or 3).",
 )
 def dump(
     files: tuple[str, ...],
@@ -187,14 +194,14 @@ def dump(
     keep_loss: bool,
     as_script: bool,
 ) -> None:
-    """Record what every layer computes, as a trace for verify.
+    """Record the tops of every layer as a trace for verify.
 
     \b
     Arguments:
-      PROTOTXT  the definition; a .caffemodel may come without
+      PROTOTXT  the definition; optional with a .caffemodel
       WEIGHTS   .caffemodel or .caffemodel.h5
 
-    With --script, none: the program that is printed is taken to where Caffe still runs, and says its own usage there.
+    With --script, give no arguments. Copy the printed script to a machine where Caffe runs; its --help explains it.
 
     \b
     Examples:

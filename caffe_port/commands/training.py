@@ -1,4 +1,4 @@
-"""train, evaluate, log, reproduce."""
+"""The commands train, evaluate, log and reproduce."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from caffe_port.commands.command import command, note, progress_bar
 from caffe_port.commands.net_files import NetFiles, net_options
 from caffe_port.errors import printable
-from caffe_port.terminal import table
+from caffe_port.terminal import count, table
 
 if TYPE_CHECKING:
     from caffe_port.training.set_up import TrainResult
@@ -24,28 +24,36 @@ if TYPE_CHECKING:
     "--data",
     required=True,
     metavar="NAME|PATH",
-    help="mnist, cifar10, cifar100, svhn; an .npz; a folder of class folders.",
+    help="Data set: mnist, cifar10, cifar100, svhn, an .npz file, or a folder of class folders.",
 )
-@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set lies.")
-@click.option("--download", is_flag=True, help="Let torchvision fetch the data set into --root.")
+@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the data set.")
+@click.option("--download", is_flag=True, help="Let torchvision download the data set to --root.")
 @click.option(
-    "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Which pictures."
+    "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Part of the data set."
 )
-@click.option("--mean", metavar="NUMBERS|FILE", help="Numbers, a .binaryproto or .npy, or 'training-set mean image'.")
-@click.option("--std", metavar="NUMBERS", help="What (x - mean) * scale is divided by.")
-@click.option("--scale", type=float, metavar="NUMBER", help="What x - mean is multiplied by.")
 @click.option(
-    "--channel-order", type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False), help="Of the net's input."
+    "--mean",
+    metavar="NUMBERS|FILE",
+    help="Mean to subtract: numbers, a .binaryproto or .npy file, or 'training-set mean image'.",
 )
-@click.option("--tta", type=click.Choice(["none", "mirror"]), help="Mirror pictures at random, as some tests did.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
+@click.option("--std", metavar="NUMBERS", help="Divisor of (x - mean) * scale.")
+@click.option("--scale", type=float, metavar="NUMBER", help="Factor for x - mean.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=250, show_default=True, metavar="N", help="Pictures at a time."
+    "--channel-order",
+    type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False),
+    help="Channel order of the net's input.",
+)
+@click.option("--tta", type=click.Choice(["none", "mirror"]), help="Whether to mirror images at random in the test.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N images.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=250, show_default=True, metavar="N", help="Images per batch."
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of random mirroring.")
-@click.option("--expect", type=float, metavar="PERCENT", help="The reported accuracy; exit code 1 if ours is worse.")
-@click.option("--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Confusion matrix as a picture.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
+@click.option("--expect", type=float, metavar="PERCENT", help="Reported accuracy; exit code 1 if the result is worse.")
+@click.option(
+    "--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Plot the confusion matrix to this file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     net: NetFiles,
@@ -56,15 +64,15 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Measure accuracy on a data set, with its confidence interval.
+    """Measure a net's accuracy on a data set.
 
     \b
     Arguments:
-      PROTOTXT  the definition; a .caffemodel may come without
+      PROTOTXT  the net's definition; optional with a .caffemodel
       WEIGHTS   .caffemodel or .caffemodel.h5
 
-    How pictures are prepared comes from the registry for weights that it knows, from transform_param else; --mean,
-    --std, --scale and --channel-order go before both:  x' = (x - mean) * scale / std.
+    The preprocessing is that of the registry if it knows the weights, otherwise that of the training run or of
+    transform_param. --mean, --std, --scale and --channel-order override it:  x' = (x - mean) * scale / std.
 
     \b
     Examples:
@@ -75,8 +83,8 @@ def evaluate(
 
     \b
     Exit codes:
-      0  measured; with --expect: equal or better
-      1  --expect: worse, beyond what chance does
+      0  success; with --expect: equal or better
+      1  with --expect: worse by more than chance explains
       2  bad usage or bad input
     """
     from caffe_port.evaluation import evaluate as evaluation
@@ -110,7 +118,7 @@ def evaluate(
         low, high = result.interval
         click.echo(f"{printable(found.data)}: {printable(str(found.preprocessing))} ({printable(found.origin)})")
         click.echo(
-            f"{result.accuracy:.2f} % of {result.total:,} ({result.correct:,} right; 95 % interval "
+            f"{result.accuracy:.2f} % of {result.total:,} ({result.correct:,} correct; 95 % interval "
             f"{low:.2f} to {high:.2f} %)"
         )
         if result.top5 is not None and len(result.classes) > 5:
@@ -121,7 +129,7 @@ def evaluate(
 
 
 def _numbers(text: str | None) -> list[float] | str | None:
-    """``"1,2,3"`` as numbers; anything else stays a name."""
+    """``"1,2,3"`` as numbers; anything else is returned as it is."""
     if text is None:
         return None
     try:
@@ -142,9 +150,11 @@ def _std(text: str | None) -> list[float] | None:
 @click.option(
     "--recipe",
     type=click.Choice(["fast"]),
-    help="No solver: a recipe of today for SimpleNet, or for the net given in SOLVER's place.",
+    help="Use a modern training recipe instead of a solver, for SimpleNet or the net given as SOLVER.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=1, metavar="N", help="With --recipe: so many runs.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, metavar="N", help="With --recipe: number of runs, one per seed."
+)
 @click.option(
     "--out",
     "-o",
@@ -152,64 +162,76 @@ def _std(text: str | None) -> list[float] | None:
     required=True,
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Folder of the run: config, metrics.jsonl, plots, snapshots, weights.",
+    help="Output folder for the configuration, metrics, plots, snapshots and weights.",
 )
 @click.option(
     "--data",
     metavar="NAME|PATH",
-    help="mnist, cifar10, cifar100, svhn, .npz, folder; default: what the Data layers read.",
+    help="Data set: mnist, cifar10, cifar100, svhn, an .npz file, or a folder. Default: the net's data layers.",
 )
-@click.option("--root", metavar="DIR", help="Where the data set lies.")
-@click.option("--download", is_flag=True, help="Let torchvision fetch the data set into --root.")
-@click.option("--entry", metavar="NAME", help="Registry entry whose preprocessing is meant.")
+@click.option("--root", metavar="DIR", help="Folder of the data set.")
+@click.option("--download", is_flag=True, help="Let torchvision download the data set to --root.")
+@click.option("--entry", metavar="NAME", help="Use the preprocessing of this registry entry.")
 @click.option(
-    "--epochs", type=click.FloatRange(min=0, min_open=True), metavar="NUMBER", help="Instead of the solver's max_iter."
+    "--epochs",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="NUMBER",
+    help="Number of epochs; overrides the solver's max_iter.",
 )
-@click.option("--max-iter", type=click.IntRange(min=0), metavar="N", help="Instead of the solver's.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Instead of the net's.")
-@click.option("--shuffle/--in-sequence", default=None, help="Order of the records; default: databases in sequence.")
+@click.option("--max-iter", type=click.IntRange(min=0), metavar="N", help="Override the solver's max_iter.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Override the net's batch_size.")
+@click.option(
+    "--shuffle/--in-sequence",
+    default=None,
+    help="Order of the records. Default: shuffle data sets, read databases in sequence.",
+)
 @click.option("--weights", metavar="FILE", type=click.Path(), help="A .caffemodel to start from (fine-tuning).")
 @click.option(
     "--resume",
     is_flag=False,
     flag_value="newest",
     metavar="[STATE]",
-    help="Go on from the newest snapshot in RUN, or from a .solverstate.",
+    help="Resume from the newest snapshot in RUN, or from a .solverstate file.",
 )
 @click.option(
     "--fast",
     is_flag=True,
-    help="channels-last, bf16 where the device has it; on a GPU compiled and as a CUDA graph. Default: fp32.",
+    help="Set --channels-last, --amp bf16 if the device supports it, and on a GPU --compile and --cuda-graph.",
 )
-@click.option("--amp", type=click.Choice(["bf16", "tf32"]), help="Mixed precision: autocast, or a GPU's TF32.")
-@click.option("--compile", is_flag=True, help="Run the net through torch.compile.")
-@click.option("--channels-last", is_flag=True, help="Memory format of images and weights; often faster on a GPU.")
+@click.option("--amp", type=click.Choice(["bf16", "tf32"]), help="Mixed precision: bf16 autocast, or TF32 on a GPU.")
+@click.option("--compile", is_flag=True, help="Compile the net with torch.compile.")
+@click.option("--channels-last", is_flag=True, help="Use the channels-last memory format; often faster on a GPU.")
 @click.option("--cuda-graph", is_flag=True, help="Launch each update as one CUDA graph.")
-@click.option("--deterministic", is_flag=True, help="Deterministic kernels only.")
+@click.option("--deterministic", is_flag=True, help="Use only deterministic kernels.")
 @click.option(
     "--read-loss-every",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Iterations between two looks at the loss; default: 1, on a GPU 100.",
+    help="Check the loss every N iterations. Default: 1, or 100 on a GPU.",
 )
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0),
     metavar="NUMBER",
-    help="Stop after this time, with a snapshot; go on with --resume.",
+    help="Stop after this time, with a snapshot; continue with --resume.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
-@click.option("--seed", type=int, metavar="N", help="Instead of the solver's random_seed.")
+@click.option("--seed", type=int, metavar="N", help="Override the solver's random_seed.")
 @click.option(
-    "--keep", type=click.IntRange(min=0), default=3, show_default=True, metavar="N", help="Snapshots to keep; 0: all."
+    "--keep",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of snapshots to keep; 0: all.",
 )
 @click.option(
     "--sync-batch-norm/--batch-norm-per-process",
     default=True,
     show_default=True,
-    help="With several processes: whose batch BatchNorm takes its statistics of.",
+    help="With several processes: compute BatchNorm's statistics over the whole batch, or per process.",
 )
-@click.option("--reference-log", metavar="FILE", type=click.Path(), help="A log of Caffe's, drawn beside ours.")
+@click.option("--reference-log", metavar="FILE", type=click.Path(), help="A Caffe log to compare with.")
 @click.pass_context
 def train(
     context: click.Context,
@@ -221,11 +243,11 @@ def train(
     resume: str | None,
     **options: Any,
 ) -> int:
-    """Train as Caffe would: its rates, updates, snapshots, tests.
+    """Train a net as its solver file specifies.
 
     \b
     Arguments:
-      SOLVER  a solver.prototxt; it names the net
+      SOLVER  a solver.prototxt, which names the net
 
     \b
     Examples:
@@ -238,38 +260,39 @@ def train(
 
     \b
     Exit codes:
-      0    trained to the end, or --max-seconds over
+      0    training finished, or --max-seconds was reached
       2    bad usage or bad input
-      130  stopped by SIGINT (Ctrl-C), a snapshot was written
-      143  stopped by SIGTERM, a snapshot was written
+      130  stopped by SIGINT (Ctrl-C); a snapshot was written
+      143  stopped by SIGTERM; a snapshot was written
     """
     if recipe is not None:
         return _train_fast(context, solver, seeds, out, resume, options)
     if solver is None or seeds != 1:
-        raise click.UsageError("a SOLVER is needed, or --recipe; --seeds goes with --recipe")
+        raise click.UsageError("give a SOLVER or --recipe; --seeds requires --recipe")
     from caffe_port.training.set_up import TrainOptions
     from caffe_port.training.train import train as run
 
     chosen = TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
     with _Teller() as teller:
         result = run(solver, out, chosen, teller.hear)
-    if teller.ended:  # of several processes, in the first one
+    if teller.ended:  # only in the first of several processes
         _show_run(result)
     return {"": 0, "max_seconds": 0, "SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
 
 
 def _show_run(result: TrainResult) -> None:
     for name, value in result.outputs.items():
-        click.echo(f"{printable(name)} = {value:.6g} after {result.iter:,} iterations")
+        click.echo(f"{printable(name)} = {value:.6g} after {count(result.iter, 'iteration')}")
     if result.best:
         click.echo(
             f"best: {printable(result.best['name'])} = {result.best['value']:.6g} at iteration {result.best['iter']:,}"
         )
     click.echo(f"run: {printable(str(result.run))}")
     if result.stopped == "max_seconds":
-        note(f"--max-seconds is over after {result.iter:,} iterations; the same command with --resume goes on")
+        done = count(result.iter, "iteration")
+        note(f"stopped by --max-seconds after {done}; run the same command with --resume to continue")
     elif result.stopped:
-        note(f"stopped by {result.stopped} at iteration {result.iter}; go on with --resume")
+        note(f"stopped by {result.stopped} at iteration {result.iter}; continue with --resume")
 
 
 _OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device")
@@ -280,16 +303,16 @@ def _train_fast(
 ) -> int:
     given = {name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT}
     if foreign := sorted(given - set(_OF_RECIPES)):
-        raise click.UsageError(f"--recipe decides itself: --{foreign[0].replace('_', '-')}")
+        raise click.UsageError(f"--recipe cannot be combined with --{foreign[0].replace('_', '-')}")
     if not options["data"]:
-        raise click.UsageError("--recipe needs --data")
+        raise click.UsageError("--recipe requires --data")
     if resume not in (None, "newest"):
-        raise click.UsageError("--recipe resumes from its own folder: --resume takes no file")
+        raise click.UsageError("with --recipe, --resume takes no file: the run is resumed from its folder")
     from caffe_port.training import fast_recipe
 
     chosen = {name: options[name] for name in _OF_RECIPES} | {"seed": options["seed"] or 0}
     if (epochs := chosen["epochs"]) is not None and epochs != int(epochs):
-        raise click.UsageError("--recipe trains whole epochs")
+        raise click.UsageError("with --recipe, --epochs must be a whole number")
     chosen["epochs"] = None if epochs is None else int(epochs)
     if net is not None:
         chosen["net"] = str(net)
@@ -306,7 +329,7 @@ def _train_fast(
             low, high = event["interval"]
             click.echo(
                 f"seed {event['seed']}: {event['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}) after "
-                f"{event['epochs_done']} epochs; {event['train_seconds']:.1f} s of training, "
+                f"{count(event['epochs_done'], 'epoch')}; {event['train_seconds']:.1f} s of training, "
                 f"{event['images_per_s']:,.0f} images/s"
             )
 
@@ -316,12 +339,14 @@ def _train_fast(
     click.echo(f"run: {printable(str(out))}")
     stopped = results[-1]["stopped"]
     if stopped:
-        note(f"stopped by {stopped} after epoch {results[-1]['epochs_done']}; the same command with --resume goes on")
+        reason = "--max-seconds" if stopped == "max_seconds" else stopped
+        epoch = results[-1]["epochs_done"]
+        note(f"stopped by {reason} after epoch {epoch}; run the same command with --resume to continue")
     return {"SIGINT": 130, "SIGTERM": 143}.get(stopped, 0)
 
 
 class _Teller:
-    """Shows the events of a training: a progress bar for who watches, lines for tests and snapshots."""
+    """Shows the events of a training run: a progress bar on a terminal, and lines for tests and snapshots."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -341,7 +366,7 @@ class _Teller:
             self.bar.stop()
 
     def hear(self, event: dict[str, Any]) -> None:
-        """Takes one event of :func:`caffe_port.training.train.train`."""
+        """Shows one event of :func:`caffe_port.training.train.train`."""
         kind = event["kind"]
         if kind == "note":
             self.say(f"note: {event['text']}")
@@ -357,7 +382,7 @@ class _Teller:
             self.bar.update(self.task, completed=event["iter"])
         elif kind == "test":
             shown = "  ".join(f"{name} {value:.4f}" for name, value in event["outputs"].items())
-            ahead = {None: "", True: "  ahead of the reference", False: "  behind it"}[event.get("ahead")]
+            ahead = {None: "", True: "  above the reference", False: "  at or below the reference"}[event.get("ahead")]
             self.say(f"iteration {event['iter']}: test {shown}{ahead}")
         elif kind == "snapshot":
             self.say(f"iteration {event['iter']}: snapshot {event['file']}")
@@ -370,22 +395,24 @@ class _Teller:
 
 @command()
 @click.argument("path", metavar="CAFFE_LOG", type=click.Path(path_type=Path))
-@click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write every training and test point.")
+@click.option(
+    "--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write all training and test points as CSV."
+)
 @click.option(
     "--plot",
     "plots",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw loss, accuracy and rate; .png, .svg or .pdf.",
+    help="Plot loss, accuracy and learning rate (.png, .svg or .pdf). May be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) -> None:
-    """Read a log of Caffe's: best and last accuracy, and when.
+    """Summarize a Caffe training log: best and last accuracy.
 
     \b
     Arguments:
-      CAFFE_LOG  what `caffe train` printed, whole or in part
+      CAFFE_LOG  the output of `caffe train`; it may be incomplete
 
     \b
     Examples:
@@ -393,7 +420,7 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
 
     \b
     Exit codes:
-      0  read
+      0  success
       2  bad usage or bad input
     """
     from caffe_port.training import caffe_log
@@ -406,7 +433,7 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
-    click.echo(f"{len(found.tests)} test points, {len(found.trained)} training points")
+    click.echo(f"{count(len(found.tests), 'test point')}, {count(len(found.trained), 'training point')}")
     for word, point in (("best", found.best()), ("last", found.last())):
         if point is not None:
             click.echo(f"{word} test accuracy {100 * point[1]:.2f} % at iteration {point[0]:,}")
@@ -414,21 +441,31 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
 
 @command()
 @click.argument("name", required=False)
-@click.option("--list", "listed", is_flag=True, help="Everything that was reported, and what was found here.")
-@click.option("--mirror", type=click.Path(path_type=Path), metavar="DIR", help="A folder with weights and data.")
-@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set lies.")
-@click.option("--data", metavar="PATH", help="An .npz or folder in the place of the data set.")
+@click.option("--list", "listed", is_flag=True, help="List all reported figures, with the results on this machine.")
+@click.option("--mirror", type=click.Path(path_type=Path), metavar="DIR", help="Folder with the weights and data.")
+@click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the data set.")
+@click.option("--data", metavar="PATH", help="An .npz file or a folder to use instead of the data set.")
 @click.option("--offline", is_flag=True, help="Download nothing.")
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="For the converted net.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Output folder for the converted net. Default: in the cache.",
+)
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of random mirroring.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> int:
-    """Check a reported accuracy: fetch, convert, verify, evaluate.
+    """Reproduce a reported accuracy.
 
     \b
     Arguments:
-      NAME  an entry of model_defs/registry.toml; without it, --list
+      NAME  an entry of model_defs/registry.toml; without it, all entries
+            are listed
+
+    Downloads the weights and the data set, converts, verifies every layer, evaluates, and compares the accuracy.
 
     \b
     Examples:
@@ -438,7 +475,7 @@ def reproduce(name: str | None, listed: bool, as_json: bool, **options: Any) -> 
     \b
     Exit codes:
       0  the reported accuracy was reached
-      1  it was not, or a layer differs
+      1  it was not reached, or a layer differs
       2  bad usage or bad input
     """
     from caffe_port.evaluation import reproduce as reproduction
@@ -475,10 +512,10 @@ def _show_findings(findings: list[Any]) -> None:
 
     rows = list(as_rows(findings))
     shown = [key for key in (rows[0] if rows else ()) if key != "command"]
-    right = [shown.index(key) for key in ("reported", "ours") if key in shown]
+    right = [shown.index(key) for key in ("reported", "measured") if key in shown]
     click.echo("\n".join(table(shown, [[row[key] for key in shown] for row in rows], right, width=200)))
     commands = dict.fromkeys(row["command"] for row in rows if row["verdict"] == "not run here" and row["command"])
     if commands:
-        click.echo("\nWhat would run the others:")
+        click.echo("\nCommands for the others:")
     for line in commands:
         click.echo(f"  {printable(line)}")

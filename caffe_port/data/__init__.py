@@ -1,1 +1,1 @@
-"""Pictures and records in batches, and the one preprocessing for everything that needs one."""
+"""Batches of images and records, and the preprocessing that all parts of caffe-port share."""

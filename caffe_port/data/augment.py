@@ -1,6 +1,6 @@
-"""An epoch of pictures, mirrored, shifted and cut on the device they lie on. What is drawn depends on its number alone.
+"""Epochs of images that are flipped, shifted and cut out on their device. The random choices depend only on the epoch.
 
-Nothing here is Caffe's; :mod:`caffe_port.data.preprocessing` has what transform_param asks for.
+This augmentation is not Caffe's; for transform_param, see :mod:`caffe_port.data.preprocessing`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from caffe_port.data.datasets import ImageSet
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training picture.
+    """The augmentation of training images.
 
     Attributes:
-        shift: pixels by which it moves at most, up, down and sideways; the border is mirrored into the gap.
-        cutout: side of the square, its centre anywhere, that becomes the mean colour; 0: none.
-        flip: mirrors each picture in every other epoch; which of the two is drawn once.
+        shift: the maximum shift in pixels, vertically and horizontally; gaps are filled by reflection.
+        cutout: side of a square, centered anywhere, that is set to the mean color; 0: none.
+        flip: flip each image horizontally in every other epoch; a random choice says in which of the two.
     """
 
     shift: int = 4
@@ -31,14 +31,14 @@ class Augmentation:
 
 
 class Epochs:
-    """Batches of a set, normalised, in an order and with an augmentation that belong to (seed, epoch).
+    """Normalized batches of a data set; their order and augmentation are determined by (seed, epoch).
 
     Args:
-        data: uint8 or float pictures, on the device that trains.
-        mean, std: per channel, as numbers of 0..255.
-        batch_size: rows; what is left over at the end of an epoch is not used.
-        augmentation: what is done.
-        seed: of everything that is drawn.
+        data: uint8 or float images, on the device that trains.
+        mean, std: per channel, on the scale 0..255.
+        batch_size: images per batch; an incomplete last batch is dropped.
+        augmentation: the augmentation.
+        seed: seed of all random choices.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class Epochs:
         images = data.images
         if augmentation.shift:
             images = F.pad(images.float(), (augmentation.shift,) * 4, mode="reflect").to(images.dtype)
-        self.images = images.permute(0, 2, 3, 1).contiguous()  # a pixel's channels side by side: they move together
+        self.images = images.permute(0, 2, 3, 1).contiguous()  # channels last, because a pixel's channels move together
         self.mean, self.factor = mean.to(self.device), (1 / std).to(self.device)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return len(self.labels) // self.batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images float32 (N, C, H, W) in channels-last memory, labels) of an epoch."""
+        """Yields (images, labels) of an epoch; images are float32 (N, C, H, W) in channels-last memory."""
         a, count = self.augmentation, len(self.labels)
         always = torch.Generator(self.device).manual_seed(self.seed << 20)
         first = torch.randint(2, (count,), generator=always, device=self.device)

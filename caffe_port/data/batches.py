@@ -1,4 +1,4 @@
-"""Batches by number: what the training loop is fed with, and in which order records come."""
+"""Batches by number for the training loop, and the order of the records."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from caffe_port.typing import Array
 
 
 class Feed(Protocol):
-    """Batches by number. A feed is a function of the number alone, so that a resumed run sees what it would have seen.
+    """Batches by number. A batch depends only on its number, so a resumed run sees the same data.
 
     Attributes:
-        batch_size: rows of a batch.
-        size: records in all; after the last the first comes again, within a batch too, as in Caffe.
-        shapes: of the tops, one row.
+        batch_size: records per batch.
+        size: total number of records; after the last one, the first follows, also within a batch, as in Caffe.
+        shapes: shapes of the tops, without the batch axis.
     """
 
     batch_size: int
@@ -29,13 +29,13 @@ class Feed(Protocol):
 
 
 def positions(number: int, batch_size: int, size: int, shuffle: int | None = None) -> Array:
-    """The records of a batch.
+    """The indices of the records in a batch.
 
     Args:
-        number: of the batch, from 0.
-        batch_size: rows.
-        size: records in all.
-        shuffle: a seed: every epoch has its own order, drawn from (seed, epoch); None: in sequence.
+        number: index of the batch, from 0.
+        batch_size: records per batch.
+        size: total number of records.
+        shuffle: a seed; the order of an epoch is a random permutation given by (seed, epoch). None: in sequence.
     """
     at = np.arange(number * batch_size, (number + 1) * batch_size)
     epochs, rows = np.divmod(at, size)
@@ -55,9 +55,9 @@ class Prefetch:
     """Prepares the next batches of a feed in threads while the net computes.
 
     Args:
-        feed: whose batches may be asked for from several threads.
-        ahead: how many batches are prepared.
-        workers: how many threads.
+        feed: the feed; it must be thread-safe.
+        ahead: number of batches to prepare in advance.
+        workers: number of threads.
     """
 
     def __init__(self, feed: Feed, ahead: int = 3, workers: int = 2) -> None:
@@ -76,5 +76,5 @@ class Prefetch:
         return self._waiting.pop(number).result()
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         self._pool.shutdown(cancel_futures=True)

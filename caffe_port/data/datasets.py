@@ -1,7 +1,7 @@
-"""Pictures and labels in memory, and batches of them on the device they lie on.
+"""Images and labels in memory, and batches of them on their device.
 
-Sets by torchvision (MNIST, CIFAR10, CIFAR100, SVHN), folders of class folders, .npz. Databases and lists that a net's
-own Data layers name are in :mod:`caffe_port.data.records`.
+Sources: torchvision's data sets (MNIST, CIFAR10, CIFAR100, SVHN), folders of class folders, .npz files. For databases
+and lists that are named in a net's Data layers, see :mod:`caffe_port.data.records`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures of one size, in memory.
+    """Images of one size, in memory.
 
     Attributes:
-        name: for messages, e.g. ``"mnist test"``.
-        images: uint8 0..255 (float32 where a database holds floats), (N, C, H, W).
+        name: name for messages, e.g. ``"mnist test"``.
+        images: uint8 0..255, or float32 if the source contains floats; (N, C, H, W).
         labels: int64 (N).
-        classes: names by label; empty where they are unknown.
+        classes: names by label; empty if unknown.
         channel_order: ``"RGB"``, ``"BGR"`` or ``"GRAY"``.
     """
 
@@ -50,9 +50,9 @@ class ImageSet:
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.labels.ndim != 1 or len(self.images) != len(self.labels):
             shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
-            raise CaffePortError(f"pictures (N, C, H, W) and labels (N) are needed, got {shapes}", self.name)
+            raise CaffePortError(f"expected images (N, C, H, W) and labels (N), got {shapes}", self.name)
         if not len(self.images):
-            raise CaffePortError("holds no pictures", self.name)
+            raise CaffePortError("contains no images", self.name)
         if int(self.labels.min()) < 0:
             raise CaffePortError(f"label {int(self.labels.min())} is negative", self.name)
 
@@ -61,7 +61,7 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a picture."""
+        """(C, H, W) of an image."""
         c, h, w = self.images.shape[1:]
         return c, h, w
 
@@ -70,7 +70,7 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def first(self, count: int) -> ImageSet:
-        """The first pictures only."""
+        """Only the first images."""
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -79,19 +79,19 @@ class ImageSet:
             yield self.images[start : start + size], self.labels[start : start + size]
 
     def check_labels(self, classes: int) -> None:
-        """Raises CaffePortError where a label is outside 0..classes-1."""
+        """Raises CaffePortError if a label is outside 0..classes-1."""
         highest = int(self.labels.max())
         if highest >= classes:
-            raise CaffePortError(f"label {highest} is out of range: the net tells {classes} classes apart", self.name)
+            raise CaffePortError(f"label {highest} is out of range: the net has {classes} classes", self.name)
 
 
 def from_arrays(
     images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], name: str, classes: Sequence[str] = ()
 ) -> ImageSet:
-    """The ImageSet of arrays: (N, H, W), (N, H, W, C) or (N, C, H, W), C one of 1 and 3; uint8, or floats.
+    """An ImageSet made from arrays: (N, H, W), (N, H, W, C) or (N, C, H, W), where C is 1 or 3; uint8 or floats.
 
     Raises:
-        CaffePortError: another shape or type.
+        CaffePortError: any other shape or type.
     """
     if images.ndim == 3:
         images = images[:, None]
@@ -99,15 +99,15 @@ def from_arrays(
         images = images.transpose(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise CaffePortError(
-            f"pictures of shape {images.shape} are neither (N, H, W), (N, H, W, C) nor (N, C, H, W)", name
+            f"images have shape {images.shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W)", name
         )
     if images.dtype != np.uint8:
         if images.dtype.kind not in "fiu":
-            raise CaffePortError(f"pictures are numbers, got {images.dtype}", name)
+            raise CaffePortError(f"expected images of a numeric type, got {images.dtype}", name)
         whole = images.dtype.kind != "f" and images.size and images.min() >= 0 and images.max() <= 255
         images = images.astype(np.uint8 if whole else np.float32)
     if labels.dtype.kind not in "iu" and not (labels.dtype.kind == "f" and np.array_equal(labels, labels.round())):
-        raise CaffePortError(f"labels are whole numbers, got {labels.dtype}", name)
+        raise CaffePortError(f"expected integer labels, got {labels.dtype}", name)
     order = "GRAY" if images.shape[1] == 1 else "RGB"
     tensors = torch.from_numpy(np.array(images, order="C")), torch.from_numpy(labels.reshape(-1).astype(np.int64))
     return ImageSet(name, *tensors, tuple(classes), order)
@@ -117,22 +117,22 @@ def from_arrays(
 
 
 def default_root() -> Path:
-    """Where data sets are kept: the folder ``data`` of :func:`caffe_port.storage.files.cache_folder`."""
+    """The default folder for data sets: ``data`` in :func:`caffe_port.storage.files.cache_folder`."""
     return cache_folder() / "data"
 
 
 def load(data: str | Path, split: str = "test", root: str | Path | None = None, download: bool = False) -> ImageSet:
-    """Loads a set of pictures.
+    """Loads a data set.
 
     Args:
         data: ``"mnist"``, ``"cifar10"``, ``"cifar100"``, ``"svhn"``; or the path of an .npz file or a folder.
         split: ``"train"`` or ``"test"``.
-        root: where torchvision finds the set (default :func:`default_root`); MNIST's four ``...-ubyte`` or
-            ``...-ubyte.gz`` files may also lie in it directly.
-        download: lets torchvision fetch what is missing; nothing is fetched otherwise.
+        root: torchvision's root folder for the set (default :func:`default_root`); MNIST's four ``...-ubyte`` or
+            ``...-ubyte.gz`` files may also be directly in it.
+        download: let torchvision download missing files; nothing is downloaded otherwise.
 
     Raises:
-        CaffePortError: no such set, not found under ``root``, damaged.
+        CaffePortError: the set does not exist, is not found under ``root``, or is damaged.
     """
     if split not in SPLITS:
         raise CaffePortError(f"split '{split}' is neither train nor test")
@@ -144,8 +144,8 @@ def load(data: str | Path, split: str = "test", root: str | Path | None = None, 
         return from_folder(path, split)
     if path.suffix == ".npz":
         return from_npz(path, split)
-    hint = f"Known sets: {', '.join(TORCHVISION)}; or give an .npz file or a folder of class folders."
-    raise CaffePortError(f"'{data}' is no data set, file or folder.{did_you_mean(name, TORCHVISION)}", hint=hint)
+    hint = f"Known data sets: {', '.join(TORCHVISION)}; or give an .npz file or a folder of class folders."
+    raise CaffePortError(f"'{data}' is not a data set, file or folder.{did_you_mean(name, TORCHVISION)}", hint=hint)
 
 
 def _by_torchvision(name: str, split: str, root: Path, download: bool) -> ImageSet:
@@ -155,18 +155,20 @@ def _by_torchvision(name: str, split: str, root: Path, download: bool) -> ImageS
     try:
         from torchvision import datasets
     except ImportError:
-        raise DependencyError(f"{name} is read by torchvision", hint="pip install torchvision") from None
+        raise DependencyError(f"{name} requires torchvision", hint="pip install torchvision") from None
     cls = getattr(datasets, TORCHVISION[name])
     try:
         wanted = {"split": split} if name == "svhn" else {"train": split == "train"}
         stored = cls(root=str(root), download=download, **wanted)
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         missing = "not found" in str(error).lower()
-        what = f"{name} is not there, or incomplete" if missing else f"{name} cannot be read: {str(error)[:200]}"
-        hint = "Say where it is with --root DIR" + ("." if download else ", or fetch it with --download.")
+        what = f"{name} was not found or is incomplete" if missing else f"{name} cannot be read: {str(error)[:200]}"
+        hint = "Set its folder with --root DIR" + ("." if download else ", or download it with --download.")
         raise CaffePortError(what, str(root), hint) from None
     except ImportError as error:
-        raise DependencyError(f"{name} needs {error.name or 'a package'}", hint=f"pip install {error.name}") from None
+        raise DependencyError(
+            f"{name} requires {error.name or 'a package'}", hint=f"pip install {error.name}"
+        ) from None
     labels = np.asarray(stored.labels if name == "svhn" else stored.targets)
     classes = [str(d) for d in range(10)] if name in ("svhn", "mnist") else stored.classes
     return from_arrays(np.asarray(stored.data), labels, label, classes)
@@ -185,13 +187,13 @@ def _idx_files(root: Path, split: str) -> tuple[Path, Path] | None:
 
 
 def _read_idx(path: Path, dims: int) -> np.ndarray[Any, Any]:
-    """An idx file of unsigned bytes. Source: yann.lecun.com/exdb/mnist."""
+    """Reads an idx file of unsigned bytes. Source: yann.lecun.com/exdb/mnist."""
     header = 4 + 4 * dims
     with opened(path) as file, gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file as plain:
         try:
             head = plain.read(header)
             if head[:4] != bytes((0, 0, 8, dims)) or len(head) < header:
-                raise ParseError(f"is no idx file of bytes with {dims} axes", str(path))
+                raise ParseError(f"is not a {dims}-dimensional idx file of bytes", str(path))
             shape = tuple(int(n) for n in np.frombuffer(head, ">u4", dims, 4))
             count = math.prod(shape)
             data = plain.read(min(count, MAX_BYTES) + 1)
@@ -199,12 +201,12 @@ def _read_idx(path: Path, dims: int) -> np.ndarray[Any, Any]:
             raise ParseError(f"cannot be read: {error}", str(path)) from None
     if len(data) != count:
         raise ParseError(
-            f"declares {shape}, {count} bytes, and holds {'more' if len(data) > count else len(data)}", str(path)
+            f"declares {shape}, {count} bytes, but contains {'more' if len(data) > count else len(data)}", str(path)
         )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-_NPZ_KEYS = (  # first the split's own arrays, then those of a file that holds one split
+_NPZ_KEYS = (  # first arrays named after the split, then those of a file with only one split
     ("x_{0}", "y_{0}"),
     ("{0}_images", "{0}_labels"),
     ("{0}_x", "{0}_y"),
@@ -214,32 +216,33 @@ _NPZ_KEYS = (  # first the split's own arrays, then those of a file that holds o
 
 
 def from_npz(path: Path, split: str) -> ImageSet:
-    """An .npz with ``x_train``, ``y_train``, ``x_test``, ``y_test`` (as Keras has them), or ``images`` and ``labels``.
+    """Reads an .npz with ``x_train``, ``y_train``, ``x_test``, ``y_test`` (as in Keras), or ``images`` and ``labels``.
 
     Raises:
-        CaffePortError: no such file, or none of these arrays in it.
+        CaffePortError: the file does not exist or contains none of these arrays.
     """
     pairs = [tuple(key.format(split) for key in pattern) for pattern in _NPZ_KEYS]
     keys = npz.names(path, "a data set")
     found = next(((images, labels) for images, labels in pairs if images in keys and labels in keys), None)
     if found is None:
         wanted = f"x_{split} and y_{split}, or images and labels"
-        raise CaffePortError(f"holds {', '.join(sorted(keys))[:200] or 'nothing'}; {wanted} are looked for", str(path))
+        found_keys = ", ".join(sorted(keys))[:200] or "nothing"
+        raise CaffePortError(f"contains {found_keys}; expected {wanted}", str(path))
     arrays = npz.read(path, "a data set", (*found, "classes"))
     classes = [str(c) for c in arrays["classes"].reshape(-1)] if "classes" in arrays else ()
     return from_arrays(arrays[found[0]], arrays[found[1]], f"{path} {split}", classes)
 
 
 def from_folder(path: Path, split: str) -> ImageSet:
-    """Pictures in one folder per class, classes in alphabetical order; under ``train``/``test`` where those exist.
+    """Reads images from one folder per class, in alphabetical order; below ``train`` or ``test`` if these exist.
 
     Raises:
-        CaffePortError: no class folders, no pictures, or pictures of different sizes.
+        CaffePortError: there are no class folders or images, or the images have different sizes.
     """
     try:
         from torchvision.datasets import ImageFolder
     except ImportError:
-        raise DependencyError("folders of pictures are read by torchvision", hint="pip install torchvision") from None
+        raise DependencyError("folders of images require torchvision", hint="pip install torchvision") from None
     names = {"train": ("train",), "test": ("test", "val")}[split]
     inner = next((path / n for n in names if (path / n).is_dir()), None)
     if inner is None and any((path / n).is_dir() for n in ("train", "test", "val")):
@@ -248,22 +251,22 @@ def from_folder(path: Path, split: str) -> ImageSet:
     try:
         stored = ImageFolder(str(path))
     except FileNotFoundError as error:
-        raise CaffePortError(f"is no folder of class folders: {str(error).splitlines()[0]}", str(path)) from None
+        raise CaffePortError(f"is not a folder of class folders: {str(error).splitlines()[0]}", str(path)) from None
     arrays = []
     for file, _ in stored.samples:
         try:
             arrays.append(np.asarray(stored.loader(file)))
         except (OSError, ValueError, SyntaxError) as error:
-            raise CaffePortError(f"is no picture that can be read: {error}", file) from None
+            raise CaffePortError(f"cannot be read as an image: {error}", file) from None
         if arrays[-1].shape != arrays[0].shape:
             sizes = " and ".join(f"{w}x{h}" for h, w, _ in (arrays[0].shape, arrays[-1].shape))
-            raise CaffePortError(f"pictures of different sizes: {sizes}; resize them first", file)
+            raise CaffePortError(f"images have different sizes: {sizes}; resize them first", file)
     labels = np.asarray([label for _, label in stored.samples])
     return from_arrays(np.stack(arrays), labels, str(path), stored.classes)
 
 
 def mean_image(data: ImageSet, batch_size: int = 5000) -> Tensor:
-    """The mean picture, float32 (C, H, W), in the set's own channel order, as compute_image_mean has it."""
+    """The mean image, float32 (C, H, W), in the set's own channel order, as Caffe's compute_image_mean computes it."""
     total = torch.zeros(data.shape, dtype=torch.float64, device=data.images.device)
     for images, _ in data.batches(batch_size):
         total += images.sum(0, dtype=torch.float64)
@@ -271,7 +274,7 @@ def mean_image(data: ImageSet, batch_size: int = 5000) -> Tensor:
 
 
 def with_mean_image(plan: Preprocessing, training: ImageSet) -> Preprocessing:
-    """The plan with the mean image of a training set. Raises CaffePortError where it is grey and the plan is not."""
+    """The plan with the mean image of a training set. Raises CaffePortError if only one of the two is gray."""
     mean = mean_image(training).cpu().numpy()
     return replace(plan, mean_image=mean[::-1] if plan.reorders(training.channel_order) else mean)
 
@@ -280,15 +283,15 @@ def with_mean_image(plan: Preprocessing, training: ImageSet) -> Preprocessing:
 
 
 class ImageFeed:
-    """Batches of an ImageSet, prepared on the device it lies on: tops (data, label). A :class:`~batches.Feed`.
+    """Batches of an ImageSet, preprocessed on its device: tops (data, label). A :class:`~batches.Feed`.
 
     Args:
-        data: the pictures, on the device.
-        preprocessor: for the same device.
-        batch_size: rows.
-        train: the training rules of cropping and mirroring.
-        shuffle: every epoch in another order, instead of in sequence.
-        seed: of the order, the crops and the mirroring.
+        data: the images, on the device.
+        preprocessor: a preprocessor for the same device.
+        batch_size: images per batch.
+        train: use the TRAIN phase's rules for cropping and mirroring.
+        shuffle: use a different order in every epoch, instead of the stored sequence.
+        seed: seed of the order, the crops and the mirroring.
     """
 
     def __init__(
@@ -301,7 +304,7 @@ class ImageFeed:
         self._orders: dict[int, Tensor] = {}
 
     def _order(self, epoch: int) -> Tensor:
-        """An epoch's order, on the device: a batch is a slice of it, and nothing is copied there for every batch."""
+        """An epoch's order, on the device: a batch is a slice of it, so no indices are copied per batch."""
         epoch = epoch if self.shuffle is not None else 0
         if epoch not in self._orders:
             while len(self._orders) > 1:

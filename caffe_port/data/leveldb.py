@@ -1,7 +1,8 @@
-"""Reads a LevelDB folder in pure Python: what Caffe's tools wrote before LMDB, in the order of its keys.
+"""Reads LevelDB, which Caffe's tools wrote before LMDB, in pure Python and in key order.
 
-Tables (raw or snappy), logs that were not yet compacted, deletions and overwritten keys. Nothing is written, no lock
-is taken. Source: LevelDB's doc/log_format.md, doc/table_format.md, db/version_edit.cc; snappy's format_description.txt.
+Supports tables (raw or snappy), logs that are not yet compacted, deleted and overwritten keys. Nothing is written, no
+lock is taken. Source: LevelDB's doc/log_format.md, doc/table_format.md, db/version_edit.cc; snappy's
+format_description.txt.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ _DELETED = 0
 
 
 class LevelDB:
-    """The live records of a folder, by position in the order of keys.
+    """The live records of a LevelDB folder, by position in key order.
 
     Raises:
-        CaffePortError: no such folder, or no LevelDB in it.
+        CaffePortError: the folder does not exist or contains no LevelDB.
         ParseError: a file is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "CURRENT").is_file():
-            raise CaffePortError("holds no LevelDB (no file CURRENT)", str(path))
+            raise CaffePortError("contains no LevelDB (no file CURRENT)", str(path))
         current = read_bytes(self.path / "CURRENT", 1 << 10).decode("ascii", "replace").strip()
         if not re.fullmatch(r"MANIFEST-\d{1,20}", current):
             raise ParseError("names no MANIFEST", str(self.path / "CURRENT"))
@@ -79,7 +80,7 @@ class LevelDB:
                 if tag == 1:  # comparator
                     name, at = _slice(record, at, path)
                     if name != b"leveldb.BytewiseComparator":
-                        raise ParseError(f"keys are compared by {name!r}, which is unknown", str(path))
+                        raise ParseError(f"keys are ordered by the unknown comparator {name!r}", str(path))
                 elif tag in (2, 3, 4, 9):
                     value, at = _varint(record, at, path)
                     log, previous = (value if tag == 2 else log), (value if tag == 9 else previous)
@@ -112,7 +113,7 @@ class LevelDB:
                     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             except (OSError, ValueError) as error:
                 raise ParseError(f"cannot be read: {error}", str(path)) from None
-        raise CaffePortError(f"lacks its table {number:06d}.ldb: the copy is incomplete", str(self.path))
+        raise CaffePortError(f"table {number:06d}.ldb is missing: the copy is incomplete", str(self.path))
 
     def _log_records(self, path: Path) -> Iterator[bytes]:
         data = read_bytes(path)
@@ -127,7 +128,7 @@ class LevelDB:
                 at += left
                 continue
             body = data[at + 7 : at + 7 + length]
-            if len(body) < length:  # the writer died here; LevelDB too drops an unfinished tail
+            if len(body) < length:  # the writer was killed here; LevelDB also drops an incomplete tail
                 return
             at += 7 + length
             if kind in (1, 2):
@@ -158,7 +159,7 @@ class LevelDB:
     def _blocks(self, table: memoryview, number: int) -> list[tuple[int, int]]:
         path = self.path / f"{number:06d}.ldb"
         if len(table) < 48 or int.from_bytes(table[-8:], "little") != _MAGIC:
-            raise ParseError("does not end like a table: truncated, or another kind of file", str(path))
+            raise ParseError("does not end like a table: the file is truncated or of another kind", str(path))
         footer = bytes(table[-48:-8])
         _, at = _varint(footer, 0, path)
         _, at = _varint(footer, at, path)
@@ -191,19 +192,19 @@ def _keep(
 
 
 def _contents(table: memoryview, offset: int, size: int, path: Path) -> bytes:
-    """A block without its trailer, unpacked."""
+    """The uncompressed contents of a block, without its trailer."""
     if offset + size + 5 > len(table):
-        raise ParseError("a block lies beyond the end of its table", str(path))
+        raise ParseError("a block is beyond the end of its table", str(path))
     data, kind = bytes(table[offset : offset + size]), table[offset + size]
     if kind == 0:
         return data
     if kind == 1:
         return unsnappy(data, str(path))
-    raise ParseError(f"a block is compressed in an unknown way ({kind})", str(path))
+    raise ParseError(f"a block has an unknown compression type ({kind})", str(path))
 
 
 def _entries(data: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of a block; keys share prefixes with the one before."""
+    """Yields (key, value) of a block; a key may share a prefix with the previous one."""
     restarts = int.from_bytes(data[-4:], "little")
     end = len(data) - 4 - 4 * restarts
     if len(data) < 4 or end < 0:
@@ -241,10 +242,10 @@ def _slice(data: bytes, at: int, path: Path) -> tuple[bytes, int]:
 
 
 def unsnappy(data: bytes, where: str = "") -> bytes:
-    """Unpacks a raw snappy block.
+    """Decompresses a raw snappy block.
 
     Raises:
-        ParseError: it is damaged.
+        ParseError: the block is damaged.
     """
     length, at = _varint(data, 0, Path(where))
     out = bytearray()
@@ -270,7 +271,7 @@ def unsnappy(data: bytes, where: str = "") -> bytes:
         if not 0 < offset <= len(out):
             raise ParseError("snappy data is damaged", where)
         chunk = out[-offset : len(out) - offset + size]
-        out += (chunk * (size // len(chunk) + 1))[:size]  # a copy may overlap what it makes
+        out += (chunk * (size // len(chunk) + 1))[:size]  # a copy may overlap its own output
     if len(out) != length:
-        raise ParseError(f"snappy data unpacks to {len(out)} bytes, {length} are declared", where)
+        raise ParseError(f"snappy data decompresses to {len(out)} bytes, but {length} are declared", where)
     return bytes(out)

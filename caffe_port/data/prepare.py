@@ -1,6 +1,7 @@
-"""Does what a :class:`~caffe_port.data.preprocessing.Preprocessing` says: to a picture by NumPy, to a batch by torch.
+"""Applies a :class:`~caffe_port.data.preprocessing.Preprocessing`, to one image with NumPy and to a batch with torch.
 
-Both round alike: float32 after the mean, and after the factor. What they draw differs, since their generators do.
+Both round the same way: to float32 after the mean and after the factor. Their random choices differ, because their
+generators do.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ def prepare(
     train: bool = False,
     rng: np.random.Generator | None = None,
 ) -> Array:
-    """One picture as the net takes it.
+    """Preprocesses one image for the net.
 
     Args:
-        picture: (C, H, W), 0..255; uint8 where it is to be resized as Caffe does it.
-        plan: what to do.
-        order: channel order of the picture, where it is known.
-        train: crops at a random place, and mirrors by the training rule.
-        rng: what is drawn comes from it: whether to mirror, then row and column of the crop. None: of seed 0.
+        picture: (C, H, W), 0..255; uint8 to be resized as in Caffe.
+        plan: the preprocessing.
+        order: channel order of the image, if known.
+        train: crop at a random position, and mirror by the TRAIN phase's rule.
+        rng: random generator, used for mirroring, then for the row and the column of the crop. None: seed 0.
 
     Returns:
         float32 (C, H', W').
 
     Raises:
-        CaffePortError: order, crop or mean do not fit the picture.
+        CaffePortError: the order, crop or mean does not fit the image.
     """
     _, height, width = plan.shape(picture.shape)
     mean, factor = _numbers(plan)
@@ -59,15 +60,15 @@ def prepare(
 
 
 class Preprocessor:
-    """Turns batches of pictures into what the net expects, on the device the pictures are on.
+    """Preprocesses batches of images for the net, on the images' device.
 
     Args:
-        plan: what to do.
-        order: channel order of the pictures, where it is known.
-        device: where the pictures will be.
+        plan: the preprocessing.
+        order: channel order of the images, if known.
+        device: device of the images.
 
     Raises:
-        CaffePortError: grey pictures for a net of colour pictures or the reverse, or the mean image is missing.
+        CaffePortError: gray images for a net that expects color or the reverse, or the mean image is missing.
     """
 
     def __init__(self, plan: Preprocessing, order: str | None, device: torch.device | str = "cpu") -> None:
@@ -75,22 +76,22 @@ class Preprocessor:
         self.mean, self.factor = (torch.tensor(numbers, device=device) for numbers in _numbers(plan))
 
     def shape(self, picture: Shape) -> tuple[int, int, int]:
-        """(C, H, W) of what comes out, for what goes in. Raises CaffePortError where the crop is larger."""
+        """The output shape (C, H, W) for an image shape. Raises CaffePortError if the crop is larger than the image."""
         return self.plan.shape(picture)
 
     def __call__(self, pictures: Tensor, train: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """The batch for the net.
+        """Preprocesses a batch.
 
         Args:
             pictures: (N, C, H, W), 0..255.
-            train: crops at random places, and mirrors by the training rule.
-            generator: of the random numbers, on the pictures' device.
+            train: crop at random positions, and mirror by the TRAIN phase's rule.
+            generator: random generator on the images' device.
 
         Returns:
             float32 (N, C, H', W').
 
         Raises:
-            CaffePortError: crop or mean do not fit the pictures.
+            CaffePortError: the crop or mean does not fit the images.
         """
         plan = self.plan
         _, height, width = plan.shape(pictures.shape[1:])
@@ -109,14 +110,14 @@ class Preprocessor:
 def cut(
     x: Tensor, window: tuple[int, int], at_random: bool, mirror: bool, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Cuts windows out of a batch and mirrors each picture with probability 1/2, in one gather.
+    """Crops the images of a batch and mirrors each with probability 1/2, in one gather per axis.
 
     Args:
         x: (N, C, H, W).
-        window: (height, width) of what is cut out.
-        at_random: every picture at its own place; else the centre, as Caffe rounds it.
+        window: (height, width) of the crop.
+        at_random: crop every image at its own random position; otherwise at the center, rounded as in Caffe.
         mirror: whether to mirror.
-        generator: on the batch's device.
+        generator: random generator on the batch's device.
 
     Source: data_transformer.cpp.
     """
@@ -139,9 +140,9 @@ def cut(
 
 
 def resize(picture: Array, size: tuple[int, int]) -> Array:
-    """A picture (C, H, W) in another size (height, width), of the same type: OpenCV, INTER_LINEAR.
+    """Resizes an image (C, H, W) to (height, width) with OpenCV's INTER_LINEAR; the type stays the same.
 
-    Source: ReadImageToCVMat of io.cpp, whose cv::resize has this default.
+    Source: ReadImageToCVMat in io.cpp, which calls cv::resize with this default.
     """
     if picture.shape[1:] == size:
         return picture
@@ -151,10 +152,10 @@ def resize(picture: Array, size: tuple[int, int]) -> Array:
 
 
 def _numbers(plan: Preprocessing) -> tuple[Array, Array]:
-    """What is subtracted, float32 (C, 1, 1), (1, 1, 1) or (C, H, W); and what the difference is multiplied by."""
+    """The mean, float32 (C, 1, 1), (1, 1, 1) or (C, H, W), and the factor by which x - mean is multiplied."""
     if plan.lacks_mean_image:
         raise CaffePortError(
-            f"the {MEAN_IMAGE} is needed, and no training set is at hand",
+            f"the {MEAN_IMAGE} is required, but there is no training set to compute it from",
             hint="Give the mean: --mean FILE.binaryproto or --mean NUMBERS",
         )
     mean = plan.mean_image if plan.mean_image is not None else np.reshape(plan.mean, (-1, 1, 1))
@@ -163,9 +164,9 @@ def _numbers(plan: Preprocessing) -> tuple[Array, Array]:
 
 
 def _check(mean: Shape, factor: Shape, picture: Shape) -> None:
-    """Raises CaffePortError where the numbers of a plan do not fit a picture (C, H, W)."""
+    """Raises CaffePortError if the mean or std of a plan does not fit an image (C, H, W)."""
     if mean[1:] != (1, 1) and mean != picture:
-        raise CaffePortError(f"a mean image {tuple(mean)} does not fit pictures {tuple(picture)}")
+        raise CaffePortError(f"the mean image {tuple(mean)} does not match images {tuple(picture)}")
     for name, shape in (("mean", mean), ("std", factor)):
         if shape[0] not in (1, picture[0]):
-            raise CaffePortError(f"{shape[0]} {name} values for {picture[0]} channels; give 1 or {picture[0]}")
+            raise CaffePortError(f"{name} has {shape[0]} values for {picture[0]} channels; expected 1 or {picture[0]}")

@@ -1,6 +1,6 @@
-"""What a net's own data layers read, in batches: LMDB and LevelDB of Datum, lists of pictures, HDF5.
+"""Batches of what a net's data layers read: LMDB and LevelDB of Datum, image lists, HDF5.
 
-What transform_param asks for is in :mod:`caffe_port.data.preprocessing`.
+For transform_param, see :mod:`caffe_port.data.preprocessing`.
 Sources: data_layer.cpp, image_data_layer.cpp, hdf5_data_layer.cpp, io.cpp, db_lmdb.cpp.
 """
 
@@ -31,7 +31,7 @@ from caffe_port.typing import Array
 
 
 class Records(Protocol):
-    """Pictures by position: ``records[i]`` is (array (C, H, W), label); uint8 as stored, or float32."""
+    """Images by position: ``records[i]`` is (array (C, H, W), label); uint8 as stored, or float32."""
 
     def __len__(self) -> int: ...
 
@@ -39,30 +39,30 @@ class Records(Protocol):
 
 
 def locate(name: str, folder: Path, layer: LayerSpec) -> Path:
-    """A file or folder that a layer names: below the prototxt's folder, below the current one, or by its last part.
+    """Finds a file that a layer names: relative to the prototxt's or the current folder, or by its last part.
 
     Raises:
-        SpecError: it is in none of them.
+        SpecError: it does not exist.
     """
     found = find(name, folder)
     if found is not None:
         return found
-    raise layer.error(f"'{name}' is not there (looked in {folder} and in the current folder)")
+    raise layer.error(f"'{name}' does not exist (looked in {folder} and in the current folder)")
 
 
 # -- records --------------------------------------------------------------------------------------------------------
 
 
 def datum(data: bytes | memoryview, where: str, color: int = -1) -> tuple[Array, int]:
-    """A Datum's picture and label.
+    """The image and the label of a Datum.
 
     Args:
         data: the message.
-        where: for errors.
-        color: of an encoded one: 1 colour (BGR), 0 grey, -1 as it was encoded.
+        where: location for error messages.
+        color: how to decode an encoded image: 1 color (BGR), 0 gray, -1 as encoded.
 
     Raises:
-        ParseError: damaged, or sizes that do not fit.
+        ParseError: the message is damaged, or its sizes do not match.
     """
     p = wire.parse(data, "Datum", where)
     if p.encoded:
@@ -70,25 +70,25 @@ def datum(data: bytes | memoryview, where: str, color: int = -1) -> tuple[Array,
     shape = (p.channels, p.height, p.width)
     array = np.frombuffer(p.data, np.uint8) if p.has("data") else np.asarray(p.float_data, np.float32)
     if min(shape) < 1 or array.size != shape[0] * shape[1] * shape[2]:
-        raise ParseError(f"a Datum of shape {shape} holds {array.size} values", where)
+        raise ParseError(f"a Datum of shape {shape} has {array.size} values", where)
     return array.reshape(shape), p.label
 
 
 def decode(data: bytes, where: str, color: int) -> Array:
-    """A compressed picture, uint8 (C, H, W), BGR, as Caffe's cv::imdecode gives it. Raises ParseError."""
+    """Decodes a compressed image to uint8 (C, H, W), BGR, as Caffe does with cv::imdecode. Raises ParseError."""
     return images.decode(data, color, where).transpose(2, 0, 1)
 
 
 class Database:
-    """An LMDB or LevelDB of Datum, in the order of its keys.
+    """An LMDB or LevelDB of Datum, in key order.
 
     Raises:
-        CaffePortError: not there, truncated, empty.
+        CaffePortError: it does not exist, is truncated or empty.
     """
 
     def __init__(self, path: Path, color: int = -1) -> None:
         self.path, self.color, self._lock = path, color, threading.Lock()
-        # What lies there counts: the backend's default (LEVELDB) is forgotten easily.
+        # The files decide, not the layer's backend field: its default (LEVELDB) is easily overlooked.
         is_lmdb = path.is_file() or (path / "data.mdb").is_file()
         self._records: LMDB | LevelDB = LMDB(path) if is_lmdb else LevelDB(path)
         if not len(self._records):
@@ -98,18 +98,19 @@ class Database:
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[Array, int]:
-        with self._lock:  # a LevelDB keeps the block that it unpacked last
+        with self._lock:  # a LevelDB caches the block that it decompressed last
             key, data = self._records.key(index), self._records[index]
         return datum(data, f"{self.path}, key {key.decode(errors='replace')}", self.color)
 
 
 class ImageList:
-    """The pictures that a text file lists, a path and a label a line; BGR, as cv::imread gives them.
+    """The images of a text file with one path and label per line; BGR, as from cv::imread.
 
     Args:
         path: the list.
-        root: in front of every path, as Caffe joins it (no separator is added); "" : the list's own folder too.
-        color: colour or grey.
+        root: prefix of every path, joined without a separator as in Caffe; if empty, paths may also be relative to the
+            list's folder.
+        color: decode in color or gray.
     """
 
     def __init__(self, path: Path, root: str = "", color: bool = True) -> None:
@@ -120,10 +121,10 @@ class ImageList:
             if line.strip():
                 name, _, label = line.rstrip().rpartition(" ")
                 if not name or not re.fullmatch(r"-?\d{1,9}", label, re.ASCII):
-                    raise ParseError(f"expected a path, a blank and a label, got '{line[:80]}'", f"{path}:{number}")
+                    raise ParseError(f"expected a path, a space and a label, got '{line[:80]}'", f"{path}:{number}")
                 self._lines.append((name.rstrip(), int(label)))
         if not self._lines:
-            raise CaffePortError("lists no pictures", str(path))
+            raise CaffePortError("lists no images", str(path))
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -139,16 +140,16 @@ class ImageList:
 
 
 class RecordFeed:
-    """Batches of records, transformed: tops (data, label).
+    """Batches of preprocessed records: tops (data, label).
 
     Args:
-        records: where they come from.
-        batch_size: rows.
-        plan: what is done to each.
-        train: whether crops are taken at random places.
-        shuffle: every epoch in another order, instead of in sequence.
-        seed: of the order, the crops and the mirroring.
-        device: where batches go.
+        records: the source.
+        batch_size: records per batch.
+        plan: the preprocessing.
+        train: use the TRAIN phase's rules for cropping and mirroring.
+        shuffle: use a different order in every epoch, instead of the stored sequence.
+        seed: seed of the order, the crops and the mirroring.
+        device: device of the batches.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class RecordFeed:
             torch.device(device),
             len(records),
         )
-        self.classes: int | None = None  # where it is known, labels are checked
+        self.classes: int | None = None  # if set, labels are checked
         first, _ = records[0]
         self.shapes: tuple[tuple[int, ...], ...] = (plan.shape(first.shape), ())
 
@@ -181,24 +182,25 @@ class RecordFeed:
             rows.append(prepare(picture, self.plan, train=self.train, rng=rng))
             labels.append(label)
             if rows[-1].shape != self.shapes[0]:
-                hint = "Pictures of different sizes need crop_size (or new_height and new_width)."
-                raise CaffePortError(f"record {index} is {rows[-1].shape}, the first was {self.shapes[0]}", hint=hint)
+                hint = "Images of different sizes need crop_size (or new_height and new_width)."
+                shapes = f"has shape {rows[-1].shape}, the first has {self.shapes[0]}"
+                raise CaffePortError(f"record {index} {shapes}", hint=hint)
             if self.classes is not None and not 0 <= label < self.classes:
-                raise CaffePortError(f"record {index} has label {label}; the net tells {self.classes} classes apart")
+                raise CaffePortError(f"record {index} has label {label}; the net has {self.classes} classes")
         data = torch.from_numpy(np.stack(rows))
         return data.to(self.device), torch.tensor(labels, dtype=torch.float32, device=self.device)
 
 
 class Hdf5Feed:
-    """Batches of the rows of HDF5 files, one dataset for each top.
+    """Batches of rows of HDF5 files, with one dataset for each top.
 
     Args:
-        files: read one after the other.
+        files: the files, concatenated in this order.
         tops: names of the datasets.
-        batch_size: rows.
-        shuffle: every epoch in another order.
-        seed: of the order.
-        device: where batches go.
+        batch_size: rows per batch.
+        shuffle: use a different order in every epoch, instead of the stored sequence.
+        seed: seed of the order.
+        device: device of the batches.
     """
 
     def __init__(
@@ -219,19 +221,21 @@ class Hdf5Feed:
                 with opened(path), h5py.File(path, "r") as file:
                     read = [np.asarray(hdf5.values(file, top, str(path)), np.float32) for top in tops]
             except KeyError:
-                raise ParseError(f"lacks one of the datasets {', '.join(tops)}", str(path)) from None
+                raise ParseError(f"does not contain all of the datasets {', '.join(tops)}", str(path)) from None
             except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
                 raise ParseError(f"cannot be read as HDF5: {str(error)[:200]}", str(path)) from None
             if len({len(a) if a.ndim else -1 for a in read}) != 1:
                 raise ParseError(f"datasets {', '.join(tops)} have different numbers of rows", str(path))
             for part, array in zip(parts, read, strict=True):
                 if part and part[0].shape[1:] != array.shape[1:]:
-                    raise ParseError(f"rows of {array.shape[1:]}, in the first file {part[0].shape[1:]}", str(path))
+                    raise ParseError(
+                        f"rows have shape {array.shape[1:]}, but {part[0].shape[1:]} in the first file", str(path)
+                    )
                 part.append(array)
         self._data = [torch.from_numpy(np.concatenate(part)) for part in parts]
         self.size = len(self._data[0])
         if not self.size:
-            raise CaffePortError("holds no rows", str(files[0]))
+            raise CaffePortError("contains no rows", str(files[0]))
         self.shapes: tuple[tuple[int, ...], ...] = tuple(tuple(d.shape[1:]) for d in self._data)
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
@@ -248,23 +252,23 @@ def from_layer(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
 ) -> Feed:
-    """The feed that a Data, ImageData or HDF5Data layer asks for.
+    """The feed for a Data, ImageData or HDF5Data layer.
 
     Args:
-        layer: of the net's phase.
+        layer: a data layer of the net in this phase.
         phase: ``"TRAIN"`` or ``"TEST"``.
-        shuffle: instead of what the layer says (a database is read in sequence).
+        shuffle: overrides the layer's setting (a database is read in sequence).
         seed, device: as for the feeds.
-        batch_size: instead of the layer's.
+        batch_size: overrides the layer's.
 
     Raises:
-        SpecError: another type of layer, no batch_size, files that are not there.
+        SpecError: the layer has another type or no batch_size, or its files do not exist.
         CaffePortError: the data cannot be read.
     """
     folder, train = layer.folder, phase == "TRAIN"
     name = {"Data": "data_param", "ImageData": "image_data_param", "HDF5Data": "hdf5_data_param"}.get(layer.type)
     if name is None:
-        raise layer.error(f"type {layer.type} cannot be fed from files; give the data with --data")
+        raise layer.error(f"type {layer.type} does not read from files; give the data with --data")
     own: Message = getattr(layer.param, name)
     size = batch_size or own.batch_size
     if size < 1:
@@ -282,7 +286,7 @@ def from_layer(
     try:
         if layer.type == "ImageData":
             if bool(own.new_height) != bool(own.new_width):
-                raise layer.error("new_height and new_width are set together")
+                raise layer.error("new_height and new_width must be set together")
             plan = plan.changed(resize=(own.new_height, own.new_width) if own.new_height else None)
             records = ImageList(source, own.root_folder, own.is_color)
             shuffle = own.shuffle if shuffle is None else shuffle

@@ -1,4 +1,4 @@
-"""Where the pixels of a top lie in its bottom, and from that the offset of a Crop that gives none.
+"""Maps the pixels of a top to its bottom, to compute the offset of a Crop without one.
 
 A layer that slides windows maps each spatial axis by a line. A convolution or pooling with kernel extent k, stride s
 and padding p has its top's pixel at ``x_top = (x_bottom + p - (k - 1) / 2) / s``; a deconvolution has the inverse; a
@@ -21,7 +21,7 @@ from caffe_port.signatures.kernel_params import axis_values, dilation_field
 from caffe_port.signatures.signature import Trait, has, signature_of
 
 if TYPE_CHECKING:
-    from caffe_port.spec import LayerSpec, Source
+    from caffe_port.spec import LayerSpec, Producer
 
 
 class Line(NamedTuple):
@@ -50,7 +50,7 @@ def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...
     0 there: a Crop gets what is computed only if that is a possible offset, and stays as it is otherwise.
 
     Args:
-        layers: in order, with their sources.
+        layers: in order, with their producers.
         notes: gets one note for each of the two types.
 
     Raises:
@@ -60,7 +60,7 @@ def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...
     told: dict[str, list[str]] = {type_: [] for type_ in _CROPS}
     for layer in layers:
         made[layer.name] = layer
-        if layer.type not in told or layer.param.has("crop_param") or len(layer.sources) != 2:
+        if layer.type not in told or layer.param.has("crop_param") or len(layer.producers) != 2:
             continue
         try:
             offsets = crop_offsets(layer, made)
@@ -74,11 +74,11 @@ def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...
             told[layer.type].append(f"'{layer.name}' {' x '.join(map(str, offsets))}")
     if told["Crop"]:
         notes.append(
-            "Crop layers without crop_param get the offset that the layers before them imply, as in forks older than "
-            f"Caffe 1.0: {', '.join(told['Crop'])}. Caffe 1.0 itself takes 0; `crop_param {{ offset: 0 }}` keeps that"
+            "Crop layers without crop_param use the offset implied by the layers before them, as in forks older than "
+            f"Caffe 1.0: {', '.join(told['Crop'])}. Caffe 1.0 itself uses 0; set `crop_param {{ offset: 0 }}` for that"
         )
     if told["AutoCrop"]:
-        notes.append(f"AutoCrop layers get the offset that the layers before imply: {', '.join(told['AutoCrop'])}")
+        notes.append(f"AutoCrop layers use the offset implied by the layers before them: {', '.join(told['AutoCrop'])}")
     return tuple(made.values())
 
 
@@ -93,34 +93,36 @@ def crop_offsets(layer: LayerSpec, made: Mapping[str, LayerSpec]) -> list[int]:
         SpecError: no blob leads to both bottoms by first bottoms alone, a layer on the way has no line or the bottoms
             differ in scale, or what comes out is not a whole number from 0 on.
     """
-    first, second = (_upstream(source, made) for source in layer.sources)
-    meeting = next((source for source in second if source in first), None)
+    first, second = (_upstream(producer, made) for producer in layer.producers)
+    meeting = next((producer for producer in second if producer in first), None)
     if meeting is None:
-        raise layer.error(f"no blob leads to both '{layer.bottoms[0]}' and '{layer.bottoms[1]}'", _WRITE_IT)
+        raise layer.error(f"'{layer.bottoms[0]}' and '{layer.bottoms[1]}' have no common source blob", _WRITE_IT)
     ways = [_lines(way[: way.index(meeting)], made) for way in (first, second)]
     offsets = []
     for x, like in zip(*ways, strict=True):
         line = like.after(x.inverse())
         if line.scale != 1:
-            raise layer.error(f"a pixel of '{layer.bottoms[0]}' is {line.scale} of '{layer.bottoms[1]}'", _WRITE_IT)
+            raise layer.error(
+                f"one pixel of '{layer.bottoms[0]}' is {line.scale} pixels of '{layer.bottoms[1]}'", _WRITE_IT
+            )
         if line.shift > 0 or line.shift.denominator != 1:
-            raise layer.error(f"the layers before it imply offset {-line.shift}, no whole number from 0 on", _WRITE_IT)
+            raise layer.error(f"the layers before it imply offset {-line.shift}, expected an integer >= 0", _WRITE_IT)
         offsets.append(int(-line.shift))
     return offsets[:1] if len(set(offsets)) == 1 else offsets
 
 
-_WRITE_IT = "Write the offset into the file: crop_param { offset: ... }"
+_WRITE_IT = "Set the offset in the file: crop_param { offset: ... }"
 
 
-def _upstream(source: Source, made: Mapping[str, LayerSpec]) -> list[Source]:
+def _upstream(producer: Producer, made: Mapping[str, LayerSpec]) -> list[Producer]:
     """A blob and those before it, along first bottoms as the forks go."""
-    way = [source]
-    while before := made[way[-1][0]].sources:
+    way = [producer]
+    while before := made[way[-1][0]].producers:
         way.append(before[0])
     return way
 
 
-def _lines(way: Iterable[Source], made: Mapping[str, LayerSpec]) -> tuple[Line, Line]:
+def _lines(way: Iterable[Producer], made: Mapping[str, LayerSpec]) -> tuple[Line, Line]:
     """The lines, for H and W, of the layers that made these blobs; the last one first."""
     h = w = SAME
     for name, _ in way:
@@ -144,7 +146,7 @@ def _lines_of(layer: LayerSpec) -> tuple[Line, Line]:
     if layer.type in _CROPS and p.crop_param.axis in (2, -2):
         down, across = _pair(layer, p.crop_param.offset or [0])
         return Line(Fraction(1), Fraction(-down)), Line(Fraction(1), Fraction(-across))
-    raise layer.error("how it moves pixels is not known, so that no offset of a crop behind it follows", _WRITE_IT)
+    raise layer.error("its pixel mapping is unknown, so the offset of a crop after it cannot be computed", _WRITE_IT)
 
 
 def _channels_first(window: Message) -> bool:
@@ -171,5 +173,5 @@ def _window(layer: LayerSpec, p: Message) -> tuple[Line, Line]:
 def _pair(layer: LayerSpec, values: Sequence[int]) -> tuple[int, int]:
     """H and W of what is given once for both, or for each."""
     if len(values) not in (1, 2):
-        raise layer.error(f"{len(values)} numbers for the two axes of an image")
+        raise layer.error(f"got {len(values)} values, expected 1 or 2 (height and width)")
     return int(values[0]), int(values[-1])

@@ -1,6 +1,6 @@
-"""A net as a file defines it, and from it the NetSpec of one phase.
+"""The definition of a net as in its file, and the NetSpec of one phase.
 
-All normalisation happens here, once: old forms are upgraded, include/exclude rules applied, in-place tops made
+All normalization happens here, once: old forms are upgraded, include/exclude rules applied, in-place tops made
 explicit (a bottom names its producer, not a blob whose contents change), automatic Split layers undone, offsets of old
 Crop layers worked out.
 Sources: net.cpp (Init, FilterNet, StateMeetsRule, AppendTop), insert_splits.cpp.
@@ -22,8 +22,9 @@ from caffe_port.formats.message import Message, at
 from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.storage.files import sha256
+from caffe_port.terminal import count
 
 PHASES = ("TRAIN", "TEST")
 
@@ -44,7 +45,7 @@ class Definition:
 
     @classmethod
     def read(cls, path: str | Path) -> Definition:
-        """Reads a prototxt of any age.
+        """Reads a prototxt in any format version.
 
         Raises:
             ParseError, SpecError, CaffePortError: with line and column.
@@ -55,18 +56,18 @@ class Definition:
     def parse(cls, net: Message, path: str = "<text>") -> Definition:
         """The Definition of a NetParameter that was read as text."""
         if not (net.has("layer") or net.has("layers")):
-            raise SpecError("is a label map, no net" if "item" in net.unknown else "holds no layers", path)
+            raise SpecError("is a label map, not a net" if "item" in net.unknown else "contains no layers", path)
         return cls(upgrade(net, path), path)
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
-        """The definition that a weights file carries.
+        """The definition inside a weights file.
 
         Raises:
-            SpecError: it carries none (HDF5).
+            SpecError: it has none (HDF5).
         """
         if weights.net is None:
-            raise SpecError("carries no definition (HDF5 holds weights only)", weights.path, "Give the prototxt too.")
+            raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
         net = upgrade(weights.net, weights.path)
         path = weights.path
         saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)
@@ -77,7 +78,7 @@ class Definition:
 
     @functools.cached_property
     def sha256(self) -> str | None:
-        """The checksum of the file, taken once; None where the definition is no file's."""
+        """The checksum of the file, taken once; None if the definition is not from a file."""
         return sha256(self.path) if Path(self.path).is_file() else None
 
     def spec(
@@ -101,16 +102,16 @@ class Definition:
             layers = [entry for entry in layers if _included(entry, phase, level, stages, self.path)]
         if not layers:
             used = dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage)
-            hint = f"Its layers belong to stages; say one: --stage {' | '.join(used)}" if used else ""
-            raise SpecError(f"holds no layers in phase {phase}", self.path, hint)
+            hint = f"Its layers belong to stages; choose one: --stage {' | '.join(used)}" if used else ""
+            raise SpecError(f"contains no layers in phase {phase}", self.path, hint)
         layers = self._with_sources(layers, inputs, notes)
         notes += _unknown_fields(self.net, self.path)
         layers = [_data_layer(entry, self.path, notes) for entry in layers]
         layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
         if switched:
             notes.append(
-                f"{switched} BatchNorm layers were saved in TRAIN with use_global_stats: false; eval() uses the stored "
-                "statistics, as Caffe's TEST phase does"
+                f"{count(switched, 'BatchNorm layer')} saved in TRAIN with use_global_stats: false; eval() uses the "
+                "stored statistics, as Caffe's TEST phase does"
             )
         resolved = crop_offsets.align(_resolve(layers, self.path, notes), notes)
         return NetSpec(self.net.name, phase, resolved, self.path, tuple(notes))
@@ -126,7 +127,7 @@ class Definition:
         own = set(map(id, layers))
         sources = self._sources_of(missing, made)
         borrowed: set[int] = set()
-        for layer in reversed(self.net.layer):  # from the end: what a borrowed layer reads is borrowed too
+        for layer in reversed(self.net.layer):  # from the end: the layers that a borrowed layer reads are borrowed too
             new = missing.intersection(layer.top).difference(layer.bottom)
             if new and layer.bottom and id(layer) not in own and not made.intersection(layer.top):
                 borrowed.add(id(layer))
@@ -134,8 +135,8 @@ class Definition:
                 made.update(layer.top)
                 missing.update(bottom for bottom in layer.bottom if bottom not in made)
                 notes.append(
-                    f"{at(self.path, layer)}: layer '{layer.name}' ({layer.type}) belongs to another phase or stage, "
-                    f"but nothing else makes '{min(new)}': it is taken from there"
+                    f"{at(self.path, layer)}: layer '{layer.name}' ({layer.type}) is taken from another phase or "
+                    f"stage, because no layer in this one produces '{min(new)}'"
                 )
         sources += self._sources_of(missing, made)
         bare = [name for name in missing if name in inputs or (inputs and _only_a_label(name, layers))]
@@ -155,7 +156,7 @@ class Definition:
 
 
 def _brings_data(layer: Message) -> bool:
-    """Whether a layer that nothing is known of is taken for one that reads data: a fork's, or Python code."""
+    """Whether a layer of an unknown type is treated as a data layer: a fork's, or Python code."""
     return bool(layer.top and layer.type) and not layer.bottom and find(layer) is None
 
 
@@ -163,7 +164,7 @@ def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
     if not _brings_data(layer):
         return layer
     tops = f"its {len(layer.top)} tops are inputs" if len(layer.top) > 1 else "its top is an input"
-    notes.append(f"{at(path, layer)}: layer '{layer.name}' ({layer.type}) is taken for a reader of data: {tops}")
+    notes.append(f"{at(path, layer)}: layer '{layer.name}' ({layer.type}) is treated as a data layer: {tops}")
     return layer.copy(type="OtherData")
 
 
@@ -176,9 +177,9 @@ def _only_a_label(blob: str, layers: Sequence[Message]) -> bool:
 def _included(layer: Message, phase: str, level: int, stages: Collection[str], path: str) -> bool:
     if layer.include and layer.exclude:
         raise SpecError(
-            f"layer '{layer.name}': include and exclude rules together",
+            f"layer '{layer.name}': has both include and exclude rules",
             at(path, layer),
-            "Caffe allows one kind a layer.",
+            "Caffe allows only one of the two per layer.",
         )
 
     def met(rule: Message) -> bool:
@@ -213,7 +214,7 @@ _GEOMETRY = ("pad", "kernel", "stride", "dilat", "group", "axis")
 def _unknown_fields(message: Message, path: str, layer: Message | None = None) -> Iterator[str]:
     """Notes on the fields that were kept but are not understood.
 
-    The parameters of a layer of an unknown type, or of somebody's own class, are its own affair. Of a known one, a
+    The parameters of a layer of an unknown type, or of a custom class, are not checked. Of a known one, a
     field that would change the geometry is refused.
     """
     kind = message.schema.name if message.schema else ""
@@ -230,9 +231,9 @@ def _unknown_fields(message: Message, path: str, layer: Message | None = None) -
             continue
         if name.startswith(_GEOMETRY) and known and kind != "LayerParameter" and not _without_effect(name, values):
             raise SpecError(
-                f"{inside}field '{name}' of {kind} is unknown, and would change what the layer computes",
+                f"{inside}field '{name}' of {kind} is unknown and would change what the layer computes",
                 at(path, message),
-                "Give the layer a type of its own, see --plugin.",
+                "Define a custom layer type for it, see --plugin.",
             )
         told.append(f"'{name}'")
     if told:
@@ -250,8 +251,8 @@ def _without_effect(name: str, values: Sequence[object]) -> bool:
 
 
 def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator[LayerSpec]:
-    """Layers in order with their sources: what Net::Init checks, and static single assignment."""
-    current: dict[str, Source] = {}
+    """Layers in order with their producers: what Net::Init checks, and static single assignment."""
+    current: dict[str, Producer] = {}
     names: dict[str, Message] = {}
     split_of: dict[str, str] = {}
     for layer in layers:
@@ -268,30 +269,30 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
         spec = LayerSpec(name, layer.type, bottoms, tops, (), layer, where, has(layer.type, Trait.SOURCE))
         if not layer.type:
             raise spec.error("has no type")
-        sources = tuple(_source(spec, b, current, layers) for b in bottoms)
+        producers = tuple(_producer(spec, b, current, layers) for b in bottoms)
         for index, top in enumerate(spec.tops):
             in_place = index < len(bottoms) and bottoms[index] == top
             if top in spec.tops[:index] or (top in current and not in_place):
                 maker = f"layer '{current[top][0]}'" if top in current else "this layer"
-                raise spec.error(f"top '{top}' is already made by {maker}; a blob has one source")
+                raise spec.error(f"top '{top}' is already produced by {maker}; a blob has only one source")
         current.update({top: (name, k) for k, top in enumerate(spec.tops)})
-        yield dataclasses.replace(spec, sources=sources)
+        yield dataclasses.replace(spec, producers=producers)
 
 
-def _source(layer: LayerSpec, bottom: str, current: dict[str, Source], layers: Sequence[Message]) -> Source:
+def _producer(layer: LayerSpec, bottom: str, current: dict[str, Producer], layers: Sequence[Message]) -> Producer:
     if bottom in current:
         return current[bottom]
     later = next((other for other in layers if bottom in other.top), None)
     if later is not None:
         at = f" (line {later.line})" if later.line else ""
         raise layer.error(
-            f"bottom '{bottom}' does not exist yet: layer '{later.name}'{at} makes it",
-            "Layers run in the order of the file: a layer stands behind those whose tops it reads.",
+            f"bottom '{bottom}' does not exist yet: layer '{later.name}'{at} produces it",
+            "Layers run in file order: move the layer after those whose tops it reads.",
         )
     if not current:
         raise layer.error(
             f"bottom '{bottom}' does not exist: the net has no input layer",
-            f"Say its shape, and it becomes an input: --input-shape {bottom}=1,3,H,W",
+            f"Set its shape to make it an input: --input-shape {bottom}=1,3,H,W",
         )
     shown = ", ".join(list(current)[-8:])
     dots = "..., " if len(current) > 8 else ""
@@ -312,8 +313,8 @@ def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[s
         count += 1
     names[f"{name}#{count}"] = layer
     which = f"layer name '{name}' is used twice" if name else "a second layer has no name"
-    told = "; weights of a file go to the first one only, as in Caffe" if keeps_blobs(layer.type) else ""
-    notes.append(f"{where}: {which}; this one is called '{name}#{count}' here{told}")
+    told = "; weights are loaded only into the first one, as in Caffe" if keeps_blobs(layer.type) else ""
+    notes.append(f"{where}: {which}; this one is renamed '{name}#{count}'{told}")
     return f"{name}#{count}"
 
 

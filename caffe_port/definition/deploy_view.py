@@ -1,7 +1,7 @@
-"""The deploy view of a training net: without what exists for labels only.
+"""The deploy view of a training net: without the layers that exist only for labels.
 
-Caffe's users write that view by hand, as a second prototxt. What is left out beside losses and Accuracy is told in a
-note; a layer of an unknown type that the net needs is never left out.
+Caffe users write that view by hand, as a second prototxt. A note reports what is left out besides losses and Accuracy;
+a layer of an unknown type that the net needs is never left out.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 
 _MEASURES = re.compile(r"Loss|Entropy|Accuracy|Eval|Recall|Precision|MMD|CTC(?!.*Decode)|mAP|IOU|IoU|ScoreDetections")
-"""Parts of the names of losses and measures, where the type is not known."""
+"""Parts of the names of losses and metrics, if the type is unknown."""
 
 _PREPARES = re.compile(r"Data|Transform|Augment|Label")
-"""Parts of the names of layers that prepare pictures for training, where the type is not known."""
+"""Parts of the names of layers that prepare images for training, if the type is unknown."""
 
 _SAMPLERS = ("ProposalTargetLayer",)
 """Python layers that choose among the boxes of their first bottom those to train on. Faster R-CNN, R-FCN."""
@@ -39,7 +39,7 @@ def phase_spec(
 
     Args:
         given: blobs whose shape the user said; they may be inputs though no layer makes them.
-        keep_unknown: layers that nothing is known of stay.
+        keep_unknown: keep layers of unknown types.
     """
     spec = definition.spec(phase, level, stages, given)
     if keep_loss:
@@ -48,9 +48,9 @@ def phase_spec(
 
 
 def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
-    """A net without the layers that exist for labels only, and without whatever then leads nowhere.
+    """A net without the layers that exist for labels only, and without the layers that nothing then reads.
 
-    A top of a data layer is a label when no layer with weights lies behind it, but does behind another.
+    A top of a data layer is a label if no layer with weights is downstream of it, but one is downstream of another top.
 
     Args:
         unknown: names of the layers that cannot be built. Those that serve labels are left out with what reads them;
@@ -69,7 +69,7 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
     spec = dataclasses.replace(spec, layers=tuple(layers), full=spec)
     gone = _behind(layers, losses)
     if after := sorted(one.name for one in layers if one.name in gone - losses and one.tops):
-        notes.append(f"what reads a loss or Accuracy is left out with it: {', '.join(after)}")
+        notes.append(f"layers that read a loss or Accuracy are left out: {', '.join(after)}")
     labels = _labels(spec, [layer for layer in layers if layer.name not in gone], gone)
     for layer in reversed(layers):
         if layer.name in unknown and layer.name not in gone:
@@ -78,7 +78,7 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
             if reason:
                 others = _behind(left, {layer.name}) - {layer.name}
                 gone |= {layer.name, *others}
-                if not _samples(layer):  # told already
+                if not _samples(layer):  # already reported
                     notes.append(_note(layer, reason, others))
     gone |= _compared_only(spec, [layer for layer in layers if layer.name not in gone], gone, labels)
     if not gone and not notes and not unread:
@@ -87,13 +87,15 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
     labels = _labels(spec, kept, gone) | unread
     kept = _without_label_branches([_silent(layer, _derived(kept, labels)) for layer in kept], labels)
     dropped = [layer for layer in layers if layer.name in gone]
-    compared = {s for layer in dropped for s in layer.sources[1:]} - {s for layer in dropped for s in layer.sources[:1]}
+    compared = {s for layer in dropped for s in layer.producers[1:]} - {
+        s for layer in dropped for s in layer.producers[:1]
+    }
     targets = frozenset(compared - _made_from(kept))
     deployed = dataclasses.replace(
         spec, layers=tuple(_without_tops(kept, labels)), targets=targets, notes=(*spec.notes, *notes)
     )
     if not deployed.outputs:
-        raise SpecError("nothing is left without the losses; use --keep-loss", spec.path)
+        raise SpecError("the net has no layers without the losses; use --keep-loss", spec.path)
     return deployed
 
 
@@ -102,19 +104,19 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
 
 def _without_samplers(layers: Sequence[LayerSpec], unknown: Collection[str], notes: list[str]) -> Iterator[LayerSpec]:
     """The layers; one that samples boxes for training hands on its first bottom, as the test net does."""
-    moved: dict[Source, Source] = {}
+    moved: dict[Producer, Producer] = {}
     for layer in layers:
-        sources = tuple(moved.get(s, s) for s in layer.sources)
-        if layer.name in unknown and _samples(layer) and sources:
-            moved[layer.name, 0] = sources[0]
+        producers = tuple(moved.get(s, s) for s in layer.producers)
+        if layer.name in unknown and _samples(layer) and producers:
+            moved[layer.name, 0] = producers[0]
             notes.append(
-                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) chooses boxes to train on and is left out: "
+                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) samples boxes for training and is left out: "
                 f"'{layer.tops[0]}' is '{layer.bottoms[0]}'"
             )
             if len(layer.tops) > 1:
-                yield dataclasses.replace(layer, sources=sources)
+                yield dataclasses.replace(layer, producers=producers)
         else:
-            yield dataclasses.replace(layer, sources=sources) if sources != layer.sources else layer
+            yield dataclasses.replace(layer, producers=producers) if producers != layer.producers else layer
 
 
 def _samples(layer: LayerSpec) -> bool:
@@ -125,29 +127,29 @@ def _data_prepared(
     layers: Sequence[LayerSpec], spec: NetSpec, unknown: Collection[str], notes: list[str]
 ) -> Iterator[LayerSpec]:
     """The layers; one of an unknown type that prepares what a data layer reads becomes an input."""
-    data = {source for _, source in spec.inputs if spec.by_name[source[0]].type != "Input"}
+    data = {producer for _, producer in spec.inputs if spec.by_name[producer[0]].type != "Input"}
     by_name = {layer.name: layer for layer in layers}
-    read = [source for layer in layers for source in layer.sources]
+    read = [producer for layer in layers for producer in layer.producers]
     for layer in layers:
         is_read = any((layer.name, k) in read for k in range(len(layer.tops)))
         if (
             layer.name in unknown
             and is_read
-            and layer.sources
-            and data.issuperset(layer.sources)
-            and (len(layer.sources) > 1 or _PREPARES.search(_kind(layer)))
+            and layer.producers
+            and data.issuperset(layer.producers)
+            and (len(layer.producers) > 1 or _PREPARES.search(_kind(layer)))
             and not _MEASURES.search(_kind(layer))
         ):
             notes.append(
-                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is not known and prepares data: "
+                f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is of an unknown type and prepares data: "
                 f"{', '.join(layer.tops)} are inputs"
             )
             data |= {(layer.name, k) for k in range(len(layer.tops))}
-            first = by_name[layer.sources[0][0]].param
+            first = by_name[layer.producers[0][0]].param
             param = layer.param.copy(type="OtherData", bottom=None)
             if first.has("transform_param") and not param.has("transform_param"):
                 param.set("transform_param", first.transform_param)
-            yield dataclasses.replace(layer, type="OtherData", bottoms=(), sources=(), param=param, is_input=True)
+            yield dataclasses.replace(layer, type="OtherData", bottoms=(), producers=(), param=param, is_input=True)
         else:
             yield layer
 
@@ -157,7 +159,7 @@ def _why_left_out(
     left: Sequence[LayerSpec],
     spec: NetSpec,
     gone: Collection[str],
-    labels: set[Source],
+    labels: set[Producer],
     unknown: Collection[str],
 ) -> str:
     """Why the deploy view does without a layer of an unknown type; empty where it does not."""
@@ -165,20 +167,20 @@ def _why_left_out(
     if any(not _is_slight(one.type) and one.name not in unknown for one in left if one.name in behind):
         return ""
     if layer.param.loss_weight or _MEASURES.search(_kind(layer)):
-        return "is a loss or a measure"
-    if set(layer.sources) & _derived(left, labels):
+        return "is a loss or a metric"
+    if set(layer.producers) & _derived(left, labels):
         return "reads labels"
     readings = [
         index
         for one in spec.layers
         if one.name in gone
-        for index, source in enumerate(one.sources)
-        if source[0] in behind
+        for index, producer in enumerate(one.producers)
+        if producer[0] in behind
     ]
     if readings and 0 not in readings:
-        return "makes targets for losses"
+        return "produces targets for losses"
     if layer.type == "Python" and behind == {layer.name}:
-        return "runs Python code behind the net"
+        return "runs Python code after the net"
     if not layer.tops:
         return "makes nothing"
     return ""
@@ -198,38 +200,40 @@ def _kind(layer: LayerSpec) -> str:
 
 def _note(layer: LayerSpec, reason: str, others: Iterable[str]) -> str:
     too = sorted(others)
-    behind = f", and with it what reads it: {', '.join(too)}" if too else ""
-    return f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is not known, {reason} and is left out{behind}"
+    behind = f", with the layers that read it: {', '.join(too)}" if too else ""
+    return (
+        f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is of an unknown type, {reason} and is left out{behind}"
+    )
 
 
 # -- labels -------------------------------------------------------------------------------------------------------
 
 
-def _labels(spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[str]) -> set[Source]:
+def _labels(spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[str]) -> set[Producer]:
     """The inputs that exist for what is gone."""
     fed = _leading_to_weights(kept)
-    fed_inputs = {source for _, source in spec.inputs if source in fed}
+    fed_inputs = {producer for _, producer in spec.inputs if producer in fed}
     labels = {s for _, s in spec.inputs if fed_inputs and s not in fed and spec.by_name[s[0]].type != "Input"}
-    read_by_losses = {s for layer in spec.layers if layer.name in gone for s in layer.sources}
-    return labels | {s for _, s in spec.inputs if s in read_by_losses and not any(s in k.sources for k in kept)}
+    read_by_losses = {s for layer in spec.layers if layer.name in gone for s in layer.producers}
+    return labels | {s for _, s in spec.inputs if s in read_by_losses and not any(s in k.producers for k in kept)}
 
 
-def _unread(spec: NetSpec) -> set[Source]:
+def _unread(spec: NetSpec) -> set[Producer]:
     """The tops of data layers that nobody reads, of a net that reads another."""
-    read = {source for layer in spec.layers for source in layer.sources}
-    data = {source for _, source in spec.inputs if spec.by_name[source[0]].type != "Input"}
+    read = {producer for layer in spec.layers for producer in layer.producers}
+    data = {producer for _, producer in spec.inputs if spec.by_name[producer[0]].type != "Input"}
     return data - read if data & read else set()
 
 
-def _compared_only(spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[str], labels: set[Source]) -> set[str]:
+def _compared_only(spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[str], labels: set[Producer]) -> set[str]:
     """The layers that join labels and what the net made, a mask say, for a loss: nothing else reads them."""
     derived = _derived(kept, labels)
-    read_by_gone = {source[0] for layer in spec.layers if layer.name in gone for source in layer.sources}
+    read_by_gone = {producer[0] for layer in spec.layers if layer.name in gone for producer in layer.producers}
     slight = {layer.name for layer in kept if _is_slight(layer.type)}
     found: set[str] = set()
     for layer in kept:
         behind = _behind(kept, {layer.name})
-        mixes = not derived.isdisjoint(layer.sources) and not derived.issuperset(layer.sources)
+        mixes = not derived.isdisjoint(layer.producers) and not derived.issuperset(layer.producers)
         if mixes and has(layer.type, Trait.ELEMENTWISE) and behind & read_by_gone and behind <= slight:
             found |= behind
     return found
@@ -239,26 +243,26 @@ def _behind(layers: Sequence[LayerSpec], names: Collection[str]) -> set[str]:
     """The layers of ``names``, and those that read what they or these make."""
     found = set(names)
     for layer in layers:
-        if any(source[0] in found for source in layer.sources):
+        if any(producer[0] in found for producer in layer.producers):
             found.add(layer.name)
     return found
 
 
-def _derived(layers: Sequence[LayerSpec], labels: Collection[Source]) -> set[Source]:
+def _derived(layers: Sequence[LayerSpec], labels: Collection[Producer]) -> set[Producer]:
     """Labels, and the blobs that are made from labels alone."""
     derived = set(labels)
     for layer in layers:
-        if layer.sources and all(s in derived for s in layer.sources):
+        if layer.producers and all(s in derived for s in layer.producers):
             derived |= {(layer.name, k) for k in range(len(layer.tops))}
     return derived
 
 
-def _leading_to_weights(layers: Sequence[LayerSpec]) -> set[Source]:
+def _leading_to_weights(layers: Sequence[LayerSpec]) -> set[Producer]:
     """The blobs from which a layer with blobs is reached."""
-    found: set[Source] = set()
+    found: set[Producer] = set()
     for layer in reversed(layers):
         if _learns(layer) or any((layer.name, k) in found for k in range(len(layer.tops))):
-            found.update(layer.sources)
+            found.update(layer.producers)
     return found
 
 
@@ -268,49 +272,49 @@ def _learns(layer: LayerSpec) -> bool:
     return signature is not None and bool(signature.blobs)
 
 
-def _made_from(layers: Sequence[LayerSpec]) -> set[Source]:
+def _made_from(layers: Sequence[LayerSpec]) -> set[Producer]:
     """The blobs that layers with blobs made, or that were made from those."""
-    found: set[Source] = set()
+    found: set[Producer] = set()
     for layer in layers:
-        if _learns(layer) or found.intersection(layer.sources):
+        if _learns(layer) or found.intersection(layer.producers):
             found.update((layer.name, k) for k in range(len(layer.tops)))
     return found
 
 
-def _silent(layer: LayerSpec, labels: set[Source]) -> LayerSpec:
+def _silent(layer: LayerSpec, labels: set[Producer]) -> LayerSpec:
     """A Silence, or its like, without its labels: it would keep them."""
     if not has(layer.type, Trait.SINK):
         return layer
-    kept = [k for k, source in enumerate(layer.sources) if source not in labels]
+    kept = [k for k, producer in enumerate(layer.producers) if producer not in labels]
     if not kept:
         return layer
     return dataclasses.replace(
-        layer, bottoms=tuple(layer.bottoms[k] for k in kept), sources=tuple(layer.sources[k] for k in kept)
+        layer, bottoms=tuple(layer.bottoms[k] for k in kept), producers=tuple(layer.producers[k] for k in kept)
     )
 
 
-def _without_label_branches(layers: list[LayerSpec], labels: set[Source]) -> list[LayerSpec]:
-    """Drops the layers all of whose bottoms come from labels, unless somebody who is kept reads them."""
+def _without_label_branches(layers: list[LayerSpec], labels: set[Producer]) -> list[LayerSpec]:
+    """Drops the layers all of whose bottoms come from labels, unless a layer that is kept reads them."""
     derived = _derived(layers, labels)
     kept: list[LayerSpec] = []
-    read: set[Source] = set()
+    read: set[Producer] = set()
     for layer in reversed(layers):
         tops = {(layer.name, k) for k in range(len(layer.tops))}
-        from_labels = bool(layer.sources) and all(s in derived for s in layer.sources)
+        from_labels = bool(layer.producers) and all(s in derived for s in layer.producers)
         if not from_labels or tops & read:
             kept.append(layer)
-            read.update(layer.sources)
+            read.update(layer.producers)
     return kept[::-1]
 
 
-def _without_tops(layers: Sequence[LayerSpec], dropped: set[Source]) -> Iterator[LayerSpec]:
-    """The layers, their sources without those tops in ``dropped`` that nobody reads."""
-    dropped = dropped - {s for layer in layers for s in layer.sources}
-    moved: dict[Source, Source] = {}
+def _without_tops(layers: Sequence[LayerSpec], dropped: set[Producer]) -> Iterator[LayerSpec]:
+    """The layers, their producers without those tops in ``dropped`` that nobody reads."""
+    dropped = dropped - {s for layer in layers for s in layer.producers}
+    moved: dict[Producer, Producer] = {}
     for layer in layers:
         tops = [k for k in range(len(layer.tops)) if (layer.name, k) not in dropped]
         moved |= {(layer.name, k): (layer.name, new) for new, k in enumerate(tops)}
         if tops or not layer.tops:
             yield dataclasses.replace(
-                layer, tops=tuple(layer.tops[k] for k in tops), sources=tuple(moved[s] for s in layer.sources)
+                layer, tops=tuple(layer.tops[k] for k in tops), producers=tuple(moved[s] for s in layer.producers)
             )

@@ -1,6 +1,6 @@
-"""Shapes for inputs that nobody tells: a training net whose data layer reads whatever its database holds.
+"""Guesses shapes for inputs that the file does not define: a training net whose data layer reads a database.
 
-Only a start: what is found is told in a note, and the user may say better. Sizes are tried until every shape rule of
+Only a start: a note reports the guess, and the user can set another shape. Sizes are tried until every shape rule of
 the net, and the weights if there are any, take them.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from caffe_port.formats.message import Message
 from caffe_port.signatures.signature import Holds, holds
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 _SIDES = (224, 227, 32, 28, 64, 96, 112, 128, 256, 299, 300, 321, 384, 500, 512)
@@ -25,7 +25,7 @@ _STEPS = 20
 
 def try_shapes(
     spec: NetSpec,
-    wanted: Sequence[tuple[str, Source]],
+    wanted: Sequence[tuple[str, Producer]],
     known: Mapping[str, Shape],
     channels: int | None,
     refused: Callable[[Mapping[str, Shape]], str],
@@ -36,10 +36,10 @@ def try_shapes(
         spec: the net.
         wanted: the inputs without a shape.
         known: the shapes of the others.
-        channels: of the pictures, where the weights tell.
+        channels: of the images, if the weights define them.
         refused: why a choice of shapes for all inputs does not carry through the net, or an empty string.
     """
-    vectors = {blob: shape for blob, source in wanted if (shape := _vector(spec, blob, source))}
+    vectors = {blob: shape for blob, producer in wanted if (shape := _vector(spec, blob, producer))}
     pictures = [blob for blob, _ in wanted if blob not in vectors]
     reason = ""
     for shape in _candidates(spec, spec.by_name[wanted[0][1][0]], channels) if pictures else [()]:
@@ -50,10 +50,10 @@ def try_shapes(
     return {}, reason
 
 
-def _vector(spec: NetSpec, blob: str, source: Source) -> Shape | None:
-    """The shape of an input that is no picture, by its readers, else by its name."""
+def _vector(spec: NetSpec, blob: str, producer: Producer) -> Shape | None:
+    """The shape of an input that is not an image, by its readers or else by its name."""
     for layer in spec.layers:
-        at = layer.sources.index(source) if source in layer.sources else -1
+        at = layer.producers.index(producer) if producer in layer.producers else -1
         dims = layer.param.reshape_param.shape.dim
         if at < 0:
             continue
@@ -86,12 +86,12 @@ def _candidates(spec: NetSpec, layer: LayerSpec, channels: int | None) -> Iterat
 
 
 def cuts(spec: NetSpec, name: str, axis: int) -> Iterator[int]:
-    """Lengths along an axis of a data layer's tops that a Slice cuts, a pair of pictures in one blob: the last part is
+    """Lengths along an axis of a data layer's tops that a Slice cuts, a pair of images in one blob: the last part is
     taken to be as long as the one before.
     """
     for one in spec.layers:
         p = one.param.slice_param
-        if one.type == "Slice" and one.sources[0][0] == name and p.slice_point and axis == _sliced_axis(p):
+        if one.type == "Slice" and one.producers[0][0] == name and p.slice_point and axis == _sliced_axis(p):
             before = p.slice_point[-2] if len(p.slice_point) > 1 else 0
             yield 2 * p.slice_point[-1] - before
 

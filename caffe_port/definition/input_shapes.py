@@ -1,6 +1,6 @@
 """The shapes of a net's inputs: from the net, from its weights, or from the user.
 
-A deploy net says its shapes. A training net says ``crop_size`` at best: channels are then those of the first
+A deploy net defines its shapes. A training net defines ``crop_size`` at best: channels are then those of the first
 convolution's weights, and height and width whatever makes the first InnerProduct fit. Source: data_transformer.cpp.
 """
 
@@ -16,7 +16,7 @@ from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.signatures.signature import Holds, Trait, compares_labels, has, has_weights, holds, signature_of
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 MAX_COUNT = (1 << 31) - 1  # Caffe counts a blob's numbers in an int. Source: blob.cpp
@@ -40,12 +40,12 @@ def resolve(
 
     Args:
         spec: the net, as it will be built.
-        weights: their shapes tell the channels.
+        weights: their shapes define the channels.
         given: shapes by blob name; they come before everything else.
-        guess: what cannot be known is guessed, and told in a note.
+        guess: guess unknown shapes, and report them in a note.
 
     Raises:
-        SpecError: asks, by name, for the shape that cannot be known; or a given name is no input.
+        SpecError: names the input whose shape is unknown; or a given name is not an input.
     """
     wanted: dict[str, Shape] = {name: tuple(shape) for name, shape in (given or {}).items()}
     names = [blob for blob, _ in spec.inputs]
@@ -55,36 +55,36 @@ def resolve(
             raise SpecError(f"has no input '{name}'; its inputs are {', '.join(names) or 'none'}.{near}", spec.path)
     found: dict[str, Shape] = {}
     notes: list[str] = []
-    unknown: list[tuple[str, Source]] = []
+    unknown: list[tuple[str, Producer]] = []
     asked: SpecError | None = None
-    for blob, source in spec.inputs:
-        layer = spec.by_name[source[0]]
-        shape = wanted[blob] if blob in wanted else _declared(layer, source[1])
-        if shape is None and source[1] > 0 and _is_label(spec, source):
-            shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one number a picture
+    for blob, producer in spec.inputs:
+        layer = spec.by_name[producer[0]]
+        shape = wanted[blob] if blob in wanted else _declared(layer, producer[1])
+        if shape is None and producer[1] > 0 and _is_label(spec, producer):
+            shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one value per image
         try:
-            found[blob] = _from_data(spec, blob, source, weights, found, notes) if shape is None else shape
+            found[blob] = _from_data(spec, blob, producer, weights, found, notes) if shape is None else shape
         except SpecError as error:
             if not guess:
                 raise
             asked = asked or error
-            unknown.append((blob, source))
+            unknown.append((blob, producer))
             continue
         if any(n < 1 for n in found[blob]):
-            raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis is at least 1", layer.where)
+            raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis must be at least 1", layer.where)
         if (count := math.prod(found[blob])) > MAX_COUNT:
-            raise SpecError(f"input '{blob}' would hold {count} numbers; Caffe's limit is 2^31 - 1", layer.where)
+            raise SpecError(f"input '{blob}' would contain {count} values; Caffe's limit is 2^31 - 1", layer.where)
     if asked is not None:
         guessed = _guessed(spec, unknown, found, weights, asked)
         told = " ".join(f"--input-shape {blob}={','.join(map(str, shape))}" for blob, shape in guessed.items())
-        notes.append(f"the shapes of the data are not in the file; these are assumed, say better ones: {told}")
+        notes.append(f"the file does not define the input shapes; assumed (set others if needed): {told}")
         found |= guessed
     return InputShapes({blob: found[blob] for blob in names}, tuple(notes))
 
 
 def _guessed(
     spec: NetSpec,
-    unknown: Sequence[tuple[str, Source]],
+    unknown: Sequence[tuple[str, Producer]],
     known: Mapping[str, Shape],
     weights: Weights | None,
     asked: SpecError,
@@ -99,7 +99,7 @@ def _guessed(
 
     shapes_, reason = try_shapes(spec, unknown, known, _channels(spec, unknown[0][1], weights), refused)
     if reason:
-        raise SpecError(f"{asked.what}; no common size fits: {reason}", asked.where, asked.hint)
+        raise SpecError(f"{asked.what}; none of the common sizes fits: {reason}", asked.where, asked.hint)
     return shapes_
 
 
@@ -119,22 +119,22 @@ def _declared(layer: LayerSpec, index: int) -> Shape | None:
     return None
 
 
-def _is_label(spec: NetSpec, source: Source) -> bool:
+def _is_label(spec: NetSpec, producer: Producer) -> bool:
     """Whether nothing reads the blob but losses, Accuracy, what else takes labels there, and Silence."""
     return all(
         compares_labels(layer.type)
         or has(layer.type, Trait.SINK)
-        or holds(layer.type, layer.sources.index(source)) is Holds.LABELS
+        or holds(layer.type, layer.producers.index(producer)) is Holds.LABELS
         for layer in spec.layers
-        if source in layer.sources
+        if producer in layer.producers
     )
 
 
 def _from_data(
-    spec: NetSpec, blob: str, source: Source, weights: Weights | None, known: dict[str, Shape], notes: list[str]
+    spec: NetSpec, blob: str, producer: Producer, weights: Weights | None, known: dict[str, Shape], notes: list[str]
 ) -> Shape:
-    layer = spec.by_name[source[0]]
-    channels = _channels(spec, source, weights)
+    layer = spec.by_name[producer[0]]
+    channels = _channels(spec, producer, weights)
     crop = _crop(layer)
     frames = layer.param.image_data_param  # C3D's, of videos
     length = (frames.new_length,) if frames.has("new_length") and frames.new_length > 1 else ()
@@ -144,29 +144,29 @@ def _from_data(
         channels = next((n for n in cuts(spec, layer.name, 1) if n > channels), channels)
         if layer.param.transform_param.force_gray or not layer.param.image_data_param.is_color:
             channels = 1
-        notes.append(f"input '{blob}': the number of channels is not known without weights; {channels} assumed")
+        notes.append(f"input '{blob}': the number of channels is unknown without weights; {channels} assumed")
     if channels is not None and crop is not None:
         return (next(cuts(spec, layer.name, 0), 1), channels, *length, *crop)
     if channels is not None:
         sides = [n for n in _SIDES if _fits(spec, {**known, blob: (1, channels, n, n)}, weights)]
         if not sides and _differ(spec, weights):  # no size makes them fit: loading the weights will say how
             side = _likely(_SIDES, channels)
-            notes.append(f"input '{blob}': no height and width fit the weights; {side} is tried")
+            notes.append(f"input '{blob}': no height and width fit the weights; {side} is used")
             return (1, channels, side, side)
         if sides and len(sides) < len(_SIDES) // 2:
             side = _likely(sides, channels)
             if len(sides) > 1:
                 notes.append(
-                    f"input '{blob}': height and width are not in the file; {sides[0]} to {sides[-1]} fit the weights, "
-                    f"{side} is used (say it with --input-shape {blob}=1,{channels},H,W)"
+                    f"input '{blob}': the file does not define height and width; {sides[0]} to {sides[-1]} fit the "
+                    f"weights, {side} is used (set it with --input-shape {blob}=1,{channels},H,W)"
                 )
             return (1, channels, side, side)
     shown = f"1,{channels or 'C'},H,W"
     raise SpecError(
-        f"the shape of input '{blob}' cannot be known: layer '{layer.name}' ({layer.type}) "
-        f"{'says none' if layer.type == 'Input' else 'reads it from data'}",
+        f"the shape of input '{blob}' is unknown: layer '{layer.name}' ({layer.type}) "
+        f"{'does not define it' if layer.type == 'Input' else 'reads it from the data'}",
         layer.where,
-        f"Say it: --input-shape {blob}={shown}",
+        f"Set it with --input-shape {blob}={shown}",
     )
 
 
@@ -184,7 +184,7 @@ _SIZES = (
 
 
 def _crop(layer: LayerSpec) -> tuple[int, int] | None:
-    """The size of the pictures that a data layer gives, where it says one."""
+    """The size of the images from a data layer, if it defines one."""
     owners = [value for _, value in layer.param.items() if isinstance(value, Message)]
     owners += [value for values in layer.param.unknown.values() for value in values if isinstance(value, Message)]
     for names in _SIZES:
@@ -204,19 +204,19 @@ def _likely(sides: Sequence[int], channels: int) -> int:
     return next((n for n in common if n in sides), sides[-1])
 
 
-def _channels(spec: NetSpec, source: Source, weights: Weights | None) -> int | None:
-    """Channels that the first convolution behind ``source`` expects, by its weights (C_out, C_in/group, kH, kW)."""
+def _channels(spec: NetSpec, producer: Producer, weights: Weights | None) -> int | None:
+    """Channels that the first convolution after ``producer`` expects, by its weights (C_out, C_in/group, kH, kW)."""
     if weights is None:
         return None
     stored = weights.by_name()
-    reached = {source}
+    reached = {producer}
     for layer in spec.layers:
-        if not reached.intersection(layer.sources):
+        if not reached.intersection(layer.producers):
             continue
         blobs = stored[layer.name].blobs if layer.name in stored else ()
         if blobs and blobs[0].ndim == 4 and has_weights(layer.type) and not has(layer.type, Trait.DENSE):
             return _inputs_of(layer, blobs[0].shape)
-        if has(layer.type, Trait.KEEPS_CHANNELS) and layer.sources[0] in reached:
+        if has(layer.type, Trait.KEEPS_CHANNELS) and layer.producers[0] in reached:
             reached.add((layer.name, 0))
     return None
 
@@ -262,7 +262,7 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
     """Why the shapes do not fit the net or the weights; an empty string where they do.
 
     Raises:
-        UnknownShape: the net holds a layer of a type without a shape rule, and nothing before it is amiss.
+        UnknownShape: the net holds a layer of a type without a shape rule, and the layers before it fit.
     """
     stored = weights.by_name() if weights else {}
     try:
@@ -275,13 +275,13 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
     for layer in spec.layers:
         if any(param.name for param in layer.param.param):
             for param, shape in zip(
-                layer.param.param, shapes.blob_shapes(layer, [tops[s] for s in layer.sources]), strict=False
+                layer.param.param, shapes.blob_shapes(layer, [tops[s] for s in layer.producers]), strict=False
             ):
                 if param.name and owners.setdefault(param.name, shape) != shape:
                     return str(layer.error(f"shares '{param.name}' of shape {owners[param.name]}, needs {shape}"))
         if has(layer.type, Trait.DENSE) and layer.name in stored:
             p = layer.param.inner_product_param
-            bottom = tops[layer.sources[0]]
+            bottom = tops[layer.producers[0]]
             if stored[layer.name].blobs[0].size != math.prod(bottom[p.axis :]) * p.num_output:
-                return f"layer '{layer.name}' ({layer.type}): its weights are not made for a bottom of shape {bottom}"
+                return f"layer '{layer.name}' ({layer.type}): its weights do not fit a bottom of shape {bottom}"
     return ""

@@ -25,7 +25,7 @@ def named(weights: Weights, definition: Message | None = None) -> dict[str, Arra
     """The blobs by ``layer.blob``: ``conv1.weight``, ``bn1.scale_factor``.
 
     Args:
-        definition: NetParameter that tells the layers' types, besides the one that the file carries. A blob of a
+        definition: NetParameter with the layers' types, in addition to the one in the file. A blob of a
             layer whose type is not known is named by its number, from 0, as in Caffe's HDF5 files.
 
     Returns:
@@ -76,7 +76,7 @@ def convert(
     Args:
         weights: .caffemodel or .caffemodel.h5.
         folder: is made; an existing one must be empty.
-        definition: a prototxt that tells the layers' types, which a .caffemodel knows by itself.
+        definition: a prototxt with the layers' types, which a .caffemodel also contains.
         force: replaces the files of an earlier run in ``folder``; other files stay.
 
     Raises:

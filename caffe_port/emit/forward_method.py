@@ -1,6 +1,6 @@
-"""The forward method of model.py: calls of layers, in the order of the net, with variables a person would have named.
+"""The forward method of model.py: calls of layers, in the order of the net, with readable variable names.
 
-The two phases of a net are merged into one list of calls; what only one of them has stands under ``if self.training``.
+The two phases of a net are merged into one list of calls; the calls of only one phase are under ``if self.training``.
 Before a body is given away it is run symbolically in both phases: every call must find the values that the Net's own
 plan gives it. Phases too different for that get a method each.
 """
@@ -19,7 +19,7 @@ from caffe_port.layers.layer import Layer
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.signatures.signature import Trait, has
-from caffe_port.spec import Source
+from caffe_port.spec import Producer
 
 WIDTH = 110
 """Lines are wrapped where they grow longer."""
@@ -46,8 +46,8 @@ class Call:
     attribute: str
     module: Layer
     type: str
-    bottoms: dict[bool, tuple[Source, ...]]
-    tops: tuple[Source, ...]
+    bottoms: dict[bool, tuple[Producer, ...]]
+    tops: tuple[Producer, ...]
     tuple_of_one: bool = False
 
 
@@ -62,22 +62,22 @@ class Statement:
         return self.calls[0].phases
 
     @property
-    def bottoms(self) -> dict[bool, tuple[Source, ...]]:
+    def bottoms(self) -> dict[bool, tuple[Producer, ...]]:
         return self.calls[0].bottoms
 
     @property
-    def tops(self) -> tuple[Source, ...]:
+    def tops(self) -> tuple[Producer, ...]:
         return self.calls[-1].tops
 
 
 @dataclass
 class Flow:
-    """What a forward method does: calls, and the outputs of each phase (blob name, source)."""
+    """What a forward method does: calls, and the outputs of each phase (blob name, producer)."""
 
     calls: list[Call]
-    inputs: dict[str, Source]
-    outputs: dict[bool, tuple[tuple[str, Source], ...]]
-    blobs: dict[Source, str] = field(default_factory=dict)
+    inputs: dict[str, Producer]
+    outputs: dict[bool, tuple[tuple[str, Producer], ...]]
+    blobs: dict[Producer, str] = field(default_factory=dict)
 
 
 def flow(
@@ -96,13 +96,13 @@ def flow(
         tuple_of_one: whether the module returns a tuple for its only top.
         phases: those wanted.
     """
-    inputs: dict[str, Source] = {}
-    blobs: dict[Source, str] = {}
-    same: dict[bool, dict[Source, Source]] = {phase: {} for phase in phases}
+    inputs: dict[str, Producer] = {}
+    blobs: dict[Producer, str] = {}
+    same: dict[bool, dict[Producer, Producer]] = {phase: {} for phase in phases}
     for phase in phases:
-        for blob, source in plans[phase].spec.inputs:
+        for blob, producer in plans[phase].spec.inputs:
             inputs.setdefault(blob, ("", len(inputs)))
-            same[phase][source] = inputs[blob]
+            same[phase][producer] = inputs[blob]
             blobs[inputs[blob]] = blob
     lists: dict[bool, list[Call]] = {}
     for phase in phases:
@@ -110,7 +110,7 @@ def flow(
         for step in plans[phase].steps:
             module = modules[step.attribute]
             name, table = step.layer.name, same[phase]
-            read = tuple(table.get(s, s) for s in step.layer.sources)
+            read = tuple(table.get(s, s) for s in step.layer.producers)
             tops = tuple((name, k) for k in range(len(step.tops)))
             if alias(step, module):
                 table.update(dict.fromkeys(tops, read[0]))
@@ -145,9 +145,9 @@ def _merge(lists: Mapping[bool, list[Call]]) -> list[Call]:
     return merged
 
 
-def _alive(calls: list[Call], outputs: Mapping[bool, Sequence[tuple[str, Source]]]) -> list[Call]:
+def _alive(calls: list[Call], outputs: Mapping[bool, Sequence[tuple[str, Producer]]]) -> list[Call]:
     """Without the calls whose tops nobody reads and that have no state."""
-    read = {source for out in outputs.values() for _, source in out}
+    read = {producer for out in outputs.values() for _, producer in out}
     kept = []
     for call in reversed(calls):
         if read.intersection(call.tops) or (call.tops and call.module.state_dict()):
@@ -184,39 +184,39 @@ class Body:
 
     def _lay_out(self) -> bool:
         """Names every value; returns whether each phase then computes what its plan says."""
-        self.group: dict[Source, Source] = {}
+        self.group: dict[Producer, Producer] = {}
         for statement in self.statements:
-            for sources in zip(*statement.bottoms.values(), strict=True):
-                self._unite(sources)
-        for sources in zip(*([s for _, s in out] for out in self.flow.outputs.values()), strict=False):
-            blobs = {b for out in self.flow.outputs.values() for b, s in out if s in sources}
+            for producers in zip(*statement.bottoms.values(), strict=True):
+                self._unite(producers)
+        for producers in zip(*([s for _, s in out] for out in self.flow.outputs.values()), strict=False):
+            blobs = {b for out in self.flow.outputs.values() for b, s in out if s in producers}
             if len(blobs) == 1 and len({len(out) for out in self.flow.outputs.values()}) == 1:
-                self._unite(sources)
+                self._unite(producers)
         self._name()
         return self._simulate()
 
-    def _find(self, source: Source) -> Source:
-        while source in self.group:
-            source = self.group[source]
-        return source
+    def _find(self, producer: Producer) -> Producer:
+        while producer in self.group:
+            producer = self.group[producer]
+        return producer
 
-    def _unite(self, sources: Sequence[Source]) -> None:
-        roots = list(dict.fromkeys(self._find(s) for s in sources))
+    def _unite(self, producers: Sequence[Producer]) -> None:
+        roots = list(dict.fromkeys(self._find(s) for s in producers))
         for other in roots[1:]:
             self.group[other] = roots[0]
 
-    def _reads(self, index: int) -> set[Source]:
+    def _reads(self, index: int) -> set[Producer]:
         if index == len(self.statements):
             return {self._find(s) for out in self.flow.outputs.values() for _, s in out}
         return {self._find(s) for read in self.statements[index].bottoms.values() for s in read}
 
-    def _writes(self, index: int) -> set[Source]:
+    def _writes(self, index: int) -> set[Producer]:
         return {self._find(s) for s in self.statements[index].tops} if index < len(self.statements) else set()
 
     def _name(self) -> None:
         end = len(self.statements)
-        last: dict[Source, int] = {}
-        first: dict[Source, int] = {}
+        last: dict[Producer, int] = {}
+        first: dict[Producer, int] = {}
         for i in range(end + 1):
             for value in self._reads(i):
                 last[value] = i
@@ -224,16 +224,16 @@ class Body:
                 first.setdefault(value, i)
                 last[value] = max(last.get(value, i), i)
         self.used = set(last)
-        self.variable: dict[Source, str] = {}
-        holder: dict[str, Source] = {}
-        for blob, source in self.flow.inputs.items():
-            self.variable[self._find(source)] = self.parameters[blob]
-            holder[self.parameters[blob]] = self._find(source)
+        self.variable: dict[Producer, str] = {}
+        holder: dict[str, Producer] = {}
+        for blob, producer in self.flow.inputs.items():
+            self.variable[self._find(producer)] = self.parameters[blob]
+            holder[self.parameters[blob]] = self._find(producer)
         several = any(len(out) > 1 for out in self.flow.outputs.values())
         read_somewhere = set().union(*(self._reads(i) for i in range(end + 1)))
         for i in range(end):
-            for source in self.statements[i].tops:
-                value = self._find(source)
+            for producer in self.statements[i].tops:
+                value = self._find(producer)
                 if value in self.variable:
                     continue
                 if value not in read_somewhere:
@@ -247,7 +247,7 @@ class Body:
                     and until - i <= 4
                     and all(value in self._reads(j) or value in self._writes(j) for j in range(i + 1, until + 1))
                 )
-                name = self.identifier[self.flow.blobs[source]]
+                name = self.identifier[self.flow.blobs[producer]]
                 options = (["x"] if chain else []) + [name]
                 count = 2
                 while True:
@@ -263,30 +263,30 @@ class Body:
 
     def _simulate(self) -> bool:
         for phase in self.phases:
-            holds = {self.parameters[blob]: source for blob, source in self.flow.inputs.items()}
+            holds = {self.parameters[blob]: producer for blob, producer in self.flow.inputs.items()}
             for statement in self.statements:
                 if phase not in statement.phases:
                     continue
-                for source in statement.bottoms[phase]:
-                    if holds.get(self._var(source)) != source:
+                for producer in statement.bottoms[phase]:
+                    if holds.get(self._var(producer)) != producer:
                         return False
-                holds.update({self._var(source): source for source in statement.tops})
-            if any(holds.get(self._var(source)) != source for _, source in self.flow.outputs[phase]):
+                holds.update({self._var(producer): producer for producer in statement.tops})
+            if any(holds.get(self._var(producer)) != producer for _, producer in self.flow.outputs[phase]):
                 return False
         return True
 
-    def _var(self, source: Source) -> str:
-        return self.variable.get(self._find(source), "")
+    def _var(self, producer: Producer) -> str:
+        return self.variable.get(self._find(producer), "")
 
     def _nest(self) -> list[Statement]:
         """Statements whose only top is read by the next one alone, of a type that :func:`_nests`, become part of it."""
-        reads: dict[Source, int] = {}
+        reads: dict[Producer, int] = {}
         for call in self.flow.calls:
-            for source in {s for read in call.bottoms.values() for s in read}:
-                reads[source] = reads.get(source, 0) + 1
+            for producer in {s for read in call.bottoms.values() for s in read}:
+                reads[producer] = reads.get(producer, 0) + 1
         for out in self.flow.outputs.values():
-            for _, source in out:
-                reads[source] = reads.get(source, 0) + 2
+            for _, producer in out:
+                reads[producer] = reads.get(producer, 0) + 2
         grown: list[Statement] = []
         for statement in self.statements:
             call = statement.calls[0]
@@ -336,7 +336,7 @@ class Body:
         out = self.flow.outputs[phase]
         if len(out) == 1:
             return f"return {self._var(out[0][1])}"
-        items = {blob: self._var(source) for blob, source in out}
+        items = {blob: self._var(producer) for blob, producer in out}
         return f"return {{{', '.join(f'{quoted(blob)}: {name}' for blob, name in items.items())}}}"
 
     def lines(self, indent: int = 8) -> list[str]:

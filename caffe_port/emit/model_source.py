@@ -220,7 +220,7 @@ class _Writer:
             return False
         with torch.device("meta"), torch.no_grad():
             like = type(module).make(module.args).eval()
-            made = like.infer(*(torch.empty(plan.shapes[s]) for s in step.layer.sources))
+            made = like.infer(*(torch.empty(plan.shapes[s]) for s in step.layer.producers))
         return isinstance(made, tuple)
 
     def _render(self, module: Layer, attribute: str, bottoms: Sequence[str]) -> str:

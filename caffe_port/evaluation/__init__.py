@@ -1,1 +1,1 @@
-"""Whether a net is right: its accuracy, the published figures, and their reproduction."""
+"""Accuracy: its measurement, the published figures, and their reproduction."""

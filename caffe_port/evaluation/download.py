@@ -1,4 +1,4 @@
-"""Downloads of files that are known beforehand: by https alone, of a declared size, checked before they are used."""
+"""Downloads of files whose size and checksum are known: only by https, and verified before use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caffe_port.errors import CaffePortError
 from caffe_port.storage.files import lock
 
 TIMEOUT = 30  # seconds without a byte
-_AGAIN = "Run it again, or give --mirror DIR."
+_AGAIN = "Run the command again, or give --mirror DIR."
 
 
 def fetch(
@@ -28,27 +28,30 @@ def fetch(
     step: Callable[[int, int], None] = lambda *_: None,
     context: ssl.SSLContext | None = None,
 ) -> None:
-    """Fetches a file, going on where an earlier attempt ended.
+    """Downloads a file; resumes an earlier, incomplete download.
 
-    What has come lies in ``<target>.part`` and is renamed once size and checksum are right. No file but that one is
-    ever removed.
+    The data is written to ``<target>.part``, which is renamed when size and checksum are correct. No other file is ever
+    removed.
 
     Args:
-        url: https; so are the addresses that it is redirected to.
-        target: in a folder that is made if need be.
-        size: in bytes; not a byte more is stored.
-        sha256: in hexadecimal.
-        step: hears of bytes done, and in all.
-        context: whose certificates are trusted; None: those of the system.
+        url: an https address; redirects must be https as well.
+        target: the file to write; its folder is created if necessary.
+        size: the expected size in bytes; not a byte more is stored.
+        sha256: the expected checksum, in hexadecimal.
+        step: called with (bytes done, bytes in total).
+        context: TLS context with the trusted certificates; None: the system's.
 
     Raises:
-        CaffePortError: it cannot be had, is another file, or is being fetched by another process.
+        CaffePortError: the download fails, the file differs, or another process is downloading it.
     """
     _check_https(url)
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with lock(target.with_name(f"{target.name}.lock"), f"{target.name} is being fetched"), part.open("ab") as file:
+        with (
+            lock(target.with_name(f"{target.name}.lock"), f"{target.name} is being downloaded"),
+            part.open("ab") as file,
+        ):
             have = file.tell() if file.tell() < size else 0
             with open_url(_request(url, have), context) as answer:
                 if not _goes_on(answer, have, size, url):
@@ -58,17 +61,19 @@ def fetch(
             _finish(part, target, size, sha256, url)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the answer, too
+            error.close()  # the error is also the response
         reason = str(error).strip() or type(error).__name__
         reason = str(error.reason) if type(error) is urllib.error.URLError else reason
-        raise CaffePortError(f"cannot be fetched: {reason}", url, f"What came so far is kept. {_AGAIN}") from None
+        raise CaffePortError(
+            f"cannot be downloaded: {reason}", url, f"The part received so far is kept. {_AGAIN}"
+        ) from None
     except OSError as error:
         raise CaffePortError(f"cannot be written: {error.strerror or error}", str(part)) from None
 
 
 def _check_https(url: str) -> None:
     if not url.startswith("https://") or not url.isprintable() or " " in url:
-        raise CaffePortError("is not fetched: only https is", url)
+        raise CaffePortError("cannot be downloaded: only https is allowed", url)
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
@@ -86,21 +91,21 @@ def _request(url: str, have: int) -> urllib.request.Request:
 
 
 def open_url(request: urllib.request.Request, context: ssl.SSLContext | None = None) -> Any:
-    """The answer to a request; a redirection to anything but https raises CaffePortError."""
+    """The response to a request; a redirect to anything but https raises CaffePortError."""
     handlers = [_HttpsOnly(), *([urllib.request.HTTPSHandler(context=context)] if context else [])]
     return urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT)
 
 
 def _goes_on(answer: Any, have: int, size: int, url: str) -> bool:
-    """Whether an answer begins where we ended; raises where it tells of another size than the file's."""
+    """Whether a response continues the partial download; raises CaffePortError if it declares the wrong file size."""
     told = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", answer.headers.get("Content-Range") or "")
     goes_on = answer.status == 206 and told is not None and int(told[1]) == have
     if answer.status == 206 and not goes_on:
-        raise CaffePortError("cannot be fetched: the server sends another part than was asked for", url, _AGAIN)
+        raise CaffePortError("cannot be downloaded: the server sent a different byte range than requested", url, _AGAIN)
     length = answer.headers.get("Content-Length") or ""
     declared = told[2] if goes_on and told is not None else length
     if declared.isdecimal() and int(declared) != size:
-        raise CaffePortError(f"has {declared} bytes, {size} are expected: it is another file", url)
+        raise CaffePortError(f"has {declared} bytes, expected {size}: it is a different file", url)
     return goes_on
 
 
@@ -114,13 +119,13 @@ def _receive(answer: Any, file: IO[bytes], have: int, size: int, step: Callable[
 def _finish(part: Path, target: Path, size: int, sha256: str, url: str) -> None:
     have = part.stat().st_size
     if have < size:
-        raise CaffePortError(f"has {have} bytes so far, {size} are expected", url, f"They are kept. {_AGAIN}")
+        raise CaffePortError(f"has {have} bytes so far, expected {size}", url, f"They are kept. {_AGAIN}")
     with part.open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     if digest.hexdigest() != sha256:
         part.unlink()
-        what = f"has the checksum {digest.hexdigest()[:16]}..., {sha256[:16]}... is expected"
+        what = f"has the checksum {digest.hexdigest()[:16]}..., expected {sha256[:16]}..."
         raise CaffePortError(what, url, _AGAIN)
     part.replace(target)

@@ -1,4 +1,4 @@
-"""How often a net is right, on data prepared as it expects."""
+"""Measures a net's accuracy on data that is preprocessed as the net expects."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.evaluation.registry import Entry
 from caffe_port.formats.caffemodel import Weights
-from caffe_port.spec import NetSpec, Source
+from caffe_port.spec import NetSpec, Producer
+from caffe_port.terminal import count
 
 Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all) after every batch."""
+"""Called with (images done, images in total) after every batch."""
 
 CONFIDENCE_Z = 1.959963984540054  # two-sided 95 %
 BATCH_SIZE = 250
 
 
 def wilson(correct: int, total: int, z: float = CONFIDENCE_Z) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, in per cent.
+    """Wilson's score interval of a proportion, in percent.
 
     >>> [round(x, 2) for x in wilson(9972, 10000)]
     [99.6, 99.81]
@@ -49,11 +50,11 @@ def wilson(correct: int, total: int, z: float = CONFIDENCE_Z) -> tuple[float, fl
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Counts of right answers.
+    """Counts of correct predictions.
 
     Attributes:
-        confusion: int64 (classes, classes): pictures by true label (row) and by answer (column).
-        correct_top5: pictures whose label is among the five best; None for fewer than six classes.
+        confusion: int64 (classes, classes): numbers of images by label (row) and prediction (column).
+        correct_top5: number of images whose label has one of the five highest scores; None with fewer than 6 classes.
         classes: names by label.
     """
 
@@ -71,17 +72,17 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Top-1, in per cent."""
+        """Top-1, in percent."""
         return 100 * self.correct / self.total
 
     @property
     def top5(self) -> float | None:
-        """Top-5, in per cent."""
+        """Top-5, in percent."""
         return None if self.correct_top5 is None else 100 * self.correct_top5 / self.total
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % confidence interval of the accuracy, in per cent."""
+        """95 % confidence interval of the accuracy, in percent."""
         return wilson(self.correct, self.total)
 
     def per_class(self) -> list[tuple[str, int, int]]:
@@ -90,10 +91,10 @@ class Evaluation:
         return [(name, int(self.confusion[k, k]), int(totals[k])) for k, name in enumerate(self.classes)]
 
     def verdict(self, expected: float, tolerance: float = 0.0) -> str:
-        """How the accuracy stands to a reported one, in per cent.
+        """Compares the accuracy with a reported one, in percent.
 
         Returns:
-            ``"equal"`` where ``expected`` lies in the confidence interval, widened by ``tolerance`` points; else
+            ``"equal"`` if ``expected`` is in the confidence interval, widened by ``tolerance`` points; otherwise
             ``"better"`` or ``"worse"``.
         """
         low, high = self.interval
@@ -128,20 +129,21 @@ def evaluate(
     output: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Counts a net's right answers.
+    """Counts a net's correct predictions.
 
     Args:
-        net: pictures -> scores (N, classes), or a dict of such by blob name; it is put on the device, into eval().
-        data: the pictures; they stay where they are, batches are moved.
-        preprocessor: made for the same device.
-        batch_size: pictures at a time.
-        device: where the net runs.
-        seed: of the mirroring, where the preprocessing mirrors in testing.
-        output: which of several outputs holds the scores.
+        net: maps images to scores (N, classes), or to a dict of such by blob name; it is moved to the device and runs
+            in eval() mode.
+        data: the images; the set stays where it is, batches are moved to the device.
+        preprocessor: a preprocessor for the same device.
+        batch_size: images per batch.
+        device: device that runs the net.
+        seed: seed of the mirroring, if the preprocessing mirrors in testing.
+        output: name of the output with the scores, if there are several.
         progress: called after every batch.
 
     Raises:
-        CaffePortError: a label that the net has no score for, scores that are not one row per picture, or NaN.
+        CaffePortError: a label is out of range, the output is not one row of scores per image, or a score is NaN.
     """
     device = torch.device(device)
     training = net.training
@@ -160,7 +162,7 @@ def evaluate(
                 confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
             if not torch.isfinite(scores).all():
                 raise CaffePortError(
-                    f"the net's scores are not finite in pictures {done} to {done + len(images) - 1}", data.name
+                    f"the net's scores are not finite for images {done} to {done + len(images) - 1}", data.name
                 )
             answers = scores.argmax(1)
             confusion += torch.bincount(labels * classes + answers, minlength=classes * classes)
@@ -178,11 +180,12 @@ def evaluate(
 
 
 def _scores(outputs: Any, count: int, wanted: str | None) -> Tensor:
-    """(N, classes) of what a net returned."""
+    """The scores (N, classes) in a net's outputs."""
     if isinstance(outputs, dict):
         if wanted is None and len(outputs) != 1:
             raise CaffePortError(
-                f"the net has {len(outputs)} outputs: {', '.join(outputs)}", hint="Choose one: --output NAME"
+                f"the net has {len(outputs)} outputs: {', '.join(outputs)}",
+                hint="Choose one with output='NAME' in Python.",
             )
         wanted = wanted if wanted is not None else next(iter(outputs))
         if wanted not in outputs:
@@ -193,7 +196,8 @@ def _scores(outputs: Any, count: int, wanted: str | None) -> Tensor:
         scores = scores.flatten(1)
     if scores.ndim != 2 or len(scores) != count or scores.shape[1] < 2:
         raise CaffePortError(
-            f"the net's output {tuple(scores.shape)} is not one row of class scores for each of {count} pictures"
+            f"the net's output has shape {tuple(scores.shape)}; expected one row of class scores for each of "
+            f"{count} images"
         )
     return scores.float()
 
@@ -203,15 +207,15 @@ def _scores(outputs: Any, count: int, wanted: str | None) -> Tensor:
 
 @dataclass(frozen=True)
 class FileEvaluation:
-    """An evaluation with what it rests on.
+    """An evaluation with its settings.
 
     Attributes:
         result: the counts.
-        entry: the registry entry that the weights are, or None.
-        preprocessing: what was done to the pictures.
-        origin: who said so: ``"registry entry 'mnist-slim-310k'"``, ``"transform_param of layer 'data'"``, ...
-        data: name of the set.
-        notes: what the user should hear of.
+        entry: the registry entry of the weights, or None.
+        preprocessing: the preprocessing of the images.
+        origin: its source: ``"registry entry 'mnist-slim-310k'"``, ``"transform_param of layer 'data'"``, ...
+        data: name of the data set.
+        notes: warnings.
     """
 
     result: Evaluation
@@ -245,28 +249,30 @@ def evaluate_files(
     level: int = 0,
     stages: Sequence[str] = (),
 ) -> FileEvaluation:
-    """What ``caffe-port evaluate`` does.
+    """Evaluates a net from its files, like ``caffe-port evaluate``.
 
     Args:
         weights, prototxt: as for :func:`caffe_port.load`; or a :class:`caffe_port.Ported`, whose Net is evaluated as it
-            stands, and is on the device afterwards.
+            is, and is on the device afterwards.
         data, root, split, download: as for :func:`caffe_port.data.datasets.load`.
-        mean: numbers, ``"training-set mean image"``, or a .binaryproto or .npy file (in the net's channel order).
-        std, scale, channel_order: like ``mean``, before what the registry or the net's own transform_param says.
-        tta: ``"mirror"`` mirrors at random, as the SimpleNet authors' test did, ``"none"`` never does.
-        limit: only the first pictures.
+        mean: values, ``"training-set mean image"``, or a .binaryproto or .npy file (in the net's channel order).
+        std, scale, channel_order: like ``mean``, these override the registry and the net's own transform_param.
+        tta: ``"mirror"`` mirrors at random, as in the SimpleNet authors' test; ``"none"`` never mirrors.
+        limit: use only the first images.
         batch_size, device, seed, output, progress: as for :func:`evaluate`.
-        input_shapes, level, stages: as for :func:`caffe_port.port`; a shape is that of the pictures, of any batch.
+        input_shapes, level, stages: as for :func:`caffe_port.port`; a shape must match the images, with any batch size.
 
     Raises:
-        CaffePortError: files, data and net do not fit; says which.
+        CaffePortError: the files, the data and the net do not fit each other.
     """
     if tta not in (None, "none", "mirror"):
         raise CaffePortError(f"tta '{tta}' is neither none nor mirror")
     device = find_device(device)
     ported = weights if isinstance(weights, Ported) else None
     if ported is not None and (prototxt is not None or input_shapes or level or stages):
-        raise CaffePortError("is ported already: nothing else says what net it is", ported.definition.path)
+        raise CaffePortError(
+            "is already ported: prototxt, input_shapes, level and stages cannot be given", ported.definition.path
+        )
     definition, stored = read(ported, None) if isinstance(weights, Ported) else read(prototxt, weights)
     entry = registry.find_weights(stored) if stored is not None else None
     pictures = datasets.load(data, split, root, download)
@@ -278,7 +284,7 @@ def evaluate_files(
     given = {"std": std, "scale": scale, "channel_order": order, "mean": mean, "mirror_test": mirror}
     if changed := [name for name, value in given.items() if value is not None]:
         plan = plan.changed(**given)
-        origin += f", changed by the caller: {', '.join(changed)}"
+        origin += f", overridden: {', '.join(changed)}"
     if plan.lacks_mean_image:
         plan = datasets.with_mean_image(plan, datasets.load(data, "train", root, download))
     preprocessor = Preprocessor(plan, pictures.channel_order, device)
@@ -307,33 +313,35 @@ def _deploy_spec(
     return phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
 
 
-def _only_input(spec: NetSpec) -> tuple[str, Source]:
-    """The net's one input: blob, and who makes it.
+def _only_input(spec: NetSpec) -> tuple[str, Producer]:
+    """The net's only input: its blob and source.
 
     Raises:
-        CaffePortError: it has none, or more than one.
+        CaffePortError: it has no input, or more than one.
     """
     if len(spec.inputs) != 1:
         names = ", ".join(blob for blob, _ in spec.inputs)
-        raise CaffePortError(f"the net takes {len(spec.inputs)} inputs ({names}), pictures are one", spec.path)
+        raise CaffePortError(
+            f"the net has {count(len(spec.inputs), 'input')} ({names}); expected one, for the images", spec.path
+        )
     return spec.inputs[0]
 
 
 def _check_shape(
     spec: NetSpec,
-    built: Mapping[Source, Sequence[int]],
+    built: Mapping[Producer, Sequence[int]],
     asked: Mapping[str, Sequence[int]],
     shape: tuple[int, ...],
     data: str,
 ) -> None:
-    """Raises CaffePortError where the net was built, or is asked for, for pictures of another shape (C, H, W)."""
-    blob, source = _only_input(spec)
-    wanted = built.get(source, asked.get(blob))
+    """Raises CaffePortError if the net was built, or is requested, for another image shape than (C, H, W)."""
+    blob, producer = _only_input(spec)
+    wanted = built.get(producer, asked.get(blob))
     if wanted is not None and tuple(wanted[1:]) != shape:
         raise CaffePortError(
-            f"input '{blob}' is {tuple(wanted)}, the pictures of {data} reach the net as {shape}",
+            f"input '{blob}' has shape {tuple(wanted)}, but the preprocessed images of {data} have {shape}",
             spec.path,
-            f'Port it for those: input_shapes={{"{blob}": {(1, *shape)}}}' if built else "Leave the input shape out.",
+            f'Port the net with input_shapes={{"{blob}": {(1, *shape)}}}.' if built else "Omit the input shape.",
         )
 
 
@@ -348,18 +356,18 @@ def port_for(
     stages: Sequence[str] = (),
     data: str,
 ) -> Ported:
-    """The net for pictures.
+    """Ports a net for images of a given shape.
 
     Args:
-        definition, stored: what was read.
-        spec: the net in phase TEST without losses, where it is known already.
-        shape: (C, H, W) of the pictures, prepared.
-        batch: how many at a time; another number runs, too.
+        definition, stored: the definition and the weights.
+        spec: the net in phase TEST without losses, if already known.
+        shape: (C, H, W) of the preprocessed images.
+        batch: batch size of the net's input shape; other sizes run, too.
         level, stages: Caffe's NetState.
-        data: what the pictures are called, for an error.
+        data: name of the images, for error messages.
 
     Raises:
-        CaffePortError: it has another number of inputs than one, or does not fit the pictures.
+        CaffePortError: the net does not have exactly one input, or does not fit the images.
     """
     spec = spec or _deploy_spec(definition, level, stages)
     try:
@@ -372,14 +380,14 @@ def port_for(
             resolved=spec,
         )
     except SpecError as error:
-        hint = f"The pictures of {data} reach the net as {tuple(shape)}."
+        hint = f"The preprocessed images of {data} have shape {tuple(shape)}."
         raise type(error)(error.what, error.where, f"{error.hint} {hint}".strip()) from None
 
 
 def _plan(
     spec: NetSpec, entry: Entry | None, stored: Weights | None, pictures: ImageSet, notes: list[str]
 ) -> tuple[Preprocessing, str]:
-    """Preprocessing, and who says so."""
+    """The preprocessing, and its source."""
     if entry is not None:
         return entry.preprocessing, f"registry entry '{entry.name}'"
     if stored is not None and (trained := _of_run(Path(stored.path))) is not None:
@@ -388,12 +396,12 @@ def _plan(
         if layer.param.has("transform_param"):
             plan = Preprocessing.from_transform_param(layer, pictures.channel_order, notes)
             return plan, f"transform_param of layer '{layer.name}'"
-    notes.append("neither the registry nor the net says how pictures are prepared: they are taken as they are, 0..255")
+    notes.append("no preprocessing is known from the registry or the net: images are used as they are, 0..255")
     return Preprocessing(channel_order=pictures.channel_order), "none"
 
 
 def _of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
-    """What the weights of a run of ours were trained with: its config.json says it."""
+    """The preprocessing with which a ``caffe-port train`` run trained these weights, from its config.json."""
     for folder in (weights.parent, weights.parent.parent):
         path = folder / "config.json"
         try:
@@ -405,7 +413,7 @@ def _of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
 
 
 def plot_confusion(result: Evaluation, path: str | Path) -> None:
-    """Writes the confusion matrix as a picture (the suffix tells the format: .png, .svg, .pdf).
+    """Plots the confusion matrix to a file; the suffix gives the format (.png, .svg, .pdf).
 
     Raises:
         DependencyError: matplotlib is not installed.
@@ -414,14 +422,14 @@ def plot_confusion(result: Evaluation, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise DependencyError("pictures are drawn by matplotlib", hint="pip install 'caffe-port[plot]'") from None
+        raise DependencyError("plots require matplotlib", hint="pip install 'caffe-port[plot]'") from None
     share = result.confusion / np.maximum(result.confusion.sum(1, keepdims=True), 1)
     count = len(share)
     side = max(4.0, min(16.0, 0.45 * count + 2))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="answer", ylabel="label", title=f"{result.accuracy:.2f} % of {result.total}")
+    axes.set(xlabel="prediction", ylabel="label", title=f"{result.accuracy:.2f} % of {result.total}")
     if count <= 32:
         axes.set_xticks(range(count), result.classes, rotation=90)
         axes.set_yticks(range(count), result.classes)

@@ -1,6 +1,6 @@
-"""model_defs/registry.toml: what was reported, by whom, on what data, and with which preprocessing.
+"""model_defs/registry.toml: who reported which accuracy, on which data, and with which preprocessing.
 
-Nothing here imports torch: `caffe-port reproduce --list` answers at once.
+Nothing here imports torch, so that `caffe-port reproduce --list` starts quickly.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ else:
 
 @dataclass(frozen=True)
 class Reported:
-    """A figure that somebody published: top-1 on the test set, in per cent.
+    """A published accuracy: top-1 on the test set, in percent.
 
-    ``mirror_test`` differs from the entry's preprocessing where it is not None.
+    ``mirror_test``, if not None, overrides that of the entry's preprocessing.
     """
 
     accuracy: float
@@ -43,7 +43,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Weights that can be had: path below a mirror folder, checksum, size in bytes, and where they are published."""
+    """Available weights: path below a mirror folder, checksum, size in bytes, and download address."""
 
     file: str
     sha256: str
@@ -53,7 +53,7 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Entry:
-    """A table of registry.toml. Field by field as explained at the head of that file."""
+    """A table of registry.toml. The fields are explained at the top of that file."""
 
     name: str
     dataset: str
@@ -68,7 +68,7 @@ class Entry:
 
     @property
     def model_path(self) -> Path | None:
-        """The prototxt, or None where only the weights' own definition is meant."""
+        """The prototxt; None if the definition inside the weights is used."""
         return model_defs() / self.model if self.model else None
 
     @property
@@ -78,39 +78,39 @@ class Entry:
 
 
 def model_defs() -> Path:
-    """The folder model_defs: inside the installed package, or beside it in a checkout.
+    """The folder model_defs: inside the installed package, or next to it in a checkout.
 
     Raises:
-        CaffePortError: it is in neither place.
+        CaffePortError: it does not exist.
     """
     package = Path(str(resources.files("caffe_port")))
     for folder in (package / "model_defs", package.parent / "model_defs"):
         if (folder / "registry.toml").is_file():
             return folder
-    raise CaffePortError("holds no model_defs/registry.toml: the installation is incomplete", str(package))
+    raise CaffePortError("contains no model_defs/registry.toml: the installation is incomplete", str(package))
 
 
 @functools.cache
 def entries() -> Mapping[str, Entry]:
-    """Every entry by name, in the file's order."""
+    """All entries by name, in file order."""
     return read(model_defs() / "registry.toml")
 
 
 def entry(name: str) -> Entry:
-    """The entry of this name.
+    """The entry with this name.
 
     Raises:
-        CaffePortError: there is none; names the nearest.
+        CaffePortError: there is none; suggests a similar name.
     """
     found = entries().get(name)
     if found is None:
         near = did_you_mean(name, entries())
-        raise CaffePortError(f"'{name}' is not in the registry.{near}", hint=f"It has: {', '.join(entries())}")
+        raise CaffePortError(f"'{name}' is not in the registry.{near}", hint=f"Its entries: {', '.join(entries())}")
     return found
 
 
 def find_weights(weights: str | Path | Weights) -> Entry | None:
-    """The entry whose weights are this file, by size and sha256; None where no entry is."""
+    """The entry with these weights, identified by size and SHA-256; None if there is none."""
     path = weights.path if isinstance(weights, Weights) else weights
     try:
         size = Path(path).stat().st_size
@@ -130,7 +130,7 @@ def read(path: str | Path) -> dict[str, Entry]:
     """Reads a registry.
 
     Raises:
-        CaffePortError: not TOML, or a table with a missing, unknown or senseless field; says which.
+        CaffePortError: it is not TOML, or a table has a missing, unknown or invalid field.
     """
     where = str(path)
     try:
@@ -143,11 +143,11 @@ def read(path: str | Path) -> dict[str, Entry]:
 def _entry(name: str, table: Any, where: str) -> Entry:
     at = f"{where}: [{name}]"
     if not isinstance(table, dict):
-        raise CaffePortError("stands outside any table", f"{where}: {name}")
+        raise CaffePortError("is outside any table", f"{where}: {name}")
     nested: dict[str, Any] = {}
     reported = table.get("reported")
     if not isinstance(reported, list):
-        raise CaffePortError("'reported' is missing or no list", at)
+        raise CaffePortError("'reported' is missing or not a list", at)
     nested["reported"] = tuple(tables.build(Reported, r, f"{at} reported") for r in reported)
     nested["preprocessing"] = Preprocessing.from_dict(table.get("preprocessing"), f"{at} preprocessing")
     nested["weights"] = tables.build(WeightsFile, table["weights"], f"{at} weights") if "weights" in table else None
@@ -158,9 +158,9 @@ def _entry(name: str, table: Any, where: str) -> Entry:
 
 
 def _check_files(entry: Entry, at: str) -> None:
-    """Names and paths end up in folders of ours: they must stay there."""
+    """Checks an entry's name and files; names and paths are used below caffe-port's folders and must stay there."""
     if not re.fullmatch(r"\w[\w.-]{0,99}", entry.name):
-        raise CaffePortError("names are letters, digits, '.', '-' and '_'", at)
+        raise CaffePortError("an entry's name may contain letters, digits, '.', '-' and '_'", at)
     weights = entry.weights
     for key, path in {"model": entry.model, "solver": entry.solver, "file": weights.file if weights else ""}.items():
         if not stays_inside(path):
@@ -168,4 +168,4 @@ def _check_files(entry: Entry, at: str) -> None:
     if weights is not None and not re.fullmatch("[0-9a-f]{64}", weights.sha256):
         raise CaffePortError(f"'sha256' is {weights.sha256!r}, expected 64 hexadecimal digits", at)
     if weights is not None and (weights.size < 1 or (weights.url and not weights.url.startswith("https://"))):
-        raise CaffePortError("'size' is at least 1, 'url' begins with https://", at)
+        raise CaffePortError("'size' must be at least 1, and 'url' must begin with https://", at)

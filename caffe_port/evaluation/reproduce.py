@@ -1,4 +1,4 @@
-"""The whole mission for one entry of the registry: fetch, convert, verify, evaluate, compare with what was reported."""
+"""Reproduces a registry entry: download, convert, verify, evaluate, and compare with the reported accuracy."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from caffe_port.formats import caffemodel
 from caffe_port.storage.files import atomic_write, cache_folder, sha256
 
 Step = Callable[[str, int, int], None]
-"""Called with (step, done, in all): ``"download"`` in bytes, ``"evaluate"`` in pictures, others (name, 0, 0)."""
+"""Called with (step, done, total): ``"download"`` in bytes, ``"evaluate"`` in images, other steps with (name, 0, 0)."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A reported figure beside ours.
+    """A reported figure and the measured one.
 
     Attributes:
         name: the registry entry.
         quantity: ``"accuracy, %"``, ``"parameters"``, ...
-        reported, by, source: what somebody published.
-        ours: None where it was not run.
-        interval: 95 % confidence interval of ours, where it is an accuracy.
+        reported, by, source: the published figure, its author and its address.
+        ours: the measured figure; None if it was not measured.
+        interval: 95 % confidence interval of an accuracy.
         verdict: equal, better, worse, or "not run here".
-        command: what would run it.
+        command: the command that measures it.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What :func:`reproduce` found.
+    """The result of :func:`reproduce`.
 
     Attributes:
         entry: the registry entry.
-        weights: the file, whose checksum is the registry's.
-        folder: the converted net.
-        check: how the converted source compares with the Net, a sentence.
-        verified: verdict of the layer-by-layer comparison, a sentence; passed: its outcome, None without a reference.
+        weights: the weights file, with the registry's checksum.
+        folder: folder of the converted net.
+        check: how the converted source compares with the Net, in words.
+        verified: the verdict of the layer-by-layer comparison, in words; passed: its outcome, None without a reference.
         findings: one for each reported figure.
-        notes: what the user should hear of.
+        notes: warnings.
     """
 
     entry: Entry
@@ -113,7 +113,7 @@ _OTHER_FIGURES = (  # (entry, quantity, reported, who, where, command)
 
 
 def findings() -> list[Finding]:
-    """Everything that was reported, with what was found here before (kept in the cache)."""
+    """All reported figures, with earlier results from the cache."""
     table: list[Finding] = []
     for entry in registry.entries().values():
         earlier = _earlier(entry.name)
@@ -160,22 +160,22 @@ def _earlier(name: str) -> dict[tuple[float, str], Finding]:
     return {(finding.reported, finding.source): finding for finding in found}
 
 
-# -- fetching -------------------------------------------------------------------------------------------------------
+# -- files ----------------------------------------------------------------------------------------------------------
 
 
 def fetch(
     weights: WeightsFile, *, mirror: str | Path | None = None, offline: bool = False, step: Step | None = None
 ) -> Path:
-    """A weights file whose checksum is right: from the mirror, the cache, or where it is published.
+    """Finds or downloads a weights file and verifies its checksum: in the mirror, the cache, or at its address.
 
     Args:
-        weights: what is wanted.
-        mirror: a folder that holds it under its own path, or by its name.
-        offline: nothing is downloaded.
-        step: hears of the download.
+        weights: the file.
+        mirror: a folder that contains it, under its path or its name.
+        offline: download nothing.
+        step: called during the download.
 
     Raises:
-        CaffePortError: it cannot be had, or is another file.
+        CaffePortError: the file is not available, or is a different file.
     """
     for folder in [Path(mirror)] if mirror is not None else []:
         for path in (folder / weights.file, folder / Path(weights.file).name):
@@ -185,11 +185,11 @@ def fetch(
     if cached.is_file():
         return _checked(cached, weights)
     if offline or not weights.url:
-        why = "offline" if offline else "it is not published anywhere"
+        why = "--offline is set" if offline else "it has no download address"
         raise CaffePortError(
             f"is neither in the cache nor in a mirror, and {why}",
             weights.file,
-            "Give a folder that holds it: --mirror DIR",
+            "Give a folder that contains it with --mirror DIR.",
         )
     hear = step or (lambda *_: None)
     download.fetch(
@@ -201,23 +201,23 @@ def fetch(
 def _checked(path: Path, weights: WeightsFile) -> Path:
     size = path.stat().st_size
     if size != weights.size:
-        raise CaffePortError(f"has {size} bytes, the registry tells of {weights.size}: it is another file", str(path))
+        raise CaffePortError(f"has {size} bytes, but {weights.size} in the registry: it is a different file", str(path))
     digest = sha256(path)
     if digest != weights.sha256:
-        what = f"has the checksum {digest[:16]}..., the registry's is {weights.sha256[:16]}..."
-        raise CaffePortError(what, str(path), "It is another file, or damaged. Remove it to have it fetched again.")
+        what = f"has the checksum {digest[:16]}..., but {weights.sha256[:16]}... in the registry"
+        raise CaffePortError(what, str(path), "It is damaged or a different file. Remove it to download it again.")
     return path
 
 
 def data_root(dataset: str, mirror: str | Path | None, root: str | Path | None) -> Path | None:
-    """Where a data set lies: the given root, a folder ``data/<set>`` or ``<set>`` of the mirror, else None."""
+    """The folder of a data set: the given root, ``data/<set>`` or ``<set>`` in the mirror, or None."""
     if root is not None:
         return Path(root)
     folders = [Path(mirror) / "data" / dataset, Path(mirror) / dataset] if mirror is not None else []
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-# -- the mission ----------------------------------------------------------------------------------------------------
+# -- reproduction ---------------------------------------------------------------------------------------------------
 
 
 def reproduce(
@@ -232,21 +232,21 @@ def reproduce(
     seed: int = 0,
     step: Step | None = None,
 ) -> Outcome:
-    """Reproduces what was reported for an entry.
+    """Reproduces the figures reported for an entry.
 
     Args:
-        name: of the entry.
-        mirror: a folder with the weights (under the paths of registry.toml) and perhaps the data.
-        root: where the data set lies.
-        data: an .npz or folder in the place of the entry's data set.
-        offline: nothing is downloaded.
-        folder: for the converted net; None: in the cache.
-        device: where accuracy is measured.
-        seed: of the verification's input, and of random mirroring.
-        step: hears of every step.
+        name: the entry.
+        mirror: a folder with the weights (under the paths of registry.toml) and possibly the data.
+        root: folder of the data set.
+        data: an .npz file or a folder to use instead of the entry's data set.
+        offline: download nothing.
+        folder: folder for the converted net; None: in the cache.
+        device: device for the evaluation.
+        seed: seed of the verification's input and of random mirroring.
+        step: called at every step.
 
     Raises:
-        CaffePortError: no such entry, no weights, no data; says what would help.
+        CaffePortError: the entry, its weights or its data is not available; says what to do.
     """
     from caffe_port.data import datasets
     from caffe_port.emit.convert import convert
@@ -259,7 +259,7 @@ def reproduce(
     entry = registry.entry(name)
     if entry.weights is None:
         raise CaffePortError(
-            f"the weights of '{name}' are not to be had: they must be trained",
+            f"the weights of '{name}' were not published; the net must be trained",
             hint=f"{_command(entry)}, then caffe-port evaluate RUN/best.caffemodel",
         )
     step("fetch", 0, 0)
@@ -330,7 +330,7 @@ def _folder(path: Path) -> Iterator[None]:
 
 
 def _remember(outcome: Outcome) -> None:
-    """Keeps the result for ``reproduce --list``; without a cache that can be written it is just not kept."""
+    """Stores the result for ``reproduce --list``, if the cache can be written to."""
     with contextlib.suppress(CaffePortError, OSError):
         _results().mkdir(parents=True, exist_ok=True)
         with atomic_write(_results() / f"{outcome.entry.name}.json", "w") as file:
@@ -338,7 +338,7 @@ def _remember(outcome: Outcome) -> None:
 
 
 def as_rows(table: list[Finding]) -> Iterator[Mapping[str, str]]:
-    """The table as text: entry, quantity, reported, ours, verdict, and the command where it was not run."""
+    """The rows of the table as text, with the command for figures that were not measured."""
     for f in table:
         digits = 0 if f.reported > 1000 else 2
         interval = f" ({f.interval[0]:.2f} to {f.interval[1]:.2f})" if f.interval else ""
@@ -347,7 +347,7 @@ def as_rows(table: list[Finding]) -> Iterator[Mapping[str, str]]:
             "what": f.quantity,
             "reported": f"{f.reported:,.{digits}f}",
             "by": f.by,
-            "ours": "" if f.ours is None else f"{f.ours:,.{digits}f}{interval}",
+            "measured": "" if f.ours is None else f"{f.ours:,.{digits}f}{interval}",
             "verdict": f.verdict,
             "command": f.command if f.ours is None else "",
         }

@@ -169,18 +169,22 @@ def blob_array(proto: Message) -> Array:
         raise ParseError(f"shape {shape} is too large") from None
 
 
-def shapes_agree(held: Shape, asked: Shape) -> bool:
-    """Whether a blob that a file holds is the one that a layer asks for.
+def shapes_agree(held: Shape, asked: Shape, row: bool = False) -> bool:
+    """Whether a blob in a file is the one that a layer asks for.
 
-    Its shape must be equal, but for what files do where the order of the numbers leaves no doubt: the four axes of
-    old files count from the end, (1, 1, 1, n) for a bias and (1, 1, m, n) for a matrix; vectors come as (1, n) and
-    (1, n, 1, 1) from BN layers and forks; a blob without axes is stored without a shape, and read as (1).
+    The shapes must be equal, with three exceptions that leave the order of the values in no doubt: old files have four
+    axes (C3D: five), with leading ones, (1, 1, 1, n) for a bias and (1, 1, m, n) for a matrix; some forks store a
+    vector as (1, n, 1, 1); a blob without axes is stored without a shape and read as (1).
+
+    Args:
+        row: a vector may also be stored as (1, n), as one fork's BN does.
+
     Source: blob.cpp (ShapeEquals)
     """
-    if held == asked or (len(held) == 4 and held == (1,) * (4 - len(asked)) + asked):
+    if held == asked or (len(held) in (4, 5) and held == (1,) * (len(held) - len(asked)) + asked):
         return True
     if len(asked) == 1:
-        return held in ((1, *asked), (1, *asked, 1, 1))
+        return held == (1, *asked, 1, 1) or (row and held == (1, *asked))
     return not asked and held == (1,)
 
 

@@ -135,7 +135,7 @@ def compare(definition: Definition, weights: Weights, options: Options, known: S
 
 
 def _input_hints(known: Survey) -> dict[str, Shape]:
-    shapes = {blob: full(known.shapes.get(source)) for blob, source in known.spec.inputs}
+    shapes = {blob: full(known.shapes.get(producer)) for blob, producer in known.spec.inputs}
     return {blob: shape for blob, shape in shapes.items() if shape is not None}
 
 
@@ -201,7 +201,7 @@ def _judge(row: Row, held: tuple[Shape, ...]) -> Difference:
         blobs = f"blobs {len(asked)} / {len(held)}"
         bias = " (bias_term)" if abs(len(asked) - len(held)) == 1 and has_weights(row.type) else ""
         return Difference(row.name, row.type, asked, held, "differs", blobs + bias)
-    verdicts = [agree(a, b) for a, b in zip(asked, held, strict=True)]
+    verdicts = [agree(a, b, has(row.type, Trait.ROWS)) for a, b in zip(asked, held, strict=True)]
     if False in verdicts:
         return Difference(row.name, row.type, asked, held, "differs", _reason(row.type, asked[0], held[0]))
     return Difference(row.name, row.type, asked, held, "unknown" if None in verdicts else "equal")

@@ -1,6 +1,6 @@
 """What this installation can do: packages, references, devices, and a net that is converted and verified on the spot.
 
-Nothing is believed that can be tried: OpenCV's importer reads a net, Caffe is imported by the Python that has it.
+It tries everything: OpenCV's importer reads a net, and Caffe is imported by its Python.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port.errors import CaffePortError
-from caffe_port.terminal import human_bytes
+from caffe_port.terminal import count, human_bytes
 from caffe_port.version import __version__
 
 PACKAGES = ("torch", "torchvision", "protobuf", "numpy", "opencv", "safetensors", "click", "rich")
@@ -29,7 +29,7 @@ OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-head
 EXTRAS = {
     "hdf5": ".caffemodel.h5 and HDF5Data",
     "data": "LMDB, HDF5 and SVHN",
-    "plot": "curves and pictures",
+    "plot": "curves and images",
     "onnx": "--format onnx",
 }
 """What the extras of pyproject.toml are for."""
@@ -69,7 +69,7 @@ class Checkup:
     Attributes:
         healthy: converting and verifying work; what else is missing may never be needed.
         findings: in the order in which they are shown.
-        seconds: what the looking took.
+        seconds: the duration.
     """
 
     healthy: bool
@@ -98,7 +98,7 @@ def versions() -> dict[str, str]:
 
 
 def examine() -> Checkup:
-    """Looks at everything; takes about as long as importing torch."""
+    """Runs all checks; takes about as long as importing torch."""
     began = time.monotonic()
     packages = [
         Finding("packages", name, version != "not installed", version, _needed(name, version))
@@ -152,7 +152,7 @@ def _extras() -> list[Finding]:
     try:
         required = metadata.requires("caffe-port") or []
     except metadata.PackageNotFoundError:
-        text = "caffe-port is not installed, it runs from a checkout"
+        text = "caffe-port is not installed; it runs from a checkout"
         return [Finding("extras", "all", False, text, "pip install -e .")]
     found = []
     for extra, purpose in EXTRAS.items():
@@ -182,7 +182,7 @@ def _verify(reference: str, scratch: Path) -> str:
     rows = [row for row in report.rows if row.status != "not compared" and not row.by]
     if not report.passed or not rows:
         raise CaffePortError(f"a net of two layers does not agree with it: {report.first or 'nothing was compared'}")
-    return f"{report.reference}: verified a net of {len(rows)} layers"
+    return f"{report.reference}: verified a net of {count(len(rows), 'layer')}"
 
 
 def _caffe(_: Path) -> str:
@@ -195,7 +195,7 @@ def _caffe(_: Path) -> str:
         if sys.platform == "linux" and (missing := build_caffe.missing_packages()):
             hint += f"; to build it: sudo apt-get install --no-install-recommends {' '.join(missing)}"
         raise CaffePortError(f"{error.where} {error.what}", "", hint) from None
-    return f"{found.name}, {len(found.types)} layer types, by {found.command[0]}"
+    return f"{found.name}, {count(len(found.types), 'layer type')}, run by {found.command[0]}"
 
 
 def _cpu(_: Path) -> str:
@@ -218,7 +218,7 @@ def _gpu(_: Path) -> str:
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
         raise CaffePortError(
             f"none that torch can use; torch {torch.__version__} {built}",
-            hint="needed only for speed: everything runs on the CPU",
+            hint="needed only for speed; everything also runs on the CPU",
         )
     shown = []
     for index in range(torch.cuda.device_count()):
@@ -237,9 +237,9 @@ def _cache(_: Path) -> str:
     folder = cache_folder()
     exists = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not exists.is_dir() or not os.access(exists, os.W_OK | os.X_OK):
-        raise CaffePortError("cannot be written", str(folder), "set CAFFE_PORT_CACHE to a folder that can")
+        raise CaffePortError("cannot be written", str(folder), "set CAFFE_PORT_CACHE to a writable folder")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return f"{folder}, {human_bytes(size)}" if folder.exists() else f"{folder}, made when first needed"
+    return f"{folder}, {human_bytes(size)}" if folder.exists() else f"{folder}, created on first use"
 
 
 def _convert(scratch: Path) -> str:
@@ -247,4 +247,4 @@ def _convert(scratch: Path) -> str:
     from caffe_port.emit.convert import convert
 
     result = convert(api.port(_net(scratch)), scratch / "converted")
-    return f"{result.layers} layers, {result.parameters} parameters; {result.check}"
+    return f"{count(result.layers, 'layer')}, {count(result.parameters, 'parameter')}; {result.check}"

@@ -245,7 +245,7 @@ def _net_facts(definition: Definition, found: Survey) -> list[tuple[str, str]]:
         f" ({others} more in other phases or stages)" if others else ""
     )
     blobs = {
-        label: ", ".join(f"{blob} {dims_text(found.shapes.get(source))}" for blob, source in ends)
+        label: ", ".join(f"{blob} {dims_text(found.shapes.get(producer))}" for blob, producer in ends)
         for label, ends in (("inputs", spec.inputs), ("outputs", spec.outputs))
     }
     facts = [("net", spec.name), ("phase", phase), *blobs.items()]

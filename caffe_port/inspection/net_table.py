@@ -1,7 +1,7 @@
 """A net layer by layer, as far as it can be known: shapes, blobs, parameters, multiply-accumulates.
 
 Where the shape of an input is not known, the net is walked through with two guesses, and what both give is known: the
-channels behind the first convolution, say, and most of the parameters.
+channels after the first convolution, for example, and most of the parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, has
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 Dims = tuple[int | None, ...] | None
@@ -86,7 +86,7 @@ class Survey:
     """
 
     spec: NetSpec
-    shapes: Mapping[Source, Dims]
+    shapes: Mapping[Producer, Dims]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     errors: tuple[str, ...]
@@ -113,21 +113,23 @@ def survey(
         views = [_walk(spec, given)]
     else:
         views = [_walk(spec, {**dict.fromkeys(known, guess), **given}) for guess in _GUESSES]
-    tops: dict[Source, Dims] = {source: _common([view.tops.get(source) for view in views]) for source in views[0].tops}
-    tops.update({source: None for blob, source in spec.inputs if blob not in given})
+    tops: dict[Producer, Dims] = {
+        producer: _common([view.tops.get(producer) for view in views]) for producer in views[0].tops
+    }
+    tops.update({producer: None for blob, producer in spec.inputs if blob not in given})
     stored = weights.by_name() if weights else {}
     owners: dict[str, str] = {}
     rows = []
     for layer in spec.layers:
         blobs = _common([view.blobs.get(layer.name) for view in views])
         macs = _common([view.macs.get(layer.name) for view in views])
-        rows.append(_row(layer, tops, _known_blobs(blobs, stored.get(layer.name)), macs, owners))
+        rows.append(_row(layer, tops, _known_blobs(layer.type, blobs, stored.get(layer.name)), macs, owners))
     errors = () if len(views) > 1 else views[0].errors
     unsupported = views[0].unsupported
     needed = _needed(definition, options, known) if unsupported else set()
     errors += tuple(str(layer.error("this type is not supported")) for layer in unsupported if layer.name in needed)
     left_out = ", ".join(f"{layer.name} ({layer.type})" for layer in unsupported if layer.name not in needed)
-    notes += [f"of types that are not supported, and left out when converting: {left_out}"] if left_out else []
+    notes += [f"layers of unsupported types, left out when converting: {left_out}"] if left_out else []
     return Survey(spec, tops, tuple(rows), (*spec.notes, *notes, *asked), errors)
 
 
@@ -172,10 +174,10 @@ def size(dims: Dims) -> int | None:
     return None if dims is None or None in dims else math.prod(n for n in dims if n is not None)
 
 
-def agree(asked: Dims, held: Shape) -> bool | None:
+def agree(asked: Dims, held: Shape, row: bool = False) -> bool | None:
     """Whether a file's blob is the one that a layer asks for, as loading sees it; None where that is not known."""
     if (shape := full(asked)) is not None:
-        return shapes_agree(held, shape)
+        return shapes_agree(held, shape, row)
     if asked is None or len(asked) != len(held):
         return None
     return False if any(m not in (n, None) for m, n in zip(asked, held, strict=True)) else None
@@ -197,7 +199,7 @@ def _spec(definition: Definition, options: Options) -> tuple[NetSpec, list[str]]
         if not missing:
             raise
         spec = definition.spec(options.phase, options.level, options.stages, missing)
-        return spec, [f"the net has no input layer: {', '.join(missing)} taken for its inputs"]
+        return spec, [f"the net has no input layer; treated as inputs: {', '.join(missing)}"]
 
 
 def _input_shapes(
@@ -207,7 +209,7 @@ def _input_shapes(
     names = [blob for blob, _ in spec.inputs]
     if any(blob not in names for blob in given):
         resolve(spec, weights, given)  # says what is wrong
-    declared = {blob for blob, source in spec.inputs if spec.by_name[source[0]].param.input_param.shape}
+    declared = {blob for blob, producer in spec.inputs if spec.by_name[producer[0]].param.input_param.shape}
     given = {blob: s for blob, s in hints.items() if blob in names and blob not in declared} | dict(given)
     try:
         resolved = resolve(spec, weights, given)
@@ -240,7 +242,7 @@ def _asked(error: SpecError) -> str:
 class _View:
     """What one choice of input shapes gives; a layer whose bottoms are not known, or do not fit, is absent."""
 
-    tops: dict[Source, Shape | None] = field(default_factory=dict)
+    tops: dict[Producer, Shape | None] = field(default_factory=dict)
     blobs: dict[str, tuple[Shape, ...]] = field(default_factory=dict)
     macs: dict[str, int] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
@@ -248,17 +250,17 @@ class _View:
 
 
 def _walk(spec: NetSpec, given: Mapping[str, Shape]) -> _View:
-    view = _View(tops={source: given[blob] for blob, source in spec.inputs})
+    view = _View(tops={producer: given[blob] for blob, producer in spec.inputs})
     for layer in spec.layers:
         if layer.is_input:
             view.blobs[layer.name], view.macs[layer.name] = (), 0
             continue
         view.tops.update({(layer.name, k): None for k in range(len(layer.tops))})
-        bottoms = [shape for s in layer.sources if (shape := view.tops[s]) is not None]
+        bottoms = [shape for s in layer.producers if (shape := view.tops[s]) is not None]
         if find(layer.param) is None:
             view.unsupported += (layer,)
             continue
-        if len(bottoms) < len(layer.sources):
+        if len(bottoms) < len(layer.producers):
             continue
         try:
             tops, blobs = _tops_and_blobs(layer, bottoms)
@@ -278,7 +280,7 @@ def _tops_and_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> tuple[Sequenc
 
     blobs = [f"bottom {k}" for k in range(len(bottoms))]
     sources = [_input(blob) for blob in blobs]
-    alone = replace(layer, sources=tuple((blob, 0) for blob in blobs))
+    alone = replace(layer, producers=tuple((blob, 0) for blob in blobs))
     spec = NetSpec("", "TEST", (*sources, alone), layer.where)
     net = Net(spec, dict(zip(blobs, bottoms, strict=True)), seed=None)
     module: Any = net.caffe_layers()[layer.name]
@@ -301,19 +303,20 @@ def _common(values: Sequence[Any]) -> Any:
     return None
 
 
-def _known_blobs(blobs: tuple[Dims, ...] | None, stored: LayerBlobs | None) -> tuple[Dims, ...] | None:
+def _known_blobs(type_: str, blobs: tuple[Dims, ...] | None, stored: LayerBlobs | None) -> tuple[Dims, ...] | None:
     """The definition's shapes; the file's where the definition leaves them open and nothing contradicts."""
     if stored is None or (blobs is not None and all(size(shape) is not None for shape in blobs)):
         return blobs
     held = tuple(tuple(array.shape) for array in stored.blobs)
-    if blobs is None or (len(blobs) == len(held) and False not in map(agree, blobs, held)):
-        return held
-    return blobs
+    if blobs is None or len(blobs) != len(held):
+        return held if blobs is None else blobs
+    row = has(type_, Trait.ROWS)
+    return blobs if any(agree(a, b, row) is False for a, b in zip(blobs, held, strict=True)) else held
 
 
 def _row(
     layer: LayerSpec,
-    tops: Mapping[Source, Dims],
+    tops: Mapping[Producer, Dims],
     blobs: tuple[Dims, ...] | None,
     macs: int | None,
     owners: dict[str, str],

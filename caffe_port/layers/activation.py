@@ -1,4 +1,4 @@
-"""Layers that treat every number by itself, and Softmax. Source: src/caffe/layers of Caffe 1.0."""
+"""Elementwise layers and Softmax. Source: src/caffe/layers of Caffe 1.0."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AbsVal(Layer):
 class BNLL(Layer, nn.Softplus):
     """Same as torch.nn.Softplus: log(1 + exp(x)).
 
-    Differs from PyTorch: linear from 50 on, where Softplus' default is 20; the gradient is that of Caffe.
+    Differs from PyTorch: linear from 50 on (the default of Softplus is 20); the gradient is Caffe's.
     Reference: bnll_layer.cpp
     """
 
@@ -193,10 +193,10 @@ class Power(Layer):
 
 
 class PReLU(Layer, nn.PReLU):
-    """Same as torch.nn.PReLU: one slope a channel, or one for all (channel_shared).
+    """Same as torch.nn.PReLU: one slope per channel, or one for all (channel_shared).
 
-    Differs from PyTorch: filled with 0.25, as in PyTorch, but by a filler that the net may choose.
-    Blobs: weight (C,), or () where it is shared
+    Differs from PyTorch: initialized to 0.25, as in PyTorch, unless the net sets another filler.
+    Blobs: weight (C,), or () if it is shared
     Reference: prelu_layer.cpp
     """
 
@@ -220,7 +220,7 @@ class PReLU(Layer, nn.PReLU):
 
 
 class ReLU(Layer):
-    """Same as torch.nn.ReLU, or as torch.nn.LeakyReLU where negative_slope is not zero.
+    """Same as torch.nn.ReLU, or as torch.nn.LeakyReLU if negative_slope is not zero.
 
     Reference: relu_layer.cpp
     """
@@ -320,7 +320,7 @@ class TanH(Layer, nn.Tanh):
 
 
 class Threshold(Layer):
-    """1 where x > threshold, else 0.
+    """1 where x > threshold, otherwise 0.
 
     Differs from PyTorch: torch.nn.Threshold keeps x itself above the threshold.
     Reference: threshold_layer.cpp

@@ -14,11 +14,11 @@ from caffe_port.typing import Shape
 
 
 class Crop(Layer):
-    """The part of the first bottom, from ``axis`` on, that is as large as the second; ``offset`` says where it begins.
+    """The part of the first bottom, from ``axis`` on, that is as large as the second; ``offset`` is where it begins.
 
-    Without ``crop_param``, forks older than Caffe 1.0 (of FCN, HED, U-Net) begin where the windows of the layers before
-    say that the two bottoms show the same place, as AutoCrop does: that offset is taken where it is a whole number.
-    Caffe 1.0 begins at 0, which ``crop_param { offset: 0 }`` keeps.
+    Without ``crop_param``, forks older than Caffe 1.0 (of FCN, HED, U-Net) compute the offset that aligns the two
+    bottoms from the layers before them, as AutoCrop does; that offset is used if it is an integer. Caffe 1.0 uses 0;
+    set ``crop_param { offset: 0 }`` for that.
     Reference: crop_layer.cpp, auto_crop_layer.cpp (RCF)
     """
 

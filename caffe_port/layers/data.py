@@ -1,6 +1,6 @@
-"""Where numbers come from: inputs of the Net, constants, parameters; and Python layers.
+"""Layers that provide data: inputs of the Net, constants, parameters; and Python layers.
 
-Layers that read data (LMDB, HDF5, pictures, memory) are not built: their tops become inputs of the Net, and the
+Layers that read data (LMDB, HDF5, images, memory) are not built: their tops become inputs of the Net, and the
 training loop or the caller feeds them. Source: src/caffe/layers of Caffe 1.0.
 """
 
@@ -28,30 +28,30 @@ class Input(Layer):
 
 
 class Data(Layer):
-    """Reads pictures and labels from an LMDB or LevelDB; its tops (data, label) become inputs of the Net.
+    """Reads images and labels from an LMDB or LevelDB; its tops (data, label) become inputs of the Net.
 
-    ``transform_param`` (crop, mirror, mean, scale) belongs to whoever feeds them.
+    ``transform_param`` (crop, mirror, mean, scale) must be applied by the caller.
 
     Reference: data_layer.cpp
     """
 
 
 class ImageData(Layer):
-    """Reads the picture files of a list, and labels; its tops (data, label) become inputs of the Net.
+    """Reads image files from a list, and labels; its tops (data, label) become inputs of the Net.
 
     Reference: image_data_layer.cpp
     """
 
 
 class WindowData(Layer):
-    """Reads windows of pictures (R-CNN), and labels; its tops (data, label) become inputs of the Net.
+    """Reads windows of images (R-CNN), and labels; its tops (data, label) become inputs of the Net.
 
     Reference: window_data_layer.cpp
     """
 
 
 class MemoryData(Layer):
-    """Takes arrays that the caller hands over; its tops (data, label) become inputs of the Net.
+    """Takes arrays from the caller; its tops (data, label) become inputs of the Net.
 
     Reference: memory_data_layer.cpp
     """
@@ -65,7 +65,7 @@ class HDF5Data(Layer):
 
 
 class AnnotatedData(Layer):
-    """Reads pictures and boxes from an LMDB; its tops (data, label) become inputs of the Net. From SSD.
+    """Reads images and boxes from an LMDB; its tops (data, label) become inputs of the Net. From SSD.
 
     Reference: annotated_data_layer.cpp (SSD)
     """
@@ -79,13 +79,13 @@ class VideoData(Layer):
 
 
 class OtherData(Layer):
-    """Stands for the data layers that are not known by name: a fork's (ImageSegData, DenseImageData: without bottoms,
-    and named ...Data), and Python code without bottoms that no plugin stands for. The tops become inputs of the Net.
+    """Any other data layer: a fork's (ImageSegData, DenseImageData: no bottoms and a name that ends with Data), or a
+    Python layer without bottoms and without a plugin. The tops become inputs of the Net.
     """
 
 
 class DummyData(Layer):
-    """Tops of given shapes, filled with a constant, or drawn anew from a random filler at every forward.
+    """Tops of given shapes, filled with a constant, or with new values from a random filler at every forward.
 
     Takes no bottoms. The random numbers are PyTorch's, not Caffe's.
 
@@ -118,7 +118,7 @@ class DummyData(Layer):
 class Parameter(Layer):
     """A trainable tensor as a top, without bottoms.
 
-    Blobs: value, of the shape that ``parameter_param`` gives; zeros where no weights file fills it
+    Blobs: value, of the shape that ``parameter_param`` gives; zeros without a weights file
     Reference: parameter_layer.hpp
     """
 
@@ -135,7 +135,7 @@ class Parameter(Layer):
 
 
 class HDF5Output(Layer):
-    """Takes bottoms and gives no top.
+    """Takes bottoms and has no top.
 
     Differs from Caffe: it does not write them to an HDF5 file; read the blobs from the Net instead.
     Reference: hdf5_output_layer.cpp
@@ -167,9 +167,9 @@ def python_layer(module: str, layer: str) -> Callable[[type[L]], type[L]]:
 
 
 class Python(Layer):
-    """A layer written in Python for pycaffe: code that cannot run here.
+    """A layer written in Python for pycaffe, which caffe-port cannot run.
 
-    A plugin says what stands for it: a file given with ``--plugin`` that decorates a Layer with
+    A plugin supplies the replacement: a file given with ``--plugin`` that decorates a Layer with
     :func:`caffe_port.layers.data.python_layer`.
 
     Reference: python_layer.hpp
@@ -187,8 +187,8 @@ class Python(Layer):
         found = PYTHON_LAYERS.get(name)
         if found is None:
             raise SpecError(
-                f"runs the Python code {name}, which works with pycaffe only.{did_you_mean(name, PYTHON_LAYERS)}",
+                f"runs the Python code {name}, which works only with pycaffe.{did_you_mean(name, PYTHON_LAYERS)}",
                 hint=f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
-                "--stub puts a place holder there.",
+                "--stub inserts a placeholder.",
             )
         return found

@@ -20,15 +20,15 @@ def fill(filler: Message, shape: Sequence[int], rng: np.random.Generator) -> Arr
     Args:
         filler: FillerParameter.
         shape: Caffe's shape of the blob: fan-in is all axes but the first, fan-out all but the second.
-        rng: where the numbers come from.
+        rng: the random generator.
 
     Returns:
         float32 of that shape.
 
     Raises:
-        SpecError: a type that is a slip of the pen, or a shape that the type cannot fill.
+        SpecError: a type that is a typo, or a shape that the type cannot fill.
 
-    The types of forks (identity, orthogonal, gabor ...) are drawn as xavier, which keeps a net's numbers in range.
+    The types of forks (identity, orthogonal, gabor ...) are replaced by xavier, which keeps a net's values in range.
     """
     kind = filler.type
     if kind not in TYPES:
@@ -81,7 +81,7 @@ def _gaussian(rng: np.random.Generator, mean: float, std: float, shape: Sequence
 
 def _bilinear(shape: Sequence[int]) -> Array:
     if len(shape) != 4 or shape[2] != shape[3]:
-        raise SpecError(f"filler 'bilinear' fills square 4-D blobs, not {tuple(shape)}")
+        raise SpecError(f"filler 'bilinear' needs a square 4-D blob, got {tuple(shape)}")
     size = shape[3]
     half = math.ceil(size / 2)
     centre = (2 * half - 1 - half % 2) / (2.0 * half)

@@ -1,7 +1,7 @@
 """A Caffe layer type is one class: Caffe's parameters come in through ``from_caffe``, the rest is ordinary PyTorch.
 
 Subclassing :class:`Layer` registers the class under its own name, which is Caffe's type string. The families are the
-modules of this folder, and what their types take, make and keep stands in :mod:`caffe_port.signatures`; a plugin
+modules of this folder, and the inputs, outputs and blobs of their types are in :mod:`caffe_port.signatures`; a plugin
 registers its types by being imported, and says what is to be known of them in its class.
 """
 
@@ -225,7 +225,7 @@ class Layer(nn.Module):
             return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
         for name, array in zip(names, arrays, strict=True):
             shape = tuple(self.get_blob(name).shape)
-            if not shapes_agree(array.shape, shape):
+            if not shapes_agree(array.shape, shape, self.signature.has(Trait.ROWS)):
                 return f"holds {name} {tuple(array.shape)}, the definition asks for {shape}"
         return ""
 
@@ -275,7 +275,7 @@ class Layer(nn.Module):
         return None
 
     def bottom_source(self, bottom: str) -> str:
-        """What a module of ``torch_source`` is called with: ``"x.flatten(1)"`` for a Linear behind a convolution."""
+        """What a module of ``torch_source`` is called with: ``"x.flatten(1)"`` for a Linear after a convolution."""
         return bottom
 
     def torch_state(self) -> dict[str, Tensor]:
@@ -310,7 +310,7 @@ def expect_bottoms(bottoms: Sequence[Shape], least: int, most: int | None = None
 def check_count(what: str, shape: Sequence[int]) -> None:
     """Raises SpecError for more numbers than Caffe's Blob holds. blob.cpp"""
     if math.prod(shape) > 2**31 - 1:
-        raise SpecError(f"{what} would hold {math.prod(shape)} numbers; Caffe's limit is 2^31 - 1")
+        raise SpecError(f"{what} would contain {math.prod(shape)} values; Caffe's limit is 2^31 - 1")
 
 
 def number(value: float) -> str:
@@ -324,7 +324,7 @@ def lookup(type_name: str) -> type[Layer] | None:
 
 
 def class_of(layer: Message) -> type[Layer] | None:
-    """The class of a LayerParameter, or None; for a Python layer the one that a plugin put in its place.
+    """The class of a LayerParameter, or None; for a Python layer the one that a plugin registered.
 
     Raises:
         SpecError: a Python layer that no plugin stands in for.

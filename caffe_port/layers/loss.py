@@ -1,4 +1,4 @@
-"""Losses and Accuracy: tops are the unweighted numbers that Caffe shows. Source: src/caffe/layers of Caffe 1.0.
+"""Losses and Accuracy: tops are the unweighted values that Caffe prints. Source: src/caffe/layers of Caffe 1.0.
 
 Caffe clamps probabilities before the logarithm in the value, but not in the gradient; :func:`clamp_value` does that.
 Labels may have any dtype; a fraction is cut off, as Caffe does. They receive no gradient.
@@ -268,7 +268,7 @@ def infogain_matrix(path: str, classes: int) -> tuple[tuple[float, ...], ...]:
 
     matrix = caffemodel.blob_array(wire.parse(map_file(path), "BlobProto", path))
     if matrix.size != classes**2:
-        raise SpecError(f"{path} holds shape {matrix.shape}; {classes} classes need {(classes, classes)}")
+        raise SpecError(f"{path} has shape {matrix.shape}, expected {(classes, classes)} for {classes} classes")
     return tuple(tuple(row) for row in matrix.reshape(classes, classes).tolist())
 
 

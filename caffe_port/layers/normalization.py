@@ -1,4 +1,4 @@
-"""Layers that normalise: by batch statistics, by neighbours, by the image's own mean and variance, by a norm."""
+"""Layers that normalize: by batch statistics, by neighbors, by the image's own mean and variance, by a norm."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ class BatchNorm(Layer):
 
 
 class BN(Layer):
-    """Same as torch.nn.BatchNorm2d: normalisation and affine map in one layer, from forks.
+    """Same as torch.nn.BatchNorm2d: normalization and affine map in one layer, from forks.
 
     Differs from PyTorch: ``momentum`` is the part that is kept, 1 - PyTorch's. ``frozen`` uses the running statistics
     in train() too. The running variance is cuDNN's and PyTorch's; the forks' CPU code is less by (m - 1) / m.
     SegNet's form (``scale_filler`` or ``bn_mode``, but none of ``decay``, ``var_eps``, ``moving_average``) has two
     blobs only: LEARN takes the statistics of the batch in train() and eval(), INFERENCE none.
-    Blobs: slope (C), bias (C), and but for SegNet's form mean (C), variance (C)
+    Blobs: slope (C), bias (C); except in SegNet's form, also mean (C), variance (C)
     Reference: bn_layer.cpp (yjxiong/caffe, happynear/caffe-windows, alexgkendall/caffe-segnet; not in Caffe 1.0)
     """
 
@@ -182,10 +182,10 @@ class BN(Layer):
 
 
 class LRN(Layer, nn.LocalResponseNorm):
-    """Same as torch.nn.LocalResponseNorm: x / (k + alpha / n * sum of x^2 over n neighbouring channels) ^ beta.
+    """Same as torch.nn.LocalResponseNorm: x / (k + alpha / n * sum of x^2 over n neighboring channels) ^ beta.
 
     Differs from PyTorch: ``norm_region: WITHIN_CHANNEL`` sums over a square of n x n pixels of the same channel,
-    divides alpha by n^2, and takes 1 for k.
+    divides alpha by n^2, and uses k = 1.
     Reference: lrn_layer.cpp
     """
 
@@ -245,7 +245,7 @@ class MVN(Layer):
 
 
 class Normalize(Layer):
-    """Every pixel divided by the L2 norm of its channels, times a learned weight; from SSD.
+    """Every pixel divided by the L2 norm of its channels, times a trained weight; from SSD.
 
     Without ``norm_param`` it is NormFace's layer: no weight; ``normalize_param`` may say L1; a second top holds the
     norms (N, 1, ...).

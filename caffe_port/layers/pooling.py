@@ -1,4 +1,4 @@
-"""Layers that make one number of each window: pooling of images and volumes, spatial pyramid pooling."""
+"""Pooling of images and volumes, and spatial pyramid pooling."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ Bottoms are x (T, N, ...), for T steps of N streams, and cont (T, N): 0 where a 
 clears its state, else 1; then optionally a static input (N, ...) that is added at every step.
 With ``expose_hidden`` the initial states follow as bottoms and the final states as tops, each (1, N, num_output).
 
-Differs from Caffe: without ``expose_hidden`` Caffe goes on from the state in which the previous forward ended, where
+Differs from Caffe: without ``expose_hidden`` Caffe continues from the final state of the previous forward, where
 cont is 1 at the first step. Here a forward begins with zeros, so that it depends on its inputs alone; set
-``module.stateful = True`` to have Caffe's way, and ``module.state = None`` to begin anew.
+``module.stateful = True`` for Caffe's behavior, and ``module.state = None`` to reset the state.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class ContinuationIndicator(Layer):
 class LSTM(Layer):
     """Long short-term memory, with gates in the order i, f, o, g.
 
-    Differs from PyTorch: torch.nn.LSTM orders them i, f, g, o, has two biases, and knows neither cont nor a static
-    input. Differs from Caffe: see the head of this module about the state between two forwards.
-    Blobs: weight_x (4 H, I), bias (4 H), weight_static (4 H, S) where there is a static input, weight_h (4 H, H)
+    Differs from PyTorch: torch.nn.LSTM orders them i, f, g, o, has two biases, and has neither cont nor a static input.
+    Differs from Caffe: see the module docstring about the state between two forwards.
+    Blobs: weight_x (4 H, I), bias (4 H), weight_static (4 H, S) if there is a static input, weight_h (4 H, H)
     Reference: lstm_layer.cpp, lstm_unit_layer.cpp, recurrent_layer.cpp
     """
 
@@ -119,7 +119,7 @@ class Lstm(Layer):
     The second bottom, if any, is cont: 0 where a sequence begins; without it, a forward is one sequence.
 
     Differs from PyTorch: torch.nn.LSTM orders the gates i, f, g, o, and has two biases. Differs from Caffe: with cont,
-    Caffe goes on from the state in which the previous forward ended; here a forward begins with zeros.
+    Caffe continues from the final state of the previous forward; here a forward begins with zeros.
     ``clipping_threshold`` bounds gradients in Caffe; here it has no effect.
     Blobs: weight_x (4 H, I), weight_h (4 H, H), bias (4 H)
     Reference: junhyukoh/caffe-lstm lstm_layer.cpp; tianzhi0549/CTPN lstm_layer.cpp
@@ -159,9 +159,9 @@ class Lstm(Layer):
 class RNN(Layer):
     """h = tanh(W_h h + W_x x + b_h), top = tanh(W_o h + b_o).
 
-    Differs from PyTorch: torch.nn.RNN has no output layer, and knows neither cont nor a static input. Differs from
-    Caffe: see the head of this module about the state between two forwards.
-    Blobs: weight_x (H, I), bias_h (H), weight_static (H, S) where there is a static input, weight_h (H, H),
+    Differs from PyTorch: torch.nn.RNN has no output layer, and has neither cont nor a static input. Differs from
+    Caffe: see the module docstring about the state between two forwards.
+    Blobs: weight_x (H, I), bias_h (H), weight_static (H, S) if there is a static input, weight_h (H, H),
         weight_o (H, H), bias_o (H)
     Reference: rnn_layer.cpp, recurrent_layer.cpp
     """

@@ -1,4 +1,4 @@
-"""Layers that move, select and combine numbers. Source: src/caffe/layers of Caffe 1.0 and of the SSD fork."""
+"""Layers that move, select and combine values. Source: src/caffe/layers of Caffe 1.0 and of the SSD fork."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Eltwise(Layer):
 
 
 class Filter(Layer):
-    """The items of the batch that the last bottom, the selector, marks with a number other than zero.
+    """The items of the batch that the last bottom, the selector, marks with a nonzero value.
 
     The tops' batch size depends on the values of the selector.
 
@@ -286,7 +286,7 @@ class ShuffleChannel(Layer, nn.ChannelShuffle):
 
 
 class Silence(Layer):
-    """Takes bottoms and gives no top, so that Caffe does not print them.
+    """Takes bottoms and has no top, so that Caffe does not print them.
 
     Reference: silence_layer.cpp
     """

@@ -59,7 +59,7 @@ class Convolution(Layer, nn.Conv2d):
 class ConvolutionDepthwise(Convolution):
     """Same as torch.nn.Conv2d with one group for each channel.
 
-    Differs from PyTorch: ``group`` and ``num_output`` may be left out, then both are the number of channels.
+    Differs from PyTorch: ``group`` and ``num_output`` default to the number of channels.
     Blobs: weight (C, 1, kH, kW), bias (C)
     Reference: conv_dw_layer.cpp, depthwise_conv_layer.cpp (of several forks; not in Caffe 1.0)
     """

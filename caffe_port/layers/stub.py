@@ -1,4 +1,4 @@
-"""A place holder for layers of an unknown type, so that the rest of the net can be converted."""
+"""A placeholder for layers of an unknown type, so that the rest of the net can be converted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from caffe_port.typing import Shape
 
 
 class Stub(Layer, register=False):
-    """TO BE FINISHED BY HAND: a Caffe layer of a type that caffe-port does not know.
+    """TO BE COMPLETED BY HAND: a Caffe layer of a type that caffe-port does not know.
 
-    It stands where the layer stands, with the layer's parameters as the prototxt has them and its blobs as the weights
-    file has them (blob0, blob1, ...). Its tops were taken to have the shape of its first bottom.
+    It replaces the layer and has the layer's parameters from the prototxt and its blobs from the weights file (blob0,
+    blob1, ...). Its tops are assumed to have the shape of its first bottom.
     """
 
     def __init__(self, caffe_type: str, parameters: str = "", blobs: tuple[tuple[int, ...], ...] = ()) -> None:
@@ -30,7 +30,7 @@ class Stub(Layer, register=False):
             self.register_parameter(f"blob{index}", nn.Parameter(torch.empty(shape)))
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        raise NotImplementedError(f"write what Caffe's layer {self.caffe_type} computes ({self.told})")
+        raise NotImplementedError(f"implement Caffe's layer {self.caffe_type} ({self.told})")
 
     @classmethod
     def build(cls, layer: Message, bottoms: Sequence[Shape]) -> Layer:

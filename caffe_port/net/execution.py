@@ -11,7 +11,7 @@ from caffe_port.net.plan import Plan, Step
 
 
 class Execution:
-    """The values of a pass, from the inputs on. A value is let go of when its last reader has run.
+    """The values of a pass, from the inputs on. A value is freed when its last reader has run.
 
     Attributes:
         values: by slot, see :class:`Plan`; None before a value is made, and after it was read for the last time.
@@ -40,7 +40,7 @@ class Execution:
         return made if isinstance(made, tuple) else () if made is None else (made,)
 
     def put(self, step: Step, tops: Any) -> None:
-        """Hands tops to the layers downstream, be they the step's own or others, and lets go of what none reads.
+        """Hands tops to the layers downstream, be they the step's own or others, and frees values that none reads.
 
         Args:
             tops: a tensor, or a tuple with one or None for each top.

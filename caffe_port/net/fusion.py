@@ -1,10 +1,10 @@
 """Layers that run as one: a BatchNorm with the Scale after it, a ReLU that overwrites its bottom, an idle Dropout.
 
-Here stands which layer follows which, and nowhere else: the plan of a Net asks, training (``fused_layers``), ``--fold``
-and the alignment of somebody's own port.
+The only place that decides which layer follows which: used by the plan of a Net, by training (``fused_layers``), by
+``--fold`` and by the alignment of a user's own port.
 
-Nobody sees a difference but in time and memory: ``Net.steps()`` still gives every layer's own top; hooks, and modules
-that a user puts in the place of ours, end it.
+It changes only time and memory: ``Net.steps()`` still gives every layer's own top; hooks, and modules that a user
+replaces, disable it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.layers.shape import Eltwise
 from caffe_port.layers.spatial import Convolution, Deconvolution
 from caffe_port.net.plan import Operation, Plan, Step
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 
-_FRESH = (Convolution, Deconvolution, InnerProduct, BatchNorm, BN, Scale, Eltwise)
+_FRESH = frozenset((Convolution, Deconvolution, InnerProduct, BatchNorm, BN, Scale, Eltwise))
 """Types whose top is a tensor of its own that their backward pass does not read."""
 
 
 # -- which layer follows which ----------------------------------------------------------------------------------------
 
 
-def sole_readers(spec: NetSpec) -> dict[Source, LayerSpec]:
+def sole_readers(spec: NetSpec) -> dict[Producer, LayerSpec]:
     """Who made a blob -> the layer that reads it, where no other does and it reads nothing else."""
-    count = Counter(source for layer in spec.layers for source in layer.sources)
+    count = Counter(source for layer in spec.layers for source in layer.producers)
     return {
-        layer.sources[0]: layer for layer in spec.layers if len(layer.sources) == 1 and count[layer.sources[0]] == 1
+        layer.producers[0]: layer
+        for layer in spec.layers
+        if len(layer.producers) == 1 and count[layer.producers[0]] == 1
     }
 
 
@@ -175,7 +177,7 @@ def together(plan: Plan, seconds: Mapping[str, str], operation: Operation) -> Pl
 
 # -- the operations ---------------------------------------------------------------------------------------------------
 
-# What follows asks again what a module is: users put others in the place of ours, and hooks on them, which must see
+# What follows asks again what a module is: users replace modules and register hooks, which must see
 # every layer's own bottom and top.
 
 
@@ -210,7 +212,7 @@ _KEPT: WeakKeyDictionary[BatchNorm, _Kept] = WeakKeyDictionary()
 def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """``norm.running_statistics()``, made again when a blob was replaced or written to; only to be read.
 
-    At batch 1 making them costs as much as normalising. PyTorch counts writes, but for those through ``.data`` and
+    At batch 1, computing them costs as much as normalizing. PyTorch counts writes, but for those through ``.data`` and
     through NumPy: eval() and train() forget what was kept, and torch.autograd.graph.increment_version does.
     """
     a, b, c, kept = norm.mean, norm.variance, norm.scale_factor, _KEPT.get(norm)

@@ -26,7 +26,7 @@ from caffe_port.net.state_dict import LARGE
 from caffe_port.signatures import shapes
 from caffe_port.signatures.plugins import find_type
 from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Array, Shape
 
 MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
@@ -50,7 +50,7 @@ class LoadReport:
 
     Attributes:
         loaded: layers that got their blobs.
-        initialised: layers of the net that the file does not hold; their fillers drew them.
+        initialised: layers of the net that the file does not hold; initialized from their fillers.
         unused: layers of the file that the net does not have.
     """
 
@@ -66,7 +66,7 @@ class Net(nn.Module):
         test: the net in phase TEST, what ``eval()`` computes.
         shapes: shape of every input blob, by blob name.
         train: the net in phase TRAIN; None: the layers of ``test``, whose modules still know train() from eval().
-        seed: the parameters are drawn by their fillers; None leaves that to :meth:`load_weights`.
+        seed: seed of the fillers; None leaves the parameters to :meth:`load_weights`.
         stand_in: the class of the layers that no class is known for; None: they are refused.
 
     Raises:
@@ -117,38 +117,38 @@ class Net(nn.Module):
         training: bool,
         stand_in: type[Layer] | None,
     ) -> Plan:
-        slot: dict[Source, int] = {}
-        inferred: dict[Source, Shape] = {}
-        for blob, source in spec.inputs:
+        slot: dict[Producer, int] = {}
+        inferred: dict[Producer, Shape] = {}
+        for blob, producer in spec.inputs:
             if blob not in shapes:
                 raise SpecError(f"the shape of input '{blob}' is unknown", spec.path)
-            slot[source], inferred[source] = len(slot), tuple(shapes[blob])
-        last_read = {s: i for i, layer in enumerate(spec.layers) for s in layer.sources}
-        kept = {source for _, source in spec.outputs}
+            slot[producer], inferred[producer] = len(slot), tuple(shapes[blob])
+        last_read = {s: i for i, layer in enumerate(spec.layers) for s in layer.producers}
+        kept = {producer for _, producer in spec.outputs}
         steps, losses = [], []
         for index, layer in enumerate(spec.layers):
-            module = self._module(layer, [inferred[s] for s in layer.sources], built, stand_in)
+            module = self._module(layer, [inferred[s] for s in layer.producers], built, stand_in)
             if module is None:
                 continue
-            tops = _infer(layer, module, [inferred[s] for s in layer.sources])
+            tops = _infer(layer, module, [inferred[s] for s in layer.producers])
             for k, shape in enumerate(tops):
                 slot[layer.name, k], inferred[layer.name, k] = len(slot), shape
             weights = _loss_weights(layer, module)
             losses += [(slot[layer.name, k], w) for k, w in enumerate(weights) if w]
             kept |= {(layer.name, k) for k, w in enumerate(weights) if w}
             tops_here = {(layer.name, k) for k in range(len(tops))}
-            dead = {s for s in (*layer.sources, *tops_here) if last_read.get(s, index) == index and s not in kept}
+            dead = {s for s in (*layer.producers, *tops_here) if last_read.get(s, index) == index and s not in kept}
             steps.append(
                 Step(
                     layer,
                     self._attribute(layer.name, training),
-                    tuple(slot[s] for s in layer.sources),
+                    tuple(slot[s] for s in layer.producers),
                     tuple(slot[layer.name, k] for k in range(len(tops))),
-                    module.per_bottom and len(layer.sources) > 1,
+                    module.per_bottom and len(layer.producers) > 1,
                     tuple(sorted(slot[s] for s in dead)),
                 )
             )
-        outputs = tuple((blob, slot[source]) for blob, source in spec.outputs)
+        outputs = tuple((blob, slot[producer]) for blob, producer in spec.outputs)
         return Plan(spec, tuple(steps), len(slot), tuple(b for b, _ in spec.inputs), outputs, tuple(losses), inferred)
 
     def _attribute(self, name: str, training: bool) -> str:
@@ -196,7 +196,7 @@ class Net(nn.Module):
         for name in module.blob_names():
             count = getattr(module, name).numel()
             if count > MAX_ELEMENTS:
-                raise layer.error(f"{name} would hold {count} numbers; Caffe's limit is 2^31 - 1")
+                raise layer.error(f"{name} would contain {count} values; Caffe's limit is 2^31 - 1")
         if first is not None:
             attribute = f"{attribute}__train"
             while attribute in self.names.values():
@@ -290,7 +290,7 @@ class Net(nn.Module):
     def steps(self, *bottoms: Tensor, **named: Tensor) -> Generator[LayerRun, Sequence[Tensor] | None, None]:
         """Runs layer by layer and yields what each layer read and made.
 
-        ``send(tops)`` puts other tops in the place of the layer's own, so that the layers downstream read those: fed
+        ``send(tops)`` replaces the layer's tops, so that the layers downstream read those: fed
         with a reference's tops, every layer runs on the reference's own bottoms.
         """
         plan = self.plans[self.training]
@@ -312,7 +312,7 @@ class Net(nn.Module):
         }
 
     def initialise(self, seed: int = 0, only: Sequence[str] | None = None) -> None:
-        """Draws parameters by their fillers, as Caffe does before training.
+        """Initializes parameters from their fillers, as Caffe does before training.
 
         Args:
             seed: of NumPy's PCG64.
@@ -335,7 +335,7 @@ class Net(nn.Module):
     def load_weights(self, weights: Weights, share: bool = False) -> LoadReport:
         """Copies blobs by layer name, as Caffe's CopyTrainedLayersFrom.
 
-        Layers that the file does not hold are drawn by their fillers.
+        Layers that are not in the file are initialized from their fillers.
 
         Args:
             share: large parameters become views of the blobs, which must be writable; see :meth:`Layer.share_blobs`.
@@ -352,7 +352,8 @@ class Net(nn.Module):
         if targets and not matched:
             near = did_you_mean(next(iter(targets)), stored)
             raise WeightsError(
-                f"holds no layer of this net; the net has {_few(targets)}, the file {_few(stored)}.{near}", weights.path
+                f"contains no layer of this net; the net has {_few(targets)}, the file has {_few(stored)}.{near}",
+                weights.path,
             )
         wrong = [
             f"layer '{name}' {text}"
@@ -411,7 +412,7 @@ def _check_types(specs: Iterable[NetSpec]) -> None:
     for layer in unknown.values():
         reason = UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, SIGNATURES, 0.75).strip()
         lines.append(f"{layer.where}: layer '{layer.name}' ({layer.type}){': ' + reason if reason else ''}")
-    lines.append("--stub puts a place holder there, --plugin takes a Layer of your own.")
+    lines.append("Use --stub to insert placeholders, or --plugin to supply your own Layer.")
     some = next(iter(unknown.values()))
     path = some.where.rsplit(":", 1)[0] if some.param.line else some.where
     raise UnsupportedLayerError(
@@ -428,10 +429,10 @@ def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Sh
     else:
         tops = infer_by_running(layer, module, bottoms)
     if len(tops) != len(layer.tops):
-        raise layer.error(f"has {len(layer.tops)} tops, this type makes {len(tops)} from {len(bottoms)} bottoms")
+        raise layer.error(f"has {len(layer.tops)} tops, but this type produces {len(tops)} from {len(bottoms)} bottoms")
     for name, shape in zip(layer.tops, tops, strict=True):
         if np.prod(shape, dtype=float) > MAX_ELEMENTS or min(shape, default=1) < 0:
-            raise layer.error(f"top '{name}' of shape {shape} is larger than any memory")
+            raise layer.error(f"top '{name}' of shape {shape} is too large for any memory")
     return tops
 
 
@@ -458,7 +459,7 @@ def infer_by_running(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) 
 def _loss_weights(layer: LayerSpec, module: Layer) -> list[float]:
     given = list(layer.param.loss_weight)
     if given and len(given) != len(layer.tops):
-        raise layer.error(f"{len(given)} loss_weight for {len(layer.tops)} tops; give one for each")
+        raise layer.error(f"{len(given)} loss_weight values for {len(layer.tops)} tops; give one per top")
     return given or [1.0 if module.loss and k == 0 else 0.0 for k in range(len(layer.tops))]
 
 
@@ -471,7 +472,7 @@ def _share(
     if mine.shape != theirs.shape:
         raise layer.error(
             f"shares {blob} {tuple(mine.shape)} with layer '{owner.name}', whose blob is {tuple(theirs.shape)}",
-            "Caffe's share_mode PERMISSIVE allows it for equal counts; here shared blobs have one shape."
+            "Caffe's share_mode PERMISSIVE allows this for equal counts; caffe-port requires equal shapes."
             if mode == "PERMISSIVE"
             else "",
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 Operation = Callable[[Any, Any, Tensor], Tensor]
@@ -52,5 +52,5 @@ class Plan:
     inputs: tuple[str, ...]
     outputs: tuple[tuple[str, int], ...]
     losses: tuple[tuple[int, float], ...]
-    shapes: Mapping[Source, Shape]
+    shapes: Mapping[Producer, Shape]
     fused: tuple[Step, ...] = ()

@@ -32,7 +32,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         with opened(path) as file:
-            is_safetensors = file.read(9)[8:] == b"{"  # behind the length of its JSON header
+            is_safetensors = file.read(9)[8:] == b"{"  # after the length of its JSON header
         if is_safetensors:
             from safetensors.torch import load_file
 
@@ -47,12 +47,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror or error}", str(path)) from None
     except Exception as error:  # noqa: BLE001 - damaged files raise anything
-        raise ParseError(f"is no state_dict: {(str(error).splitlines() or [''])[0][:80]}", str(path)) from None
+        raise ParseError(f"is not a state_dict: {(str(error).splitlines() or [''])[0][:80]}", str(path)) from None
     for _ in range(4):  # a dict may hold itself
         if isinstance(state, dict) and not any(isinstance(v, Tensor) for v in state.values()):
             state = next((state[k] for k in _WRAPPERS if k in state), None)
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise ParseError("holds no tensors by name: not a state_dict", str(path))
+        raise ParseError("is not a state_dict: it contains no named tensors", str(path))
     return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
@@ -62,7 +62,7 @@ def _check_not_packed(path: str | Path) -> None:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                    raise ParseError("is no state_dict: its archive is compressed", str(path))
+                    raise ParseError("is not a state_dict: its archive is compressed", str(path))
 
 
 _DTYPES = {

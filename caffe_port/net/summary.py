@@ -15,7 +15,7 @@ HEADS = ("layer", "type", "module", "top shapes", "parameters")
 def table(net: nn.Module, plan: Plan) -> str:
     """HTML with a row for each layer of a phase; every name is escaped.
 
-    Shapes are those that the net was built for. Parameters are the learnt ones; the total counts what layers share
+    Shapes are those that the net was built for. Parameters are the trainable ones; the total counts what layers share
     once.
     """
     rows = [

@@ -43,7 +43,7 @@ def _exp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 def _log(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if checked_base(layer.log_param.base) == 1:
-        raise SpecError("there is no logarithm to base 1")
+        raise SpecError("base must not be 1")
     return bottoms
 
 

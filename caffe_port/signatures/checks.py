@@ -13,7 +13,7 @@ from caffe_port.typing import Shape
 def canonical_axis(axis: int, dims: int) -> int:
     """A negative axis counted from the end. Raises SpecError outside [-dims, dims). Source: blob.hpp."""
     if not -dims <= axis < dims:
-        raise SpecError(f"axis {axis} does not exist in a bottom of {dims} dimensions")
+        raise SpecError(f"axis {axis} does not exist in a bottom of {dims} axes")
     return axis % dims
 
 
@@ -22,14 +22,16 @@ def expect_axes(bottom: Shape, least: int, most: int | None = None) -> None:
     most = least if most is None else most
     if not least <= len(bottom) <= most:
         wanted = str(least) if least == most else f"at least {least}" if most == ANY else f"{least} to {most}"
-        raise SpecError(f"takes a bottom of {wanted} {'axis' if most == ANY and least == 1 else 'axes'}, got {bottom}")
+        raise SpecError(
+            f"needs a bottom with {wanted} {'axis' if most == ANY and least == 1 else 'axes'}, got {bottom}"
+        )
 
 
 def expect_images(bottoms: Sequence[Shape]) -> None:
     """Raises SpecError unless all bottoms are (N, C, H, W)."""
     for shape in bottoms:
         if len(shape) != 4:
-            raise SpecError(f"a bottom (N, C, H, W) is expected, got {shape}")
+            raise SpecError(f"expected a bottom (N, C, H, W), got {shape}")
 
 
 def same(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001

@@ -17,7 +17,7 @@ def crop_offsets(p: Message, bottom: Shape) -> tuple[int, tuple[int, ...]]:
     if len(offsets) == 1:
         offsets *= len(bottom) - axis
     if len(offsets) != len(bottom) - axis:
-        raise SpecError(f"{len(offsets)} offsets; one, or {len(bottom) - axis} (one for each dimension from {axis} on)")
+        raise SpecError(f"got {len(offsets)} offsets, expected 1 or {len(bottom) - axis} (one per axis from {axis} on)")
     return axis, tuple(offsets)
 
 
@@ -25,10 +25,10 @@ def _crop(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     x, like = bottoms
     axis, offsets = crop_offsets(layer.crop_param, x)
     if len(like) != len(x):
-        raise SpecError(f"the bottom {x} cannot be cropped to {like}: another number of dimensions")
+        raise SpecError(f"the bottom {x} cannot be cropped to {like}: the number of axes differs")
     for dim, offset in enumerate(offsets, axis):
         if offset + like[dim] > x[dim]:
-            raise SpecError(f"dimension {dim}: offset {offset} and size {like[dim]} reach beyond {x[dim]}")
+            raise SpecError(f"axis {dim}: offset {offset} plus size {like[dim]} exceeds {x[dim]}")
     return [(*x[:axis], *like[axis:])]
 
 

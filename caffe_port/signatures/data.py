@@ -19,7 +19,9 @@ from caffe_port.typing import Shape
 def per_top(name: str, values: Sequence[Any], tops: int) -> list[Any]:
     """One value for each top; a single value serves all. Raises SpecError for another number of values."""
     if len(values) not in (1, tops):
-        raise SpecError(f"dummy_data_param gives {name} {len(values)} times for {tops} tops; once, or once for each")
+        raise SpecError(
+            f"dummy_data_param gives {name} {len(values)} times for {tops} tops; give it once, or once per top"
+        )
     return list(values) * (tops if len(values) == 1 else 1)
 
 
@@ -43,7 +45,7 @@ def distribution(filler: Message, shape: Shape) -> tuple[str, float, float]:
             return "uniform", -math.sqrt(3 / n), math.sqrt(3 / n)
         return "gaussian", 0.0, math.sqrt(2 / n)
     raise SpecError(
-        f"DummyData cannot draw from the filler '{filler.type}'; constant, uniform, gaussian, xavier and msra work"
+        f"DummyData does not support the filler '{filler.type}'; use constant, uniform, gaussian, xavier or msra"
     )
 
 
@@ -54,7 +56,7 @@ def dummy_shapes(layer: Message) -> list[Shape]:
     if not any(dummy.has(name) for name in columns):
         return per_top("shape", [tuple(int(n) for n in s.dim) for s in dummy.shape], tops)
     if dummy.has("shape"):
-        raise SpecError("dummy_data_param gives shape and num, channels, height, width; one of them says it")
+        raise SpecError("dummy_data_param gives both shape and num, channels, height, width; give only one")
     return list(zip(*(per_top(name, [int(n) for n in getattr(dummy, name)], tops) for name in columns), strict=True))
 
 
@@ -80,7 +82,7 @@ def _parameter_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shap
 
 def _python(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     p = layer.python_param
-    raise SpecError(f"runs the Python code {p.module}.{p.layer}, which works with pycaffe only")
+    raise SpecError(f"runs the Python code {p.module}.{p.layer}, which works only with pycaffe")
 
 
 declare("Input", None, message="input_param", bottoms=0, traits=Trait.SOURCE)

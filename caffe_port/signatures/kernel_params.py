@@ -32,7 +32,7 @@ def kernel_of(p: Message, axes: int, bottom: Shape, axis: int) -> Kernel:
     Source: base_conv_layer.cpp.
     """
     if axes < 1:
-        raise SpecError(f"no spatial axis is left after axis {axis} of a bottom {bottom}")
+        raise SpecError(f"there are no spatial axes after axis {axis} of a bottom {bottom}")
     return Kernel(
         per_axis(p, "kernel_size", axes, None, least=1),
         per_axis(p, "stride", axes, 1, least=1),

@@ -16,7 +16,7 @@ def inner_product(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     """The rule of InnerProduct: everything from ``axis`` on becomes num_output."""
     bottom, p = bottoms[0], layer.inner_product_param
     if p.num_output < 1:
-        raise SpecError("num_output is missing or 0: it is the length of the top")
+        raise SpecError("num_output (length of the top) is missing or 0")
     return [(*bottom[: canonical_axis(p.axis, len(bottom))], p.num_output)]
 
 
@@ -37,9 +37,9 @@ def inner_product_macs(layer: Message, bottoms: Sequence[Shape], tops: Sequence[
 def _embed(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.embed_param
     if p.num_output < 1:
-        raise SpecError("num_output is missing or 0: it is the length of an embedding")
+        raise SpecError("num_output (length of an embedding) is missing or 0")
     if p.input_dim < 1:
-        raise SpecError("input_dim is missing or 0: it is the number of embeddings, the greatest index + 1")
+        raise SpecError("input_dim (number of embeddings: greatest index + 1) is missing or 0")
     return [(*bottoms[0], p.num_output)]
 
 
@@ -63,10 +63,10 @@ def broadcast(p: Message, bottoms: Sequence[Shape]) -> tuple[Shape, int]:
         return shape, axis
     axis = canonical_axis(p.axis, len(bottom))
     if p.num_axes < -1:
-        raise SpecError(f"num_axes is -1 (all the rest) or more, got {p.num_axes}")
+        raise SpecError(f"num_axes must be at least -1 (all remaining axes), got {p.num_axes}")
     end = len(bottom) if p.num_axes == -1 else axis + p.num_axes
     if end > len(bottom):
-        raise SpecError(f"axis {axis} and num_axes {p.num_axes} reach past the bottom {bottom}")
+        raise SpecError(f"axis {axis} and num_axes {p.num_axes} exceed the bottom {bottom}")
     return tuple(bottom[axis:end]), axis if end > axis else 0
 
 

@@ -46,7 +46,9 @@ def _with_probabilities(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Sh
 def _infogain(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     classes = bottoms[0][class_axis(layer, bottoms[0])]
     if len(bottoms) == 3 and math.prod(bottoms[2]) != classes**2:
-        raise SpecError(f"the infogain matrix has shape {bottoms[2]}; {classes} classes need {(classes, classes)}")
+        raise SpecError(
+            f"the infogain matrix has shape {bottoms[2]}, expected {(classes, classes)} for {classes} classes"
+        )
     if len(bottoms) == 2 and not layer.infogain_loss_param.source:
         raise SpecError("has no infogain matrix: give a third bottom, or infogain_loss_param { source: ... }")
     return _with_probabilities(layer, bottoms)
@@ -61,7 +63,7 @@ def _accuracy(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 def _smooth_l1(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     if layer.smooth_l1_loss_param.sigma == 0:
-        raise SpecError("sigma is 0; it must be another number")
+        raise SpecError("sigma must not be 0")
     return [()]
 
 

@@ -1,4 +1,4 @@
-"""The records of layers that normalise. Source: src/caffe/layers of Caffe 1.0, and of the forks named there."""
+"""The records of layers that normalize. Source: src/caffe/layers of Caffe 1.0, and of the forks named there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caffe_port.signatures.signature import ANY, Trait, declare
 from caffe_port.typing import Shape
 
 IMAGE = Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES
-"""What can be relied on for an image that is normalised."""
+"""The traits of layers that normalize an image."""
 
 
 def _batch_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
@@ -28,9 +28,11 @@ def _bn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.bn_param
     expect_axes(bottoms[0], 2, 4)
     if p.axis != 1:
-        raise SpecError(f"BN over axis {p.axis}; only axis 1, the channels, is known here")
+        raise SpecError(f"BN over axis {p.axis}; only axis 1 (channels) is supported")
     if bn_keeps_decay(p) and not p.moving_average:
-        raise SpecError("BN without moving_average takes the statistics of the test batch", hint="set it")
+        raise SpecError(
+            "BN without moving_average uses the statistics of the test batch, which is not supported", hint="set it"
+        )
     return bottoms
 
 
@@ -54,7 +56,7 @@ def lrn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.lrn_param
     expect_images(bottoms)
     if p.local_size % 2 == 0:
-        raise SpecError(f"local_size must be odd, got {p.local_size}: the window has a middle")
+        raise SpecError(f"local_size must be odd, got {p.local_size}")
     return bottoms
 
 
@@ -71,7 +73,7 @@ def _normalize(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         return bottoms
     kind = layer.normalize_param.normalize_type
     if kind not in ("L1", "L2"):
-        raise SpecError(f"normalize_type is L1 or L2, got {kind}")
+        raise SpecError(f"normalize_type must be L1 or L2, got {kind}")
     return [bottom, (bottom[0], 1, *bottom[2:])] if len(layer.top) > 1 else bottoms
 
 
@@ -85,7 +87,7 @@ def _l2_normalization(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shap
     expect_axes(bottoms[0], 2, ANY)
     own = [name for name in layer.unknown if str(name).endswith("_param")]
     if own:
-        raise SpecError(f"this fork's L2Normalization has parameters of its own ({own[0]}); they are not known here")
+        raise SpecError(f"L2Normalization parameters of this fork are not supported: {own[0]}")
     return bottoms
 
 
@@ -105,7 +107,7 @@ declare(
     blobs=("slope", "bias", "mean", "variance"),
     blob_shapes=_bn_blobs,
     statistics=("mean", "variance"),
-    traits=Trait.AFFINE | Trait.BATCH_STATISTICS,
+    traits=Trait.AFFINE | Trait.BATCH_STATISTICS | Trait.ROWS,
 )
 declare("LRN", lrn, message="lrn_param", traits=IMAGE)
 declare("MVN", _mvn, message="mvn_param", traits=IMAGE)

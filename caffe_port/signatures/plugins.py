@@ -49,7 +49,7 @@ def run(paths: Sequence[str | Path]) -> None:
         name = f"caffe_port_plugin_{Path(path).stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            raise CaffePortError("is no Python file", str(path))
+            raise CaffePortError("is not a Python file", str(path))
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # so that inspect finds the source of its classes
         _guard(functools.partial(spec.loader.exec_module, module), str(path))

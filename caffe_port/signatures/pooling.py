@@ -34,10 +34,12 @@ def spp_window(size: tuple[int, int], bins: int) -> tuple[tuple[int, int], tuple
 def _pooled(bottom: Shape, pool: str, kernel: Shape, stride: Shape, padding: Shape, ceil_mode: bool) -> Shape:
     """The top of windows, unless Caffe refuses them."""
     if any(padding) and pool == "STOCHASTIC":
-        raise SpecError("STOCHASTIC pooling has no padding in Caffe", hint="pad with MAX or AVE only")
+        raise SpecError(
+            "STOCHASTIC pooling does not support padding in Caffe", hint="padding works only with MAX or AVE"
+        )
     for pad, k in zip(padding, kernel, strict=True):
         if pad >= k:
-            raise SpecError(f"pad {pad} must be less than the kernel, {k}: a window would see padding only")
+            raise SpecError(f"pad {pad} must be less than the kernel, {k}: a window would contain only padding")
     axes = zip(bottom[2:], kernel, stride, padding, strict=True)
     sizes = [window_count(*axis, ceil_mode, any(padding)) for axis in axes]
     if min(sizes) < 1:
@@ -52,11 +54,11 @@ def _pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     axes, tops = len(bottom) - 2, max(1, len(layer.top))
     p = (SIGNATURES["Pooling3D"] if axes == 3 else SIGNATURES[layer.type]).parameters(layer)
     if tops > 1 and axes == 3:
-        raise SpecError("a second top (the mask) is made of images (N, C, H, W) only")
+        raise SpecError("a second top (the mask) needs a bottom (N, C, H, W)")
     if tops > 1 and p.pool != "MAX":
         raise SpecError(f"a second top (the mask) needs pool: MAX, got {p.pool}")
     if axes == 3 and p.pool == "STOCHASTIC":
-        raise SpecError(f"a volume (N, C, D, H, W) is pooled by MAX or AVE, not by {p.pool}")
+        raise SpecError(f"a bottom (N, C, D, H, W) needs pool: MAX or AVE, got {p.pool}")
     if p.global_pooling:
         if axes == 2:
             _expect_no_window(p)
@@ -68,10 +70,10 @@ def _pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 def _expect_no_window(p: Message) -> None:
     if p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w"):
-        raise SpecError("global_pooling takes the whole image: remove the kernel size")
+        raise SpecError("global_pooling pools the whole image: remove the kernel size")
     stride, padding = per_axis(p, "stride", 2, 1, least=1), per_axis(p, "pad", 2, 0)
     if stride != (1, 1) or padding != (0, 0):
-        raise SpecError(f"global_pooling allows stride 1 and pad 0 only, got {stride} and {padding}")
+        raise SpecError(f"global_pooling requires stride 1 and pad 0, got {stride} and {padding}")
 
 
 def _spp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:

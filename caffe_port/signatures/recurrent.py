@@ -27,16 +27,16 @@ def _recurrent(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         raise SpecError(f"{len(bottoms)} bottoms; the layer takes {2 + exposed} to {3 + exposed}")
     x, cont = bottoms[:2]
     if len(x) < 3 or cont != x[:2]:
-        raise SpecError(f"bottoms {x} and {cont}; (steps, streams, ...) and (steps, streams) are expected")
+        raise SpecError(f"expected bottoms (steps, streams, ...) and (steps, streams), got {x} and {cont}")
     if p.num_output < 1:
-        raise SpecError(f"num_output is {p.num_output}: it is the length of the state, 1 or more")
+        raise SpecError(f"num_output (length of the state) must be at least 1, got {p.num_output}")
     static = _static(layer, bottoms)
     if static is not None and (len(static) < 2 or static[0] != x[1]):
-        raise SpecError(f"the static input has shape {static}; ({x[1]}, ...) is expected, one for each stream")
+        raise SpecError(f"the static input has shape {static}, expected ({x[1]}, ...), one per stream")
     state = (1, x[1], p.num_output)
     for shape in bottoms[len(bottoms) - exposed :]:
         if shape != state:
-            raise SpecError(f"an initial state has shape {shape}; {state} is expected")
+            raise SpecError(f"an initial state has shape {shape}, expected {state}")
     return [(*x[:2], p.num_output), *[state] * exposed]
 
 
@@ -91,10 +91,10 @@ def _old_lstm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if p.num_output < 1 or p.batch_size < 1:
         raise SpecError(f"num_output {p.num_output} and batch_size {p.batch_size} must be 1 or more")
     if len(x) < 2 or (len(x) != 3 and x[0] % p.batch_size):
-        raise SpecError(f"a bottom (steps, streams, I) or ({p.batch_size} x steps, ...) is expected, got {x}")
+        raise SpecError(f"expected a bottom (steps, streams, I) or ({p.batch_size} x steps, ...), got {x}")
     steps = math.prod(x[:2]) if len(x) == 3 else x[0]
     if len(bottoms) > 1 and math.prod(bottoms[1]) != steps:
-        raise SpecError(f"cont has shape {bottoms[1]}; {steps} numbers are expected, one for each step")
+        raise SpecError(f"cont has shape {bottoms[1]}, expected {steps} values, one per step")
     return [(*(x[:2] if len(x) == 3 else x[:1]), p.num_output)]
 
 
@@ -111,7 +111,7 @@ def _old_lstm_macs(layer: Message, bottoms: Sequence[Shape], tops: Sequence[Shap
 def _lstm_unit(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     c, gates, cont = bottoms
     if len(c) != 3 or c[0] != 1 or gates != (1, c[1], 4 * c[2]) or cont != (1, c[1]):
-        raise SpecError(f"bottoms {c}, {gates}, {cont}; (1, N, H), (1, N, 4 H) and (1, N) are expected")
+        raise SpecError(f"expected bottoms (1, N, H), (1, N, 4 H) and (1, N), got {c}, {gates}, {cont}")
     return [c, c]
 
 

@@ -16,7 +16,7 @@ from caffe_port.typing import Shape
 def legacy_axis(p: Message, legacy: str, dims: int) -> int:
     """``axis``, or the unsigned ``concat_dim`` or ``slice_dim`` of old definitions. Raises SpecError for both."""
     if p.has("axis") and p.has(legacy):
-        raise SpecError(f"axis and {legacy} are both given; one of them says the same")
+        raise SpecError(f"axis and {legacy} are both given; they mean the same, give only one")
     return canonical_axis(getattr(p, legacy) if p.has(legacy) else p.axis, dims)
 
 
@@ -33,9 +33,9 @@ def _argmax(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 def _batch_reindex(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     if len(bottoms[1]) != 1:
-        raise SpecError(f"the indices have shape {bottoms[1]}, one dimension is expected")
+        raise SpecError(f"the indices have shape {bottoms[1]}, expected one axis")
     if not bottoms[0]:
-        raise SpecError("the first bottom is a single number: there are no items to choose from")
+        raise SpecError("the first bottom is a scalar: there are no items to select")
     return [(*bottoms[1], *bottoms[0][1:])]
 
 
@@ -43,7 +43,7 @@ def _concat(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     axis = legacy_axis(layer.concat_param, "concat_dim", len(bottoms[0]))
     if len({(*shape[:axis], -1, *shape[axis + 1 :]) for shape in bottoms}) > 1:
         shapes = ", ".join(map(str, bottoms))
-        raise SpecError(f"bottoms {shapes} cannot be joined along axis {axis}: the other dimensions differ")
+        raise SpecError(f"bottoms {shapes} cannot be concatenated along axis {axis}: their other axes differ")
     return [(*bottoms[0][:axis], sum(shape[axis] for shape in bottoms), *bottoms[0][axis + 1 :])]
 
 
@@ -52,7 +52,7 @@ def _eltwise(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if len(set(bottoms)) > 1:
         raise SpecError(f"bottoms {', '.join(map(str, bottoms))} differ in shape")
     if len(p.coeff) and p.operation == "PROD":
-        raise SpecError("coeff is given; a product takes no coefficients")
+        raise SpecError("coeff is given, but PROD does not use coefficients")
     if len(p.coeff) not in (0, len(bottoms)):
         raise SpecError(f"{len(p.coeff)} coefficients for {len(bottoms)} bottoms")
     return bottoms[:1]
@@ -62,7 +62,7 @@ def _filter(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noq
     """How many items pass depends on the selector; Caffe allocates for all."""
     *data, selector = bottoms
     if not selector or math.prod(selector[1:]) != 1:
-        raise SpecError(f"the selector has shape {selector}; all its dimensions but the first must be 1")
+        raise SpecError(f"the selector has shape {selector}; all axes except the first must be 1")
     for shape in data:
         if shape[:1] != selector[:1]:
             items = shape[0] if shape else "no"
@@ -81,14 +81,14 @@ def _flatten(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 def _permute(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     bottom, order = bottoms[0], [int(axis) for axis in layer.permute_param.order]
     if len(set(order)) < len(order) or not set(order) <= set(range(len(bottom))):
-        raise SpecError(f"order {order} must name different axes below {len(bottom)}")
+        raise SpecError(f"order {order} must list distinct axes less than {len(bottom)}")
     return [tuple(bottom[axis] for axis in (*order, *(k for k in range(len(bottom)) if k not in order)))]
 
 
 def _transpose(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     bottom, dims = bottoms[0], [int(axis) for axis in layer.transpose_param.dim]
     if sorted(dims) != list(range(len(bottom))):
-        raise SpecError(f"dim {dims} must name each of the {len(bottom)} axes once")
+        raise SpecError(f"dim {dims} must list each of the {len(bottom)} axes once")
     return [tuple(bottom[axis] for axis in dims)]
 
 
@@ -101,9 +101,9 @@ def reshaped_axes(p: Message, bottom: Shape) -> tuple[int, int]:
     start = p.axis if p.axis >= 0 else len(bottom) + p.axis + 1
     end = len(bottom) if p.num_axes == -1 else start + p.num_axes
     if not 0 <= start <= len(bottom):
-        raise SpecError(f"axis {p.axis} is out of range for a bottom of {len(bottom)} dimensions")
+        raise SpecError(f"axis {p.axis} is out of range for a bottom of {len(bottom)} axes")
     if p.num_axes < -1 or end > len(bottom):
-        raise SpecError(f"axis {p.axis} and num_axes {p.num_axes} do not fit a bottom of {len(bottom)} dimensions")
+        raise SpecError(f"axis {p.axis} and num_axes {p.num_axes} do not fit a bottom of {len(bottom)} axes")
     return start, end
 
 
@@ -111,13 +111,13 @@ def _reshape(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     bottom, p = bottoms[0], layer.reshape_param
     dims, (start, end) = [int(d) for d in p.shape.dim], reshaped_axes(p, bottom)
     if min(dims, default=0) < -1 or dims.count(-1) > 1:
-        raise SpecError(f"shape {dims}: -1 may come once, and no other length may be negative")
+        raise SpecError(f"shape {dims}: -1 may occur once; other lengths must not be negative")
     if any(d == 0 and start + i >= len(bottom) for i, d in enumerate(dims)):
-        raise SpecError(f"shape {dims} copies (0) a dimension that the bottom {bottom} does not have")
+        raise SpecError(f"shape {dims} copies (0) an axis that the bottom {bottom} does not have")
     lengths = [bottom[start + i] if d == 0 else d for i, d in enumerate(dims)]
     count, known = math.prod(bottom[start:end]), math.prod(d for d in lengths if d != -1)
     if count % known if known and -1 in lengths else count != known:
-        raise SpecError(f"shape {dims} does not hold the {count} values of dimensions {start} to {end} of {bottom}")
+        raise SpecError(f"shape {dims} does not match the {count} values of axes {start} to {end} of {bottom}")
     return [(*bottom[:start], *(count // known if d == -1 else d for d in lengths), *bottom[end:])]
 
 
@@ -137,7 +137,7 @@ def _slice(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
             raise SpecError(f"{tops} tops do not divide the {bottom[axis]} of axis {axis} evenly; give slice_point")
         points = [bottom[axis] // tops * k for k in range(1, tops)]
     if len(points) != tops - 1:
-        raise SpecError(f"{len(points)} slice points for {tops} tops; {tops - 1} are expected")
+        raise SpecError(f"{len(points)} slice points for {tops} tops, expected {tops - 1}")
     edges = [0, *points, bottom[axis]]
     if any(a >= b for a, b in pairwise(edges)):
         raise SpecError(f"slice points {points} must increase, within 1..{bottom[axis] - 1} (axis {axis})")

@@ -11,7 +11,7 @@ from caffe_port.errors import SpecError
 from caffe_port.signatures.loss import class_count
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Holds, Signature, holds
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 
@@ -19,7 +19,7 @@ class UnknownShape(SpecError):  # noqa: N818 - it says what is the matter
     """There is no rule for this type."""
 
 
-def infer(spec: NetSpec, inputs: Mapping[str, Shape]) -> dict[Source, Shape]:
+def infer(spec: NetSpec, inputs: Mapping[str, Shape]) -> dict[Producer, Shape]:
     """The shape of every blob of a net.
 
     Args:
@@ -33,14 +33,14 @@ def infer(spec: NetSpec, inputs: Mapping[str, Shape]) -> dict[Source, Shape]:
         UnknownShape: a layer has a type without a rule.
         SpecError: a layer does not fit its bottoms; with its name and line.
     """
-    found: dict[Source, Shape] = {}
-    for blob, source in spec.inputs:
+    found: dict[Producer, Shape] = {}
+    for blob, producer in spec.inputs:
         if blob not in inputs:
             raise SpecError(f"the shape of input '{blob}' is unknown", spec.path)
-        found[source] = tuple(inputs[blob])
+        found[producer] = tuple(inputs[blob])
     for layer in spec.layers:
         if not layer.is_input:
-            for index, shape in enumerate(top_shapes(layer, [found[s] for s in layer.sources])):
+            for index, shape in enumerate(top_shapes(layer, [found[s] for s in layer.producers])):
                 found[layer.name, index] = shape
     return found
 
@@ -65,7 +65,7 @@ def top_shapes(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
     except SpecError as error:
         raise layer.error(error.what, error.hint) from None
     if len(tops) != len(layer.tops) and not (tops == [()] and not layer.tops):  # a loss may leave its top unnamed
-        raise layer.error(f"has {len(layer.tops)} tops, this type makes {len(tops)} from {len(bottoms)} bottoms")
+        raise layer.error(f"has {len(layer.tops)} tops, but this type produces {len(tops)} from {len(bottoms)} bottoms")
     return tops
 
 
@@ -108,7 +108,7 @@ def macs(layer: LayerSpec, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> i
     """Multiply-accumulates of one forward pass, for the batch in the shapes.
 
     Counted are products with weights: convolution, deconvolution, InnerProduct, LSTM and their like. What is done once
-    for each number (biases, activations, normalisation, Scale, pooling) counts 0.
+    for each number (biases, activations, normalization, Scale, pooling) counts 0.
     """
     signature = find(layer.param)
     rule = signature.macs if signature is not None else None

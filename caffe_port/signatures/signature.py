@@ -1,6 +1,6 @@
 """One record a layer type: what it takes, what it makes and what it keeps, without torch.
 
-Every registered type has a :class:`Signature`. The records of caffe-port's own types stand in the families beside this
+Every registered type has a :class:`Signature`. The records of caffe-port's own types are in the families next to this
 module, named as those of :mod:`caffe_port.layers`, each declared once; that of a plugin is made from its class. Whoever
 needs a list of types ("those with weights", "those that keep the size") asks the records, see :func:`types_with`.
 """
@@ -57,7 +57,7 @@ class Trait(enum.Flag):
     AFFINE = ELEMENTWISE | _LINE
     """In TEST a factor and a summand for each channel, which may as well lie in the weights before them."""
     BATCH_STATISTICS = enum.auto()
-    """The items of a batch are normalised by what they have in common."""
+    """The items of a batch are normalized by shared statistics."""
     NO_NUMBERS = enum.auto()
     """In TEST the tops hold the numbers of the bottom, in their order: none is changed."""
     SHARES_MEMORY = enum.auto()
@@ -72,6 +72,8 @@ class Trait(enum.Flag):
     """The inverse: a pixel of the bottom is spread over a window of the top."""
     DEPTHWISE = enum.auto()
     """``num_output`` and ``group`` are the bottom's channels, unless they are given."""
+    ROWS = enum.auto()
+    """Files may store its vectors as rows, (1, C)."""
     MATRIX = enum.auto()
     """The weight is a matrix, which files of the 4-D era hold as (1, 1, rows, columns)."""
     _PRODUCT = enum.auto()

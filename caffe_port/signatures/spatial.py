@@ -36,7 +36,7 @@ def convolution_numbers(p: Message, bottom: Shape, depthwise: bool = False) -> t
         channels if depthwise and not p.has(name) else int(getattr(p, name)) for name in ("num_output", "group")
     )
     if outputs < 1:
-        raise SpecError("num_output is missing or 0: it is the number of channels of the top")
+        raise SpecError("num_output (channels of the top) is missing or 0")
     if group < 1 or channels % group or outputs % group:
         raise SpecError(f"group {group} does not divide the {channels} channels and num_output {outputs}")
     return axis, outputs, group, kernel_of(p, axes, bottom, axis)
@@ -61,7 +61,7 @@ def spread(bottom: Shape, axis: int, kernel: Kernel) -> Shape:
 def _positive(bottom: Shape, sizes: Shape, kernel: Kernel) -> Shape:
     if min(sizes) < 1:
         shown = ", ".join(f"{name} {'x'.join(map(str, value))}" for name, value in kernel._asdict().items())
-        raise SpecError(f"a bottom {bottom} leaves no output with {shown}: it would be {sizes}")
+        raise SpecError(f"a bottom {bottom} gives an empty output {sizes} with {shown}")
     return sizes
 
 

@@ -1,1 +1,1 @@
-"""Caffe's training loop, its solvers, and the folders that runs leave behind."""
+"""Caffe's training loop and solvers, and the folders of training runs."""

@@ -1,4 +1,4 @@
-"""Reads the logs that `caffe train` wrote: losses, rates, tests, what was trained.
+"""Reads the logs of `caffe train`: the solver, losses, learning rates, test results.
 
 Source: solver.cpp (Step, Test), sgd_solver.cpp (ApplyUpdate) of several versions of Caffe.
 """
@@ -27,15 +27,15 @@ _FIELD = re.compile(r"^(\w+): (.+)$")
 
 @dataclass
 class CaffeLog:
-    """What a log tells.
+    """The contents of a log.
 
     Attributes:
         path: the file.
-        solver: fields of the solver as Caffe echoed them, as text; repeated ones as a list.
+        solver: the solver's fields as printed by Caffe, as text; repeated fields as a list.
         metrics: lines like those of a run's metrics.jsonl: kind train (iter, loss, lr, outputs) and test (iter,
-            outputs), in the order of the log; an iteration that a resumed run repeated is there once, as seen last.
-        device: the GPU, where the log says it.
-        seconds: from the first line with a time to the last.
+            outputs), by iteration; of an iteration that a resumed run repeats, the last line counts.
+        device: the GPU, if the log names it.
+        seconds: time from the first to the last line with a timestamp.
     """
 
     path: str
@@ -53,17 +53,17 @@ class CaffeLog:
         return [line for line in self.metrics if line["kind"] == "train"]
 
     def output(self) -> str | None:
-        """The test output that is an accuracy (the first whose name says so), or None."""
+        """The name of the first test output that contains "acc", or None."""
         names = dict.fromkeys(name for line in self.tests for name in line["outputs"])
         return next((name for name in names if "acc" in name.lower()), None)
 
     def accuracies(self) -> list[tuple[int, float]]:
-        """(iteration, test accuracy as Caffe prints it, 0..1)."""
+        """(iteration, test accuracy from 0 to 1) of every test."""
         name = self.output()
         return [(line["iter"], line["outputs"][name]) for line in self.tests if name in line["outputs"]]
 
     def best(self) -> tuple[int, float] | None:
-        """(iteration, accuracy) of the best test, the first of equals."""
+        """(iteration, accuracy) of the best test; the first one if there are several."""
         return max(self.accuracies(), key=lambda point: point[1], default=None)
 
     def last(self) -> tuple[int, float] | None:
@@ -89,22 +89,22 @@ class CaffeLog:
 
 
 def read(path: str | Path) -> CaffeLog:
-    """Reads a log, however it was redirected, cut off or spiced with a shell's own lines.
+    """Reads a log; it may be incomplete, in UTF-16, or contain other lines.
 
     Raises:
-        CaffePortError: it cannot be read.
-        ParseError: no line of it is Caffe's solver's.
+        CaffePortError: the file cannot be read.
+        ParseError: it contains no line of Caffe's solver.
     """
     data = read_bytes(path)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"  # PowerShell redirects in UTF-16
     log = parse(data.decode(encoding, "replace"), str(path))
     if not log.metrics:
-        raise ParseError("is no log of caffe train: no line tells of an iteration", str(path))
+        raise ParseError("is not a log of caffe train: no line reports an iteration", str(path))
     return log
 
 
 def parse(text: str, path: str = "<text>") -> CaffeLog:
-    """The CaffeLog of a text; without lines of Caffe's it is empty."""
+    """Parses the text of a log; the result is empty if no line is Caffe's."""
     log = CaffeLog(path)
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     rates: dict[int, float] = {}
@@ -125,7 +125,7 @@ def parse(text: str, path: str = "<text>") -> CaffeLog:
             log.device = said[1]
         elif said := _TESTING.match(message):
             testing = None
-            if said[2] == "0":  # other test nets have names of their own
+            if said[2] == "0":  # only the first test net
                 testing = {"kind": "test", "iter": int(said[1]), "outputs": {}}
         elif said := _TRAINED.match(message):
             training = {"kind": "train", "iter": int(said[1]), "loss": _number(said[2]), "outputs": {}}
@@ -143,7 +143,7 @@ def parse(text: str, path: str = "<text>") -> CaffeLog:
     log.metrics = sorted(lines.values(), key=lambda line: (line["iter"], line["kind"]))
     rate = 0.0
     for line in log.trained:
-        rate = line["lr"] = rates.get(line["iter"], rate)  # a log may be cut off between its last loss and the rate
+        rate = line["lr"] = rates.get(line["iter"], rate)  # a log may end between its last loss and the rate
     log.seconds = (times[-1] - times[0]).total_seconds() if times else 0.0
     return log
 
@@ -158,14 +158,14 @@ def _add(fields: dict[str, Any], name: str, value: str) -> None:
 
 
 def _number(text: str) -> float:
-    """Also as Windows prints what is no number: 1.#QNAN, -1.#IND, 1.#INF."""
+    """Parses a number, including Windows' 1.#QNAN, -1.#IND and 1.#INF."""
     if "#" in text:
         return float("inf" if "INF" in text.upper() else "nan") * (-1 if text.startswith("-") else 1)
     return float(text)
 
 
 def _time(times: list[datetime], day: str, clock: str) -> None:
-    """Appends a moment; a log does not tell its year, so one that goes backwards by much began a new one."""
+    """Appends a timestamp. Logs contain no year; a jump back by half a year means that a new year has begun."""
     try:
         moment = datetime.strptime(f"2000{day} {clock[:15]}", "%Y%m%d %H:%M:%S.%f")
     except ValueError:
@@ -179,7 +179,7 @@ def _time(times: list[datetime], day: str, clock: str) -> None:
 
 
 def to_csv(log: CaffeLog, path: str | Path) -> None:
-    """Writes a table: iteration, kind, loss, rate, and a column for each output.
+    """Writes a CSV table: iteration, kind, loss, learning rate, and a column for each output.
 
     Raises:
         CaffePortError: the file cannot be written.
@@ -196,7 +196,7 @@ def to_csv(log: CaffeLog, path: str | Path) -> None:
 
 
 def plot(log: CaffeLog, *paths: str | Path) -> None:
-    """Draws the log's curves. Raises DependencyError without matplotlib."""
+    """Plots the log's curves. Raises DependencyError without matplotlib."""
     from caffe_port.training import plots
 
     plots.curves(log.metrics, *paths, title=Path(log.path).name)

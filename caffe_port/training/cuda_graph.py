@@ -1,7 +1,7 @@
 """One update of the parameters, launched kernel by kernel or as one CUDA graph.
 
-At batch 100 a GPU may be done with SimpleNet's kernels before Python has launched them. A captured graph is launched at
-once: forward and backward passes and the solver's update read and write the same addresses every time.
+At batch size 100, a GPU may execute SimpleNet's kernels faster than Python launches them. A captured graph needs one
+launch: the forward and backward passes and the solver's update use the same addresses every time.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ WARM_UP = 3
 
 
 class GraphedUpdate:
-    """Runs ``gradients`` and the optimizer's step; from the fourth call on, the replay of what was captured then.
+    """Runs ``gradients`` and the optimizer's step; the fourth call captures them as a graph, which is then replayed.
 
-    The first calls are real updates too, on a stream of their own, as PyTorch asks for: they choose convolution
-    algorithms, compile what is to be compiled, and make the optimizer's state.
+    The first three calls are normal updates on a side stream, as PyTorch requires: they choose convolution algorithms,
+    compile the net, and create the optimizer's state.
 
     Args:
-        optimizer: with ``keep_rates_on_device``; all else it uses stays as it is from iteration to iteration.
-        gradients: batches -> loss, one number; fills ``.grad``. It must not wait for the device.
+        optimizer: an optimizer with ``keep_rates_on_device``; its other settings must not change between iterations.
+        gradients: maps batches to a scalar loss and fills ``.grad``; must not synchronize with the device.
     """
 
     def __init__(self, optimizer: Any, gradients: Callable[[Batches], Tensor]) -> None:
@@ -57,16 +57,16 @@ class GraphedUpdate:
             loss = self.gradients(batches)
             self.optimizer.step()
         present.wait_stream(self.stream)
-        for tensor in (loss, *_flat(batches)):  # their memory is not given to others while either stream needs it
+        for tensor in (loss, *_flat(batches)):  # keeps their memory from being reused while either stream needs it
             tensor.record_stream(present)
             tensor.record_stream(self.stream)
         return loss
 
     def _capture(self, batches: Batches) -> None:
         self.inputs = [[top.clone() for top in batch] for batch in batches]
-        self.optimizer.zero_grad(set_to_none=True)  # so that gradients lie in the graph's own memory
+        self.optimizer.zero_grad(set_to_none=True)  # so that gradients are allocated in the graph's memory
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # nothing runs yet: it is recorded
+        with torch.cuda.graph(graph):  # records the kernels without running them
             self.loss = self.gradients(self.inputs)
             self.optimizer.step()
         self.graph = graph

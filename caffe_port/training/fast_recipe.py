@@ -1,11 +1,11 @@
-"""The same net, trained as one would today: minutes on one GPU instead of hours. Nothing of Caffe's semantics is meant.
+"""A modern training recipe for the same net, designed for one GPU. It does not follow Caffe's semantics.
 
-SGD with Nesterov's momentum, a rate that rises and falls along two straight lines, label smoothing, mirroring,
-shifts and cutout on the device, an average of the parameters for the test, channels-last memory, bfloat16 where the
-device has it, torch.compile on a GPU. The prototxt's layers are kept, its Dropout is not. The result is a .caffemodel
-that `caffe-port evaluate` knows.
+SGD with Nesterov momentum, a learning rate that rises and then falls linearly, label smoothing, flips, shifts and
+cutout on the device, averaged parameters for the test, channels-last memory, bfloat16 if the device supports it, and
+torch.compile on a GPU. The prototxt's layers are kept, except that Dropout is disabled. The result is a .caffemodel
+that `caffe-port evaluate` recognizes.
 
-What happens in an epoch depends on (seed, epoch) alone: a run that is resumed goes on as if it had not stopped.
+An epoch depends only on (seed, epoch): a resumed run continues as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from caffe_port.evaluation import registry
 from caffe_port.evaluation.evaluate import evaluate
 from caffe_port.layers.activation import Dropout
 from caffe_port.storage.files import atomic_write, read_bytes
+from caffe_port.terminal import count
 from caffe_port.training import fused_layers, plots, processes, signals
 from caffe_port.training.run_folder import RunFolder, hold
 
@@ -44,16 +45,16 @@ Results = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The constants. None of them was tuned on a whole run: see docs/training.md.
+    """The hyperparameters. They were not tuned on a complete run: see docs/training.md.
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: pictures an update.
-        peak_rate: of the learning rate, reached after ``rise`` of all updates, then it falls to 0.
-        weight_decay: of convolution and classifier weights; biases and Scale have none.
-        smoothing: share of every label that is spread over all classes.
-        average: decay an update of the averaged parameters, less in the beginning.
-        augmentation: what is done to the pictures.
+        batch_size: images per update.
+        peak_rate: the highest learning rate, reached after the fraction ``rise`` of all updates; then it falls to 0.
+        weight_decay: weight decay of convolution and classifier weights; biases and Scale have none.
+        smoothing: label smoothing, the share of every label that is spread over all classes.
+        average: decay per update of the averaged parameters; lower at the beginning.
+        augmentation: the augmentation of the images.
     """
 
     epochs: int = 100
@@ -67,12 +68,12 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def rate(self, update: int, updates: int) -> float:
-        """The learning rate of an update, counted from 0."""
+        """The learning rate of an update; updates are counted from 0."""
         at, peak = update + 1, max(self.rise * updates, 1)
         return self.peak_rate * min(at / peak, (updates + 1 - at) / max(updates + 1 - peak, 1))
 
 
-RECIPES = (  # for at most so many classes: the net, and how it is trained
+RECIPES = (  # (largest number of classes, net, recipe)
     (10, "simplenet_cifar10.prototxt", Recipe()),
     (100, "simplenet_cifar100.prototxt", Recipe(epochs=120)),
 )
@@ -80,16 +81,16 @@ RECIPES = (  # for at most so many classes: the net, and how it is trained
 
 @dataclass(frozen=True)
 class FastOptions:
-    """What the command line says.
+    """The options of the command line.
 
     Attributes:
         data, root, download: as for :func:`caffe_port.data.datasets.load`.
-        net: a prototxt; None: SimpleNet (5.48 M) for as many classes.
-        epochs, batch_size: instead of the recipe's.
-        seed: of the parameters, the order and the augmentation.
-        resume: go on with what lies in the folder.
-        max_seconds: ends the run after the epoch in which this time is over.
-        compile, bf16: None: compile on a GPU, bf16 where the device has instructions for it.
+        net: a prototxt; None: SimpleNet (5.48 M) for the data set's number of classes.
+        epochs, batch_size: override the recipe's.
+        seed: seed of the parameters, the order and the augmentation.
+        resume: continue the run in the folder.
+        max_seconds: time limit; the run stops after the epoch in which it is reached.
+        compile, bf16: None: compile on a GPU; use bf16 if the device has instructions for it.
     """
 
     data: str
@@ -108,7 +109,7 @@ class FastOptions:
 
 @dataclass
 class Run:
-    """What changes in a training. ``averages`` are of the net's parameters and buffers, in their order."""
+    """The state of a run. ``averages`` are those of the net's parameters and buffers, in the same order."""
 
     epoch: int
     averages: list[Tensor]
@@ -118,15 +119,15 @@ class Run:
 
 
 def train(out: str | Path, options: FastOptions, listen: Listener | None = None, seeds: int = 1) -> Results:
-    """Trains, once or with several seeds; gives what run.json says of each.
+    """Trains with one seed or several; returns the contents of each run.json.
 
     Args:
-        out: the run's folder; with several seeds, a folder ``seed-N`` for each lies in it.
-        seeds: how many, counted up from ``options.seed``. The net is compiled once.
-        listen: hears of epochs, notes, and the end.
+        out: the run's folder; with several seeds, it contains a folder ``seed-N`` for each.
+        seeds: number of seeds, counted up from ``options.seed``. The net is compiled once.
+        listen: called with every epoch, note, and end of a run.
 
     Raises:
-        CaffePortError: bad input; the folder is in use or holds a run; or the loss is not finite.
+        CaffePortError: bad input; the folder is in use or already contains a run; or the loss is not finite.
     """
     listen, began = listen or (lambda _: None), time.monotonic()
     device = devices.find_device(options.device)
@@ -155,7 +156,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
     with torch.no_grad():
         scores = net(torch.zeros(2, *train_set.shape, device=device))
     if not isinstance(scores, Tensor):
-        raise CaffePortError(f"has {len(scores)} outputs; scores are one", str(path))
+        raise CaffePortError(f"has {len(scores)} outputs; expected one, the scores", str(path))
     for each in (train_set, test_set):
         each.check_labels(scores.flatten(1).shape[1])
     channels = [train_set.images[:, c].double() for c in range(train_set.shape[0])]
@@ -217,11 +218,13 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
 
 
 def summary(results: Results) -> str:
-    """Mean and standard deviation of the accuracies of several seeds, in a line."""
+    """One line with the mean and standard deviation of the accuracies."""
     values = [r["accuracy"] for r in results]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     seconds = statistics.mean(r["train_seconds"] for r in results)
-    return f"{statistics.mean(values):.2f}{spread} % over {len(values)} seeds, {seconds:.1f} s of training each"
+    return (
+        f"{statistics.mean(values):.2f}{spread} % over {count(len(values), 'seed')}, {seconds:.1f} s of training each"
+    )
 
 
 # -- the loop -------------------------------------------------------------------------------------------------------
@@ -239,7 +242,7 @@ def _epochs(
     stop: list[str],
     listen: Listener,
 ) -> str:
-    """Trains to the last epoch, or to a signal or the end of the time; says which."""
+    """Trains until the last epoch, a signal or the time limit; returns what stopped it, or an empty string."""
     decayed = [p for p in net.parameters() if p.ndim > 1]
     plain = [p for p in net.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -264,7 +267,7 @@ def _epochs(
             optimizer.step()
             losses.append(loss.detach())
             torch._foreach_lerp_(run.averages, present, 1 - min(recipe.average, (1 + update) / (10 + update)))
-        loss_now = float(torch.stack(losses).mean())  # the only wait for the device in an epoch
+        loss_now = float(torch.stack(losses).mean())  # the only synchronization with the device in an epoch
         seconds = time.monotonic() - started
         run.epoch, run.seconds = run.epoch + 1, run.seconds + seconds
         line = {"epoch": run.epoch, "loss": round(loss_now, 4), "seconds": round(seconds, 3)}
@@ -274,7 +277,7 @@ def _epochs(
             raise CaffePortError(
                 f"the loss is {loss_now} in epoch {run.epoch}",
                 str(folder.path),
-                "Another --seed, or a smaller --batch-size, may do.",
+                "Try another --seed or a smaller --batch-size.",
             )
         over = options.max_seconds is not None and time.monotonic() - began >= options.max_seconds
         if run.epoch == recipe.epochs:
@@ -290,7 +293,7 @@ def _epochs(
 def _compiled(
     net: nn.Module, recipe: Recipe, shape: tuple[int, ...], device: torch.device, options: FastOptions, gpu: bool
 ) -> tuple[nn.Module, float]:
-    """The net, compiled where that is asked for and run a few times, and how long this took. Nothing of it changes."""
+    """Compiles and warms up the net if requested; returns it and the seconds this took. Its state does not change."""
     model: Any = torch.compile(net) if (gpu if options.compile is None else options.compile) else net
     if not gpu and model is net:
         return model, 0.0
@@ -313,12 +316,12 @@ def _autocast(device: torch.device, options: FastOptions) -> torch.autocast:
 
 
 def _state(net: nn.Module) -> list[Tensor]:
-    """All that is averaged and kept: parameters and BatchNorm's sums."""
+    """The tensors that are averaged and saved: parameters and BatchNorm's sums."""
     return [tensor.detach() for tensor in (*net.parameters(), *net.buffers())]
 
 
 def _initialise(net: nn.Module, seed: int) -> None:
-    """Kaiming's normal distribution for weights, whatever the fillers say; the classifier's is smaller."""
+    """Initializes weights with Kaiming's normal distribution, not the fillers; the classifier has a smaller gain."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if tensor.ndim > 1:
@@ -330,7 +333,7 @@ def _initialise(net: nn.Module, seed: int) -> None:
 
 
 def _plot(folder: RunFolder, recipe: Recipe, run: Run, length: int, accuracy: float, listen: Listener) -> None:
-    """Draws loss and rate by updates, and the one test."""
+    """Plots the loss and learning rate over the updates, and the final test."""
     ends = [(line["epoch"] * length, line["loss"]) for line in run.history]
     metrics: list[dict[str, Any]] = [
         {"kind": "train", "iter": at, "loss": loss, "lr": recipe.rate(at - 1, recipe.epochs * length)}
@@ -343,11 +346,11 @@ def _plot(folder: RunFolder, recipe: Recipe, run: Run, length: int, accuracy: fl
         listen({"kind": "note", "text": str(error)})
 
 
-# -- what is kept ---------------------------------------------------------------------------------------------------
+# -- saved state ----------------------------------------------------------------------------------------------------
 
 
 def _finished(folder: Path, recipe: Recipe, seed: int) -> dict[str, Any] | None:
-    """What run.json says of a whole run with this recipe and seed."""
+    """The contents of run.json if it is of a finished run with this recipe and seed; otherwise None."""
     path = folder / "run.json"
     try:
         facts: dict[str, Any] = json.loads(read_bytes(path)) if path.is_file() else {}
@@ -362,7 +365,7 @@ def _plain(recipe: Recipe) -> Any:
 
 
 def _save(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, run: Run) -> None:
-    """One file, so that a run killed while it is written finds the one before."""
+    """Saves the run in one file, so that the previous save survives if the process is killed while writing."""
     from safetensors.torch import save
 
     kinds = {"state": _state(net), "averages": run.averages, "momenta": run.momenta}
@@ -373,9 +376,11 @@ def _save(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, run: Run
 
 
 def _begin(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, resume: bool, listen: Listener) -> Run:
-    """A new run, or the one that lies in the folder."""
+    """A new run, or the saved run in the folder."""
     if folder.used() and not resume:
-        raise CaffePortError("holds a run already", str(folder.path), "Give another folder, or --resume.")
+        raise CaffePortError(
+            "already contains a run", str(folder.path), "Give another folder, or --resume to continue it."
+        )
     _initialise(net, seed)
     kept = folder.path / "fast.safetensors"
     if not kept.is_file():
@@ -388,7 +393,9 @@ def _begin(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, resume:
         with safe_open(kept, "pt") as file:
             told = json.loads(file.metadata()["run"])
             if (told["recipe"], told["seed"]) != (_plain(recipe), seed):
-                raise CaffePortError("is a run with another recipe or seed", str(folder.path), "Give another folder.")
+                raise CaffePortError(
+                    "contains a run with another recipe or seed", str(folder.path), "Give another folder."
+                )
             found = {
                 kind: [file.get_tensor(f"{kind}.{k}") for k in range(len(like))]
                 for kind, like in (("state", state), ("averages", state), ("momenta", moving))

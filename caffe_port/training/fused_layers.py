@@ -1,7 +1,7 @@
-"""Neighbouring layers of a net in training, computed together: the same numbers but for rounding, in fewer passes.
+"""Adjacent layers computed together in training: the same values up to rounding, in fewer passes over memory.
 
-Caffe writes as two or three layers what costs one pass over memory: BatchNorm and the Scale after it, ReLU and the
-Dropout after it. The modules, their blobs and names stay as they are; the plan of phase TRAIN says who computes what.
+These are BatchNorm and the Scale after it, and ReLU and the Dropout after it. The modules, their blobs and names do not
+change; only the plan of phase TRAIN does.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from caffe_port.net.net import Net
 
 
 def fuse(net: Net, relu_dropout: bool = True) -> int:
-    """Fuses what can be fused in phase TRAIN; gives how many pairs.
+    """Fuses layers in phase TRAIN where possible; returns the number of pairs.
 
     Args:
-        net: its plan is changed.
-        relu_dropout: ReLU and Dropout too; a compiler does that by itself.
+        net: the net; its plan is changed.
+        relu_dropout: also fuse ReLU and Dropout; a compiler does that by itself.
     """
     norms, relus = {}, {}
     for name, after, phases in fusion.pairs(net.plans):
@@ -47,11 +47,11 @@ def _drops(dropout: Any) -> bool:
     return type(dropout) is Dropout and dropout.scale_train and not dropout.always and dropout.p > 0
 
 
-# As in net/fusion.py, what a module is now is asked again: users put others in the place of ours, and hooks on them.
+# As in net/fusion.py, the modules are checked again on every call: users may replace them or register hooks on them.
 
 
 def batch_norm_and_scale(norm: Any, scale: Any, x: Tensor) -> Tensor:
-    """BatchNorm.normalize with the Scale's weight and bias.
+    """BatchNorm followed by Scale, in one operation.
 
     Source: batch_norm_layer.cpp, scale_layer.cpp.
     """
@@ -75,7 +75,7 @@ def batch_norm_and_scale(norm: Any, scale: Any, x: Tensor) -> Tensor:
 
 
 def relu_and_dropout(relu: Any, dropout: Any, x: Tensor) -> Tensor:
-    """ReLU and Dropout, keeping one tensor for the backward pass."""
+    """ReLU followed by Dropout, saving one tensor for the backward pass."""
     ours = type(relu) is ReLU and not relu.negative_slope and _drops(dropout) and dropout.training
     if ours and not (fusion.is_altered(relu) or fusion.is_altered(dropout)):
         dropped: Tensor = ReluDropout.apply(x, dropout.p)
@@ -84,7 +84,7 @@ def relu_and_dropout(relu: Any, dropout: Any, x: Tensor) -> Tensor:
 
 
 class ReluDropout(torch.autograd.Function):
-    """dropout(relu(x), p). It keeps its result alone: where that is positive, the gradient passes."""
+    """dropout(relu(x), p). It saves only its result: the gradient passes where that is positive."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
@@ -104,7 +104,7 @@ class ReluDropout(torch.autograd.Function):
 
 
 def _kept(like: Tensor, p: float) -> Tensor:
-    """True with probability 1 - p, rounded to 1 / 65536; a random number, which is what costs, serves four times."""
+    """True with probability 1 - p, rounded to 1 / 65536. One random number, the costly part, serves four values."""
     numbers = torch.empty((like.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     kept = numbers.view(torch.int16)[: like.numel()] < round(32768 - 65536 * p)
     return kept.as_strided(like.shape, like.stride()) if _dense(like) else kept.reshape(like.shape)

@@ -1,6 +1,6 @@
 """Caffe's six solvers as torch optimizers, in Caffe's order of operations.
 
-Sources: sgd_solver.cpp (ApplyUpdate: clip, normalise, regularise, compute, update), nesterov_solver.cpp,
+Sources: sgd_solver.cpp (ApplyUpdate: clip, normalize, regularize, compute, update), nesterov_solver.cpp,
 adagrad_solver.cpp, rmsprop_solver.cpp, adadelta_solver.cpp, adam_solver.cpp.
 """
 
@@ -22,24 +22,25 @@ OPTIMIZERS: dict[str, type[CaffeOptimizer]] = {}
 
 
 class CaffeOptimizer(torch.optim.Optimizer):
-    """Base of the six solvers. One step is Caffe's ApplyUpdate.
+    """Base class of the six solvers. One step is Caffe's ApplyUpdate.
 
-    Gradients are those of the *sum* over ``iter_size`` backward passes. They are clipped (their common L2 norm over
-    all groups), divided by iter_size, regularised, and turned into an update; ``.grad`` itself stays as it was.
-    A parameter without gradient has gradient zero: it still decays and coasts on its history.
+    ``.grad`` must contain the *sum* over ``iter_size`` backward passes. Gradients are clipped (by their common L2 norm
+    over all groups), divided by iter_size, regularized, and turned into an update; ``.grad`` itself does not change.
+    A parameter without a gradient is treated as having gradient zero: it still decays and follows its history.
 
     Args:
-        params: parameters or groups; a group may set ``lr_mult`` and ``decay_mult`` (1).
-        lr: the rate; set ``group["lr"]`` from :func:`caffe_port.training.solver.learning_rate` before every step.
-        weight_decay: factor of the regularisation's gradient.
+        params: parameters or groups; a group may set ``lr_mult`` and ``decay_mult`` (default 1).
+        lr: the learning rate; set ``group["lr"]`` from :func:`caffe_port.training.solver.learning_rate` before every
+            step.
+        weight_decay: factor of the regularization's gradient.
         regularization_type: ``"L2"`` (adds decay * parameter) or ``"L1"`` (adds decay * sign).
-        clip_gradients: greatest L2 norm; negative: off.
-        iter_size: backward passes summed in ``.grad``.
-        options: of the solver: ``momentum``, ``momentum2``, ``rms_decay``, ``delta``.
+        clip_gradients: maximum L2 norm; negative: no clipping.
+        iter_size: number of backward passes summed in ``.grad``.
+        options: the solver's options: ``momentum``, ``momentum2``, ``rms_decay``, ``delta``.
     """
 
     slots: ClassVar[int] = 1
-    """Arrays kept for each parameter."""
+    """Number of history arrays per parameter."""
     options: ClassVar[dict[str, float]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -77,7 +78,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update. ``closure``, where given, computes the gradients; what it returns is returned."""
+        """Performs one update. ``closure``, if given, computes the gradients; its result is returned."""
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -97,13 +98,13 @@ class CaffeOptimizer(torch.optim.Optimizer):
         return result
 
     def rate(self, group: dict[str, Any]) -> float:
-        """What the update of this iteration is multiplied by, all of it that changes from iteration to iteration."""
+        """The factor of this iteration's update, with everything that changes from iteration to iteration."""
         return float(group["lr"] * group["lr_mult"])
 
     def keep_rates_on_device(self) -> None:
-        """Puts this iteration's rates where a captured CUDA graph reads them: call it before every replay.
+        """Writes this iteration's rates to where a captured CUDA graph reads them; call it before every replay.
 
-        From the first call on, :meth:`step` reads them there too. Nothing waits for the device.
+        From the first call on, :meth:`step` reads them there, too. It does not synchronize with the device.
         """
         if self.rates is None:
             self.rates = [torch.zeros((), device=g["params"][0].device) for g in self.param_groups]
@@ -114,14 +115,14 @@ class CaffeOptimizer(torch.optim.Optimizer):
                 self._filled[k] = value
 
     def history(self, parameter: Tensor) -> Tensors:
-        """The parameter's arrays, zeros at first."""
+        """The parameter's history arrays, initially zero."""
         state = self.state[parameter]
         if not state:
             state.update({f"history{k}": torch.zeros_like(parameter) for k in range(self.slots)})
         return [state[f"history{k}"] for k in range(self.slots)]
 
     def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
-        """(update, factor): their product is subtracted from the parameters. Changes histories, but no gradient."""
+        """(update, factor), whose product is subtracted from the parameters. Changes histories, but not gradients."""
         raise NotImplementedError
 
     def _clip_factor(self, gradients: Sequence[Tensors]) -> Tensor | None:
@@ -154,8 +155,8 @@ def _add(tensors: Tensors, values: Tensors, rate: Rate) -> None:
 class SGD(CaffeOptimizer):
     """Momentum with the rate inside the history: h = momentum h + lr g, and h is the update.
 
-    Differs from torch.optim.SGD: there the rate multiplies the history, so that a drop of the rate takes effect at
-    once; here what was gathered under the old rate fades over 1 / (1 - momentum) iterations.
+    Differs from torch.optim.SGD: there the rate multiplies the history, so a lower rate takes effect at once; here
+    the history accumulated at the old rate fades over 1 / (1 - momentum) iterations.
     """
 
     options: ClassVar[dict[str, float]] = {"momentum": 0.0}
@@ -208,7 +209,7 @@ class RMSProp(CaffeOptimizer):
 class AdaDelta(CaffeOptimizer):
     """Averages h of g^2 and u^2 with decay ``momentum``: u = g sqrt((h_u + delta) / (h_g + delta)); the update is lr u.
 
-    Same as torch.optim.Adadelta with ``rho=momentum`` and ``eps=delta``: there is no other momentum in it.
+    Same as torch.optim.Adadelta with ``rho=momentum`` and ``eps=delta``; there is no other momentum.
     """
 
     slots: ClassVar[int] = 2
@@ -229,7 +230,7 @@ class Adam(CaffeOptimizer):
     """m and v with decays ``momentum`` and ``momentum2``; the update is lr c m / (sqrt(v) + delta), where
     c = sqrt(1 - momentum2^t) / (1 - momentum^t) and t counts from 1.
 
-    Differs from torch.optim.Adam: delta is added to sqrt(v) before its bias is corrected, not after.
+    Differs from torch.optim.Adam: delta is added to sqrt(v) before the bias correction, not after it.
     """
 
     slots: ClassVar[int] = 2

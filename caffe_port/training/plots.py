@@ -1,4 +1,4 @@
-"""Curves of a run: loss, accuracy and learning rate over the iterations."""
+"""Plots of a run: loss, accuracy and learning rate over the iterations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Points = Sequence[tuple[int, float]]
 
 
 def curves(metrics: Sequence[dict[str, Any]], *paths: str | Path, reference: Points = (), title: str = "") -> None:
-    """Draws a run's metrics (as ``runfolder`` and ``logs`` give them) into files.
+    """Plots a run's metrics (from ``run_folder`` or ``caffe_log``) to files.
 
     Args:
         metrics: lines with ``kind`` train (``loss``, ``lr``) and test (``outputs``).
-        paths: the suffix tells the format.
-        reference: (iteration, accuracy) of another run, drawn beside.
-        title: above the picture.
+        paths: the files; the suffix gives the format.
+        reference: (iteration, accuracy) of another run, plotted for comparison.
+        title: title of the figure.
 
     Raises:
         DependencyError: matplotlib is not installed.
@@ -27,7 +27,7 @@ def curves(metrics: Sequence[dict[str, Any]], *paths: str | Path, reference: Poi
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise DependencyError("curves are drawn by matplotlib", hint="pip install 'caffe-port[plot]'") from None
+        raise DependencyError("plots require matplotlib", hint="pip install 'caffe-port[plot]'") from None
     trained = [line for line in metrics if line["kind"] == "train"]
     tested = [line for line in metrics if line["kind"] == "test"]
     figure = Figure(figsize=(8, 9), layout="constrained")

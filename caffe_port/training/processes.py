@@ -1,8 +1,8 @@
-"""One process or several: what the training loop asks of torch.distributed, and what it gets without.
+"""Training in one process or several: the training loop's interface to torch.distributed.
 
-Started by ``torchrun --nproc-per-node N -m caffe_port train ...``. Every process prepares the whole batch and takes its
-rows; gradients are averaged. BatchNorm's statistics are those of the whole batch, so that N processes do what one does;
-those of each process's rows alone, as in Caffe's multi-GPU runs, are an option.
+Started by ``torchrun --nproc-per-node N -m caffe_port train ...``. Every process prepares the whole batch and uses its
+share of the rows; gradients are averaged. BatchNorm's statistics are those of the whole batch, so that N processes
+compute what one does; statistics per process, as in Caffe's multi-GPU runs, are an option.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from caffe_port.devices import find_device
 from caffe_port.layers.normalization import BatchNorm
 
 
-def world() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
-    return dist.get_rank() if world() > 1 else 0
+    """The index of this process."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def first() -> bool:
-    """Whether this one writes files."""
+def is_first() -> bool:
+    """Whether this is the process that writes files."""
     return rank() == 0
 
 
 @contextlib.contextmanager
 def group(device: str) -> Iterator[torch.device]:
-    """The device of this process; joins the others where torchrun started several.
+    """The device of this process; joins the process group if torchrun started several.
 
     Raises:
         CaffePortError: there is no such device.
@@ -59,15 +59,15 @@ def group(device: str) -> Iterator[torch.device]:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model whose backward averages gradients over the processes."""
-    if world() == 1:
+    """Wraps the model so that its backward pass averages gradients over the processes."""
+    if world_size() == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def sync_batch_norm(net: nn.Module) -> None:
-    """Makes every BatchNorm take its statistics over the rows of all processes, in the forward and backward pass."""
-    if world() == 1:
+    """Makes every BatchNorm compute its statistics over the rows of all processes, forward and backward."""
+    if world_size() == 1:
         return
     for name, module in list(net.named_children()):
         if type(module) is BatchNorm:
@@ -75,11 +75,11 @@ def sync_batch_norm(net: nn.Module) -> None:
 
 
 class SyncBatchNorm(BatchNorm, register=False):
-    """A BatchNorm whose batch, in train(), is the rows of all processes; as torch.nn.SyncBatchNorm."""
+    """A BatchNorm that computes its statistics over all processes in train(), like torch.nn.SyncBatchNorm."""
 
     @classmethod
     def of(cls, norm: BatchNorm) -> SyncBatchNorm:
-        """One with the very blobs of a BatchNorm."""
+        """A SyncBatchNorm that shares the blobs of a BatchNorm."""
         made = cls(**norm.args)
         made.args = norm.args
         for name in norm.blob_names():
@@ -91,7 +91,7 @@ class SyncBatchNorm(BatchNorm, register=False):
             return super().normalize_by_batch(x)
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        count = x.numel() // x.shape[1] * world()
+        count = x.numel() // x.shape[1] * world_size()
         values = x.float()
         mean = _sum(values.sum(axes)) / count
         centred = values - mean.reshape(shape)
@@ -105,7 +105,7 @@ class SyncBatchNorm(BatchNorm, register=False):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes. Each sum depends on every process's numbers: so the gradients are summed too."""
+    """The sum over the processes. Each sum depends on the values of every process, so gradients are summed as well."""
 
     @staticmethod
     def forward(_: Any, value: Tensor) -> Tensor:
@@ -127,21 +127,21 @@ _sum: Callable[[Tensor], Tensor] = _Sum.apply
 
 def rows(top: Tensor, channels_last: bool = False) -> Tensor:
     """This process's rows of a batch."""
-    if world() > 1:
-        share = len(top) // world()
+    if world_size() > 1:
+        share = len(top) // world_size()
         top = top[rank() * share : (rank() + 1) * share]
     return top.contiguous(memory_format=torch.channels_last) if channels_last and top.ndim == 4 else top
 
 
 def share_of(count: int) -> range:
-    """Which of ``count`` batches this process tests."""
-    return range(rank(), count, world())
+    """Indices of the batches, of ``count``, that this process tests."""
+    return range(rank(), count, world_size())
 
 
 @contextlib.contextmanager
 def accumulate(model: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients are exchanged in the last of several backward passes only."""
-    if world() > 1 and not last and isinstance(model, nn.parallel.DistributedDataParallel):
+    """Exchanges gradients only in the last of several backward passes."""
+    if world_size() > 1 and not last and isinstance(model, nn.parallel.DistributedDataParallel):
         with model.no_sync():
             yield
     else:
@@ -150,37 +150,37 @@ def accumulate(model: nn.Module, last: bool) -> Iterator[None]:
 
 def mean(value: Tensor) -> float:
     """The mean over the processes."""
-    return total(value) / world()
+    return total(value) / world_size()
 
 
 def total(value: Tensor) -> float:
     """The sum over the processes."""
     value = value.detach().clone()
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(value)
     return float(value)
 
 
 def means(values: list[Tensor]) -> list[float]:
-    """The means over the processes of some single numbers, with one wait for the device."""
+    """The means of several scalars over the processes, with one synchronization."""
     together = torch.stack(values)
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(together)
-    return [float(value) / world() for value in together.tolist()]
+    return [float(value) / world_size() for value in together.tolist()]
 
 
 TIME_OVER = "max_seconds"
 
 
-def share(stop: list[str], device: torch.device) -> None:
-    """A signal that one process got, or its clock, stops all of them, after the same iteration."""
-    if world() > 1:
+def share_stop(stop: list[str], device: torch.device) -> None:
+    """Shares stop requests: a signal or time limit in one process stops all of them after the same iteration."""
+    if world_size() > 1:
         weight = 0.0 if not stop else 1.0 if stop[0] == TIME_OVER else float(1 << 20)
         if (heard := total(torch.tensor(weight, device=device))) and not stop:
             stop.append("SIGTERM" if heard >= 1 << 20 else TIME_OVER)
 
 
 def barrier() -> None:
-    """Waits for the others."""
-    if world() > 1:
+    """Waits for the other processes."""
+    if world_size() > 1:
         dist.barrier()

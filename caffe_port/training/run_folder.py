@@ -1,13 +1,13 @@
-"""The folder of a training run: metrics, snapshots that survive anything, weights.
+"""The folder of a training run: metrics, crash-safe snapshots, weights.
 
 ::
 
-    RUN/config.json             what the run was asked for
-        metrics.jsonl           a line a display, a test, a snapshot
+    RUN/config.json             the options of the run
+        metrics.jsonl           one line per display, test and snapshot
         run.json                versions, device, memory, time, result
         curves.png, curves.svg
         best.*, last.*          weights, as .caffemodel and .safetensors
-        snapshots/NAME_iter_N.caffemodel, .solverstate    Caffe can go on from them
+        snapshots/NAME_iter_N.caffemodel, .solverstate    Caffe can resume from these
         snapshots/NAME_iter_N.json                        written last: checksums, random states, best so far
 """
 
@@ -38,25 +38,25 @@ from caffe_port.training.solver import SolverSpec
 
 @contextlib.contextmanager
 def hold(path: str | Path) -> Iterator[None]:
-    """Keeps other processes from training in a run's folder; of those that train together, the first does it.
+    """Locks a run's folder against other training runs; in a distributed run, the first process does.
 
     Raises:
-        CaffePortError: one does; says which, and on which machine.
+        CaffePortError: another process is training there; names the process and its machine.
     """
-    if not processes.first():
+    if not processes.is_first():
         yield
         return
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CaffePortError(f"cannot be made: {error.strerror}", str(path)) from None
-    with lock(Path(path) / ".lock", "the folder is being trained in"):
+        raise CaffePortError(f"cannot be created: {error.strerror}", str(path)) from None
+    with lock(Path(path) / ".lock", "the folder is in use"):
         yield
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A complete snapshot: the iteration, its three files, and what the third says."""
+    """A complete snapshot: its iteration, the paths of weights and solver state, and the contents of its .json file."""
 
     iter: int
     weights: Path
@@ -68,12 +68,12 @@ class RunFolder:
     """A run's folder.
 
     Args:
-        path: made if need be.
-        name: of the snapshots.
-        keep: how many snapshots stay; 0: all.
+        path: the folder; created if necessary.
+        name: prefix of the snapshots' names.
+        keep: number of snapshots to keep; 0: all.
 
     Raises:
-        CaffePortError: it cannot be made.
+        CaffePortError: it cannot be created.
     """
 
     def __init__(self, path: str | Path, name: str = "net", keep: int = 0) -> None:
@@ -83,14 +83,14 @@ class RunFolder:
         try:
             self.snapshots.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CaffePortError(f"cannot be made: {error.strerror}", str(path)) from None
+            raise CaffePortError(f"cannot be created: {error.strerror}", str(path)) from None
 
     def used(self) -> bool:
-        """Whether a run already wrote here."""
+        """Whether the folder already contains a run."""
         return (self.path / "config.json").exists() or (self.path / "metrics.jsonl").exists()
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Writes ``name`` at once or not at all."""
+        """Writes ``name`` atomically."""
         with atomic_write(self.path / name, "w") as file:
             json.dump(values, file, indent=2, default=str)
             file.write("\n")
@@ -98,7 +98,7 @@ class RunFolder:
     # -- metrics ------------------------------------------------------------------------------------------------
 
     def log(self, line: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl; its numbers to TensorBoard's events too, where tensorboard is installed."""
+        """Appends a line to metrics.jsonl, and to TensorBoard's events if tensorboard is installed."""
         self._tensorboard(line)
         path = self.path / "metrics.jsonl"
         try:
@@ -123,11 +123,11 @@ class RunFolder:
             self._events.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one that a killed process left unfinished is skipped."""
+        """The lines of metrics.jsonl; an incomplete line of a killed process is skipped."""
         return list(read_metrics(self.path))
 
     def rewind(self, iteration: int) -> None:
-        """Drops the metrics from an iteration on, which a resumed run will measure again."""
+        """Removes the metrics from an iteration on, because a resumed run measures them again."""
         lines = [line for line in self.metrics() if line["iter"] < iteration or line["kind"] == "snapshot"]
         lines = [line for line in lines if line["iter"] <= iteration]
         with atomic_write(self.path / "metrics.jsonl", "w") as file:
@@ -138,10 +138,10 @@ class RunFolder:
     def save(
         self, net: Net, definition: Message, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, extra: dict[str, Any]
     ) -> Snapshot:
-        """Writes the snapshot after ``it`` updates. It counts once its .json is there, which comes last.
+        """Writes the snapshot after ``it`` updates. It is complete when its .json exists, which is written last.
 
         Raises:
-            CaffePortError: a file cannot be written (a full disk); earlier snapshots are untouched.
+            CaffePortError: a file cannot be written (e.g. the disk is full); earlier snapshots are not affected.
         """
         stem = f"{self.name}_iter_{it}"
         weights, state = (self.snapshots / f"{stem}.{end}" for end in ("caffemodel", "solverstate"))
@@ -165,7 +165,7 @@ class RunFolder:
         for it, path in self._found():
             if it < min(kept):
                 with contextlib.suppress(OSError):
-                    path.unlink()  # first, so that what is left of it no longer counts
+                    path.unlink()  # first, so that an incomplete snapshot is never found
                     for end in ("caffemodel", "solverstate"):
                         path.with_suffix(f".{end}").unlink()
 
@@ -178,7 +178,7 @@ class RunFolder:
         return sorted(found, reverse=True)
 
     def latest(self) -> tuple[Snapshot | None, list[str]]:
-        """The newest snapshot that is whole, and what was wrong with those passed over."""
+        """The newest complete snapshot, and the reasons why newer ones were rejected."""
         refused: list[str] = []
         for it, path in self._found():
             try:
@@ -194,19 +194,21 @@ class RunFolder:
             check_random_states(extra["random"])
             losses, best = extra["losses"], extra["best"]
             if not all(isinstance(loss, float) for loss in losses) or not (best is None or best["name"]):
-                raise ValueError("losses are numbers, 'best' has a name")
+                raise ValueError("'losses' must be numbers and 'best' must have a name")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ParseError(f"is damaged: {str(error)[:100]}", str(path)) from None
         files = [path.with_suffix(f".{end}") for end in ("caffemodel", "solverstate")]
         for file in files:
             if sha256(file) != sums.get(file.name):
-                raise ParseError("is damaged: its checksum is not the one noted beside it", str(file))
+                raise ParseError(
+                    "is damaged: its checksum differs from the one in the snapshot's .json file", str(file)
+                )
         return Snapshot(it, files[0], files[1], extra)
 
     # -- weights ------------------------------------------------------------------------------------------------
 
     def save_weights(self, stem: str, net: Net, definition: Message) -> None:
-        """Writes ``best`` or ``last`` as .caffemodel and as .safetensors (the keys of ``net.state_dict()``)."""
+        """Writes ``best`` or ``last`` as .caffemodel and .safetensors (with the keys of ``net.state_dict()``)."""
         from safetensors.torch import save
 
         caffemodel.write(self.path / f"{stem}.caffemodel", definition, net.blobs())
@@ -220,16 +222,16 @@ class RunFolder:
             file.write(save(tensors))
 
     def checksums(self) -> dict[str, str]:
-        """File -> sha256, of the weights that :meth:`save_weights` wrote."""
+        """File name -> SHA-256 of the weights that :meth:`save_weights` wrote."""
         names = [f"{stem}.{kind}" for stem in ("best", "last") for kind in ("caffemodel", "safetensors")]
         return {name: sha256(self.path / name) for name in names if (self.path / name).is_file()}
 
 
 def read_metrics(run: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl.
+    """The lines of a run's metrics.jsonl; none if there is no such file.
 
     Raises:
-        CaffePortError: there is none.
+        CaffePortError: the file cannot be read.
     """
     path = Path(run) / "metrics.jsonl"
     if not path.exists():
@@ -242,7 +244,7 @@ def read_metrics(run: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of all global generators, as JSON."""
+    """The states of PyTorch's global random generators, as JSON."""
     states: dict[str, Any] = {"torch": _packed(torch.get_rng_state())}
     if torch.cuda.is_available():
         states["cuda"] = [_packed(state) for state in torch.cuda.get_rng_state_all()]
@@ -250,22 +252,22 @@ def random_states() -> dict[str, Any]:
 
 
 def check_random_states(states: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError for what :func:`random_states` did not make."""
+    """Raises ValueError, KeyError or TypeError if :func:`random_states` did not return these states."""
     if len(base64.b64decode(states["torch"], validate=True)) != torch.get_rng_state().numel():
-        raise ValueError("the random state is of another size")
+        raise ValueError("the random state has the wrong size")
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Puts :func:`random_states` back."""
+    """Restores the states from :func:`random_states`."""
     torch.set_rng_state(_unpacked(states["torch"]))
     if "cuda" in states and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([_unpacked(state) for state in states["cuda"]])
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds the global generators of Python, NumPy and PyTorch (dropout draws from the last)."""
+    """Seeds the global generators of Python, NumPy and PyTorch (dropout uses the last)."""
     random.seed(seed)
-    np.random.seed(seed % (1 << 32))  # noqa: NPY002 - a user's plugin may draw from it
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002 - a user's plugin may use it
     torch.manual_seed(seed)
 
 

@@ -1,4 +1,4 @@
-"""What a training run is asked for, and everything that is ready before its first iteration."""
+"""The options of a training run, and everything that is set up before its first iteration."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
 from caffe_port.spec import LayerSpec, NetSpec
+from caffe_port.terminal import count
 from caffe_port.training import fused_layers, processes, solver
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
@@ -43,28 +44,30 @@ Listener = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the command line adds to a solver.prototxt.
+    """The options that the command line adds to a solver.prototxt.
 
     Attributes:
         data: a data set by name or path (see :func:`~caffe_port.data.datasets.load`);
             None: what the net's Data layers read.
-        root, download: where it lies, whether it may be fetched.
-        entry: registry entry whose preprocessing is meant; None: that of the solver, else the net's transform_param.
-        epochs, max_iter, batch_size: instead of the solver's and the net's.
-        shuffle: None: databases in sequence, as Caffe; data sets shuffled.
-        weights: parameters to start from.
-        resume: True: from the newest whole snapshot in the folder; a path: from that .solverstate.
-        fast: channels_last, amp bf16 where the device has instructions for it; on a GPU compile and cuda_graph too.
+        root, download: folder of the data set, and whether it may be downloaded.
+        entry: registry entry whose preprocessing is used; None: the entry of this solver, otherwise the net's
+            transform_param.
+        epochs, max_iter, batch_size: override the solver's and the net's settings.
+        shuffle: None: databases in sequence, as in Caffe; data sets shuffled.
+        weights: weights file to start from.
+        resume: True: from the newest complete snapshot in the folder; a path: from that .solverstate.
+        fast: channels_last, and amp bf16 if the device has instructions for it; on a GPU also compile and cuda_graph.
         amp: ``"bf16"``: autocast; ``"tf32"``: a GPU's convolutions and matrix products round their factors to 10 bits.
-        compile, channels_last, deterministic: as PyTorch has them.
-        cuda_graph: one launch an update; on a GPU, in one process.
-        read_loss_every: iterations between two looks at the loss, each of which waits for the device; None: 1, or 100
-            on a GPU. It is looked at before every display, test and snapshot in any case.
-        max_seconds: ends the run, with a snapshot, after the iteration in which this time is over.
-        seed: None: the solver's random_seed, else 0.
-        sync_batch_norm: with several processes, statistics of the whole batch; False: of each process's rows, as Caffe.
-        keep: snapshots that stay; 0: all.
-        reference_log: a log of Caffe's; every test says whether we are ahead.
+        compile, channels_last, deterministic: as in PyTorch.
+        cuda_graph: launch each update as one CUDA graph; on a GPU, in one process.
+        read_loss_every: iterations between two readings of the loss, each of which synchronizes with the device; None:
+            1, or 100 on a GPU. The loss is always read before a display, test or snapshot.
+        max_seconds: time limit; the run stops, with a snapshot, after the iteration in which it is reached.
+        seed: None: the solver's random_seed, or 0 if it has none.
+        sync_batch_norm: with several processes, compute BatchNorm's statistics over the whole batch; False: over each
+            process's rows, as in Caffe.
+        keep: number of snapshots to keep; 0: all.
+        reference_log: a Caffe log; every test is compared with its accuracy curve.
     """
 
     data: str | None = None
@@ -94,13 +97,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        iter: updates done.
-        outputs: of the last test, by blob name.
-        best: of the best test: ``{"iter": ..., "name": ..., "value": ...}``; None without tests.
-        stopped: what ended it early: a signal's name, ``"max_seconds"``, or empty.
+        iter: number of updates done.
+        outputs: outputs of the last test, by blob name.
+        best: the best test: ``{"iter": ..., "name": ..., "value": ...}``; None without tests.
+        stopped: what stopped it early: a signal's name, ``"max_seconds"``, or empty.
+        run: the run's folder.
     """
 
     iter: int
@@ -111,7 +115,7 @@ class TrainResult:
 
 
 class WithLoss(nn.Module):
-    """A net whose forward gives (outputs, loss): what DistributedDataParallel and torch.compile take."""
+    """A net whose forward returns (outputs, loss), for DistributedDataParallel and torch.compile."""
 
     def __init__(self, net: Net) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class WithLoss(nn.Module):
 
 @dataclass
 class Training:
-    """Everything the loop needs."""
+    """Everything that the training loop needs."""
 
     spec: SolverSpec
     options: TrainOptions
@@ -147,22 +151,22 @@ class Training:
     drawn: float = field(default_factory=time.monotonic)
 
     def batch(self, phase: str, number: int) -> list[Tensor]:
-        """The bottoms of a batch, in the order of the net's inputs; this process's rows of it."""
+        """This process's rows of a batch, in the order of the net's inputs."""
         tops = [top for feed in self.feeds[phase] for top in feed.batch(number)]
         return [processes.rows(top, self.options.channels_last) for top in tops]
 
     def seconds(self) -> float:
-        """The run's, those of earlier pieces included."""
+        """The run's total time, including the time before it was resumed."""
         return self.seconds_before + time.monotonic() - self.began
 
     def close(self) -> None:
-        """Ends the threads that prepare batches."""
+        """Stops the threads that prepare batches."""
         for feed in (feed for feeds in self.feeds.values() for feed in feeds):
             if isinstance(feed, Prefetch):
                 feed.close()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        # a weight is cast once a pass in any case; a cache could hold what a CUDA graph has captured
+        # no cache: every weight is cast once per pass anyway, and a cache could keep tensors that a CUDA graph captured
         return torch.autocast(self.device.type, torch.bfloat16, self.options.amp == "bf16", cache_enabled=False)
 
 
@@ -172,7 +176,7 @@ def set_up(
     options = _for_device(options, device)
     run = RunFolder(out, Path(spec.snapshot_prefix).name or Path(spec.path).stem.removesuffix("_solver"), options.keep)
     if run.used() and not options.resume:
-        raise CaffePortError("holds a run already", str(out), "Give another folder, or --resume to go on with it.")
+        raise CaffePortError("already contains a run", str(out), "Give another folder, or --resume to continue it.")
     random_seed = spec.random_seed if spec.random_seed >= 0 else 0
     seed = options.seed if options.seed is not None else random_seed
     torch.backends.cudnn.benchmark = not options.deterministic
@@ -194,9 +198,9 @@ def set_up(
     net.to(device).train()
     if options.channels_last:
         net.to(memory_format=torch.channels_last)
-    if not (options.sync_batch_norm and processes.world() > 1):
+    if not (options.sync_batch_norm and processes.world_size() > 1):
         fused_layers.fuse(net, relu_dropout=not options.compile)
-    if options.amp == "bf16":  # a bf16 accuracy has 8 bits: 0.9532 would be read as 0.9531
+    if options.amp == "bf16":  # bf16 has 8 bits: an accuracy of 0.9532 would become 0.9531
         for module in net.modules():
             if getattr(module, "labels", False):
                 module.register_forward_pre_hook(_in_float32)
@@ -220,7 +224,7 @@ def set_up(
     training.model = processes.wrap(training.model, device)
     if options.compile:
         training.model = torch.compile(training.model)  # type: ignore[assignment]
-    if processes.first():
+    if processes.is_first():
         feed = feeds["TEST" if "TEST" in feeds else "TRAIN"][0]
         plan = feed.preprocessor.plan.as_dict() if isinstance(feed, ImageFeed) else None
         run.write_json(
@@ -248,8 +252,8 @@ def _in_float32(_: nn.Module, bottoms: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
-    """The options with ``fast`` spelled out, and PyTorch's own switches set; CaffePortError for what cannot be."""
-    gpu, alone = device.type == "cuda", processes.world() == 1
+    """Expands the option ``fast`` and sets PyTorch's global switches. Raises CaffePortError for unsupported options."""
+    gpu, alone = device.type == "cuda", processes.world_size() == 1
     if options.fast:
         amp = options.amp or ("bf16" if devices.has_bf16(device) else None)
         options = replace(
@@ -260,17 +264,17 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
             cuda_graph=options.cuda_graph or (gpu and alone),
         )
     if options.amp not in (None, "bf16", "tf32"):
-        raise CaffePortError(f"amp '{options.amp}' is not supported; bf16 and tf32 are")
+        raise CaffePortError(f"amp '{options.amp}' is not supported; expected bf16 or tf32")
     if options.cuda_graph and not (gpu and alone):
-        what = f"device {device.type}" if alone else f"{processes.world()} processes"
-        raise CaffePortError(f"a CUDA graph needs a GPU and one process, got {what}", hint="Leave --cuda-graph out.")
-    if gpu:  # cuDNN would use TF32 unasked
+        what = f"device {device.type}" if alone else f"{processes.world_size()} processes"
+        raise CaffePortError(f"a CUDA graph needs a GPU and one process, got {what}", hint="Omit --cuda-graph.")
+    if gpu:  # by default, cuDNN uses TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.amp == "tf32"
     return options
 
 
 def _specs(spec: SolverSpec) -> tuple[Message, dict[str, NetSpec]]:
-    """The definition to be written into caffemodels, and the net of each phase."""
+    """The definition to write into caffemodels, and the net of each phase."""
     train, test = (spec.definition(phase) for phase in ("TRAIN", "TEST"))
     specs = {"TRAIN": train.spec("TRAIN", *spec.state("TRAIN"))}
     specs["TEST"] = test.spec("TEST", *spec.state("TEST")) if spec.test_interval else specs["TRAIN"]
@@ -280,16 +284,17 @@ def _specs(spec: SolverSpec) -> tuple[Message, dict[str, NetSpec]]:
 def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: int) -> Net:
     shapes: dict[str, tuple[int, ...]] = {}
     for phase in reversed(list(feeds)):
-        tops = [(feed.batch_size // processes.world(), *shape) for feed in feeds[phase] for shape in feed.shapes]
+        tops = [(feed.batch_size // processes.world_size(), *shape) for feed in feeds[phase] for shape in feed.shapes]
         blobs = [blob for blob, _ in specs[phase].inputs]
         if len(blobs) != len(tops):
             raise SpecError(
-                f"takes {len(blobs)} inputs ({', '.join(blobs)}), the data gives {len(tops)}", specs[phase].path
+                f"has {count(len(blobs), 'input')} ({', '.join(blobs)}), but the data provides {len(tops)}",
+                specs[phase].path,
             )
         shapes |= dict(zip(blobs, tops, strict=True))
     net = Net(specs["TEST"], shapes, specs["TRAIN"], seed=seed)
     if not net.plans[True].losses:
-        raise SpecError("has no loss in phase TRAIN: there is nothing to train for", specs["TRAIN"].path)
+        raise SpecError("has no loss in phase TRAIN: there is nothing to minimize", specs["TRAIN"].path)
     return net
 
 
@@ -298,7 +303,9 @@ def _feeds(
 ) -> list[Feed]:
     layers = [layer for layer in net.layers if layer.is_input]
     if not layers:
-        raise SpecError(f"reads no data in phase {phase}", net.path, "A Data layer with include { phase } is needed.")
+        raise SpecError(
+            f"reads no data in phase {phase}", net.path, f"Add a data layer with include {{ phase: {phase} }}."
+        )
     size = options.batch_size if phase == "TRAIN" else None
     if options.data is None:
         shuffle = options.shuffle if phase == "TRAIN" else None
@@ -307,14 +314,13 @@ def _feeds(
         ]
     else:
         if sum(len(layer.tops) for layer in layers) != 2:
-            raise SpecError(
-                f"takes {sum(len(layer.tops) for layer in layers)} inputs; --data gives pictures and labels", net.path
-            )
+            found = count(sum(len(layer.tops) for layer in layers), "input")
+            raise SpecError(f"has {found}; --data provides two, images and labels", net.path)
         feeds = [_image_feed(layers[0], phase, spec, options, size, seed, device, notes)]
     for feed in feeds:
-        if feed.batch_size % processes.world():
+        if feed.batch_size % processes.world_size():
             raise CaffePortError(
-                f"batch size {feed.batch_size} cannot be shared by {processes.world()} processes", net.path
+                f"batch size {feed.batch_size} is not divisible by {processes.world_size()} processes", net.path
             )
     return feeds
 
@@ -346,7 +352,7 @@ def _image_feed(
     shape = list(layer.param.input_param.shape) if layer.type == "Input" else []
     batch = size or (shape[0].dim[0] if shape and shape[0].dim else own.batch_size)
     if batch < 1:
-        raise layer.error("has no batch_size", "Say it with --batch-size.")
+        raise layer.error("has no batch_size", "Set it with --batch-size.")
     shuffle = training and (options.shuffle is None or options.shuffle)
     return ImageFeed(pictures, preprocessor, batch, train=training, shuffle=shuffle, seed=seed)
 
@@ -364,7 +370,7 @@ def _plan(
         plan = entry.preprocessing
     else:
         plan = Preprocessing.from_transform_param(layer, pictures.channel_order, notes)
-        text = f"preprocessing by transform_param of layer '{layer.name}': {plan}"
+        text = f"preprocessing from transform_param of layer '{layer.name}': {plan}"
     if text not in notes:
         notes.append(text)
     return plan
@@ -378,7 +384,7 @@ def _same_file(a: Path, b: str) -> bool:
 
 
 def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
-    """Labels that the net has no score for are found before the first iteration, or at the batch that holds one."""
+    """Checks labels against the number of classes: before the first iteration, or when a batch is read."""
     for phase, training in (("TRAIN", True), ("TEST", False)):
         plan = net.plans[training]
         losses = [
@@ -386,9 +392,9 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
         ]
         inputs = dict(plan.spec.inputs).values()
         for layer in losses:
-            if layer.sources[1] not in inputs:
+            if layer.producers[1] not in inputs:
                 continue
-            classes = plan.shapes[layer.sources[0]][layer.param.softmax_param.axis]
+            classes = plan.shapes[layer.producers[0]][layer.param.softmax_param.axis]
             for feed in feeds.get(phase, []):
                 if isinstance(feed, ImageFeed):
                     feed.data.check_labels(classes)
@@ -397,16 +403,16 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
 
 
 def _resume(t: Training) -> int:
-    """Puts a snapshot back; gives its iteration."""
+    """Restores a snapshot; returns its iteration."""
     if isinstance(t.options.resume, str):
         state = solverstate.read(t.options.resume)
         extra: dict[str, Any] = {}
         weights = solverstate.weights_beside(state)
     else:
         snapshot, refused = t.run.latest()
-        t.notes.extend(f"not used: {text}" for text in refused)
+        t.notes.extend(f"snapshot rejected: {text}" for text in refused)
         if snapshot is None:
-            t.notes.append("no snapshot to resume from: the run starts at iteration 0")
+            t.notes.append("no snapshot to resume from: starting at iteration 0")
             return 0
         state, weights, extra = solverstate.read(snapshot.state), snapshot.weights, snapshot.extra
         t.notes.append(f"resumed from {snapshot.state.name}")
@@ -417,13 +423,13 @@ def _resume(t: Training) -> int:
         t.best, losses = extra["best"], extra["losses"]
         t.losses.extend(losses)
         t.seconds_before = float(extra.get("seconds", 0))
-    if processes.first():
+    if processes.is_first():
         t.run.rewind(state.iter)
     return state.iter
 
 
 def facts(t: Training) -> dict[str, Any]:
-    """Versions and machine, for config.json and run.json."""
+    """Facts about the run, versions and machine, for config.json and run.json."""
     device = (
         torch.cuda.get_device_name(t.device) if t.device.type == "cuda" else platform.processor() or platform.machine()
     )
@@ -435,7 +441,7 @@ def facts(t: Training) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in t.net.parameters()),
         "device": str(t.device),
         "device_name": device,
-        "processes": processes.world(),
+        "processes": processes.world_size(),
         "threads": torch.get_num_threads(),
         "versions": {"caffe_port": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that a training loop hears between two iterations."""
+"""SIGINT and SIGTERM as stop requests that a training loop checks between iterations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def caught() -> Iterator[list[str]]:
-    """A list that SIGINT and SIGTERM put their name into; a second signal acts as usual."""
+    """Yields a list to which SIGINT and SIGTERM append their name; a second signal has its usual effect."""
     stop: list[str] = []
     before: dict[int, Any] = {}
 
@@ -19,7 +19,7 @@ def caught() -> Iterator[list[str]]:
         signal.signal(number, before[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        with contextlib.suppress(ValueError):  # not the main thread: whoever runs it handles signals
+        with contextlib.suppress(ValueError):  # not the main thread, where signals are handled
             before[number] = signal.signal(number, handler)
     try:
         yield stop

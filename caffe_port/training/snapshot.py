@@ -1,4 +1,4 @@
-"""A training state as Caffe's solver keeps it, taken and given back."""
+"""Saves and restores a training state in the form of Caffe's solver."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.formats.solverstate import SolverState
 from caffe_port.layers.layer import Layer
 from caffe_port.net.net import Net
+from caffe_port.signatures.signature import Trait
+from caffe_port.terminal import count
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.solver import Learnable, SolverSpec, current_step, learnables, set_iteration
 from caffe_port.typing import Array
 
 
 def capture(net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, learned_net: str) -> SolverState:
-    """The state after ``it`` updates. Blobs that no solver changes have a history of zeros."""
+    """The state after ``it`` updates. The history of blobs that the solver does not update is zero."""
     history: list[Array] = []
     moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for slot in range(optimizer.slots):
@@ -31,31 +33,31 @@ def capture(net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, lear
                     history.append(layer.get_blob(name).detach().cpu().float().numpy().copy())
             else:
                 history.append(np.zeros(tuple(layer.get_blob(name).shape), np.float32))
-    # Caffe's counter is that of the last update: the step of the next one is taken when its rate is asked for.
+    # Caffe's current_step is that of the last update: it advances when the next rate is computed.
     return SolverState(it, learned_net, tuple(history), current_step(spec, max(it - 1, 0)))
 
 
 def restore(state: SolverState, net: Net, optimizer: CaffeOptimizer, spec: SolverSpec) -> None:
-    """Puts a state into an optimizer. The weights that belong to it are loaded by the caller.
+    """Restores an optimizer from a state. The caller loads the weights that belong to it.
 
     Raises:
-        WeightsError: it belongs to another net or another solver; nothing was changed.
+        WeightsError: the state belongs to another net or solver; nothing was changed.
     """
     blobs = learnables(net)
     if len(state.history) != optimizer.slots * len(blobs):
         raise WeightsError(
-            f"holds {len(state.history)} arrays, {type(optimizer).__name__} on this net keeps "
-            f"{optimizer.slots} for each of {len(blobs)} blobs",
+            f"has {count(len(state.history), 'array')}, but {type(optimizer).__name__} on this net has "
+            f"{optimizer.slots} for each of {count(len(blobs), 'blob')}",
             state.path,
-            "Is it the state of another net, or of another type of solver?",
+            "It may be the state of another net or of another type of solver.",
         )
     for k, array in enumerate(state.history):
         blob = blobs[k % len(blobs)]
         layer, name = _owner(net, blob)
         asked = tuple(layer.get_blob(name).shape)
-        if not shapes_agree(array.shape, asked):
-            shapes = f"{tuple(array.shape)}, the blob has {asked}"
-            raise WeightsError(f"layer '{blob.layer}', blob {blob.index}: history {shapes}", state.path)
+        if not shapes_agree(array.shape, asked, layer.signature.has(Trait.ROWS)):
+            shapes = f"{tuple(array.shape)}, but the blob has {asked}"
+            raise WeightsError(f"layer '{blob.layer}', blob {blob.index}: history has shape {shapes}", state.path)
     moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
     with torch.no_grad():
         for k, array in enumerate(state.history):
@@ -74,7 +76,7 @@ def _owner(net: Net, blob: Learnable) -> tuple[Layer, str]:
 
 @contextlib.contextmanager
 def _in_place_of(parameter: Tensor, values: Tensor) -> Iterator[None]:
-    """Lets a layer see other numbers of the same shape as its parameter: it knows how Caffe lays them out."""
+    """Temporarily replaces a parameter's values by others of the same shape, so that its layer converts the layout."""
     own, parameter.data = parameter.data, values
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a solver.prototxt says, the learning rate, and the optimizer that it asks for.
+"""Solver definitions (solver.prototxt), the learning rate, and the optimizer for a net.
 
 Sources: solver.cpp, sgd_solver.cpp (GetLearningRate), net.cpp (learnable_params).
 """
@@ -17,6 +17,7 @@ from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats import prototxt
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
+from caffe_port.terminal import count
 from caffe_port.training.optimizers import OPTIMIZERS, CaffeOptimizer
 
 POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
@@ -28,7 +29,7 @@ _OLD_TYPES = {
     "ADADELTA": "AdaDelta",
     "ADAM": "Adam",
 }
-_OF_FORKS = {  # fields that would change the training, and whose they are
+_OF_FORKS = {  # fields of forks that would change the training
     "rampup_interval": "NVIDIA/caffe",
     "local_lr_auto": "NVIDIA/caffe",
     "momentum_policy": "NVIDIA/caffe",
@@ -49,17 +50,17 @@ _AT_LEAST = {
 
 @dataclass(frozen=True)
 class SolverSpec:
-    """A solver.prototxt, in Caffe's words; the old ``solver_type`` has become ``type``.
+    """The fields of a solver.prototxt, with Caffe's names; the old ``solver_type`` is converted to ``type``.
 
     Attributes:
         type: ``"SGD"``, ``"Nesterov"``, ``"AdaGrad"``, ``"RMSProp"``, ``"AdaDelta"`` or ``"Adam"``.
-        momentum: of AdaDelta, the decay of its averages (rho); of Adam, beta 1.
-        momentum2: of Adam, beta 2.
-        delta: added where a division could be by zero.
-        clip_gradients: greatest L2 norm of all gradients together; negative: off.
-        iter_size: batches whose gradients make one update.
+        momentum: for AdaDelta, the decay of its averages (rho); for Adam, beta 1.
+        momentum2: for Adam, beta 2.
+        delta: added to denominators to avoid division by zero.
+        clip_gradients: maximum L2 norm of all gradients together; negative: no clipping.
+        iter_size: number of batches whose gradients are accumulated for one update.
         stepvalues: iterations at which "multistep" takes a step.
-        param: the SolverParameter, for everything else.
+        param: the SolverParameter, for all other fields.
         path: the file.
     """
 
@@ -96,7 +97,7 @@ class SolverSpec:
         """Reads a solver.prototxt.
 
         Raises:
-            CaffePortError: it cannot be read or is no solver, with line; or Caffe would refuse what it says.
+            CaffePortError: the file cannot be read, is not a solver, or is one that Caffe would reject.
         """
         return cls.parse(prototxt.read(path, "SolverParameter"), str(path))
 
@@ -104,13 +105,13 @@ class SolverSpec:
     def parse(cls, p: Message, path: str = "<text>") -> SolverSpec:
         """The SolverSpec of a SolverParameter. Raises SpecError as Caffe's checks would."""
         if p.has("type") and p.has("solver_type"):
-            raise SpecError("says both type and solver_type (the old form of it)", path)
+            raise SpecError("sets both type and its old form, solver_type", path)
         tests = list(p.test_iter)
         if len(tests) > 1:
             raise SpecError(f"has {len(tests)} test nets; one is supported", path)
         for name, fork in _OF_FORKS.items():
             if p.has(name):
-                raise SpecError(f"'{name}' belongs to {fork} and changes the training; it is not supported", path)
+                raise SpecError(f"'{name}' is a field of {fork} that changes the training; it is not supported", path)
         names = [n for n in cls.__dataclass_fields__ if n not in ("type", "stepvalues", "test_iter", "param", "path")]
         values = {name: getattr(p, name) for name in names}
         values["lr_policy"] = p.lr_policy or "fixed"
@@ -122,19 +123,19 @@ class SolverSpec:
         return spec
 
     def changed(self, **changes: Any) -> SolverSpec:
-        """A copy with those changes that are not None, checked."""
+        """A checked copy with those changes that are not None."""
         spec = replace(self, **{name: value for name, value in changes.items() if value is not None})
         spec.check()
         return spec
 
     def check(self) -> None:
-        """Raises SpecError for what Caffe refuses."""
+        """Raises SpecError for anything that Caffe would reject."""
         if self.type not in OPTIMIZERS:
             near = did_you_mean(self.type, OPTIMIZERS)
-            raise SpecError(f"solver type '{self.type}' is none of {', '.join(OPTIMIZERS)}.{near}", self.path)
+            raise SpecError(f"solver type '{self.type}' is not one of {', '.join(OPTIMIZERS)}.{near}", self.path)
         if self.lr_policy not in POLICIES:
             near = did_you_mean(self.lr_policy, POLICIES)
-            raise SpecError(f"lr_policy '{self.lr_policy}' is none of {', '.join(POLICIES)}.{near}", self.path)
+            raise SpecError(f"lr_policy '{self.lr_policy}' is not one of {', '.join(POLICIES)}.{near}", self.path)
         if self.param is not None and not self.param.has("base_lr"):
             raise SpecError("has no base_lr", self.path)
         if self.lr_policy == "step" and self.stepsize < 1:
@@ -147,22 +148,22 @@ class SolverSpec:
             raise SpecError(f"regularization_type '{self.regularization_type}' is neither L1 nor L2", self.path)
         for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
-                raise SpecError(f"{name} is {getattr(self, name)}, at least {least} is needed", self.path)
+                raise SpecError(f"{name} is {getattr(self, name)}, expected at least {least}", self.path)
         if self.test_interval and not self.test_iter:
-            raise SpecError("says test_interval, but not test_iter (how many batches a test takes)", self.path)
+            raise SpecError("sets test_interval, but not test_iter (the number of batches in a test)", self.path)
         numbers = (self.base_lr, self.gamma, self.power, self.momentum, self.momentum2, self.delta, self.weight_decay)
         if not all(map(math.isfinite, numbers)):
             raise SpecError("a rate, momentum or decay is not finite", self.path)
 
     def definition(self, phase: str = "TRAIN") -> Definition:
-        """The net that the solver names, as text or as a file; for TEST the test net, where it has its own.
+        """The solver's net, given inline or as a file; for TEST the test net, if it has one.
 
-        A path is looked up below the solver's folder, then below the current one (as Caffe does), then by its last
-        part beside the solver.
+        A path is searched relative to the solver's folder, then to the current folder (as in Caffe), then by its file
+        name in the solver's folder.
 
         Raises:
-            SpecError: the solver names no net, or more than one.
-            CaffePortError: the file is not there or no net.
+            SpecError: the solver names no net, or more than one, or its file does not exist.
+            CaffePortError: the file is not a net.
         """
         p = self.param
         if p is None:
@@ -176,7 +177,8 @@ class SolverSpec:
         if not texts and not paths and phase == "TEST":
             return self.definition("TRAIN")
         if len(texts) + len(paths) != 1:
-            raise SpecError(f"names {len(texts) + len(paths) or 'no'} nets for {phase} (net or {own})", self.path)
+            found = len(texts) + len(paths) or "no"
+            raise SpecError(f"names {found} nets for phase {phase}; expected one (net or {own})", self.path)
         if texts:
             return Definition.parse(texts[0], self.path)
         folder, path = Path(self.path).parent, Path(paths[0])
@@ -186,7 +188,7 @@ class SolverSpec:
         raise SpecError(f"its net '{path}' is neither in its folder nor in the current one", self.path)
 
     def state(self, phase: str) -> tuple[int, tuple[str, ...]]:
-        """(level, stages) that the solver gives the net of a phase."""
+        """The (level, stages) that the solver sets for a phase."""
         if self.param is None:
             return 0, ()
         states = list(self.param.test_state)
@@ -199,7 +201,7 @@ class SolverSpec:
 
 
 def learning_rate(spec: SolverSpec, it: int) -> float:
-    """The rate of the update after which ``it + 1`` updates are done.
+    """The learning rate of iteration ``it``, counted from 0.
 
     Source: SGDSolver::GetLearningRate.
     """
@@ -219,9 +221,9 @@ def learning_rate(spec: SolverSpec, it: int) -> float:
 
 
 def current_step(spec: SolverSpec, it: int) -> int:
-    """How many steps a stepping policy has taken at an iteration: the ``current_step`` of a .solverstate.
+    """The number of steps that "step" or "multistep" has taken at an iteration: ``current_step`` of a .solverstate.
 
-    "multistep" takes one step an iteration at most, in the order given, as Caffe does.
+    "multistep" takes at most one step per iteration, in the order of the stepvalues, as in Caffe.
     """
     if spec.lr_policy == "step":
         return it // spec.stepsize
@@ -243,9 +245,9 @@ def _sigmoid(x: float) -> float:
 
 @dataclass(frozen=True)
 class Learnable:
-    """A blob in the order of Caffe's ``learnable_params``: layer, index in the layer, tensor, and its two factors.
+    """One of Caffe's ``learnable_params``: layer, index in the layer, tensor, and its two factors.
 
-    ``lr_mult`` is 0 for what no solver changes (BatchNorm's statistics).
+    ``lr_mult`` is 0 for blobs that the solver does not update (BatchNorm's statistics).
     """
 
     layer: str
@@ -256,10 +258,10 @@ class Learnable:
 
 
 def learnables(net: Net) -> list[Learnable]:
-    """The net's blobs in Caffe's order, each shared one once.
+    """The net's blobs in Caffe's order; shared blobs are listed once.
 
     Raises:
-        SpecError: two layers that share a blob give it different factors, or a layer has more ``param`` than blobs.
+        SpecError: two layers that share a blob set different factors, or a layer has more ``param`` than blobs.
     """
     found: dict[int, Learnable] = {}
     said: dict[int, set[str]] = {}
@@ -267,7 +269,7 @@ def learnables(net: Net) -> list[Learnable]:
         module: Any = getattr(net, step.attribute)
         names, params = module.blob_names(), step.layer.param.param
         if len(params) > len(names):
-            raise step.layer.error(f"has {len(params)} param for {len(names)} blobs")
+            raise step.layer.error(f"has {len(params)} param entries, but {count(len(names), 'blob')}")
         for index, name in enumerate(names):
             tensor: Tensor = getattr(module, name)
             p = params[index] if index < len(params) else Message("ParamSpec")
@@ -279,17 +281,17 @@ def learnables(net: Net) -> list[Learnable]:
                 if fixed or not p.has(factor):
                     continue
                 if factor in said.setdefault(id(tensor), set()) and getattr(first, factor) != getattr(p, factor):
-                    raise step.layer.error(f"shares a blob with layer '{first.layer}' and gives it another {factor}")
+                    raise step.layer.error(f"shares a blob with layer '{first.layer}' but sets a different {factor}")
                 said[id(tensor)].add(factor)
                 found[id(tensor)] = first = replace(first, **{factor: getattr(p, factor)})
     return list(found.values())
 
 
 def build(spec: SolverSpec, net: Net) -> CaffeOptimizer:
-    """The solver's optimizer for a net. Blobs with lr_mult 0 are left out and need no gradient any more.
+    """The solver's optimizer for a net. Blobs with lr_mult 0 are excluded, and their requires_grad is cleared.
 
     Raises:
-        SpecError: the net has nothing to learn, or see :func:`learnables`.
+        SpecError: the net has no trainable blobs; or see :func:`learnables`.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for blob in learnables(net):
@@ -298,7 +300,7 @@ def build(spec: SolverSpec, net: Net) -> CaffeOptimizer:
         if blob.lr_mult:
             groups.setdefault((blob.lr_mult, blob.decay_mult), []).append(blob.tensor)
     if not groups:
-        raise SpecError("the net has nothing to learn: no blobs, or lr_mult 0 everywhere", spec.path)
+        raise SpecError("the net has no trainable parameters: no blobs, or lr_mult 0 everywhere", spec.path)
     cls = OPTIMIZERS[spec.type]
     return cls(
         [{"params": tensors, "lr_mult": lr, "decay_mult": decay} for (lr, decay), tensors in groups.items()],
@@ -312,7 +314,7 @@ def build(spec: SolverSpec, net: Net) -> CaffeOptimizer:
 
 
 def set_iteration(optimizer: CaffeOptimizer, spec: SolverSpec, it: int) -> float:
-    """Sets the rate (and Adam's t) for the update after ``it`` updates; gives the rate."""
+    """Sets the learning rate (and Adam's t) of iteration ``it``; returns the rate."""
     rate = learning_rate(spec, it)
     for group in optimizer.param_groups:
         group["lr"], group["iter"] = rate, it

@@ -1,4 +1,4 @@
-"""Training as Caffe does it: the loop of solver.cpp, on any device, resumable to the bit.
+"""Caffe's training loop (solver.cpp), on any device; resumed runs are bit-equal to uninterrupted ones.
 
 Source: solver.cpp (Step, Solve, Test).
 """
@@ -29,21 +29,21 @@ __all__ = ["Listener", "TrainOptions", "TrainResult", "train"]
 def train(
     solver_path: str | Path, out: str | Path, options: TrainOptions | None = None, listen: Listener | None = None
 ) -> TrainResult:
-    """Trains a net as its solver.prototxt says.
+    """Trains a net as its solver.prototxt specifies.
 
     Args:
         solver_path: the solver.prototxt.
         out: the run's folder.
-        options: what differs from it.
-        listen: hears of every event; of several processes, the first one's does.
+        options: additional options, which override the solver's.
+        listen: called with every event, in the first process only.
 
     Raises:
-        CaffePortError: bad input; another process trains in that folder; or the loss became NaN: says the iteration
-            and the layer where it began.
+        CaffePortError: bad input; the folder is in use; or the loss is not finite: names the iteration and
+            the layer where this began.
     """
     began, options = time.monotonic(), options or TrainOptions()
     with processes.group(options.device) as device, run_folder.hold(out):
-        hear = listen if listen is not None and processes.first() else (lambda _: None)
+        hear = listen if listen is not None and processes.is_first() else (lambda _: None)
         training, start = set_up(SolverSpec.read(solver_path), Path(out), options, device, hear)
         with signals.caught() as stop, contextlib.closing(training):
             training.began = began
@@ -54,7 +54,7 @@ def train(
 
 
 def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
-    """Solver::Step and Solver::Solve. Losses stay on the device until somebody has to know them."""
+    """Solver::Step and Solver::Solve. Losses stay on the device until they are needed."""
     spec, last_time, last_iter = t.spec, time.monotonic(), start
     per_update = spec.iter_size * t.feeds["TRAIN"][0].batch_size
     graphed = GraphedUpdate(t.optimizer, lambda batches: _gradients(t, batches)) if t.options.cuda_graph else None
@@ -104,7 +104,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
         t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
         if time.monotonic() >= limit and it < spec.max_iter and not stop:
             stop.append(processes.TIME_OVER)
-        if due or processes.world() == 1:
+        if due or processes.world_size() == 1:
             over = _all_stop(t, stop)
         if spec.snapshot and it % spec.snapshot == 0:
             _snapshot(t, it)
@@ -118,12 +118,12 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
 
 
 def _all_stop(t: Training, stop: list[str]) -> bool:
-    processes.share(stop, t.device)
+    processes.share_stop(stop, t.device)
     return bool(stop)
 
 
 def _gradients(t: Training, batches: list[list[Tensor]]) -> Tensor:
-    """Fills the gradients with the sum over the batches; the mean of their losses, on the device."""
+    """Fills the gradients with the sum over the batches; returns the mean of their losses, on the device."""
     losses = []
     for k, bottoms in enumerate(batches):
         with processes.accumulate(t.model, last=k == len(batches) - 1):
@@ -135,10 +135,10 @@ def _gradients(t: Training, batches: list[list[Tensor]]) -> Tensor:
 
 
 def _read(t: Training, it: int, batches: list[list[Tensor]] | None = None) -> None:
-    """Waits for the losses up to that of iteration ``it`` and looks at them.
+    """Reads the losses up to iteration ``it`` from the device and checks them.
 
     Args:
-        batches: those of ``it``, where no update was made with them yet.
+        batches: the batches of ``it``, if its update has not been applied yet.
     """
     if not t.unread:
         return
@@ -153,11 +153,11 @@ def _read(t: Training, it: int, batches: list[list[Tensor]] | None = None) -> No
 
 @torch.no_grad()
 def _test(t: Training, it: int, stop: list[str]) -> None:
-    """Solver::Test: the mean of every single-number output over test_iter batches. A signal ends it without result."""
+    """Solver::Test: the mean of every scalar output over test_iter batches. A signal stops it without a result."""
     t.net.eval()
     sums: dict[str, Tensor] = {}
     for k in processes.share_of(t.spec.test_iter):
-        if stop and processes.world() == 1:
+        if stop and processes.world_size() == 1:
             return
         with t.autocast():
             tops = [top for feed in t.feeds["TEST"] for top in feed.batch(k)]
@@ -176,7 +176,7 @@ def _test(t: Training, it: int, stop: list[str]) -> None:
         value = t.tested[name]
         if t.best is None or (value > t.best["value"] if higher else value < t.best["value"]):
             t.best = {"iter": it, "name": name, "value": value}
-            if processes.first():
+            if processes.is_first():
                 t.run.save_weights("best", t.net, t.definition)
         event["best"] = t.best
         if higher and t.reference:
@@ -189,25 +189,25 @@ def _test(t: Training, it: int, stop: list[str]) -> None:
 
 
 def _judge(outputs: Mapping[str, float]) -> str | None:
-    """The output that tells which weights are best: an accuracy, else a loss."""
+    """The output that decides which weights are best: an accuracy, or a loss if there is none."""
     names = [n for n in outputs if "acc" in n.lower()] or [n for n in outputs if "loss" in n.lower()]
     return names[0] if names else None
 
 
 def _explain(t: Training, it: int, now: int, batches: list[list[Tensor]] | None, loss: float) -> None:
-    """Raises the error that says where a loss that is not finite began, as long as no update was made with it."""
+    """Raises the error for a loss that is not finite, with its origin if its update has not been applied yet."""
     snapshot, _ = t.run.latest()
     hint = f"The last good snapshot is {snapshot.state}." if snapshot else "There is no snapshot before it."
-    hint += " A smaller base_lr, or clip_gradients, is the usual remedy."
+    hint += " Usually, a smaller base_lr or clip_gradients helps."
     if batches is None:
-        hint += " --read-loss-every 1 names the layer."
-        late = f"it was read after iteration {now}, too late to say where it began"
+        hint += " Use --read-loss-every 1 to find the layer."
+        late = f"it was read after iteration {now}, too late to find where this began"
         raise CaffePortError(f"the loss is {loss} at iteration {it}; {late}", t.spec.path, hint)
     raise CaffePortError(f"the loss is {loss} at iteration {it}; it began {_origin(t, it, batches)}", t.spec.path, hint)
 
 
 def _origin(t: Training, it: int, batches: list[list[Tensor]]) -> str:
-    """Which blob, or which layer's output, is the first that is not finite."""
+    """The first blob or layer output that is not finite, in words."""
     for name, blobs in t.net.caffe_layers().items():
         bad = [blob for blob in blobs.blob_names() if not torch.isfinite(blobs.get_blob(blob)).all()]
         if bad:
@@ -220,7 +220,7 @@ def _origin(t: Training, it: int, batches: list[list[Tensor]]) -> str:
 
 
 def _snapshot(t: Training, it: int) -> None:
-    if processes.first():
+    if processes.is_first():
         saved = t.run.save(
             t.net,
             t.definition,
@@ -234,14 +234,14 @@ def _snapshot(t: Training, it: int) -> None:
 
 
 def _report(t: Training, event: dict[str, Any]) -> None:
-    if processes.first():
+    if processes.is_first():
         t.run.log({**event, "time": round(time.time(), 3)})
         t.listen(event)
 
 
 def _plot(t: Training, always: bool = False) -> None:
-    """Draws the curves, at most once in half a minute until the end."""
-    if not processes.first() or not (always or time.monotonic() - t.drawn > 30):
+    """Plots the curves, at most every 30 seconds until the end of the run."""
+    if not processes.is_first() or not (always or time.monotonic() - t.drawn > 30):
         return
     t.drawn = time.monotonic()
     try:
@@ -253,7 +253,7 @@ def _plot(t: Training, always: bool = False) -> None:
 
 
 def _finish(t: Training, it: int, stopped: str) -> TrainResult:
-    if processes.first():
+    if processes.is_first():
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
         t.run.write_json(
@@ -274,7 +274,7 @@ def _finish(t: Training, it: int, stopped: str) -> TrainResult:
 
 
 def _interpolated(points: list[tuple[int, float]], it: int) -> float | None:
-    """A curve's value between its points; None outside them."""
+    """The linearly interpolated value of a curve; None outside its points."""
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x0 <= it <= x1:
             return y0 if x1 == x0 else y0 + (y1 - y0) * (it - x0) / (x1 - x0)
@@ -282,7 +282,7 @@ def _interpolated(points: list[tuple[int, float]], it: int) -> float | None:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's memory, else of the process."""
+    """Peak memory in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:

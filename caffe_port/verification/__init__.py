@@ -1,1 +1,1 @@
-"""The comparison: a net beside a reference, layer by layer."""
+"""Compares a net with a reference, layer by layer."""

@@ -1,4 +1,4 @@
-"""Gradients, too: of the inputs and of every parameter, against a trace that holds Caffe's."""
+"""Compares the gradients of the inputs and of every parameter with a trace that contains Caffe's."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from caffe_port.verification.runner import draws, may_draw
 
 
 def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> Iterator[Row]:
-    """Runs the net forward and backward once, fed as the trace was, and compares.
+    """Runs the net forward and backward once on the trace's inputs and compares.
 
     Args:
-        net: in the phase of the trace, with the parameters that Caffe began with.
-        case: for the inputs.
+        net: the net in the phase of the trace, with the parameters that Caffe started from.
+        case: provides the inputs.
         trace: with ``input_gradients`` or ``parameter_gradients``; ``changed_parameters`` are compared too.
 
     Yields:
@@ -35,11 +35,13 @@ def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> I
         draws random numbers: its gradient is that of other numbers.
 
     Raises:
-        CaffePortError: the trace holds no gradients.
+        CaffePortError: the trace contains no gradients.
     """
     if not (trace.input_gradients or trace.parameter_gradients):
         raise CaffePortError(
-            "holds no gradients", trace.provenance.get("file", ""), "Record them: caffe-port dump --script, --backward."
+            "contains no gradients",
+            trace.provenance.get("file", ""),
+            "Record a trace with gradients: run the script of `caffe-port dump --script` with --backward.",
         )
     inputs = {b: torch.tensor(case.inputs[b], dtype=torch.float32, requires_grad=True) for b in net.plan.inputs}
     net.zero_grad(set_to_none=True)
@@ -132,12 +134,12 @@ def _drawn(turn: LayerRun, step: Step, trace: Trace, tolerance: Tolerance) -> tu
 
 def _before(spec: NetSpec, layer: LayerSpec) -> set[str]:
     """Names of the layers that a layer's bottoms come from, directly or not."""
-    found, waiting = set(), [name for name, _ in layer.sources]
+    found, waiting = set(), [name for name, _ in layer.producers]
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += [source for source, _ in spec.by_name[name].sources]
+            waiting += [source for source, _ in spec.by_name[name].producers]
     return found
 
 
@@ -151,7 +153,7 @@ def _numbers(gradient: Tensor | None) -> Array | None:
 
 
 def _gradient(module: Layer, blob: str) -> Array | None:
-    """The gradient in Caffe's layout: the blob as it would be stored if the gradient were the parameter."""
+    """The gradient in Caffe's layout: converted as if it were the parameter itself."""
     parameter = getattr(module, blob)
     if not isinstance(parameter, nn.Parameter) or parameter.grad is None:
         return None
@@ -166,8 +168,8 @@ def _gradient(module: Layer, blob: str) -> Array | None:
 def _row(
     layer: str, top: int, kind: str, blob: str, expected: Array, actual: Array | None, tolerance: Tolerance
 ) -> Row:
-    if actual is None:  # Caffe holds zeros where nothing was to be learned
+    if actual is None:  # Caffe's gradient is zero where nothing is trained
         actual = np.zeros_like(expected)
-    if not shapes_agree(expected.shape, actual.shape):
+    if not shapes_agree(expected.shape, actual.shape, row=True):
         return Row(layer, top, kind, blob, free=failure(f"shape {actual.shape}, expected {expected.shape}"))
     return Row(layer, top, kind, blob, free=difference(expected, actual.reshape(expected.shape), tolerance))

@@ -1,9 +1,9 @@
-"""The arithmetic of parity: two arrays, two traces. Pure; nothing is run here.
+"""Compares two arrays or two traces. Runs nothing.
 
-A top passes where ``|a - e| <= atol * u + rtol * |e|`` for every element, in float64. ``u`` is 1, or the root mean
-square of the reference's top where that is greater: rounding errors of a sum grow with its terms, so a net whose
-activations are in the thousands (raw pixels, untrained BatchNorm) is not held to 1e-5 where two of them cancel out.
-NaN and infinity must stand at the same places, infinity with the same sign; shapes must be equal.
+A top passes if ``|a - e| <= atol * u + rtol * |e|`` for every element, in float64. ``u`` is 1, or the root mean square
+of the reference's top if that is greater: rounding errors of a sum grow with its terms, so a net whose activations are
+in the thousands (raw pixels, untrained BatchNorm) cannot be held to 1e-5 where two of them cancel out. NaN and infinity
+must be in the same places, infinity with the same sign; shapes must be equal.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from caffe_port.errors import CaffePortError, printable
+from caffe_port.terminal import count
 from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
 
 ATOL, RTOL = 1e-5, 1e-4
 
 _CHUNK = 1 << 16
-"""Elements treated at a time: float64 copies stay in the cache, whatever the top's size."""
+"""Elements per step: the float64 copies stay in the cache, whatever the top's size."""
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,25 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         if not (self.atol >= 0 and self.rtol >= 0 and math.isfinite(self.atol) and math.isfinite(self.rtol)):
-            raise CaffePortError(f"tolerances are finite and not negative, got atol {self.atol}, rtol {self.rtol}")
+            raise CaffePortError(f"tolerances must be finite and not negative; got atol {self.atol}, rtol {self.rtol}")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one array is from another.
+    """The difference between two arrays.
 
     Attributes:
         passed: the verdict.
-        reason: why not, where numbers do not say it: another shape, NaN on one side, the layer raised.
-        shape: of the candidate's array; None where there is none.
-        greatest: the greatest ``|a - e|``; infinite where NaN or infinity stands on one side only; NaN where the
-            shapes differ.
-        at: its index; the first NaN or infinity that stands on one side only, where there is one.
+        reason: why it failed, if the numbers do not say so: another shape, NaN on one side, the layer raised.
+        shape: the shape of the candidate's array; None if there is none.
+        greatest: the largest ``|a - e|``; infinite if NaN or infinity is on one side only; NaN if the shapes differ.
+        at: its index; if NaN or infinity is on one side only, the index of the first such element.
         expected, actual: the values there.
-        unit: what atol counts in: 1, or the root mean square of the reference's top where that is greater.
-        needed_atol: the smallest atol that would pass, rtol being what it is.
-        relative: ``||a - e|| / ||e||`` over the finite elements; infinite where the reference is zero and we are not.
-        outside: how many elements are outside the tolerance.
-        count: how many were compared.
+        unit: the unit of atol: 1, or the root mean square of the reference's top if that is greater.
+        needed_atol: the smallest atol that would pass at the given rtol.
+        relative: ``||a - e|| / ||e||`` over the finite elements; infinite if only the reference is zero.
+        outside: the number of elements outside the tolerance.
+        count: the number of elements compared.
     """
 
     passed: bool
@@ -79,13 +79,13 @@ def difference(expected: Array, actual: Array, tolerance: Tolerance | None = Non
     """Compares two arrays of any real dtype, element by element in float64.
 
     Args:
-        expected: the reference's.
-        actual: the candidate's, of the same shape.
+        expected: the reference's array.
+        actual: the candidate's array, of the same shape.
         tolerance: default atol 1e-5, rtol 1e-4.
     """
     tolerance = tolerance or Tolerance()
     if expected.shape != actual.shape:
-        return failure(f"shape {tuple(actual.shape)}, the reference has {tuple(expected.shape)}", tuple(actual.shape))
+        return failure(f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}", tuple(actual.shape))
     e_all, a_all = np.ravel(expected), np.ravel(actual)
     greatest, at, needed = 0.0, 0, 0.0
     outside = one_sided = 0
@@ -95,7 +95,7 @@ def difference(expected: Array, actual: Array, tolerance: Tolerance | None = Non
     for start in range(0, e_all.size, _CHUNK):
         e, a = e_all[start : start + _CHUNK], a_all[start : start + _CHUNK]
         if np.array_equal(e, a):
-            continue  # nothing but zeros would follow
+            continue  # all differences are 0
         e, a = e.astype(np.float64), a.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(a - e)
@@ -121,7 +121,7 @@ def difference(expected: Array, actual: Array, tolerance: Tolerance | None = Non
     relative = math.sqrt(squares / squares_expected) if squares_expected else (math.inf if squares else 0.0)
     return Difference(
         passed=not outside and not one_sided,
-        reason=f"NaN or infinity on one side only, in {one_sided} elements" if one_sided else "",
+        reason=f"NaN or infinity on one side only, in {count(one_sided, 'element')}" if one_sided else "",
         shape=tuple(actual.shape),
         greatest=greatest,
         at=index,
@@ -136,12 +136,12 @@ def difference(expected: Array, actual: Array, tolerance: Tolerance | None = Non
 
 
 def _sum_of_squares(values: Array) -> float:
-    """Of the finite ones."""
+    """The sum of squares of the finite values."""
     total = 0.0
     for start in range(0, values.size, _CHUNK):
         chunk = values[start : start + _CHUNK].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = float(np.square(chunk).sum())  # np.dot would start BLAS's threads for each piece
+            squares = float(np.square(chunk).sum())  # np.dot would start BLAS threads for each chunk
             if not math.isfinite(squares):
                 squares = float(np.square(chunk[np.isfinite(chunk)]).sum())
         total += squares
@@ -150,10 +150,10 @@ def _sum_of_squares(values: Array) -> float:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two float32 runs are from a float64 run, ``||a - t|| / ||t||``: rounding, measured.
+    """The measured rounding error: how far two float32 runs are from a float64 run, ``||a - t|| / ||t||``.
 
     Attributes:
-        candidate, reference: of each.
+        candidate, reference: the distance of each run.
     """
 
     candidate: float
@@ -161,7 +161,7 @@ class Distance:
 
     @property
     def passed(self) -> bool:
-        """Not more than twice as far as the reference; two last places of a float32 are luck, on either side."""
+        """Whether the candidate is at most twice as far as the reference, or within two last places of a float32."""
         return self.candidate <= 2 * max(self.reference, 2.0**-22)
 
 
@@ -170,14 +170,14 @@ class Row:
     """One top of one layer.
 
     Attributes:
-        layer, type, top, blob: which.
+        layer, type, top, blob: which top of which layer.
         where: ``file:line`` of the layer.
-        free: the two nets each on their own: errors accumulate.
-        isolated: the layer fed with the reference's own bottoms.
-        note: why it was not compared, or what one should know of the figures.
-        cause: what the layer seems to do wrong, where it is broken and a known slip explains it.
-        by: who made the reference's figures, where it is another than the report's reference.
-        distance: of both sides from a float64 run, where that was asked for; then it is part of the verdict.
+        free: the difference when both nets run on their own: errors accumulate.
+        isolated: the difference when the layer is fed the reference's bottoms.
+        note: why it was not compared, or a remark on the comparison.
+        cause: the likely mistake, if the layer is broken and a known porting mistake explains it.
+        by: what computed the expected values, if not the report's reference.
+        distance: the distance of both sides from a float64 run, if requested; it is then part of the verdict.
     """
 
     layer: str
@@ -203,29 +203,29 @@ class Row:
 
     @property
     def broken(self) -> bool:
-        """The layer itself differs, not merely what came before it."""
+        """Whether the layer itself differs, not only because an earlier layer does."""
         decisive = self.isolated or self.free
         return decisive is not None and not decisive.passed
 
     @property
     def needed_atol(self) -> float:
-        """Of the worse of the two comparisons."""
+        """The larger of the two comparisons."""
         return max((d.needed_atol for d in (self.free, self.isolated) if d is not None), default=0.0)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
         rows: every top of every layer, in the net's order.
-        tolerance: what was allowed.
-        reference, candidate: who was compared, in words.
+        tolerance: the tolerance of the comparison.
+        reference, candidate: the names of the two sides.
         net: the net's name or file.
         phase: TEST or TRAIN.
-        inputs: input blob -> what was fed, in words.
-        provenance: files' checksums and versions.
-        notes: what the user should hear of.
+        inputs: input blob -> description of what was fed.
+        provenance: checksums of the files, and versions.
+        notes: warnings.
     """
 
     rows: tuple[Row, ...]
@@ -255,42 +255,43 @@ class Report:
 
     @property
     def broken(self) -> list[Row]:
-        """The tops that differ by themselves, not merely because of what came before."""
+        """The tops that are wrong themselves, not only because an earlier layer differs."""
         return [row for row in self.rows if row.broken]
 
     @property
     def passed(self) -> bool:
-        """Something was compared, and all of it agrees."""
+        """Whether something was compared and all of it agrees."""
         return self.compared > 0 and not self.failed
 
     @property
     def first(self) -> Row | None:
-        """The first layer that diverges: broken itself if any is, else the first where accumulated error shows."""
+        """The first layer that diverges: the first broken one or, if none is, the first with an accumulated error."""
         failed = [row for row in self.rows if row.status == "failed"]
         return next((row for row in failed if row.broken), failed[0] if failed else None)
 
     @property
     def worst(self) -> Row | None:
-        """The row that needs the greatest tolerance."""
+        """The row that needs the largest tolerance."""
         compared = [row for row in self.rows if row.status != "not compared"]
         return max(compared, key=lambda row: row.needed_atol, default=None)
 
     def _summary(self) -> str:
-        """Verdict, counts and the first layer that differs."""
+        """The verdict, the counts and the first layer that differs."""
         if not self.compared:
             return f"NOTHING COMPARED with {self.reference}: no top has a counterpart"
-        rest = f", {self.not_compared} not compared" if self.not_compared else ""
+        rest = f"; {self.not_compared} not compared" if self.not_compared else ""
         if self.passed:
-            return f"PASSED: {self.compared} of {self.compared} compared tops agree with {self.reference}{rest}"
-        first = f"; first: layer '{self.first.layer}' ({self.first.type})" if self.first else ""
-        return f"FAILED: {self.failed} of {self.compared} compared tops differ from {self.reference}{rest}{first}"
+            return f"PASSED: all {self.compared} compared tops agree with {self.reference}{rest}"
+        differ = "differs" if self.failed == 1 else "differ"
+        first = f", the first in layer '{self.first.layer}' ({self.first.type})" if self.first else ""
+        return f"FAILED: {self.failed} of {self.compared} compared tops {differ} from {self.reference}{first}{rest}"
 
     def __repr__(self) -> str:
         return printable(f"<Report of '{self.net}' (phase {self.phase}): {self._summary()}>")
 
     def _repr_html_(self) -> str:
-        """For notebooks: the verdict, and what failed or was not compared; else the top nearest to failing."""
-        colour = "#2da44e" if self.passed else "#cf222e"
+        """For notebooks: the verdict and the tops that failed or were not compared, or the one closest to failing."""
+        color = "#2da44e" if self.passed else "#cf222e"
         shown = [row for row in self.rows if row.status != "passed"] or ([self.worst] if self.worst else [])
         cells = [
             (
@@ -302,18 +303,18 @@ class Report:
             )
             for row in shown[:_SHOWN]
         ]
-        titles = ("layer", "type", "verdict", "free, greatest |a - e|", "isolated", "")
+        titles = ("layer", "type", "verdict", "free, max |a - e|", "isolated, max |a - e|", "")
         lines = [f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in line)}</tr>" for line in cells]
         more = f"<div>and {len(shown) - _SHOWN} more</div>" if len(shown) > _SHOWN else ""
         return (
-            f"<div style='border-left: 6px solid {colour}; padding-left: 12px'>"
+            f"<div style='border-left: 6px solid {color}; padding-left: 12px'>"
             f"<b>{_escaped(self.net)}</b>, phase {_escaped(self.phase)}<br><b>{_escaped(self._summary())}</b>"
             f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{''.join(lines)}</table>{more}</div>"
         )
 
 
 _SHOWN = 10
-"""Rows of a notebook's table; :func:`~caffe_port.verification.reports.html.to_html` makes a whole page."""
+"""Rows in a notebook's table; :func:`~caffe_port.verification.reports.html.to_html` writes a whole page."""
 
 
 def _escaped(text: str) -> str:
@@ -326,9 +327,9 @@ def compare(
     """Compares two traces top by top.
 
     Args:
-        reference: what is right.
-        candidate: what ran freely on the same inputs.
-        isolated: what the candidate's layers made of the reference's bottoms.
+        reference: the expected values.
+        candidate: a free run on the same inputs.
+        isolated: what the candidate's layers compute from the reference's bottoms.
         tolerance: default atol 1e-5, rtol 1e-4.
     """
     tolerance = tolerance or Tolerance()

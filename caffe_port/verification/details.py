@@ -1,4 +1,4 @@
-"""What a page about a verification shows beyond its numbers: distributions of differences, and pictures."""
+"""What the HTML report shows in addition to the numbers: distributions of differences, and feature maps."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from caffe_port.spec import NetSpec, Source
+from caffe_port.spec import NetSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row
 from caffe_port.verification.references.reference import Made
 
 DECADES = tuple(range(-10, 3))
-"""Histogram bins: |a - e| below 1e-10 (and zero), then one bin a decade, then 100 and more."""
+"""Histogram bins: |a - e| below 1e-10 (including zero), then one bin per decade, then 100 and more."""
 
 _MAX_MAPS = 12
 
 
 @dataclass
 class Pictures:
-    """Feature maps of the first layer that diverges: (maps, height, width) each, of the batch's first item."""
+    """Feature maps of the first layer that diverges, (maps, height, width), for the first item of the batch."""
 
     layer: str
     expected: Array
@@ -34,18 +34,18 @@ class Details:
     """Collected while :func:`~caffe_port.verification.runner.run` compares.
 
     Attributes:
-        histograms: (layer, top) -> numbers of elements by decade of the isolated difference (the free one, where no
-            other is computed).
-        pictures: of the first layer that is broken; None where none is, or where it has no maps.
-        spec: the net, for its graph.
+        histograms: (layer, top) -> number of elements per decade of the isolated difference, or of the free one if
+            only that is computed.
+        pictures: feature maps of the first broken layer; None if no layer is broken, or if it has no maps.
+        spec: the net, for the graph.
     """
 
-    histograms: dict[Source, tuple[int, ...]] = field(default_factory=dict)
+    histograms: dict[Producer, tuple[int, ...]] = field(default_factory=dict)
     pictures: Pictures | None = None
     spec: NetSpec | None = None
 
     def see(self, rows: Sequence[Row], made: Made, tops: Sequence[Tensor]) -> None:
-        """One layer's turn."""
+        """Collects the details of one layer."""
         for row in rows:
             if made.tops is None or row.top >= len(made.tops) or row.top >= len(tops):
                 continue
@@ -57,7 +57,7 @@ class Details:
 
 
 def histogram(expected: Array, actual: Array) -> tuple[int, ...]:
-    """Numbers of elements by decade of ``|a - e|``; what is not finite counts as the greatest."""
+    """The number of elements per decade of ``|a - e|``; values that are not finite are counted in the last bin."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         decades = np.floor(np.log10(np.abs(actual.astype(np.float64) - expected)))
     decades = np.where(np.isnan(decades), np.where(actual == expected, -np.inf, np.inf), decades)
@@ -66,7 +66,7 @@ def histogram(expected: Array, actual: Array) -> tuple[int, ...]:
 
 
 def pictures(layer: str, expected: Array, actual: Array) -> Pictures:
-    """The maps of the first item; those that differ most, where the shapes allow to say so."""
+    """Maps of the first item; those that differ most if the shapes are equal."""
     e, a = expected[0], actual[0]
     count = min(len(e), len(a), _MAX_MAPS)
     order = np.arange(count)

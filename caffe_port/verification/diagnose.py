@@ -1,12 +1,13 @@
-"""From a layer that differs to the likely cause.
+"""Finds the likely cause of a layer's difference.
 
-Known slips (:mod:`caffe_port.verification.slips`) are tried on the very bottoms that the layer was fed. The one
-that explains what the candidate computed, where Caffe's formula does not, is the diagnosis.
+Known porting mistakes (:mod:`caffe_port.verification.slips`) are tried on the bottoms that the layer was fed. The
+diagnosis is the one that reproduces what the candidate computed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,23 +21,26 @@ from caffe_port.verification.references.numpy_formulas import FORMULAS, Layer
 from caffe_port.verification.slips import HYPOTHESES
 
 _MAX_ELEMENTS = 1 << 19
-"""Of a bottom: larger ones are cut to their first items, for a slip shows on one item as well as on all."""
+"""The size of a bottom above which only its first items are used: a mistake shows on one item as well as on all."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What explains a layer's difference.
+    """The explanation of a layer's difference.
 
     Attributes:
-        cause: a sentence about the candidate.
-        agreement: the greatest ``|a - e|`` that is left, if that is what it does.
+        cause: what the candidate does.
+        agreement: the largest ``|a - e|`` that remains when the formula does the same; NaN if it was not measured.
     """
 
     cause: str
     agreement: float
 
     def __str__(self) -> str:
-        return f"{self.cause} (agrees to {self.agreement:.0e} then)"
+        if math.isnan(self.agreement):
+            return self.cause
+        left = f"{self.agreement:.0e}" if self.agreement else "0"
+        return f"{self.cause}; corrected for that, the largest difference is {left}"
 
 
 def diagnose(
@@ -50,18 +54,18 @@ def diagnose(
     train: bool = False,
     tolerance: Tolerance | None = None,
 ) -> Finding | None:
-    """Why a layer's first top is not what it should be.
+    """Finds out why a layer's first top differs.
 
     Args:
         layer: its definition.
-        bottoms, blobs: what it was fed with and the parameters that it should have.
-        actual: what the candidate made of it.
-        expected: what the reference did.
-        parameters: what the candidate has for parameters, in Caffe's layout, where that is known.
+        bottoms, blobs: its inputs, and the parameters that it should have.
+        actual: the candidate's top.
+        expected: the reference's top.
+        parameters: the candidate's parameters in Caffe's layout, if they are known.
         train: phase TRAIN.
 
     Returns:
-        The best explanation within the tolerance; None where no slip explains it.
+        The best explanation within the tolerance; None if no known mistake explains the difference.
     """
     tolerance = tolerance or Tolerance()
     found = _parameters(blobs, parameters)
@@ -84,7 +88,7 @@ def diagnose(
     findings = _matching(question, actual, tolerance)
     if findings:
         best = min(f.agreement for f in findings)
-        return next(f for f in findings if f.agreement <= 10 * best)  # the likelier slip comes first
+        return next(f for f in findings if f.agreement <= 10 * best)  # the more likely mistake comes first
     return _some_channels(expected, actual, tolerance)
 
 
@@ -99,11 +103,11 @@ def _items(layer: LayerSpec, bottoms: Sequence[Array]) -> int | None:
 
 
 def _matching(question: Layer, actual: Array, tolerance: Tolerance) -> list[Finding]:
-    """The slips that explain the top: those of the type, and only if none does, those of any layer."""
+    """The mistakes that explain the top: those of the type or, if there are none, those of any layer."""
     for kind in (question.param.type, "*"):
         findings: list[Finding] = []
         for hypothesis in HYPOTHESES.get(kind, ()):
-            # a slip that makes no sense for these shapes raises, and explains nothing
+            # a mistake that makes no sense for these shapes raises, and explains nothing
             with (
                 np.errstate(all="ignore"),
                 contextlib.suppress(ValueError, IndexError, ZeroDivisionError, NotImplementedError, OverflowError),
@@ -118,7 +122,7 @@ def _matching(question: Layer, actual: Array, tolerance: Tolerance) -> list[Find
 
 
 def _parameters(blobs: Sequence[Array], parameters: Sequence[Array] | None) -> Finding | None:
-    """Whether the candidate's parameters are simply not those of the file."""
+    """Whether the candidate's parameters differ from those in the file."""
     if parameters is None or len(blobs) != len(parameters):
         return None
     for index, (blob, own) in enumerate(zip(blobs, parameters, strict=True)):
@@ -132,19 +136,21 @@ def _parameters(blobs: Sequence[Array], parameters: Sequence[Array] | None) -> F
             rounded = "rounded to half precision" if half else f"{found.outside} of {found.count} values"
             where = ", ".join(map(str, found.at))
             cause = (
-                f"its {what} is not the file's ({rounded}): {found.actual:.6g} at ({where}), "
-                f"the file has {found.expected:.6g}"
+                f"its {what} differs from the file's ({rounded}): {found.actual:.6g} at ({where}), "
+                f"{found.expected:.6g} in the file"
             )
-            return Finding(cause, 0.0)
+            return Finding(cause, math.nan)
     return None
 
 
 def _some_channels(expected: Array | None, actual: Array, tolerance: Tolerance) -> Finding | None:
-    """Whether only some channels differ: then it is their parameters, not the layer."""
+    """Whether only some channels differ: then their parameters are wrong, not the layer."""
     if expected is None or expected.shape != actual.shape or actual.ndim < 2 or actual.shape[1] < 2:
         return None
     wrong = [c for c in range(actual.shape[1]) if not difference(expected[:, c], actual[:, c], tolerance).passed]
     if 0 < len(wrong) <= actual.shape[1] // 2:
         named = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
-        return Finding(f"only channels {named} of {actual.shape[1]} differ: look at their parameters", 0.0)
+        channels = f"channel {named}" if len(wrong) == 1 else f"channels {named}"
+        verb = "differs" if len(wrong) == 1 else "differ"
+        return Finding(f"only {channels} of {actual.shape[1]} {verb}: check the parameters there", math.nan)
     return None

@@ -1,4 +1,4 @@
-"""Recording a Trace by a reference: OpenCV, the formulas, or Caffe itself."""
+"""Records a Trace with a reference: OpenCV, the NumPy formulas, or Caffe itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def dump(
     """Records what a reference computes and writes it as .npz, for ``verify --against``.
 
     Args:
-        output: the file.
+        output: the file to write.
         by: ``"opencv"``, ``"numpy"``, ``"caffe"`` or a Reference.
         prototxt, weights, input, seed, preprocess, input_shapes, keep_loss: as for :func:`caffe_port.verify`.
 

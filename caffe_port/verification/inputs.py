@@ -1,4 +1,4 @@
-"""What a net is fed with to be compared: seeded random numbers, arrays, or a picture prepared as Caffe does it."""
+"""The inputs of a comparison: seeded random values, arrays, or an image prepared as Caffe does it."""
 
 from __future__ import annotations
 
@@ -12,46 +12,48 @@ from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, ParseError, did_you_mean
 from caffe_port.signatures.shapes import integers_below
-from caffe_port.spec import NetSpec, Source
+from caffe_port.spec import NetSpec, Producer
 from caffe_port.storage import images
 from caffe_port.storage.files import read_bytes
 from caffe_port.typing import Array, Shape
 
 
 def random_input(shape: Shape, seed: int, index: int = 0) -> Array:
-    """Standard normal numbers of NumPy's PCG64, float32.
+    """Standard normal values from NumPy's PCG64, float32.
 
-    ``index`` tells the inputs of one net apart: they do not get the same numbers.
+    ``index`` is the number of the input, so that the inputs of one net get different values.
     """
     return np.random.Generator(np.random.PCG64([seed, index])).standard_normal(shape, np.float32)
 
 
-def random_inputs(spec: NetSpec, shapes: Mapping[Source, Shape], seed: int) -> tuple[dict[str, Array], dict[str, str]]:
-    """Every input of a net: standard normal, but integers where the net reads labels or indices.
+def random_inputs(
+    spec: NetSpec, shapes: Mapping[Producer, Shape], seed: int
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Every input of a net: standard normal values, or integers if the net reads labels or indices.
 
     Returns:
-        The arrays by blob name, and how each was made, in words.
+        The arrays by blob name, and a description of how each was made.
     """
     arrays, words = {}, {}
-    for index, (blob, source) in enumerate(spec.inputs):
-        below = _integers_below(spec, shapes, source)
+    for index, (blob, producer) in enumerate(spec.inputs):
+        below = _integers_below(spec, shapes, producer)
         if below is None:
-            arrays[blob] = random_input(shapes[source], seed, index)
+            arrays[blob] = random_input(shapes[producer], seed, index)
             words[blob] = f"random, standard normal, seed {seed}"
         else:
             rng = np.random.Generator(np.random.PCG64([seed, index]))
-            arrays[blob] = rng.integers(0, max(below, 1), shapes[source]).astype(np.float32)
+            arrays[blob] = rng.integers(0, max(below, 1), shapes[producer]).astype(np.float32)
             words[blob] = f"random integers below {max(below, 1)}, seed {seed}"
     return arrays, words
 
 
-def _integers_below(spec: NetSpec, shapes: Mapping[Source, Shape], source: Source) -> int | None:
-    """The number of classes or indices, where a reader of this input takes it for integers; else None."""
+def _integers_below(spec: NetSpec, shapes: Mapping[Producer, Shape], producer: Producer) -> int | None:
+    """The number of classes or indices if a reader of this input expects integers; otherwise None."""
     for layer in spec.layers:
-        if source not in layer.sources:
+        if producer not in layer.producers:
             continue
-        position = layer.sources.index(source)
-        limit = integers_below(layer, [shapes[s] for s in layer.sources], position)
+        position = layer.producers.index(producer)
+        limit = integers_below(layer, [shapes[s] for s in layer.producers], position)
         if limit is not None:
             return limit
     return None
@@ -67,20 +69,20 @@ def with_batch_axis(array: Array, spec: NetSpec, blob: str) -> Array:
 
 
 def picture_input(path: str | Path, shape: Shape, plan: Preprocessing) -> Array:
-    """A picture as a net's input (N, C, H, W), float32; it fills the whole batch.
+    """An image as a net's input (N, C, H, W), float32, repeated for the whole batch.
 
     Raises:
-        CaffePortError: the file cannot be read, is no picture, or does not fit.
+        CaffePortError: the file cannot be read, is not an image, or does not fit.
     """
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise CaffePortError(
-            f"a picture has 1 or 3 channels, the net's input is {tuple(shape)}", str(path), "Give an .npy file."
+            f"an image has 1 or 3 channels, the net's input is {tuple(shape)}", str(path), "Use an .npy file."
         )
     color = shape[1] == 3
     try:
         pixels = images.decode(read_bytes(path), int(color), str(path)).transpose(2, 0, 1)
     except ParseError as error:
-        raise ParseError(error.what, str(path), "An input is an .npy file or a picture.") from None
+        raise ParseError(error.what, str(path), "An input is an .npy file or an image.") from None
     try:
         prepared = prepare(pixels, plan.for_input(*shape[1:]), "BGR" if color else "GRAY")
     except CaffePortError as error:
@@ -89,7 +91,7 @@ def picture_input(path: str | Path, shape: Shape, plan: Preprocessing) -> Array:
 
 
 def check_names(given: Mapping[str, Any], spec: NetSpec) -> None:
-    """Raises CaffePortError for a name that is no input of the net."""
+    """Raises CaffePortError for a name that is not an input of the net."""
     names = [blob for blob, _ in spec.inputs]
     for name in given:
         if name not in names:

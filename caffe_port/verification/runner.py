@@ -1,6 +1,6 @@
-"""A Net and a reference, run in step, top by top.
+"""Runs a Net and a reference in step and compares them top by top.
 
-The nets let go of every top when its last reader has read it: memory does not grow with depth.
+The nets free every top as soon as its last reader has read it, so memory does not grow with depth.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def run(
 
     Args:
         net: the candidate, in the phase of ``case``.
-        case: net, parameters and inputs, as the reference is given them.
+        case: the net, parameters and inputs that the reference gets.
         mode: ``"both"``, ``"free"`` or ``"isolated"``.
-        strict: measures the distance of both from a float64 run.
-        details: sees every top that is compared.
+        strict: measure the distance of both from a float64 run.
+        details: collects data on every top that is compared.
 
     Yields:
-        A row for every top, in the net's order; one for a layer without tops.
+        A row for every top, in the net's order; one row for a layer without tops.
     """
     device = next((t.device for t in (*net.parameters(), *net.buffers())), torch.device("cpu"))
     dtype = next((t.dtype for t in net.parameters() if t.is_floating_point()), torch.float32)
@@ -94,7 +94,7 @@ def run(
                 break
             instead = [t.cpu().numpy() for t in own or ()]
             if free is not None and not step.bottoms and own is not None:
-                ours[0] = own  # DummyData may be random: both runs see the same numbers
+                ours[0] = own  # DummyData may be random: both runs get the same values
         if free is not None:
             free.put(step, ours[0] if isinstance(ours[0], tuple) else None)
         if alone is not None:
@@ -109,7 +109,7 @@ _DRAWN = "drawn at random: both runs go on with the reference's numbers"
 
 def may_draw(case: Case, layer: LayerSpec) -> bool:
     """Whether Caffe may draw random numbers here: in TRAIN; in TEST where there are no bottoms, or where it is said."""
-    return case.spec.phase == "TRAIN" or not layer.sources or bool(layer.param.dropout_param.sample_weights_test)
+    return case.spec.phase == "TRAIN" or not layer.producers or bool(layer.param.dropout_param.sample_weights_test)
 
 
 def _draws(
@@ -137,7 +137,7 @@ def draws(ask: Callable[[], Any], first: _Tensors, tolerance: Tolerance) -> bool
 
 
 _MAX_DIAGNOSED = 20
-"""Layers whose difference is explained; a net that is wrong everywhere is not wrong layer by layer."""
+"""The number of layers that are diagnosed; a net that is wrong everywhere has no mistake in a single layer."""
 
 
 def _explained(
@@ -150,7 +150,7 @@ def _explained(
     case: Case,
     tolerance: Tolerance,
 ) -> Row:
-    """The row with its likely cause. In a free run alone, the bottoms are the candidate's own."""
+    """The row with its likely cause. If there is only a free run, the bottoms are the candidate's own."""
     runner, tops = next((r, t) for r, t in reversed(list(zip(runners, ours, strict=True))) if r is not None)
     if not isinstance(tops, tuple) or made.tops is None:
         return row
@@ -171,14 +171,14 @@ def _explained(
 
 
 class _Runner:
-    """A pass that goes on, with whatever tops it is told to, when a layer fails."""
+    """A pass that continues with given tops when a layer fails."""
 
     def __init__(self, net: Net, inputs: Sequence[Tensor]) -> None:
         self.execution = Execution(net._modules, net.plan, inputs)
         self.stopped = ""
 
     def tops(self, step: Step) -> _Tensors | Difference | None:
-        """What the layer makes; a failure where it raises; None where a bottom is missing."""
+        """The layer's tops; a failure if it raises; None if a bottom is missing."""
         if any(b is None for b in self.execution.bottoms(step)):
             return None
         try:
@@ -189,7 +189,7 @@ class _Runner:
             return failure(f"raises {type(error).__name__}: {text[0][:160] if text else ''}")
 
     def put(self, step: Step, tops: _Tensors | None) -> None:
-        """Sets the tops that the layers downstream will read; None: they are missing."""
+        """Sets the tops that the layers downstream read; None means missing."""
         self.execution.put(step, (None,) * len(step.tops) if tops is None else tops)
 
 
@@ -213,12 +213,12 @@ def _rows(
                 found.append(difference(np.asarray(made.tops[k]), tops[k].cpu().numpy(), tolerance))
         note = made.note
         if not note and free is not None and ours[0] is None:
-            note = f"the free run ended at '{free.stopped}'"
+            note = f"the free run stopped at '{free.stopped}'"
         yield Row(layer.name, k, layer.type, blob, layer.where, found[0], found[1], note)
 
 
 def _stopped(net: Net, last: Step, by: str) -> Iterator[Row]:
-    """The rest of the net, where neither side knows how to go on."""
+    """Rows for the rest of the net if neither side can continue."""
     after = False
     for step in net.plan.steps:
         if after:
@@ -229,13 +229,13 @@ def _stopped(net: Net, last: Step, by: str) -> Iterator[Row]:
                     step.layer.type,
                     blob,
                     step.layer.where,
-                    note=f"behind '{last.layer.name}', which neither {by} nor the net could run",
+                    note=f"after '{last.layer.name}', which neither {by} nor the net could run",
                 )
         after = after or step is last
 
 
 def _with_distance(row: Row, true: Made, made: Made, tops: _Tensors | Difference | None) -> Row:
-    """The row with how far the candidate's free run and the reference's are from the float64 run."""
+    """The row with the distances of the candidate's free run and of the reference's run from the float64 run."""
     if true.tops is None or made.tops is None or not isinstance(tops, tuple) or made.by == true.by:
         return row
     truth, reference, ours = true.tops[row.top], np.asarray(made.tops[row.top]), tops[row.top].cpu().numpy()

@@ -1,8 +1,8 @@
-"""The slips that people make when they port a layer, and what the layer would then compute.
+"""Known porting mistakes, and what a layer that has one would compute.
 
-Each entry is told as what the candidate does ("it rounds pooling down"), and computed by the formulas of
-:mod:`caffe_port.verification.references.numpy_formulas` with one thing changed. The diagnosis needs no look into
-the candidate: it works on anybody's module.
+Each mistake is a sentence about the candidate ("it rounds the size down"), and is computed by the formulas of
+:mod:`caffe_port.verification.references.numpy_formulas` with one thing changed. The diagnosis does not look into the
+candidate, so it works for any module.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from caffe_port.verification.references.numpy_formulas.formulas import given, sp
 from caffe_port.verification.references.numpy_formulas.spatial import pool
 
 Guess = tuple[str, Array]
-"""What the candidate does, and its first top if that is so."""
+"""What the candidate does, and what its first top would then be."""
 
 Hypothesis = Callable[[Layer, Array], Iterator[Guess]]
-"""(the layer, the candidate's top) -> guesses. The top may be measured, to find the constant of a slip."""
+"""(the layer, the candidate's top) -> guesses. The constant of a mistake may be estimated from the candidate's top."""
 
 HYPOTHESES: dict[str, list[Hypothesis]] = {}
-"""Layer type -> its slips, the likeliest first; ``"*"`` holds what may happen to any layer."""
+"""Layer type -> its known mistakes, most likely first; ``"*"`` lists those that can happen in any layer."""
 
 
 def slip(*types: str) -> Callable[[Hypothesis], Hypothesis]:
-    """Registers a hypothesis for layer types."""
+    """Registers a candidate cause for layer types."""
 
     def register(function: Hypothesis) -> Hypothesis:
         for type_ in types:
@@ -40,13 +40,13 @@ def slip(*types: str) -> Callable[[Hypothesis], Hypothesis]:
 
 
 def _top(q: Layer) -> Array:
-    """The first top of a layer, by its formula."""
+    """The first top of a layer, computed by its formula."""
     made = FORMULAS[q.param.type](q)
     return made if isinstance(made, np.ndarray) else np.asarray(made[0])
 
 
 def _with(q: Layer, message: str, **fields: object) -> Layer:
-    """The layer with some of its parameters changed."""
+    """The layer with some parameters changed."""
     own = getattr(q.param, message).copy(**fields)
     return dataclasses.replace(q, param=q.param.copy(**{message: own}))
 
@@ -67,7 +67,8 @@ def rounding(q: Layer, _: Array) -> Iterator[Guess]:
     p = q.param.pooling_param
     up = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below
     changed = _with(q, "pooling_param", round_mode="FLOOR" if up else "CEIL", ceil_mode=not up, round_below=None)
-    yield ("it rounds the size down (ceil_mode=False), Caffe up" if up else "it rounds the size up"), _top(changed)
+    cause = "down (ceil_mode=False), Caffe rounds it up" if up else "up, Caffe rounds it down"
+    yield f"it rounds the size {cause}", _top(changed)
 
 
 @slip("Pooling")
@@ -79,29 +80,32 @@ def divisor(q: Layer, _: Array) -> Iterator[Guess]:
         spatial(list(getattr(p, o)), given(p, f"{n}_h"), given(p, f"{n}_w"), 2, d)
         for n, o, d in (("kernel", "kernel_size", 1), ("stride", "stride", 1), ("pad", "pad", 0))
     )
-    for ceil, rounded in ((True, ""), (False, ", and rounds the size down")):
+    for ceil, rounded in ((True, ""), (False, "; it also rounds the size down")):
         mean = pool(x, "AVE", k, s, pad, ceil)[0]
-        ones = pool(np.ones_like(x), "AVE", k, s, pad, ceil)[0]  # the share of a window that lies on the image
-        yield f"its divisor leaves the padding out (count_include_pad=False){rounded}", mean / np.where(ones, ones, 1)
+        ones = pool(np.ones_like(x), "AVE", k, s, pad, ceil)[0]  # the share of a window that is inside the image
+        yield (
+            f"it does not count the padding in the average (count_include_pad=False), Caffe does{rounded}",
+            mean / np.where(ones, ones, 1),
+        )
         wide = np.pad(x, [(0, 0), (0, 0), *((n, n + m) for n, m in zip(pad, k, strict=True))])
         whole = pool(wide, "AVE", k, s, (0, 0))[0][:, :, : mean.shape[2], : mean.shape[3]]
-        yield f"its divisor is always the whole kernel{rounded}", whole
+        yield f"it always divides by the kernel area, Caffe by the window clipped to the padded image{rounded}", whole
 
 
 @slip("Pooling")
 def other_pooling(q: Layer, _: Array) -> Iterator[Guess]:
-    name = "average" if q.param.pooling_param.pool == "MAX" else "maximum"
+    name, caffe = ("average", "maximum") if q.param.pooling_param.pool == "MAX" else ("maximum", "average")
     other = "AVE" if q.param.pooling_param.pool == "MAX" else "MAX"
-    for ceil, rounded in ((True, ""), (False, ", rounding down")):
+    for ceil, rounded in ((True, ""), (False, "; it also rounds the size down")):
         yield (
-            f"it takes the {name} instead{rounded}",
+            f"it takes the {name}, Caffe the {caffe}{rounded}",
             _top(_with(q, "pooling_param", pool=other, round_mode="CEIL" if ceil else "FLOOR")),
         )
 
 
 @slip("Pooling", "Convolution", "Deconvolution")
 def window(q: Layer, actual: Array) -> Iterator[Guess]:
-    """Kernel, padding, stride and dilation; only what gives the candidate's shape is computed."""
+    """Kernel size, padding, stride and dilation; only values that give the candidate's shape are tried."""
     message = "pooling_param" if q.param.type == "Pooling" else "convolution_param"
     p = getattr(q.param, message)
     if getattr(p, "global_pooling", False) or len(p.kernel_size) > 1:
@@ -133,15 +137,15 @@ def kernel_order(q: Layer, _: Array) -> Iterator[Guess]:
         return
     p = q.param.convolution_param
     flipped = _blobs(q, weight[:, :, ::-1, ::-1], *bias)
-    yield "its kernel is flipped: a true convolution, Caffe correlates", _top(flipped)
+    yield "its kernel is flipped (a true convolution), Caffe computes a cross-correlation", _top(flipped)
     if weight.shape[2] == weight.shape[3]:
-        yield "height and width of its kernel are swapped", _top(_blobs(q, weight.swapaxes(2, 3), *bias))
+        yield "the height and width of its kernel are swapped", _top(_blobs(q, weight.swapaxes(2, 3), *bias))
     if weight.shape[0] == weight.shape[1]:
-        yield "input and output channels of its weight are swapped", _top(_blobs(q, weight.swapaxes(0, 1), *bias))
+        yield "the input and output channels of its weight are swapped", _top(_blobs(q, weight.swapaxes(0, 1), *bias))
     out = weight.shape[0]
     if p.group > 1 and out > p.group:
         order = np.arange(out).reshape(p.group, -1).T.reshape(-1)
-        yield "its groups are interleaved, Caffe's stand one behind the other", _top(_blobs(q, weight[order], *bias))
+        yield "its groups are interleaved, Caffe's are contiguous", _top(_blobs(q, weight[order], *bias))
         yield (
             "the order of its groups is reversed",
             _top(_blobs(q, weight.reshape(p.group, -1, *weight.shape[1:])[::-1].reshape(weight.shape), *bias)),
@@ -153,8 +157,8 @@ def kernel_order(q: Layer, _: Array) -> Iterator[Guess]:
 def channel_order(q: Layer, _: Array) -> Iterator[Guess]:
     weight, *bias = q.blobs
     if q.param.convolution_param.group == 1 and weight.ndim > 1 and weight.shape[1] > 1:
-        what = "RGB and BGR are swapped" if weight.shape[1] == 3 else "the order is reversed"
-        yield f"its input channels: {what}", _top(_blobs(q, weight[:, ::-1], *bias))
+        what = "swapped (RGB and BGR)" if weight.shape[1] == 3 else "in reverse order"
+        yield f"its input channels are {what}", _top(_blobs(q, weight[:, ::-1], *bias))
 
 
 @slip("Convolution", "Deconvolution", "InnerProduct")
@@ -166,7 +170,7 @@ def no_bias(q: Layer, actual: Array) -> Iterator[Guess]:
         made = _top(q)
         if made.shape == actual.shape and made.ndim > 1:
             extra = (actual - made).mean(axis=tuple(i for i in range(made.ndim) if i != 1), keepdims=True)
-            yield "it has a bias, Caffe's layer has none (bias_term: false)", made + extra
+            yield "it has a bias, Caffe's layer does not (bias_term: false)", made + extra
 
 
 @slip("Deconvolution")
@@ -178,7 +182,7 @@ def deconvolution_groups(q: Layer, _: Array) -> Iterator[Guess]:
         yield "all groups use the first kernel", _top(_blobs(q, np.repeat(weight[:1], len(weight), 0), *q.blobs[1:]))
         total = _top(_blobs(q, weight, *[np.zeros_like(b) for b in q.blobs[1:]])).sum(1, keepdims=True)
         yield (
-            "it adds up over the groups (groups=1)",
+            "it sums over the groups (groups=1), Caffe keeps them separate",
             np.repeat(total, p.num_output, 1) + (q.blobs[1].reshape(-1, 1, 1) if len(q.blobs) > 1 else 0),
         )
 
@@ -192,7 +196,7 @@ def weight_transposed(q: Layer, _: Array) -> Iterator[Guess]:
     shape = (weight.size // p.num_output, p.num_output)
     stored = weight.reshape(shape[::-1] if not p.transpose else shape)
     yield (
-        "its weight is read as (in, out), Caffe stores (out, in)",
+        "it reads its weight as (in, out), Caffe stores (out, in)",
         _top(_blobs(q, stored.reshape(stored.shape[::-1]).T, *q.blobs[1:])),
     )
     if stored.shape[0] == stored.shape[1]:
@@ -205,10 +209,10 @@ def flatten_order(q: Layer, _: Array) -> Iterator[Guess]:
         return
     for order, words in (((0, 2, 3, 1), "(H, W, C)"), ((0, 1, 3, 2), "(C, W, H)"), ((0, 3, 2, 1), "(W, H, C)")):
         moved = np.ascontiguousarray(q.x.transpose(order)).reshape(q.x.shape)
-        yield f"it flattens in the order {words}, Caffe in (C, H, W)", _top(_bottoms(q, moved))
+        yield f"it flattens in the order {words}, Caffe in the order (C, H, W)", _top(_bottoms(q, moved))
 
 
-# -- normalisation --------------------------------------------------------------------------------------------------
+# -- normalization --------------------------------------------------------------------------------------------------
 
 
 @slip("LRN")
@@ -217,22 +221,22 @@ def lrn_constants(q: Layer, _: Array) -> Iterator[Guess]:
     n = p.local_size
     region = "WITHIN_CHANNEL" if p.norm_region == "ACROSS_CHANNELS" else "ACROSS_CHANNELS"
     area = n if p.norm_region == "ACROSS_CHANNELS" else n * n
-    yield "it does not divide alpha by the size", _top(_with(q, "lrn_param", alpha=p.alpha * area))
-    yield "it divides alpha by the size twice", _top(_with(q, "lrn_param", alpha=p.alpha / area))
+    yield "it does not divide alpha by the size, Caffe does", _top(_with(q, "lrn_param", alpha=p.alpha * area))
+    yield "it divides alpha by the size twice, Caffe once", _top(_with(q, "lrn_param", alpha=p.alpha / area))
     for k in (1.0, 2.0, 0.0):
         if k != p.k and p.norm_region == "ACROSS_CHANNELS":
-            yield f"it uses k = {k:g}, Caffe {p.k:g}", _top(_with(q, "lrn_param", k=k))
+            yield f"it uses k = {k:g}, Caffe uses k = {p.k:g}", _top(_with(q, "lrn_param", k=k))
             yield (
-                f"it uses k = {k:g}, Caffe {p.k:g}, and does not divide alpha by the size",
+                f"it uses k = {k:g} and does not divide alpha by the size, Caffe uses k = {p.k:g} and does",
                 _top(_with(q, "lrn_param", k=k, alpha=p.alpha * area)),
             )
-    yield f"its region is {region}", _top(_with(q, "lrn_param", norm_region=region))
+    yield f"its norm_region is {region}, Caffe's is {p.norm_region}", _top(_with(q, "lrn_param", norm_region=region))
     for beta in (0.5, 0.75, 1.0):
         if beta != p.beta:
-            yield f"its beta is {beta:g}, Caffe's {p.beta:g}", _top(_with(q, "lrn_param", beta=beta))
+            yield f"its beta is {beta:g}, Caffe's is {p.beta:g}", _top(_with(q, "lrn_param", beta=beta))
     for size in (3, 5, 7, 9):
         if size != n:
-            yield f"its size is {size}, Caffe's {n}", _top(_with(q, "lrn_param", local_size=size))
+            yield f"its size is {size}, Caffe's is {n}", _top(_with(q, "lrn_param", local_size=size))
 
 
 @slip("BatchNorm")
@@ -241,10 +245,17 @@ def scale_factor(q: Layer, _: Array) -> Iterator[Guess]:
         return
     mean, variance, factor = q.blobs
     one, f = np.ones_like(factor), float(factor.reshape(-1)[0])
-    yield "the scale factor (third blob) is not divided out of the statistics", _top(_blobs(q, mean, variance, one))
-    yield "the scale factor is divided out of the mean only", _top(_blobs(q, mean / (f or 1), variance, one))
-    yield "the scale factor is divided out of the variance only", _top(_blobs(q, mean, variance / (f or 1), one))
-    yield "the scale factor is multiplied in, not divided out", _top(_blobs(q, mean * f, variance * f, one))
+    caffe = "Caffe divides the mean and the variance by it"
+    yield f"it does not divide by the scale factor (third blob), {caffe}", _top(_blobs(q, mean, variance, one))
+    yield (
+        f"it divides only the mean by the scale factor (third blob), {caffe}",
+        _top(_blobs(q, mean / (f or 1), variance, one)),
+    )
+    yield (
+        f"it divides only the variance by the scale factor (third blob), {caffe}",
+        _top(_blobs(q, mean, variance / (f or 1), one)),
+    )
+    yield f"it multiplies by the scale factor (third blob), {caffe}", _top(_blobs(q, mean * f, variance * f, one))
 
 
 @slip("BatchNorm")
@@ -253,23 +264,29 @@ def statistics(q: Layer, actual: Array) -> Iterator[Guess]:
         return
     p = q.param.batch_norm_param
     batch = _with(q, "batch_norm_param", use_global_stats=False)
-    yield "it uses the statistics of the batch (training mode), not the stored ones", _top(batch)
+    yield "it uses the statistics of the batch (training mode), Caffe the stored ones", _top(batch)
     if len(q.blobs) != 3:
         return
     f = float(q.blobs[2].reshape(-1)[0]) or 1.0
     shape = (-1, *([1] * (q.x.ndim - 2)))
     mean, variance = (b.reshape(shape) / f for b in q.blobs[:2])
-    centred = q.x - mean
-    yield "it divides by the variance, not by its root", centred / (variance + p.eps)
-    yield "it takes the variance for the deviation (eps outside the root)", centred / (np.sqrt(variance) + p.eps)
+    centered = q.x - mean
+    yield "it divides by the variance, Caffe by its square root", centered / (variance + p.eps)
+    yield (
+        "it adds eps to the standard deviation, Caffe to the variance (inside the square root)",
+        centered / (np.sqrt(variance) + p.eps),
+    )
     yield "it does not subtract the mean", q.x / np.sqrt(variance + p.eps)
-    yield "it does not normalise at all", q.x
+    yield "it does not normalize: its top is its bottom", q.x
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = actual * actual
-        eps = float(np.nansum((centred**2 - variance * weight) * weight) / np.nansum(weight * weight))
+        eps = float(np.nansum((centered**2 - variance * weight) * weight) / np.nansum(weight * weight))
     if math.isfinite(eps) and eps > -1e-3:
-        told = float(f"{eps:.1e}")
-        yield f"its eps is about {told:g}, Caffe's {p.eps:g}", centred / np.sqrt(np.maximum(variance + eps, 1e-30))
+        about = float(f"{eps:.1e}")
+        yield (
+            f"its eps is about {about:g}, Caffe's is {p.eps:g}",
+            centered / np.sqrt(np.maximum(variance + eps, 1e-30)),
+        )
 
 
 @slip("MVN")
@@ -277,11 +294,12 @@ def mvn_eps(q: Layer, _: Array) -> Iterator[Guess]:
     p = q.param.mvn_param
     axes = tuple(range(1 if p.across_channels else 2, q.x.ndim))
     yield (
-        "it adds eps to the variance, Caffe to the deviation",
+        "it adds eps to the variance, Caffe to the standard deviation",
         (q.x - q.x.mean(axes, keepdims=True)) / np.sqrt(q.x.var(axes, keepdims=True) + p.eps),
     )
+    own, caffe = ("each channel", "all channels") if p.across_channels else ("all channels", "each channel")
     yield (
-        "it works across channels or not, the other way than Caffe",
+        f"it normalizes over {own}, Caffe over {caffe} (across_channels)",
         _top(_with(q, "mvn_param", across_channels=not p.across_channels)),
     )
 
@@ -292,7 +310,7 @@ def scale_parts(q: Layer, _: Array) -> Iterator[Guess]:
         gamma, *beta = q.blobs
         if beta:
             yield "its bias is missing", _top(_blobs(q, gamma, np.zeros_like(beta[0])))
-            yield "scale and bias are swapped", _top(_blobs(q, beta[0], gamma.reshape(beta[0].shape)))
+            yield "its scale and bias are swapped", _top(_blobs(q, beta[0], gamma.reshape(beta[0].shape)))
         yield "its scale is missing", _top(_blobs(q, np.ones_like(gamma), *beta))
 
 
@@ -304,18 +322,19 @@ def slope(q: Layer, actual: Array) -> Iterator[Guess]:
     x = q.x
     told = q.param.relu_param.negative_slope if q.param.type == "ReLU" else 0.0
     if q.param.type == "PReLU" or told:
-        yield "its negative slope is missing: a plain ReLU", np.maximum(x, 0)
-    yield "the layer is missing: negative values pass", x
-    yield "it stops at 6 (ReLU6)", np.clip(x, 0, 6)
+        yield "its negative slope is missing (it is a plain ReLU)", np.maximum(x, 0)
+    yield "the layer is missing: negative values pass unchanged", x
+    yield "it clips at 6 (ReLU6), Caffe does not", np.clip(x, 0, 6)
     if q.param.type == "PReLU":
         flat = q.blobs[0].reshape(-1)
         yield "the order of its slopes is reversed", _top(_blobs(q, flat[::-1]))
         mean = _top(_blobs(q, np.full_like(flat, flat[0])))
-        yield "one slope serves all channels", mean
+        yield "it uses the slope of the first channel for all channels", mean
     if x.shape == actual.shape and (x < 0).any():
         below = x < 0
         found = float((actual[below] * x[below]).sum() / (x[below] ** 2).sum())
-        yield f"its negative slope is {found:.4g}, Caffe's is {told:g}", np.maximum(x, 0) + found * np.minimum(x, 0)
+        caffe = "Caffe's are trained" if q.param.type == "PReLU" else f"Caffe's is {told:g}"
+        yield f"its negative slope is {found:.4g}, {caffe}", np.maximum(x, 0) + found * np.minimum(x, 0)
 
 
 @slip("ELU")
@@ -336,8 +355,8 @@ def dropout_active(q: Layer, actual: Array) -> Iterator[Guess]:
     for other in dict.fromkeys((ratio, 0.5, 0.1, 0.2, 0.25, 0.3, 0.4, 0.6, 0.7, 0.75, 0.8)):
         kept = actual != 0
         if not kept.all():
-            yield f"dropout is active (training mode), ratio {other:g}", q.x * kept / (1 - other)
-        yield f"it scales by 1 - ratio = {1 - other:g} at test time, Caffe scales in training", q.x * (1 - other)
+            yield f"dropout is active (training mode) with ratio {other:g}", q.x * kept / (1 - other)
+        yield f"it scales by 1 - ratio = {1 - other:g} in TEST, Caffe scales in TRAIN", q.x * (1 - other)
 
 
 @slip("Softmax")
@@ -346,18 +365,18 @@ def softmax_axis(q: Layer, _: Array) -> Iterator[Guess]:
     for other in range(q.x.ndim):
         if other != axis:
             yield f"its axis is {other}, Caffe's is {axis}", _top(_with(q, "softmax_param", axis=other))
-    yield "it gives the logarithm of the softmax", np.log(np.maximum(_top(q), 1e-300))
-    yield "it does nothing: scores come out, not probabilities", q.x
+    yield "it computes the logarithm of the softmax", np.log(np.maximum(_top(q), 1e-300))
+    yield "the layer is missing: its top is scores, not probabilities", q.x
 
 
 @slip("Eltwise")
 def eltwise_operation(q: Layer, _: Array) -> Iterator[Guess]:
     p = q.param.eltwise_param
     if p.coeff:
-        yield "its coefficients are ignored", _top(_with(q, "eltwise_param", coeff=None))
+        yield "it ignores the coefficients (coeff)", _top(_with(q, "eltwise_param", coeff=None))
     for other in ("SUM", "PROD", "MAX"):
         if other != p.operation:
-            yield f"it computes {other}, Caffe {p.operation}", _top(_with(q, "eltwise_param", operation=other))
+            yield f"it computes {other}, Caffe computes {p.operation}", _top(_with(q, "eltwise_param", operation=other))
 
 
 @slip("Concat")
@@ -372,7 +391,7 @@ def power_parts(q: Layer, _: Array) -> Iterator[Guess]:
         if getattr(p, name) != neutral:
             yield f"its {name} is missing", _top(_with(q, "power_param", **{name: neutral}))
     with np.errstate(invalid="ignore", divide="ignore"):
-        yield "it shifts before it scales, Caffe after", (p.scale * (q.x + p.shift)) ** p.power
+        yield "it shifts before it scales, Caffe shifts after it scales", (p.scale * (q.x + p.shift)) ** p.power
 
 
 # -- any layer ------------------------------------------------------------------------------------------------------
@@ -382,21 +401,21 @@ def power_parts(q: Layer, _: Array) -> Iterator[Guess]:
 def anything(q: Layer, actual: Array) -> Iterator[Guess]:
     made = _top(q)
     if made.ndim == actual.ndim == 4 and made.shape == (*actual.shape[:2], actual.shape[3], actual.shape[2]):
-        yield "height and width of its top are swapped", made.swapaxes(2, 3)
+        yield "the height and width of its top are swapped", made.swapaxes(2, 3)
     if made.shape != actual.shape:
         return
     if made.ndim > 1 and made.shape[1] > 1:
-        yield "the order of its top's channels is reversed", made[:, ::-1]
-    yield "its sign is wrong", -made
-    yield "a ReLU is applied on top", np.maximum(made, 0)
+        yield "the channels of its top are in reverse order", made[:, ::-1]
+    yield "its top has the opposite sign", -made
+    yield "it applies a ReLU to its top, Caffe does not", np.maximum(made, 0)
     if q.x.shape == actual.shape:
-        yield "the layer is missing: the bottom passes unchanged", q.x
-    yield "it gives zeros", np.zeros_like(made)
+        yield "the layer is missing: its top is its bottom", q.x
+    yield "its top is all zeros", np.zeros_like(made)
     square = float((made * made).sum())
     if square > 0:
         factor = float((made * actual).sum()) / square
-        told = f"{factor:.6g}"
-        if told != "1":  # that would explain nothing
-            yield f"its top is {told} times Caffe's", made * factor
+        times = f"{factor:.6g}"
+        if times != "1":  # that would explain nothing
+            yield f"its top is {times} times Caffe's", made * factor
     offset = float((actual - made).mean())
-    yield f"its top is Caffe's {'+' if offset >= 0 else '-'} {abs(offset):.6g}", made + offset
+    yield f"its top is Caffe's {'plus' if offset >= 0 else 'minus'} {abs(offset):.6g}", made + offset

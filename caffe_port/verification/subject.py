@@ -1,4 +1,4 @@
-"""What is compared: a net with its parameters and inputs, made ready for a reference."""
+"""Prepares what is compared: a net with its parameters and inputs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.errors import CaffePortError, SpecError, did_you_mean
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan
-from caffe_port.spec import NetSpec, Source
+from caffe_port.spec import NetSpec, Producer
 from caffe_port.storage.npz import read_npy
+from caffe_port.terminal import count
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import Report, Row, Tolerance
 from caffe_port.verification.inputs import check_names, picture_input, random_inputs, with_batch_axis
@@ -39,10 +40,10 @@ class Subject:
     """A net with its parameters and inputs, ready to be compared.
 
     Attributes:
-        ported: our own Net, in whatever phase it is: :meth:`in_phase` switches it.
-        case: what a reference is asked.
-        full: the net before the deploy view left out what only labels need.
-        words: input blob -> what it is fed with.
+        ported: the Net, in its present phase; :meth:`in_phase` switches it.
+        case: the task for the reference.
+        full: the net including the layers that need labels, which the deploy view leaves out.
+        words: input blob -> description of what is fed.
         provenance, notes: for the report.
     """
 
@@ -55,7 +56,7 @@ class Subject:
 
     @contextlib.contextmanager
     def in_phase(self) -> Iterator[Net]:
-        """The Net in the phase of ``case``; afterwards it is as it was, parameters, statistics and gradients."""
+        """The Net in the phase of ``case``; restores its phase, parameters, statistics and gradients afterwards."""
         net, training = self.ported.net, self.case.spec.phase == "TRAIN"
         was, gradients = net.training, [(parameter, parameter.grad) for parameter in net.parameters()]
         state = {name: value.clone() for name, value in net.state_dict().items()} if training else {}
@@ -69,7 +70,7 @@ class Subject:
                 parameter.grad = gradient
 
     def report(self, rows: tuple[Row, ...], tolerance: Tolerance, reference: str, candidate: str) -> Report:
-        """The report on these rows."""
+        """The report with these rows."""
         spec = self.case.spec
         return Report(
             rows,
@@ -97,10 +98,10 @@ def prepare(
     level: int = 0,
     stages: Sequence[str] = (),
 ) -> Subject:
-    """Makes a net and its inputs ready; arguments as for :func:`caffe_port.verification.verify.verify`.
+    """Prepares a net and its inputs; arguments as for :func:`caffe_port.verification.verify.verify`.
 
-    Each file is read once, and the definition resolved once a phase (the Net has both). A Ported without other weights
-    is taken as it stands.
+    Each file is read once, and the definition is resolved once per phase (the Net has both). A Ported without other
+    weights is taken as it is.
     """
     phase = "TEST" if trace is None else trace.phase
     if isinstance(prototxt, Ported) and weights is None:
@@ -150,13 +151,13 @@ def _spec(
     keep_loss: bool | None,
     trace: Trace | None,
 ) -> tuple[NetSpec, bool]:
-    """The net in the phase to compare, and whether its losses are kept; None: where the trace holds what they need."""
+    """The net in the phase to compare, and whether its losses are kept; None: if the trace contains what they need."""
     if keep_loss is not None or trace is None:
         return phase_spec(definition, phase, level, stages, named, keep_loss or False), keep_loss or False
     try:
         spec = phase_spec(definition, phase, level, stages, named, False)
         full = spec.full or spec
-    except SpecError:  # perhaps it has nothing but losses
+    except SpecError:  # perhaps it only has losses
         spec = full = phase_spec(definition, phase, level, stages, named, True)
         if not _brings_labels(trace, full):
             raise
@@ -171,24 +172,24 @@ def _brings_labels(trace: Trace, full: NetSpec) -> bool:
 def _shapes(
     given: Mapping[str, Array | Path], input_shapes: Mapping[str, Sequence[int]] | None
 ) -> dict[str, Sequence[int]]:
-    """The shapes that are known beforehand, by blob name: of arrays that are fed, and those that are asked for."""
+    """The shapes that are known beforehand, by blob name: those of given arrays, and those that were requested."""
     return {blob: x.shape for blob, x in given.items() if isinstance(x, np.ndarray)} | dict(input_shapes or {})
 
 
 def _check_built(ported: Ported, phase: str, keep_loss: bool | None, level: int, stages: Sequence[str]) -> None:
-    """Raises CaffePortError where a net that is built already is not the one that is asked for."""
+    """Raises CaffePortError if the options ask for another net than the one that was built."""
     where = ported.definition.path
     if ported.shared:
-        raise CaffePortError("was ported with share=True, for convert alone", where)
+        raise CaffePortError("was ported with share=True, which is for convert only", where)
     if level or stages:
-        raise CaffePortError("is ported already: level and stages are said to caffe_port.port", where)
+        raise CaffePortError("is already ported: pass level and stages to caffe_port.port", where)
     if keep_loss and ported.net.plans[phase == "TRAIN"].spec.full is not None:
         raise CaffePortError("was ported without its losses", where, "Port it with keep_loss=True.")
 
 
 def _check_shapes(ported: Ported, phase: str, shapes: Mapping[str, Sequence[int]]) -> None:
     plan = ported.net.plans[phase == "TRAIN"]
-    built = {blob: plan.shapes[source] for blob, source in plan.spec.inputs}
+    built = {blob: plan.shapes[producer] for blob, producer in plan.spec.inputs}
     for blob, shape in shapes.items():
         if blob not in built:
             near = did_you_mean(blob, built)
@@ -199,12 +200,12 @@ def _check_shapes(ported: Ported, phase: str, shapes: Mapping[str, Sequence[int]
             raise SpecError(
                 f"was ported for input '{blob}' of shape {built[blob]}, got {tuple(shape)}",
                 plan.spec.path,
-                f"Port it for that: caffe_port.port(ported, input_shapes={{{blob!r}: {tuple(shape)}}})",
+                f"Port it for that shape: caffe_port.port(ported, input_shapes={{{blob!r}: {tuple(shape)}}})",
             )
 
 
 def find_reference(against: str | Path | Trace | Reference) -> Reference:
-    """The reference that a name, a trace's file or an object stands for.
+    """The reference for a name, the file of a trace, or an object.
 
     Raises:
         CaffePortError: neither a known name nor a trace.
@@ -226,11 +227,11 @@ def find_reference(against: str | Path | Trace | Reference) -> Reference:
 
 
 def _given(spec: NetSpec, trace: Trace | None, given: Input | Mapping[str, Input] | None) -> dict[str, Array | Path]:
-    """Arrays, and the pictures that wait for the input's shape, by blob name."""
+    """Arrays by blob name; images stay paths until the input's shape is known."""
     if trace is not None:
         if given is not None:
-            raise CaffePortError("a trace brings its own inputs; leave the input out")
-        return {blob: _from_trace(trace, blob, source) for blob, source in spec.inputs}
+            raise CaffePortError("a trace contains its own inputs; do not give an input")
+        return {blob: _from_trace(trace, blob, producer) for blob, producer in spec.inputs}
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -248,32 +249,32 @@ def _given(spec: NetSpec, trace: Trace | None, given: Input | Mapping[str, Input
     return found
 
 
-def _from_trace(trace: Trace, blob: str, source: Source) -> Array:
-    array = trace.inputs.get(blob, trace.tops.get(source))
+def _from_trace(trace: Trace, blob: str, producer: Producer) -> Array:
+    array = trace.inputs.get(blob, trace.tops.get(producer))
     if array is None:
         shown, near = ", ".join(trace.inputs) or "none", did_you_mean(blob, trace.inputs)
         where = trace.provenance.get("file", "")
-        raise CaffePortError(f"holds no input '{blob}'; its inputs are {shown}.{near}", where)
+        raise CaffePortError(f"contains no input '{blob}'; its inputs are {shown}.{near}", where)
     return np.asarray(array, np.float32)
 
 
 def _inputs(
     plan: Plan, given: Mapping[str, Array | Path], preprocess: Preprocessing, seed: int
 ) -> tuple[dict[str, Array], dict[str, str]]:
-    """Every input's array, and how it was made, in words."""
+    """The array of every input, and a description of how it was made."""
     spec, shapes = plan.spec, plan.shapes
     arrays, words = random_inputs(spec, shapes, seed)
-    for blob, source in spec.inputs:
+    for blob, producer in spec.inputs:
         value = given.get(blob)
         if isinstance(value, Path):
-            arrays[blob], words[blob] = picture_input(value, shapes[source], preprocess), str(value)
+            arrays[blob], words[blob] = picture_input(value, shapes[producer], preprocess), str(value)
         elif value is not None:
             arrays[blob], words[blob] = np.asarray(value, np.float32), "given"
     return arrays, words
 
 
 def case_of(ported: Ported, inputs: Mapping[str, Array], phase: str | None = None) -> Case:
-    """What a reference is asked about a ported net: its definition in one phase, and the file's parameters.
+    """A reference's task for a ported net: its definition in one phase, and the parameters of the file.
 
     Args:
         phase: None: the present one.
@@ -302,22 +303,23 @@ def _uncovered(full: NetSpec, spec: NetSpec) -> Iterator[str]:
     dropped = [layer.name for layer in full.layers if layer.name not in spec.by_name]
     if dropped:
         names = ", ".join(dropped[:4]) + (", ..." if len(dropped) > 4 else "")
-        yield f"{len(dropped)} layers that only labels need were left out ({names}); --keep-loss compares them too"
+        words = count(len(dropped), "layer that needs labels was", "layers that need labels were")
+        yield f"{words} left out ({names}); --keep-loss compares them too"
 
 
 def only_in_trace(trace: Trace, full: NetSpec, spec: NetSpec) -> tuple[Row, ...]:
-    """What the trace holds and the net that was compared does not."""
+    """Rows for what the trace contains and the compared net does not."""
     sources = {layer.name for layer in full.layers if layer.is_input}
     compared = spec.by_name
     return tuple(
-        Row(layer, k, note="left out: only labels need it" if layer in full.by_name else "in the trace, not in the net")
+        Row(layer, k, note="left out: needs labels" if layer in full.by_name else "in the trace, not in the net")
         for layer, k in trace.tops
         if layer not in sources and layer not in compared
     )
 
 
 def provenance(ported: Ported, trace: Trace | None = None) -> dict[str, str]:
-    """Checksums of the files and versions of the programs."""
+    """Checksums of the files, and versions of the software."""
     found = {}
     definition, stored = ported.definition, ported.weights
     if stored is None or definition.path != stored.path:

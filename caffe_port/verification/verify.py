@@ -1,4 +1,4 @@
-"""Compares a net with a reference, layer by layer: the proof that nothing changed.
+"""Compares a net with a reference, layer by layer.
 
 Two comparisons in one pass. *Free*: the net runs on its own and errors accumulate. *Isolated*: every layer is fed the
 reference's own bottoms, so one broken layer is one red row.
@@ -52,42 +52,45 @@ def verify(
     backward: bool = False,
     details: Details | None = None,
 ) -> Report:
-    """Converts a net and compares every layer with somebody else's figures.
+    """Converts a net and compares every layer with an independent implementation.
 
     Args:
         prototxt, weights: as for :func:`caffe_port.load`. A :class:`caffe_port.Ported` without other weights is
-            compared as it stands, in the shapes and with the losses that it was ported with, and left as it was.
+            compared as it is, in the shapes and with the losses that it was ported with, and is not changed.
         against: ``"opencv"`` (and the formulas of ``numpy_reference`` for what OpenCV does not know),
-            ``"numpy"`` (the formulas alone), ``"caffe"`` (in a process of its own; what it does not know is compared
-            with OpenCV and the formulas), a trace (.npz) or :class:`Trace`, which brings its inputs, a
-            :class:`Reference`; or somebody's own port, ``path/to/file.py:Class`` or a module: then *it* is compared
-            with OpenCV, see :func:`caffe_port.verification.user_module.verify_module.verify_port`.
+            ``"numpy"`` (the formulas alone), ``"caffe"`` (in a process of its own; OpenCV and the formulas
+            are used for what it does not know), a trace (.npz) or :class:`Trace`, which contains its inputs, a
+            :class:`Reference`; or a hand-written port, ``path/to/file.py:Class`` or a module: then *it* is compared
+            with OpenCV, see
+            :func:`caffe_port.verification.user_module.verify_module.verify_port`.
         state: the state_dict of that port; without one, Caffe's weights are copied into it.
-        input: an .npy file, a picture, an array, or a dict of these by blob name; None: standard normal numbers.
-        seed: of the random numbers.
-        mean, scale, channel_order: how a picture is prepared, see
+        input: an .npy file, an image, an array, or a dict of these by blob name; None: standard normal values.
+        seed: seed of the random values.
+        mean, scale, channel_order: the preprocessing of an image, see
             :class:`~caffe_port.data.preprocessing.Preprocessing`; ``mean`` is numbers, an image (C, H, W) in the
             channel order, or text: numbers, a .binaryproto or an .npy file.
-        input_shapes: blob name -> shape, where the net does not say it or another one is wanted.
-        keep_loss: compares losses and Accuracy too; None: if the trace holds what they need.
+        input_shapes: blob name -> shape, if the net does not give it or you want another one.
+        keep_loss: compare losses and Accuracy too; None: if the trace contains what they need.
         level, stages: Caffe's NetState.
-        atol, rtol: what is allowed, see :mod:`caffe_port.verification.comparison`.
+        atol, rtol: the tolerance, see :mod:`caffe_port.verification.comparison`.
         mode: ``"both"``, ``"free"`` (errors accumulate) or ``"isolated"`` (every layer on the reference's bottoms).
-        strict: fails, too, where we are further from a float64 run of the formulas than twice the reference is.
-        backward: compares the gradients, and the parameters that the forward pass changes, with those of a trace or
+        strict: also fail if the net is more than twice as far from a float64 run of the formulas as the reference.
+        backward: compare the gradients, and the parameters that the forward pass changes, with those of a trace or
             of Caffe itself.
-        details: collects what a page of the report shows, see :class:`~caffe_port.verification.details.Details`.
+        details: collects what the HTML report shows, see :class:`~caffe_port.verification.details.Details`.
 
     Raises:
-        CaffePortError: bad input; DependencyError without OpenCV, where it is the reference.
+        CaffePortError: bad input; DependencyError if OpenCV is the reference and not installed.
     """
     if mode not in MODES:
-        raise CaffePortError(f"the mode is {', '.join(MODES)}; got '{mode}'")
+        raise CaffePortError(f"unknown mode '{mode}'; modes: {', '.join(MODES)}")
     preprocess = Preprocessing(channel_order, scale=scale).changed(mean=mean)
     if isinstance(against, nn.Module) or (isinstance(against, str) and ".py:" in against):
         if strict or backward or mode != "both":
             word = "strict" if strict else "backward" if backward else "mode"
-            raise CaffePortError(f"{word} is for our own net; a module is compared layer by layer, forward only")
+            raise CaffePortError(
+                f"{word} applies only to a converted net; a hand-written port is compared layer by layer, forward only"
+            )
         return verify_port(
             against,
             prototxt,
@@ -104,7 +107,7 @@ def verify(
             rtol=rtol,
         )
     if state is not None:
-        raise CaffePortError("a state belongs to a module: --against path/to/file.py:Class --state FILE")
+        raise CaffePortError("a state needs a hand-written port: --against path/to/file.py:Class --state FILE")
     tolerance = Tolerance(atol, rtol)
     reference = find_reference(against)
     trace = reference.trace if isinstance(reference, StoredReference) else None

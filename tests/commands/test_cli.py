@@ -120,7 +120,7 @@ def test_verify_against_a_trace_fails_on_a_wrong_weight(run: Run, tmp_path: Path
 
 def test_convert_without_weights_says_so(run: Run, net: Path, tmp_path: Path) -> None:
     result = run("convert", net, "-o", tmp_path / "out")
-    assert "the fillers drew them" in result.stderr
+    assert "initialized from the fillers" in result.stderr
 
 
 def test_plugin(run: Run, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ WRONG = {
     "empty.caffemodel": (b"", "is empty"),
     "picture.caffemodel": (b"\x89PNG\r\n\x1a\n" + bytes(64), "is a PNG image"),
     "cut.caffemodel": (CASE.with_suffix(".caffemodel").read_bytes()[:-100], "the file is damaged"),
-    "nothing.prototxt": (b"", "holds no layers"),
+    "nothing.prototxt": (b"", "contains no layers"),
     "nested.prototxt": (b"layer { " * 10_000, "nested more than 100 deep"),
     "typo.prototxt": (NET.replace("num_output: 5", "num_ouput: 5").encode(), "Did you mean 'num_output'?"),
     "huge.prototxt": (NET.replace("dim: 9 dim: 7", "dim: 1000000 dim: 1000000").encode(), "Caffe's limit is 2^31 - 1"),
@@ -193,7 +193,7 @@ def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     folder = tmp_path / "Bob's demo"
     result = run("demo", "-o", folder)
-    assert "64 of 64 tops agree" in result.stdout
+    assert "all 64 compared tops agree" in result.stdout
     assert run("demo", "-o", folder, code=2).stderr.startswith("error:")
     _, _, pasted = result.stdout.partition("4. use it\n")
     done = subprocess.run(["sh"], input=pasted, cwd=tmp_path, capture_output=True, text=True)
@@ -349,7 +349,7 @@ def test_usage_errors_are_one_line_and_a_hint(run: Run, net: Path) -> None:
         ("convert", net, "--outptu", "x"): "No such option",
         ("convert", net): "Missing option '-o' / '--output'.",
         ("convert", net, "-o", "x", "--format", "foo"): "'foo' is not one of 'torch', 'onnx', 'pt2', 'safetensors'.",
-        ("convert", net, "-o", "x", "--format", "safetensors"): "--format safetensors alone takes WEIGHTS",
+        ("convert", net, "-o", "x", "--format", "safetensors"): "--format safetensors alone needs WEIGHTS",
         ("completion",): "Missing argument",
         ("train", "s.prototxt", "-o", "x", "--epochs", "0"): "0.0 is not in the range",
         ("dump", net): "dump needs -o FILE.npz",

@@ -75,7 +75,7 @@ def test_inspect_calls_them_different(
     assert code == 1
     shown = " ".join(out.split())
     assert f"{'x'.join(map(str, asked))} {'x'.join(map(str, held))} {reason}" in shown
-    assert "1 of 1 layers differ." in shown
+    assert "1 of 1 layer differs." in shown
     assert "which fits" not in shown, "the file's own definition has no input: nobody knows whether it fits"
     code, out, _ = run("inspect --diff net.prototxt net.caffemodel --json", capfd, monkeypatch)
     found = json.loads(out)

@@ -167,13 +167,13 @@ def test_randomness_is_the_generators() -> None:
 @pytest.mark.parametrize(
     ("plan", "order", "message"),
     [
-        (Preprocessing(), "GRAY", "the pictures are GRAY, the net expects RGB"),
-        (Preprocessing("GRAY"), "BGR", "the pictures are BGR, the net expects GRAY"),
-        (Preprocessing(mean=MEAN_IMAGE), "RGB", "training-set mean image is needed, and no training set"),
-        (Preprocessing(crop=8), "RGB", "crop 8 is larger than the picture, 7x9"),
-        (Preprocessing().changed(mean=MEAN[:, :5, :5]), "RGB", r"mean image \(3, 5, 5\) does not fit pictures"),
-        (Preprocessing(None, (1.0, 2.0)), None, "2 mean values for 3 channels; give 1 or 3"),
-        (Preprocessing(None, std=(1.0, 2.0)), None, "2 std values for 3 channels; give 1 or 3"),
+        (Preprocessing(), "GRAY", "the images are GRAY, but the net expects RGB"),
+        (Preprocessing("GRAY"), "BGR", "the images are BGR, but the net expects GRAY"),
+        (Preprocessing(mean=MEAN_IMAGE), "RGB", "training-set mean image is required, but there is no training set"),
+        (Preprocessing(crop=8), "RGB", "crop 8 is larger than the image, 7x9"),
+        (Preprocessing().changed(mean=MEAN[:, :5, :5]), "RGB", r"mean image \(3, 5, 5\) does not match images"),
+        (Preprocessing(None, (1.0, 2.0)), None, "mean has 2 values for 3 channels; expected 1 or 3"),
+        (Preprocessing(None, std=(1.0, 2.0)), None, "std has 2 values for 3 channels; expected 1 or 3"),
     ],
 )
 def test_what_does_not_fit_is_refused(plan: Preprocessing, order: str | None, message: str) -> None:

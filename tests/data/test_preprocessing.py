@@ -38,18 +38,18 @@ def test_it_is_read_and_kept_without_torch_and_numpy() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"channel_order": "BRG"}, "channel order 'BRG' is none of RGB, BGR, GRAY. Did you mean"),
+        ({"channel_order": "BRG"}, "channel order 'BRG' is not one of RGB, BGR, GRAY. Did you mean"),
         ({"mean": (1.0, 2.0)}, "mean has 2 values; RGB takes 1 or 3"),
         ({"channel_order": "GRAY", "std": (1.0, 2.0, 3.0)}, "std has 3 values; GRAY takes 1"),
         ({"channel_order": None, "mean": ()}, "mean has no values"),
         ({"mean": "mean"}, "neither a number, a list of numbers nor"),
         ({"mean": np.nan}, "finite"),
         ({"std": (1.0, 0.0, 1.0)}, "std is 0"),
-        ({"crop": -1}, "pad 0 and crop -1 are at least 0"),
-        ({"crop": (3, 0)}, r"crop \(3, 0\) are at least"),
-        ({"resize": (0, 3)}, r"resize \(0, 3\) is \(height, width\)"),
-        ({"mean_image": IMAGE}, "a mean image is"),
-        ({"mean": MEAN_IMAGE, "mean_image": IMAGE[0]}, "a mean image is"),
+        ({"crop": -1}, "pad 0 or crop -1 is too small"),
+        ({"crop": (3, 0)}, r"crop \(3, 0\) is too small"),
+        ({"resize": (0, 3)}, r"resize \(0, 3\) is too small"),
+        ({"mean_image": IMAGE}, "a mean image .* requires mean"),
+        ({"mean": MEAN_IMAGE, "mean_image": IMAGE[0]}, "a mean image .* requires mean"),
     ],
 )
 def test_what_makes_no_sense_is_refused(values: dict[str, object], message: str) -> None:
@@ -63,7 +63,8 @@ def test_one_line_says_it() -> None:
         "channels as stored, resized to 320x256, x * 0.5, crop 9x7"
     )
     text = str(Preprocessing(pad=4, pad_first=True, crop=32, mirror_train=True, mirror_test=True))
-    assert text == "RGB, x, 4 zeros around x, crop 32, mirrored at random in training and testing"
+    assert text == "RGB, padded by 4, x, crop 32, mirrored at random in training and testing"
+    assert str(Preprocessing("BGR", scale=2.0, pad=1)) == "BGR, x * 2, padded by 1"
 
 
 @pytest.mark.parametrize(
@@ -88,13 +89,13 @@ def test_a_mean_image_is_named_not_written() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (None, "is missing or no table"),
-        ({"means": 1}, "'means' is no field. Did you mean 'mean'"),
-        ({"mean_image": [[[1]]]}, "'mean_image' is no field"),
-        ({"mean": [1, "2"]}, "'mean' holds something that is no number"),
+        (None, "is missing or not a table"),
+        ({"means": 1}, "'means' is not a known field. Did you mean 'mean'"),
+        ({"mean_image": [[[1]]]}, "'mean_image' is not a known field"),
+        ({"mean": [1, "2"]}, "'mean' contains a value that is not a number"),
         ({"mean": None}, "'mean' is None, expected float or list or str"),
         ({"mean": 10**400}, "'mean' is 10+, expected float"),
-        ({"std": [10**400]}, "'std' holds something that is no number"),
+        ({"std": [10**400]}, "'std' contains a value that is not a number"),
         ({"crop": 3.5}, "'crop' is 3.5, expected int or list of two int"),
         ({"crop": True}, "'crop' is True, expected int"),
         ({"resize": [3]}, r"'resize' is \[3\], expected list of two int"),
@@ -128,11 +129,11 @@ def test_means_as_users_give_them(tmp_path: Path) -> None:
         assert plan.mean == want
         assert plan.mean_image is None
     assert Preprocessing().changed(mean=IMAGE).changed(mean=MEAN_IMAGE).lacks_mean_image
-    with pytest.raises(CaffePortError, match=r"a mean of shape \(5, 4\) is no image"):
+    with pytest.raises(CaffePortError, match=r"mean has shape \(5, 4\); expected an image"):
         Preprocessing().changed(mean=tmp_path / "flat.npy")
     with pytest.raises(CaffePortError, match="cannot be read"):
         read_mean("104;117")
-    with pytest.raises(CaffePortError, match="mean is a number, or one for each channel; got"):
+    with pytest.raises(CaffePortError, match="mean must be a number or one number per channel; got"):
         Preprocessing().changed(mean=["a"])
 
 
@@ -160,11 +161,11 @@ def test_transform_param_is_read(tmp_path: Path) -> None:
 
 def test_a_mean_file_that_is_not_there_is_an_error_or_a_note(tmp_path: Path) -> None:
     absent = layer('mean_file: "absent"', tmp_path)
-    with pytest.raises(SpecError, match="mean_file 'absent' is not there"):
+    with pytest.raises(SpecError, match="mean_file 'absent' does not exist"):
         Preprocessing.from_transform_param(absent)
     notes: list[str] = []
     assert Preprocessing.from_transform_param(absent, "RGB", notes).lacks_mean_image
-    assert notes == ["mean_file 'absent' is not here: the mean over the training set takes its place"]
+    assert notes == ["mean_file 'absent' does not exist: the mean of the training set is used instead"]
     (tmp_path / "absent").write_text("no proto")
     with pytest.raises(ParseError, match=str(tmp_path / "absent")):
         Preprocessing.from_transform_param(absent)
@@ -174,8 +175,8 @@ def test_a_mean_file_that_is_not_there_is_an_error_or_a_note(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('mean_file: "m" mean_value: 1', "mean_file and mean_value"),
-        ("force_color: true force_gray: true", "force_color and force_gray"),
+        ('mean_file: "m" mean_value: 1', "sets both mean_file and mean_value"),
+        ("force_color: true force_gray: true", "sets both force_color and force_gray"),
         ("crop_h: 3", "crop_h belongs to a fork"),
         ("resize_param { height: 3 }", "resize_param belongs to a fork"),
         ("rotate90n: true", "rotate90n belongs to a fork"),
@@ -204,11 +205,11 @@ def test_shapes() -> None:
     assert Preprocessing(pad=2).shape((3, 9, 7)) == (3, 13, 11)
     assert Preprocessing(crop=4, resize=(8, 6)).shape((3, 90, 70)) == (3, 4, 4)
     assert Preprocessing(crop=(8, 5)).shape((3, 9, 7)) == (3, 8, 5)
-    with pytest.raises(CaffePortError, match=r"crop 8 is larger than the picture, 6x7$"):
+    with pytest.raises(CaffePortError, match=r"crop 8 is larger than the image, 6x7$"):
         Preprocessing(crop=8).shape((3, 7, 6))
-    with pytest.raises(CaffePortError, match="crop 12 is larger than the picture, 9x11 with its padding"):
+    with pytest.raises(CaffePortError, match="crop 12 is larger than the image, 9x11 with padding"):
         Preprocessing(pad=1, crop=12).shape((3, 9, 7))
-    with pytest.raises(CaffePortError, match="crop 8x5 is larger than the picture, 7x9"):
+    with pytest.raises(CaffePortError, match="crop 8x5 is larger than the image, 7x9"):
         Preprocessing(crop=(5, 8)).shape((3, 9, 7))
 
 
@@ -220,9 +221,9 @@ def test_for_the_input_of_a_net() -> None:
     assert (imaged.for_input(3, 5, 4).resize, imaged.for_input(3, 5, 4).crop) == ((5, 4), 0)
     assert Preprocessing(pad=4, crop=32).for_input(3, 9, 7).shape((3, 90, 70)) == (3, 9, 7)
     assert (imaged.for_input(3, 2, 3).resize, imaged.for_input(3, 2, 3).crop) == ((5, 4), (2, 3))
-    with pytest.raises(CaffePortError, match=r"mean image \(3, 5, 4\) does not fit an input of \(3, 6, 4\)"):
+    with pytest.raises(CaffePortError, match=r"mean image \(3, 5, 4\) does not match an input of \(3, 6, 4\)"):
         imaged.for_input(3, 6, 4)
-    with pytest.raises(CaffePortError, match=r"mean image \(3, 5, 4\) does not fit an input of \(1, 2, 3\)"):
+    with pytest.raises(CaffePortError, match=r"mean image \(3, 5, 4\) does not match an input of \(1, 2, 3\)"):
         imaged.for_input(1, 2, 3)
-    with pytest.raises(CaffePortError, match="the channel order is GRAY, the net's input has 3 channels"):
+    with pytest.raises(CaffePortError, match="the channel order is GRAY, but the net's input has 3 channels"):
         Preprocessing("GRAY").for_input(3, 9, 7)

@@ -76,16 +76,16 @@ def test_hed() -> None:
     assert offsets(hed()) == HED_OFFSETS
     (note,) = net.notes
     assert note == (
-        "Crop layers without crop_param get the offset that the layers before them imply, as in forks older than "
-        "Caffe 1.0: 'crop1' 34, 'crop2' 35, 'crop3' 36, 'crop4' 38, 'crop5' 42. Caffe 1.0 itself takes 0; "
-        "`crop_param { offset: 0 }` keeps that"
+        "Crop layers without crop_param use the offset implied by the layers before them, as in forks older than "
+        "Caffe 1.0: 'crop1' 34, 'crop2' 35, 'crop3' 36, 'crop4' 38, 'crop5' 42. Caffe 1.0 itself uses 0; "
+        "set `crop_param { offset: 0 }` for that"
     )
 
 
 def test_autocrop_is_the_same_without_a_word_of_caffe() -> None:
     assert offsets(hed("AutoCrop")) == HED_OFFSETS
     (note,) = spec(hed("AutoCrop")).notes
-    assert note.startswith("AutoCrop layers get the offset")
+    assert note.startswith("AutoCrop layers use the offset")
     assert "'crop3' 36, 'crop4' 38" in note
     assert "Caffe 1.0" not in note
 
@@ -198,15 +198,15 @@ INTERP = "interp_param { height: 200 width: 210 }"
 @pytest.mark.parametrize(
     ("before", "bottoms", "said"),
     [
-        (window("up", "Deconvolution", "data", 4, 2), "up data", "a pixel of 'up' is 1/2 of 'data'"),
+        (window("up", "Deconvolution", "data", 4, 2), "up data", "one pixel of 'up' is 1/2 pixels of 'data'"),
         (
             window("half", "Convolution", "data", 3, 2, 1) + window("up", "Deconvolution", "half", 4, 2, 1),
             "up data",
-            "the layers before it imply offset 1/2, no whole number",
+            "the layers before it imply offset 1/2, expected an integer",
         ),
-        (window("conv", "Convolution", "data", 5), "conv data", "the layers before it imply offset -2, no whole"),
-        (layer("big", "Interp", "data", INTERP), "big data", "layer 'big' (Interp): how it moves pixels is not known"),
-        (IMAGE.replace("data", "other"), "data other", "no blob leads to both 'data' and 'other'"),
+        (window("conv", "Convolution", "data", 5), "conv data", "the layers before it imply offset -2, expected"),
+        (layer("big", "Interp", "data", INTERP), "big data", "layer 'big' (Interp): its pixel mapping is unknown"),
+        (IMAGE.replace("data", "other"), "data other", "'data' and 'other'"),
     ],
 )
 def test_where_no_offset_follows(before: str, bottoms: str, said: str) -> None:
@@ -217,7 +217,7 @@ def test_where_no_offset_follows(before: str, bottoms: str, said: str) -> None:
     with pytest.raises(SpecError) as caught:
         spec(text + layer("crop", "AutoCrop", bottoms))
     assert said in str(caught.value)
-    assert caught.value.hint == "Write the offset into the file: crop_param { offset: ... }"
+    assert caught.value.hint == "Set the offset in the file: crop_param { offset: ... }"
     assert offsets(text + layer("crop", "AutoCrop", bottoms, "crop_param { offset: 3 }")) == {"crop": [3]}
 
 

@@ -1,4 +1,4 @@
-"""NetSpec: rules, sources, splits, names, outputs, and the deploy view."""
+"""NetSpec: rules, producers, splits, names, outputs, and the deploy view."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_rules(rules: str, level: int, stages: tuple[str, ...], phases: str) -> 
 
 def test_include_and_exclude_together() -> None:
     said = refused(DATA + layer("r", "ReLU", "data", "r", "include { } exclude { }"))
-    assert said == "net.prototxt:2: layer 'r': include and exclude rules together\n  Caffe allows one kind a layer."
+    assert said == (
+        "net.prototxt:2: layer 'r': has both include and exclude rules\n  Caffe allows only one of the two per layer."
+    )
 
 
 def test_the_nets_own_state() -> None:
@@ -99,9 +101,9 @@ def test_the_nets_own_state() -> None:
 def test_no_layers() -> None:
     assert (
         refused(layer("a", "ReLU", "x", "y", "include { phase: TRAIN }"))
-        == "net.prototxt: holds no layers in phase TEST"
+        == "net.prototxt: contains no layers in phase TEST"
     )
-    with pytest.raises(SpecError, match=r"net\.prototxt: holds no layers"):
+    with pytest.raises(SpecError, match=r"net\.prototxt: contains no layers"):
         define('name: "n"')
 
 
@@ -129,7 +131,7 @@ def test_in_place_layers_name_their_producer() -> None:
         + layer("a", "ReLU", "conv", "a")
         + layer("sum", "Eltwise", "conv a", "sum")
     )
-    sources = {one.name: one.sources for one in net.layers}
+    sources = {one.name: one.producers for one in net.layers}
     assert sources == {
         "data": (),
         "conv": (("data", 0),),
@@ -150,7 +152,7 @@ def test_an_in_place_layer_at_the_end_is_the_output() -> None:
 
 def test_several_tops() -> None:
     net = spec(DATA + layer("cut", "Slice", "data", "a b c") + layer("sum", "Eltwise", "c a", "sum"))
-    assert net.by_name["sum"].sources == (("cut", 2), ("cut", 0))
+    assert net.by_name["sum"].producers == (("cut", 2), ("cut", 0))
     assert net.outputs == (("b", ("cut", 1)), ("sum", ("sum", 0)))
 
 
@@ -189,35 +191,44 @@ def test_inputs_that_nobody_reads_are_no_outputs() -> None:
             layer("conv", "Convolution", "data", "conv"),
             (
                 "net.prototxt:1: layer 'conv' (Convolution): bottom 'data' does not exist: the net has no input layer\n"
-                "  Say its shape, and it becomes an input: --input-shape data=1,3,H,W"
+                "  Set its shape to make it an input: --input-shape data=1,3,H,W"
             ),
         ),
         (
             DATA + layer("b", "ReLU", "a", "b") + layer("a", "ReLU", "data", "a"),
             (
-                "net.prototxt:2: layer 'b' (ReLU): bottom 'a' does not exist yet: layer 'a' (line 3) makes it\n"
-                "  Layers run in the order of the file: a layer stands behind those whose tops it reads."
+                "net.prototxt:2: layer 'b' (ReLU): bottom 'a' does not exist yet: layer 'a' (line 3) produces it\n"
+                "  Layers run in file order: move the layer after those whose tops it reads."
             ),
         ),
         (
             DATA + layer("a", "Eltwise", "data b", "a") + layer("b", "ReLU", "a", "b"),
-            "net.prototxt:2: layer 'a' (Eltwise): bottom 'b' does not exist yet: layer 'b' (line 3) makes it",
+            "net.prototxt:2: layer 'a' (Eltwise): bottom 'b' does not exist yet: layer 'b' (line 3) produces it",
         ),
         (
             DATA + layer("a", "Eltwise", "data a", "a"),
-            "net.prototxt:2: layer 'a' (Eltwise): bottom 'a' does not exist yet: layer 'a' (line 2) makes it",
+            "net.prototxt:2: layer 'a' (Eltwise): bottom 'a' does not exist yet: layer 'a' (line 2) produces it",
         ),
         (
             DATA + CONV + layer("other", "ReLU", "data", "conv"),
-            "net.prototxt:3: layer 'other' (ReLU): top 'conv' is already made by layer 'conv'; a blob has one source",
+            (
+                "net.prototxt:3: layer 'other' (ReLU): top 'conv' is already produced by layer 'conv'; "
+                "a blob has only one source"
+            ),
         ),
         (
             DATA + layer("cut", "Slice", "data", "a a"),
-            "net.prototxt:2: layer 'cut' (Slice): top 'a' is already made by this layer; a blob has one source",
+            (
+                "net.prototxt:2: layer 'cut' (Slice): top 'a' is already produced by this layer; "
+                "a blob has only one source"
+            ),
         ),
         (
             DATA + layer("swap", "Eltwise", "data", "x data"),
-            "net.prototxt:2: layer 'swap' (Eltwise): top 'data' is already made by layer 'data'; a blob has one source",
+            (
+                "net.prototxt:2: layer 'swap' (Eltwise): top 'data' is already produced by layer 'data'; "
+                "a blob has only one source"
+            ),
         ),
     ],
 )
@@ -233,15 +244,15 @@ def test_a_layer_without_a_type() -> None:
 @pytest.mark.parametrize("type_", ["Local", "EltwiseAffine", "DeformableConvolution", "Lstm", "ConvolutionRistretto"])
 def test_a_second_name_of_any_type_with_weights_is_told(type_: str) -> None:
     net = spec(DATA + "".join(layer("twin", type_, "data", f"r{k}") for k in range(2)))
-    assert net.notes[-1].endswith("'twin#2' here; weights of a file go to the first one only, as in Caffe")
+    assert net.notes[-1].endswith("'twin#2'; weights are loaded only into the first one, as in Caffe")
 
 
 def test_a_second_name_without_weights_is_renamed_and_told() -> None:
     net = spec(DATA + "".join(layer("relu", "ReLU", "data", f"r{k}") for k in range(3)))
     assert names(net) == ["data", "relu", "relu#2", "relu#3"]
     assert net.notes == (
-        "net.prototxt:3: layer name 'relu' is used twice; this one is called 'relu#2' here",
-        "net.prototxt:4: layer name 'relu' is used twice; this one is called 'relu#3' here",
+        "net.prototxt:3: layer name 'relu' is used twice; this one is renamed 'relu#2'",
+        "net.prototxt:4: layer name 'relu' is used twice; this one is renamed 'relu#3'",
     )
 
 
@@ -249,14 +260,14 @@ def test_a_second_name_with_weights_is_renamed_and_told() -> None:
     net = spec(DATA + CONV + layer("conv", "Convolution", "conv", "c2"))
     assert names(net) == ["data", "conv", "conv#2"]
     (told,) = net.notes
-    assert told.endswith("this one is called 'conv#2' here; weights of a file go to the first one only, as in Caffe")
+    assert told.endswith("this one is renamed 'conv#2'; weights are loaded only into the first one, as in Caffe")
 
 
 def test_layers_without_names() -> None:
     net = spec(DATA + layer("", "ReLU", "data", "a") + 'layer { type: "TanH" bottom: "a" top: "b" }')
     assert names(net) == ["data", "", "#2"]
-    assert net.by_name["#2"].sources == (("", 0),)
-    assert net.notes == ("net.prototxt:3: a second layer has no name; this one is called '#2' here",)
+    assert net.by_name["#2"].producers == (("", 0),)
+    assert net.notes == ("net.prototxt:3: a second layer has no name; this one is renamed '#2'",)
 
 
 def test_automatic_splits_are_undone() -> None:
@@ -270,7 +281,7 @@ def test_automatic_splits_are_undone() -> None:
         + layer("mine", "Split", "a", "m n")
     )
     assert names(net) == ["data", "conv", "a", "b", "mine"]
-    assert net.by_name["a"].sources == net.by_name["b"].sources == (("conv", 0),)
+    assert net.by_name["a"].producers == net.by_name["b"].producers == (("conv", 0),)
     assert net.by_name["a"].bottoms == ("conv",)
     assert [blob for blob, _ in net.outputs] == ["b", "m", "n"]
 
@@ -285,8 +296,8 @@ def test_automatic_splits_after_an_in_place_layer() -> None:
         + layer("a", "ReLU", f"{split}_0", "a")
         + layer("sum", "Eltwise", f"{split}_1 a", "sum")
     )
-    assert net.by_name["a"].sources == (("relu", 0),)
-    assert net.by_name["sum"].sources == (("relu", 0), ("a", 0))
+    assert net.by_name["a"].producers == (("relu", 0),)
+    assert net.by_name["sum"].producers == (("relu", 0), ("a", 0))
 
 
 # -- notes ----------------------------------------------------------------------------------------------------------
@@ -321,7 +332,7 @@ def test_inputs_given_by_the_user() -> None:
     """A published architecture may begin with its first convolution."""
     net = spec(CONV + FC + LOSS, inputs=["data", "label", "unused"])
     assert [blob for blob, _ in net.inputs] == ["data", "label"]
-    assert net.by_name["conv"].sources == (("data", 0),)
+    assert net.by_name["conv"].producers == (("data", 0),)
     assert [blob for blob, _ in spec(CONV + FC + LOSS, inputs=["data"]).inputs] == ["data", "label"]
     assert "'data' does not exist" in refused(CONV + FC + LOSS, inputs=["dat"])
 
@@ -345,9 +356,9 @@ def test_what_only_train_does_to_the_data_is_taken_from_there() -> None:
     )
     test = spec(text)
     assert names(test) == ["batch", "cut", "scale", "conv"]
-    assert test.by_name["conv"].sources == (("scale", 0),)
+    assert test.by_name["conv"].producers == (("scale", 0),)
     assert [note.split(":")[1] for note in test.notes] == ["4", "2"]
-    told = "layer 'cut' (Slice) belongs to another phase or stage, but nothing else makes 'raw': it is taken from there"
+    told = "layer 'cut' (Slice) is taken from another phase or stage, because no layer in this one produces 'raw'"
     assert test.notes[1] == f"net.prototxt:2: {told}"
 
 
@@ -356,7 +367,7 @@ def test_a_net_of_stages_names_them() -> None:
         "fine", "ReLU", "c", "d", 'include { stage: "fine" }'
     )
     assert refused(text).endswith(
-        "holds no layers in phase TEST\n  Its layers belong to stages; say one: --stage coarse | fine"
+        "contains no layers in phase TEST\n  Its layers belong to stages; choose one: --stage coarse | fine"
     )
 
 
@@ -391,7 +402,7 @@ def test_deploy_with_the_label_in_any_top(tops: str) -> None:
     assert inputs == ["data"]
     data = net.layers[0]
     assert data.tops == ("data",)
-    assert net.by_name["conv"].sources == (("batch", 0),), "the top has moved to the front"
+    assert net.by_name["conv"].producers == (("batch", 0),), "the top has moved to the front"
 
 
 def test_deploy_drops_label_chains() -> None:
@@ -472,7 +483,7 @@ def test_deploy_keeps_an_input_layer_that_computes() -> None:
 
 def test_deploy_of_nothing_but_losses() -> None:
     text = layer("batch", "Data", "", "data label") + layer("loss", "EuclideanLoss", "data label", "loss")
-    with pytest.raises(SpecError, match=r"net\.prototxt: nothing is left without the losses; use --keep-loss"):
+    with pytest.raises(SpecError, match=r"net\.prototxt: the net has no layers without the losses; use --keep-loss"):
         deployed(text)
 
 
@@ -527,7 +538,7 @@ def test_batch_norm_saved_in_train(saved_in: str) -> None:
         assert not p.has("use_global_stats")
         assert net.notes == (
             (
-                "1 BatchNorm layers were saved in TRAIN with use_global_stats: false; eval() uses the stored "
+                "1 BatchNorm layer saved in TRAIN with use_global_stats: false; eval() uses the stored "
                 "statistics, as Caffe's TEST phase does"
             ),
         )
@@ -539,7 +550,7 @@ def test_batch_norm_saved_in_train(saved_in: str) -> None:
 def test_weights_without_a_definition() -> None:
     weights = caffemodel.Weights("w.h5", "HDF5", (), None)
     with pytest.raises(
-        SpecError, match=r"w\.h5: carries no definition \(HDF5 holds weights only\)\n  Give the prototxt"
+        SpecError, match=r"w\.h5: contains no definition \(HDF5 stores only weights\)\n  Add the prototxt"
     ):
         Definition.embedded(weights)
 
@@ -548,7 +559,10 @@ def test_weights_without_a_definition() -> None:
     ("text", "what"),
     [
         (layer("conv", "Convolution", "dta", "conv", BLOB) + DATA, "layer 'conv' (Convolution): bottom 'dta'"),
-        (layer("conv", "Convolution", "data", "c", f"{BLOB} include {{ }} exclude {{ }}"), "layer 'conv': include and"),
+        (
+            layer("conv", "Convolution", "data", "c", f"{BLOB} include {{ }} exclude {{ }}"),
+            "layer 'conv': has both include and",
+        ),
         (f'layers {{ type: 5 }} layer {{ name: "d" {BLOB} }}', "'layers' (the old format) and 'layer' are mixed"),
         (f'layers {{ layer {{ name: "c" type: "cv" {BLOB} }} }}', "layer 'c' (cv): is not a layer type of V0"),
     ],
@@ -586,7 +600,7 @@ def test_data_layers_that_are_not_known_by_name(type_: str, more: str) -> None:
     net = definition.spec()
     assert [blob for blob, _ in net.inputs] == ["data", "label"]
     assert net.by_name["data"].type == "OtherData"
-    told = f"net.prototxt:1: layer 'data' ({type_}) is taken for a reader of data: its 2 tops are inputs"
+    told = f"net.prototxt:1: layer 'data' ({type_}) is treated as a data layer: its 2 tops are inputs"
     assert net.notes == (told,)
     assert definition.net.layer[0].type == type_, "what is written back stays as it was"
     assert [blob for blob, _ in deploy_view.view(net).inputs] == ["data"]

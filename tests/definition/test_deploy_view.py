@@ -67,8 +67,8 @@ RPN = (
     + python("roi-data", "rpn_rois gt_boxes", "rois labels bbox_targets bbox_inside bbox_outside", SAMPLER)
 )
 RPN_LEFT_OUT = [
-    f"layer 'roi-data' ({SAMPLER}) chooses boxes to train on and is left out: 'rois' is 'rpn_rois'",
-    "layer 'rpn-data' (rpn.anchor_target_layer.AnchorTargetLayer) is not known, reads labels and is left out",
+    f"layer 'roi-data' ({SAMPLER}) samples boxes for training and is left out: 'rois' is 'rpn_rois'",
+    "layer 'rpn-data' (rpn.anchor_target_layer.AnchorTargetLayer) is of an unknown type, reads labels and is left out",
 ]
 
 
@@ -165,7 +165,10 @@ def test_detectnet(tmp_path: Path) -> None:
     ported = port(tmp_path, text)
     assert view(ported) == (["data"], ["bboxes", "coverage"])
     assert left_out(ported) == [
-        "layer 'cluster' (clustering.ClusterDetections) is not known, runs Python code behind the net and is left out"
+        (
+            "layer 'cluster' (clustering.ClusterDetections) is of an unknown type, "
+            "runs Python code after the net and is left out"
+        )
     ]
     train = ported.net.plans[True]
     assert [blob for blob, _ in train.outputs] == ["bboxes", "coverage"]
@@ -183,25 +186,33 @@ FEATURES = layer("data", "ImageData", "", "data label", "image_data_param { new_
         (
             layer("fc6", "OwnMarginInner", "fc5 label", "fc6 lambda") + layer("l", "SoftmaxWithLoss", "fc6 label", "l"),
             ["fc5"],
-            ["layer 'fc6' (OwnMarginInner) is not known, reads labels and is left out"],
+            ["layer 'fc6' (OwnMarginInner) is of an unknown type, reads labels and is left out"],
         ),
         (
             inner("fc6", "fc5", 4) + layer("r", "OwnRank", "fc6", "r", "loss_weight: 0.1"),
             ["fc6"],
-            ["layer 'r' (OwnRank) is not known, is a loss or a measure and is left out"],
+            ["layer 'r' (OwnRank) is of an unknown type, is a loss or a metric and is left out"],
         ),
         (
             inner("fc6", "fc5", 4) + layer("r", "LossN", "fc6 label", "r") + layer("s", "Silence", "r"),
             ["fc6"],
-            ["layer 'r' (LossN) is not known, is a loss or a measure and is left out, and with it what reads it: s"],
+            [
+                (
+                    "layer 'r' (LossN) is of an unknown type, is a loss or a metric and is left out, "
+                    "with the layers that read it: s"
+                )
+            ],
         ),
         (
             python("select", "fc5 label", "a p n", "tripletloss.TripletSelectLayer")
             + python("triplet", "a p n", "loss", "tripletloss.TripletLayer", "loss_weight: 1"),
             ["fc5"],
             [
-                "layer 'triplet' (tripletloss.TripletLayer) is not known, is a loss or a measure and is left out",
-                "layer 'select' (tripletloss.TripletSelectLayer) is not known, reads labels and is left out",
+                (
+                    "layer 'triplet' (tripletloss.TripletLayer) is of an unknown type, "
+                    "is a loss or a metric and is left out"
+                ),
+                "layer 'select' (tripletloss.TripletSelectLayer) is of an unknown type, reads labels and is left out",
             ],
         ),
         (
@@ -209,12 +220,12 @@ FEATURES = layer("data", "ImageData", "", "data label", "image_data_param { new_
             + inner("fc6", "fc5", 7)
             + layer("l", "EuclideanLoss", "fc6 target", "l"),
             ["fc6"],
-            ["layer 'target' (OwnTargets) is not known, makes targets for losses and is left out"],
+            ["layer 'target' (OwnTargets) is of an unknown type, produces targets for losses and is left out"],
         ),
         (
             inner("fc6", "fc5", 4) + layer("w", "OwnWriter", "fc6", ""),
             ["fc6"],
-            ["layer 'w' (OwnWriter) is not known, makes nothing and is left out"],
+            ["layer 'w' (OwnWriter) is of an unknown type, makes nothing and is left out"],
         ),
     ],
     ids=["margin product", "loss_weight", "a loss by name", "triplets", "targets", "writer"],
@@ -268,7 +279,7 @@ def test_what_reads_a_loss(tmp_path: Path) -> None:
     )
     ported = port(tmp_path, text)
     assert view(ported) == (["data"], ["fc5"])
-    assert "what reads a loss or Accuracy is left out with it: m" in ported.notes
+    assert "layers that read a loss or Accuracy are left out: m" in ported.notes
 
 
 def test_a_net_of_train_only(tmp_path: Path) -> None:
@@ -278,7 +289,7 @@ def test_a_net_of_train_only(tmp_path: Path) -> None:
     )
     ported = port(tmp_path, text)
     assert view(ported) == (["data"], ["fc5"])
-    assert any(note.startswith("phase TEST cannot be built, eval() computes the layers of") for note in ported.notes)
+    assert any(note.startswith("phase TEST cannot be built; eval() uses the layers of") for note in ported.notes)
 
 
 def test_a_label_that_nobody_reads_in_test(tmp_path: Path) -> None:

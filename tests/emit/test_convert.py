@@ -180,7 +180,7 @@ def test_files(port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytes
     assert report["attributes"] == {"conv": "conv"}
     assert report["time"] == "2023-11-14T22:13:20+00:00"
     assert report["versions"] == {"caffe-port": caffe_port.__version__, "torch": torch.__version__.partition("+")[0]}
-    assert "the fillers drew them" in report["notes"][0]
+    assert "initialized from the fillers" in report["notes"][0]
     again = convert(ported, tmp_path / "again")
     for name in result.files:
         assert (result.folder / name).read_bytes() == (again.folder / name).read_bytes()

@@ -214,7 +214,7 @@ def test_the_state_of_another_model(shared: Path, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=said):
             caffe_files.load_state(ported.net, tmp_path / "w")
     (tmp_path / "w").write_bytes(b"no")
-    with pytest.raises(CaffePortError, match="is no state_dict"):
+    with pytest.raises(CaffePortError, match="is not a state_dict"):
         caffe_files.load_state(ported.net, tmp_path / "w")
     with pytest.raises(CaffePortError, match="cannot be read"):
         caffe_files.load_state(ported.net, tmp_path / "absent")

@@ -159,7 +159,7 @@ def test_a_file_is_fetched(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("then", ["/good", "/ignores-range"])
 def test_it_goes_on_where_it_ended(then: str, server: Server, tmp_path: Path) -> None:
-    with pytest.raises(CaffePortError, match="has 100000 bytes so far, 251000 are expected"):
+    with pytest.raises(CaffePortError, match="has 100000 bytes so far, expected 251000"):
         server.fetch("/drops", tmp_path / "w")
     assert left(tmp_path) == ["w.part"]
     with pytest.raises(CaffePortError, match="has 200000 bytes so far"):
@@ -172,14 +172,14 @@ def test_it_goes_on_where_it_ended(then: str, server: Server, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("path", "what"),
     [
-        ("/wrong-range", "another part than was asked for"),
-        ("/another-size", "has 10 bytes, 251000 are expected"),
+        ("/wrong-range", "a different byte range than requested"),
+        ("/another-size", "has 10 bytes, expected 251000"),
         ("/missing", "404"),
         ("/to/http://localhost/w", "only https"),
         ("/to/file:///etc/passwd", "not allowed"),
         ("/to/ftp://localhost/w", "only https"),
         ("/loop", "infinite loop"),
-        ("/garbage", "cannot be fetched"),
+        ("/garbage", "cannot be downloaded"),
     ],
 )
 def test_answers_that_are_refused(path: str, what: str, server: Server, tmp_path: Path) -> None:
@@ -252,11 +252,11 @@ def test_a_server_that_says_nothing(certificate: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://localhost:{silent.getsockname()[1]}/w"
-        with pytest.raises(CaffePortError, match=r"cannot be fetched: .*timed out"):
+        with pytest.raises(CaffePortError, match=r"cannot be downloaded: .*timed out"):
             download.fetch(url, tmp_path / "w", 7, SHA256)
 
 
 def test_two_at_a_time(server: Server, tmp_path: Path) -> None:
-    with lock(tmp_path / "w.lock", "w is being fetched"), pytest.raises(CaffePortError, match=r"by process \d+ on "):
+    with lock(tmp_path / "w.lock", "w is being downloaded"), pytest.raises(CaffePortError, match=r"by process \d+ on "):
         server.fetch("/good", tmp_path / "w")
     server.fetch("/good", tmp_path / "w")

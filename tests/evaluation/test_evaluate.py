@@ -95,7 +95,7 @@ def test_without_any_word_pictures_are_taken_as_they_are(tmp_path: Path) -> None
     run = evaluate.evaluate_files(weights, prototxt, data=pictures)
     assert run.preprocessing == Preprocessing()
     assert run.origin == "none"
-    assert "taken as they are" in run.notes[0]
+    assert "images are used as they are" in run.notes[0]
 
 
 def test_the_nets_own_transform_param_is_used(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_nets_own_transform_param_is_used(tmp_path: Path) -> None:
 def test_a_mean_file_is_found_beside_the_net_or_computed(tmp_path: Path) -> None:
     weights, prototxt, pictures = files(tmp_path, 'mean_file: "elsewhere/mean.binaryproto"')
     run = evaluate.evaluate_files(weights, prototxt, data=pictures)
-    assert "the mean over the training set takes its place" in run.notes[0]
+    assert "the mean of the training set is used instead" in run.notes[0]
     from caffe_port.formats import wire
 
     with np.load(pictures) as file:
@@ -148,13 +148,13 @@ def test_the_caller_has_the_last_word(tmp_path: Path) -> None:
         limit=5,
     )
     assert run.preprocessing == Preprocessing("BGR", 3.0, 2.0, (1.0, 2.0, 4.0), mirror_test=True)
-    assert run.origin.endswith("changed by the caller: std, scale, channel_order, mean, mirror_test")
+    assert run.origin.endswith("overridden: std, scale, channel_order, mean, mirror_test")
     assert run.result.total == 5
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     weights, prototxt, pictures = files(tmp_path, classes=5)
-    with pytest.raises(CaffePortError, match="label 5 is out of range: the net tells 5 classes apart"):
+    with pytest.raises(CaffePortError, match="label 5 is out of range: the net has 5 classes"):
         evaluate.evaluate_files(weights, prototxt, data=pictures)
     with pytest.raises(CaffePortError, match="tta 'both'"):
         evaluate.evaluate_files(weights, prototxt, data=pictures, tta="both")
@@ -229,10 +229,10 @@ def test_scores_of_other_forms() -> None:
     with pytest.raises(CaffePortError, match="no output 'c'"):
         evaluate.evaluate(net, pictures, GRAY, output="c")
     net.form = "flat"
-    with pytest.raises(CaffePortError, match="not one row of class scores"):
+    with pytest.raises(CaffePortError, match="expected one row of class scores"):
         evaluate.evaluate(net, pictures, GRAY)
     net.form = "nan"
-    with pytest.raises(CaffePortError, match="not finite in pictures 0 to 3"):
+    with pytest.raises(CaffePortError, match="not finite for images 0 to 3"):
         evaluate.evaluate(net, pictures, GRAY)
 
 

@@ -69,7 +69,7 @@ def test_a_damaged_memory_is_as_none(cache: Path) -> None:
 
 
 def test_weights_that_are_not_to_be_had() -> None:
-    with pytest.raises(CaffePortError, match=r"not to be had.*trained") as caught:
+    with pytest.raises(CaffePortError, match=r"were not published; the net must be trained") as caught:
         reproduce.reproduce("simplenet-cifar10")
     assert "caffe-port train model_defs/simplenet_cifar10_solver.prototxt --data cifar10" in str(caught.value)
     with pytest.raises(CaffePortError, match="Did you mean"):
@@ -136,7 +136,7 @@ def test_a_mirror_comes_before_the_network(tmp_path: Path, server: Server) -> No
     assert reproduce.fetch(WANTED, mirror=tmp_path / "flat", offline=True).parent == tmp_path / "flat"
     assert not server.asked
     (tmp_path / "flat" / "w.caffemodel").write_bytes(CONTENT[:-1])
-    with pytest.raises(CaffePortError, match="has 255999 bytes, the registry tells of 256000"):
+    with pytest.raises(CaffePortError, match="has 255999 bytes, but 256000 in the registry"):
         reproduce.fetch(WANTED, mirror=tmp_path / "flat")
     (tmp_path / "flat" / "w.caffemodel").write_bytes(CONTENT[:-1] + b"x")
     with pytest.raises(CaffePortError, match="has the checksum"):
@@ -177,11 +177,11 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("caffe_port.evaluation.download.open_url", refuse)
-    with pytest.raises(CaffePortError, match="cannot be fetched: no route to host"):
+    with pytest.raises(CaffePortError, match="cannot be downloaded: no route to host"):
         reproduce.fetch(WANTED)
-    with pytest.raises(CaffePortError, match="offline"):
+    with pytest.raises(CaffePortError, match="--offline is set"):
         reproduce.fetch(WANTED, offline=True)
-    with pytest.raises(CaffePortError, match="not published"):
+    with pytest.raises(CaffePortError, match="has no download address"):
         reproduce.fetch(WeightsFile("w", "0", 1))
     with pytest.raises(CaffePortError, match="only https"):
         reproduce.fetch(WeightsFile("w", "0", 1, "http://example.org/w"))

@@ -116,7 +116,7 @@ def test_of_equal_names_the_last_counts(tmp_path: Path) -> None:
         ((1, 6, 5, 3), (6, 5, 3), True),
         ((1, 1, 1, 1), (), True),
         ((1,), (), True),  # Caffe writes no shape for a blob without axes
-        ((1, 6), (6,), True),  # BN, as its fork stores it
+        ((1, 6), (6,), False),  # but for a type with the trait ROWS
         ((1, 6, 1, 1), (6,), True),  # a mean, as NVIDIA's Caffe and SegNet store it
         ((4, 4, 1, 3), (4, 4, 3, 1), False),
         ((1, 4, 3, 3), (4, 1, 3, 3), False),
@@ -126,7 +126,9 @@ def test_of_equal_names_the_last_counts(tmp_path: Path) -> None:
         ((1, 1, 6, 1), (6,), False),
         ((6, 1), (6,), False),
         ((1, 1, 6), (6,), False),
-        ((1, 1, 1, 1, 6), (6,), False),
+        ((1, 1, 1, 1, 6), (6,), True),  # a bias of C3D
+        ((1, 1, 1, 1, 1, 6), (6,), False),
+        ((1, 4, 3, 3, 3), (4, 1, 3, 3, 3), False),
         ((6,), (1, 6), False),
         ((10,), (1, 1, 1, 10), False),
         ((7, 1, 1, 10), (7, 10), False),
@@ -136,6 +138,11 @@ def test_of_equal_names_the_last_counts(tmp_path: Path) -> None:
 )
 def test_which_shapes_agree(held: tuple[int, ...], asked: tuple[int, ...], agree: bool) -> None:
     assert caffemodel.shapes_agree(held, asked) is agree
+
+
+def test_a_row_is_a_vector_only_where_a_type_stores_it_so() -> None:
+    assert caffemodel.shapes_agree((1, 6), (6,), row=True)
+    assert not caffemodel.shapes_agree((6, 1), (6,), row=True)
 
 
 @pytest.mark.parametrize(

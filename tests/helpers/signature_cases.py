@@ -98,6 +98,7 @@ def _all() -> Iterator[Case]:
     yield from _same("EltwiseAffine", "", "eltwise_affine_param { channel_shared: true }")
     yield from _same("LRNRistretto", FLOATS)
     yield from _same("ShuffleChannel", "shuffle_channel_param { group: 2 }")
+    yield Case("PixelShuffle", "pixelshuffle_param { upscale_factor: 2 }", ((2, 12, 3, 5),))
     yield from _same("ChannelShuffle", "shuffle_channel_param { group: 2 }")
     yield from _same("Reverse", "reverse_param { axis: 2 }")
     yield from _same("ReverseAxis", "reverse_axis_param { axis: -1 }")

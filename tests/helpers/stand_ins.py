@@ -1,7 +1,7 @@
 """Small files in the place of a reader's own, in the current folder: ``python stand_ins.py KIND [FOLDER]``.
 
 ``solver``: a net of three layers, its solver and its data. ``classifier``: deploy.prototxt and net.caffemodel, and
-pictures/ in which it tells dark from bright. ``sets``: MNIST's files, cifar10.npz and cifar100.npz in FOLDER, noise.
+images/ in which it tells dark from bright. ``sets``: MNIST's files, cifar10.npz and cifar100.npz in FOLDER, noise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def classifier() -> None:
     caffemodel.write("net.caffemodel", net, {"ip": [weight.astype(np.float32), np.zeros(2, np.float32)]})
     rng = np.random.default_rng(0)
     for name, low in (("bright", 180), ("dark", 0)):
-        folder = Path("pictures", name)
+        folder = Path("images", name)
         folder.mkdir(parents=True)
         for k in range(4):
             Image.fromarray(rng.integers(low, low + 60, (6, 5, 3), np.uint8)).save(folder / f"{k}.png")

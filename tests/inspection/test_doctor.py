@@ -128,7 +128,7 @@ def test_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
         (
             """echo '["1.0.0", "/opt/caffe/__init__.py", ["ReLU"]]'""",
             True,
-            "Caffe 1.0.0 (/opt/caffe), 1 layer types, by ",
+            "Caffe 1.0.0 (/opt/caffe), 1 layer type, run by ",
         ),
         ("echo 'ImportError: libboost_python.so.1.58' >&2; exit 1", False, "libboost_python"),
     ],

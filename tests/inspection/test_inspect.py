@@ -168,7 +168,7 @@ def test_no_input_layer(tmp_path: Path) -> None:
     text = "\n".join(CHAIN.format(n=6).splitlines()[2:])
     path = write(tmp_path / "architecture.prototxt", text)
     found = inspect_file(path)
-    assert "the net has no input layer: data, label taken for its inputs" in found.notes
+    assert "the net has no input layer; treated as inputs: data, label" in found.notes
     assert row(found, "c2").parameters == 438  # type: ignore[attr-defined]
     given = inspect_file(path, options=Options(input_shapes={"data": (2, 3, 12, 10), "label": (2,)}))
     assert not any(given.unknown.values())
@@ -179,8 +179,10 @@ def test_a_net_that_does_not_fit_is_shown(tmp_path: Path) -> None:
     found = inspect_file(path)
     assert row(found, "conv").shapes == (None,)  # type: ignore[attr-defined]
     (error,) = found.errors
-    assert error.startswith(f"{path}:4: layer 'conv' (Convolution): a bottom (2, 3, 2, 7) leaves no output with ")
-    assert error.endswith("kernel_size 3x3, stride 1x1, pad 0x0, dilation 1x1: it would be (0, 5)")
+    assert error.startswith(
+        f"{path}:4: layer 'conv' (Convolution): a bottom (2, 3, 2, 7) gives an empty output (0, 5) with "
+    )
+    assert error.endswith("kernel_size 3x3, stride 1x1, pad 0x0, dilation 1x1")
     assert "error:" in render(found)
 
 
@@ -368,7 +370,7 @@ def test_kinds(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
         ("picture.caffemodel", b"\x89PNG\r\n\x1a\n\x00\x00", "is a PNG image"),
         ("text.caffemodel", NET.encode(), "is text, not a .caffemodel"),
         ("broken.prototxt", b"layer {", "the file ends inside the block"),
-        ("nothing.prototxt", b'name: "x"', "holds no layers"),
+        ("nothing.prototxt", b'name: "x"', "contains no layers"),
         ("picture.prototxt", b"\x89PNG\r\n\x1a\n\x00\x00", "binary file"),
         ("deep.prototxt", b"layer {" * 10_000, "nested"),
     ],

@@ -170,8 +170,8 @@ def test_power_source(param: str, source: str) -> None:
         ("Dropout", "dropout_param { dropout_ratio: 1 }", r"dropout_ratio 1.0 is not in \[0, 1\)"),
         ("Exp", "exp_param { base: -2 }", "base -2.0 is not positive"),
         ("Log", "log_param { base: 0 }", "base 0.0 is not positive"),
-        ("Log", "log_param { base: 1 }", "no logarithm to base 1"),
-        ("Softmax", "softmax_param { axis: 4 }", "axis 4 does not exist in a bottom of 4 dimensions"),
+        ("Log", "log_param { base: 1 }", "base must not be 1"),
+        ("Softmax", "softmax_param { axis: 4 }", "axis 4 does not exist in a bottom of 4 axes"),
     ],
 )
 def test_senseless_parameters(type_: str, param: str, message: str) -> None:

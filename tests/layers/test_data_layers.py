@@ -70,11 +70,11 @@ def test_dummy_data_draws_anew() -> None:
     ("param", "tops", "text"),
     [
         ("shape { dim: 2 } shape { dim: 3 }", 3, "gives shape 2 times for 3 tops"),
-        ("shape { dim: 2 } num: 2", 1, "gives shape and num, channels, height, width"),
+        ("shape { dim: 2 } num: 2", 1, "gives both shape and num, channels, height, width"),
         ("num: 2 channels: 3 height: 4", 1, "gives width 0 times for 1 tops"),
         ("", 1, "gives shape 0 times for 1 tops"),
         ("shape { dim: 2 } data_filler { } data_filler { }", 1, "gives data_filler 2 times for 1 tops"),
-        ('shape { dim: 2 } data_filler { type: "bilinear" }', 1, "cannot draw from the filler 'bilinear'"),
+        ('shape { dim: 2 } data_filler { type: "bilinear" }', 1, "does not support the filler 'bilinear'"),
     ],
 )
 def test_senseless_dummy_data(param: str, tops: int, text: str) -> None:
@@ -124,7 +124,7 @@ def test_python_layer_of_a_plugin() -> None:
     module = layer("Python", 'python_param { module: "my.layers" layer: "Scale" param_str: "2.5" }', (2,))
     assert isinstance(module, ScaleByText)
     assert module(torch.ones(2)).tolist() == [2.5, 2.5]
-    with pytest.raises(SpecError, match=r"my\.layers\.Scales, which works with pycaffe only\. Did you mean"):
+    with pytest.raises(SpecError, match=r"my\.layers\.Scales, which works only with pycaffe\. Did you mean"):
         layer("Python", 'python_param { module: "my.layers" layer: "Scales" }', (2,))
 
 

@@ -116,7 +116,7 @@ def test_bilinear_of_size_5() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 2, 4, 5), (4, 4), (2, 3, 4, 4, 4)])
 def test_bilinear_needs_square_kernels(shape: tuple[int, ...]) -> None:
-    with pytest.raises(SpecError, match="filler 'bilinear' fills square 4-D blobs, not"):
+    with pytest.raises(SpecError, match="filler 'bilinear' needs a square 4-D blob, got"):
         fill('type: "bilinear"', shape)
 
 

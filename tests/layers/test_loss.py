@@ -179,7 +179,7 @@ def test_infogain_of_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(loss, infogain(x, label, h))
     torch.testing.assert_close(p, x.softmax(1))
     torch.testing.assert_close(module.double()(x.double(), label)[0], infogain(x.double(), label, h.double()))
-    with pytest.raises(SpecError, match=r"h\.binaryproto holds shape \(1, 1, 5, 5\); 3 classes need \(3, 3\)"):
+    with pytest.raises(SpecError, match=r"h\.binaryproto has shape \(1, 1, 5, 5\), expected \(3, 3\) for 3 classes"):
         layer("InfogainLoss", f'infogain_loss_param {{ source: "{path}" }}', (4, 3), (4,))
 
 
@@ -244,10 +244,10 @@ def test_accuracy_along_another_axis() -> None:
         ("EuclideanLoss", "", [(4, 5), (4, 6)], "hold different numbers of values"),
         ("HingeLoss", "", [(4, 5), (4, 2)], "holds 8 labels for 4 items"),
         ("InfogainLoss", "", [(4, 5), (4,)], "has no infogain matrix"),
-        ("InfogainLoss", "", [(4, 5), (4,), (4, 5)], r"shape \(4, 5\); 5 classes need \(5, 5\)"),
+        ("InfogainLoss", "", [(4, 5), (4,), (4, 5)], r"shape \(4, 5\), expected \(5, 5\) for 5 classes"),
         ("MultinomialLogisticLoss", "", [(4, 5), ()], "differ in their first dimension"),
         ("SigmoidCrossEntropyLoss", "", [(4, 5), (4,)], "hold different numbers of values"),
-        ("SmoothL1Loss", "smooth_l1_loss_param { sigma: 0 }", [(4, 5), (4, 5)], "sigma is 0"),
+        ("SmoothL1Loss", "smooth_l1_loss_param { sigma: 0 }", [(4, 5), (4, 5)], "sigma must not be 0"),
         ("SoftmaxWithLoss", "", [(2, 6, 7, 5), (2, 7)], r"need 70"),
         ("SoftmaxWithLoss", "softmax_param { axis: 2 }", [(4, 5), (4,)], "axis 2 does not exist"),
     ],

@@ -251,7 +251,7 @@ def test_l2_normalization():
         ("MVN", "", [(3,)], "2 to 4 axes"),
         ("Normalize", "", [(3,)], "2 to 4 axes"),
         ("L2Normalization", "", [(3,)], "at least 2 axes"),
-        ("L2Normalization", "l2_normalization_param { beta: 2 }", [(3, 2)], "parameters of its own"),
+        ("L2Normalization", "l2_normalization_param { beta: 2 }", [(3, 2)], "parameters of this fork"),
     ],
 )
 def test_errors(kind, text, shapes, message):
@@ -271,3 +271,14 @@ def test_layers_compile_without_graph_breaks(kind, training):
     torch.testing.assert_close(twin.state_dict(), layer.state_dict())
     y.square().sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_a_bn_takes_rows_and_a_convolution_does_not() -> None:
+    """One fork's BN stores (1, C). Caffe refuses such a bias, and so do we."""
+    bn = REGISTRY["BN"].build(prototxt.parse('type: "BN"', "LayerParameter"), [(2, 6, 5, 7)])
+    assert not bn.mismatch([np.ones((1, 6), np.float32)] * 4)
+    text = 'type: "Convolution" convolution_param { num_output: 6 kernel_size: 1 }'
+    conv = REGISTRY["Convolution"].build(prototxt.parse(text, "LayerParameter"), [(2, 3, 5, 7)])
+    weight = np.ones((6, 3, 1, 1), np.float32)
+    assert not conv.mismatch([weight, np.ones(6, np.float32)])
+    assert "holds bias (1, 6)" in conv.mismatch([weight, np.ones((1, 6), np.float32)]).replace("contains", "holds")

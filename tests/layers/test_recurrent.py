@@ -128,11 +128,11 @@ def test_fillers() -> None:
     ("type_", "shapes", "expose", "num_output", "text"),
     [
         ("LSTM", [(T, N), (T, N)], False, H, r"\(steps, streams, ...\)"),
-        ("LSTM", [(T, N, I), (N, T)], False, H, r"\(steps, streams\) are expected"),
-        ("LSTM", [(T, N, I), (T, N)], False, 0, "num_output is 0"),
-        ("LSTM", [(T, N, I), (T, N), (T, S)], False, H, r"static input has shape \(5, 2\); \(3, ...\)"),
+        ("LSTM", [(T, N, I), (N, T)], False, H, r"\(steps, streams\)"),
+        ("LSTM", [(T, N, I), (T, N)], False, 0, r"num_output \(length of the state\) must be at least 1, got 0"),
+        ("LSTM", [(T, N, I), (T, N), (T, S)], False, H, r"static input has shape \(5, 2\), expected \(3, ...\)"),
         ("LSTM", [(T, N, I), (T, N)], True, H, "2 bottoms; the layer takes 4 to 5"),
-        ("LSTM", [(T, N, I), (T, N), (1, N, H), (1, N, I)], True, H, r"\(1, 3, 6\); \(1, 3, 4\) is expected"),
+        ("LSTM", [(T, N, I), (T, N), (1, N, H), (1, N, I)], True, H, r"\(1, 3, 6\), expected \(1, 3, 4\)"),
         ("RNN", [(T, N, I), (T, N), (N, S), (1, N, H)], False, H, "4 bottoms; the layer takes 2 to 3"),
         ("LSTMUnit", [(1, N, H), (1, N, 3 * H), (1, N)], False, H, r"\(1, N, H\), \(1, N, 4 H\) and \(1, N\)"),
     ],
@@ -182,8 +182,8 @@ def test_lstm_of_the_fork_is_caffes() -> None:
 
 def test_what_the_forks_lstm_refuses() -> None:
     for shapes, what in (
-        ([(T * N, I)], r"or \(4 x steps, \.\.\.\) is expected, got \(15, 6\)"),
-        ([(T, N, I), (T,)], "15 numbers are expected, one for each step"),
+        ([(T * N, I)], r"or \(4 x steps, \.\.\.\), got \(15, 6\)"),
+        ([(T, N, I), (T,)], "15 values, one per step"),
     ):
         with pytest.raises(SpecError, match=what):
             lstm_fork(shapes, "batch_size: 4")

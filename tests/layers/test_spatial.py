@@ -186,11 +186,11 @@ def test_stochastic_pooling_passes_the_gradient_to_what_it_drew():
         ("kernel_size: 2 kernel_h: 2 kernel_w: 3", (2, 3, 8, 7), "exclude each other"),
         ("kernel_size: 3 stride: 0", (2, 3, 8, 7), "stride must be at least 1"),
         ("kernel_size: 3 pad: 3", (2, 3, 8, 7), "pad 3 must be less than the kernel, 3"),
-        ("kernel_size: 3 pad: 1 pool: STOCHASTIC", (2, 3, 8, 7), "no padding"),
+        ("kernel_size: 3 pad: 1 pool: STOCHASTIC", (2, 3, 8, 7), "does not support padding"),
         ("kernel_size: 30", (2, 3, 8, 7), "no window of 30 x 30 fits a bottom"),
-        ("kernel_size: 2", (2, 3, 8), "takes a bottom of 4 to 5 axes"),
+        ("kernel_size: 2", (2, 3, 8), "needs a bottom with 4 to 5 axes"),
         ("kernel_size: 2 global_pooling: true", (2, 3, 8, 7), "remove the kernel size"),
-        ("global_pooling: true stride: 2", (2, 3, 8, 7), "stride 1 and pad 0 only"),
+        ("global_pooling: true stride: 2", (2, 3, 8, 7), "requires stride 1 and pad 0"),
     ],
 )
 def test_pooling_errors(text, shape, message):
@@ -284,7 +284,7 @@ def test_depthwise_convolution(kind, given):
 @pytest.mark.parametrize(
     ("text", "shape", "message"),
     [
-        ("kernel_size: 3", (2, 4, 9, 8), "num_output is missing or 0"),
+        ("kernel_size: 3", (2, 4, 9, 8), "is missing or 0"),
         ("num_output: 4", (2, 4, 9, 8), "kernel_size is missing"),
         ("num_output: 4 kernel_size: 3 group: 3", (2, 4, 9, 8), "group 3 does not divide the 4 channels"),
         ("num_output: 4 kernel_size: 3 group: 0", (2, 4, 9, 8), "group 0 does not divide"),
@@ -295,10 +295,10 @@ def test_depthwise_convolution(kind, given):
         ("num_output: 4 kernel_size: 3 stride: 0", (2, 4, 9, 8), "stride must be at least 1"),
         ("num_output: 4 kernel_size: 3 dilation: 0", (2, 4, 9, 8), "dilation must be at least 1"),
         ("num_output: 4 kernel_size: 3 axis: 4", (2, 4, 9, 8), "axis 4 does not exist"),
-        ("num_output: 4 kernel_size: 3", (2, 4), "no spatial axis is left"),
+        ("num_output: 4 kernel_size: 3", (2, 4), "there are no spatial axes"),
         ("num_output: 4 kernel_size: 3", (2, 4, 5, 5, 5, 5), "has 4 spatial axes"),
         ("num_output: 4000000000 kernel_size: 3", (2, 4, 9, 8), r"Caffe's limit is 2\^31"),
-        ("num_output: 1 kernel_size: 3 pad: 1000000", (2, 4, 1, 9), "(the top would hold|leaves no output)"),
+        ("num_output: 1 kernel_size: 3 pad: 1000000", (2, 4, 1, 9), "(the top would contain|gives an empty output)"),
     ],
 )
 def test_convolution_errors(kind, text, shape, message):
@@ -307,7 +307,7 @@ def test_convolution_errors(kind, text, shape, message):
 
 
 def test_convolution_leaves_an_output():
-    with pytest.raises(SpecError, match=r"leaves no output with kernel_size 3x3, .*: it would be \(2, 0\)"):
+    with pytest.raises(SpecError, match=r"gives an empty output \(2, 0\) with kernel_size 3x3, "):
         build("convolution_param { num_output: 4 kernel_size: 3 }", (2, 4, 4, 2), kind="Convolution")
 
 

@@ -52,13 +52,13 @@ def test_python_code_becomes_a_stub(tmp_path: Path) -> None:
 
 def test_the_stub_says_what_to_write(net: Path, tmp_path: Path) -> None:
     ported = api.port(net, stub=True)
-    assert "to be finished by hand in model.py, as stubs: Foo" in ported.notes
+    assert "stubs to be completed by hand in model.py: Foo" in ported.notes
     assert ported.net.plan.shapes["relu", 0] == (2, 5, 7, 5)
-    with pytest.raises(NotImplementedError, match=r"Foo computes \(foo_param \{ alpha: 3 \}\)"):
+    with pytest.raises(NotImplementedError, match=r"layer Foo \(foo_param \{ alpha: 3 \}\)"):
         ported.net(torch.zeros(2, 3, 9, 7))
     convert(ported, tmp_path / "out")
     source = (tmp_path / "out" / "model.py").read_text()
-    assert "TO BE FINISHED BY HAND" in source
+    assert "TO BE COMPLETED BY HAND" in source
     assert 'self.foo = Stub("Foo", parameters="foo_param { alpha: 3 }")' in source
 
 

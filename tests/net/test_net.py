@@ -128,7 +128,7 @@ def test_unsupported_types_are_named_all_at_once_with_lines() -> None:
         "net.prototxt: 2 layers have a type that is not supported:\n"
         "  net.prototxt:2: layer 'x' (Convolutoin): Did you mean 'Convolution'?\n"
         "  net.prototxt:4: layer 'y' (Zoom)\n"
-        "  --stub puts a place holder there, --plugin takes a Layer of your own."
+        "  Use --stub to insert placeholders, or --plugin to supply your own Layer."
     )
 
 
@@ -141,11 +141,11 @@ def test_one_unsupported_type() -> None:
     ("text", "what"),
     [
         (CONV.replace("kernel_w: 3", "kernel_w: 8"), "net.prototxt:2: layer 'conv' (Convolution): "),
-        (inner("fc", "data", 4, "loss_weight: [1, 2]"), "2 loss_weight for 1 tops; give one for each"),
+        (inner("fc", "data", 4, "loss_weight: [1, 2]"), "2 loss_weight values for 1 tops; give one per top"),
         (layer("cut", "Slice", "data", "a b"), "net.prototxt:2: layer 'cut' (Slice): "),
-        (layer("relu", "ReLU", "data", "a b"), "has 2 tops, this type makes 1 from 1"),
+        (layer("relu", "ReLU", "data", "a b"), "has 2 tops, but this type produces 1 from 1"),
         (layer("sum", "Eltwise", "", "a"), "net.prototxt:2: layer 'sum' (Eltwise): "),
-        (layer("c", "Convolution", "data", "c", "convolution_param { kernel_size: 1 }"), "num_output is"),
+        (layer("c", "Convolution", "data", "c", "convolution_param { kernel_size: 1 }"), "num_output "),
         (layer("p", "Python", "data", "p", 'python_param { module: "m" layer: "L" }'), "the Python code m.L"),
         (inner("fc", "data", 4).replace("xavier", "xaviar"), "filler type 'xaviar' does"),
     ],
@@ -591,9 +591,9 @@ def test_loading_copies() -> None:
         ({"a": [*A, A[1]]}, f"layer 'a' holds 3 blobs ((4, 3), (4,), (4,)), {ASKS} 2 (weight, bias)."),
         ({"a": [A[0].ravel(), A[1]]}, f"layer 'a' holds weight (12,), {ASKS} (4, 3)."),
         ({"a": A, "relu": [[2]]}, f"layer 'relu' holds 1 blobs ((1,)), {ASKS} none."),
-        ({"x": A, "y": B}, "holds no layer of this net; the net has a, b, the file x, y."),
-        ({"A": A}, "holds no layer of this net; the net has a, b, the file A."),
-        ({}, "holds no layer of this net; the net has a, b, the file ."),
+        ({"x": A, "y": B}, "contains no layer of this net; the net has a, b, the file has x, y."),
+        ({"A": A}, "contains no layer of this net; the net has a, b, the file has A."),
+        ({}, "contains no layer of this net; the net has a, b, the file has ."),
     ],
 )
 def test_weights_that_do_not_fit(blobs: dict[str, list[Any]], what: str) -> None:

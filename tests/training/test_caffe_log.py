@@ -93,7 +93,7 @@ def test_utf16_and_drawing(tmp_path: Path) -> None:
 
 def test_what_is_no_log(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x89PNG\xff\xfe nothing")
-    with pytest.raises(CaffePortError, match="is no log of caffe train"):
+    with pytest.raises(CaffePortError, match="is not a log of caffe train"):
         caffe_log.read(tmp_path / "x")
     with pytest.raises(CaffePortError, match="is a folder"):
         caffe_log.read(tmp_path)

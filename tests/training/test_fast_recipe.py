@@ -75,7 +75,7 @@ def test_a_loss_read_late_still_names_its_iteration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"cuda_graph": True}, "needs a GPU"), ({"amp": "fp8"}, "bf16 and tf32")]
+    ("options", "message"), [({"cuda_graph": True}, "needs a GPU"), ({"amp": "fp8"}, "bf16 or tf32")]
 )
 def test_what_a_cpu_cannot(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(CaffePortError, match=message):
@@ -124,11 +124,11 @@ def test_bf16_is_asked_of_the_processor(
 
 
 def test_the_end_of_the_time_is_told_apart_from_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
     for sent, heard in ((1.0, "max_seconds"), (float(1 << 20), "SIGTERM"), (1.0 + (1 << 20), "SIGTERM")):
         monkeypatch.setattr(processes.dist, "all_reduce", lambda value, sent=sent: value.add_(sent))
         stop: list[str] = []
-        processes.share(stop, torch.device("cpu"))
+        processes.share_stop(stop, torch.device("cpu"))
         assert stop == [heard]
     monkeypatch.setattr(processes.dist, "all_reduce", lambda value: value.mul_(4))
     assert processes.means([torch.tensor(1.0), torch.tensor(2.5)]) == [2.0, 5.0]
@@ -416,9 +416,9 @@ def test_the_recipe_in_pieces_is_one_run_to_the_bit(tmp_path: Path) -> None:
     assert stopped == ["max_seconds", "max_seconds", ""]
     assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "pieces"))
     assert fast_recipe.train(tmp_path / "pieces", options)[0]["epochs_done"] == 3  # nothing is left to do
-    with pytest.raises(CaffePortError, match="holds a run already"):
+    with pytest.raises(CaffePortError, match="already contains a run"):
         fast_recipe.train(tmp_path / "pieces", replace(options, resume=False))
-    with pytest.raises(CaffePortError, match="another recipe or seed"):
+    with pytest.raises(CaffePortError, match="contains a run with another recipe or seed"):
         fast_recipe.train(tmp_path / "pieces", replace(options, resume=True, seed=9))
 
 

@@ -15,7 +15,7 @@ from caffe_port.training import processes
 
 @pytest.fixture
 def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
     monkeypatch.setattr(processes, "rank", lambda: 1)
     monkeypatch.setattr(processes.dist, "all_reduce", lambda value: value.mul_(2))
     monkeypatch.setattr(processes.dist, "barrier", lambda: None)
@@ -26,11 +26,11 @@ def test_alone_everything_is_mine() -> None:
     assert torch.equal(processes.rows(batch), batch)
     assert list(processes.share_of(3)) == [0, 1, 2]
     assert processes.mean(torch.tensor(3.0)) == processes.total(torch.tensor(3.0)) == 3
-    assert processes.first()
+    assert processes.is_first()
     module = torch.nn.Linear(2, 2)
     assert processes.wrap(module, torch.device("cpu")) is module
     stop: list[str] = []
-    processes.share(stop, torch.device("cpu"))
+    processes.share_stop(stop, torch.device("cpu"))
     assert not stop
     processes.barrier()
     images = torch.rand(2, 3, 4, 5)
@@ -41,11 +41,11 @@ def test_alone_everything_is_mine() -> None:
 def test_of_two_the_second_takes_the_second_half() -> None:
     assert processes.rows(torch.arange(6.0)).tolist() == [3, 4, 5]
     assert list(processes.share_of(5)) == [1, 3]
-    assert not processes.first()
+    assert not processes.is_first()
     assert processes.mean(torch.tensor(3.0)) == 3
     assert processes.total(torch.tensor(3.0)) == 6
     stop = ["SIGINT"]
-    processes.share(stop, torch.device("cpu"))
+    processes.share_stop(stop, torch.device("cpu"))
     assert stop == ["SIGINT"]
     processes.barrier()
 

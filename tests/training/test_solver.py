@@ -130,17 +130,21 @@ def test_a_state_has_caffes_layout(tmp_path: Path) -> None:
     again = capture(net, optimizer, spec, 5, "w")
     for mine, theirs in zip(again.history, (weight, bias), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    with pytest.raises(CaffePortError, match=r"layer 'ip', blob 0: history \(3, 4\), the blob has \(4, 3\)"):
+    with pytest.raises(
+        CaffePortError, match=r"layer 'ip', blob 0: history has shape \(3, 4\), but the blob has \(4, 3\)"
+    ):
         restore(solverstate.SolverState(5, "w", (weight.T, bias)), net, optimizer, spec)
 
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     spec, net, optimizer = build("sgd")
-    with pytest.raises(CaffePortError, match="holds 16 arrays, SGD on this net keeps 1 for each of 8 blobs"):
+    with pytest.raises(CaffePortError, match="has 16 arrays, but SGD on this net has 1 for each of 8 blobs"):
         restore(solverstate.read(FOLDER / "adam_iter_8.solverstate"), net, optimizer, spec)
     state = solverstate.read(FOLDER / "sgd_iter_8.solverstate")
     wrong = dataclasses.replace(state, history=(np.zeros((2, 2), np.float32), *state.history[1:]))
-    with pytest.raises(CaffePortError, match=r"layer 'conv', blob 0: history \(2, 2\), the blob has \(4, 3, 3, 3\)"):
+    with pytest.raises(
+        CaffePortError, match=r"layer 'conv', blob 0: history has shape \(2, 2\), but the blob has \(4, 3, 3, 3\)"
+    ):
         restore(wrong, net, optimizer, spec)
     with pytest.raises(CaffePortError, match=r"not a \.solverstate"):
         solverstate.read(FOLDER / "sgd_iter_8.caffemodel")
@@ -188,13 +192,13 @@ def test_rates_by_hand(text: str, rates: dict[int, float]) -> None:
     [
         ("", "has no base_lr"),
         ('base_lr: 1 type: "Adadelta"', "Did you mean 'AdaDelta'"),
-        ('base_lr: 1 type: "SGD" solver_type: SGD', "both type and solver_type"),
+        ('base_lr: 1 type: "SGD" solver_type: SGD', "sets both type and its old form"),
         ('base_lr: 1 lr_policy: "steps"', "Did you mean 'step'"),
         ('base_lr: 1 lr_policy: "step"', "stepsize of at least 1, got 0"),
         ('base_lr: 1 type: "AdaGrad" momentum: 0.9', "momentum cannot be used with AdaGrad"),
         ('base_lr: 1 type: "RMSProp" rms_decay: 1', "not in"),
         ('base_lr: 1 regularization_type: "L3"', "neither L1 nor L2"),
-        ("base_lr: 1 iter_size: 0", "iter_size is 0, at least 1"),
+        ("base_lr: 1 iter_size: 0", "iter_size is 0, expected at least 1"),
         ("base_lr: 1 test_interval: 5", "test_iter"),
         ("base_lr: nan", "not finite"),
         ("base_lr: 1 test_iter: 1 test_iter: 2", "2 test nets"),
@@ -229,7 +233,7 @@ def test_the_net_is_found_beside_the_solver(tmp_path: Path, monkeypatch: pytest.
     assert SolverSpec.read(path).definition("TEST").net.name == "t"
     for wrong, message in (
         ('net: "absent.prototxt"', "absent.prototxt' is neither"),
-        ("", "names no nets for TRAIN"),
+        ("", "names no nets for phase TRAIN"),
         ('train_net: "a" train_net_param { }', "names 2 nets"),
     ):
         path.write_text(f"base_lr: 1 {wrong}")
@@ -272,14 +276,14 @@ def test_shared_blobs_learn_once_and_frozen_ones_never(tmp_path: Path) -> None:
     optimizer = solver.build(spec_of("base_lr: 1"), net)
     assert [(g["lr_mult"], len(g["params"])) for g in optimizer.param_groups] == [(3.0, 1), (1.0, 1)]
     assert not found[1].tensor.requires_grad
-    with pytest.raises(SpecError, match=r"layer 'b'.*shares a blob with layer 'a' and gives it another lr_mult"):
+    with pytest.raises(SpecError, match=r"layer 'b'.*shares a blob with layer 'a' but sets a different lr_mult"):
         solver.learnables(shared_net(tmp_path, "lr_mult: 1", "lr_mult: 3"))
     frozen = SHARED.format("lr_mult: 0", "lr_mult: 0").replace("num_output", "bias_term: false num_output")
     (tmp_path / "net.prototxt").write_text(frozen.replace("param { lr_mult: 0 }\n", ""))
     nothing = api.port(tmp_path / "net.prototxt").net
-    with pytest.raises(SpecError, match="nothing to learn"):
+    with pytest.raises(SpecError, match="has no trainable parameters"):
         solver.build(spec_of("base_lr: 1"), nothing)
-    with pytest.raises(SpecError, match="has 4 param for 2 blobs"):
+    with pytest.raises(SpecError, match="has 4 param entries, but 2 blobs"):
         solver.learnables(shared_net(tmp_path, "} param { } param { ", ""))
 
 

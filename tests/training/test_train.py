@@ -162,7 +162,7 @@ def test_a_corrupt_snapshot_is_refused_and_the_one_before_used(tmp_path: Path, d
         TrainOptions(resume=True),
         lambda e: notes.append(e["text"]) if e["kind"] == "note" else None,
     )
-    assert any("not used: " in text for text in notes)
+    assert any("snapshot rejected: " in text for text in notes)
     assert "resumed from small_iter_8.solverstate" in notes
     assert_equal(before, blobs(tmp_path / "run"))
 
@@ -199,7 +199,7 @@ def test_a_run_of_caffes_is_resumed(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_not_overwritten(tmp_path: Path) -> None:
     solver = project(tmp_path)
     train(solver, tmp_path / "run", TrainOptions(max_iter=1))
-    with pytest.raises(CaffePortError, match="holds a run already"):
+    with pytest.raises(CaffePortError, match="already contains a run"):
         train(solver, tmp_path / "run")
     assert train(solver, tmp_path / "new", TrainOptions(max_iter=1, resume=True)).iter == 1
 
@@ -315,7 +315,7 @@ def test_a_database_is_trained_on_and_resumed(tmp_path: Path) -> None:
     train(solver, tmp_path / "halves", TrainOptions(resume=True))
     assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "halves"))
     net.write_text(net.read_text().replace("num_output: 6", "num_output: 5"))
-    with pytest.raises(CaffePortError, match="record 4 has label 5; the net tells 5 classes apart"):
+    with pytest.raises(CaffePortError, match="record 4 has label 5; the net has 5 classes"):
         train(solver, tmp_path / "labels")
 
 
@@ -328,7 +328,7 @@ def test_pictures_of_a_set_are_trained_on(tmp_path: Path) -> None:
     result = train(solver, tmp_path / "run", options, events.append)
     assert result.iter == 3
     assert next(e for e in events if e["kind"] == "start")["batch_size"] == 5
-    assert "preprocessing by transform_param of layer 'data': RGB, x" in next(
+    assert "preprocessing from transform_param of layer 'data': RGB, x" in next(
         e["text"] for e in events if e["kind"] == "note"
     )
     again = train(solver, tmp_path / "again", options)
@@ -412,7 +412,7 @@ def test_metrics_survive_an_unfinished_line(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tra')
     assert run.metrics() == [{"kind": "train", "iter": 1}]
-    with pytest.raises(CaffePortError, match="cannot be made"):
+    with pytest.raises(CaffePortError, match="cannot be created"):
         run_folder.RunFolder(tmp_path / "metrics.jsonl")
     assert set_up.TrainOptions().device == "cpu"
     assert time.time() > 0

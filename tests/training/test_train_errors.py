@@ -82,16 +82,16 @@ except CaffePortError as error:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (('source: "list.txt"', 'source: "absent.txt"'), {}, "'absent.txt' is not there"),
-        (
-            ("num_output: 5", "num_output: 4"),
-            {"data": "set.npz"},
-            "label 4 is out of range: the net tells 4 classes apart",
-        ),
-        (("", ""), {"data": "set.npz", "entry": "mnist-slim-310k"}, "the pictures are RGB, the net expects GRAY"),
+        (('source: "list.txt"', 'source: "absent.txt"'), {}, "'absent.txt' does not exist"),
+        (("num_output: 5", "num_output: 4"), {"data": "set.npz"}, "label 4 is out of range: the net has 4 classes"),
+        (("", ""), {"data": "set.npz", "entry": "mnist-slim-310k"}, "the images are RGB, but the net expects GRAY"),
         (("", ""), {"data": "absent.npz"}, "cannot be read"),
-        (("kernel_size: 3", "kernel_size: 9"), {"data": "set.npz"}, "leaves no output"),
-        (('top: "data" top: "label"', 'top: "data" top: "label" top: "w"'), {"data": "set.npz"}, "takes 3 inputs"),
+        (("kernel_size: 3", "kernel_size: 9"), {"data": "set.npz"}, "gives an empty output"),
+        (
+            ('top: "data" top: "label"', 'top: "data" top: "label" top: "w"'),
+            {"data": "set.npz"},
+            "has 3 inputs; --data provides two",
+        ),
         (("", ""), {"amp": "fp8"}, "amp 'fp8'"),
         (("", ""), {"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         (("", ""), {"device": "gpu"}, "device 'gpu' cannot be used"),

@@ -49,7 +49,7 @@ def test_a_wrong_gradient_is_found() -> None:
 
 
 def test_a_gradient_of_another_shape_is_not_compared() -> None:
-    """A turned one holds as many numbers."""
+    """A transposed one has the same number of values."""
     path = GOLDEN / "layers/net_residual.npz"
     trace = read_golden(path)
     key = ("innerproduct", 0)
@@ -65,7 +65,7 @@ def test_a_gradient_of_another_shape_is_not_compared() -> None:
 def test_without_gradients(golden: Path) -> None:
     net = golden / "layers/relu_default.prototxt"
     trace = read_golden(net.with_suffix(".npz"))
-    with pytest.raises(CaffePortError, match="holds no gradients"):
+    with pytest.raises(CaffePortError, match="contains no gradients"):
         verify(net, against=Trace(trace.tops, trace.inputs), backward=True)
     with pytest.raises(CaffePortError, match="gradients are compared with a trace"):
         verify(net, against="opencv", backward=True)

@@ -1,4 +1,4 @@
-"""The verifier's own arithmetic, against numbers worked out by hand."""
+"""The arithmetic of the comparison, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def test_nan_and_infinity(expected: list[float], actual: list[float], outside: i
     assert found.passed == (outside == 0)
     assert found.outside == outside
     if outside:
-        assert found.reason == f"NaN or infinity on one side only, in {outside} elements"
+        elements = "1 element" if outside == 1 else f"{outside} elements"
+        assert found.reason == f"NaN or infinity on one side only, in {elements}"
         assert found.greatest == found.needed_atol == INF
         assert found.at == (next(i for i in range(2) if not _alike(expected[i], actual[i])),)
     else:
@@ -98,7 +99,7 @@ def test_a_number_beside_nan_still_counts() -> None:
 def test_shape_mismatch() -> None:
     found = difference(np.zeros((2, 3, 4, 4)), np.zeros((2, 3, 3, 4)))
     assert not found.passed
-    assert found.reason == "shape (2, 3, 3, 4), the reference has (2, 3, 4, 4)"
+    assert found.reason == "shape (2, 3, 3, 4), expected (2, 3, 4, 4)"
     assert math.isnan(found.greatest)
     assert found.needed_atol == INF
     assert not difference(np.zeros((6, 1)), np.zeros((6,))).passed
@@ -150,9 +151,9 @@ def test_strides_do_not_matter() -> None:
 
 @pytest.mark.parametrize("bad", [-1e-6, NAN, INF])
 def test_tolerances_make_sense(bad: float) -> None:
-    with pytest.raises(CaffePortError, match="tolerances are finite"):
+    with pytest.raises(CaffePortError, match="tolerances must be finite"):
         Tolerance(atol=bad)
-    with pytest.raises(CaffePortError, match="tolerances are finite"):
+    with pytest.raises(CaffePortError, match="tolerances must be finite"):
         Tolerance(rtol=bad)
 
 

@@ -1,4 +1,4 @@
-"""Every slip, planted in one layer, is found and named."""
+"""Every known porting mistake, planted in one layer, is found and named."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ FACTOR = 19.99998
 
 
 def bn(net: Any, of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A slip that is told of the bottom, the stored mean and the stored variance (both times the factor)."""
+    """A mistake that gets the bottom, the stored mean and the stored variance (both times the factor)."""
     mean, variance = stats(net)
     return lambda x: of(x, mean, variance)
 
@@ -102,7 +102,7 @@ SLIPS: dict[str, tuple[str, Callable[[Any], Callable[..., Tensor]], str]] = {
     "average leaves padding out": (
         POOL % ("AVE", 1),
         lambda n: lambda x: F.avg_pool2d(x, 3, 2, 1, True, False),
-        "leaves the padding out",
+        "does not count the padding",
     ),
     "average for maximum": (POOL % ("MAX", 0), lambda n: lambda x: F.avg_pool2d(x, 3, 2, 0, True), "takes the average"),
     "maximum for average": (
@@ -119,10 +119,14 @@ SLIPS: dict[str, tuple[str, Callable[[Any], Callable[..., Tensor]], str]] = {
     "pooling pad": (POOL % ("MAX", 1), lambda n: lambda x: F.max_pool2d(x, 3, 2, 0, 1, True), "its pad is 0"),
     "lrn alpha": (LRN % 1, lambda n: lambda x: lrn(x, alpha=0.5 * 5), "does not divide alpha"),
     "lrn alpha twice": (LRN % 1, lambda n: lambda x: lrn(x, alpha=0.5 / 5), "divides alpha by the size twice"),
-    "lrn k": (LRN % 2, lambda n: lambda x: lrn(x, k=1.0), "uses k = 1, Caffe 2"),
-    "lrn k of AlexNet": (LRN % 1, lambda n: lambda x: lrn(x, k=2.0), "uses k = 2, Caffe 1"),
+    "lrn k": (LRN % 2, lambda n: lambda x: lrn(x, k=1.0), "uses k = 1, Caffe uses k = 2"),
+    "lrn k of AlexNet": (LRN % 1, lambda n: lambda x: lrn(x, k=2.0), "uses k = 2, Caffe uses k = 1"),
     "lrn size": (LRN % 1, lambda n: lambda x: lrn(x, size=3), "its size is 3"),
-    "bn factor": (BN, lambda n: bn(n, lambda x, m, v: (x - m) / (v + 1e-5).sqrt()), "scale factor (third blob) is not"),
+    "bn factor": (
+        BN,
+        lambda n: bn(n, lambda x, m, v: (x - m) / (v + 1e-5).sqrt()),
+        "does not divide by the scale factor (third blob)",
+    ),
     "bn eps": (
         BN,
         lambda n: bn(n, lambda x, m, v: (x - m / FACTOR) / (v / FACTOR + 1e-3).sqrt()),
@@ -178,7 +182,7 @@ SLIPS: dict[str, tuple[str, Callable[[Any], Callable[..., Tensor]], str]] = {
     "inner product transposed": (
         'type: "InnerProduct" inner_product_param { num_output: 7 }',
         lambda n: lambda x: x.flatten(1) @ weight(n).reshape(528, 7) + bias(n),
-        "its weight is read as (in, out)",
+        "it reads its weight as (in, out)",
     ),
     "inner product flatten": (
         'type: "InnerProduct" inner_product_param { num_output: 7 }',
@@ -195,7 +199,7 @@ SLIPS: dict[str, tuple[str, Callable[[Any], Callable[..., Tensor]], str]] = {
     "dropout active": (
         'type: "Dropout" dropout_param { dropout_ratio: 0.2 }',
         lambda n: lambda x: F.dropout(x.clone(), 0.2, True),
-        "dropout is active (training mode), ratio 0.2",
+        "dropout is active (training mode) with ratio 0.2",
     ),
     "dropout scales": (
         'type: "Dropout" dropout_param { dropout_ratio: 0.3 }',
@@ -239,10 +243,14 @@ SLIPS: dict[str, tuple[str, Callable[[Any], Callable[..., Tensor]], str]] = {
         lambda n: lambda x: x * weight(n).view(-1, 1, 1),
         "bias is missing",
     ),
-    "sign": ('type: "TanH"', lambda n: lambda x: -torch.tanh(x), "its sign is wrong"),
+    "sign": ('type: "TanH"', lambda n: lambda x: -torch.tanh(x), "its top has the opposite sign"),
     "factor": ('type: "TanH"', lambda n: lambda x: 2.5 * torch.tanh(x), "its top is 2.5 times Caffe's"),
-    "zeros": ('type: "TanH"', lambda n: lambda x: 0 * x, "it gives zeros"),
-    "channels reversed": ('type: "TanH"', lambda n: lambda x: torch.tanh(x).flip(1), "channels is reversed"),
+    "zeros": ('type: "TanH"', lambda n: lambda x: 0 * x, "its top is all zeros"),
+    "channels reversed": (
+        'type: "TanH"',
+        lambda n: lambda x: torch.tanh(x).flip(1),
+        "the channels of its top are in reverse order",
+    ),
     "height and width": (
         'type: "TanH"',
         lambda n: lambda x: torch.tanh(x).transpose(2, 3),
@@ -258,8 +266,9 @@ def test_parameters_that_are_not_the_files(tmp_path: Path) -> None:
     net: Any = ported.net
     net.l.weight.data[3, 1, 2, 0] += 0.5
     (row,) = [r for r in run_rows(ported, case) if r.broken]
-    assert "its weight is not the file's (1 of 324 values)" in row.cause
+    assert "its weight differs from the file's (1 of 324 values)" in row.cause
     assert "at (3, 1, 2, 0)" in row.cause
+    assert "corrected for that" not in row.cause, "nothing was corrected and compared"
     net.l.weight.data = torch.from_numpy(case.blobs["l"][0]).half().float()
     (row,) = [r for r in run_rows(ported, case) if r.broken]
     assert "rounded to half precision" in row.cause
@@ -273,7 +282,15 @@ def test_some_channels_only(tmp_path: Path) -> None:
 
     ported = one_layer(tmp_path, 'type: "TanH"')
     (row,) = red(ported, lambda net: net._modules.update(l=As(wrong)))
-    assert row.cause.startswith("only channels 4 of 6 differ")
+    assert row.cause == "only channel 4 of 6 differs: check the parameters there"
+
+
+def test_what_remains_is_named(tmp_path: Path) -> None:
+    text, make, _ = SLIPS["pooling rounds down"]
+    (row,) = red(one_layer(tmp_path, text), lambda net: net._modules.update(l=As(make(net))))
+    assert row.cause == (
+        "it rounds the size down (ceil_mode=False), Caffe rounds it up; corrected for that, the largest difference is 0"
+    )
 
 
 def test_what_no_slip_explains_is_not_explained(tmp_path: Path) -> None:
@@ -314,7 +331,7 @@ def test_named(tmp_path: Path, name: str) -> None:
 def _with_original(
     net: Any, original: nn.Module, function: Callable[..., Tensor], bottoms: tuple[Tensor, ...]
 ) -> Tensor:
-    """Runs the slip with net.l being the real layer, whose parameters it reads."""
+    """Runs the mistake with net.l being the real layer, whose parameters it reads."""
     planted = net._modules["l"]
     net._modules["l"] = original
     try:

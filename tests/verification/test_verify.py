@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_report(net: Path) -> None:
     assert one.passed
     assert one == two
     assert one.rows != other.rows
-    assert "no weights were given: the fillers drew them (seed 0)" in one.notes
+    assert "no weights given: parameters initialized from the fillers (seed 0)" in one.notes
 
 
 def test_npy_brings_its_batch(net: Path, tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def test_a_picture_is_prepared(net: Path, tmp_path: Path) -> None:
     ("options", "says"),
     [
         ({"input": {"dta": np.ones((1, 3, 9, 8))}}, "no input 'dta'.*Did you mean 'data'"),
-        ({"mode": "all"}, "the mode is"),
+        ({"mode": "all"}, "unknown mode 'all'; modes: both, free, isolated"),
         ({"against": "openvc"}, "cannot compare with 'openvc'"),
         ({"against": "absent.npz"}, "cannot be read"),
-        ({"channel_order": "RBG"}, "channel order 'RBG' is none of RGB, BGR, GRAY. Did you mean 'RGB'"),
+        ({"channel_order": "RBG"}, "channel order 'RBG' is not one of RGB, BGR, GRAY. Did you mean 'RGB'"),
         ({"input": "absent.npy"}, "cannot be read"),
         ({"input": "absent.png"}, "cannot be read"),
     ],
@@ -196,7 +196,7 @@ def test_a_trace_brings_its_inputs(net: Path, tmp_path: Path) -> None:
     assert report.passed
     assert report.inputs == {"data": "given"}
     assert all(r.free is not None and r.free.greatest == 0 for r in report.rows)
-    with pytest.raises(CaffePortError, match="brings its own inputs"):
+    with pytest.raises(CaffePortError, match="contains its own inputs"):
         verify(net, against=trace, input="x.npy")
     with pytest.raises(CaffePortError, match="no input 'data'; its inputs are image"):
         verify(net, against=Trace(trace.tops, {"image": trace.inputs["data"]}))
@@ -270,10 +270,10 @@ def test_a_layer_that_raises_is_one_failed_row(net: Path) -> None:
     pool, ip = rows["pool"].isolated, rows["ip"].free
     assert pool is not None
     assert ip is not None
-    assert pool.reason == "shape (2, 4, 3, 3), the reference has (2, 4, 4, 3)"
+    assert pool.reason == "shape (2, 4, 3, 3), expected (2, 4, 4, 3)"
     assert ip.reason.startswith("raises RuntimeError")
     assert rows["prob"].free is None
-    assert rows["prob"].note == "the free run ended at 'ip'"
+    assert rows["prob"].note == "the free run stopped at 'ip'"
     assert rows["prob"].isolated is not None
 
 
@@ -284,7 +284,7 @@ def test_where_nobody_can_go_on(net: Path) -> None:
     ported.net.ip = torch.nn.Linear(7, 5)  # type: ignore[assignment]
     rows = rows_of(ported, Blind(trace, {"conv", "relu", "pool", "prob"}), dict(trace.inputs), case)
     assert [(r.layer, r.status) for r in rows[-2:]] == [("ip", "not compared"), ("prob", "not compared")]
-    assert rows[-1].note == "behind 'ip', which neither blind nor the net could run"
+    assert rows[-1].note == "after 'ip', which neither blind nor the net could run"
 
 
 # -- how close is close ---------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_strict_finds_what_the_tolerance_lets_pass(net: Path) -> None:
     assert first.status == "failed"
     assert not first.broken  # within the tolerance, but further from the truth than it need be
     report = Report(tuple(strict), Tolerance(), "OpenCV")
-    assert "FAILED: 5 of 5 tops are further from a float64 run than twice OpenCV" in as_text(report)
+    assert "FAILED: 5 of 5 compared tops are more than twice as far from a float64 run as OpenCV" in as_text(report)
     assert verify(net, strict=True).passed
 
 

@@ -62,7 +62,7 @@ class GRN(Layer):
 
 
 class Local(Layer):
-    """A convolution with weights of its own at every pixel (DeepFace).
+    """A convolution with separate weights at every pixel (DeepFace).
 
     Blobs: weight (C_out, 1, C_in * kH * kW, H' * W'), bias (1, 1, C_out, H' * W')
     Reference: happynear/caffe-windows local_layer.cpp
@@ -107,16 +107,16 @@ class Local(Layer):
 
 
 class ForkLoss(Layer):
-    """Losses and measures of forks, which exist for training only: the deploy view drops them.
+    """Losses and metrics of forks, used only in training: the deploy view drops them.
 
-    Not supported with keep_loss: write the loss in PyTorch, or as a plugin.
+    Not supported with keep_loss: implement the loss in PyTorch or as a plugin.
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         raise SpecError(
-            "is a fork's own loss or measure, which is not supported; without losses (the default) the net converts",
-            hint="To train with it, write it in PyTorch, or as a plugin.",
+            "is a loss or metric of a fork, which is not supported; without losses (the default) the net converts",
+            hint="To train with it, implement it in PyTorch or as a plugin.",
         )
 
     def forward(self, *bottoms: Tensor) -> Tensor:

@@ -74,14 +74,14 @@ class MaskPooling(Layer):
 
 
 class BoxOutput(Layer):
-    """The regions that MS-CNN looks at: boxes of several grids, the best that do not overlap.
+    """The region proposals of MS-CNN: boxes of several grids, the best that do not overlap.
 
     Every bottom (N, classes + 4, H, W) is a grid whose pixels have a box each, of a field's size and in steps of
     ``downsample_rate``; its score is the greatest score of a class minus that of the background. Gives the regions
     (R, 5), rows of image, x1, y1, x2, y2, and as a second top the same with the score (R, 6). No region at all gives
     one, from (1, 1) to (10, 10).
 
-    Differs from PyTorch: how many rows there are depends on the values, so torch.export does not take it as it is.
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
     Of equal scores the earlier box comes first; the original takes the later one.
     Reference: zhaoweicai/mscnn box_output_layer.cpp
     """
@@ -159,7 +159,7 @@ class BoxOutput(Layer):
 
 
 class Nms(Layer):
-    """The peaks of heat maps (N, C, H, W): pixels above ``threshold`` that are greater than their four neighbours.
+    """The peaks of heat maps (N, C, H, W): pixels above ``threshold`` that are greater than their four neighbors.
 
     Gives (N, num_parts, max_peaks + 1, 3): first how many peaks there are, then x, y and value of each, in the order of
     the pixels. The map after the last part (the background) is left out.

@@ -65,7 +65,7 @@ class PriorBox(Layer):
         height, width = x.shape[2:]
         image_h, image_w = self.image_size or image.shape[2:]
         step_h, step_w = self.step or (image_h / height, image_w / width)
-        # SSD keeps centres and sizes in float32, and divides in float64.
+        # SSD keeps centers and sizes in float32, and divides in float64.
         cy = (torch.arange(height, dtype=torch.float32) + self.offset) * step_h
         cx = (torch.arange(width, dtype=torch.float32) + self.offset) * step_w
         w, h = torch.tensor(self.sizes, dtype=torch.float32).double().unbind(1)
@@ -122,8 +122,8 @@ class DetectionOutput(Layer):
     ``normalized: false`` (OpenVINO): the priors (1, 2, P * 5) are an image and a box in pixels, of input_width and
     input_height.
 
-    Differs from PyTorch: how many rows there are depends on the values, so torch.export does not take it as it is.
-    Of equal scores the earlier box comes first; SSD leaves that open. Nothing is saved or shown.
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
+    Of equal scores the earlier box comes first; in SSD, the order is undefined. Nothing is saved or shown.
     Reference: weiliu89/caffe detection_output_layer.cpp, bbox_util.cpp; sfzhang15/RefineDet
     """
 

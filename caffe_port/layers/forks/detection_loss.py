@@ -1,4 +1,4 @@
-"""What single-shot detection is trained and judged by. Source: src/caffe/layers of the SSD fork."""
+"""The loss and evaluation of single-shot detection. Source: src/caffe/layers of the SSD fork."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MultiBoxLoss(Layer):
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         divisor, p = normalization(p.loss_param, "VALID"), p.multibox_loss_param
         if math.prod(bottoms[3][-1:]) != 8:
-            raise SpecError(f"the labels have shape {bottoms[3]}; (1, 1, boxes, 8) is expected")
+            raise SpecError(f"the labels have shape {bottoms[3]}, expected (1, 1, boxes, 8)")
         return {
             "num_classes": p.num_classes,
             "loc_loss_type": p.loc_loss_type,

@@ -332,14 +332,14 @@ def expect_scores(bottoms: Sequence[Shape]) -> None:
     """Raises SpecError unless the bottoms are scores (N, C, 1, ...) and as many labels."""
     x, label = bottoms
     if math.prod(label) != x[0]:
-        raise SpecError(f"scores (N, C) and N labels are expected, got {x} and {label}")
+        raise SpecError(f"expected scores (N, C) and N labels, got {x} and {label}")
 
 
 def margin_arguments(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
     """The constructor arguments that MarginInnerProduct and LargeMarginInnerProduct share."""
     x, label = bottoms
     if math.prod(label) != x[0]:
-        raise SpecError(f"features (N, ...) and N labels are expected, got {x} and {label}")
+        raise SpecError(f"expected features (N, ...) and N labels, got {x} and {label}")
     features = math.prod(x[1:])
     check_count("weight", (p.num_output, features))
     return {

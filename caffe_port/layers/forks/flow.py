@@ -156,7 +156,7 @@ class DataAugmentation(Layer):
     The cut goes halfway between pixels where the sizes say so; as in the original, its last row and column stay 0.05
     pixels inside. The mean is of the channels, or of the pixels with mean_per_pixel.
 
-    Differs from Caffe: nothing is changed at random, and the mean is not learned; train with your own augmentation.
+    Differs from Caffe: nothing is changed at random, and the mean is not updated; train with your own augmentation.
     Blobs: iterations (1, 1, 1, 1), pixel_mean (1, C, H, W), channel_mean (1, C, 1, 1); without recompute_mean only the
     first
     Reference: lmb-freiburg/flownet2 data_augmentation_layer.cu
@@ -228,7 +228,7 @@ class Mean(Layer):
 
 
 class ImgWriter(Layer):
-    """Takes bottoms and gives no top; of several forks.
+    """Takes bottoms and has no top; from several forks.
 
     Differs from Caffe: it writes no files; read the blobs from the Net instead.
     Reference: lmb-freiburg/flownet2 imgwriter_layer.cpp, flowriter_layer.cpp, floatwriter_layer.cpp

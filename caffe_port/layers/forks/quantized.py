@@ -21,11 +21,11 @@ from caffe_port.typing import Shape
 class ConvolutionRistretto(Convolution):
     """A Convolution whose bottom, weights and top are rounded, as ``quantization_param`` says.
 
-    DYNAMIC_FIXED_POINT has numbers of ``bw`` bits, ``fl`` of them behind the point; MINIFLOAT ``mant_bits`` and
+    DYNAMIC_FIXED_POINT has numbers of ``bw`` bits, ``fl`` of them after the point; MINIFLOAT ``mant_bits`` and
     ``exp_bits``; INTEGER_POWER_OF_2_WEIGHTS rounds the weights alone, to powers of two. In training only the weights
     and the bias are rounded, up or down at random; the gradient passes as if they were not.
 
-    Differs from PyTorch: torch.ao quantises to integers with a scale of any size.
+    Differs from PyTorch: torch.ao quantizes to integers with a scale of any size.
     Differs from Caffe: ``rounding_scheme: STOCHASTIC`` is taken for NEAREST in evaluation, and the bottom itself, which
     other layers may read, is left as it is.
     Blobs: weight (C_out, C_in / group, kH, kW), bias (C_out)
@@ -195,7 +195,7 @@ def rounded(x: Tensor, bits: tuple[str, int, int] | None, random: bool = False) 
     """The nearest number that the bits can hold (or, at random, one of the two beside it).
 
     Args:
-        bits: ("fixed", bits, those behind the point), ("float", mantissa, exponent), ("power", least, greatest exponent
+        bits: ("fixed", bits, those after the point), ("float", mantissa, exponent), ("power", least, greatest exponent
             of two), or None: all numbers.
     """
     if bits is None:

@@ -127,7 +127,7 @@ class PSROIPooling(Layer):
 
 
 class Proposal(Layer):
-    """The regions that Faster R-CNN looks at: anchors, corrected, clipped to the image; the best that do not overlap.
+    """The region proposals of Faster R-CNN: anchors, corrected, clipped to the image; the best that do not overlap.
 
     Takes the scores (N, 2 * A, H, W), background first, the corrections (N, 4 * A, H, W), and for each image its
     height, width and scale (1 or N, 3 or more; a fourth one is the horizontal scale). Gives the regions (R, 5), rows of
@@ -136,9 +136,9 @@ class Proposal(Layer):
     The same for ``type: "Python"`` of py-faster-rcnn, with its settings for testing: 6000 before, 300 after the choice,
     overlap 0.7, at least 16 pixels wide.
 
-    Differs from PyTorch: how many rows there are depends on the values, so torch.export does not take it as it is.
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
     Differs from Caffe: PVANet's C++ layer fills up with regions that are too small where there are not enough others.
-    Of equal scores the earlier one comes first; the originals leave that open.
+    Of equal scores the earlier one comes first; in the originals, the order is undefined.
     Reference: rbgirshick/py-faster-rcnn proposal_layer.py; sanghoon/caffe proposal_layer.cpp
     """
 
@@ -200,7 +200,7 @@ class Proposal(Layer):
         return (rois, bottoms[0].new_empty(count, 1)) if self.with_scores else rois
 
     def correct(self, boxes: Tensor, delta: Tensor) -> Tensor:
-        """Moves the centres by ``delta`` times the size, and stretches the size by exp(delta); all (boxes, 4)."""
+        """Moves the centers by ``delta`` times the size, and stretches the size by exp(delta); all (boxes, 4)."""
         size = boxes[:, 2:] - boxes[:, :2] + 1
         center = boxes[:, :2] + 0.5 * size
         center, half = center + delta[:, :2] * size, 0.5 * delta[:, 2:].exp() * size
@@ -285,7 +285,7 @@ class DeformableConvolution(Layer):
 
 
 def round_away(x: Tensor) -> Tensor:
-    """C's round: a half goes away from zero. torch.round takes it to the even neighbour."""
+    """C's round: a half goes away from zero. torch.round takes it to the even neighbor."""
     return x.trunc() + (x.frac().abs() >= 0.5) * x.sign()
 
 

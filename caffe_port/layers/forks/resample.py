@@ -68,7 +68,8 @@ class Upsample(Layer):
     """With two bottoms the same as torch.nn.MaxUnpool2d (SegNet): each value goes where the mask of a max pooling says.
     With one the same as torch.nn.Upsample with mode="nearest" (YOLO): each value becomes scale x scale.
 
-    Differs from PyTorch: the mask holds floats. Where several values go to one place, which of them stays is open.
+    Differs from PyTorch: the mask holds floats. Where several values go to one place, which of them remains is
+    undefined.
     Reference: alexgkendall/caffe-segnet upsample_layer.cpp; eric612/MobileNet-YOLO upsample_layer.cpp
     """
 
@@ -167,7 +168,7 @@ class Resample(Layer):
         return torch.einsum("nchw,yh,xw->ncyx", x, rows, columns)
 
     def weights(self, center: Tensor, size: int, scale: float, antialias: bool) -> Tensor:
-        """What each of ``size`` pixels adds to a pixel of the top, whose centre lies at ``center``; rows sum to 1."""
+        """What each of ``size`` pixels adds to a pixel of the top, whose center is at ``center``; rows sum to 1."""
         stretch = scale if antialias else 1.0
         support = 4 if self.method == "CUBIC" else 2
         radius = 2 if scale < 1 else math.ceil(support * stretch)

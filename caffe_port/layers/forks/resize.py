@@ -1,4 +1,4 @@
-"""Sizes of images, in the ways of smaller forks: pose estimation, instance segmentation, face detection, FlowNet."""
+"""Image resizing of smaller forks: pose estimation, instance segmentation, face detection, FlowNet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer
@@ -41,6 +41,20 @@ class Resize(Layer):
         rows = two_taps(x, 2, self.size[0])
         columns = two_taps(x, 3, self.size[1])
         return torch.einsum("nchw,yh,xw->ncyx", x, rows, columns)
+
+
+class PixelShuffle(Layer, nn.PixelShuffle):
+    """Same as torch.nn.PixelShuffle: channels become pixels.
+
+    Reference: pixelshuffle_layer.cpp (the fork of PyPI's brocolli-caffe 9.0.2)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"upscale_factor": p.upscale_factor}
+
+    def torch_source(self) -> str:
+        return f"nn.PixelShuffle({self.upscale_factor})"
 
 
 class ImResize(Layer):

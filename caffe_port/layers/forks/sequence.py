@@ -1,4 +1,4 @@
-"""Sequences of text recognition: decoding what CTC learned, and turning sequences round."""
+"""Sequences of text recognition: CTC decoding, and reversing sequences."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CTCGreedyDecoder(Layer):
 
 
 class ReverseTime(Layer):
-    """Every sequence turned round: x (T, N, ...), and the lengths (N) as the second bottom.
+    """Every sequence reversed: x (T, N, ...), and the lengths (N) as the second bottom.
 
     What follows the end of a sequence stays where it is; with ``copy_remaining: false`` it is 0.
 

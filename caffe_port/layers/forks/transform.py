@@ -1,4 +1,4 @@
-"""Layers that look up an image at places that another bottom says."""
+"""Layers that sample an image at positions given by another bottom."""
 
 from __future__ import annotations
 

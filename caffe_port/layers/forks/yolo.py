@@ -22,7 +22,7 @@ class YoloDetectionOutput(Layer):
     score, x1, y1, x2, y2, in fractions of the image, the best score first. Nothing found at all: a row of -1 for each
     image. Each box has the class of the greatest softmax; ``biases`` are widths and heights in cells of the grid.
 
-    Differs from PyTorch: how many rows there are depends on the values, so torch.export does not take it as it is.
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
     Differs from Caffe: every image of a batch is treated by itself; the original takes one image.
     Reference: eric612/MobileNet-YOLO yolo_detection_output_layer.cpp
     """
@@ -71,7 +71,7 @@ class Yolov3DetectionOutput(Layer):
     and heights in pixels; ``mask`` says which of them belong to which grid, ``anchors_scale`` how many pixels a cell
     has.
 
-    Differs from PyTorch: how many rows there are depends on the values, so torch.export does not take it as it is.
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
     Differs from Caffe: every image of a batch is treated by itself; the original takes one image.
     Reference: eric612/MobileNet-YOLO yolov3_detection_output_layer.cpp
     """
@@ -118,7 +118,7 @@ class Yolov3DetectionOutput(Layer):
 
 
 class RegionYolo(Layer):
-    """YOLO's numbers, made probabilities: the sigmoid of each box's x, y and score, and of its classes or, with
+    """YOLO's outputs as probabilities: the sigmoid of each box's x, y and score, and of its classes or, with
     ``softmax``, their softmax. Width and height stay as they are.
 
     Takes (N, boxes * (coords + 1 + classes), H, W). Gives the same shape, or all of an item's numbers in a row with

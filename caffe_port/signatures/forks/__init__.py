@@ -1,4 +1,4 @@
-"""The records of the layer types that forks added, in the families of :mod:`caffe_port.layers.forks`."""
+"""The records of the layer types of Caffe's forks."""
 
 from __future__ import annotations
 

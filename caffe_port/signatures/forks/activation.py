@@ -17,7 +17,7 @@ IN_TRAINING = Trait.ELEMENTWISE | Trait.NO_NUMBERS
 def _insanity(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.insanity_param
     if p.ub <= p.lb or p.lb * p.ub == 0:
-        raise SpecError(f"insanity_param: lb {p.lb} and ub {p.ub}; lb must be less, and neither 0")
+        raise SpecError(f"insanity_param: lb {p.lb} and ub {p.ub}; lb must be less than ub, and neither may be 0")
     return bottoms
 
 

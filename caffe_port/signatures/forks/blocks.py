@@ -15,7 +15,7 @@ from caffe_port.typing import Shape
 def _axpy(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     a, x, y = bottoms
     if x != y or len(x) < 2 or a[:2] != x[:2] or set(a[2:]) - {1}:
-        raise SpecError(f"a (N, C, 1, 1), x and y (N, C, H, W) are expected, got {a}, {x} and {y}")
+        raise SpecError(f"expected a (N, C, 1, 1), x and y (N, C, H, W), got {a}, {x} and {y}")
     return [x]
 
 
@@ -28,7 +28,7 @@ def local_size(p: Message, bottom: Shape) -> tuple[int, int]:
     """Height and width of the top of a Local."""
     expect_images([bottom])
     if min(p.num_output, p.kernel_size, p.stride) < 1:
-        raise SpecError("num_output, kernel_size and stride are needed, and must be positive")
+        raise SpecError("num_output, kernel_size and stride are required and must be positive")
     height, width = ((n + 2 * p.pad - p.kernel_size) // p.stride + 1 for n in bottom[2:])
     if min(height, width) < 1:
         raise SpecError(f"no window of {p.kernel_size} x {p.kernel_size} fits a bottom {bottom}")

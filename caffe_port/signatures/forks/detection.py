@@ -36,12 +36,12 @@ def _prior_box(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         return _prior_box_clustered(layer, bottoms)
     for name in ("offset_h", "offset_w", "width", "height", "fixed_size", "fixed_ratio", "density"):
         if p.has(name):
-            raise SpecError(f"prior_box_param: {name} is of another PriorBox than SSD's", hint="Write a plugin.")
+            raise SpecError(f"prior_box_param: {name} belongs to a PriorBox other than SSD's", hint="Write a plugin.")
     min_sizes, max_sizes = [int(n) for n in p.min_size], [int(n) for n in p.max_size]
     if not min_sizes or min(min_sizes) < 1:
         raise SpecError("min_size is missing, or less than 1")
     if max_sizes and len(max_sizes) != len(min_sizes):
-        raise SpecError(f"{len(max_sizes)} max_size for {len(min_sizes)} min_size; none, or as many")
+        raise SpecError(f"{len(max_sizes)} max_size for {len(min_sizes)} min_size; give none or equally many")
     for least, most in zip(p.min_size, p.max_size, strict=False):
         if most <= least:
             raise SpecError(f"max_size {decimal(most)} must be greater than min_size {decimal(least)}")
@@ -58,7 +58,7 @@ def _prior_box_clustered(layer: Message, bottoms: Sequence[Shape]) -> Sequence[S
         if p.has(name):
             raise SpecError(f"prior_box_param: {name} does not go with width and height")
     if not len(p.width) or len(p.width) != len(p.height):
-        raise SpecError(f"{len(p.width)} width for {len(p.height)} height; one or more of each, and as many")
+        raise SpecError(f"{len(p.width)} width for {len(p.height)} height; give equally many, at least one of each")
     if min(*p.width, *p.height) <= 0:
         raise SpecError("width and height must be positive")
     return _priors(p, bottoms, len(p.width))
@@ -92,7 +92,7 @@ def check_priors(bottoms: Sequence[Shape], num_classes: int, share_location: boo
     """Raises SpecError unless loc, conf and priors are about the same boxes, of so many numbers each."""
     loc, conf, priors = bottoms[:3]
     if len(priors) < 3 or priors[1] > 2 or (priors[1] != 2 and numbers == 4) or math.prod(priors[2:]) % numbers:
-        raise SpecError(f"the priors have shape {priors}; (1, 2, {numbers} * boxes) is expected")
+        raise SpecError(f"the priors have shape {priors}, expected (1, 2, {numbers} * boxes)")
     count = math.prod(priors[2:]) // numbers
     wanted = count * 4 * (1 if share_location else num_classes), count * num_classes
     if (math.prod(loc[1:]), math.prod(conf[1:])) != wanted or loc[0] != conf[0]:
@@ -107,7 +107,7 @@ def suppression(p: Message) -> tuple[float, float]:
     nms = p.nms_param
     eta, threshold = nms.eta, (nms if p.has("nms_param") else p).nms_threshold
     if not 0 < eta <= 1 or threshold < 0:
-        raise SpecError(f"nms_param: eta {eta} must be in (0, 1], nms_threshold {threshold} not negative")
+        raise SpecError(f"nms_param: eta {eta} must be in (0, 1], nms_threshold {threshold} must not be negative")
     return threshold, eta
 
 

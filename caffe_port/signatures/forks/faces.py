@@ -21,9 +21,9 @@ def _margin_product(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]
     p, x = SIGNATURES[layer.type].parameters(layer), bottoms[0]
     axis = canonical_axis(p.axis, len(x))
     if p.num_output < 1:
-        raise SpecError("num_output is missing or 0: it is the number of classes")
+        raise SpecError("num_output (number of classes) is missing or 0")
     if axis != 1:
-        raise SpecError(f"features (N, ...) and axis 1 are expected, got {x} and axis {axis}")
+        raise SpecError(f"expected features (N, ...) and axis 1, got {x} and axis {axis}")
     return [(x[0], p.num_output), (1,)][: max(1, len(layer.top))]
 
 
@@ -53,7 +53,7 @@ def _channel_scale(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if layer.channel_scale_param.global_scale:
         raise SpecError("global_scale: true is not supported")
     if len(x) < 2 or math.prod(factor) != math.prod(x) // x[1]:
-        raise SpecError(f"the factors have shape {factor}; one for each pixel of {x} is expected")
+        raise SpecError(f"the factors have shape {factor}, expected one per pixel of {x}")
     return [x]
 
 
@@ -61,7 +61,7 @@ def _inner_distance(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]
     p, x = layer.inner_distance_param, bottoms[0]
     axis = canonical_axis(p.axis, len(x))
     if p.num_output < 1 or p.distance_type not in ("L1", "L2") or p.transpose:
-        raise SpecError("num_output, distance_type L1 or L2, and no transpose are expected")
+        raise SpecError("expected num_output, distance_type L1 or L2, and no transpose")
     return [(*x[:axis], p.num_output)]
 
 

@@ -13,9 +13,9 @@ from caffe_port.typing import Shape
 
 def _expect_two_alike(p: Message, bottoms: Sequence[Shape]) -> None:
     if bottoms[0] != bottoms[1] or len(bottoms[0]) != 4:
-        raise SpecError(f"two bottoms (N, C, H, W) of one shape are expected, got {bottoms[0]} and {bottoms[1]}")
+        raise SpecError(f"expected two bottoms (N, C, H, W) of one shape, got {bottoms[0]} and {bottoms[1]}")
     if p.kernel_size % 2 == 0 or not p.has("max_displacement"):
-        raise SpecError("max_displacement and an odd kernel_size are needed")
+        raise SpecError("max_displacement and an odd kernel_size are required")
     if min(p.stride_1, p.stride_2) < 1:
         raise SpecError("stride_1 and stride_2 must be at least 1")
 
@@ -39,7 +39,7 @@ def _correlation_1d(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]
     if min(height - p.kernel_size, inner - p.kernel_size) < 0:
         raise SpecError(f"max_displacement and kernel_size are too large for the bottom {bottoms[0]}")
     if p.single_direction not in (-1, 0, 1):
-        raise SpecError(f"single_direction is -1, 0 or 1, got {p.single_direction}")
+        raise SpecError(f"single_direction must be -1, 0 or 1, got {p.single_direction}")
     steps = p.max_displacement // p.stride_2
     moves = 2 * steps + 1 if p.single_direction == 0 else steps + 1
     size = ((length - p.kernel_size) // p.stride_1 + 1 for length in (height, inner))
@@ -49,7 +49,7 @@ def _correlation_1d(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]
 def _flow_warp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     image, flow = bottoms
     if len(image) != 4 or flow != (image[0], 2, *image[2:]):
-        raise SpecError(f"an image (N, C, H, W) and a flow (N, 2, H, W) are expected, got {image} and {flow}")
+        raise SpecError(f"expected an image (N, C, H, W) and a flow (N, 2, H, W), got {image} and {flow}")
     return [image]
 
 
@@ -76,7 +76,7 @@ def augmented_size(layer: Message, bottom: Shape) -> tuple[int, int]:
 def _data_augmentation(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     size, p = augmented_size(layer, bottoms[0]), layer.augmentation_param
     if p.recompute_mean <= 0 and len(p.mean) == 3 and not p.mean_per_pixel and bottoms[0][1] not in (1, 3):
-        raise SpecError(f"3 numbers of the mean for {bottoms[0][1]} channels")
+        raise SpecError(f"3 mean values for {bottoms[0][1]} channels")
     return [(*bottoms[0][:2], *size)]
 
 

@@ -19,7 +19,7 @@ def expect_regions(bottoms: Sequence[Shape]) -> None:
     """Raises SpecError unless the bottoms are features (N, C, H, W) and regions (R, 5)."""
     x, rois = bottoms
     if len(x) != 4 or not rois or [n for n in rois[1:] if n != 1] != [5]:
-        raise SpecError(f"features (N, C, H, W) and regions (R, 5) are expected, got {x} and {rois}")
+        raise SpecError(f"expected features (N, C, H, W) and regions (R, 5), got {x} and {rois}")
 
 
 def _expect_positive(spatial_scale: float) -> None:
@@ -32,7 +32,7 @@ def pooled_size(p: Message) -> tuple[int, int]:
     size = [int(n) for n in p.pooled_size] if p.schema and "pooled_size" in p.schema.fields else []
     size = size * 2 if len(size) == 1 else size or [p.pooled_h, p.pooled_w]
     if len(size) != 2 or min(size) < 1:
-        raise SpecError("pooled_h and pooled_w are needed, and must be positive")
+        raise SpecError("pooled_h and pooled_w are required and must be positive")
     return size[0], size[1]
 
 
@@ -115,7 +115,7 @@ def _proposal(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
             f" and corrections (N, {4 * anchors}, H, W), got {score} and {delta}"
         )
     if info[0] not in (1, score[0]) or len(info) < 2 or info[1] < 3:
-        raise SpecError(f"the third bottom has shape {info}; (N, 3): height, width, scale is expected")
+        raise SpecError(f"the third bottom has shape {info}, expected (N, 3): height, width, scale")
     count = score[0] * (300 if layer.type == "Python" else layer.proposal_param.post_nms_topn)
     return [(count, 5), (count, 1)][: max(1, len(layer.top))]
 
@@ -139,7 +139,7 @@ def either(p: Message, short: str, field: str, default: int | None) -> tuple[int
         raise SpecError(f"{field} is missing")
     values = values or [default or 0]
     if len(values) > 2:
-        raise SpecError(f"{field} is given {len(values)} times; there are two axes")
+        raise SpecError(f"{field} is given {len(values)} times, expected once or twice")
     if min(values) < (0 if field == "pad" else 1):
         raise SpecError(f"{field} must be at least 1, got {min(values)}")
     return values[0], values[-1]
@@ -157,9 +157,9 @@ def _deformable_convolution(layer: Message, bottoms: Sequence[Shape]) -> Sequenc
     size = slide(x, 1, kernel)
     wanted = 2 * p.deformable_group * math.prod(kernel.kernel_size)
     if len(offset) != 4 or offset[1] != wanted:
-        raise SpecError(f"the offsets have {offset[1]} channels; 2 * deformable_group * kernel are {wanted}")
+        raise SpecError(f"the offsets have {offset[1]} channels, expected 2 * deformable_group * kernel = {wanted}")
     if offset != (x[0], wanted, *size):
-        raise SpecError(f"the offsets have shape {offset}; {(x[0], wanted, *size)} is expected")
+        raise SpecError(f"the offsets have shape {offset}, expected {(x[0], wanted, *size)}")
     return [(x[0], p.num_output, *size)]
 
 

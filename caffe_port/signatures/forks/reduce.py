@@ -39,9 +39,9 @@ def _batch_reduction(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape
 def _compact_bilinear(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p, (a, b) = layer.compact_bilinear_param, bottoms
     if p.num_output < 1:
-        raise SpecError("num_output is missing or 0: it is the length of the sketch")
+        raise SpecError("num_output (length of the sketch) is missing or 0")
     if len(a) != 4 or len(b) != 4 or a[0] != b[0] or a[2:] != b[2:]:
-        raise SpecError(f"bottoms (N, C, H, W) that differ in C only are expected, got {a} and {b}")
+        raise SpecError(f"expected bottoms (N, C, H, W) that differ in C only, got {a} and {b}")
     return [(a[0], p.num_output, *((1, 1) if p.sum_pool else a[2:]))]
 
 

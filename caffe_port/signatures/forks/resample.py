@@ -27,7 +27,7 @@ def _interp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     bottom, p = bottoms[0], layer.interp_param
     expect_images(bottoms)
     if p.pad_beg > 0 or p.pad_end > 0:
-        raise SpecError("pad_beg and pad_end crop: they must be negative or 0")
+        raise SpecError("pad_beg and pad_end must be negative or 0: they crop")
     if p.interp_type != "bilinear":
         raise SpecError(f"interp_type {p.interp_type} is not supported, only bilinear")
     cropped = [n + p.pad_beg + p.pad_end for n in bottom[2:]]
@@ -114,7 +114,7 @@ def _resample(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         raise SpecError(f"type {p.type} is not supported; NEAREST, LINEAR and CUBIC are")
     size = bottoms[1][2:] if len(bottoms) > 1 else (p.height, p.width)
     if min(size) < 1:
-        raise SpecError("height and width are needed, unless there is a second bottom")
+        raise SpecError("height and width are required unless there is a second bottom")
     return [(*bottoms[0][:2], *size)]
 
 
@@ -149,7 +149,7 @@ def centre_margins(layer: Message, bottom: Shape) -> tuple[int, ...]:
     given = layer.crop_center_param.crop_size if layer.has("crop_center_param") else []
     margins = tuple(int(n) for n in (given if isinstance(given, list) else [given]))
     if len(margins) != len(bottom):
-        raise SpecError(f"{len(margins)} crop_size for {len(bottom)} dimensions")
+        raise SpecError(f"{len(margins)} crop_size for {len(bottom)} axes")
     for margin, length in zip(margins, bottom, strict=True):
         if margin < 0 or margin * 2 >= length:
             raise SpecError(f"crop_size {margin} leaves nothing of {length}")

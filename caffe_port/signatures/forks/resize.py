@@ -101,8 +101,17 @@ def _accum(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     expect_images(bottoms)
     images = bottoms[:-1] if p.have_reference else bottoms
     if not images or len({shape[0] for shape in images}) > 1:
-        raise SpecError(f"bottoms of one batch size are expected, got {', '.join(map(str, bottoms))}")
+        raise SpecError(f"expected bottoms of one batch size, got {', '.join(map(str, bottoms))}")
     return [(images[0][0], sum(shape[1] for shape in images), *accumulated_size(p, bottoms))]
+
+
+def _pixel_shuffle(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """(N, C r r, H, W) becomes (N, C, H r, W r)."""
+    expect_images(bottoms)
+    (n, c, h, w), factor = bottoms[0], layer.pixelshuffle_param.upscale_factor
+    if factor < 1 or c % factor**2:
+        raise SpecError(f"upscale_factor {factor} squared does not divide the {c} channels")
+    return [(n, c // factor**2, h * factor, w * factor)]
 
 
 declare("Resize", _resize, message="resize_param", traits=Trait.KEEPS_CHANNELS)
@@ -111,3 +120,4 @@ declare("Upsampling", _upsampling, message="upsampling_param", traits=Trait.KEEP
 declare("MaskResize", _mask_resize, message="mask_resize_param", traits=Trait.KEEPS_CHANNELS)
 declare("Downsample", _downsample, message="downsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
 declare("Accum", _accum, message="accum_param", bottoms=(1, ANY))
+declare("PixelShuffle", _pixel_shuffle, message="pixelshuffle_param", traits=Trait.REARRANGES)

@@ -14,14 +14,14 @@ from caffe_port.typing import Shape
 def _ctc_decoder(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     x, cont = bottoms
     if len(x) < 3 or math.prod(cont) != x[0] * x[1]:
-        raise SpecError(f"scores (T, N, C) and cont (T, N) are expected, got {x} and {cont}")
+        raise SpecError(f"expected scores (T, N, C) and cont (T, N), got {x} and {cont}")
     return [(*x[:2], 1, 1), (x[1], 1, 1, 1)][: max(1, len(layer.top))]
 
 
 def _reverse_time(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     x, length = bottoms
     if len(x) < 2 or math.prod(length) != x[1]:
-        raise SpecError(f"sequences (T, N, ...) and N lengths are expected, got {x} and {length}")
+        raise SpecError(f"expected sequences (T, N, ...) and N lengths, got {x} and {length}")
     return [x]
 
 

@@ -23,7 +23,7 @@ def _spatial_transformer(layer: Message, bottoms: Sequence[Shape]) -> Sequence[S
         raise SpecError(f"{p.transform_type} and {p.sampler_type} are not supported; affine and bilinear are")
     missing = given_theta(p).count(None)
     if len(x) != 4 or theta[0] != x[0] or math.prod(theta[1:]) != missing:
-        raise SpecError(f"a bottom (N, C, H, W) and a map (N, {missing}) are expected, got {x} and {theta}")
+        raise SpecError(f"expected a bottom (N, C, H, W) and a map (N, {missing}), got {x} and {theta}")
     size = (p.output_H if p.has("output_H") else x[2], p.output_W if p.has("output_W") else x[3])
     if min(size) < 1:
         raise SpecError("output_H and output_W must be positive")

@@ -14,7 +14,7 @@ from caffe_port.typing import Shape
 def _video(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     for shape in bottoms:
         if len(shape) != 5:
-            raise SpecError(f"a bottom (N, C, D, H, W) is expected, got {shape}")
+            raise SpecError(f"expected a bottom (N, C, D, H, W), got {shape}")
     return convolution(layer, bottoms)
 
 

@@ -15,7 +15,7 @@ def widths_and_heights(biases: Sequence[float]) -> tuple[tuple[float, float], ..
     """``biases`` in pairs."""
     values = [decimal(b) for b in biases]
     if len(values) % 2:
-        raise SpecError(f"{len(values)} biases; widths and heights come in pairs")
+        raise SpecError(f"{len(values)} biases; expected pairs of width and height")
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
@@ -46,7 +46,7 @@ def _yolo3(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
             f" anchors_scale, got {len(mask)} and {len(p.anchors_scale)}"
         )
     if max(mask) >= len(known):
-        raise SpecError(f"mask {max(mask)} is beyond the {len(known)} widths and heights of biases")
+        raise SpecError(f"mask {max(mask)} exceeds the {len(known)} width and height pairs in biases")
     for shape in bottoms:
         _check_grid(shape, count, p.num_classes)
     return [(1, 1, 1, 7)]
@@ -57,7 +57,7 @@ def _region_yolo(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     boxes = p.num if p.do_softmax else len(p.mask)
     numbers = p.coords + 1 + p.classes
     if len(bottom) != 4 or boxes < 1 or p.coords < 2 or bottom[1] != boxes * numbers:
-        raise SpecError(f"{boxes} boxes of {numbers} numbers need (N, {boxes * numbers}, H, W), got {bottom}")
+        raise SpecError(f"{boxes} boxes of {numbers} values need (N, {boxes * numbers}, H, W), got {bottom}")
     return [(bottom[0], math.prod(bottom[1:]))] if p.do_softmax else bottoms
 
 

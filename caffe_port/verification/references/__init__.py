@@ -1,1 +1,1 @@
-"""What a net is compared with: Caffe, OpenCV, NumPy formulas, or a stored trace."""
+"""The references that a net is compared with: Caffe, OpenCV, NumPy formulas, or a stored trace."""

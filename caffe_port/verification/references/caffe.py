@@ -1,4 +1,4 @@
-"""Caffe itself as a reference: its Python interface in a process of its own, or wherever a script is taken to."""
+"""Caffe itself as a reference: its Python interface in a separate process, or on another machine by a script."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.message import Message
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.references import build_caffe
 from caffe_port.verification.references.reference import Case, Made, Run, computing
@@ -94,17 +94,19 @@ def _ask(command: tuple[str, ...], hint: str, built: bool = False) -> Installati
         try:
             done = _run([*command, "-c", _ASK], folder, timeout=120)
         except (OSError, subprocess.TimeoutExpired) as error:
-            why = getattr(error, "strerror", None) or "importing caffe takes more than two minutes"
+            why = getattr(error, "strerror", None) or "importing caffe took more than two minutes"
             raise DependencyError(f"cannot be run: {why}", command[0], hint) from None
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"it ends with code {done.returncode}, without a word"])[-1]
+        said = (done.stderr.strip().splitlines() or [f"it exits with code {done.returncode} and no message"])[-1]
         if re.search(r"No module named '?caffe'?$", said):
             raise DependencyError("has no pycaffe", command[0], hint)
         raise DependencyError(f"cannot import caffe: {said[:300]}", command[0], hint)
     try:
         version, place, types = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        raise DependencyError(f"is no Python: it prints {done.stdout[:60]!r}", command[0], hint) from None
+        raise DependencyError(
+            f"is not a Python interpreter: it prints {done.stdout[:60]!r}", command[0], hint
+        ) from None
     return Installation(command, version, place, frozenset(types), built)
 
 
@@ -162,7 +164,7 @@ class CaffeReference:
             CaffePortError: Caffe refuses the net; with its own words.
         """
         foreign = self._foreign(case)
-        layers, values = list(computing(case.spec)), case.sources()
+        layers, values = list(computing(case.spec)), case.inputs_by_producer()
         while layers:
             first = layers[0]
             if first.name in foreign:
@@ -192,8 +194,8 @@ class CaffeReference:
         """
         if foreign := self._foreign(case):
             why = next(iter(foreign.values()))
-            raise CaffePortError(f"{why}: gradients need one that knows every layer", case.spec.path)
-        return self._record(case, list(computing(case.spec)), case.sources(), backward)
+            raise CaffePortError(f"{why}; gradients need a Caffe that supports every layer", case.spec.path)
+        return self._record(case, list(computing(case.spec)), case.inputs_by_producer(), backward)
 
     def _foreign(self, case: Case) -> dict[str, str]:
         """Layer name -> why this Caffe cannot run it."""
@@ -205,7 +207,7 @@ class CaffeReference:
         }
 
     def _record(
-        self, case: Case, layers: Sequence[LayerSpec], values: Mapping[Source, Array], backward: bool = False
+        self, case: Case, layers: Sequence[LayerSpec], values: Mapping[Producer, Array], backward: bool = False
     ) -> Trace:
         """What Caffe makes of these layers, which stand together in the net."""
         net, fed = definition(case, layers, values)
@@ -234,8 +236,8 @@ class CaffeReference:
 
 
 def definition(
-    case: Case, layers: Sequence[LayerSpec] | None = None, values: Mapping[Source, Array] | None = None
-) -> tuple[Message, dict[str, Source]]:
+    case: Case, layers: Sequence[LayerSpec] | None = None, values: Mapping[Producer, Array] | None = None
+) -> tuple[Message, dict[str, Producer]]:
     """A net, or layers of it that stand together, as a NetParameter for Caffe: one phase, no rules.
 
     Args:
@@ -246,11 +248,11 @@ def definition(
         The definition, with an Input layer for each blob that comes from outside; these blobs, and who made them.
     """
     layers = list(computing(case.spec)) if layers is None else layers
-    values = case.sources() if values is None else values
+    values = case.inputs_by_producer() if values is None else values
     made = {(layer.name, k) for layer in layers for k in range(len(layer.tops))}
-    fed: dict[str, Source] = {}
+    fed: dict[str, Producer] = {}
     for layer in layers:
-        for blob, source in zip(layer.bottoms, layer.sources, strict=True):
+        for blob, source in zip(layer.bottoms, layer.producers, strict=True):
             if source not in made:
                 fed.setdefault(blob, source)
     entries = []
@@ -284,8 +286,8 @@ def _said(stderr: str, code: int) -> str:
                 words.append(more)
             return f"{' '.join(' '.join(words).split())[:_LONGEST]} ({fatal[1]})"
     last = [line.strip() for line in stderr.splitlines() if line.strip() and not re.match(r"[IW]\d{4,8} ", line)]
-    ended = f"its process ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
-    return (last or [f"{ended}, without a word"])[-1][:_LONGEST]
+    ended = f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}"
+    return (last or [f"{ended} and no message"])[-1][:_LONGEST]
 
 
 _LONGEST = 400

@@ -1,8 +1,8 @@
 """OpenCV as the reference: its own Caffe importer and its own layers (cv2.dnn of version 4; 5 has no importer).
 
-The net goes to OpenCV as text and bytes, the way :class:`~caffe_port.spec.NetSpec` resolved it: TEST phase, in-place
-tops renamed so that none is hidden, automatic Splits undone. Fusion and Winograd are off, so every layer shows what it
-made. The net is cut where OpenCV refuses a layer or is known to compute something else than Caffe.
+OpenCV gets the net as text and bytes, as :class:`~caffe_port.spec.NetSpec` resolved it: TEST phase, in-place tops
+renamed so that none is hidden, automatic Splits removed. Fusion and Winograd are off, so that every layer's own top is
+available. The net is cut where OpenCV refuses a layer or is known to deviate from Caffe.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.formats import prototxt, wire
 from caffe_port.formats.caffemodel import blob_message
 from caffe_port.formats.message import Message
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.spec import LayerSpec, Producer
 from caffe_port.storage.images import quiet
 from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
 
 _SEGMENT_BYTES = 64 << 20
-"""Tops that one OpenCV net holds at a time: bounds the memory that deep nets take."""
+"""The maximum size of the tops that one OpenCV net holds at a time: limits the memory for deep nets."""
 
 Check = Callable[[Message, int], str]
-"""(LayerParameter, number of bottoms) -> why OpenCV computes something else than Caffe; empty where it does not."""
+"""(LayerParameter, number of bottoms) -> how OpenCV deviates from Caffe; empty if it does not."""
 
 
 def _when(wrong: Callable[[Message, int], bool], why: str) -> Check:
@@ -36,26 +36,30 @@ def _when(wrong: Callable[[Message, int], bool], why: str) -> Check:
 DEVIATIONS: dict[str, Check] = {
     "BatchNorm": _when(
         lambda p, _: p.batch_norm_param.has("use_global_stats") and not p.batch_norm_param.use_global_stats,
-        "OpenCV has no statistics of the batch",
+        "OpenCV does not compute the statistics of the batch",
     ),
     "Deconvolution": _when(
-        lambda p, _: any(d != 1 for d in p.convolution_param.dilation), "OpenCV ignores a deconvolution's dilation"
+        lambda p, _: any(d != 1 for d in p.convolution_param.dilation), "OpenCV ignores the dilation of Deconvolution"
     ),
-    "InnerProduct": _when(lambda p, _: p.inner_product_param.transpose, "OpenCV ignores transpose"),
+    "InnerProduct": _when(lambda p, _: p.inner_product_param.transpose, "OpenCV ignores transpose of InnerProduct"),
     "LRN": _when(
-        lambda p, _: p.lrn_param.k != 1 and p.lrn_param.norm_region == "ACROSS_CHANNELS", "OpenCV takes LRN's k for 1"
+        lambda p, _: p.lrn_param.k != 1 and p.lrn_param.norm_region == "ACROSS_CHANNELS", "OpenCV ignores k and uses 1"
     ),
     "Log": _when(
         lambda p, _: p.log_param.base != -1 or p.log_param.scale != 1 or p.log_param.shift != 0,
-        "OpenCV's Log is ONNX's: no base, scale or shift",
+        "OpenCV ignores base, scale and shift of Log",
     ),
-    "MVN": _when(lambda p, _: p.mvn_param.eps > 1e-6, "OpenCV adds eps to the variance, Caffe to the deviation"),
-    "Resample": _when(lambda *_: True, "OpenCV aligns the corners of pixels, FlowNet their centres"),
-    "Scale": _when(lambda p, n: n > 1 and p.scale_param.bias_term, "OpenCV forgets the bias of a Scale of two bottoms"),
-    "Split": _when(lambda p, _: len(p.top) > 1, "OpenCV fills a Split's first top only"),
-    "Swish": _when(lambda p, _: p.swish_param.beta != 1, "OpenCV takes Swish's beta for 1"),
+    "MVN": _when(
+        lambda p, _: p.mvn_param.eps > 1e-6, "OpenCV adds eps to the variance, Caffe to the standard deviation"
+    ),
+    "Resample": _when(lambda *_: True, "OpenCV aligns the corners of pixels, FlowNet their centers"),
+    "Scale": _when(
+        lambda p, n: n > 1 and p.scale_param.bias_term, "OpenCV ignores the bias of a Scale with two bottoms"
+    ),
+    "Split": _when(lambda p, _: len(p.top) > 1, "OpenCV computes only the first top of a Split"),
+    "Swish": _when(lambda p, _: p.swish_param.beta != 1, "OpenCV ignores beta and uses 1"),
 }
-"""Where OpenCV 4 is known to deviate, by layer type; measured against Caffe 1.0 on tests/golden/layers."""
+"""Known deviations of OpenCV 4 by layer type, measured against Caffe 1.0 on tests/golden/layers."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,13 @@ class OpenCVReference:
 
         Raises:
             DependencyError: OpenCV, or its Caffe importer, is not installed.
-            CaffePortError: the net is in phase TRAIN, which OpenCV does not know.
+            CaffePortError: the net is in phase TRAIN, which OpenCV does not support.
         """
         if case.spec.phase != "TEST":
             raise CaffePortError("OpenCV computes the TEST phase only", case.spec.path)
         cv2, name = _cv2(), self.name
-        values = case.sources()
-        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        values = case.inputs_by_producer()
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.producers}
         layers = list(computing(case.spec))
         absent: dict[str, str] = {}
         while layers:
@@ -94,19 +98,19 @@ class OpenCVReference:
             for layer in segment or layers[:1]:
                 tops: Tops | None = made.get(layer.name)
                 if tops is not None and len(tops) < len(layer.tops):
-                    note = f"OpenCV makes {len(tops)} of its {len(layer.tops)} tops"
+                    note = f"OpenCV computes {len(tops)} of its {len(layer.tops)} tops"
                     tops = None
                 instead = yield Made(layer, tops, name, note if tops is None else "")
                 for k, top in enumerate(tops if instead is None and tops is not None else instead or ()):
                     values[layer.name, k] = np.asarray(top)
-                for source in layer.sources:
-                    if last_read[source] == layer.name:
-                        values.pop(source, None)
+                for producer in layer.producers:
+                    if last_read[producer] == layer.name:
+                        values.pop(producer, None)
             del layers[: max(1, len(segment))]
 
 
 def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str]) -> tuple[list[LayerSpec], str]:
-    """The layers that go to OpenCV in one net; none, with the reason, where the first cannot go."""
+    """The layers to run in one OpenCV net; none, with the reason, if OpenCV cannot run the first."""
     segment: list[LayerSpec] = []
     size = 0
     for layer in layers:
@@ -115,39 +119,39 @@ def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str])
         if note or (segment and size > _SEGMENT_BYTES):
             return segment, note
         segment.append(layer)
-        if len(layer.tops) > 1:  # OpenCV keeps the memory of a layer's first top only; no later layer may take the rest
+        if len(layer.tops) > 1:  # OpenCV reuses the memory of all but a layer's first top for later layers
             return segment, ""
     return segment, ""
 
 
 def deviation(layer: LayerSpec) -> str:
-    """Why OpenCV's figures for this layer are not Caffe's; empty where they are."""
+    """How OpenCV deviates from Caffe in this layer; empty if it does not."""
     check = DEVIATIONS.get(layer.type)
-    return check(layer.param, len(layer.sources)) if check else ""
+    return check(layer.param, len(layer.producers)) if check else ""
 
 
 _WINDOWED = ("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "LRN", "Pooling")
 
 
 def _no_images(layer: LayerSpec, case: Case) -> str:
-    """Windows over anything but (N, C, H, W): OpenCV 4's Caffe importer reads beyond its arrays, and may crash."""
+    """Windows over anything but (N, C, H, W): OpenCV 4's Caffe importer reads beyond its arrays and may crash."""
     if layer.type not in _WINDOWED:
         return ""
-    odd = any(len(case.shapes[source]) != 4 for source in layer.sources)
-    return "OpenCV slides windows over (N, C, H, W) only" if odd or layer.param.convolution_param.axis != 1 else ""
+    odd = any(len(case.shapes[producer]) != 4 for producer in layer.producers)
+    return "OpenCV supports windows over (N, C, H, W) only" if odd or layer.param.convolution_param.axis != 1 else ""
 
 
-def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping[Source, Array]) -> dict[str, Tops]:
+def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping[Producer, Array]) -> dict[str, Tops]:
     """Every layer's tops by layer name. Raises cv2.error."""
-    names = [f"layer{i}" for i in range(len(segment))]  # OpenCV calls some layers by their top: both are one name
-    blob: dict[Source, str] = {
+    names = [f"layer{i}" for i in range(len(segment))]  # also of the top: OpenCV finds some layers by that
+    blob: dict[Producer, str] = {
         (layer.name, k): f"{name}_{k}" if k else name
         for name, layer in zip(names, segment, strict=True)
         for k in range(len(layer.tops))
     }
-    fed = list(dict.fromkeys(s for layer in segment for s in layer.sources if s not in blob))
-    blob |= {source: f"in_{i}" for i, source in enumerate(fed)}
-    entries = [_input(blob[source], values[source].shape) for source in fed]
+    fed = list(dict.fromkeys(s for layer in segment for s in layer.producers if s not in blob))
+    blob |= {producer: f"in_{i}" for i, producer in enumerate(fed)}
+    entries = [_input(blob[producer], values[producer].shape) for producer in fed]
     entries += [_layer(name, layer, blob, case) for name, layer in zip(names, segment, strict=True)]
     stored = [
         Message(
@@ -168,8 +172,8 @@ def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping
         net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
         net.enableFusion(False)
         net.enableWinograd(False)
-        for source in fed:
-            net.setInput(np.ascontiguousarray(values[source], np.float32), blob[source])
+        for producer in fed:
+            net.setInput(np.ascontiguousarray(values[producer], np.float32), blob[producer])
         outputs = net.forwardAndRetrieve(names)
     return {
         layer.name: tuple(
@@ -181,12 +185,12 @@ def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping
 
 
 def _as_caffe(top: Array, shape: tuple[int, ...]) -> Array:
-    """OpenCV's matrices have two dimensions at least; Caffe's blobs of fewer come back as a column."""
+    """OpenCV's matrices have at least two dimensions; blobs with fewer come back as a column."""
     return top.reshape(shape) if len(shape) < 2 and top.size == int(np.prod(shape)) else top
 
 
 def _by_label(found: Array) -> Array:
-    """Rows by image, label and score. OpenCV leaves the label out, where it found more than keep_top_k."""
+    """Rows sorted by image, label and score. OpenCV omits the label if it found more than keep_top_k."""
     rows = found.reshape(-1, 7)
     return rows[np.lexsort((-rows[:, 2], rows[:, 1], rows[:, 0]))].reshape(found.shape)
 
@@ -200,10 +204,10 @@ _NOT_ITS_OWN = frozenset(("transform_param", "loss_param"))
 _WITHOUT_EFFECT = ("engine", "weight_filler", "bias_filler", "filler", "slope_filler", "scale_filler", "shift_filler")
 
 
-def _layer(name: str, layer: LayerSpec, blob: Mapping[Source, str], case: Case) -> Message:
-    """The LayerParameter for OpenCV's parser, which refuses every field that it does not know."""
+def _layer(name: str, layer: LayerSpec, blob: Mapping[Producer, str], case: Case) -> Message:
+    """The LayerParameter for OpenCV's parser, which refuses unknown fields."""
     tops = [blob[layer.name, k] for k in range(len(layer.tops))]
-    entry = Message("LayerParameter", name=name, type=layer.type, bottom=[blob[s] for s in layer.sources], top=tops)
+    entry = Message("LayerParameter", name=name, type=layer.type, bottom=[blob[s] for s in layer.producers], top=tops)
     for field, value in layer.param.items():
         if field.endswith("_param") and field not in _NOT_ITS_OWN and isinstance(value, Message):
             own = value.copy(**{f: None for f in _WITHOUT_EFFECT if value.schema and f in value.schema.fields})
@@ -216,25 +220,25 @@ def _layer(name: str, layer: LayerSpec, blob: Mapping[Source, str], case: Case) 
 
 
 def _pooling(entry: Message, _layer: LayerSpec, _case: Case) -> None:
-    """OpenCV knows ceil_mode and not round_mode."""
+    """OpenCV supports ceil_mode, not round_mode."""
     p = entry.pooling_param
     floor = p.round_mode == "FLOOR" or not p.ceil_mode or p.round_below
     entry.set("pooling_param", p.copy(round_mode=None, round_below=None, ceil_mode=False if floor else None))
 
 
 def _lrn(entry: Message, _layer: LayerSpec, _case: Case) -> None:
-    """OpenCV has its own defaults."""
+    """OpenCV's defaults differ from Caffe's."""
     p = entry.lrn_param
     explicit = {name: getattr(p, name) for name in ("local_size", "alpha", "beta", "norm_region")}
     entry.set("lrn_param", p.copy(**explicit, k=None))
 
 
 def _slice(entry: Message, layer: LayerSpec, case: Case) -> None:
-    """OpenCV wants the points at which to slice."""
+    """OpenCV needs explicit slice points."""
     p = entry.slice_param
     if not p.slice_point:
         axis = p.axis if p.has("axis") or not p.has("slice_dim") else p.slice_dim
-        side = case.shapes[layer.sources[0]][axis] // len(layer.tops)
+        side = case.shapes[layer.producers[0]][axis] // len(layer.tops)
         points = [side * k for k in range(1, len(layer.tops))]
         entry.set("slice_param", p.copy(axis=axis, slice_dim=None, slice_point=points))
 

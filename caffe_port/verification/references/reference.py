@@ -1,8 +1,7 @@
-"""Who can say what a net computes, and is not us.
+"""References: independent implementations that a net is compared with.
 
-A reference runs a net layer by layer and yields what every layer made. It says, instead of giving a number, where it
-cannot run a layer or is known to compute something else than Caffe; the layers behind such a layer then run on the
-tops that it is sent.
+A reference runs a net layer by layer and yields the tops of every layer. If it cannot run a layer, or is known to
+deviate from Caffe there, it yields the reason instead; the layers after that one then run on the tops that it is sent.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError
 from caffe_port.formats.message import Message
-from caffe_port.spec import LayerSpec, NetSpec, Source
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
 
@@ -25,7 +24,7 @@ Tops = tuple[Array, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """What a reference is asked to compute.
+    """The task for a reference.
 
     Attributes:
         spec: the net, in one phase.
@@ -35,23 +34,23 @@ class Case:
     """
 
     spec: NetSpec
-    shapes: Mapping[Source, tuple[int, ...]]
+    shapes: Mapping[Producer, tuple[int, ...]]
     blobs: Mapping[str, Sequence[Array]]
     inputs: Mapping[str, Array]
 
-    def sources(self) -> dict[Source, Array]:
-        """The inputs by who made them."""
-        return {source: self.inputs[blob] for blob, source in self.spec.inputs}
+    def inputs_by_producer(self) -> dict[Producer, Array]:
+        """The inputs by the layer and top that they come from."""
+        return {producer: self.inputs[blob] for blob, producer in self.spec.inputs}
 
 
 @dataclass(frozen=True)
 class Made:
-    """One layer's turn.
+    """The result of one layer.
 
     Attributes:
-        tops: what it made; None where the reference has no figures for this layer.
-        by: who computed it, with version.
-        note: why there are no figures.
+        tops: its tops; None if the reference cannot compute them.
+        by: what computed them, with version.
+        note: the reason if there are none.
     """
 
     layer: LayerSpec
@@ -61,27 +60,27 @@ class Made:
 
 
 Run = Generator[Made, Sequence[Array] | None, None]
-"""Every layer of a net in turn; after one without figures, ``send`` the tops that the layers behind it shall read."""
+"""Every layer of a net in turn; after one without tops, ``send`` the tops that the layers after it are to read."""
 
 
 class Reference(Protocol):
-    """Somebody who can run a net."""
+    """An implementation that can run a net."""
 
     @property
     def name(self) -> str: ...
 
     def run(self, case: Case) -> Run:
-        """Runs the net layer by layer, inputs left out.
+        """Runs the net layer by layer, without the inputs.
 
         Raises:
-            CaffePortError: it cannot run here at all.
+            CaffePortError: the reference cannot run here at all.
         """
         ...
 
 
 @dataclass(frozen=True)
 class StoredReference:
-    """A trace that somebody recorded."""
+    """A recorded trace."""
 
     trace: Trace
 
@@ -110,8 +109,8 @@ class Fallback:
 
     def run(self, case: Case) -> Run:
         """Runs the net; a layer that the second had to compute says so in its note."""
-        values = case.sources()
-        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        values = case.inputs_by_producer()
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.producers}
         turns = self.first.run(case)
         instead: Sequence[Array] | None = None
         while True:
@@ -121,7 +120,7 @@ class Fallback:
                 return
             layer = made.layer
             if made.tops is None:
-                other = alone(self.second, case, layer, [values[s] for s in layer.sources])
+                other = alone(self.second, case, layer, [values[s] for s in layer.producers])
                 words = f"; {other.note}" if other.tops is None else f": compared with {other.by.partition(' ')[0]}"
                 sent = yield Made(layer, other.tops, other.by, made.note + words)
                 instead = sent if other.tops is None else other.tops
@@ -129,9 +128,9 @@ class Fallback:
                 instead = yield made
             for k, top in enumerate(made.tops or instead or ()):
                 values[layer.name, k] = np.asarray(top)
-            for source in layer.sources:
-                if last_read[source] == layer.name:
-                    values.pop(source, None)
+            for producer in layer.producers:
+                if last_read[producer] == layer.name:
+                    values.pop(producer, None)
 
 
 def asked_first(reference: Reference) -> Reference:
@@ -149,8 +148,8 @@ def alone(reference: Reference, case: Case, layer: LayerSpec, bottoms: Sequence[
         LayerSpec(name, "Input", (), (name,), (), Message("LayerParameter"), layer.where, is_input=True)
         for name in names
     ]
-    one = dataclasses.replace(layer, bottoms=names, sources=sources)
-    shapes: dict[Source, tuple[int, ...]] = {s: b.shape for s, b in zip(sources, bottoms, strict=True)}
+    one = dataclasses.replace(layer, bottoms=names, producers=sources)
+    shapes: dict[Producer, tuple[int, ...]] = {s: b.shape for s, b in zip(sources, bottoms, strict=True)}
     shapes |= {(layer.name, k): case.shapes[layer.name, k] for k in range(len(layer.tops))}
     spec = NetSpec(case.spec.name, case.spec.phase, (*inputs, one), case.spec.path)
     blobs = {layer.name: case.blobs.get(layer.name, ())}
@@ -167,12 +166,12 @@ def computing(spec: NetSpec) -> Iterator[LayerSpec]:
 
 
 def record(reference: Reference, case: Case, provenance: Mapping[str, str] | None = None) -> Trace:
-    """The trace of a whole net. Layers without figures are absent, and so is what depends on them.
+    """The trace of a whole net, up to the first layer that the reference cannot compute.
 
     Raises:
-        CaffePortError: the reference has no figures for any layer.
+        CaffePortError: the reference cannot compute even the first layer.
     """
-    tops: dict[Source, Array] = {
+    tops: dict[Producer, Array] = {
         (layer, k): case.inputs[blob] for blob, (layer, k) in case.spec.inputs
     }  # Caffe's Input layers are layers
     run = reference.run(case)
@@ -184,6 +183,6 @@ def record(reference: Reference, case: Case, provenance: Mapping[str, str] | Non
         tops |= {(made.layer.name, k): top for k, top in enumerate(made.tops)}
     run.close()
     if len(tops) == len(case.spec.inputs) and notes:
-        raise CaffePortError(f"{reference.name} has no figures for {notes[0]}", case.spec.path)
+        raise CaffePortError(f"{reference.name} cannot compute {notes[0]}", case.spec.path)
     words = {"producer": reference.name, **(provenance or {})}
     return Trace(tops, case.inputs, case.spec.phase, words | ({"stopped at": notes[0]} if notes else {}))

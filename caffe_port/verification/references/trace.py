@@ -1,7 +1,7 @@
-"""Trace: what every layer of a net computed, and on what; the thing that two implementations are compared by.
+"""Trace: the inputs of a net and the tops of every layer, for comparing two implementations.
 
-A top is keyed by (layer, top index), never by its blob's name: with in-place layers, a blob's last value hides the
-layers before it. The file is an .npz of plain arrays, which NumPy alone can write, in any version:
+A top is identified by (layer, top index), never by its blob's name: with in-place layers, a blob's last value hides the
+layers before it. The file is an .npz of plain arrays, which any version of NumPy can write:
 
 =============================  ===================================================================================
 ``in:<blob>``                  an input
@@ -28,13 +28,13 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.spec import Source
+from caffe_port.spec import Producer
 from caffe_port.storage import npz
 from caffe_port.storage.files import atomic_write
 from caffe_port.typing import Array
 
 AUTOMATIC_SPLIT = re.compile(r".+_\d+_split", re.DOTALL)
-"""The names that insert_splits.cpp gives: <blob>_<layer>_<index>_split."""
+"""The names that insert_splits.cpp generates: <blob>_<layer>_<index>_split."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,24 @@ class Trace:
     """What one implementation computed.
 
     Attributes:
-        tops: (layer name, top index) -> array, in the order of running.
+        tops: (layer name, top index) -> array, in execution order.
         inputs: input blob -> array.
         phase: ``"TEST"`` or ``"TRAIN"``.
-        provenance: where it comes from, in words: producer, versions, checksums, file.
+        provenance: a description of its origin: producer, versions, checksums, file.
         top_gradients: output blob -> the gradient that was fed to it.
         input_gradients: input blob -> its gradient.
         parameter_gradients: (layer name, blob index) -> gradient.
-        changed_parameters: (layer name, blob index) -> its value after the forward pass, where that changed it.
+        changed_parameters: (layer name, blob index) -> its value after the forward pass, if that changed it.
     """
 
-    tops: Mapping[Source, Array]
+    tops: Mapping[Producer, Array]
     inputs: Mapping[str, Array]
     phase: str = "TEST"
     provenance: Mapping[str, str] = field(default_factory=dict)
     top_gradients: Mapping[str, Array] = field(default_factory=dict)
     input_gradients: Mapping[str, Array] = field(default_factory=dict)
-    parameter_gradients: Mapping[Source, Array] = field(default_factory=dict)
-    changed_parameters: Mapping[Source, Array] = field(default_factory=dict)
+    parameter_gradients: Mapping[Producer, Array] = field(default_factory=dict)
+    changed_parameters: Mapping[Producer, Array] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as .npz, uncompressed.
@@ -83,29 +83,29 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Reads a trace: of :meth:`save`, of ``caffe-port dump``, or of ``numpy.savez`` with the keys above.
+        """Reads a trace written by :meth:`save`, by ``caffe-port dump``, or by ``numpy.savez`` with the keys above.
 
-        Caffe's automatic Split layers are dropped; a second layer of one name gets the ``#2`` that
-        :class:`~caffe_port.spec.NetSpec` gives it.
+        Caffe's automatic Split layers are dropped; the second layer with the same name gets the suffix ``#2``, as in
+        :class:`~caffe_port.spec.NetSpec`.
 
         Raises:
-            ParseError: not such a file, or a damaged one.
-            CaffePortError: it cannot be read.
+            ParseError: the file is not a trace, or is damaged.
+            CaffePortError: the file cannot be read.
         """
         arrays = npz.read(path, "a trace")
         return _from_arrays(arrays, str(path))
 
 
 def read_golden(path: str | Path) -> Trace:
-    """Reads what Caffe 1.0 computed, as golden/README.md describes it: the format of :meth:`Trace.load`."""
+    """Reads what Caffe 1.0 computed, see golden/README.md; the format is that of :meth:`Trace.load`."""
     trace = Trace.load(path)
     return dataclasses.replace(trace, provenance={"producer": "Caffe 1.0", **trace.provenance})
 
 
 def _from_arrays(arrays: Mapping[str, Array], where: str) -> Trace:
-    tops: dict[Source, Array] = {}
+    tops: dict[Producer, Array] = {}
     by_blob: dict[str, dict[str, Array]] = {"in": {}, "topdiff": {}, "grad": {}}
-    by_source: dict[str, dict[Source, Array]] = {"gradparam": {}, "after": {}}
+    by_source: dict[str, dict[Producer, Array]] = {"gradparam": {}, "after": {}}
     outs: list[tuple[int, str, int, Array]] = []
     for key, array in arrays.items():
         kind, _, rest = key.partition(":")
@@ -116,16 +116,16 @@ def _from_arrays(arrays: Mapping[str, Array], where: str) -> Trace:
         elif kind == "out" and (match := re.fullmatch(r"(\d{1,9}):(.*):(\d{1,6})", rest, re.DOTALL)):
             outs.append((int(match[1]), match[2], int(match[3]), array))
         elif key not in ("phase", "meta"):
-            raise ParseError(f"holds an array '{key[:60]}', whose name says nothing", where, _KEYS_HINT)
+            raise ParseError(f"contains an array with the unknown name '{key[:60]}'", where, _KEYS_HINT)
     if not outs:
-        raise ParseError("holds no layer's output", where, _KEYS_HINT)
+        raise ParseError("contains no output of a layer", where, _KEYS_HINT)
     unique = _unique_names({i: name for i, name, _, _ in outs})
     for i, name, k, array in sorted(outs, key=lambda out: (out[0], out[2])):
         if not AUTOMATIC_SPLIT.fullmatch(name):
             tops[unique[i], k] = array
     phase = str(arrays["phase"]) if "phase" in arrays else "TEST"
     if phase not in ("TEST", "TRAIN"):
-        raise ParseError(f"phase is TEST or TRAIN, got '{phase[:40]}'", where)
+        raise ParseError(f"the phase must be TEST or TRAIN, got '{phase[:40]}'", where)
     return Trace(
         tops,
         by_blob["in"],
@@ -138,11 +138,11 @@ def _from_arrays(arrays: Mapping[str, Array], where: str) -> Trace:
     )
 
 
-_KEYS_HINT = "Arrays of a trace are called in:<blob> and out:<i>:<layer>:<k>; `caffe-port dump --script` writes one."
+_KEYS_HINT = "The arrays of a trace are named in:<blob> and out:<i>:<layer>:<k>; `caffe-port dump` writes one."
 
 
 def _unique_names(names: Mapping[int, str]) -> dict[int, str]:
-    """Layer number -> name, the second of equal names with ``#2``."""
+    """Layer number -> name; the second of two equal names gets ``#2``."""
     count: dict[str, int] = {}
     result = {}
     for i, name in sorted(names.items()):
@@ -159,4 +159,4 @@ def _provenance(meta: Array | None, where: str) -> dict[str, str]:
         stored = json.loads(str(meta))["provenance"]
         return {str(k): str(v) for k, v in stored.items()} | provenance
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ParseError("'meta' is not the JSON object that a trace holds", where) from None
+        raise ParseError("'meta' is not the JSON object of a trace", where) from None

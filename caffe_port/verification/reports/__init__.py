@@ -1,1 +1,1 @@
-"""A Report for a terminal, as a page, and as JUnit XML."""
+"""Renders a Report for a terminal, as an HTML page, and as JUnit XML."""

@@ -1,4 +1,4 @@
-"""A verification as one self-contained page: no script, no font and no picture is loaded from anywhere."""
+"""A verification as one self-contained HTML page: no scripts, fonts or images are loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def to_html(report: Report, details: Details | None = None) -> str:
     """The page.
 
     Args:
-        details: distributions, pictures and the graph; without it the page has the chart and the table only.
+        details: distributions, feature maps and the graph; without it the page has only the chart and the table.
     """
     details = details or Details()
     mark = _COLOURS["passed" if report.passed else "broken"]
@@ -88,7 +88,7 @@ def _first(report: Report) -> Iterator[str]:
         return
     yield f"<p>First to diverge: <b>{_e(row.layer)}</b> ({_e(row.type)}) <span class='soft'>{_e(row.where)}</span>"
     if row.cause:
-        yield f"<br>It seems that {_e(row.cause)}."
+        yield f"<br>Likely cause: {_e(row.cause)}."
     decisive = row.isolated if row.isolated is not None and not row.isolated.passed else row.free
     if decisive is not None and decisive.reason:
         yield f"<br>{_e(decisive.reason)}"
@@ -103,7 +103,7 @@ def _number(value: float) -> str:
 
 
 def _chart(report: Report) -> str:
-    """Relative error of every top in the net's order, on a logarithmic axis: free and isolated."""
+    """The relative error of every top, free and isolated, in the net's order on a logarithmic axis."""
     rows = [row for row in report.rows if row.status != "not compared"]
     if not rows:
         return "<p class='soft'>Nothing was compared.</p>"
@@ -131,7 +131,7 @@ def _chart(report: Report) -> str:
         for i, row, d in found:
             if d is not None:
                 fill = colour if d.passed else _COLOURS["broken"]
-                tip = f"{row.layer} ({row.type}), {name}: relative {d.relative:.2g}, greatest {d.greatest:.2g}"
+                tip = f"{row.layer} ({row.type}), {name}: relative error {d.relative:.2g}, max {d.greatest:.2g}"
                 parts.append(
                     f"<circle cx='{x(i):.1f}' cy='{y(d.relative):.1f}' r='{radius}' fill='{fill}'>"
                     f"<title>{_e(tip)}</title></circle>"
@@ -144,16 +144,16 @@ def _chart(report: Report) -> str:
         f"free: errors accumulate</text><circle cx='{left + 170}' cy='{height - 5}' r='4' fill='#bc4c00'/>"
         f"<text x='{left + 178}' y='{height - 1}'>isolated: on the reference's bottoms</text>"
     )
-    caption = "||a - e|| / ||e|| of every top, first layer on the left; red is outside the tolerance."
+    caption = "||a - e|| / ||e|| of every top, first layer on the left; red: outside the tolerance."
     return "".join(parts) + f"</svg><figcaption>{caption}</figcaption></figure>"
 
 
-# -- pictures -------------------------------------------------------------------------------------------------------
+# -- feature maps ---------------------------------------------------------------------------------------------------
 
 
 def _maps(pictures: Pictures) -> Iterator[str]:
     yield f"<h2>Feature maps of {_e(pictures.layer)}</h2>"
-    yield "<p class='soft'>The reference's, ours, and the difference: red where ours is greater, blue where less.</p>"
+    yield "<p class='soft'>Reference, candidate and difference (red: candidate greater, blue: reference greater).</p>"
     yield "<div class='maps'>"
     for channel, expected, actual in zip(pictures.channels, pictures.expected, pictures.actual, strict=True):
         both = np.concatenate([expected.ravel(), actual.ravel()]).astype(np.float64)
@@ -197,7 +197,7 @@ def _png(pixels: Array) -> str:
 
 
 def _graph(report: Report, details: Details) -> str:
-    """The net from left to right, in rows that are read like lines; coloured by what was found."""
+    """The net from left to right in rows, like lines of text, colored by result."""
     spec = details.spec
     assert spec is not None
     kinds: dict[str, str] = {}
@@ -211,9 +211,9 @@ def _graph(report: Report, details: Details) -> str:
     order = {layer.name: i for i, layer in enumerate(spec.layers)}
     for layer in spec.layers:
         x, y = place[layer.name]
-        for source, _ in layer.sources:
-            sx, sy = place[source]
-            if order[layer.name] - order[source] == 1 and y == sy:
+        for producer, _ in layer.producers:
+            sx, sy = place[producer]
+            if order[layer.name] - order[producer] == 1 and y == sy:
                 path = f"M{sx + 92} {sy + 17}H{x}"
             elif y == sy:
                 path = f"M{sx + 46} {sy}C{sx + 46} {sy - 12} {x + 46} {sy - 12} {x + 46} {y}"
@@ -239,8 +239,8 @@ def _short(text: str) -> str:
 
 _MEANING = {
     "passed": "agrees",
-    "broken": "differs by itself",
-    "failed": "differs because of what came before",
+    "broken": "differs itself",
+    "failed": "differs because an earlier layer does",
     "not compared": "not compared, or an input",
 }
 
@@ -258,11 +258,11 @@ def _legend() -> str:
 # -- table ----------------------------------------------------------------------------------------------------------
 
 _COLUMNS = {
-    "free": "greatest difference when both nets run on their own: errors add up from layer to layer",
-    "isolated": "greatest difference when the layer is fed what the reference fed its own",
-    "needs atol": "the smallest absolute tolerance that would pass, at the given rtol",
+    "free": "largest difference when both nets run on their own: errors add up from layer to layer",
+    "isolated": "largest difference when the layer is fed the reference's inputs",
+    "needs atol": "the smallest absolute tolerance that would pass at the given rtol",
 }
-"""Of numbers, and what they mean: shown when the pointer rests on one."""
+"""Columns of numbers, and what they mean: shown as tooltips."""
 
 
 def _table(report: Report, details: Details) -> str:
@@ -281,7 +281,7 @@ def _table(report: Report, details: Details) -> str:
             f"<td>{_e(_remark(row))}</tr>"
         )
     decades = f"1e{DECADES[0]} to 1e{DECADES[-1]}"
-    caption = f"free, isolated: greatest |a - e|. distribution: elements by decade of |a - e|, {decades}."
+    caption = f"free, isolated: max |a - e|. distribution: elements per decade of |a - e|, {decades}."
     return "\n".join(parts) + f"</table></div><p class='soft'>{caption}</p>"
 
 
@@ -295,7 +295,7 @@ def _remark(row: Row) -> str:
 
 
 def _bars(counts: Sequence[int]) -> str:
-    """A histogram, 4 by 16 a bar; heights by the fourth root, so that few elements still show."""
+    """A histogram; the heights are fourth roots, so that bins with few elements are visible."""
     most = max(counts) or 1
     bars = []
     for i, count in enumerate(counts):
@@ -304,7 +304,7 @@ def _bars(counts: Sequence[int]) -> str:
             what = "0" if i == 0 else f"1e{DECADES[0] + i - 1}"
             bars.append(
                 f"<rect x='{i * 6}' y='{17 - high:.1f}' width='5' height='{high:.1f}' fill='#0969da'>"
-                f"<title>{count} about {what}</title></rect>"
+                f"<title>{count} at {what}</title></rect>"
             )
     return f"<svg width='{len(counts) * 6}' height='18'>{''.join(bars)}</svg>"
 

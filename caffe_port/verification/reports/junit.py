@@ -1,4 +1,4 @@
-"""A verification as JUnit XML, which continuous integration systems show: a test case for every top."""
+"""A verification as JUnit XML, for continuous integration systems: one test case per top."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_junit(report: Report) -> str:
-    """The report as a JUnit test suite; what was not compared is skipped, with the reason."""
+    """The report as a JUnit test suite; tops that were not compared are skipped, with the reason."""
     suite = ElementTree.Element(
         "testsuite",
         name=_text(f"caffe-port verify {report.net}"),
@@ -44,9 +44,9 @@ def _message(row: Row) -> str:
         key=lambda d: d.needed_atol,
     )
     if worst is None:
-        return "further from a float64 run than twice the reference"
-    behind = "" if row.broken else ", because of what came before"
-    return (worst.reason or f"differs by {worst.greatest:.3g}; passes with atol {worst.needed_atol:.3g}") + behind
+        return "more than twice as far from a float64 run as the reference"
+    rest = "" if row.broken else ", because an earlier layer differs"
+    return (worst.reason or f"differs by {worst.greatest:.3g}; passes with atol {worst.needed_atol:.3g}") + rest
 
 
 def _lines(row: Row) -> list[str]:
@@ -58,10 +58,11 @@ def _lines(row: Row) -> list[str]:
 
 
 def _numbers(found: Difference) -> str:
-    words = f"{'passed' if found.passed else 'failed'}, greatest |a - e| {found.greatest:.6g} at {found.at}"
-    return f"{words}: {found.actual:.7g}, the reference {found.expected:.7g}; {found.outside} of {found.count} outside"
+    words = f"{'passed' if found.passed else 'failed'}, max |a - e| {found.greatest:.6g} at {found.at}"
+    share = f"{found.outside} of {found.count} elements are outside the tolerance"
+    return f"{words}: {found.actual:.7g}, expected {found.expected:.7g}; {share}"
 
 
 def _text(text: str) -> str:
-    """Without what XML cannot hold."""
+    """The text without characters that XML does not allow."""
     return _NOT_XML.sub("\ufffd", text)

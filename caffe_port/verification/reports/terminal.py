@@ -1,6 +1,6 @@
-"""How a verification is told: a table for a terminal, JSON for programs. The only place that renders.
+"""Renders a verification: a table for a terminal, JSON for programs.
 
-The JSON is stable; members may be added, none changes its meaning:
+The JSON is stable: members may be added, but none changes its meaning.
 
 - ``format``: ``"caffe-port verification"``; ``version``: 1
 - ``passed``: the verdict; ``compared``, ``failed``, ``not_compared``: numbers of tops
@@ -9,10 +9,10 @@ The JSON is stable; members may be added, none changes its meaning:
 - ``first``: ``{"layer", "top"}`` of the first layer that diverges, or null
 - ``rows``: ``{"layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "free",
   "isolated"}`` in the net's order; ``status`` is ``"passed"``, ``"failed"`` or ``"not compared"``; ``by`` is empty, or
-  who stood in for the reference; ``distance`` is null or
-  ``{"candidate", "reference"}``; ``free`` and ``isolated`` are null or ``{"passed", "reason", "shape", "greatest",
-  "at", "expected", "actual", "unit", "needed_atol", "relative", "outside", "count"}``, as
-  :class:`~caffe_port.verification.comparison.Difference` has them. A number that is not finite is null.
+  what was used instead of the reference; ``distance`` is null or ``{"candidate", "reference"}``; ``free`` and
+  ``isolated`` are null or ``{"passed", "reason", "shape", "greatest", "at", "expected", "actual", "unit",
+  "needed_atol", "relative", "outside", "count"}``, as in :class:`~caffe_port.verification.comparison.Difference`.
+  Numbers that are not finite are null.
 """
 
 from __future__ import annotations
@@ -81,30 +81,34 @@ def verdict(report: Report) -> str:
         each = ", ".join(f"{others.count(by)} of them compared with {by} instead" for by in dict.fromkeys(others))
         rest = f" ({each}){rest}"
     if not report.compared:
-        return f"NOTHING COMPARED with {report.reference}: all {len(report.rows)} tops are without a counterpart"
+        return f"NOTHING COMPARED with {report.reference}: no top has a counterpart"
     if report.passed:
-        return f"PASSED: {report.compared} of {len(report.rows)} tops agree with {report.reference}{rest}"
+        return f"PASSED: all {report.compared} compared tops agree with {report.reference}{rest}"
     broken = list(dict.fromkeys(row.layer for row in report.broken))
-    named = ", ".join(f"'{name}'" for name in broken[:3]) + (", ..." if len(broken) > 3 else "")
-    words = f"{report.failed} of {report.compared} tops differ from {report.reference}"
     far = sum(row.distance is not None and not row.distance.passed for row in report.rows)
     if far and not broken:
-        further = f"further from a float64 run than twice {report.reference}"
-        return f"FAILED: {far} of {report.compared} tops are {further}{rest}"
+        verb = "is" if far == 1 else "are"
+        further = f"more than twice as far from a float64 run as {report.reference}"
+        return f"FAILED: {far} of {report.compared} compared tops {verb} {further}{rest}"
+    differ = "differs" if report.failed == 1 else "differ"
+    words = f"FAILED: {report.failed} of {report.compared} compared tops {differ} from {report.reference}"
     if not broken:
-        return f"FAILED: {words}, though every layer by itself agrees: rounding errors accumulate{rest}"
-    one = "layer is" if len(broken) == 1 else "layers are"
+        return f"{words}, but every layer agrees in isolation: rounding errors accumulate{rest}"
+    named = ", ".join(f"'{name}'" for name in broken[:3]) + (", ..." if len(broken) > 3 else "")
+    at_fault = f"; {len(broken)} layers are broken: {named}" if len(broken) > 1 else ""
     follow = report.failed - len(report.broken)
-    behind = f"; {follow} differ because of what came before" if follow else ""
-    return f"FAILED: {words}; {len(broken)} {one} different: {named}{behind}{rest}"
+    verb = "differs" if follow == 1 else "differ"
+    consequences = f"; {follow} {verb} only because an earlier layer does" if follow else ""
+    return f"{words}, the first in layer '{broken[0]}'{at_fault}{consequences}{rest}"
 
 
 def render(report: Report, console: Console, all_rows: bool = False) -> None:
     """Prints the report.
 
     Args:
-        console: colours appear where it is a terminal.
-        all_rows: every top in the net's order; otherwise what failed or was not compared, and the worst that passed.
+        console: where to print; in color if it is a terminal.
+        all_rows: print every top in the net's order, not only those that failed or were not compared and the worst
+            that passed.
     """
     console.print(Text(printable(f"{report.net} against {report.reference}, phase {report.phase}"), style="bold"))
     for blob, words in report.inputs.items():
@@ -127,14 +131,14 @@ def render(report: Report, console: Console, all_rows: bool = False) -> None:
 
 
 def as_text(report: Report, width: int = 100) -> str:
-    """What :func:`render` prints, without colours."""
+    """What :func:`render` prints, without color."""
     out = io.StringIO()
     render(report, Console(file=out, width=width, no_color=True))
     return out.getvalue()
 
 
 def _selection(report: Report) -> list[Row]:
-    """What is different by itself, what follows from it, what was not compared, and the worst of what passed."""
+    """The broken tops, some of those that follow from them, those not compared, and the worst that passed."""
     following = [row for row in report.rows if row.status == "failed" and not row.broken]
     attention = [*report.broken, *following[:_FOLLOWING_SHOWN]]
     attention += [row for row in report.rows if row.status == "not compared"]
@@ -164,14 +168,14 @@ def _table(report: Report, rows: list[Row], width: int) -> Table:
 
 _MARK, _REMARK = "", " "
 _NARROW = 100
-"""Columns of a terminal below which some of the table's are left out, in the order of :data:`_LEAVING`."""
-_LEAVING = ("free", "isolated", "greatest |a - e|", "type", "needs\natol", "needs atol")
+"""The width of a terminal below which columns of the table are left out, in the order of :data:`_LEAVING`."""
+_LEAVING = ("free", "isolated", "max |a - e|", "type", "needs\natol", "needs atol")
 _NAME, _WORDS = 32, 24
-"""What a name may take before it is folded, and what remarks get at least, where some are as long."""
+"""The width at which names are folded, and the minimum width of the remarks if any is that long."""
 
 
 def _columns(report: Report, rows: list[Row]) -> dict[str, list[Text]]:
-    """Title -> a cell for each row."""
+    """Title -> the cells, one per row."""
     both = any(row.free for row in report.rows) and any(row.isolated for row in report.rows)
     far = any(row.distance for row in report.rows)
     columns: dict[str, list[str]] = {
@@ -182,12 +186,12 @@ def _columns(report: Report, rows: list[Row]) -> dict[str, list[Text]]:
         columns["free"] = [_greatest(row.free) for row in rows]
         columns["isolated"] = [_greatest(row.isolated) for row in rows]
     else:
-        columns["greatest |a - e|"] = [_greatest(row.free or row.isolated) for row in rows]
+        columns["max |a - e|"] = [_greatest(row.free or row.isolated) for row in rows]
     needed = ["" if row.status == "not compared" else _number(row.needed_atol) for row in rows]
     columns["needs\natol" if far else "needs atol"] = needed
     if far:
-        columns["ours to\nfloat64"] = [_number(row.distance.candidate) if row.distance else "" for row in rows]
-        columns["theirs to\nfloat64"] = [_number(row.distance.reference) if row.distance else "" for row in rows]
+        columns["net to\nfloat64"] = [_number(row.distance.candidate) if row.distance else "" for row in rows]
+        columns["ref. to\nfloat64"] = [_number(row.distance.reference) if row.distance else "" for row in rows]
     cells = {title: [Text(cell) for cell in column] for title, column in columns.items()}
     cells[_MARK] = [
         Text("FAILED", _STYLES["failed"]) if row.broken else Text(_MARKS[row.status], _STYLES[row.status])
@@ -198,7 +202,7 @@ def _columns(report: Report, rows: list[Row]) -> dict[str, list[Text]]:
 
 
 def _fitting(cells: dict[str, list[Text]], width: int) -> dict[str, list[Text]]:
-    """The columns that have room side by side; the least important go first."""
+    """The columns that fit; the least important are dropped first."""
     for title in (None, *_LEAVING):
         cells = {name: column for name, column in cells.items() if name != title}
         if sum(_longest(*column) for column in cells.items()) + 3 * len(cells) <= width:
@@ -218,10 +222,10 @@ def _greatest(found: Difference | None) -> str:
 def _remark(row: Row) -> str:
     decisive = next((d for d in (row.isolated, row.free) if d is not None and not d.passed), None)
     if row.distance is not None and not row.distance.passed and decisive is None:
-        return "further from float64 than twice the reference"
+        return "more than twice as far from float64 as the reference"
     if row.cause or row.note or decisive is None:
         return row.cause or row.note
-    return decisive.reason or ("only because of what came before it" if not row.broken else "")
+    return decisive.reason or ("only because an earlier layer differs" if not row.broken else "")
 
 
 def _where_it_diverges(row: Row) -> list[str]:
@@ -230,21 +234,21 @@ def _where_it_diverges(row: Row) -> list[str]:
     words = f"first to diverge: layer '{row.layer}' ({row.type})" + (f", {row.where}" if row.where else "")
     if decisive.reason:
         words += f": {decisive.reason}"
-    lines = [words, f"  it seems that {row.cause}"] if row.cause else [words]
+    lines = [words, f"  likely cause: {row.cause}"] if row.cause else [words]
     if decisive.at is None:
         return lines
-    share = f"{decisive.outside} of {decisive.count} elements are outside"
+    share = f"{decisive.outside} of {decisive.count} elements are outside the tolerance"
     at = ", ".join(map(str, decisive.at))
-    return [*lines, f"  at ({at}) it has {decisive.actual:.7g}, the reference {decisive.expected:.7g}; {share}"]
+    return [*lines, f"  at ({at}) it is {decisive.actual:.7g}, expected {decisive.expected:.7g}; {share}"]
 
 
 def _allowed(report: Report) -> str:
     t = report.tolerance
-    words = f"allowed: |a - e| <= {t.atol:g} u + {t.rtol:g} |e|, u = max(1, rms of the top)"
+    words = f"tolerance: |a - e| <= {t.atol:g} u + {t.rtol:g} |e|, u = max(1, rms of the top)"
     worst = report.worst
     if worst is None or not math.isfinite(worst.needed_atol):
         return words
-    return f"{words}; the least atol that passes is {_number(worst.needed_atol)} ('{worst.layer}')"
+    return f"{words}; the smallest atol that passes is {_number(worst.needed_atol)} ('{worst.layer}')"
 
 
 def _number(value: float) -> str:

@@ -1,1 +1,1 @@
-"""A port that somebody else wrote, compared with Caffe's net."""
+"""Compares a hand-written PyTorch port with the Caffe net."""

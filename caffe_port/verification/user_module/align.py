@@ -1,8 +1,8 @@
-"""Somebody's own port beside the Caffe net: which of its calls is which layer.
+"""Matches the calls of a hand-written port with the layers of the Caffe net.
 
-Layers are paired by what they are: kind, parameter shapes and values, output shape, and the order in which data flows
-through them; never by their position alone. So an extra layer is an extra layer, and not the reason why all that
-follows seems wrong; and parallel branches may run in any order.
+Layers are paired by kind, parameter shapes and values, output shape, and the order in which data flows through them,
+never by position alone. An extra layer is therefore reported as an extra layer and does not make everything after it
+look wrong, and parallel branches may run in any order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAIRED = frozenset((*KINDS.values(), "Eltwise")) - {"Scale"}
 """Types of layers that a call may stand for: what the recorder tells apart. A Scale is usually part of a batch norm."""
 
 _SAME_FLOW = 0.5
-"""What it is worth that a layer and its call read from each other's partners."""
+"""The score for a layer and its call reading from each other's partners."""
 _ROUNDS = 4
 
 
@@ -36,10 +36,10 @@ class Pair:
     """A Caffe layer and a call, one of which may be missing.
 
     Attributes:
-        scale: the Scale behind a BatchNorm that the call does too.
-        behind: what follows a Convolution or InnerProduct directly, has no partner, and may therefore lie in its
-            weights.
-        folded: as many of these as do; see :class:`~caffe_port.verification.user_module.injection.Injector`.
+        scale: the Scale after a BatchNorm, if the call computes it too.
+        behind: the layers directly after a Convolution or InnerProduct that have no partner and may therefore be
+            folded into its weights.
+        folded: those of them that are; see :class:`~caffe_port.verification.user_module.injection.Injector`.
     """
 
     layer: LayerSpec | None
@@ -50,7 +50,7 @@ class Pair:
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
-        """All that the call stands for; the last one's top is what it makes."""
+        """All layers that the call computes; its output is the last one's top."""
         own = [layer for layer in (self.layer, self.scale) if layer is not None]
         return (*own, *self.folded)
 
@@ -58,10 +58,10 @@ class Pair:
 def align(case: Case, calls: Sequence[Call]) -> list[Pair]:
     """Pairs the net's layers with a module's calls; the best total score wins.
 
-    Both stand in an order, and the pairs keep it: the net's own for the layers, and for the calls that of running or
-    another that the data flow allows, where it explains more.
+    The pairs keep the order of both sides: the net's order for the layers, and for the calls the order of execution, or
+    another one that the data flow allows if that explains more.
     """
-    apart = any(call.kind == "Scale" for call in calls)  # else the batch norms do it, as is usual in PyTorch
+    apart = any(call.kind == "Scale" for call in calls)  # otherwise batch norms include it, as is usual in PyTorch
     scales = {} if apart else fusion.scales_by_name(case.spec)
     merged = {scale.name for scale in scales.values()}
     types = PAIRED | {"Scale"} if apart else PAIRED
@@ -95,7 +95,7 @@ _Steps = list[tuple[int | None, int | None]]
 
 
 class _Matching:
-    """Layers and calls as two graphs, and how alike each two of them are."""
+    """Layers and calls as two graphs, and how similar each layer is to each call."""
 
     def __init__(self, case: Case, layers: Sequence[LayerSpec], calls: Sequence[Call]) -> None:
         self.layers, self.calls = layers, calls
@@ -105,7 +105,7 @@ class _Matching:
         through: dict[str, tuple[int, ...]] = {}
         own: dict[str, tuple[int, ...]] = {}
         for layer in case.spec.layers:
-            reads = tuple(i for name, _ in layer.sources for i in through.get(name, ()))
+            reads = tuple(i for name, _ in layer.producers for i in through.get(name, ()))
             through[layer.name] = (index[layer.name],) if layer.name in index else reads
             own[layer.name] = reads
         self.layer_reads = [own[layer.name] for layer in layers]
@@ -117,7 +117,7 @@ class _Matching:
             )
 
     def in_order(self, rows: Sequence[int], columns: Sequence[int]) -> _Steps:
-        """The best pairs of some layers and some calls that keep the order of both."""
+        """The best pairs of some layers and some calls that keep both orders."""
         lone_layers = [_alone(self.layers[i].type) for i in rows]
         lone_calls = [_alone(self.calls[j].kind) for j in columns]
         scores = np.zeros((len(rows) + 1, len(columns) + 1))
@@ -142,7 +142,7 @@ class _Matching:
         return found[::-1]
 
     def score(self, steps: _Steps) -> float:
-        """The sum over all pairs, and over what has no partner."""
+        """The sum over all pairs and over everything without a partner."""
         total = _SAME_FLOW * self._agreeing(steps)
         for i, j in steps:
             if i is not None and j is not None:
@@ -152,12 +152,12 @@ class _Matching:
         return float(total)
 
     def perfect(self, steps: _Steps) -> float:
-        """The score of a pairing in which nothing is alone and everything reads what its partner reads."""
+        """The score of a pairing in which everything has a partner and reads what its partner reads."""
         best = sum(self.like[i, j] for i, j in steps if i is not None and j is not None)
         return float(best) + _SAME_FLOW * max(len(self.layers), len(self.calls))
 
     def _agreeing(self, steps: _Steps) -> int:
-        """How many pairs read from each other's partners, those without one left out on both sides."""
+        """The number of pairs that read from each other's partners, skipping those without one on both sides."""
         partner = {i: j for i, j in steps if i is not None and j is not None}
         paired = set(partner.values())
         through_layers: list[list[int]] = []
@@ -174,7 +174,7 @@ class _Matching:
         return reads if self.layers[i].type == "Concat" else sorted(reads)
 
     def walk(self) -> dict[int, int]:
-        """Call -> layer, found by following the data from the inputs on."""
+        """Call -> layer, found by following the data from the inputs."""
         partner: dict[int, int] = {}
         taken: dict[int, int] = {}
         through: list[list[int]] = []
@@ -196,7 +196,7 @@ class _Matching:
         return taken
 
     def leftovers(self, steps: _Steps) -> dict[int, int]:
-        """Call -> layer, where those that were left alone are paired with each other."""
+        """Call -> layer, with those that had no partner paired with each other."""
         places = {j: i for i, j in steps if i is not None and j is not None}
         lone = self.in_order(
             sorted(i for i, j in steps if i is not None and j is None),
@@ -205,7 +205,7 @@ class _Matching:
         return places | {j: i for i, j in lone if i is not None and j is not None}
 
     def sorted_calls(self, places: Mapping[int, int]) -> list[int]:
-        """The calls in the order of their layers, as far as the data flow allows it."""
+        """The calls in the order of their layers, as far as the data flow allows."""
         place: list[int] = []
         waits, readers = [], defaultdict(list)
         for j, call in enumerate(self.calls):
@@ -228,7 +228,7 @@ class _Matching:
 
 
 def _ahead(kinds: Sequence[str], reads: Sequence[tuple[int, ...]]) -> list[int]:
-    """For each node, a number that stands for its kind and all that reads it, directly or not."""
+    """For each node, a hash of its kind and of everything that reads it, directly or not."""
     found = [0] * len(kinds)
     readers: list[list[int]] = [[] for _ in kinds]
     for n in range(len(kinds) - 1, -1, -1):
@@ -243,7 +243,7 @@ def _kind(kind: str) -> str:
 
 
 def _with_foldable(case: Case, pairs: list[Pair]) -> list[Pair]:
-    """The pairs, each with what may lie in the weights of its call."""
+    """The pairs, each with the layers that may be folded into the weights of its call."""
     present = {layer.name for pair in pairs if pair.call is not None for layer in pair.layers}
     readers = fusion.sole_readers(case.spec)
     found = []
@@ -293,7 +293,7 @@ def copy_weights(case: Case, pairs: Sequence[Pair]) -> list[str]:
     """Copies Caffe's parameters into the tensors that the paired calls read.
 
     Returns:
-        What could not be copied, a sentence each.
+        A sentence for each parameter that could not be copied.
     """
     notes = []
     with torch.no_grad():
@@ -306,7 +306,7 @@ def copy_weights(case: Case, pairs: Sequence[Pair]) -> list[str]:
                     continue
                 if values is None:
                     target.zero_()
-                    notes.append(f"{pair.call.name} has a {name}, Caffe's '{pair.layer.name}' has none: set to 0")
+                    notes.append(f"{pair.call.name} has a {name}, Caffe's '{pair.layer.name}' does not: set to 0")
                 elif not alike(target.shape, values.shape):
                     notes.append(f"{pair.call.name}: {name} {tuple(target.shape)} cannot hold Caffe's {values.shape}")
                 else:
@@ -315,7 +315,7 @@ def copy_weights(case: Case, pairs: Sequence[Pair]) -> list[str]:
 
 
 def alike(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether one shape is the other without some of its axes of 1: (N, C) and (N, C, 1, 1), not (1, N) and (N, 1)."""
+    """Whether two shapes differ only in additional axes of 1: (N, C) and (N, C, 1, 1), but not (1, N) and (N, 1)."""
     short, long = sorted((tuple(one), tuple(other)), key=len)
     for n in long:
         if short[:1] == (n,):
@@ -326,7 +326,7 @@ def alike(one: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def _targets(case: Case, pair: Pair) -> dict[str, Array | None]:
-    """Argument of the call -> what Caffe has for it; None where the call has a bias too many."""
+    """Argument of the call -> Caffe's value for it; None for a bias that Caffe's layer does not have."""
     assert pair.layer is not None
     blobs = [np.asarray(b) for b in case.blobs[pair.layer.name]]
     if pair.layer.type == "BatchNorm":
@@ -346,7 +346,7 @@ def _targets(case: Case, pair: Pair) -> dict[str, Array | None]:
 
 
 def training_notes(pairs: Sequence[Pair]) -> Iterator[str]:
-    """What differs in training only, a sentence each."""
+    """A sentence for each difference that only matters in training."""
     for pair in pairs:
         layer, call = pair.layer, pair.call
         if layer is None or call is None:

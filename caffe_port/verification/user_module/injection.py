@@ -1,4 +1,4 @@
-"""Somebody's own port on the reference's tops: every call runs on the right bottoms, and is compared by itself."""
+"""Runs a hand-written port on the reference's tops, so that every call gets correct inputs and is compared alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.signatures.signature import Trait, has, has_weights, signature_of
-from caffe_port.spec import LayerSpec, Source
+from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
 from caffe_port.verification.diagnose import diagnose
@@ -22,18 +22,19 @@ from caffe_port.verification.user_module.recorder import Call, Recorder
 
 
 class Injector(Recorder):
-    """Runs a module on the reference's tops: every call that stands for a layer is answered with what the reference
-    made of that layer, so each runs on the right bottoms, through the module's own code between them.
+    """Runs a module on the reference's tops.
 
-    A call that Caffe does not have is answered with its own input, as if it were not there.
+    The result of every call that is paired with a layer is replaced by the reference's top of that layer, so that each
+    call gets correct inputs, through the module's own code between the calls. A call that Caffe does not have returns
+    its own input, as if it were not there.
 
     Attributes:
-        pairs: as given; where a call makes the top of what follows its layer, that is in its ``folded``.
-        alone: layer name -> what the call made of the reference's bottoms.
+        pairs: the given pairs; layers found to be folded into the weights of a call are in its ``folded``.
+        alone: layer name -> output of the call for the reference's bottoms.
     """
 
     def __init__(
-        self, module: nn.Module, case: Case, pairs: Sequence[Pair], tops: Mapping[Source, Array], tolerance: Tolerance
+        self, module: nn.Module, case: Case, pairs: Sequence[Pair], tops: Mapping[Producer, Array], tolerance: Tolerance
     ) -> None:
         super().__init__(module)
         self.case, self.tops, self.tolerance = case, tops, tolerance
@@ -50,8 +51,8 @@ class Injector(Recorder):
         if layer is None:
             return call.inputs[0] if _can_be_skipped(call.kind) else made
         inputs = call.inputs
-        if any(source[0] in self.missing for source in layer.sources):
-            bottoms = [torch.tensor(np.asarray(self.tops[s], np.float32)) for s in layer.sources]
+        if any(producer[0] in self.missing for producer in layer.producers):
+            bottoms = [torch.tensor(np.asarray(self.tops[s], np.float32)) for s in layer.producers]
             inputs = tuple(
                 b.reshape(i.shape) if b.numel() == i.numel() else b for b, i in zip(bottoms, inputs, strict=False)
             )
@@ -64,9 +65,9 @@ class Injector(Recorder):
                 self.missing -= {one.name for one in folded}
             self.alone[pair.layers[-1].name] = made_alone
         else:
-            normalised = torch.tensor(np.asarray(self.tops[layer.name, 0], np.float32))
+            normalized = torch.tensor(np.asarray(self.tops[layer.name, 0], np.float32))
             self.alone[layer.name] = call.again(inputs[0].clone(), weight=None, bias=None).numpy()
-            self.alone[pair.scale.name] = _affine(normalised, call).numpy()
+            self.alone[pair.scale.name] = _affine(normalized, call).numpy()
         top = torch.tensor(np.asarray(self.tops[pair.layers[-1].name, 0], np.float32))
         answer = top.reshape(call.output.shape) if alike(top.shape, call.output.shape) else top
         return answer if isinstance(made, Tensor) else (answer, *made[1:])
@@ -91,15 +92,15 @@ def _affine(x: Tensor, call: Call) -> Tensor:
 
 
 def rows(
-    case: Case, pairs: Sequence[Pair], tops: Mapping[Source, Array], alone: Mapping[str, Array], tolerance: Tolerance
+    case: Case, pairs: Sequence[Pair], tops: Mapping[Producer, Array], alone: Mapping[str, Array], tolerance: Tolerance
 ) -> Iterator[Row]:
     """A row for every Caffe layer, and one for every call that Caffe does not have.
 
     Args:
         case: the Caffe net.
         pairs: those of the :class:`Injector`, after its run.
-        tops: the reference's, inputs included.
-        alone: what each call made of the reference's bottoms, see :class:`Injector`.
+        tops: the reference's tops, including the inputs.
+        alone: the output of each call for the reference's bottoms, see :class:`Injector`.
     """
     by_layer = {layer.name: pair for pair in pairs if pair.call is not None for layer in pair.layers}
     extra = _extra_after(pairs)
@@ -114,12 +115,15 @@ def rows(
         yield from (_extra(call, layer) for call in extra.get(layer.name, ()))
 
 
+_NO_COUNTERPART = "no counterpart in the port"
+
+
 def _without_partner(layer: LayerSpec) -> Row:
     top = layer.tops[0] if layer.tops else ""
     if _must_have_partner(layer):
         cause = f"the port has no {layer.type} here"
-        return Row(layer.name, 0, layer.type, top, layer.where, None, failure("has no partner"), cause=cause)
-    note = "the port has none; it changes no number in TEST" if has(layer.type, Trait.NO_NUMBERS) else "has no partner"
+        return Row(layer.name, 0, layer.type, top, layer.where, None, failure(_NO_COUNTERPART), cause=cause)
+    note = f"{_NO_COUNTERPART}; changes no value in TEST" if has(layer.type, Trait.NO_NUMBERS) else _NO_COUNTERPART
     return Row(layer.name, 0, layer.type, top, layer.where, note=note)
 
 
@@ -136,7 +140,7 @@ def _extra_after(pairs: Sequence[Pair]) -> dict[str, list[Call]]:
 
 
 def _extra(call: Call, after: LayerSpec | None) -> Row:
-    where = f"behind '{after.name}'" if after else "at the beginning"
+    where = f"after '{after.name}'" if after else "at the beginning"
     what = f"the port has an extra {call.kind} {where}: {call.name}"
     shapes = f"{tuple(call.inputs[0].shape)} to {tuple(call.output.shape)}" if call.inputs else ""
     if call.named.get("training") is True and call.kind == "Dropout":
@@ -150,7 +154,7 @@ def _row(
     case: Case,
     layer: LayerSpec,
     pair: Pair,
-    tops: Mapping[Source, Array],
+    tops: Mapping[Producer, Array],
     alone: Mapping[str, Array],
     tolerance: Tolerance,
 ) -> Row:
@@ -163,7 +167,7 @@ def _row(
         note += f"; port: {call.name}" if layer.name == into else ""
         return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, note=note)
     free = difference(expected, like(call.output.numpy(), expected), tolerance) if layer is last else None
-    words = f"port: {call.name}" + (f", with {told(pair.folded)} in its weights" if pair.folded else "")
+    words = f"port: {call.name}" + (f", with {told(pair.folded)} folded into its weights" if pair.folded else "")
     if layer.name not in alone:
         return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, free, None, words)
     actual = like(alone[layer.name], expected)
@@ -172,7 +176,7 @@ def _row(
     if not isolated.passed and pair.folded:
         finding = cause_of(case, pair, tops, actual)
     elif not isolated.passed:
-        bottoms = [np.asarray(tops[s], np.float32) for s in layer.sources]
+        bottoms = [np.asarray(tops[s], np.float32) for s in layer.producers]
         finding = diagnose(layer, bottoms, case.blobs.get(layer.name, ()), actual, expected, tolerance=tolerance)
     cause = str(finding) if finding else ""
     return Row(layer.name, 0, layer.type, layer.tops[0], layer.where, free, isolated, words, cause)

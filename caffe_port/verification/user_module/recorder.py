@@ -1,4 +1,4 @@
-"""What somebody's module computes, call by call: layers and functions alike, in the order of running."""
+"""Records what a module computes, call by call, layers and functions alike, in execution order."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ KINDS = {
     "concatenate": "Concat",
     "addcmul": "Scale",
 }
-"""Function of torch -> the Caffe type that it stands for. ``add`` of two tensors is Eltwise."""
+"""Function of torch -> the corresponding Caffe type. ``add`` of two tensors is Eltwise."""
 
 
 @dataclass
 class Call:
-    """One call that computes something a Caffe layer would.
+    """A call that computes what a Caffe layer would.
 
     Attributes:
-        name: the module it ran in, dotted, and the function: ``features.0 (conv2d)``.
+        name: the dotted name of the module it ran in, and the function: ``features.0 (conv2d)``.
         kind: Caffe's type.
-        function, args, kwargs: to call it again.
+        function, args, kwargs: for calling it again.
         inputs: the tensors it read.
-        output: what it made.
-        named: arguments by name, where the function is known.
-        index: its place in the order of running.
-        sources: for each input, the indices of the calls that it was made of last; empty for the module's inputs.
+        output: the tensor it returned.
+        named: arguments by name, if the function is known.
+        index: its position in execution order.
+        sources: for each input, the indices of the last calls that it was computed from; empty for the module's inputs.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Call:
 
 
 class Recorder(TorchFunctionMode):
-    """While it is entered, records what a module calls."""
+    """A context manager that records what a module calls."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -180,12 +180,12 @@ class Recorder(TorchFunctionMode):
             self.made_of[tensor] = indices
 
     def answer(self, call: Call, made: Any) -> Any:
-        """What the module is given for its call."""
+        """The result that the module gets for its call."""
         return made
 
 
 _IN_PLACE = frozenset(("__setitem__", "copy"))
-"""Functions that are read for what they do to their first argument."""
+"""Functions that change their first argument."""
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -208,7 +208,7 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def record_calls(module: nn.Module, *inputs: Tensor) -> list[Call]:
-    """Runs a module once, in eval(), and gives its calls.
+    """Runs a module once, in eval(), and returns its calls.
 
     Raises:
         CaffePortError: it cannot run on these inputs.
@@ -230,24 +230,24 @@ def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor) -> list
             f"{type(module).__name__} cannot run on inputs of shape {shapes}{last}: {type(error).__name__}: {reason}"
         ) from error
     if not recorder.calls:
-        raise CaffePortError(f"{type(module).__name__} ran, but calls nothing that a Caffe layer does")
+        raise CaffePortError(f"{type(module).__name__} ran, but calls no function that corresponds to a Caffe layer")
     return recorder.calls
 
 
 def load_module(where: str, state: str | Path | None = None) -> nn.Module:
-    """The module that ``path/to/file.py:Class`` names, made without arguments. Runs that file.
+    """Creates the module named by ``path/to/file.py:Class``, without arguments. Runs that file.
 
     Args:
-        where: file and class, or a function that returns the module.
+        where: the file and the class, or a function that returns the module.
         state: a state_dict (.pth, .pt, loaded with weights_only; .safetensors) to load into it.
 
     Raises:
-        CaffePortError: the file, the name or the state does not fit.
+        CaffePortError: the file cannot be run, does not define the name, or the state does not fit.
     """
     file, _, name = where.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise CaffePortError("is not a file", file, "A candidate is given as path/to/file.py:Class.")
+        raise CaffePortError("is not a file", file, "Name your port as path/to/file.py:Class.")
     module_name = f"_caffe_port_candidate_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
@@ -260,18 +260,18 @@ def load_module(where: str, state: str | Path | None = None) -> nn.Module:
         maker = getattr(module, name, None)
         if maker is None:
             known = [n for n, v in vars(module).items() if callable(v)]
-            raise CaffePortError(f"has no class or function '{name}'.{did_you_mean(name, known)}", file)
+            raise CaffePortError(f"defines no class or function '{name}'.{did_you_mean(name, known)}", file)
         made = maker()
     except CaffePortError:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:160]
-        hint = "The class is made without arguments; a function that returns the module will do."
+        hint = "The class is called without arguments; you can also name a function that returns the module."
         raise CaffePortError(f"{name}() fails: {type(error).__name__}: {reason}", file, hint) from error
     finally:
         sys.path.remove(str(path.parent))
     if not isinstance(made, nn.Module):
-        raise CaffePortError(f"{name}() gives a {type(made).__name__}, not a torch.nn.Module", file)
+        raise CaffePortError(f"{name}() returns a {type(made).__name__}, not a torch.nn.Module", file)
     if state is not None:
         _load_state(made, state)
     return made

@@ -1,4 +1,4 @@
-"""Somebody's own port against the Caffe net: ``verify net.prototxt w.caffemodel --against mymodel.py:SimpleNet``."""
+"""Compares a hand-written port with the Caffe net: ``verify net.prototxt w.caffemodel --against mymodel.py:Net``."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def verify_port(
     atol: float = ATOL,
     rtol: float = RTOL,
 ) -> Report:
-    """Aligns a hand-written module's calls with the net's layers and reports what differs.
+    """Matches the calls of a hand-written module with the net's layers and reports what differs.
 
     Args:
         module: the module, or ``path/to/file.py:Class`` (which is run).
         prototxt, weights: the Caffe net, as for :func:`caffe_port.load`.
-        state: a state_dict to load into a module that a file makes (weights_only; or .safetensors). None: for a
-            folder of ``caffe-port convert`` its own ``weights.safetensors``.
-        keep_parameters: whether the module's own parameters are compared (True) or Caffe's are copied in first
-            (False). None: kept where there is a state. The module that is passed is changed by copying.
-        reference: who says what is right.
+        state: a state_dict to load into a module that is created from a file (weights_only; or .safetensors). None: in
+            a folder written by ``caffe-port convert``, its own ``weights.safetensors``.
+        keep_parameters: compare the module's own parameters (True), or copy Caffe's in first (False), which changes the
+            module. None: keep them if there is a state.
+        reference: the reference for the expected values.
         input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol: as for :func:`caffe_port.verify`.
 
     Returns:
-        A row for every Caffe layer, and one for every layer that the module has and Caffe does not.
+        A row for every Caffe layer, and one for every additional layer of the module.
 
     Raises:
-        CaffePortError: the module cannot be made or run, or the net cannot be read.
+        CaffePortError: the module cannot be created or run, or the net cannot be read.
     """
     if state is not None and not isinstance(module, str):
-        raise CaffePortError("a state is for a module that a file makes; load it into this one beforehand")
+        raise CaffePortError("a state is for a module that is created from a file; load it into this module yourself")
     told = module if isinstance(module, str) else type(module).__name__
     converted = state is None and keep_parameters is None and isinstance(module, str)
     if converted:
@@ -84,14 +84,14 @@ def verify_port(
     trace = record(judge, case)
     if len(trace.tops) < sum(len(layer.tops) for layer in case.spec.layers):
         raise CaffePortError(
-            f"{judge.name} has no figures for the whole net: {trace.provenance['stopped at']}", case.spec.path
+            f"{judge.name} cannot compute the whole net; it stopped at {trace.provenance['stopped at']}", case.spec.path
         )
     inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
     calls = record_calls(own, *inputs)
     pairs = align.align(case, calls)
     notes = list(subject.notes)
     if converted and state is not None:
-        notes.append(f"the port's parameters are those beside it, {state}")
+        notes.append(f"the port's parameters were loaded from {state}")
     if not keep_parameters:
         notes += align.copy_weights(case, pairs)
         calls = record_calls(own, *inputs)
@@ -101,7 +101,7 @@ def verify_port(
     try:
         run_recorded(injector, own, *inputs)
     except CaffePortError as error:
-        notes.append(f"on the reference's tops it stops: {error.what}")
+        notes.append(f"on the reference's tops, the port fails: {error.what}")
     pairs = injector.pairs
     rows = tuple(injection.rows(case, pairs, trace.tops, injector.alone, tolerance))
     notes += align.training_notes(pairs)
@@ -112,7 +112,7 @@ def verify_port(
 
 
 def _converted_state(where: str) -> Path | None:
-    """The parameters that ``caffe-port convert`` wrote beside a class; None where it did not write that class."""
+    """The parameters that ``caffe-port convert`` wrote next to a class; None if it did not write that class."""
     file, _, name = where.rpartition(":")
     folder = Path(file).parent
     state = folder / "weights.safetensors"
@@ -125,12 +125,12 @@ def _converted_state(where: str) -> Path | None:
 
 
 def _fold_notes(pairs: Sequence[align.Pair]) -> Iterator[str]:
-    """What to do where a port seems to have folded layers, but was given Caffe's weights."""
+    """What to do if a port seems to have folded layers but was given Caffe's weights."""
     found = [pair for pair in pairs if any(has(layer.type, Trait.BATCH_STATISTICS) for layer in pair.behind)]
     if found and found[0].layer is not None:
         yield (
-            f"Caffe's weights were copied in; where '{found[0].behind[0].name}' is folded into those of the port, "
-            "give the port's own with --state FILE"
+            f"Caffe's weights were copied into the port; if '{found[0].behind[0].name}' is folded into the port's "
+            "weights, give those with --state FILE"
         )
 
 
@@ -155,19 +155,19 @@ def assert_parity(
     atol: float = ATOL,
     rtol: float = RTOL,
 ) -> None:
-    """For other people's test suites: fails where a module does not compute what the Caffe net does.
+    """For test suites: fails if a module does not compute what the Caffe net computes.
 
     Args:
-        module: their own port, or a :class:`caffe_port.Net`.
+        module: your port, or a :class:`caffe_port.Net`.
         prototxt, weights: the Caffe net.
-        copy_parameters: copies Caffe's parameters into the module first; otherwise its own must already be right.
-        reference: who says what is right, as for :func:`verify_port`.
+        copy_parameters: copy Caffe's parameters into the module first; otherwise its own must already be right.
+        reference: the reference for the expected values, as for :func:`verify_port`.
         input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol: as for :func:`caffe_port.verify`.
 
     Raises:
-        AssertionError: names the first layer that differs, the likely cause and the numbers.
+        AssertionError: with the first layer that differs, the likely cause and the report.
     """
-    __tracebackhide__ = True  # pytest shows the line of the test, not ours
+    __tracebackhide__ = True  # pytest then shows the line of the test, not this one
     report = verify_port(
         module,
         prototxt,
@@ -185,4 +185,4 @@ def assert_parity(
         rtol=rtol,
     )
     if not report.passed:
-        raise AssertionError(f"{report.candidate} is not the Caffe net\n{as_text(report)}")
+        raise AssertionError(f"{report.candidate} differs from the Caffe net\n{as_text(report)}")

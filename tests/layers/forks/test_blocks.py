@@ -56,7 +56,7 @@ def test_local_is_a_convolution_with_a_kernel_for_every_pixel():
 def test_losses_of_forks_are_labels_and_refuse_to_be_built():
     for name in ("RegionLoss", "DetectionEvaluate", "CenterLoss", "SegAccuracy"):
         assert lookup(name).labels
-        with pytest.raises(SpecError, match="own loss or measure"):
+        with pytest.raises(SpecError, match="loss or metric of a fork"):
             build(name, "", (1, 2))
 
 
@@ -141,7 +141,7 @@ def test_yolo_that_finds_nothing_says_so_for_each_image():
 @pytest.mark.parametrize(
     ("kind", "text", "shapes", "says"),
     [
-        ("Axpy", "", [(1, 2), (1, 3, 4, 5), (1, 3, 4, 5)], "are expected"),
+        ("Axpy", "", [(1, 2), (1, 3, 4, 5), (1, 3, 4, 5)], "expected a"),
         ("Local", "local_param { num_output: 4 kernel_size: 9 }", [(1, 2, 3, 4)], "no window"),
         ("YoloDetectionOutput", "yolo_detection_output_param { num_box: 1 biases: 1 }", [(1, 25, 3, 3)], "pairs"),
         (

@@ -105,7 +105,7 @@ def test_denser_boxes_come_again_on_the_lower_edge_of_the_cell():
         ("min_size: 30 variance: 0.1 variance: 0.2", "2 variances"),
         ("min_size: 30 img_size: 3 img_h: 4 img_w: 3", "exclude each other"),
         ("min_size: 30 step: 0", "must be positive"),
-        ("min_size: 30 density: 2", "another PriorBox"),
+        ("min_size: 30 density: 2", "a PriorBox other"),
     ],
 )
 def test_bad_priors_are_refused(text, says):

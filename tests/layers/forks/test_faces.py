@@ -163,10 +163,10 @@ def test_an_inner_product_with_rows_of_length_one():
 @pytest.mark.parametrize(
     ("kind", "text", "shapes", "says"),
     [
-        ("MarginInnerProduct", "", [(2, 3), (2,)], "num_output is missing"),
+        ("MarginInnerProduct", "", [(2, 3), (2,)], "is missing"),
         ("MarginInnerProduct", "margin_inner_product_param { num_output: 3 }", [(2, 3), (5,)], "N labels"),
         ("LabelSpecificAdd", "", [(2, 3), (3,)], "N labels"),
-        ("ChannelScale", "", [(2, 3, 4, 5), (2, 3)], "one for each pixel"),
+        ("ChannelScale", "", [(2, 3, 4, 5), (2, 3)], "one per pixel"),
         ("InnerDistance", "inner_distance_param { num_output: 3 distance_type: 'cos' }", [(2, 3)], "L1 or L2"),
     ],
 )

@@ -6,10 +6,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import HERE
 from fork_layers import build, layer_text, overlap, random
 from opencv_layer import opencv
 
+from caffe_port.api import port
 from caffe_port.errors import SpecError
+from caffe_port.verification.references.numpy_formulas import compute
 
 X = random(2, 3, 5, 6)
 
@@ -249,3 +252,25 @@ def test_peaks_are_greater_than_their_neighbours():
 def test_bad_definitions_are_refused(kind, text, shapes, says):
     with pytest.raises(SpecError, match=says):
         build(kind, text, *shapes)
+
+
+# -- PixelShuffle -------------------------------------------------------------------------------------------------
+
+
+def test_channels_become_pixels_as_the_fork_computed():
+    """From text, from the fork's own binary, and by the formula: figures of brocolli-caffe 9.0.2."""
+    folder = HERE / "cases" / "pixelshuffle"
+    figures = np.load(folder / "pixelshuffle_3.npz")
+    x, y = torch.from_numpy(figures["in:x"]), figures["out:1:pixelshuffle:0"]
+    for files in ((folder / "pixelshuffle_3.prototxt", None), (None, folder / "alone.caffemodel")):
+        net = port(*files).net
+        inputs = {name: x if name == "x" else torch.zeros(net.plan.shapes[made]) for name, made in net.plan.spec.inputs}
+        (run,) = (run for run in net.steps(**inputs) if run.layer.type == "PixelShuffle")
+        np.testing.assert_array_equal(run.tops[0].numpy(), y)
+        formula, _ = compute(run.layer, [figures["in:x"]], (), False)
+        np.testing.assert_array_equal(formula[0], y)
+
+
+def test_a_factor_that_does_not_divide_is_refused():
+    with pytest.raises(SpecError, match="upscale_factor 3 squared does not divide the 12 channels"):
+        build("PixelShuffle", "pixelshuffle_param { upscale_factor: 3 }", (2, 12, 3, 5))

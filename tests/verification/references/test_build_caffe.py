@@ -18,7 +18,7 @@ from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.storage.files import lock, sha256
 from caffe_port.verification.references import build_caffe
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Caffe is built on Linux only")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Caffe can be built only on Linux")
 
 ROOT_OF_SDIST = "brocolli-caffe-9.0.2"
 INIT = "__version__ = '1.0.0'\ndef layer_type_list():\n    return ['ReLU', 'Power']\n"
@@ -90,9 +90,9 @@ def test_from_nothing_to_a_caffe_and_no_further(machine: Path) -> None:
     said: list[str] = []
     steps: list[tuple[int, int]] = []
     (machine / "cache/fail").touch()
-    with pytest.raises(CaffePortError, match=r"cmake --build fails: net\.cpp:1: error: it does not compile") as error:
+    with pytest.raises(CaffePortError, match=r"cmake --build failed: net\.cpp:1: error: it does not compile") as error:
         build_caffe.build(said.append, jobs=2)
-    assert error.value.hint == f"All of it: {part / 'build.log'}"
+    assert error.value.hint == f"Full log: {part / 'build.log'}"
     assert not place.exists()
     assert not (part / "of-another-recipe").exists()
     assert "setup.py was run" not in (part / "build.log").read_text()
@@ -124,7 +124,7 @@ def test_another_file_under_the_name_is_not_used(machine: Path) -> None:
     assert sha256(archive) != build_caffe.SHA256
     part = machine / "part"
     part.mkdir()
-    with pytest.raises(CaffePortError, match=r"pip download fails: .*(?i:hash)"):
+    with pytest.raises(CaffePortError, match=r"pip download failed: .*(?i:hash)"):
         build_caffe._download(Path(sys.executable), part)
     assert not list((part / "download").glob("*.gz"))
 
@@ -168,7 +168,7 @@ def test_missing_packages_are_named_in_one_line(monkeypatch: pytest.MonkeyPatch,
     assert isinstance(result.exception, DependencyError)
     names = "cmake, libhdf5-dev, libgtest-dev, libboost-python-dev, python3-dev, python3-venv"
     assert result.exception.what == (
-        f"cannot build Caffe: the system lacks {names} (names of Debian 12, Ubuntu 22.04 and 24.04)"
+        f"cannot build Caffe: missing system packages: {names} (names in Debian 12, Ubuntu 22.04 and 24.04)"
     )
     command = f"sudo apt-get install --no-install-recommends {names.replace(',', '')}"
     assert result.exception.hint == command

@@ -110,8 +110,8 @@ def test_there_is_none(monkeypatch: pytest.MonkeyPatch, net: Path) -> None:
         ('echo "ImportError: libboost_python.so.1" >&2; exit 1', "cannot import caffe: ImportError: lib"),
         ("echo \"ModuleNotFoundError: No module named 'caffe'\" >&2; exit 1", "has no pycaffe"),
         ("echo \"ModuleNotFoundError: No module named 'caffe._caffe'\" >&2; exit 1", "No module named 'caffe._caffe'"),
-        ("exit 3", "it ends with code 3, without a word"),
-        ("echo hello", "is no Python: it prints 'hello"),
+        ("exit 3", "it exits with code 3 and no message"),
+        ("echo hello", "is not a Python interpreter: it prints 'hello"),
     ],
 )
 def test_an_import_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, says: str) -> None:
@@ -154,9 +154,9 @@ def test_what_goes_to_caffe_is_what_the_spec_says(golden: Path) -> None:
     assert list(net.layer[0].input_param.shape[0].dim) == [3, 6, 7, 5]
     assert list(fed) == ["x"]
     (second,) = [layer for layer in subject.case.spec.layers if layer.type == "Eltwise"]
-    rest, fed = definition(subject.case, [second], dict.fromkeys(second.sources, subject.case.inputs["x"]))
+    rest, fed = definition(subject.case, [second], dict.fromkeys(second.producers, subject.case.inputs["x"]))
     assert [layer.type for layer in rest.layer] == ["Input", "Input", "Eltwise"]
-    assert list(fed.values()) == list(second.sources)
+    assert list(fed.values()) == list(second.producers)
 
 
 # -- what Caffe refuses ---------------------------------------------------------------------------------------------
@@ -186,8 +186,8 @@ def test_a_failed_check_is_told_in_caffes_words(golden: Path, played: Path, tmp_
             1,
             "RuntimeError: Could not open file w",
         ),
-        ("I1129 1:2:3 4 a.cpp:1] fine", -9, "its process ended by signal 9, without a word"),
-        ("", 3, "its process ended with code 3, without a word"),
+        ("I1129 1:2:3 4 a.cpp:1] fine", -9, "its process was killed by signal 9 and no message"),
+        ("", 3, "its process ended with code 3 and no message"),
     ],
 )
 def test_words(stderr: str, code: int, says: str) -> None:
@@ -220,7 +220,7 @@ def test_what_caffe_does_not_know_is_compared_with_the_next(
     assert row.note.startswith("Caffe 1.0-played")
     assert row.note.endswith(why)
     told = verdict(report)
-    assert "PASSED: 5 of 5 tops agree with Caffe 1.0-played" in told
+    assert "PASSED: all 5 compared tops agree with Caffe 1.0-played" in told
     assert f"(1 of them compared with {row.by} instead)" in told
 
 
@@ -236,7 +236,7 @@ def test_where_nobody_knows_it(monkeypatch: pytest.MonkeyPatch, played: Path, ne
 
 def test_gradients_need_a_caffe_that_knows_the_net(monkeypatch: pytest.MonkeyPatch, played: Path, net: Path) -> None:
     monkeypatch.setenv("PLAYED_LACKS", "Power")
-    with pytest.raises(CaffePortError, match="has no layer Power: gradients need one that knows every layer"):
+    with pytest.raises(CaffePortError, match="has no layer Power; gradients need a Caffe that supports every layer"):
         verify(net, against="caffe", backward=True)
 
 

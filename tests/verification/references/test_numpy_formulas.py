@@ -201,7 +201,7 @@ def test_the_formulas_fill_what_opencv_does_not_know(tmp_path: Path) -> None:
     assert report.passed
     assert report.not_compared == 0
     assert {r.layer: r.note for r in report.rows if r.note} == {
-        "lrn": "OpenCV takes LRN's k for 1: compared with NumPy",
+        "lrn": "OpenCV ignores k and uses 1: compared with NumPy",
         "c": "OpenCV has no layer Threshold: compared with NumPy",
     }
     assert [r.layer for r in report.rows if r.by] == ["lrn", "c"]

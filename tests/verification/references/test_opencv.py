@@ -1,4 +1,4 @@
-"""OpenCV as the reference: it agrees with Caffe wherever it does not say otherwise."""
+"""OpenCV as the reference: it agrees with Caffe wherever no deviation is reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REFUSED = {
     "Threshold",
     "Tile",
 }
-"""Types that OpenCV 4 refuses altogether."""
+"""Types that OpenCV 4 does not support at all."""
 
 REFUSED_CASES = {
     "batchnorm_test_batch_stats",
@@ -69,7 +69,7 @@ REFUSED_CASES = {
 
 
 def turns(case: Case, expected: dict[tuple[str, int], np.ndarray]) -> Iterator[Made]:
-    """Runs the reference; where it has no figures it goes on with Caffe's."""
+    """Runs the reference; where it cannot compute a layer, it continues with Caffe's tops."""
     run = OpenCVReference().run(case)
     instead = None
     while True:
@@ -103,7 +103,7 @@ def test_as_caffe_or_not_at_all(path: Path) -> None:
     "name", [n for n in sorted(REFUSED_CASES) if n.split("_")[0] in {t.lower() for t in DEVIATIONS}]
 )
 def test_the_deviations_are_real(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An OpenCV that has learned it would let the entry go."""
+    """A version of OpenCV without the deviation would make the entry obsolete."""
     case, expected = case_of(GOLDEN / "layers" / f"{name}.prototxt")
     for type_ in list(DEVIATIONS):
         monkeypatch.delitem(DEVIATIONS, type_)
@@ -161,7 +161,7 @@ def test_record(tmp_path: Path) -> None:
     assert set(trace.tops) == set(expected) - {k for k in expected if "_split" in k[0]}
     assert trace.provenance == {"producer": f"OpenCV {cv2.__version__}", "weights": "w"}
     case, _ = case_of(GOLDEN / "layers/argmax_default.prototxt")
-    with pytest.raises(CaffePortError, match="no figures for argmax: OpenCV has no layer ArgMax"):
+    with pytest.raises(CaffePortError, match="cannot compute argmax: OpenCV has no layer ArgMax"):
         record(OpenCVReference(), case)
 
 

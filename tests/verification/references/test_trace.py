@@ -114,10 +114,10 @@ def test_no_pickle_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"x": np.ones(1)}, "whose name says nothing"),
-        ({"in:x": np.ones(1)}, "no layer's output"),
-        ({"out:0:a": np.ones(1)}, "whose name says nothing"),
-        ({"out:0:a:0": np.ones(1), "phase": np.array("DEPLOY")}, "phase is TEST or TRAIN"),
+        ({"x": np.ones(1)}, "an array with the unknown name 'x'"),
+        ({"in:x": np.ones(1)}, "contains no output of a layer"),
+        ({"out:0:a": np.ones(1)}, "an array with the unknown name 'out:0:a'"),
+        ({"out:0:a:0": np.ones(1), "phase": np.array("DEPLOY")}, "phase must be TEST or TRAIN"),
         ({"out:0:a:0": np.ones(1), "meta": np.array("[1]")}, "'meta' is not"),
         ({"out:0:a:0": np.ones(1), "meta": np.array(json.dumps({"provenance": [1]}))}, "'meta' is not"),
     ],

@@ -1,4 +1,4 @@
-"""What is printed, and what programs read."""
+"""What is printed, and the JSON that programs read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def text(of: Report, all_rows: bool = False, terminal: bool = False, width: int 
 def test_passed() -> None:
     of = report(*(Row(f"layer{i}", 0, "ReLU", free=GOOD, isolated=GOOD) for i in range(9)))
     shown = text(of)
-    assert "PASSED: 9 of 9 tops agree with R 1.0" in shown
+    assert "PASSED: all 9 compared tops agree with R 1.0" in shown
     assert "4 more agree; --all shows every top" in shown
     assert "\x1b" not in shown
     assert text(of, all_rows=True).count("ok") == 9
@@ -41,18 +41,30 @@ def test_one_broken_layer_and_what_follows() -> None:
     rows += [Row(f"c{i}", 0, "ReLU", free=BAD, isolated=GOOD) for i in range(8)]
     of = report(*rows)
     shown = text(of)
-    assert "FAILED: 9 of 10 tops differ from R 1.0; 1 layer is different: 'b'; 8 differ because of what came" in shown
+    assert verdict(of) == (
+        "FAILED: 9 of 10 compared tops differ from R 1.0, the first in layer 'b'; "
+        "8 differ only because an earlier layer does"
+    )
+    assert verdict(of) in " ".join(shown.split())
     assert "first to diverge: layer 'b' (Slice), n:7" in shown
-    assert "at (0, 0) it has 0.5, the reference 0; 6 of 6 elements are outside" in shown
+    assert "at (0, 0) it is 0.5, expected 0; 6 of 6 elements are outside the tolerance" in shown
     assert "b:1" in shown
     assert "0 more agree, 5 more differ" in shown
-    assert shown.count("only because of what came before it") == 3
+    assert shown.count("only because an earlier layer differs") == 3
+
+
+def test_several_broken_layers_are_named() -> None:
+    of = report(Row("a", 0, free=BAD, isolated=BAD), Row("b", 0, free=BAD, isolated=BAD), Row("c", 0, free=GOOD))
+    assert verdict(of) == (
+        "FAILED: 2 of 3 compared tops differ from R 1.0, the first in layer 'a'; 2 layers are broken: 'a', 'b'"
+    )
 
 
 def test_only_accumulated() -> None:
     of = report(Row("a", 0, free=GOOD, isolated=GOOD), Row("b", 0, free=BAD, isolated=GOOD))
     assert verdict(of) == (
-        "FAILED: 1 of 2 tops differ from R 1.0, though every layer by itself agrees: rounding errors accumulate"
+        "FAILED: 1 of 2 compared tops differs from R 1.0, but every layer agrees in isolation: "
+        "rounding errors accumulate"
     )
 
 
@@ -60,19 +72,19 @@ def test_not_compared_is_listed_and_counted() -> None:
     of = report(Row("a", 0, free=GOOD), Row("b", 0, "ArgMax", note="R has no layer ArgMax"))
     shown = text(of)
     assert "R has no layer ArgMax" in shown
-    assert "PASSED: 1 of 2 tops agree with R 1.0; 1 not compared" in shown
-    assert verdict(report(Row("b", 0))).startswith("NOTHING COMPARED")
+    assert "PASSED: all 1 compared tops agree with R 1.0; 1 not compared" in shown
+    assert verdict(report(Row("b", 0))) == "NOTHING COMPARED with R 1.0: no top has a counterpart"
 
 
 def test_the_repr_is_one_line() -> None:
     good, skipped = Row("a", 0, free=GOOD), Row("b", 0, "ArgMax", note="R has no layer ArgMax")
-    assert repr(report(good)) == "<Report of 'net' (phase TEST): PASSED: 1 of 1 compared tops agree with R 1.0>"
-    assert repr(report(good, skipped)).endswith("PASSED: 1 of 1 compared tops agree with R 1.0, 1 not compared>")
+    assert repr(report(good)) == "<Report of 'net' (phase TEST): PASSED: all 1 compared tops agree with R 1.0>"
+    assert repr(report(good, skipped)).endswith("PASSED: all 1 compared tops agree with R 1.0; 1 not compared>")
     assert repr(report(skipped)).endswith("NOTHING COMPARED with R 1.0: no top has a counterpart>")
     red = Row("c", 0, "ReLU", free=BAD, isolated=GOOD), Row("d", 0, "Slice", free=BAD, isolated=BAD)
     assert repr(report(good, *red, skipped)) == (
-        "<Report of 'net' (phase TEST): FAILED: 2 of 3 compared tops differ from R 1.0, 1 not compared; "
-        "first: layer 'd' (Slice)>"
+        "<Report of 'net' (phase TEST): FAILED: 2 of 3 compared tops differ from R 1.0, "
+        "the first in layer 'd' (Slice); 1 not compared>"
     )
     assert "\x1b" not in repr(report(Row("\x1b[31m", 0, "\x07", free=BAD)))
 
@@ -80,12 +92,12 @@ def test_the_repr_is_one_line() -> None:
 def test_a_notebook_shows_what_is_wrong() -> None:
     passed = report(Row("a", 0, free=GOOD), Row("near", 0, free=difference(ZERO, ZERO + 1e-6)), Row("z", 0, free=GOOD))
     shown = passed._repr_html_()
-    assert "PASSED: 3 of 3 compared tops agree" in shown
+    assert "PASSED: all 3 compared tops agree" in shown
     assert "<td>near</td>" in shown
     assert "<td>a</td>" not in shown
     rows = [Row(f"layer{k}", 1, "ReLU", free=BAD, isolated=BAD, cause="its slope is 0.1") for k in range(12)]
     shown = report(Row("a", 0, free=GOOD), *rows)._repr_html_()
-    assert "FAILED: 12 of 13 compared tops differ from R 1.0; first: layer &#x27;layer0&#x27; (ReLU)" in shown
+    assert "FAILED: 12 of 13 compared tops differ from R 1.0, the first in layer &#x27;layer0&#x27; (ReLU)" in shown
     assert "<td>layer9:1</td><td>ReLU</td><td>failed</td><td>5.0e-01</td><td>5.0e-01</td><td>its slope is 0.1" in shown
     assert "layer10" not in shown
     assert "and 2 more" in shown
@@ -103,7 +115,7 @@ def test_names_cannot_steer_the_terminal() -> None:
 def test_shape_mismatch_has_no_number() -> None:
     of = report(Row("pool", 0, "Pooling", free=difference(np.zeros((2, 3)), np.zeros((2, 2)))))
     shown = text(of, width=140)
-    assert "first to diverge: layer 'pool' (Pooling): shape (2, 2), the reference has (2, 3)" in shown
+    assert "first to diverge: layer 'pool' (Pooling): shape (2, 2), expected (2, 3)" in shown
     assert "nan" not in shown
 
 
@@ -178,7 +190,7 @@ def test_json() -> None:
 
 
 def test_a_narrow_terminal_keeps_names_whole() -> None:
-    """Numbers of lesser weight go; layers' names and types are not broken into columns of two letters."""
+    """The least important columns are left out; names and types of layers are not broken into two-letter columns."""
     far = Distance(2.3e-7, 1.2e-7)
     rows = [Row(f"inception_4{c}/3x3_reduce", 0, "Convolution", free=GOOD, isolated=GOOD, distance=far) for c in "abc"]
     wide, narrow = (text(report(*rows), all_rows=True, width=width).splitlines() for width in (120, 80))

@@ -1,4 +1,4 @@
-"""Somebody's own port of SimpleNet: what is wrong with it is found, named and located."""
+"""A hand-written port of SimpleNet: its mistakes are found, named and located."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIMPLENET = ROOT / "model_defs/simplenet_cifar10.prototxt"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn weights, with BatchNorm statistics that fit them."""
+    """Initialized weights, with BatchNorm statistics that fit them."""
     ported = port(SIMPLENET, input_shapes={"data": (2, 3, 32, 32)})
     net = ported.net.train()
     generator = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class SimpleNet(nn.Module):
-    """SimpleNet as one writes it in PyTorch, with a hook for every slip that people make."""
+    """SimpleNet as one would write it in PyTorch, with a switch for every mistake."""
 
     def __init__(self, **slips: Any) -> None:
         super().__init__()
@@ -107,11 +107,11 @@ def test_a_good_port_passes(weights: Path) -> None:
 
 
 def test_the_authors_extra_pooling(weights: Path) -> None:
-    """Their port had one max pooling more behind the 512-wide layer, for years."""
+    """Their port had an additional max pooling after the 512-wide layer, for years."""
     report = check(weights, extra_pool=True)
     assert not report.passed
     (row,) = report.broken
-    assert row.cause == "the port has an extra Pooling behind 'drop10': features.43 (max_pool2d)"
+    assert row.cause == "the port has an extra Pooling after 'drop10': features.43 (max_pool2d)"
     assert row.free is not None
     assert row.free.reason == "an extra layer, (1, 512, 4, 4) to (1, 512, 2, 2)"
     behind = report.rows[report.rows.index(row) + 1 :]
@@ -129,7 +129,7 @@ SLIPS: dict[str, tuple[dict[str, Any], Callable[[SimpleNet], None] | None, list[
     "eps": ({"eps": 1e-3}, None, BATCH_NORMS, "its eps is about 0.001"),
     "padding": ({"padding": 2}, None, ["cccp6"], "its pad is 2, Caffe's is 1"),
     "a missing ReLU": ({"no_relu": True}, None, ["relu_cccp6"], "the port has no ReLU here"),
-    "RGB and BGR": ({}, _flip_first, ["conv1"], "RGB and BGR are swapped"),
+    "RGB and BGR": ({}, _flip_first, ["conv1"], "its input channels are swapped (RGB and BGR)"),
 }
 
 
@@ -153,7 +153,7 @@ def test_training_only_differences_are_noted(weights: Path) -> None:
 def test_an_active_dropout(weights: Path) -> None:
     report = check(weights, dropout_on=True)
     (row,) = report.broken
-    assert row.cause == "the port has an extra Dropout behind 'poolcp6': dropout, active even in eval()"
+    assert row.cause == "the port has an extra Dropout after 'poolcp6': dropout, active even in eval()"
 
 
 def test_batch_norm_without_scale(weights: Path) -> None:
@@ -214,7 +214,7 @@ def files(tmp_path: Path) -> Path:
 def test_from_a_file(files: Path) -> None:
     report = verify_port(f"{files}/mine.py:Good", files / "net.prototxt")
     assert report.passed
-    assert "conv (conv2d) has a bias, Caffe's 'conv' has none: set to 0" in report.notes
+    assert "conv (conv2d) has a bias, Caffe's 'conv' does not: set to 0" in report.notes
     report = verify_port(f"{files}/mine.py:Floor", files / "net.prototxt")
     assert "pool" in red(report)
     assert "rounds the size down" in next(r for r in report.broken if r.layer == "pool").cause
@@ -232,14 +232,14 @@ def test_a_state_is_kept(files: Path) -> None:
     torch.save(module.state_dict(), files / "biased.pth")
     report = verify_port(f"{files}/mine.py:Good", files / "net.prototxt", state=files / "biased.pth")
     assert red(report) == ["conv"]
-    assert "it has a bias, Caffe's layer has none" in report.broken[0].cause
-    with pytest.raises(CaffePortError, match="a state is for a module that a file makes"):
+    assert "it has a bias, Caffe's layer does not" in report.broken[0].cause
+    with pytest.raises(CaffePortError, match="a state is for a module that is created from a file"):
         verify(files / "net.prototxt", against=module, state=files / "good.pth")
 
 
 @pytest.mark.parametrize("option", [{"strict": True}, {"backward": True}, {"mode": "free"}])
 def test_what_is_for_our_own_net_alone(files: Path, option: dict[str, Any]) -> None:
-    with pytest.raises(CaffePortError, match=f"{next(iter(option))} is for our own net"):
+    with pytest.raises(CaffePortError, match=f"{next(iter(option))} applies only to a converted net"):
         verify(files / "net.prototxt", against=f"{files}/mine.py:Good", **option)
 
 
@@ -265,9 +265,9 @@ def test_flatten_order(files: Path) -> None:
     ("what", "says"),
     [
         ("absent.py:Good", "is not a file"),
-        ("mine.py:Goof", "has no class or function 'Goof'. Did you mean 'Good'"),
+        ("mine.py:Goof", "defines no class or function 'Goof'. Did you mean 'Good'"),
         ("mine.py:broken", r"broken\(\) fails: RuntimeError: no such luck"),
-        ("mine.py:text", r"text\(\) gives a str, not a torch.nn.Module"),
+        ("mine.py:text", r"text\(\) returns a str, not a torch.nn.Module"),
     ],
 )
 def test_what_cannot_be_made(files: Path, what: str, says: str) -> None:
@@ -277,10 +277,10 @@ def test_what_cannot_be_made(files: Path, what: str, says: str) -> None:
 
 def test_states_that_do_not_fit(files: Path) -> None:
     (files / "text.pth").write_text("no")
-    with pytest.raises(ParseError, match="is no state_dict"):
+    with pytest.raises(ParseError, match="is not a state_dict"):
         load_module(f"{files}/mine.py:Good", files / "text.pth")
     torch.save({"x": 1}, files / "none.pth")
-    with pytest.raises(ParseError, match="holds no tensors by name"):
+    with pytest.raises(ParseError, match="it contains no named tensors"):
         load_module(f"{files}/mine.py:Good", files / "none.pth")
     torch.save({"conv.weight": torch.zeros(1)}, files / "other.pth")
     with pytest.raises(CaffePortError, match="does not fit Good"):
@@ -303,7 +303,7 @@ def test_a_state_cannot_run_code(files: Path) -> None:
 def test_modules_that_do_not_run() -> None:
     with pytest.raises(CaffePortError, match=r"Linear cannot run on inputs of shape \(2, 3\)"):
         record_calls(nn.Linear(4, 5), torch.zeros(2, 3))
-    with pytest.raises(CaffePortError, match="calls nothing that a Caffe layer does"):
+    with pytest.raises(CaffePortError, match="calls no function that corresponds to a Caffe layer"):
         record_calls(nn.Identity(), torch.zeros(2, 3))
 
 
@@ -315,13 +315,13 @@ def test_assert_parity(files: Path) -> None:
     with pytest.raises(AssertionError) as error:
         assert_parity(module, files / "net.prototxt")
     assert "first to diverge: layer 'ip' (InnerProduct)" in str(error.value)
-    assert "only channels 2 of 5 differ" in str(error.value)
+    assert "only channel 2 of 5 differs" in str(error.value)
 
 
 def test_by_verify(files: Path) -> None:
     assert verify(files / "net.prototxt", against=f"{files}/mine.py:Good").passed
     assert verify(files / "net.prototxt", against=load_module(f"{files}/mine.py:Good")).candidate == "Good"
-    with pytest.raises(CaffePortError, match="a state belongs to a module"):
+    with pytest.raises(CaffePortError, match="a state needs a hand-written port"):
         verify(files / "net.prototxt", against="opencv", state=files / "x.pth")
 
 
@@ -345,7 +345,7 @@ def test_axes_of_one_may_be_left_out_not_moved(one: tuple[int, ...], other: tupl
 
 
 def test_a_turned_kernel_takes_no_weights(tmp_path: Path) -> None:
-    """As many numbers, but in another order."""
+    """The same number of values in another order."""
     (tmp_path / "net.prototxt").write_text("""
         layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 6 dim: 5 } } }
         layer { name: "c" type: "Convolution" bottom: "x" top: "y"
@@ -378,7 +378,7 @@ layer { name: "prob" type: "Softmax" bottom: "s" top: "prob" }
 
 @pytest.fixture
 def foldable(tmp_path: Path) -> tuple[Path, Path]:
-    """A net with BatchNorm and Scale, and weights in which every number matters."""
+    """A net with BatchNorm and Scale, and weights in which every value matters."""
     path, weights = tmp_path / "net.prototxt", tmp_path / "w.caffemodel"
     path.write_text(FOLDABLE)
     ported = port(path)
@@ -392,7 +392,7 @@ def foldable(tmp_path: Path) -> tuple[Path, Path]:
 
 
 class Folded(nn.Module):
-    """Both convolutions with what is behind them in their weights."""
+    """Both convolutions with the layers after them folded into their weights."""
 
     def __init__(self, foldable: tuple[Path, Path], eps: float = 0.01, keep: str = "all") -> None:
         super().__init__()
@@ -426,19 +426,19 @@ def test_a_folded_port_passes(foldable: tuple[Path, Path]) -> None:
     assert (report.compared, report.not_compared) == (5, 3)
     assert rows["bn1"].note == "folded into the weights of 'conv1'"
     assert rows["conv1"].note == "compared as 'scale1'; port: conv1 (conv2d)"
-    assert rows["scale1"].note == "port: conv1 (conv2d), with 'bn1' and 'scale1' in its weights"
+    assert rows["scale1"].note == "port: conv1 (conv2d), with 'bn1' and 'scale1' folded into its weights"
 
 
 @pytest.mark.parametrize(
     ("slips", "layers", "words"),
     [
-        ({"eps": 1e-5}, ["scale1"], "'bn1' was folded in with another eps: about 1e-05, Caffe's 0.01"),
+        ({"eps": 1e-5}, ["scale1"], "'bn1' was folded in with an eps of about 1e-05, Caffe's is 0.01"),
+        ({"keep": "no bias"}, ["scale1"], "the factor of 'bn1' and 'scale1' is folded in, but the bias is missing"),
         (
-            {"keep": "no bias"},
-            ["scale1"],
-            "the factor of 'bn1' and 'scale1' is in the weights, but the bias is missing",
+            {"keep": "no own bias"},
+            ["scale1", "bn2"],
+            "the bias of 'conv1' was lost when 'bn1' and 'scale1' were folded in",
         ),
-        ({"keep": "no own bias"}, ["scale1", "bn2"], "are folded in, but the bias of 'conv1' is forgotten"),
     ],
     ids=["eps", "bias", "own bias"],
 )
@@ -453,7 +453,7 @@ def test_a_forgotten_batch_norm_is_no_fold(foldable: tuple[Path, Path]) -> None:
     report = verify_port(Folded(foldable), *foldable, keep_parameters=False)  # Caffe's weights as they are
     assert red(report)[0] == "bn1"
     assert report.broken[0].cause == "the port has no BatchNorm here"
-    assert any("give the port's own with --state" in note for note in report.notes)
+    assert any("give those with --state FILE" in note for note in report.notes)
 
 
 def test_a_folder_that_convert_folded(foldable: tuple[Path, Path], tmp_path: Path) -> None:
@@ -462,7 +462,7 @@ def test_a_folder_that_convert_folded(foldable: tuple[Path, Path], tmp_path: Pat
     report = verify_port(f"{folder}/model.py:{name}", *foldable)
     assert report.passed, [(row.layer, row.cause) for row in report.broken]
     assert report.not_compared == 3
-    assert any("parameters are those beside it" in note for note in report.notes)
+    assert any("parameters were loaded from" in note for note in report.notes)
 
 
 # -- parallel branches ------------------------------------------------------------------------------------------------
@@ -493,7 +493,7 @@ layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }
 
 
 class Branches(nn.Module):
-    """The module of BRANCHES, whose branches run in any order; ``slip`` is what is wrong with it."""
+    """The module of BRANCHES, whose branches run in any order; ``slip`` is its mistake."""
 
     def __init__(self, order: str, slip: str = "") -> None:
         super().__init__()

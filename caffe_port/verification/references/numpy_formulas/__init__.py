@@ -1,4 +1,4 @@
-"""Plain NumPy as the reference, in float64: one short function per type, after the formulas of Caffe's sources."""
+"""Plain NumPy as the reference, in float64: one short function per type, following the formulas in Caffe's sources."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from caffe_port.verification.references.reference import Case, Made, Run, Tops, 
 
 __all__ = ["FORMULAS", "Layer", "NumPyReference", "compute"]
 
-# registered by being imported
+# imported because that registers the formulas
 _FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample, shape, spatial)
 
 
@@ -33,8 +33,8 @@ _FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample,
 class NumPyReference:
     """The formulas, run layer by layer in float64.
 
-    They share no code with :mod:`caffe_port.layers`, install everywhere, and are the truth that rounding errors are
-    measured from. They are not fast.
+    They share no code with :mod:`caffe_port.layers`, need nothing but NumPy, and are the exact values against which
+    rounding errors are measured. They are slow.
     """
 
     @property
@@ -42,24 +42,26 @@ class NumPyReference:
         return f"NumPy {np.__version__}, float64"
 
     def run(self, case: Case) -> Run:
-        """Runs the net; a type without a formula has no figures."""
-        values: dict[tuple[str, int], Array] = {s: np.asarray(x, np.float64) for s, x in case.sources().items()}
-        last_read = {s: layer.name for layer in case.spec.layers for s in layer.sources}
+        """Runs the net; a type without a formula has no tops."""
+        values: dict[tuple[str, int], Array] = {
+            s: np.asarray(x, np.float64) for s, x in case.inputs_by_producer().items()
+        }
+        last_read = {s: layer.name for layer in case.spec.layers for s in layer.producers}
         for layer in computing(case.spec):
-            bottoms = [values[s] for s in layer.sources]
+            bottoms = [values[s] for s in layer.producers]
             tops, note = compute(layer, bottoms, case.blobs.get(layer.name, ()), case.spec.phase == "TRAIN")
             instead = yield Made(layer, tops, self.name, note)
             for k, top in enumerate(tops if tops is not None else instead or ()):
                 values[layer.name, k] = np.asarray(top, np.float64)
-            for source in layer.sources:
-                if last_read[source] == layer.name:
-                    values.pop(source, None)
+            for producer in layer.producers:
+                if last_read[producer] == layer.name:
+                    values.pop(producer, None)
 
 
 def compute(
     layer: LayerSpec, bottoms: Sequence[Array], blobs: Sequence[Array], train: bool = False
 ) -> tuple[Tops | None, str]:
-    """One layer's tops in float64, or None with the reason why not."""
+    """One layer's tops in float64, or None and the reason."""
     formula = FORMULAS.get(layer.type)
     if formula is None:
         return None, f"no formula for {layer.type}"

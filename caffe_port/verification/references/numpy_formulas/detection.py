@@ -1,4 +1,4 @@
-"""Where detectors begin: the boxes around every pixel."""
+"""The prior boxes of detectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caffe_port.verification.references.numpy_formulas.formulas import Layer, Re
 
 
 def _sizes(p: Message) -> list[tuple[float, float]]:
-    """Width and height of each box of a pixel."""
+    """The width and height of each box at a pixel."""
     if p.width:
         return list(zip(p.width, p.height, strict=True))
     ratios: list[float] = []

@@ -1,4 +1,4 @@
-"""One element at a time."""
+"""Elementwise layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def relu6(layer: Layer) -> Result:
 
 @formula("PReLU")
 def prelu(layer: Layer) -> Result:
-    """max(x, 0) + a * min(x, 0), a for each channel or one for all. Source: prelu_layer.cpp."""
+    """max(x, 0) + a * min(x, 0), with one a per channel or one for all. Source: prelu_layer.cpp."""
     x, slope = layer.x, layer.blobs[0].reshape(-1)
     if not layer.param.prelu_param.channel_shared:
         slope = slope.reshape(-1, *([1] * (x.ndim - 2)))
@@ -92,14 +92,14 @@ def _ln_base(p: Message) -> float:
 
 @formula("Exp")
 def exp(layer: Layer) -> Result:
-    """base^(shift + scale x), base -1 standing for e. Source: exp_layer.cpp."""
+    """base^(shift + scale x); base -1 means e. Source: exp_layer.cpp."""
     p = layer.param.exp_param
     return np.exp((p.shift + p.scale * layer.x) * _ln_base(p))
 
 
 @formula("Log")
 def log(layer: Layer) -> Result:
-    """log of (shift + scale x), in the given base. Source: log_layer.cpp."""
+    """log(shift + scale x) in the given base. Source: log_layer.cpp."""
     p = layer.param.log_param
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.log(p.shift + p.scale * layer.x) / _ln_base(p)
@@ -107,7 +107,7 @@ def log(layer: Layer) -> Result:
 
 @formula("Threshold")
 def threshold(layer: Layer) -> Result:
-    """1 where x > threshold, else 0. Source: threshold_layer.cpp."""
+    """1 where x > threshold, 0 elsewhere. Source: threshold_layer.cpp."""
     return (layer.x > layer.param.threshold_param.threshold).astype(np.float64)
 
 
@@ -120,7 +120,7 @@ def clip(layer: Layer) -> Result:
 
 @formula("Dropout")
 def dropout(layer: Layer) -> Result:
-    """The identity in TEST: TRAIN scales by 1 / (1 - ratio). Source: dropout_layer.cpp."""
+    """The identity in TEST, because TRAIN scales by 1 / (1 - ratio). Source: dropout_layer.cpp."""
     if layer.train:
         raise NotImplementedError("a random layer")
     return layer.x
@@ -141,6 +141,6 @@ def eltwise(layer: Layer) -> Result:
 
 @formula("Axpy")
 def axpy(layer: Layer) -> Result:
-    """a x + y, one a for each channel of each item. Source: axpy_layer.cpp (SENet)."""
+    """a x + y, with one a per channel of each item. Source: axpy_layer.cpp (SENet)."""
     a, x, y = layer.bottoms
     return a.reshape(*x.shape[:2], *[1] * (x.ndim - 2)) * x + y

@@ -1,4 +1,4 @@
-"""Layer types that forks added: activations, sums, products with margins, resizing, video."""
+"""Layer types added by forks: activations, sums, products with margins, resizing, video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caffe_port.formats.message import Message
 from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula, given
 
-# -- number by number ---------------------------------------------------------------------------------------------
+# -- elementwise ----------------------------------------------------------------------------------------------------
 
 
 @formula("HSwish", "HardSwish")
@@ -53,7 +53,7 @@ def signed_sqrt(layer: Layer) -> Result:
 
 @formula("Insanity")
 def insanity(layer: Layer) -> Result:
-    """max(x, 0) + min(x, 0) / a, a the mean that belongs to the bounds in TEST. Source: insanity_layer.cpp."""
+    """max(x, 0) + min(x, 0) / a; in TEST, a is a mean given by the bounds. Source: insanity_layer.cpp."""
     if layer.train:
         raise NotImplementedError("a random layer")
     p = layer.param.insanity_param
@@ -86,7 +86,7 @@ def noise(layer: Layer) -> Result:
 
 @formula("GRL", "GradientReversal", "GradientScaler")
 def gradient_scaler(layer: Layer) -> Result:
-    """The identity, forward. Source: gradient_scaler_layer.cpp."""
+    """The identity in the forward pass. Source: gradient_scaler_layer.cpp."""
     return layer.x
 
 
@@ -107,7 +107,7 @@ def mean(layer: Layer) -> Result:
 
 @formula("L2Norm", "L2Normalize", "Normalization", "NormalizeFeature")
 def unit_length(layer: Layer) -> Result:
-    """x over its length, for each item; L2Normalize adds 1e-7 under the root. Source: l2_normalize_layer.cpp."""
+    """x / ||x|| per item; L2Normalize adds 1e-7 inside the root. Source: l2_normalize_layer.cpp."""
     x = layer.x
     squares = (x * x).sum(tuple(range(1, x.ndim)), keepdims=True)
     return x / np.sqrt(squares + (1e-7 if layer.param.type == "L2Normalize" else 0))
@@ -121,7 +121,7 @@ def total(layer: Layer) -> Result:
 
 @formula("MIL")
 def mil(layer: Layer) -> Result:
-    """The greatest probability, or that of any pixel. Source: mil_layer.cpp."""
+    """The largest probability, or the probability that any pixel is positive. Source: mil_layer.cpp."""
     x = layer.x.reshape(*layer.x.shape[:2], -1)
     y = x.max(2)
     if layer.param.mil_param.type == "NOR":
@@ -131,7 +131,7 @@ def mil(layer: Layer) -> Result:
 
 @formula("BatchReduction")
 def batch_reduction(layer: Layer) -> Result:
-    """Sums or means of level^2 numbers each. Source: batch_reduction_layer.cpp (PSPNet)."""
+    """Sums or means of level^2 values each. Source: batch_reduction_layer.cpp (PSPNet)."""
     p, x = layer.param.batch_reduction_param, layer.x
     axis, levels = p.reduction_param.axis % x.ndim, list(p.level) or [1]
     add = np.mean if p.reduction_param.operation == "MEAN" else np.sum
@@ -143,7 +143,7 @@ def batch_reduction(layer: Layer) -> Result:
 
 @formula("Scalar")
 def scalar(layer: Layer) -> Result:
-    """x gamma, gamma the second bottom or the blob. Source: scalar_layer.cpp."""
+    """x gamma; gamma is the second bottom or the blob. Source: scalar_layer.cpp."""
     axis = layer.param.scalar_param.axis % layer.x.ndim
     gamma = layer.bottoms[1] if len(layer.bottoms) > 1 else layer.blobs[0]
     return layer.x * gamma.reshape(gamma.shape + (1,) * (layer.x.ndim - axis - gamma.ndim))
@@ -159,7 +159,7 @@ def factor_for_pixels(layer: Layer) -> Result:
 
 @formula("InnerDistance")
 def inner_distance(layer: Layer) -> Result:
-    """Distances from the rows of the weight. Source: inner_distance_layer.cpp (happynear)."""
+    """The distances from the rows of the weight. Source: inner_distance_layer.cpp (happynear)."""
     p = layer.param.inner_distance_param
     x = layer.x.reshape(*layer.x.shape[: p.axis], -1)
     weight = layer.blobs[0].reshape(p.num_output, -1)
@@ -172,7 +172,7 @@ def inner_distance(layer: Layer) -> Result:
 
 @formula("LabelSpecificAdd")
 def label_specific_add(layer: Layer) -> Result:
-    """In TRAIN, the true score gets bias added where it is above -bias. Source: label_specific_add_layer.cpp."""
+    """In TRAIN, adds bias to the true class's score if that is above -bias. Source: label_specific_add_layer.cpp."""
     y, bias = layer.x.copy(), layer.param.label_specific_add_param.bias
     if layer.train:
         for row, label in zip(y.reshape(len(y), -1), layer.bottoms[1].reshape(-1).astype(int), strict=True):
@@ -185,7 +185,7 @@ def label_specific_add(layer: Layer) -> Result:
 
 @formula("Upsampling")
 def upsampling(layer: Layer) -> Result:
-    """Each value in the corner of a block of zeros. Source: upsampling_layer.cpp (CEDN)."""
+    """Puts each value in the corner of a block of zeros. Source: upsampling_layer.cpp (CEDN)."""
     p, x = layer.param.upsampling_param, layer.x
     high, wide = p.kernel_h or p.kernel_size, p.kernel_w or p.kernel_size
     y = np.zeros((*x.shape[:2], x.shape[2] * high, x.shape[3] * wide))
@@ -195,7 +195,7 @@ def upsampling(layer: Layer) -> Result:
 
 @formula("MaskResize")
 def mask_resize(layer: Layer) -> Result:
-    """Pixel i lies at i * old / new; beyond half a pixel after the last, 0. Source: mask_resize_layer.cu (MNC)."""
+    """Pixel i is at i * old / new; 0 more than half a pixel after the last. Source: mask_resize_layer.cu (MNC)."""
     p, x = layer.param.mask_resize_param, layer.x
     for axis, count in ((2, p.output_height), (3, p.output_width)):
         old = x.shape[axis]
@@ -210,7 +210,7 @@ def mask_resize(layer: Layer) -> Result:
 
 @formula("Accum")
 def accum(layer: Layer) -> Result:
-    """Every bottom stretched between its corners, one behind the other. Source: accum_layer.cpp (FlowNet2)."""
+    """Stretches every bottom with corners aligned and concatenates them. Source: accum_layer.cpp (FlowNet2)."""
     p = layer.param.accum_param
     images = layer.bottoms[:-1] if p.have_reference else layer.bottoms
     size = [max(x.shape[axis] for x in images) for axis in (2, 3)]
@@ -233,7 +233,7 @@ def accum(layer: Layer) -> Result:
 
 @formula("RegionYolo")
 def region_yolo(layer: Layer) -> Result:
-    """Sigmoids of place, score and classes, or a softmax of the classes. Source: OpenVINO's RegionYolo."""
+    """Sigmoids of position, score and classes, or a softmax of the classes. Source: OpenVINO's RegionYolo."""
     p, x = layer.param.region_yolo_param, layer.x
     y = x.reshape(x.shape[0], p.num if p.do_softmax else len(p.mask), -1, *x.shape[2:]).copy()
     logistic = [0, 1, *range(p.coords, p.coords + 1 if p.do_softmax else y.shape[2])]
@@ -249,7 +249,7 @@ def region_yolo(layer: Layer) -> Result:
 
 @formula("ReverseTime")
 def reverse_time(layer: Layer) -> Result:
-    """Each sequence turned round, up to its length. Source: reverse_time_layer.cpp (ChWick)."""
+    """Each sequence reversed, up to its length. Source: reverse_time_layer.cpp (ChWick)."""
     y = layer.x.copy() if layer.param.reverse_time_param.copy_remaining else np.zeros_like(layer.x)
     for stream, length in enumerate(layer.bottoms[1].reshape(-1).astype(int)):
         y[:length, stream] = layer.x[:length, stream][::-1]
@@ -258,7 +258,7 @@ def reverse_time(layer: Layer) -> Result:
 
 @formula("CTCGreedyDecoder")
 def ctc_greedy_decoder(layer: Layer) -> Result:
-    """The best classes without repetitions and blanks. Source: ctc_decoder_layer.cpp (ChWick)."""
+    """The best classes, without repetitions and blanks. Source: ctc_decoder_layer.cpp (ChWick)."""
     p, x = layer.param.ctc_decoder_param, layer.x
     x = x.reshape(*x.shape[:2], -1)
     going_on = layer.bottoms[1].reshape(x.shape[:2])
@@ -282,7 +282,7 @@ def ctc_greedy_decoder(layer: Layer) -> Result:
 
 
 def _sides(p: Message, field: str, default: int) -> tuple[int, ...]:
-    """(depth, height, width); in the words of C3D the depth has fields of its own."""
+    """(depth, height, width); in C3D, the depth has its own fields."""
     values = list(getattr(p, field)) or [default]
     if p.has("kernel_depth"):
         own = {"kernel_size": p.kernel_depth, "stride": p.temporal_stride, "pad": given(p, "temporal_pad") or 0}
@@ -292,7 +292,7 @@ def _sides(p: Message, field: str, default: int) -> tuple[int, ...]:
 
 @formula("Convolution3D")
 def convolution3d(layer: Layer) -> Result:
-    """A product for every kernel offset; filter_group changes nothing. Source: convolution3d_layer.cpp (C3D)."""
+    """One product per kernel offset; filter_group has no effect. Source: convolution3d_layer.cpp (C3D)."""
     own = layer.param
     p, x = own.convolution3d_param if own.has("convolution3d_param") else own.convolution_param, layer.x
     kernel, stride, pad = _sides(p, "kernel_size", 1), _sides(p, "stride", 1), _sides(p, "pad", 0)
@@ -310,7 +310,7 @@ def convolution3d(layer: Layer) -> Result:
 
 @formula("Pooling3D")
 def pooling3d(layer: Layer) -> Result:
-    """Maximum or mean of boxes that may hang over the far edges. Source: pool3d_layer.cpp (C3D)."""
+    """Maximum or mean of boxes that may extend beyond the far edges. Source: pool3d_layer.cpp (C3D)."""
     own = layer.param
     p, x = own.pooling3d_param if own.has("pooling3d_param") else own.pooling_param, layer.x
     if p.global_pooling:

@@ -1,4 +1,4 @@
-"""What the formulas of a layer type have in common: the registry and the reading of parameters."""
+"""What all formulas share: the registry, and functions that read parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLT_MIN = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's question: its LayerParameter, bottoms and blobs in float64, and the phase."""
+    """The arguments of a formula: the LayerParameter, bottoms and blobs in float64, and the phase."""
 
     param: Message
     bottoms: Sequence[Array]
@@ -32,7 +32,7 @@ class Layer:
 
 
 Result = Any
-"""An array, or a sequence of arrays: one a top. A message's fields have no type that a checker could know."""
+"""An array, or a sequence with one array per top; Any, because a type checker does not know a message's fields."""
 
 Formula = Callable[[Layer], Result]
 
@@ -51,7 +51,7 @@ def formula(*types: str) -> Callable[[Formula], Formula]:
 
 
 def spatial(values: Sequence[int], h: int | None, w: int | None, count: int, default: int) -> tuple[int, ...]:
-    """``kernel_size``, ``kernel_h`` and ``kernel_w`` as one number for each axis. Source: base_conv_layer.cpp."""
+    """``kernel_size``, ``kernel_h`` and ``kernel_w`` as one number per axis. Source: base_conv_layer.cpp."""
     if h is not None or w is not None:
         return (default if h is None else h, default if w is None else w)
     if not values:
@@ -60,7 +60,7 @@ def spatial(values: Sequence[int], h: int | None, w: int | None, count: int, def
 
 
 def given(p: Message, name: str) -> Any:
-    """A field's value, None where it is not set."""
+    """A field's value; None if it is not set."""
     return getattr(p, name) if p.has(name) else None
 
 
@@ -70,5 +70,5 @@ def legacy_axis(p: Message, old: str) -> int:
 
 
 def along(values: Array, axis: int, dims: int) -> Array:
-    """Parameters of one or more axes, shaped so that they line up with a bottom from ``axis`` on."""
+    """Parameters of one or more axes, reshaped to broadcast with a bottom from ``axis`` on."""
     return values.reshape(values.shape + (1,) * (dims - axis - values.ndim))

@@ -12,7 +12,7 @@ from caffe_port.verification.references.numpy_formulas.formulas import Layer, Re
 
 @formula("InnerProduct")
 def inner_product(layer: Layer) -> Result:
-    """x W^T + b, x flattened from ``axis`` on; W is stored transposed on request. Source: inner_product_layer.cpp."""
+    """x W^T + b, x flattened from ``axis`` on; ``transpose``: W is (in, out). Source: inner_product_layer.cpp."""
     p, x = layer.param.inner_product_param, layer.x
     axis = p.axis % x.ndim
     flat = x.reshape(*x.shape[:axis], math.prod(x.shape[axis:]))
@@ -32,7 +32,7 @@ def embed(layer: Layer) -> Result:
 
 
 def _factor(layer: Layer, values: Array, axis: int, num_axes: int, learned: bool) -> Array:
-    """A factor or addend in its place: a learned one covers ``num_axes`` axes (-1: all), a bottom all it has."""
+    """A factor or addend, reshaped to broadcast; a trained one has ``num_axes`` axes (-1: all), a bottom keeps its."""
     x = layer.x
     axis %= x.ndim
     if learned:
@@ -63,7 +63,7 @@ def bias(layer: Layer) -> Result:
 
 @formula("BatchNorm")
 def batch_norm(layer: Layer) -> Result:
-    """(x - mean) / sqrt(var + eps); the blobs are sums and what to divide them by. Source: batch_norm_layer.cpp."""
+    """(x - mean) / sqrt(var + eps); the blobs are sums and their divisor. Source: batch_norm_layer.cpp."""
     p, x = layer.param.batch_norm_param, layer.x
     others = tuple(i for i in range(x.ndim) if i != 1)
     if p.use_global_stats if p.has("use_global_stats") else not layer.train:
@@ -80,15 +80,15 @@ def batch_norm(layer: Layer) -> Result:
 def bn(layer: Layer) -> Result:
     """slope * (x - mean) / sqrt(var + eps) + bias.
 
-    The fields that are set say which fork it is. yjxiong's and PSPNet's, and happynear's (var_eps, moving_average),
-    store mean and variance; SegNet's has slope and bias only: LEARN takes the statistics of the batch, INFERENCE none.
+    The fields that are set identify the fork. yjxiong's and PSPNet's, and happynear's (var_eps, moving_average),
+    store mean and variance; SegNet's has only slope and bias: LEARN uses the statistics of the batch, INFERENCE none.
     Source: bn_layer.cpp.
     """
     p, x = layer.param.bn_param, layer.x
     slope, bias, *stored = (b.reshape(-1, *[1] * (x.ndim - 2)) for b in layer.blobs)
     others = tuple(i for i in range(x.ndim) if i != 1)
     if p.axis != 1:
-        raise NotImplementedError("BN over another axis than 1")
+        raise NotImplementedError("BN over an axis other than 1")
     if not stored:
         if p.bn_mode == "INFERENCE":
             return slope * x + bias
@@ -105,20 +105,20 @@ def bn(layer: Layer) -> Result:
 
 @formula("MVN")
 def mvn(layer: Layer) -> Result:
-    """(x - mean) / (deviation + eps), over a plane or a whole item. Source: mvn_layer.cpp."""
+    """(x - mean) / (standard deviation + eps), over a plane or a whole item. Source: mvn_layer.cpp."""
     p, x = layer.param.mvn_param, layer.x
     axes = tuple(range(1 if p.across_channels else 2, x.ndim))
-    centred = x - x.mean(axes, keepdims=True)
+    centered = x - x.mean(axes, keepdims=True)
     if not p.normalize_variance:
-        return centred
-    return centred / (np.sqrt((centred**2).mean(axes, keepdims=True)) + p.eps)
+        return centered
+    return centered / (np.sqrt((centered**2).mean(axes, keepdims=True)) + p.eps)
 
 
 @formula("Normalize")
 def normalize(layer: Layer) -> Result:
-    """x / sqrt(sum x^2 + eps), over channels or an item, times a learned scale. Source: normalize_layer.cpp (SSD).
+    """x / sqrt(sum x^2 + eps), over channels or an item, times a trained scale. Source: normalize_layer.cpp (SSD).
 
-    Without norm_param it is NormFace's: eps is 1e-6, nothing is learned, and the norms are a second top.
+    Without norm_param it is NormFace's: eps is 1e-6, there is no scale, and the norms are a second top.
     """
     p, x = layer.param.norm_param, layer.x
     if not layer.param.has("norm_param"):
@@ -145,7 +145,7 @@ def grn(layer: Layer) -> Result:
 
 
 def softmax_of(x: Array, axis: int) -> Array:
-    """Softmax in a way that cannot overflow."""
+    """Softmax that cannot overflow."""
     e = np.exp(x - x.max(axis, keepdims=True))
     return np.asarray(e / e.sum(axis, keepdims=True))
 

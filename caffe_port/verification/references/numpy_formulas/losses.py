@@ -1,4 +1,4 @@
-"""Losses: one number each."""
+"""Losses: one value each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOG_THRESHOLD = 1e-20
 
 
 def _normalizer(p: Message, full: int, valid: int, batch: int, default: str) -> float:
-    """What a loss is divided by. Source: loss_layer.cpp, LossParameter."""
+    """The divisor of a loss. Source: loss_layer.cpp, LossParameter."""
     how = p.normalization
     if not p.has("normalization"):
         how = default if not p.has("normalize") else "VALID" if p.normalize else "BATCH_SIZE"
@@ -21,7 +21,7 @@ def _normalizer(p: Message, full: int, valid: int, batch: int, default: str) -> 
 
 @formula("SoftmaxWithLoss")
 def softmax_with_loss(layer: Layer) -> Result:
-    """-log of the label's softmax, normalised; the second top is the softmax. Source: softmax_loss_layer.cpp."""
+    """-log of the label's softmax, normalized; the second top is the softmax. Source: softmax_loss_layer.cpp."""
     axis = layer.param.softmax_param.axis % layer.x.ndim
     prob = softmax_of(layer.x, axis)
     scores = np.moveaxis(prob, axis, -1)
@@ -37,7 +37,7 @@ def softmax_with_loss(layer: Layer) -> Result:
 
 @formula("SigmoidCrossEntropyLoss")
 def sigmoid_cross_entropy_loss(layer: Layer) -> Result:
-    """-sum(t log s + (1 - t) log(1 - s)), s the sigmoid. Source: sigmoid_cross_entropy_loss_layer.cpp."""
+    """-sum(t log s + (1 - t) log(1 - s)); s is the sigmoid. Source: sigmoid_cross_entropy_loss_layer.cpp."""
     x, target, p = layer.x, layer.bottoms[1].reshape(layer.x.shape), layer.param.loss_param
     valid = target != p.ignore_label if p.has("ignore_label") else np.ones(x.shape, bool)
     each = np.maximum(x, 0) - x * target + np.log1p(np.exp(-np.abs(x)))
@@ -47,14 +47,14 @@ def sigmoid_cross_entropy_loss(layer: Layer) -> Result:
 
 @formula("EuclideanLoss")
 def euclidean_loss(layer: Layer) -> Result:
-    """Sum of squares over twice the batch. Source: euclidean_loss_layer.cpp."""
+    """The sum of squares divided by twice the batch size. Source: euclidean_loss_layer.cpp."""
     difference = layer.x - layer.bottoms[1].reshape(layer.x.shape)
     return np.asarray((difference**2).sum() / layer.x.shape[0] / 2)
 
 
 @formula("HingeLoss")
 def hinge_loss(layer: Layer) -> Result:
-    """Sum of max(0, 1 - y), y the score, negative for all but the label's. Source: hinge_loss_layer.cpp."""
+    """Sum of max(0, 1 - y); y is the label's score, and minus the others' scores. Source: hinge_loss_layer.cpp."""
     x = layer.x.reshape(layer.x.shape[0], -1)
     labels = layer.bottoms[1].reshape(-1).astype(int)
     signs = np.ones(x.shape)
@@ -74,13 +74,13 @@ def multinomial_logistic_loss(layer: Layer) -> Result:
 
 @formula("InfogainLoss")
 def infogain_loss(layer: Layer) -> Result:
-    """-sum H[label, k] log p_k, p the softmax. Source: infogain_loss_layer.cpp."""
+    """-sum H[label, k] log p_k; p is the softmax. Source: infogain_loss_layer.cpp."""
     axis = layer.param.infogain_loss_param.axis % layer.x.ndim
     prob = softmax_of(layer.x, axis)
     scores = np.moveaxis(prob, axis, -1)
     labels = layer.bottoms[1].reshape(scores.shape[:-1]).astype(int)
     if len(layer.bottoms) < 3:
-        raise NotImplementedError("an infogain matrix in a file")
+        raise NotImplementedError("an infogain matrix from a file")
     p = layer.param.loss_param
     valid = labels != p.ignore_label if p.has("ignore_label") else np.ones(labels.shape, bool)
     gain = layer.bottoms[2].reshape(scores.shape[-1], -1)[np.where(valid, labels, 0)]

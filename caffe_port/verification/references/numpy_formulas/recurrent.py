@@ -1,4 +1,4 @@
-"""Recurrences over the first axis, time. A 0 in the second bottom forgets what came before."""
+"""Recurrent layers over the first axis, time. A 0 in the second bottom resets the state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images become larger or smaller: the layers that segmentation and detection added to Caffe."""
+"""Resizing: the layers that segmentation and detection added to Caffe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from caffe_port.verification.references.numpy_formulas.formulas import Layer, Re
 
 @formula("Interp")
 def interp(layer: Layer) -> Result:
-    """Between the four nearest pixels, corners on corners; crops before. Source: interp_layer.cpp (DeepLab, PSPNet)."""
+    """Crops, then interpolates bilinearly with corners aligned. Source: interp_layer.cpp (DeepLab, PSPNet)."""
     p, x = layer.param.interp_param, layer.x
     if p.interp_type != "bilinear" or not p.align_corners:
-        raise NotImplementedError("Interp other than bilinear between corners")
+        raise NotImplementedError("Interp other than bilinear with aligned corners")
     x = x[:, :, -p.pad_beg : x.shape[2] + p.pad_end, -p.pad_beg : x.shape[3] + p.pad_end]
     size = list(x.shape[2:])
     if p.has("shrink_factor") or p.has("zoom_factor"):
@@ -38,7 +38,7 @@ def _stretch(x: Array, axis: int, count: int) -> Array:
 
 @formula("Upsample")
 def upsample(layer: Layer) -> Result:
-    """Each value to the place that the mask names, zeros elsewhere; without a mask, to a block of pixels.
+    """Puts each value where the mask says, with zeros elsewhere; without a mask, repeats it in a block of pixels.
 
     Sources: upsample_layer.cpp of SegNet, and of darknet2caffe and MobileNet-YOLO.
     """
@@ -66,7 +66,7 @@ def upsample(layer: Layer) -> Result:
 
 @formula("Reorg", "ReorgYolo")
 def reorg(layer: Layer) -> Result:
-    """darknet's reorg_cpu, index by index, with its channels as it counts them. Source: reorg_layer.cpp (YOLO v2)."""
+    """darknet's reorg_cpu, index by index, with its order of channels. Source: reorg_layer.cpp (YOLO v2)."""
     p, x = layer.param.reorg_yolo_param if layer.param.type == "ReorgYolo" else layer.param.reorg_param, layer.x
     stride, reverse = p.stride or 2, p.has("reverse") and p.reverse
     n, c, h, w = x.shape

@@ -1,4 +1,4 @@
-"""Elements are moved, chosen and counted."""
+"""Layers that move, select and count elements."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def concat(layer: Layer) -> Result:
 
 @formula("Slice")
 def slice_(layer: Layer) -> Result:
-    """At the given points, or into equal parts. Source: slice_layer.cpp."""
+    """Slices at the given points, or into equal parts. Source: slice_layer.cpp."""
     p = layer.param.slice_param
     return np.split(layer.x, list(p.slice_point) or layer.tops, axis=legacy_axis(p, "slice_dim"))
 
@@ -44,7 +44,7 @@ def flatten(layer: Layer) -> Result:
 
 @formula("Reshape")
 def reshape(layer: Layer) -> Result:
-    """0 copies a side, -1 is inferred; axis and num_axes say which sides are replaced. Source: reshape_layer.cpp."""
+    """0 copies a dimension, -1 is inferred; axis and num_axes select those replaced. Source: reshape_layer.cpp."""
     p, shape = layer.param.reshape_param, layer.x.shape
     first = p.axis if p.axis >= 0 else len(shape) + p.axis + 1
     last = len(shape) if p.num_axes == -1 else first + p.num_axes
@@ -61,12 +61,24 @@ def permute(layer: Layer) -> Result:
 
 @formula("ChannelShuffle", "ShuffleChannel")
 def shuffle_channel(layer: Layer) -> Result:
-    """Channel i of group g goes to i * groups + g. Source: shuffle_channel_layer.cpp (ShuffleNet)."""
+    """Channel i of group g becomes channel i * groups + g. Source: shuffle_channel_layer.cpp (ShuffleNet)."""
     x, groups = layer.x, layer.param.shuffle_channel_param.group
     top = np.empty_like(x)
     each = x.shape[1] // groups
     for g in range(groups):
         top[:, g::groups] = x[:, g * each : (g + 1) * each]
+    return top
+
+
+@formula("PixelShuffle")
+def pixel_shuffle(layer: Layer) -> Result:
+    """Pixel (i, j) of each r x r block comes from channel r i + j of r r. Source: pixelshuffle_layer.cpp (brocolli)."""
+    x, factor = layer.x, layer.param.pixelshuffle_param.upscale_factor
+    n, c, h, w = x.shape
+    top = np.empty((n, c // factor**2, h * factor, w * factor))
+    for i in range(factor):
+        for j in range(factor):
+            top[:, :, i::factor, j::factor] = x[:, factor * i + j :: factor**2]
     return top
 
 
@@ -86,7 +98,7 @@ def tile(layer: Layer) -> Result:
 
 @formula("Reduction")
 def reduction(layer: Layer) -> Result:
-    """coeff * sum, sum of magnitudes, of squares, or mean, over all from ``axis`` on. Source: reduction_layer.cpp."""
+    """coeff * sum, sum of magnitudes or squares, or mean, from ``axis`` on. Source: reduction_layer.cpp."""
     p, x = layer.param.reduction_param, layer.x
     flat = x.reshape(*x.shape[: p.axis % x.ndim], -1)
     value = {"ASUM": np.abs, "SUMSQ": np.square}.get(p.operation, np.asarray)(flat)
@@ -96,11 +108,11 @@ def reduction(layer: Layer) -> Result:
 
 @formula("ArgMax")
 def argmax(layer: Layer) -> Result:
-    """The k greatest: indices, values, or both; along an axis, or over a whole item. Source: argmax_layer.cpp."""
+    """The k largest: indices, values, or both; along an axis or over a whole item. Source: argmax_layer.cpp."""
     p, x = layer.param.argmax_param, layer.x
     axis = p.axis % x.ndim if p.has("axis") else None
     flat = x.reshape(x.shape[0], -1) if axis is None else np.moveaxis(x, axis, -1)
-    # Caffe sorts (value, index) pairs: of equal values the greater index comes first
+    # Caffe sorts (value, index) pairs: of equal values, the larger index comes first
     order = flat.shape[-1] - 1 - np.argsort(-flat[..., ::-1], axis=-1, kind="stable")[..., : p.top_k]
     values = np.take_along_axis(flat, order, -1)
     if axis is None:
@@ -118,7 +130,7 @@ def batch_reindex(layer: Layer) -> Result:
 
 @formula("Filter")
 def filter_(layer: Layer) -> Result:
-    """The items whose selector is not zero. Source: filter_layer.cpp."""
+    """The items with a nonzero selector. Source: filter_layer.cpp."""
     chosen = layer.bottoms[-1].reshape(-1) != 0
     return [x[chosen] for x in layer.bottoms[:-1]]
 
@@ -143,7 +155,7 @@ def dummy_data(layer: Layer) -> Result:
 
 @formula("Accuracy")
 def accuracy(layer: Layer) -> Result:
-    """The share of labels among the k best scores; ties count for the label. Source: accuracy_layer.cpp."""
+    """The share of items whose label is among the k best scores; ties count as right. Source: accuracy_layer.cpp."""
     p = layer.param.accuracy_param
     axis = p.axis % layer.x.ndim
     scores = np.moveaxis(layer.x, axis, -1)

@@ -1,4 +1,4 @@
-"""Windows that slide over the image. Sums over kernel offsets: each is one matrix product or one strided slice."""
+"""Sliding windows. Computed as sums over kernel offsets, each one matrix product or one strided slice."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _windows(p: Message, count: int) -> tuple[Sides, Sides, Sides, Sides]:
     pad = spatial(_shaped(p, "pad"), given(p, "pad_h"), given(p, "pad_w"), count, 0)
     if p.has("dilation"):
         return kernel, stride, pad, spatial(p.dilation, None, None, count, 1)
-    hole = [p.hole] if p.has("hole") else []  # DeepLab's word for it
+    hole = [p.hole] if p.has("hole") else []  # DeepLab's name for dilation
     return kernel, stride, pad, spatial(hole, given(p, "hole_h"), given(p, "hole_w"), count, 1)
 
 
 def _shaped(p: Message, word: str) -> list[int]:
-    """``kernel_size``, ``stride`` or ``pad``; or the fork's ``kernel_shape { dim dim dim }`` and so on."""
+    """``kernel_size``, ``stride`` or ``pad``; or a fork's ``kernel_shape { dim dim dim }`` and so on."""
     if p.has(f"{word}_shape"):
         return list(getattr(p, f"{word}_shape").dim)
     return list(getattr(p, "kernel_size" if word == "kernel" else word))
@@ -39,7 +39,7 @@ def _offsets(kernel: Sides) -> Iterator[Sides]:
 
 
 def _met(offset: Sides, stride: Sides, dilation: Sides, out: Sides) -> Any:
-    """Index of the elements of a padded image that this kernel offset meets, one for each output position."""
+    """The index of the elements of a padded image at this kernel offset, one per output position."""
     starts = [o * d for o, d in zip(offset, dilation, strict=True)]
     return (..., *(slice(a, a + s * (n - 1) + 1, s) for a, s, n in zip(starts, stride, out, strict=True)))
 
@@ -53,7 +53,7 @@ def _last(*sides: Any) -> Any:
 def convolution(layer: Layer) -> Result:
     """y[o] = b[o] + sum over i, k of W[o, i, k] x[i, s * position + d * k - pad]. Source: base_conv_layer.cpp."""
     p = layer.param.convolution_param
-    if layer.param.type != "Convolution":  # of these, both may be left out
+    if layer.param.type != "Convolution":  # depthwise types may omit both
         channels = layer.x.shape[p.axis]
         p = p.copy(**{name: channels for name in ("num_output", "group") if not p.has(name)})
     return [_convolve(p, x, layer.blobs) for x in layer.bottoms]
@@ -81,7 +81,7 @@ def _convolve(p: Message, x: Array, blobs: Sequence[Array]) -> Array:
 
 @formula("Deconvolution")
 def deconvolution(layer: Layer) -> Result:
-    """The gradient of a convolution: each element adds its multiple of the kernel. Source: deconv_layer.cpp."""
+    """The gradient of a convolution: each element adds a multiple of the kernel. Source: deconv_layer.cpp."""
     p = layer.param.convolution_param
     return [_deconvolve(p, x, layer.blobs) for x in layer.bottoms]
 
@@ -106,7 +106,7 @@ def _deconvolve(p: Message, x: Array, blobs: Sequence[Array]) -> Array:
 
 @formula("Im2col")
 def im2col(layer: Layer) -> Result:
-    """Channel (i, k) holds what kernel offset k meets of channel i. Source: im2col.cpp."""
+    """Channel (i, k) is what kernel offset k reads from channel i. Source: im2col.cpp."""
     x = layer.x
     kernel, stride, pad, dilation = _windows(layer.param.convolution_param, 2)
     out = tuple(
@@ -119,10 +119,10 @@ def im2col(layer: Layer) -> Result:
 
 
 def pool(x: Array, how: str, kernel: Sides, stride: Sides, pad: Sides, ceil: bool = True) -> tuple[Array, Array]:
-    """Pooled values and, for MAX, the index of each within its plane (-1 where a window is empty).
+    """The pooled values and, for MAX, the index of each within its plane (-1 for an empty window).
 
-    Windows may hang over the right and lower edge; one that would begin beyond the image and its padding is dropped
-    where there is padding. AVE divides by the window clipped to the padded image. Source: pooling_layer.cpp.
+    Windows may extend beyond the right and bottom edges; if there is padding, a last window that would start beyond the
+    image and its padding is dropped. AVE divides by the window clipped to the padded image. Source: pooling_layer.cpp.
     """
     sides = x.shape[2:]
     out = []
@@ -155,7 +155,7 @@ def pool(x: Array, how: str, kernel: Sides, stride: Sides, pad: Sides, ceil: boo
 
 @formula("Pooling")
 def pooling(layer: Layer) -> Result:
-    """Maximum or mean of windows, and the mask. Source: pooling_layer.cpp."""
+    """Maximum or mean over windows, and the mask. Source: pooling_layer.cpp."""
     p, x = layer.param.pooling_param, layer.x
     if p.pool == "STOCHASTIC":
         raise NotImplementedError("stochastic pooling")
@@ -173,7 +173,7 @@ def pooling(layer: Layer) -> Result:
 
 @formula("SPP")
 def spatial_pyramid(layer: Layer) -> Result:
-    """Poolings into 1, 2 x 2, 4 x 4, ... bins, side by side. Source: spp_layer.cpp."""
+    """Pools into 1, 2 x 2, 4 x 4, ... bins and concatenates them. Source: spp_layer.cpp."""
     p, x = layer.param.spp_param, layer.x
     parts = []
     for level in range(p.pyramid_height):
@@ -186,7 +186,7 @@ def spatial_pyramid(layer: Layer) -> Result:
 
 @formula("LRN")
 def lrn(layer: Layer) -> Result:
-    """x (k + alpha / n * sum x^2)^-beta over neighbouring channels, or over the plane. Source: lrn_layer.cpp."""
+    """x (k + alpha / n * sum x^2)^-beta over neighboring channels or within the plane. Source: lrn_layer.cpp."""
     p, x = layer.param.lrn_param, layer.x
     n = p.local_size
     if p.norm_region == "WITHIN_CHANNEL":  # k is not used there
@@ -200,7 +200,7 @@ def lrn(layer: Layer) -> Result:
 
 @formula("AutoCrop", "Crop")
 def crop(layer: Layer) -> Result:
-    """The part of the first bottom that has the second's size, from ``axis`` on. Source: crop_layer.cpp."""
+    """The part of the first bottom with the second's size, from ``axis`` on. Source: crop_layer.cpp."""
     p, x = layer.param.crop_param, layer.x
     axis = p.axis % x.ndim
     offsets = spatial(p.offset, None, None, x.ndim - axis, 0)
