@@ -34,7 +34,9 @@ print(model.eval())'"""
 
 def usage(folder: PathLike, name: str) -> str:
     """Shell commands that show the model, for the running Python, which has torch."""
-    python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
+    found = shutil.which("python")  # in one folder, python and python3.12 are the same
+    active = found is not None and Path(found).parent == Path(sys.executable).parent
+    python = "python" if active else shlex.quote(sys.executable)
     return _USAGE.format(folder=printable(shlex.quote(str(folder))), python=python, name=name)
 
 
