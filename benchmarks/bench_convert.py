@@ -143,10 +143,9 @@ def read(folder: Path) -> dict[str, float]:
 def inside(folder: Path) -> dict[str, float]:
     """The seconds that each part of convert takes, in a process that has imported torch."""
     from caffe_port import api
-    from caffe_port.emit.convert import convert
-    from caffe_port.emit.self_check import self_check
+    from caffe_port.emit import convert as emitting
 
-    compare, checking = self_check, [0.0]
+    compare, checking = emitting.self_check, [0.0]
 
     def check(*args: object, **options: object) -> str:
         start = time.perf_counter()
@@ -154,12 +153,12 @@ def inside(folder: Path) -> dict[str, float]:
         checking[0] = time.perf_counter() - start
         return said
 
-    self_check = check
+    emitting.self_check = check
     start = time.perf_counter()
     ported = api.port(folder / "net.prototxt", folder / "w.caffemodel", share=True)
     port = time.perf_counter() - start
     start = time.perf_counter()
-    convert(ported, folder / "inside", force=True)
+    emitting.convert(ported, folder / "inside", force=True)
     return {"port": port, "write": time.perf_counter() - start - checking[0], "check": checking[0]}
 
 

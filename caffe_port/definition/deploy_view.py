@@ -67,7 +67,7 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
     layers = list(_without_samplers(spec.layers, unknown, notes))
     layers = list(_data_prepared(layers, spec, unknown, notes))
     spec = dataclasses.replace(spec, layers=tuple(layers), full=spec)
-    gone = _behind(layers, losses)
+    gone = _downstream(layers, losses)
     if after := sorted(one.name for one in layers if one.name in gone - losses and one.tops):
         notes.append(f"layers that read a loss or Accuracy are left out: {', '.join(after)}")
     labels = _labels(spec, [layer for layer in layers if layer.name not in gone], gone)
@@ -76,7 +76,7 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
             left = [one for one in layers if one.name not in gone]
             reason = _why_left_out(layer, left, spec, gone, labels, unknown)
             if reason:
-                others = _behind(left, {layer.name}) - {layer.name}
+                others = _downstream(left, {layer.name}) - {layer.name}
                 gone |= {layer.name, *others}
                 if not _samples(layer):  # already reported
                     notes.append(_note(layer, reason, others))
@@ -163,8 +163,8 @@ def _why_left_out(
     unknown: Collection[str],
 ) -> str:
     """Why the deploy view does without a layer of an unknown type; empty where it does not."""
-    behind = _behind(left, {layer.name})
-    if any(not _is_slight(one.type) and one.name not in unknown for one in left if one.name in behind):
+    downstream = _downstream(left, {layer.name})
+    if any(not _is_slight(one.type) and one.name not in unknown for one in left if one.name in downstream):
         return ""
     if layer.param.loss_weight or _MEASURES.search(_kind(layer)):
         return "is a loss or a metric"
@@ -175,11 +175,11 @@ def _why_left_out(
         for one in spec.layers
         if one.name in gone
         for index, producer in enumerate(one.producers)
-        if producer[0] in behind
+        if producer[0] in downstream
     ]
     if readings and 0 not in readings:
         return "produces targets for losses"
-    if layer.type == "Python" and behind == {layer.name}:
+    if layer.type == "Python" and downstream == {layer.name}:
         return "runs Python code after the net"
     if not layer.tops:
         return "makes nothing"
@@ -200,9 +200,9 @@ def _kind(layer: LayerSpec) -> str:
 
 def _note(layer: LayerSpec, reason: str, others: Iterable[str]) -> str:
     too = sorted(others)
-    behind = f", with the layers that read it: {', '.join(too)}" if too else ""
+    readers = f", with the layers that read it: {', '.join(too)}" if too else ""
     return (
-        f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is of an unknown type, {reason} and is left out{behind}"
+        f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) is of an unknown type, {reason} and is left out{readers}"
     )
 
 
@@ -232,14 +232,14 @@ def _compared_only(spec: NetSpec, kept: Sequence[LayerSpec], gone: Collection[st
     slight = {layer.name for layer in kept if _is_slight(layer.type)}
     found: set[str] = set()
     for layer in kept:
-        behind = _behind(kept, {layer.name})
+        downstream = _downstream(kept, {layer.name})
         mixes = not derived.isdisjoint(layer.producers) and not derived.issuperset(layer.producers)
-        if mixes and has(layer.type, Trait.ELEMENTWISE) and behind & read_by_gone and behind <= slight:
-            found |= behind
+        if mixes and has(layer.type, Trait.ELEMENTWISE) and downstream & read_by_gone and downstream <= slight:
+            found |= downstream
     return found
 
 
-def _behind(layers: Sequence[LayerSpec], names: Collection[str]) -> set[str]:
+def _downstream(layers: Sequence[LayerSpec], names: Collection[str]) -> set[str]:
     """The layers of ``names``, and those that read what they or these make."""
     found = set(names)
     for layer in layers:

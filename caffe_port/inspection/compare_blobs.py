@@ -180,16 +180,16 @@ def merged_order(names: Sequence[str], others: Iterable[str]) -> list[str]:
     >>> merged_order(["a", "b", "d"], ["a", "c", "d", "e"])
     ['a', 'c', 'b', 'd', 'e']
     """
-    behind: dict[str | None, list[str]] = {}
+    following: dict[str | None, list[str]] = {}
     known, last = set(names), None
     for other in others:
         if other in known:
             last = other
         else:
-            behind.setdefault(last, []).append(other)
-    merged = list(behind.get(None, ()))
+            following.setdefault(last, []).append(other)
+    merged = list(following.get(None, ()))
     for name in names:
-        merged += [name, *behind.get(name, ())]
+        merged += [name, *following.get(name, ())]
     return merged
 
 

@@ -21,6 +21,7 @@ MASK = torch.arange(30.0).reshape(5, 6).expand(2, 3, 5, 6).contiguous()
 
 CASES = {
     "PriorBox": ("prior_box_param { min_size: 10 max_size: 20 aspect_ratio: 2 }", X, random(2, 3, 50, 60)),
+    "PixelShuffle": ("pixelshuffle_param { upscale_factor: 2 }", LONG),
     "Interp": ("interp_param { height: 9 width: 11 }", X),
     "Interp zoom": ("interp_param { zoom_factor: 2 pad_beg: -1 }", X),
     "Interp like": ("", X, LONG),

@@ -37,7 +37,7 @@ class Pair:
 
     Attributes:
         scale: the Scale after a BatchNorm, if the call computes it too.
-        behind: the layers directly after a Convolution or InnerProduct that have no partner and may therefore be
+        after: the layers directly after a Convolution or InnerProduct that have no partner and may therefore be
             folded into its weights.
         folded: those of them that are; see :class:`~caffe_port.verification.user_module.injection.Injector`.
     """
@@ -45,7 +45,7 @@ class Pair:
     layer: LayerSpec | None
     call: Call | None
     scale: LayerSpec | None = None
-    behind: tuple[LayerSpec, ...] = ()
+    after: tuple[LayerSpec, ...] = ()
     folded: tuple[LayerSpec, ...] = ()
 
     @property
@@ -248,15 +248,15 @@ def _with_foldable(case: Case, pairs: list[Pair]) -> list[Pair]:
     readers = fusion.sole_readers(case.spec)
     found = []
     for pair in pairs:
-        behind: list[LayerSpec] = []
+        after: list[LayerSpec] = []
         last = pair.layer
         while last is not None and pair.call is not None and pair.layer is not None:
             last = readers.get((last.name, 0))
             if last is None or not has(last.type, Trait.AFFINE) or len(last.bottoms) > 1 or last.name in present:
                 break
-            behind.append(last)
+            after.append(last)
         holds = pair.layer is not None and has_weights(pair.layer.type) and not has(pair.layer.type, Trait.SPREADS)
-        found.append(Pair(pair.layer, pair.call, pair.scale, tuple(behind)) if holds and behind else pair)
+        found.append(Pair(pair.layer, pair.call, pair.scale, tuple(after)) if holds and after else pair)
     return found
 
 

@@ -58,9 +58,9 @@ class Injector(Recorder):
             )
         if pair.scale is None:
             made_alone = call.again(*(x.clone() for x in inputs)).numpy()
-            if pair.behind and place is not None:
-                steps = [np.asarray(self.tops[one.name, 0]) for one in (layer, *pair.behind)]
-                folded = pair.behind[: how_many(steps, like(made_alone, steps[0]), self.tolerance)]
+            if pair.after and place is not None:
+                steps = [np.asarray(self.tops[one.name, 0]) for one in (layer, *pair.after)]
+                folded = pair.after[: how_many(steps, like(made_alone, steps[0]), self.tolerance)]
                 pair = self.pairs[place] = dataclasses.replace(pair, folded=folded)
                 self.missing -= {one.name for one in folded}
             self.alone[pair.layers[-1].name] = made_alone

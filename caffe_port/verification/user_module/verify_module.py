@@ -126,10 +126,10 @@ def _converted_state(where: str) -> Path | None:
 
 def _fold_notes(pairs: Sequence[align.Pair]) -> Iterator[str]:
     """What to do if a port seems to have folded layers but was given Caffe's weights."""
-    found = [pair for pair in pairs if any(has(layer.type, Trait.BATCH_STATISTICS) for layer in pair.behind)]
+    found = [pair for pair in pairs if any(has(layer.type, Trait.BATCH_STATISTICS) for layer in pair.after)]
     if found and found[0].layer is not None:
         yield (
-            f"Caffe's weights were copied into the port; if '{found[0].behind[0].name}' is folded into the port's "
+            f"Caffe's weights were copied into the port; if '{found[0].after[0].name}' is folded into the port's "
             "weights, give those with --state FILE"
         )
 
