@@ -276,13 +276,13 @@ def train(
     with _Teller() as teller:
         result = run(solver, out, chosen, teller.hear)
     if teller.ended:  # only in the first of several processes
-        _show_run(result)
+        _show_run(result, teller.tested)
     return {"": 0, "max_seconds": 0, "SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
 
 
-def _show_run(result: TrainResult) -> None:
+def _show_run(result: TrainResult, tested: int) -> None:
     for name, value in result.outputs.items():
-        click.echo(f"{printable(name)} = {value:.6g} after {count(result.iter, 'iteration')}")
+        click.echo(f"{printable(name)} = {value:.6g} after {count(tested, 'iteration')}")
     if result.best:
         click.echo(
             f"best: {printable(result.best['name'])} = {result.best['value']:.6g} at iteration {result.best['iter']:,}"
@@ -357,6 +357,7 @@ class _Teller:
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task: Any = None
         self.ended = False
+        self.tested = 0  # the iteration of the last test
 
     def __enter__(self) -> _Teller:  # noqa: PYI034 - Self is Python 3.11's
         return self
@@ -384,6 +385,7 @@ class _Teller:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in event["outputs"].items())
             ahead = {None: "", True: "  above the reference", False: "  at or below the reference"}[event.get("ahead")]
             self.say(f"iteration {event['iter']}: test {shown}{ahead}")
+            self.tested = event["iter"]
         elif kind == "snapshot":
             self.say(f"iteration {event['iter']}: snapshot {event['file']}")
         elif kind == "end":
