@@ -38,7 +38,7 @@ def phase_spec(
     """A phase of a definition as it will be built: without losses and labels, unless they are kept.
 
     Args:
-        given: blobs whose shape the user said; they may be inputs though no layer makes them.
+        given: blobs whose shape the user gave; they may be inputs even if no layer makes them.
         keep_unknown: keep layers of unknown types.
     """
     spec = definition.spec(phase, level, stages, given)

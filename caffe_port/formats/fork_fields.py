@@ -69,7 +69,7 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "Mish": {150: "mish_param"},
     # Building blocks
     "ShuffleChannel": {159: "shuffle_channel_param", 213: "shuffle_channel_param"},  # Ascend; X2Paddle
-    "PixelShuffle": {507: "pixelshuffle_param", 5014: "pixelshuffle_param"},  # brocolli-caffe; another's
+    "PixelShuffle": {507: "pixelshuffle_param"},  # brocolli-caffe
     "ReLU6": dict.fromkeys((211, 216, 2060), "relu6_param"),  # MobileNet-YOLO; OpenVINO; Ascend
     "Axpy": {151: "axpy_param", 210: "axpy_param"},  # an empty message
     "Reverse": {147: "reverse_param", 157: "reverse_param"},  # ChWick; Ascend

@@ -109,7 +109,9 @@ def _pixel_shuffle(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     """(N, C r r, H, W) becomes (N, C, H r, W r)."""
     expect_images(bottoms)
     (n, c, h, w), factor = bottoms[0], layer.pixelshuffle_param.upscale_factor
-    if factor < 1 or c % factor**2:
+    if factor < 1:
+        raise SpecError("upscale_factor is missing or 0")
+    if c % factor**2:
         raise SpecError(f"upscale_factor {factor} squared does not divide the {c} channels")
     return [(n, c // factor**2, h * factor, w * factor)]
 

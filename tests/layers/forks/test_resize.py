@@ -271,6 +271,13 @@ def test_channels_become_pixels_as_the_fork_computed():
         np.testing.assert_array_equal(formula[0], y)
 
 
-def test_a_factor_that_does_not_divide_is_refused():
-    with pytest.raises(SpecError, match="upscale_factor 3 squared does not divide the 12 channels"):
-        build("PixelShuffle", "pixelshuffle_param { upscale_factor: 3 }", (2, 12, 3, 5))
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("pixelshuffle_param { upscale_factor: 3 }", "upscale_factor 3 squared does not divide the 12 channels"),
+        ("", "upscale_factor is missing or 0"),  # required in the fork's schema
+    ],
+)
+def test_a_factor_that_does_not_divide_or_is_missing_is_refused(text, says):
+    with pytest.raises(SpecError, match=says):
+        build("PixelShuffle", text, (2, 12, 3, 5))
