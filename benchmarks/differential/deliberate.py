@@ -1,0 +1,70 @@
+"""What differs on purpose, with the reason; docs/from-caffe-to-pytorch.md tells users the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from case import Case
+from verdict import Verdict
+
+NO_BACKWARD = frozenset({"HardSigmoid", "HardSwish", "MaxUnPool", "PixelShuffle", "Proposal", "Upsample"})
+"""Types whose Backward is empty in the Caffe of this reference: their bottoms' gradients are not compared."""
+
+OLDER = {
+    "Accuracy": "ties and nets without labels: this Caffe has the rules of before 2017",
+    "InfogainLoss": "this Caffe's has no softmax, as before 2017",
+    "SigmoidCrossEntropyLoss": "this Caffe's ignores loss_param, as before 2017",
+}
+"""Types of which the reference has an older version than Caffe 1.0."""
+
+FORKS = {
+    "takes at least 2 bottom blob(s) as input. (layer.hpp)": "Eltwise of one bottom: FlowNet 2 has it",
+    "SmoothL1Loss Layer takes": "SmoothL1Loss with inside and outside weights: Faster R-CNN has it",
+    "Normalize Layer produces": "Normalize with norms as a second top: NormFace has it",
+    "Not Implemented Yet (pooling_layer.cpp)": "STOCHASTIC pooling: Caffe has it for GPUs only",
+    "Not Implemented Yet (psroi_pooling_layer.cpp)": "PSROIPooling: Caffe has it for GPUs only",
+    'Non-repeated field "': "this Caffe's schema has one value where Caffe 1.0 takes several",
+}
+"""Words of a refusal -> what another Caffe or a GPU runs."""
+
+
+def without_gradients(case: Case) -> bool:
+    """Whether this Caffe has no gradients for the net."""
+    return any(layer.type in NO_BACKWARD for layer in case.computing)
+
+
+def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
+    """Why this difference is deliberate; empty where it is a finding.
+
+    Args:
+        agrees: whether both sides agree on a net, which is asked about the same net without in-place layers.
+    """
+    types = {layer.type for layer in case.computing}
+    if verdict.word == "only Caffe refuses":
+        for words, why in FORKS.items():
+            if words in verdict.what:
+                return why
+    named = re.search(r"\((\w+)\)$", verdict.at)
+    at = {named[1]} if named and not verdict.what.startswith("gradient") else types
+    for type_, why in OLDER.items():
+        if type_ in at and (verdict.word == "differs" or type_ in verdict.what or "infogain" in verdict.what):
+            return f"{type_}: {why}"
+    if verdict.word == "differs" and any(set(layer.top) & set(layer.bottom) for layer in case.computing):
+        gradient = verdict.what.startswith("gradient")
+        if (gradient or len(case.computing) == 1) and agrees(out_of_place(case)):
+            return "in place: Caffe's " + ("Backward" if gradient else "Forward") + " reads what was overwritten"
+    return ""
+
+
+def out_of_place(case: Case) -> Case:
+    """The net with a blob of its own for every top."""
+    renamed: dict[str, str] = {}
+    layers = []
+    for layer in case.layers:
+        bottoms = [renamed.get(blob, blob) for blob in layer.bottom]
+        for k, top in enumerate(layer.top):
+            if top in layer.bottom:
+                renamed[top] = f"{layer.name}_{k}"
+        layers.append(layer.copy(bottom=bottoms, top=[renamed.get(top, top) for top in layer.top]))
+    return case.replace(layers=tuple(layers))
