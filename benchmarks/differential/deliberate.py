@@ -8,6 +8,8 @@ from collections.abc import Callable
 from case import Case
 from verdict import Verdict
 
+from caffe_port.signatures.signature import Trait, has
+
 NO_BACKWARD = frozenset({"HardSigmoid", "HardSwish", "MaxUnPool", "PixelShuffle", "Proposal", "Upsample"})
 """Types whose Backward is empty in the Caffe of this reference: their bottoms' gradients are not compared."""
 
@@ -24,9 +26,25 @@ FORKS = {
     "Normalize Layer produces": "Normalize with norms as a second top: NormFace has it",
     "Not Implemented Yet (pooling_layer.cpp)": "STOCHASTIC pooling: Caffe has it for GPUs only",
     "Not Implemented Yet (psroi_pooling_layer.cpp)": "PSROIPooling: Caffe has it for GPUs only",
+    "Input must have 4 axes": "pooling of volumes: C3D and others have it",
     'Non-repeated field "': "this Caffe's schema has one value where Caffe 1.0 takes several",
 }
 """Words of a refusal -> what another Caffe or a GPU runs."""
+
+
+STRICTER = {
+    "labels for": "HingeLoss with more labels than items: Caffe reads the first of them",
+    "has overwritten": "a blob whose memory another layer has overwritten: Caffe reads what that layer made",
+}
+"""Words of caffe-port's own refusals -> what Caffe does instead."""
+
+
+def read_losses(case: Case) -> bool:
+    """Whether a layer reads a loss that has no loss_weight of its own."""
+    losses = {
+        top for layer in case.computing if has(layer.type, Trait.LOSS) and not layer.loss_weight for top in layer.top
+    }
+    return any(losses & set(layer.bottom) for layer in case.computing)
 
 
 def without_gradients(case: Case) -> bool:
@@ -48,8 +66,22 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
     named = re.search(r"\((\w+)\)$", verdict.at)
     at = {named[1]} if named and not verdict.what.startswith("gradient") else types
     for type_, why in OLDER.items():
-        if type_ in at and (verdict.word == "differs" or type_ in verdict.what or "infogain" in verdict.what):
+        if type_ in at and (verdict.word == "differs" or len(types) == 1):
             return f"{type_}: {why}"
+    if verdict.word == "only Caffe refuses" and "Filter" in types and verdict.at.startswith("forward"):
+        return "Filter: Caffe checks sizes that depend on numbers as it runs"
+    if verdict.word == "only caffe-port refuses":
+        for words, why in STRICTER.items():
+            if words in verdict.what:
+                return why
+    if verdict.word == "differs" and "Parameter" in types:
+        top = {top for layer in case.computing if layer.type == "Parameter" for top in layer.top}
+        if any(layer.type == "Parameter" and any(layer.loss_weight) for layer in case.computing):
+            return "Parameter: Caffe forgets the loss_weight of its top"
+        if any(top & set(layer.bottom) & set(layer.top) for layer in case.computing):
+            return "Parameter: what overwrites its top changes the parameter itself"
+    if verdict.word == "differs" and verdict.what.startswith(("gradient", "loss")) and read_losses(case):
+        return "a loss that other layers read counts only with an explicit loss_weight: their gradient replaces its own"
     if verdict.word == "differs" and any(set(layer.top) & set(layer.bottom) for layer in case.computing):
         gradient = verdict.what.startswith("gradient")
         if (gradient or len(case.computing) == 1) and agrees(out_of_place(case)):

@@ -89,6 +89,7 @@ class _Net:
         self.inputs: list[Message] = []
         self.values: dict[str, Values] = {}
         self.blobs: dict[str, Shape] = {}
+        self.special: dict[str, Values] = {}
         self.shared: dict[tuple[str, tuple[Shape, ...]], str] = {}
         self.spread = rng.choice(("normal", "normal", "ties", "positive", "wide"))
 
@@ -110,7 +111,7 @@ class _Net:
         rng = self.rng
         strict = rng.random() < 0.9
         for _ in range(40):
-            state = dict(self.values), dict(self.blobs), list(self.inputs)
+            state = dict(self.values), dict(self.blobs), list(self.inputs), dict(self.special)
             layer, bottoms = self.propose(type_)
             tops = self.tops(layer, bottoms)
             if tops is not None:
@@ -120,7 +121,7 @@ class _Net:
                 layer = layer.copy(top=list(layer.top))
                 self.layers.append(layer)
                 return False
-            self.values, self.blobs, self.inputs = state
+            self.values, self.blobs, self.inputs, self.special = state
         return True
 
     def propose(self, type_: str) -> tuple[Message, list[Shape]]:
@@ -188,6 +189,8 @@ class _Net:
             layer.set("param", [Message("ParamSpec", name=f"{tag}_{j}") for j in range(1 if first else len(blobs))])
         self.layers.append(layer)
         self.blobs |= dict(zip(names, tops, strict=True))
+        for name in names:  # what is overwritten is no label any more, and no input to be had again
+            self.special.pop(name, None)
 
     # -- bottoms ------------------------------------------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class _Net:
 
     def free(self, blob: str) -> bool:
         """Whether a blob holds any numbers."""
-        return blob not in self.values or self.values[blob].kind not in ("integers", "boxes")
+        return blob not in self.special
 
     def bottom(self, layer: Message, wanted: Sequence[Shape], k: int) -> str:
         """A blob of this shape that holds what the layer takes: one that there is, or a new input."""
@@ -266,7 +269,7 @@ class _Net:
             except Exception:  # noqa: BLE001 - the shapes do not fit, which may be wanted
                 below = 2
             if below is not None:
-                values = Values("integers", below, self.ignored(layer))
+                values = Values("integers", below, self.ignored(layer, wanted))
         old = [blob for blob, there in self.blobs.items() if there == shape]
         old = [
             b for b in old if (self.values.get(b) == values if values.kind in ("integers", "boxes") else self.free(b))
@@ -275,19 +278,21 @@ class _Net:
             return rng.choice(old[-3:])
         return self.new_input(shape, values)
 
-    def ignored(self, layer: Message) -> int | None:
+    def ignored(self, layer: Message, wanted: Sequence[Shape]) -> int | None:
         """The label that a layer ignores, if it says one."""
-        messages = [value for name, value in layer.items() if name.endswith("_param") and isinstance(value, Message)]
-        said = [
-            one for one in messages if one.schema and "ignore_label" in one.schema.fields and one.has("ignore_label")
-        ]
-        return int(said[0].ignore_label) if said else None
+        kind = class_of(layer)
+        try:
+            return kind.from_caffe(kind.own_message(layer), wanted).get("ignore_label") if kind else None
+        except Exception:  # noqa: BLE001 - the shapes do not fit, which may be wanted
+            return None
 
     def new_input(self, shape: Shape, values: Values) -> str:
         blob = f"x{len(self.inputs)}"
         self.inputs.append(input_layer(blob, shape))
         self.values[blob] = values
         self.blobs[blob] = shape
+        if values.kind in ("integers", "boxes"):
+            self.special[blob] = values
         return blob
 
     # -- parameters ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -50,7 +51,8 @@ def candidates(case: Case, shapes: Mapping[tuple[str, int], Shape]) -> Iterator[
     for blob, shape in case.inputs.items():
         for smaller in _smaller(shape):
             layers = tuple(input_layer(blob, smaller) if layer.name == blob else layer for layer in case.layers)
-            yield case.replace(layers=layers)
+            least = min((n for n, m in zip(smaller, shape, strict=True) if n < m), default=1)
+            yield case.replace(layers=layers, values=_below(case.values, least))  # labels stay classes
     for blob, values in case.values.items():
         if values.kind not in ("normal", "integers", "boxes"):
             yield case.replace(values=case.values | {blob: Values("normal")})
@@ -127,6 +129,14 @@ def _not_in_place(case: Case, layer: Message, k: int) -> Iterator[Case]:
     ]
     mine = layer.copy(top=[*layer.top[:k], new, *layer.top[k + 1 :]])
     yield case.replace(layers=(*case.layers[:at], mine, *later))
+
+
+def _below(values: Mapping[str, Values], most: int) -> dict[str, Values]:
+    """The inputs with smaller integers."""
+    return {
+        blob: dataclasses.replace(one, below=min(one.below, most)) if one.kind == "integers" else one
+        for blob, one in values.items()
+    }
 
 
 def _smaller(shape: Shape) -> Iterator[Shape]:

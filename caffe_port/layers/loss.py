@@ -151,7 +151,7 @@ class ContrastiveLoss(Layer):
         self.margin, self.legacy_version = margin, legacy_version
 
     def forward(self, a: Tensor, b: Tensor, similar: Tensor) -> Tensor:
-        squared = (a - b.reshape(a.shape)).flatten(1).square().sum(1)
+        squared = (a - b.reshape(a.shape)).reshape(a.shape[0], -1).square().sum(1)
         if self.legacy_version:
             apart = F.relu(self.margin - squared)
         else:
@@ -196,7 +196,7 @@ class HingeLoss(Layer):
         self.norm = norm
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:
-        scores = scores.flatten(1)
+        scores = scores.reshape(scores.shape[0], -1)
         sign = torch.ones_like(scores).scatter(1, label.reshape(-1, 1).long(), -1.0)
         margins = F.relu(1 + sign * scores)
         return (margins.square() if self.norm == "L2" else margins).sum() / scores.shape[0]
@@ -285,7 +285,7 @@ class MultinomialLogisticLoss(Layer):
         return {}
 
     def forward(self, probabilities: Tensor, label: Tensor) -> Tensor:
-        p = probabilities.flatten(1).gather(1, label.reshape(-1, 1).long())
+        p = probabilities.reshape(probabilities.shape[0], -1).gather(1, label.reshape(-1, 1).long())
         return -clamp_value(p, 1e-20).log().sum() / p.shape[0]
 
 

@@ -195,10 +195,10 @@ class Permute(Layer):
         self.dims = dims
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.permute(*self.dims)
+        return x.permute(self.dims)
 
     def call_source(self, *bottoms: str) -> str:
-        return f"{bottoms[0]}.permute({', '.join(map(str, self.dims))})"
+        return f"{bottoms[0]}.permute({', '.join(map(str, self.dims)) or '()'})"
 
 
 class Transpose(Permute):
@@ -261,14 +261,14 @@ class Reshape(Layer):
     def forward(self, x: Tensor) -> Tensor:
         dims = [x.shape[self.start + i] if d == 0 else d for i, d in enumerate(self.dims)]
         after = () if self.end is None else x.shape[self.end :]
-        return x.reshape(*x.shape[: self.start], *dims, *after)
+        return x.reshape((*x.shape[: self.start], *dims, *after))
 
     def call_source(self, *bottoms: str) -> str:
         x = bottoms[0]
         parts = [f"{x}.shape[0]" if self.start == 1 else f"*{x}.shape[:{self.start}]"] if self.start else []
         parts += [f"{x}.shape[{self.start + i}]" if d == 0 else str(d) for i, d in enumerate(self.dims)]
         parts += [] if self.end is None else [f"*{x}.shape[{self.end}:]"]
-        return f"{x}.reshape({', '.join(parts)})"
+        return f"{x}.reshape({', '.join(parts) or '()'})"
 
 
 class ShuffleChannel(Layer, nn.ChannelShuffle):

@@ -170,11 +170,11 @@ declare(
     traits=Trait.ELEMENTWISE,
 )
 declare("Filter", _filter, bottoms=(2, ANY), holds=(Holds.NUMBERS, Holds.FLAGS))
-declare("Flatten", _flatten, message="flatten_param", traits=_SAME_NUMBERS)
+declare("Flatten", _flatten, message="flatten_param", traits=_SAME_NUMBERS | Trait.NOT_IN_PLACE)
 declare("Permute", _permute, message="permute_param", traits=Trait.REARRANGES)
 declare("Transpose", _transpose, message="transpose_param", traits=Trait.REARRANGES)
 declare("Reduction", _reduction, message="reduction_param", traits=Trait.AGGREGATES)
-declare("Reshape", _reshape, message="reshape_param", traits=_SAME_NUMBERS)
+declare("Reshape", _reshape, message="reshape_param", traits=_SAME_NUMBERS | Trait.NOT_IN_PLACE)
 declare(
     "ShuffleChannel",
     _shuffle_channel,
@@ -185,10 +185,10 @@ declare(
 declare(
     "Silence",
     nothing,
-    bottoms=(0, ANY),
+    bottoms=(1, ANY),
     aliases=("BlackHole",),
     traits=Trait.SINK | Trait.NO_NUMBERS | Trait.SHARES_MEMORY,
 )
 declare("Slice", _slice, message="slice_param", traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.WHOLE_LAYER)
-declare("Split", _split, traits=_SAME_NUMBERS | Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
+declare("Split", _split, traits=_SAME_NUMBERS | Trait.NOT_IN_PLACE | Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
 declare("Tile", _tile, message="tile_param", traits=Trait.REARRANGES)
