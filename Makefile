@@ -81,7 +81,7 @@ fuzz: $(VENV)/.installed-fuzz  ## every reader of files, for SECONDS=60 in all; 
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(ARGS)
 
 differential: $(VENV)/.installed-test  ## random small nets beside Caffe itself (make caffe), for SECONDS=60 from SEED=0 (ARGS=--help)
-	$(BIN)/python benchmarks/differential --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
+	$(BIN)/python benchmarks/differential --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(if $(PLANT),--plant "$(PLANT)") $(ARGS)
 
 crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train and download, TIMES=200
 	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real

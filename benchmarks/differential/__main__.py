@@ -31,6 +31,7 @@ from corpus import write  # noqa: E402
 from deliberate import reason  # noqa: E402
 from generate import Nets  # noqa: E402
 from judge import judge  # noqa: E402
+from plants import PLANTS, planted  # noqa: E402
 from shrink import shrink  # noqa: E402
 from sides import Caffe, Ours, Outcome  # noqa: E402
 from verdict import Verdict, plain  # noqa: E402
@@ -192,6 +193,42 @@ def _suspects(case: Case, verdict: Verdict) -> list[str]:
     return named if named and not verdict.what.startswith("gradient") else types
 
 
+def find_plants(caffe: Caffe, seed: int, seconds: float, wanted: str) -> int:
+    """Plants faults in caffe-port, and says after how many nets each is found; exit code 1 if one is not."""
+    nets, ours, missed = Nets(caffe.knows), Ours(), 0
+    for name in PLANTS if wanted == "all" else [wanted]:
+        began, number, found = time.monotonic(), 0, ""
+        while not found and time.monotonic() < began + seconds:
+            case = nets.draw(seed, number)
+            outcome = caffe.run(case)
+            with planted(name):
+                verdict = judge(case, outcome, ours, caffe.run)
+            if verdict.finding and not judge(case, outcome, ours, caffe.run).finding:
+                found = f"{verdict.word}: {verdict.what} {verdict.at}"
+            number += 1
+        missed += not found
+        words = f"found by net {number}, after {time.monotonic() - began:.1f} s: {found}" if found else "NOT FOUND"
+        print(f"{name}: {words}", flush=True)
+    return int(missed > 0)
+
+
+def adopt(caffe: Caffe, files: Sequence[Path], corpus: Path) -> None:
+    """Judges the findings of earlier runs again; the first of each kind that is mended goes into the corpus."""
+    seen: set[str] = set()
+    for file in files:
+        for line in file.read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            if "case" not in entry or entry["kind"] in seen:
+                continue
+            seen.add(entry["kind"])
+            case = Case.load(entry["case"])
+            outcome = caffe.run(case)
+            verdict = judge(case, outcome, Ours(), caffe.run)
+            if verdict.word in ("agree", "both refuse"):
+                write(corpus, entry["kind"], case, outcome)
+            print(f"{verdict.word}: {entry['kind']}")
+
+
 def main() -> int:
     """Exit code 1 if something was found that is not deliberate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,6 +238,8 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, help="where findings are written; default: OUT/corpus")
     parser.add_argument("--only", default="", help="types, joined by commas")
     parser.add_argument("--without", default="", help="types that no net has")
+    parser.add_argument("--plant", default="", metavar="NAME|all", help="faults of plants.py, each for SECONDS at most")
+    parser.add_argument("--adopt", action="store_true", help="judge OUT's findings again; mended ones to the corpus")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
@@ -208,6 +247,12 @@ def main() -> int:
     except CaffePortError as error:
         print(error, file=sys.stderr)
         return 2
+    if arguments.plant:
+        return find_plants(caffe, arguments.seed, arguments.seconds, arguments.plant)
+    if arguments.adopt:
+        corpus = arguments.corpus or ROOT / "tests" / "corpus" / "differential"
+        adopt(caffe, sorted(arguments.out.glob("*.jsonl")), corpus)
+        return 0
     only = [name for name in arguments.only.split(",") if name]
     without = arguments.without.split(",")
     run = Run(caffe, arguments.seed, arguments.out, arguments.corpus or arguments.out / "corpus", only, without)

@@ -21,7 +21,8 @@ def write(folder: Path, kind: str, case: Case, outcome: Outcome) -> Path:
     entry |= {"refused": outcome.refused, "stage": outcome.stage}
     path.write_text(json.dumps(entry, indent=1) + "\n", "utf-8")
     if outcome.arrays:
-        np.savez_compressed(path.with_suffix(".npz"), **outcome.arrays)  # type: ignore[arg-type]
+        inputs = {f"in:{blob}": array for blob, array in case.arrays().items()}
+        np.savez_compressed(path.with_suffix(".npz"), **inputs, **outcome.arrays)  # type: ignore[arg-type]
     return path
 
 

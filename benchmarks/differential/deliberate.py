@@ -27,6 +27,8 @@ FORKS = {
     "Not Implemented Yet (pooling_layer.cpp)": "STOCHASTIC pooling: Caffe has it for GPUs only",
     "Not Implemented Yet (psroi_pooling_layer.cpp)": "PSROIPooling: Caffe has it for GPUs only",
     "Input must have 4 axes": "pooling of volumes: C3D and others have it",
+    "loss_weight must be unspecified or specified once per top blob": "SoftmaxWithLoss with probabilities: Caffe trips "
+    "over its own check of the softmax inside",
     'Non-repeated field "': "this Caffe's schema has one value where Caffe 1.0 takes several",
 }
 """Words of a refusal -> what another Caffe or a GPU runs."""
@@ -39,11 +41,22 @@ STRICTER = {
 """Words of caffe-port's own refusals -> what Caffe does instead."""
 
 
+def _shared(case: Case) -> set[str]:
+    """The types of layers that name their blobs."""
+    return {layer.type for layer in case.computing if any(param.name for param in layer.param)}
+
+
+def _lost(case: Case) -> bool:
+    """Whether a layer whose Backward moves the gradient of its bottom elsewhere reads what shares its gradient."""
+    sharing = {"Reshape", "Parameter"} | {"Concat", "Slice"}
+    shared = {top for layer in case.computing if layer.type in sharing for top in layer.top}
+    return any(shared & set(layer.bottom) for layer in case.computing if layer.type in ("Flatten", "Permute"))
+
+
 def read_losses(case: Case) -> bool:
-    """Whether a layer reads a loss that has no loss_weight of its own."""
-    losses = {
-        top for layer in case.computing if has(layer.type, Trait.LOSS) and not layer.loss_weight for top in layer.top
-    }
+    """Whether a layer reads a loss, or a top of a layer with several loss_weights."""
+    counting = [one for one in case.computing if has(one.type, Trait.LOSS) or len(one.loss_weight) > 1]
+    losses = {top for layer in counting for top in layer.top}
     return any(losses & set(layer.bottom) for layer in case.computing)
 
 
@@ -68,8 +81,10 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
     for type_, why in OLDER.items():
         if type_ in at and (verdict.word == "differs" or len(types) == 1):
             return f"{type_}: {why}"
-    if verdict.word == "only Caffe refuses" and "Filter" in types and verdict.at.startswith("forward"):
+    if "Filter" in types and verdict.word in ("only Caffe refuses", "traceback") and verdict.at.startswith("forward"):
         return "Filter: Caffe checks sizes that depend on numbers as it runs"
+    if verdict.word == "differs" and verdict.what.startswith("gradient") and _lost(case):
+        return "Flatten or Permute of what shares its gradient: Caffe's Backward loses it"
     if verdict.word == "only caffe-port refuses":
         for words, why in STRICTER.items():
             if words in verdict.what:
@@ -80,8 +95,12 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
             return "Parameter: Caffe forgets the loss_weight of its top"
         if any(top & set(layer.bottom) & set(layer.top) for layer in case.computing):
             return "Parameter: what overwrites its top changes the parameter itself"
+        if any(layer.type == "Parameter" and layer.param for layer in case.computing):
+            return "Parameter: of those that share a blob, Caffe keeps the gradient of one"
+    if verdict.word == "differs" and case.phase == "TRAIN" and _shared(case) & {"LSTM", "RNN"}:
+        return "LSTM or RNN that shares blobs, in TRAIN: Caffe's later steps keep those that the layer had before"
     if verdict.word == "differs" and verdict.what.startswith(("gradient", "loss")) and read_losses(case):
-        return "a loss that other layers read counts only with an explicit loss_weight: their gradient replaces its own"
+        return "a loss that other layers read: Caffe forgets loss_weights, or their gradient replaces the loss's"
     if verdict.word == "differs" and any(set(layer.top) & set(layer.bottom) for layer in case.computing):
         gradient = verdict.what.startswith("gradient")
         if (gradient or len(case.computing) == 1) and agrees(out_of_place(case)):

@@ -7,6 +7,7 @@ of the records keep, with other lengths and other fields. Every net comes from a
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from caffe_port.errors import CaffePortError
 from caffe_port.formats.message import Field, Message
 from caffe_port.layers import class_of
 from caffe_port.signatures import shapes
-from caffe_port.signatures.signature import SIGNATURES, Holds, Signature, Trait, holds
+from caffe_port.signatures.signature import SIGNATURES, Holds, Signature, Trait, holds, keeps_blobs
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Shape
 
@@ -49,6 +50,7 @@ INTEGERS: dict[str, Sequence[int]] = {
 
 FLOATS = (0.0, 0.5, 1.0, 2.0, -1.0, 0.1, 1.5, -0.5, 3.0, 0.75)
 SMALL = (1e-5, 1e-3, 0.1)
+POSITIVE = (0.5, 1.0, 2.0)
 
 LEFT_OUT = ("engine", "source", "filler", "param_str", "debug", "force", "root_folder", "mean_file", "weight_filler")
 """Fields that change no number, or name files."""
@@ -100,8 +102,10 @@ class _Net:
         for _ in range(wanted):
             if not self.add(rng.choice(self.nets.types)):
                 break
-        if not self.layers:
-            self.new_input(self.shape(), Values(self.spread))
+            if self.layers and rng.random() < 0.5 and keeps_blobs(self.layers[-1].type):
+                self.repeat(self.layers[-1])
+        while not self.layers:  # what the first try found no bottoms for
+            self.add(rng.choice(self.nets.types))
         return Case((*self.inputs, *self.layers), phase, self.values, number)
 
     # -- one layer ----------------------------------------------------------------------------------------------------
@@ -123,6 +127,31 @@ class _Net:
                 return False
             self.values, self.blobs, self.inputs, self.special = state
         return True
+
+    def repeat(self, first: Message) -> None:
+        """Adds a layer like this one, which shares its blobs, in one of Caffe's ways and perhaps another field."""
+        rng = self.rng
+        again = copy.deepcopy(first)
+        again.set("name", f"l{len(self.layers)}")
+        shapes_ = [self.blobs[blob] for blob in first.bottom]
+        if any(top in first.bottom for top in first.top):
+            return
+        again.set("bottom", [self.bottom(again, shapes_, k) for k in range(len(shapes_))])
+        again.set("top", [f"{again.name}_{k}" for k in range(len(first.top))])
+        for message in SIGNATURES[first.type].messages:
+            if again.has(message) and "transpose" in getattr(again, message).schema.fields and rng.random() < 0.3:
+                again.set(message, getattr(again, message).copy(transpose=not getattr(again, message).transpose))
+        rule = SIGNATURES[first.type].blob_shapes
+        tops = self.tops(again, shapes_)
+        if tops is None or rule is None:
+            return
+        if not first.param:
+            count = rng.randint(1, max(1, len(rule(first, shapes_))))
+            first.set("param", [Message("ParamSpec", name=f"{first.name}_{j}") for j in range(count)])
+        mode = rng.choice((None, None, "PERMISSIVE"))
+        again.set("param", [one.copy(share_mode=mode) for one in first.param])
+        self.layers.append(again)
+        self.blobs |= dict(zip(again.top, tops, strict=True))
 
     def propose(self, type_: str) -> tuple[Message, list[Shape]]:
         """A layer with bottoms, and their shapes."""
@@ -164,7 +193,7 @@ class _Net:
                 if len(found) != len(layer.top):
                     return None
             kind = class_of(layer)
-            if kind is None or any(_size(shape) > 20000 for shape in found):
+            if kind is None or any(_size(shape) > 20000 or min(shape, default=0) < 0 for shape in found):
                 return None
             kind.from_caffe(kind.own_message(layer), bottoms)
         except CaffePortError:
@@ -267,7 +296,7 @@ class _Net:
             try:
                 below = shapes.integers_below(spec, wanted, k)
             except Exception:  # noqa: BLE001 - the shapes do not fit, which may be wanted
-                below = 2
+                below = 1
             if below is not None:
                 values = Values("integers", below, self.ignored(layer, wanted))
         old = [blob for blob, there in self.blobs.items() if there == shape]
@@ -364,6 +393,8 @@ class _Net:
         if field.kind in ("float", "double"):
             if "eps" in field.name:
                 return rng.choice(SMALL)
+            if field.name == "k":  # LRN divides by a power of what begins with it
+                return rng.choice(POSITIVE)
             return rng.choice((field.default or 0.0, *FLOATS))
         if field.kind in ("int32", "uint32", "int64", "uint64"):
             choices = next((values for start, values in INTEGERS.items() if field.name.startswith(start)), range(5))

@@ -151,7 +151,11 @@ class Ours:
             load(net, reference.arrays)
         net = net.to(dtype).train(case.phase == "TRAIN")
         outcome.outputs = net.outputs
-        inputs = {blob: torch.tensor(array, dtype=dtype, requires_grad=True) for blob, array in case.arrays().items()}
+        given = {} if reference is None else reference.arrays  # a stored one has its inputs
+        inputs = {
+            blob: torch.tensor(given.get(f"in:{blob}", array), dtype=dtype, requires_grad=True)
+            for blob, array in case.arrays().items()
+        }
         arrays = outcome.arrays
         before = {key: value.clone() for key, value in parameters(net)}
         losses, terms, values = dict(net.plan.losses), [], {}

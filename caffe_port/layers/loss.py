@@ -90,7 +90,7 @@ def normalized(losses: Tensor, valid: Tensor, axis: int, normalization: str) -> 
 
 def gather_labels(scores: Tensor, label: Tensor, axis: int, ignore_label: int | None) -> tuple[Tensor, Tensor]:
     """Labels as indices, of the shape of ``scores`` without ``axis``, and which of them count; ignored ones are 0."""
-    label = label.reshape(*scores.shape[:axis], *scores.shape[axis + 1 :]).long()
+    label = label.reshape((*scores.shape[:axis], *scores.shape[axis + 1 :])).long()
     if ignore_label is None:
         return label, torch.ones_like(label, dtype=torch.bool)
     valid = label != ignore_label
@@ -219,6 +219,7 @@ class InfogainLoss(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_batch(bottoms)
         axis = class_axis(p.infogain_loss_param.axis, bottoms)
         matrix = infogain_matrix(p.infogain_loss_param.source, bottoms[0][axis]) if len(bottoms) == 2 else None
         return {
@@ -352,6 +353,7 @@ class SoftmaxWithLoss(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_batch(bottoms)
         return {
             "axis": class_axis(p.softmax_param.axis, bottoms),
             "ignore_label": ignored(p.loss_param),

@@ -59,6 +59,8 @@ def _pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         raise SpecError(f"a second top (the mask) needs pool: MAX, got {p.pool}")
     if axes == 3 and p.pool == "STOCHASTIC":
         raise SpecError(f"a bottom (N, C, D, H, W) needs pool: MAX or AVE, got {p.pool}")
+    if axes == 2 and p.has("pad_h") != p.has("pad_w"):
+        raise SpecError("pad_h and pad_w need each other")
     if p.global_pooling:
         if axes == 2:
             _expect_no_window(p)
