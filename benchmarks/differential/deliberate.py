@@ -36,6 +36,7 @@ FORKS = {
 
 STRICTER = {
     "labels for": "HingeLoss with more labels than items: Caffe reads the first of them",
+    "does not fit the first": "Scale of another length: this Caffe does not check it, Caffe 1.0 does",
     "has overwritten": "a blob whose memory another layer has overwritten: Caffe reads what that layer made",
 }
 """Words of caffe-port's own refusals -> what Caffe does instead."""
@@ -97,6 +98,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
             return "Parameter: what overwrites its top changes the parameter itself"
         if any(layer.type == "Parameter" and layer.param for layer in case.computing):
             return "Parameter: of those that share a blob, Caffe keeps the gradient of one"
+    if verdict.word == "differs" and any(one.type == "BatchNorm" and len(one.param) == 3 for one in case.computing):
+        return "BatchNorm with three param entries: this Caffe drops them with their names, as before 2017"
     if verdict.word == "differs" and case.phase == "TRAIN" and _shared(case) & {"LSTM", "RNN"}:
         return "LSTM or RNN that shares blobs, in TRAIN: Caffe's later steps keep those that the layer had before"
     if verdict.word == "differs" and verdict.what.startswith(("gradient", "loss")) and read_losses(case):

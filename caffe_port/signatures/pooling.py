@@ -62,19 +62,18 @@ def _pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if axes == 2 and p.has("pad_h") != p.has("pad_w"):
         raise SpecError("pad_h and pad_w need each other")
     if p.global_pooling:
-        if axes == 2:
-            _expect_no_window(p)
+        _expect_no_window(p, axes)
         return [(*bottom[:2], *[1] * axes)] * min(tops, 2)
     kernel = per_axis(p, "kernel_size", axes, None, least=1)
     stride, padding = per_axis(p, "stride", axes, 1, least=1), per_axis(p, "pad", axes, 0)
     return [_pooled(bottom, p.pool, kernel, stride, padding, rounds_up(p))] * min(tops, 2)
 
 
-def _expect_no_window(p: Message) -> None:
+def _expect_no_window(p: Message, axes: int) -> None:
     if p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w"):
         raise SpecError("global_pooling pools the whole image: remove the kernel size")
-    stride, padding = per_axis(p, "stride", 2, 1, least=1), per_axis(p, "pad", 2, 0)
-    if stride != (1, 1) or padding != (0, 0):
+    stride, padding = per_axis(p, "stride", axes, 1, least=1), per_axis(p, "pad", axes, 0)
+    if set(stride) != {1} or any(padding):
         raise SpecError(f"global_pooling requires stride 1 and pad 0, got {stride} and {padding}")
 
 
