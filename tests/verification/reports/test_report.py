@@ -165,6 +165,8 @@ def test_json() -> None:
         "cause",
         "by",
         "distance",
+        "rounding",
+        "constant",
         "free",
         "isolated",
     }
