@@ -185,9 +185,9 @@ def kind_of(path: PathLike) -> str:
 
 
 def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> Inspection:
-    message = prototxt.read(path, "NetParameter")
+    message = prototxt.read(path, "NetParameter", options.ignore_fields)
     form = "V2" if message.has("layer") else "V0" if any(old.has("layer") for old in message.layers) else "V1"
-    definition = Definition.parse(message, str(path))
+    definition = Definition.parse(message, str(path)).without(options.ignore_fields)
     found = survey(definition, options, weights)
     facts = [("format", f"prototxt, {form}"), *_net_facts(definition, found)]
     notes, errors = list(found.notes), list(found.errors)
@@ -221,7 +221,7 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
         notes.append("HDF5 files contain weights only; the definition is in the prototxt")
     else:
         try:
-            definition = Definition.embedded(weights)
+            definition = Definition.embedded(weights).without(options.ignore_fields)
             found = survey(definition, options, weights)
         except SpecError as error:
             errors.append(f"the definition inside: {error}")
