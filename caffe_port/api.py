@@ -9,6 +9,7 @@ from typing import TypeAlias
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.input_shapes import resolve
+from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights
@@ -112,11 +113,14 @@ def read(
         raise CaffePortError("give a prototxt, a caffemodel, or both")
     stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
     if isinstance(prototxt, Definition):
-        return prototxt.without(ignore_fields), stored
-    if prototxt is not None:
-        return Definition.read(prototxt, ignore_fields), stored
-    assert stored is not None
-    return Definition.embedded(stored).without(ignore_fields), stored
+        definition = prototxt.without(ignore_fields)
+    elif prototxt is not None:
+        definition = Definition.read(prototxt, ignore_fields)
+    else:
+        assert stored is not None
+        definition = Definition.embedded(stored).without(ignore_fields)
+    definition = definition.beside(stored)
+    return definition, None if stored is None else for_layers(stored, definition.net.layer)
 
 
 def port(

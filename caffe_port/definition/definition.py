@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caffe_port.definition import crop_offsets, fields
+from caffe_port.definition.stored_blobs import with_scale
+from caffe_port.definition.unfused import unfused
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.message import Message, at
@@ -63,7 +65,7 @@ class Definition:
         """The Definition of a NetParameter that was read as text."""
         if not (net.has("layer") or net.has("layers")):
             raise SpecError("is a label map, not a net" if "item" in net.unknown else "contains no layers", path)
-        return cls(upgrade(net, path), path)
+        return cls(_upgraded(net, path), path)
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
@@ -74,13 +76,20 @@ class Definition:
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
-        net = upgrade(weights.net, weights.path)
+        net = _upgraded(weights.net, weights.path)
         path = weights.path
         saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
         return cls(net, weights.path, saved_in)
+
+    def beside(self, weights: caffemodel.Weights | None) -> Definition:
+        """The definition for these weights: a BatchNorm that holds a scale and a shift there becomes two layers."""
+        held = with_scale(weights) if weights is not None else set()
+        names = {layer.name for layer in self.net.layer}
+        held = {name for name in held if name in names and f"{name}/scale" not in names}
+        return dataclasses.replace(self, net=self.net.copy(layer=unfused(self.net.layer, held))) if held else self
 
     def without(self, names: Collection[str], everywhere: bool = True) -> Definition:
         """The definition without the fields of these names, which nothing here follows.
@@ -177,6 +186,11 @@ class Definition:
                 missing.difference_update(layer.top)
                 made.update(layer.top)
         return found
+
+
+def _upgraded(net: Message, path: str) -> Message:
+    net = upgrade(net, path)
+    return net.copy(layer=unfused(net.layer))
 
 
 def _brings_data(layer: Message) -> bool:

@@ -15,14 +15,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.formats.fork_fields import CAFFES_LAST_NUMBER
 from caffe_port.formats.message import Message, at, schema
 from caffe_port.formats.unfollowed import CHANGES, FEED, HARMLESS, TRAINING, Rule, is_neutral, rule_of
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Signature, Trait
 from caffe_port.spec import NetSpec, Unfollowed
-
-CAFFES_LAST_NUMBER = 146
-"""The highest number of a LayerParameter's field in Caffe 1.0; those above belong to forks."""
 
 _INITIAL = frozenset({"FillerParameter", "ParamSpec"})
 
@@ -43,7 +41,10 @@ def unfollowed(net: Message, path: str) -> Iterator[Unfollowed]:
 
 def _walk(message: Message, name: str, path: str, layer: Message, signature: Signature) -> Iterator[Unfollowed]:
     yield from _fields(message, name, path, layer, signature)
+    owned = (*signature.messages, *signature.also)
     for key, value in message.items():
+        if message is layer and _is_foreign(key, value, owned):
+            continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, Message) and child.schema is not None and key != "blobs":
                 yield from _walk(child, name, path, layer, signature)
@@ -54,9 +55,11 @@ def _fields(
 ) -> Iterator[Unfollowed]:
     assert message.schema is not None
     kind, type_ = message.schema.name, "" if layer is None else layer.type
-    where, owned = at(path, message), () if signature is None else signature.messages
+    where, owned = at(path, message), () if signature is None else (*signature.messages, *signature.also)
     for field, value in message.items():
         rule = None if message is layer and field in owned else rule_of(type_, kind, field)
+        if rule is None and message is layer and _is_foreign(field, value, owned):
+            rule = Rule(HARMLESS, f"layers of type {type_} do not read it")
         if rule is not None and not is_neutral(message.schema.fields[field], value):
             yield Unfollowed(name, type_, field, kind, where, _effect(rule, signature), rule.words, known=True)
     for key in message.unknown:
@@ -65,6 +68,14 @@ def _fields(
             continue
         effect, words = (_effect(rule, signature), rule.words) if rule else _unknown(message, key, layer, signature)
         yield Unfollowed(name, type_, str(key), kind, where, effect, words, known=False)
+
+
+_OF_EVERY_LAYER = ("transform_param", "loss_param")
+
+
+def _is_foreign(name: str, value: object, owned: Collection[str]) -> bool:
+    """Whether it is a message with the parameters of another type."""
+    return isinstance(value, Message) and name not in owned and name not in _OF_EVERY_LAYER
 
 
 def _effect(rule: Rule, signature: Signature | None) -> str:
@@ -77,8 +88,6 @@ def _unknown(message: Message, key: str | int, layer: Message | None, signature:
     """The effect of a field that no table has, and words for it."""
     assert message.schema is not None
     kind = message.schema.name
-    if signature is not None and signature.has(Trait.SOURCE):
-        return FEED, "may change the data"
     if kind in _INITIAL:
         return TRAINING, "may change how the layer is initialized or trained"
     if isinstance(key, int) and layer is None:
@@ -88,7 +97,9 @@ def _unknown(message: Message, key: str | int, layer: Message | None, signature:
         if _lacks_its_parameters(layer, signature):
             own = signature.messages[-1]
             return CHANGES, f"may hold the parameters of the layer, {own}, under the number of another fork"
-        return HARMLESS, "no parameters of this type have that number"
+        return HARMLESS, f"layers of type {layer.type} have no such parameters"
+    if signature is not None and signature.has(Trait.SOURCE):
+        return FEED, "may change the data"
     return CHANGES, "may change what the layer computes" if layer is not None else "may change what the net computes"
 
 

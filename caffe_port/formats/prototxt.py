@@ -226,6 +226,7 @@ class _Parser:
         self.advance()
         if message.schema is None:
             return name
+        name = fork_fields.TEXT_ALIASES.get(message.schema.name, {}).get(name, name)
         known = message.schema.fields.get(name)
         if known is not None:
             return known

@@ -95,6 +95,8 @@ _HARMLESS: Final = {
     "*.label_map_file": "the names of the classes, for what is written",
     "DataAugmentation:write_augmented write_mean": "what is written beside the top",
     # What has no reader in the code of its own fork
+    "ConvolutionParameter.negative_slope": "counts with relu: true alone (Intel)",
+    "InnerProductParameter.negative_slope": "counts with relu: true alone (Intel)",
     "Im2col:num_output bias_term group weight_filler bias_filler": "Im2col looks at the window alone",
     "Im2col:relu negative_slope": "Im2col looks at the window alone",
     "*.filter_group": "cuts the outputs into parts that all see every channel (C3D)",
@@ -166,7 +168,6 @@ _CHANGES: Final = {
     "AutoCrop:dimsize": "the size to crop to",
     "Crop:dimsize": "the size to crop to (OpenVINO)",
     "BatchReductionParameter.pos": "what is added to the levels",
-    "ConvolutionParameter.negative_slope": "the slope of Intel's fused ReLU",
     "CorrelationParameter.do_abs": "takes absolute values",
     "Correlation:single_direction": "compares in one direction alone",
     "DataAugmentation:num mode bottomwidth bottomheight": "what is cut out",

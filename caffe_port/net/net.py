@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import layers
+from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
@@ -319,12 +320,17 @@ class Net(nn.Module):
             only: names of the layers; None for all.
         """
         rng = np.random.Generator(np.random.PCG64(seed))
+        filled: set[int] = set()  # a shared blob is its first layer's
         specs = {s.layer.name: s.layer for training in (True, False) for s in self.plans[training].steps}
         for name, module in self.caffe_layers().items():
             if only is not None and name not in only:
+                filled.update(id(getattr(module, blob)) for blob in module.blob_names())
                 continue
             by_blob = module.fillers(module.own_message(specs[name].param)) if module.blob_names() else {}
             for blob in module.blob_names():
+                if id(getattr(module, blob)) in filled:
+                    continue
+                filled.add(id(getattr(module, blob)))
                 shape = tuple(module.get_blob(blob).shape)
                 try:
                     value = fillers.fill(by_blob[blob], shape, rng) if blob in by_blob else np.zeros(shape, np.float32)
@@ -344,8 +350,9 @@ class Net(nn.Module):
             WeightsError: no layer of the net is in the file, or any layer's blobs have another number or shape;
                 then nothing was copied.
         """
-        stored = weights.by_name()
         modules = self.caffe_layers()
+        params = [step.layer.param for training in (False, True) for step in self.plans[training].steps]
+        stored = for_layers(weights, params).by_name()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
         bare = [name for name in modules if name in stored and name not in targets]
@@ -363,16 +370,18 @@ class Net(nn.Module):
         if wrong:
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
+        absent = [name for name in targets if name not in stored]
+        if absent:  # first, for a layer of the file may share their blobs
+            self.initialise(only=absent)
         for name in (*matched, *bare):
             if share:
                 modules[name].share_blobs(stored[name].blobs, LARGE)
             else:
                 modules[name].load_blobs(stored[name].blobs)
-        absent = [name for name in targets if name not in stored]
-        if absent:
-            self.initialise(only=absent)
+        loaded = {id(getattr(modules[name], blob)) for name in matched for blob in targets[name].blob_names()}
+        drawn = [n for n in absent if any(id(getattr(targets[n], b)) not in loaded for b in targets[n].blob_names())]
         known = set(self.names)
-        return LoadReport((*matched, *bare), tuple(absent), tuple(name for name in stored if name not in known))
+        return LoadReport((*matched, *bare), tuple(drawn), tuple(name for name in stored if name not in known))
 
     def blobs(self) -> dict[str, list[Array]]:
         """Every layer's blobs as Caffe stores them: layer name -> float32 arrays (copies)."""

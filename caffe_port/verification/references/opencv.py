@@ -38,6 +38,10 @@ DEVIATIONS: dict[str, Check] = {
         lambda p, _: p.batch_norm_param.has("use_global_stats") and not p.batch_norm_param.use_global_stats,
         "OpenCV does not compute the statistics of the batch",
     ),
+    "Convolution": _when(
+        lambda p, _: any(p.convolution_param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b")),
+        "OpenCV's schema has no padding of four sides",
+    ),
     "Deconvolution": _when(
         lambda p, _: any(d != 1 for d in p.convolution_param.dilation), "OpenCV ignores the dilation of Deconvolution"
     ),
