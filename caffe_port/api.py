@@ -226,6 +226,11 @@ def build(
         notes.append(f"no weights given: parameters initialized from the fillers (seed {seed})")
     if made := sorted({module.caffe_type for module in net.modules() if isinstance(module, Stub)}):
         notes.append(f"stubs to be completed by hand in model.py: {', '.join(made)}")
+    if net.copies:
+        names = ", ".join(dict.fromkeys(layer.name for layer, *_ in net.copies))
+        notes.append(
+            f"share_mode PERMISSIVE: the blobs that {names} shares in another shape are copies of equal values"
+        )
     notes += _odd_fillers(net, net.caffe_layers() if report is None else report.initialised)
     return Ported(net, definition, stored, report, tuple(notes), share)
 

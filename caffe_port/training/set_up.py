@@ -303,6 +303,9 @@ def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: in
             )
         shapes |= dict(zip(blobs, tops, strict=True))
     net = Net(specs["TEST"], shapes, specs["TRAIN"], seed=seed)
+    if net.copies:
+        layer, _, name, _, _ = net.copies[0]
+        raise layer.error(f"shares {name} in another shape (share_mode PERMISSIVE), which cannot be trained here")
     if not net.plans[True].losses:
         raise SpecError("has no loss in phase TRAIN: there is nothing to minimize", specs["TRAIN"].path)
     return net
