@@ -98,6 +98,13 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
             return "Parameter: what overwrites its top changes the parameter itself"
         if any(layer.type == "Parameter" and layer.param for layer in case.computing):
             return "Parameter: of those that share a blob, Caffe keeps the gradient of one"
+    if verdict.word == "differs" and verdict.what.startswith("gradient"):
+        if any(param.share_mode == "PERMISSIVE" for layer in case.computing for param in layer.param):
+            return "share_mode PERMISSIVE: copies of equal values, which `train` refuses"
+        if "Scale" in _shared(case) & types:
+            return "Scale as large as its bottom: Caffe's Backward does not add to the gradient of a shared blob"
+        if any(layer.relu6_param.negative_slope < 0 for layer in case.computing):
+            return "ReLU6 with a negative_slope below 0: Caffe's Backward looks at the bottom, not at the top"
     if verdict.word == "differs" and any(one.type == "BatchNorm" and len(one.param) == 3 for one in case.computing):
         return "BatchNorm with three param entries: this Caffe drops them with their names, as before 2017"
     if verdict.word == "differs" and case.phase == "TRAIN" and _shared(case) & {"LSTM", "RNN"}:

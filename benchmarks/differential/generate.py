@@ -341,10 +341,8 @@ class _Net:
         return found
 
     def draw_fields(self, layer: Message, signature: Signature, chance: float) -> None:
-        """Draws some fields of the layer's messages: its own, and loss_param for what compares labels."""
-        names = list(signature.messages)
-        if signature.has(Trait.LABELS):
-            names += ["loss_param", "softmax_param"]
+        """Draws some fields of the messages that the record names."""
+        names = [*signature.messages, *signature.also]
         assert layer.schema is not None
         for name in dict.fromkeys(names):
             field = layer.schema.fields.get(name)

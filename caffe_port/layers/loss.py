@@ -326,6 +326,8 @@ class SmoothL1Loss(Layer):
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_equal_counts(bottoms)
+        if len({shape + (1,) * (4 - len(shape)) for shape in map(tuple, bottoms)}) > 1:
+            raise SpecError(f"bottoms {', '.join(map(str, bottoms))} differ in shape")
         return {"sigma": p.sigma}
 
     def __init__(self, sigma: float = 1.0) -> None:
