@@ -115,6 +115,7 @@ class Run:
         """Whether something is a finding; if so, which kind, from a net that is as small as can be."""
         verdict = judge(case, outcome, self.ours, self.caffe.run)
         if not verdict.finding:
+            self.kinds[f"not compared: {verdict.word}" + (f": {verdict.what}" if "fell" in verdict.word else "")] += 1
             return verdict
         if why := reason(case, verdict, self.agrees):
             self.kinds[f"deliberate: {why}"] += 1
@@ -261,7 +262,7 @@ def main() -> int:
     finally:
         print(run.summary())
         caffe.close()
-    return int(any(not kind.startswith("deliberate") for kind in run.kinds))
+    return int(any(not kind.startswith(("deliberate", "not compared")) for kind in run.kinds))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Values:
             if len(shape) > 1 and shape[1] >= 5:
                 value[:, 0] = rng.integers(0, max(1, self.below), value[:, 0].shape)
                 value[:, 3:5] += value[:, 1:3]
-        return value.astype(np.float32)
+        return value.astype(np.float32) + np.float32(0)  # no -0: its inverse is another infinity
 
 
 @dataclass(frozen=True)

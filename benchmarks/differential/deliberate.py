@@ -36,6 +36,7 @@ FORKS = {
 
 STRICTER = {
     "labels for": "HingeLoss with more labels than items: Caffe reads the first of them",
+    "dropout_ratio": "Dropout of a ratio that Caffe's debug builds refuse",
     "does not fit the first": "Scale of another length: this Caffe does not check it, Caffe 1.0 does",
     "has overwritten": "a blob whose memory another layer has overwritten: Caffe reads what that layer made",
 }
