@@ -166,11 +166,11 @@ class _Net:
                 if field.endswith("_param") and field in self.nets.fields["LayerParameter"]:
                     layer.set(field, self.common(value))
             if rng.random() < 0.5:
-                self.draw_fields(layer, signature, 0.25)
+                self.draw_fields(layer, signature, rng.choice((0.05, 0.15, 0.3)))
             count = example.tops
         else:
             layer = Message("LayerParameter", name=name, type=type_)
-            self.draw_fields(layer, signature, 0.4)
+            self.draw_fields(layer, signature, rng.choice((0.1, 0.2, 0.4)))
             least, most = signature.bottoms
             wanted = self.related(rng.randint(least, max(least, min(most, 3))), signature)
             count = rng.choice((1, 1, 1, 1, 2, 3)) if not signature.has(Trait.SINK) else 0
@@ -227,7 +227,7 @@ class _Net:
         """A shape of 0 to 5 axes, mostly images; seldom with a length of 0."""
         rng = self.rng
         axes = rng.choice((0, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 5))
-        lengths = [rng.choice((1, 2, 2, 3)), rng.choice((1, 2, 3, 4, 4, 6)), *[rng.randint(1, 8) for _ in range(3)]]
+        lengths = [rng.choice((1, 2, 2, 3)), rng.choice((1, 2, 3, 4, 4, 6)), *[rng.randint(1, 9) for _ in range(3)]]
         found = lengths[:axes]
         if found and rng.random() < 0.02:
             found[rng.randrange(axes)] = 0
@@ -272,8 +272,13 @@ class _Net:
         )
 
     def stretched(self, bottoms: list[Shape]) -> list[Shape]:
-        """The shapes of an example with some lengths changed: equal ones stay equal."""
+        """The shapes of an example with some lengths changed: equal ones stay equal. Perhaps an axis more or less."""
         rng = self.rng
+        more = rng.random()
+        if more < 0.1:
+            bottoms = [shape[:-1] if len(shape) > 2 else shape for shape in bottoms]
+        elif more < 0.2:
+            bottoms = [(*shape, 5) if len(shape) > 2 else shape for shape in bottoms]
         if rng.random() < 0.4:
             return bottoms
         lengths = {n for shape in bottoms for n in shape}
@@ -350,7 +355,7 @@ class _Net:
                 continue
             old = layer._fields.get(name)
             message = old.copy() if old is not None else Message(field.message_name)
-            self.draw_message(message, chance)
+            self.draw_message(message, chance if name in signature.messages else 0.4)
             if message.items() or self.rng.random() < 0.2:
                 layer.set(name, message)
 
@@ -365,13 +370,35 @@ class _Net:
                 value = self.draw_value(field, known[name])
                 if value is not None:
                     message.set(name, value)
+        self.pair(message)
+
+    def pair(self, message: Message) -> None:
+        """Mostly makes two of kernel_h and kernel_w, and their like, and takes away what says the same."""
+        assert message.schema is not None
+        fields, rng = message.schema.fields, self.rng
+        for name in [name for name in fields if name.endswith("_h") and f"{name[:-2]}_w" in fields]:
+            base = name[:-2]
+            both = [f"{base}_h", f"{base}_w"]
+            if not any(map(message.has, both)) or rng.random() < 0.1:
+                continue
+            whole = [one for one in (base, f"{base}_size") if one in fields]
+            if rng.random() < 0.4:
+                for one in both:
+                    message.set(one, None)
+                if base == "kernel" and not any(map(message.has, whole)):
+                    message.set(whole[0], [2] if fields[whole[0]].repeated else 2)
+                continue
+            for one in both:
+                message.set(one, self.draw_one(fields[one], None) if not message.has(one) else getattr(message, one))
+            for one in whole:
+                message.set(one, None)
 
     def draw_value(self, field: Field, allowed: list[str] | None) -> Any:
         rng = self.rng
         if field.repeated:
             if field.name == "order":
                 return rng.sample(range(5), rng.randint(1, 5)) if rng.random() < 0.3 else rng.sample(range(4), 4)
-            count = rng.choice((1, 1, 2, 2, 3, 4))
+            count = rng.choice((1, 1, 1, 2, 2, 3, 4))
             found = [self.draw_one(field, allowed) for _ in range(count)]
             found = [one for one in found if one is not None]
             return sorted(found) if field.name == "slice_point" else found
