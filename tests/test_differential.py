@@ -20,7 +20,6 @@ from shrink import shrink
 from sides import Ours, Outcome, build, load, parameters
 
 from caffe_port.formats import prototxt
-from caffe_port.formats.message import schema
 
 FOUND = sorted((Path(__file__).with_name("corpus") / "differential").glob("*.json"))
 
@@ -34,12 +33,32 @@ def test_what_differed_from_caffe_stays_mended(path: Path) -> None:
 # -- with a reference that is caffe-port itself --------------------------------------------------------------------
 
 
-def knows(*types: str) -> dict[str, object]:
-    """What a Caffe would say that knows caffe-port's own schema."""
-    names = [field.message_name for field in schema("LayerParameter").fields.values() if field.message_name]
-    fields = {name: schema(name).fields.values() for name in ("LayerParameter", *names)}
-    messages = {name: {f.name: list(f.values) if f.values else None for f in all_} for name, all_ in fields.items()}
-    return {"types": list(types), "messages": messages}
+FIELDS = {
+    "LayerParameter": "pooling_param relu_param inner_product_param softmax_param loss_param batch_norm_param "
+    "slice_param scale_param",
+    "PoolingParameter": "pool kernel_size kernel_h kernel_w stride stride_h stride_w pad pad_h pad_w global_pooling",
+    "ReLUParameter": "negative_slope",
+    "InnerProductParameter": "num_output bias_term axis transpose",
+    "SoftmaxParameter": "axis",
+    "LossParameter": "ignore_label normalization normalize",
+    "BatchNormParameter": "use_global_stats eps",
+    "SliceParameter": "axis slice_dim slice_point",
+    "ScaleParameter": "axis num_axes bias_term",
+}
+"""What the Caffe that is played here knows."""
+
+TYPES = ("Pooling", "ReLU", "InnerProduct", "SoftmaxWithLoss", "BatchNorm", "Slice", "Scale")
+
+MODES = ["FULL", "VALID", "BATCH_SIZE", "NONE"]
+NETS = Nets(
+    {
+        "types": TYPES,
+        "messages": {
+            message: {name: {"normalization": MODES, "pool": ["MAX", "AVE"]}.get(name) for name in names.split()}
+            for message, names in FIELDS.items()
+        },
+    }
+)
 
 
 def reference(case: Case) -> Outcome:
@@ -63,9 +82,6 @@ def reference(case: Case) -> Outcome:
     return Outcome({**arrays, **made}, outputs=outcome.outputs)
 
 
-TYPES = ("Pooling", "ReLU", "InnerProduct", "SoftmaxWithLoss", "BatchNorm", "Slice", "Scale")
-
-
 def test_nets_come_from_the_seed_alone_and_agree_with_themselves() -> None:
     words = []
     for number in range(60):
@@ -75,11 +91,8 @@ def test_nets_come_from_the_seed_alone_and_agree_with_themselves() -> None:
         assert Case.load(case.dump()).text == case.text
         outcome = reference(case)
         words.append(judge(case, outcome, Ours()).word)
-    assert set(words) <= {"agree", "both refuse", "random"}  # STOCHASTIC pooling is
+    assert set(words) <= {"agree", "both refuse", "not finite"}
     assert words.count("agree") > 30
-
-
-NETS = Nets(knows(*TYPES))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +111,7 @@ def test_a_planted_fault_is_found_and_made_small(plant: str, word: str) -> None:
         outcome = reference(case)
         with planted(plant):
             verdict = judge(case, outcome, Ours())
-        if verdict.finding and len(case.computing) > 1:
+        if verdict.finding and 1 < len(case.computing) < 4:
             break
     assert verdict.finding
     assert word in verdict.word
@@ -112,7 +125,7 @@ def test_a_planted_fault_is_found_and_made_small(plant: str, word: str) -> None:
         made = [key.split(":") for key in reference(of).arrays if key.startswith("top:")]
         return {(name, int(k)): reference(of).arrays[f"top:{name}:{k}"].shape for _, name, k in made}
 
-    small = shrink(case, shows, shapes, seconds=5)
+    small = shrink(case, shows, shapes, seconds=60)
     assert shows(small)
     assert len(small.computing) <= min(2, len(case.computing))
     assert sum(map(np.prod, small.inputs.values())) <= sum(map(np.prod, case.inputs.values()))
