@@ -16,7 +16,7 @@ from caffe_port.formats.message import Message
 from caffe_port.layers import loss, pooling
 from caffe_port.layers.normalization import BatchNorm
 from caffe_port.layers.spatial import Convolution
-from caffe_port.net.net import Net
+from caffe_port.net import net
 from caffe_port.signatures import pooling as pooling_records
 from caffe_port.spec import LayerSpec, Producer
 
@@ -63,7 +63,7 @@ PLANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "overwriting what others read is accepted": [(definition, "_check_in_place", lambda *_: None)],
     "the running variance is biased": [(BatchNorm, "normalize_by_batch", _biased)],
     "dilation is ignored": [(Convolution, "from_caffe", _undilated(Convolution.from_caffe))],
-    "blobs of one name are not shared": [(Net, "_tie", lambda _: None)],
+    "blobs of one name are not shared": [(net, "_share", lambda *_: True)],
 }
 """What is wrong -> the places that are replaced."""
 
