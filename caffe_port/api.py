@@ -105,10 +105,9 @@ def read(
     if prototxt is None and weights is None:
         raise CaffePortError("give a prototxt, a caffemodel, or both")
     stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
-    if isinstance(prototxt, Definition):
-        return prototxt, stored
     if prototxt is not None:
-        return Definition.read(prototxt), stored
+        definition = prototxt if isinstance(prototxt, Definition) else Definition.read(prototxt)
+        return definition.beside(stored) if stored is not None else definition, stored
     assert stored is not None
     return Definition.embedded(stored), stored
 

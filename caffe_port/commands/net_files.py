@@ -12,6 +12,8 @@ import click
 
 from caffe_port.commands.command import F
 from caffe_port.errors import CaffePortError
+from caffe_port.formats import dialects
+from caffe_port.formats.dialects import DIALECTS
 from caffe_port.storage.files import opened
 
 
@@ -97,11 +99,19 @@ def net_options(function: F) -> F:
             type=click.Path(),
             help="Python file that defines custom layer types; its code is run. May be repeated.",
         ),
+        click.option(
+            "--dialect",
+            type=click.Choice(DIALECTS),
+            help="The fork whose meaning fields have on which forks disagree. Default: as the net tells.",
+        ),
     ]
 
     @functools.wraps(function)
-    def with_net(files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, **rest: Any) -> Any:
+    def with_net(
+        files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, dialect: str | None, **rest: Any
+    ) -> Any:
         prototxt, weights = sort_files(files)
+        dialects.assume(dialect)
         if plugins:
             from caffe_port.signatures.plugins import run
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from caffe_port.definition import crop_offsets
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.formats import caffemodel, prototxt
+from caffe_port.formats import caffemodel, dialects, prototxt
 from caffe_port.formats.message import Message, at
 from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.signatures.plugins import find
@@ -37,11 +37,13 @@ class Definition:
         net: NetParameter with ``layer`` entries only.
         path: the file.
         saved_in: the phase whose rules were already applied when Caffe wrote it into a weights file; None for text.
+        notes: which fork's meaning fields have; see :mod:`caffe_port.formats.dialects`.
     """
 
     net: Message
     path: str
     saved_in: str | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: str | Path) -> Definition:
@@ -57,7 +59,8 @@ class Definition:
         """The Definition of a NetParameter that was read as text."""
         if not (net.has("layer") or net.has("layers")):
             raise SpecError("is a label map, not a net" if "item" in net.unknown else "contains no layers", path)
-        return cls(upgrade(net, path), path)
+        net, notes = dialects.translate(upgrade(net, path), binary=False)
+        return cls(net, path, None, notes)
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
@@ -68,13 +71,20 @@ class Definition:
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
-        net = upgrade(weights.net, weights.path)
+        net, notes = dialects.translate(upgrade(weights.net, weights.path), binary=True)
         path = weights.path
         saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
-        return cls(net, weights.path, saved_in)
+        return cls(net, weights.path, saved_in, notes)
+
+    def beside(self, weights: caffemodel.Weights) -> Definition:
+        """This definition with the meanings of the fork that wrote the weights, where they tell it."""
+        if weights.net is None or self.saved_in is not None or self.path == weights.path:
+            return self
+        net, notes = dialects.translate(self.net, False, [*weights.net.layer])
+        return dataclasses.replace(self, net=net, notes=notes)
 
     @functools.cached_property
     def sha256(self) -> str | None:
@@ -96,7 +106,7 @@ class Definition:
         """
         state = self.net.state
         level, stages = level or state.level, (*stages, *state.stage)
-        notes: list[str] = []
+        notes: list[str] = list(self.notes)
         layers = list(self.net.layer)
         if self.saved_in is None:
             layers = [entry for entry in layers if _included(entry, phase, level, stages, self.path)]

@@ -188,6 +188,8 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
     message = prototxt.read(path, "NetParameter")
     form = "V2" if message.has("layer") else "V0" if any(old.has("layer") for old in message.layers) else "V1"
     definition = Definition.parse(message, str(path))
+    if weights is not None:
+        definition = definition.beside(weights)
     found = survey(definition, options, weights)
     facts = [("format", f"prototxt, {form}"), *_net_facts(definition, found)]
     notes, errors = list(found.notes), list(found.errors)
