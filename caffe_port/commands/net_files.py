@@ -75,6 +75,13 @@ class NetFiles:
     options: dict[str, Any]
 
 
+dialect_option = click.option(
+    "--dialect",
+    type=click.Choice(DIALECTS),
+    help="The fork whose meaning fields have on which forks disagree. Default: as the net tells.",
+)
+
+
 def net_options(function: F) -> F:
     """Decorator: the files of a net, and options for what the files do not contain."""
     options = [
@@ -99,11 +106,7 @@ def net_options(function: F) -> F:
             type=click.Path(),
             help="Python file that defines custom layer types; its code is run. May be repeated.",
         ),
-        click.option(
-            "--dialect",
-            type=click.Choice(DIALECTS),
-            help="The fork whose meaning fields have on which forks disagree. Default: as the net tells.",
-        ),
+        dialect_option,
     ]
 
     @functools.wraps(function)

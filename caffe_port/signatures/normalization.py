@@ -56,6 +56,12 @@ def _batch_norm_kyle_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str
     return _batch_norm_blobs(layer, bottoms) | affine
 
 
+def row_shape(layer: Message, channels: int) -> Shape:
+    """The shape in which a BN's fork stores a vector."""
+    p = layer.bn_param
+    return (1, channels, 1, 1) if bn_keeps_decay(p) or bn_is_segnets(p) else (1, channels)
+
+
 def _bn_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
     names = ("slope", "bias") if bn_is_segnets(layer.bn_param) else ("slope", "bias", "mean", "variance")
     return dict.fromkeys(names, (bottoms[0][1],))

@@ -81,9 +81,9 @@ def _infogain_matrix(classes: int) -> Path:
 
 ALIKE = """
 AbsVal AddNoise BN BNLL BatchNorm BatchNormKyle ChannelDropout Dropout ELU Exp GRL GRN GaussianNoise GradientReversal
-GradientScaler HSigmoid HSwish HardSigmoid HardSwish Insanity L2Norm L2Normalization L2Normalize LRN Log MVN Mish NegReLU
-Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU Selu Sigmoid SignedSqrt Softmax Softplus
-SpatialDropout Swish TanH Threshold Truncation
+GradientScaler HSigmoid HSwish HardSigmoid HardSwish Insanity L2Norm L2Normalization L2Normalize LRN Log MVN Mish
+NegReLU Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU Selu Sigmoid SignedSqrt
+Softmax Softplus SpatialDropout Swish TanH Threshold Truncation
 """
 """Types that need no parameters, whose tops are like their bottoms."""
 
