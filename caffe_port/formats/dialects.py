@@ -15,7 +15,7 @@ PoolingParameter 13       ``round_mode``: CEIL 0, FLOOR 1      ``ceil_mode``: fa
 
 A field of text has a name, so that PoolingParameter 13 concerns binaries only. There, 0 states the default of
 ``round_mode``, which no net needs to: a file with a 0 is read as ``brocolli``. So is one without a name and phases
-whose convolutions state every default, as PyPI's brocolli writes them.
+whose convolutions and products state every default, as PyPI's brocolli writes them.
 
 Sources: bn_layer.cpp and caffe.proto of brocolli-caffe 9.0.2; pooling_layer.cpp of BVLC/caffe.
 """
@@ -147,12 +147,14 @@ def _rounding(net: Message, layers: list[Message], dialect: str, reason: str, no
 
 def _states_defaults(net: Message) -> bool:
     """Whether a net is written as PyPI's brocolli writes it: no names, no phases, nothing left to a default."""
-    stated = ("bias_term", "group", "dilation")
     windows = [layer.convolution_param for layer in net.layer if layer.has("convolution_param")]
-    pools = [layer.pooling_param for layer in net.layer if layer.pooling_param.has("round_mode")]
+    products = [layer.inner_product_param for layer in net.layer if layer.has("inner_product_param")]
+    pools = [layer.pooling_param for layer in net.layer if layer.has("pooling_param")]
     return (
         not net.has("name")
         and not any(layer.has("phase") for layer in net.layer)
-        and all(p.has(name) for p in windows for name in stated)
+        and bool(windows or products)
+        and all(p.has("bias_term") for p in (*windows, *products))
+        and all(p.has("group") for p in windows)
         and all(p.has("pool") for p in pools)
     )

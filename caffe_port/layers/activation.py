@@ -262,7 +262,10 @@ class ReLU6(Layer):
         if self.torch_source() == "nn.ReLU6()":
             return F.relu6(x)
         y = F.leaky_relu(x, self.negative_slope)
-        return torch.where((x < self.threshold) & (y <= self.threshold), y, y.detach().clamp(max=self.threshold))
+        limit = torch.full_like(y, self.threshold)
+        if self.negative_slope < 0 or self.threshold < 0:  # then y may be beyond the limit where the gradient passes
+            limit = torch.where(x < self.threshold, limit + (y - y.detach()), limit)
+        return torch.where(y <= self.threshold, torch.where(x < self.threshold, y, y.detach()), limit)
 
     def torch_source(self) -> str | None:
         return "nn.ReLU6()" if self.threshold == 6 and not self.negative_slope else None

@@ -204,5 +204,5 @@ declare(
 )
 declare("Slice", _slice, message="slice_param", traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.WHOLE_LAYER)
 declare("Split", _split, traits=_SAME_NUMBERS | Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
-declare("Unsqueeze", _unsqueeze, message="unsqueeze_param", traits=_SAME_NUMBERS)
+declare("Unsqueeze", _unsqueeze, message="unsqueeze_param", traits=_SAME_NUMBERS | Trait.NO_BACKWARD)
 declare("Tile", _tile, message="tile_param", traits=Trait.REARRANGES)

@@ -84,6 +84,8 @@ class Trait(enum.Flag):
     """A product with everything from ``axis`` on: the weight is (num_output, K), transposed (K, num_output)."""
     BOTTOM_FOR_BLOB = enum.auto()
     """A second bottom stands for the first blob."""
+    NO_BACKWARD = enum.auto()
+    """The backward pass of a fork's layer does nothing: its bottoms keep a gradient of zeros."""
     OTHERS = enum.auto()
     """Stands for types of several forks, whose parameters are not known here."""
 

@@ -226,17 +226,24 @@ def _reverse(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 
 declare("Interp", _interp, message="interp_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
-declare("Upsample", _upsample, message="upsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
+declare(
+    "Upsample", _upsample, message="upsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD
+)
 declare(
     "MaxUnPool",
     _max_unpool,
     message="max_unpool_param",
     bottoms=2,
     holds=(Holds.NUMBERS, Holds.INDICES),
-    traits=Trait.KEEPS_CHANNELS,
+    traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD,
 )
-declare("BilinearInterpolate", _bilinear_interpolate, message="bilinear_interpolate_param", traits=Trait.KEEPS_CHANNELS)
-declare("Pad", _pad, message="pad_param", traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS)
+declare(
+    "BilinearInterpolate",
+    _bilinear_interpolate,
+    message="bilinear_interpolate_param",
+    traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD,
+)
+declare("Pad", _pad, message="pad_param", traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD)
 declare(
     "Unpooling", _unpooling, message="unpooling_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER
 )

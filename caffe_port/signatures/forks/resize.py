@@ -122,4 +122,4 @@ declare("Upsampling", _upsampling, message="upsampling_param", traits=Trait.KEEP
 declare("MaskResize", _mask_resize, message="mask_resize_param", traits=Trait.KEEPS_CHANNELS)
 declare("Downsample", _downsample, message="downsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
 declare("Accum", _accum, message="accum_param", bottoms=(1, ANY))
-declare("PixelShuffle", _pixel_shuffle, message="pixelshuffle_param", traits=Trait.REARRANGES)
+declare("PixelShuffle", _pixel_shuffle, message="pixelshuffle_param", traits=Trait.REARRANGES | Trait.NO_BACKWARD)
