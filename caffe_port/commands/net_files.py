@@ -12,8 +12,7 @@ import click
 
 from caffe_port.commands.command import F
 from caffe_port.errors import CaffePortError
-from caffe_port.formats import dialects
-from caffe_port.formats.dialects import DIALECTS
+from caffe_port.formats.fork_fields import DIALECTS
 from caffe_port.storage.files import opened
 
 
@@ -114,6 +113,8 @@ def net_options(function: F) -> F:
         files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, dialect: str | None, **rest: Any
     ) -> Any:
         prototxt, weights = sort_files(files)
+        from caffe_port.formats import dialects
+
         dialects.assume(dialect)
         if plugins:
             from caffe_port.signatures.plugins import run

@@ -11,7 +11,6 @@ import click
 from caffe_port.commands.command import command, note
 from caffe_port.commands.net_files import NetFiles, Shape, dialect_option, net_options
 from caffe_port.errors import printable
-from caffe_port.formats import dialects
 from caffe_port.terminal import count, human_bytes
 
 
@@ -161,6 +160,7 @@ def inspect(
       1  with --diff: the weights do not match the prototxt
       2  bad usage or bad input
     """
+    from caffe_port.formats import dialects
     from caffe_port.inspection import inspect as looking
     from caffe_port.inspection.net_table import Options
 

@@ -29,9 +29,6 @@ from caffe_port.formats.fork_fields import NOT_IN_FILES
 from caffe_port.formats.message import Message
 from caffe_port.terminal import count
 
-DIALECTS: Final = ("caffe", "brocolli")
-"""What ``--dialect`` may say."""
-
 MARKS: Final[dict[str, Callable[[Message], bool]]] = {
     **dict.fromkeys(("BatchNormKyle", "BilinearInterpolate", "MaxUnPool", "PixelShuffle", "Unsqueeze"), lambda _: True),
     "HardSigmoid": lambda layer: layer.has("hardsigmoid_param"),

@@ -26,6 +26,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+DIALECTS: Final = ("caffe", "brocolli")
+"""What ``--dialect`` may say; see :mod:`caffe_port.formats.dialects`."""
+
 #: Numbers of proto/caffe.proto that never occur in a file.
 PLACEHOLDERS: Final = range(600_000, 700_000)
 

@@ -53,6 +53,11 @@ class RunningStatistics(Layer, register=False):
         self.register_buffer("variance", torch.zeros(num_features))
         self.register_buffer("scale_factor", torch.zeros(1))
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dims == 1:
+            return self.normalize(x.unsqueeze(1)).squeeze(1)
+        return self.normalize(x)
+
     def normalize(self, x: Tensor) -> Tensor:
         if self.global_stats[0] if self.training else self.global_stats[1]:
             return F.batch_norm(x, *self.running_statistics(), eps=self.eps)
@@ -90,11 +95,6 @@ class BatchNorm(RunningStatistics):
     Blobs: mean (C), variance (C), scale_factor (1)
     Reference: batch_norm_layer.cpp
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.dims == 1:
-            return self.normalize(x.unsqueeze(1)).squeeze(1)
-        return self.normalize(x)
 
     def torch_source(self) -> str | None:
         if self.dims not in _BATCH_NORMS:

@@ -200,6 +200,26 @@ def upsampling(layer: Layer) -> Result:
     return y
 
 
+@formula("Resize")
+def resize(layer: Layer) -> Result:
+    """Pixel i lies at i old / new, between four pixels, of which those beyond the edge count 0. Source: util_img.cpp
+    (bearpaw/caffe, brocolli-caffe).
+    """
+    p, x = layer.param.resize_param, layer.x
+    if p.has("zoom") or p.has("zoom_h") or p.has("inter"):
+        raise NotImplementedError("a Resize by OpenCV")
+    scales = (p.out_height_scale, p.out_width_scale) if p.is_pyramid_test else None
+    for axis, size in ((2, p.height), (3, p.width)):
+        old = x.shape[axis]
+        new = int(np.float32(scales[axis - 2]) * np.float32(old)) if scales is not None else size
+        place = np.arange(new) * old / new
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape(-1, *[1] * (3 - axis))
+        beyond = np.concatenate([x, np.zeros_like(x.take([0], axis))], axis)
+        x = (1 - share) * beyond.take(low, axis) + share * beyond.take(low + 1, axis)
+    return x
+
+
 @formula("MaskResize")
 def mask_resize(layer: Layer) -> Result:
     """Pixel i is at i * old / new; 0 more than half a pixel after the last. Source: mask_resize_layer.cu (MNC)."""
