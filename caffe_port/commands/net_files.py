@@ -81,6 +81,16 @@ dialect_option = click.option(
 )
 
 
+ignore_field = click.option(
+    "--ignore-field",
+    "ignored",
+    multiple=True,
+    metavar="NAME",
+    help="Go without a field that caffe-port does not follow and would refuse. May be repeated.",
+)
+"""Decorator: names of fields to go without."""
+
+
 def net_options(function: F) -> F:
     """Decorator: the files of a net, and options for what the files do not contain."""
     options = [
@@ -97,6 +107,7 @@ def net_options(function: F) -> F:
             "--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage. May be repeated."
         ),
         click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level."),
+        ignore_field,
         click.option(
             "--plugin",
             "plugins",
@@ -110,7 +121,14 @@ def net_options(function: F) -> F:
 
     @functools.wraps(function)
     def with_net(
-        files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, dialect: str | None, **rest: Any
+        files: tuple[str, ...],
+        shapes: Any,
+        stages: Any,
+        level: int,
+        ignored: Any,
+        plugins: Any,
+        dialect: str | None,
+        **rest: Any,
     ) -> Any:
         prototxt, weights = sort_files(files)
         from caffe_port.formats import dialects
@@ -120,7 +138,7 @@ def net_options(function: F) -> F:
             from caffe_port.signatures.plugins import run
 
             run(plugins)
-        options = {"input_shapes": dict(shapes), "stages": stages, "level": level}
+        options = {"input_shapes": dict(shapes), "stages": stages, "level": level, "ignore_fields": ignored}
         return function(net=NetFiles(prototxt, weights, options), **rest)
 
     for option in reversed(options):

@@ -10,6 +10,8 @@ That is enough for text, which names its fields. A binary reader has four ways t
 3. The value: :data:`NOT_A_BOOL`.
 4. The whole net: :mod:`caffe_port.formats.dialects`.
 
+A message of a fork that does not parse as the field that has its number is an unknown field.
+
 Anything that cannot be told apart is read as the schema says, which is ambiguous in these cases only:
 
 - ConvolutionParameter 18 and 19 are DeepLab's ``hole_h`` and ``hole_w``; elsewhere ``dilation`` and NVIDIA's choice of
@@ -32,6 +34,9 @@ DIALECTS: Final = ("caffe", "brocolli")
 #: Numbers of proto/caffe.proto that never occur in a file.
 PLACEHOLDERS: Final = range(600_000, 700_000)
 
+#: The highest number of a field of LayerParameter in Caffe 1.0; those above belong to forks.
+CAFFES_LAST_NUMBER: Final = 146
+
 #: Layer type -> {number in the file: field of LayerParameter}.
 WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     # Batch normalization in one layer. Own number: SegNet's and ENet's 45.
@@ -48,6 +53,7 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "Unsqueeze": {502: "unsqueeze_param"},
     "Pad": {504: "pad_param"},
     "Interp": dict.fromkeys((143, 150, 153, 166), "interp_param"),  # DeepLab v2; pytorch2caffe; its port; caffe2onnx
+    "CropCenter": {149: "crop_center_param"},  # nagadomi/caffe, for waifu2x
     "Accum": {160: "accum_param"},  # FlowNet 2
     "DenseImageData": {138: "dense_image_data_param"},  # SegNet
     # Segmentation
@@ -202,6 +208,11 @@ BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
 #: Message type -> {number in the file: field}, for an integer above 1 where proto/caffe.proto has a bool.
 NOT_A_BOOL: Final[dict[str, dict[int, str]]] = {
     "ConvolutionParameter": {17: "hole"}  # DeepLab, PSPNet: the dilation; Caffe's 17 is force_nd_im2col
+}
+
+#: Message type -> {name in a fork's text: the same field here}.
+TEXT_ALIASES: Final[dict[str, dict[str, str]]] = {
+    "Yolov3DetectionOutputParameter": {"masks": "mask", "num_boxes": "num_box"}  # MobileNet-YOLO's earlier form
 }
 
 #: Message type -> fields of forks that look like typos for fields of proto/caffe.proto, but are not.

@@ -13,7 +13,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.fork_fields import BY_WIRE_TYPE, LAYOUTS, NOT_A_BOOL, PLACEHOLDERS, WIRE_NUMBERS, Layout
+from caffe_port.formats.fork_fields import (
+    BY_WIRE_TYPE,
+    CAFFES_LAST_NUMBER,
+    LAYOUTS,
+    NOT_A_BOOL,
+    PLACEHOLDERS,
+    WIRE_NUMBERS,
+    Layout,
+)
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
 from caffe_port.terminal import count
 
@@ -91,7 +99,7 @@ class _Reader:
                     self.fail(
                         f"a field of {type_.name} is {count(length, 'byte')} long, with only {end - at:,} left", start
                     )
-                if type_.name == "LayerParameter" and number in _AMBIGUOUS:
+                if type_.name == "LayerParameter" and (number in _AMBIGUOUS or number > CAFFES_LAST_NUMBER):
                     deferred.append((number, at, stop))
                 elif field is None:
                     message.unknown.setdefault(number, []).append(self.view[at:stop])
@@ -115,14 +123,22 @@ class _Reader:
         for number, start, stop in deferred:
             name = WIRE_NUMBERS.get(message.type, {}).get(number)
             chosen = type_.fields[name] if name else type_.by_number.get(number)
-            if chosen is None or chosen.wire_type != 2:
+            if chosen is None or chosen.wire_type != 2 or not self.is_read(message, chosen, start, stop, depth, number):
                 message.unknown.setdefault(number, []).append(self.view[start:stop])
-            else:
-                self.delimited(message, chosen, start, stop, depth, arrays, LAYOUTS.get((message.type, number)))
         if layout is not None:
             for name, value in layout.states.items():
                 message._fields.setdefault(name, value)
         return message
+
+    def is_read(self, message: Message, field: Field, start: int, stop: int, depth: int, number: int) -> bool:
+        """Reads a field; False if it is a fork's and does not parse: another fork has the number for something else."""
+        try:
+            self.delimited(message, field, start, stop, depth, {}, LAYOUTS.get((message.type, number)))
+        except ParseError:
+            if field.number <= CAFFES_LAST_NUMBER:
+                raise
+            return False
+        return True
 
     def delimited(
         self,

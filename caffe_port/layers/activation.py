@@ -249,10 +249,8 @@ class ReLU6(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        limit = "threshold" if p.has("threshold") else "n"
-        args = {"negative_slope": p.negative_slope, "threshold": getattr(p, limit)}
-        usual = {"negative_slope": 0, "threshold": 6}
-        return {name: value for name, value in args.items() if value != usual[name]}
+        args = {"negative_slope": p.negative_slope} if p.negative_slope else {}
+        return args | ({"threshold": p.threshold} if p.threshold != 6 else {})
 
     def __init__(self, negative_slope: float = 0.0, threshold: float = 6.0) -> None:
         super().__init__()

@@ -21,8 +21,7 @@ def relu(layer: Layer) -> Result:
 def relu6(layer: Layer) -> Result:
     """min(max(x, 0) + slope * min(x, 0), 6), or another limit. Source: relu6_layer.cpp (forks)."""
     p, x = layer.param.relu6_param, layer.x
-    limit = p.threshold if p.has("threshold") else p.n
-    return np.minimum(np.maximum(x, 0) + p.negative_slope * np.minimum(x, 0), limit)
+    return np.minimum(np.maximum(x, 0) + p.negative_slope * np.minimum(x, 0), p.threshold)
 
 
 @formula("PReLU")
