@@ -10,8 +10,8 @@ from verdict import Verdict
 
 from caffe_port.signatures.signature import Trait, has
 
-NO_BACKWARD = frozenset({"HardSigmoid", "HardSwish", "MaxUnPool", "PixelShuffle", "Proposal", "Upsample"})
-"""Types whose Backward is empty in the Caffe of this reference: their bottoms' gradients are not compared."""
+NO_BACKWARD = ("Proposal", "MaxUnPool")
+"""Further types whose Backward is empty in the Caffe of this reference."""
 
 OLDER = {
     "Accuracy": "ties and nets without labels: this Caffe has the rules of before 2017",
@@ -64,7 +64,7 @@ def read_losses(case: Case) -> bool:
 
 def without_gradients(case: Case) -> bool:
     """Whether this Caffe has no gradients for the net."""
-    return any(layer.type in NO_BACKWARD for layer in case.computing)
+    return any(has(layer.type, Trait.NO_BACKWARD) or layer.type in NO_BACKWARD for layer in case.computing)
 
 
 def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:

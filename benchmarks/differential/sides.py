@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import collections
 import os
+import queue
 import re
 import subprocess
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import caffe_worker
 import numpy as np
@@ -55,6 +57,18 @@ class Outcome:
         return "loss" in self.arrays
 
 
+Frame = tuple[dict[str, Any], Arrays]
+
+
+def _read(file: BinaryIO, frames: queue.Queue[Frame | None]) -> None:
+    """Takes frames as they come, so that neither side waits for the other with full pipes; None at the end."""
+    while True:
+        frame = caffe_worker.receive(file)
+        frames.put(frame)
+        if frame is None:
+            break
+
+
 class Caffe:
     """Caffe's process. Several nets may be under way at once."""
 
@@ -62,6 +76,7 @@ class Caffe:
         self.installation = find()
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: collections.deque[Case] = collections.deque()
+        self._frames: queue.Queue[Frame | None] = queue.Queue()
         self.knows: dict[str, Any] = {}
         self._start()
 
@@ -74,7 +89,9 @@ class Caffe:
         self._process = subprocess.Popen(
             [*command, str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
         )
-        greeting = caffe_worker.receive(self._process.stdout)
+        self._frames = queue.Queue()
+        threading.Thread(target=_read, args=(self._process.stdout, self._frames), daemon=True).start()
+        greeting = self._frames.get()
         if greeting is None:
             raise CaffePortError("Caffe's process ended at once", str(worker))
         self.knows = greeting[0]
@@ -89,7 +106,7 @@ class Caffe:
         """The next net and what Caffe made of it."""
         assert self._process is not None
         case = self._waiting.popleft()
-        frame = caffe_worker.receive(self._process.stdout)
+        frame = self._frames.get()
         if frame is None:  # never seen; the nets that were under way are asked again
             self._start()
             again, self._waiting = [case, *self._waiting], collections.deque()
@@ -107,9 +124,8 @@ class Caffe:
     def close(self) -> None:
         """Ends the process."""
         if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             self._process.wait()
 
 
