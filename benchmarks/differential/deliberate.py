@@ -106,6 +106,9 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
             return "Scale as large as its bottom: Caffe's Backward does not add to the gradient of a shared blob"
         if any(layer.relu6_param.negative_slope < 0 for layer in case.computing):
             return "ReLU6 with a negative_slope below 0: Caffe's Backward looks at the bottom, not at the top"
+    unclipped = any(one.type == "PriorBox" and not one.prior_box_param.has("clip") for one in case.computing)
+    if verdict.word == "differs" and unclipped:
+        return "PriorBox without clip: the default of this Caffe is true"
     if verdict.word == "differs" and any(one.type == "BatchNorm" and len(one.param) == 3 for one in case.computing):
         return "BatchNorm with three param entries: this Caffe drops them with their names, as before 2017"
     if verdict.word == "differs" and case.phase == "TRAIN" and _shared(case) & {"LSTM", "RNN"}:
