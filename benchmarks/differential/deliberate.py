@@ -50,7 +50,7 @@ def _shared(case: Case) -> set[str]:
 
 def _lost(case: Case) -> bool:
     """Whether a layer whose Backward moves the gradient of its bottom elsewhere reads what shares its gradient."""
-    sharing = {"Reshape", "Parameter"} | {"Concat", "Slice"}
+    sharing = ("Reshape", "Parameter", "Concat", "Slice", "LSTM", "RNN")
     shared = {top for layer in case.computing if layer.type in sharing for top in layer.top}
     return any(shared & set(layer.bottom) for layer in case.computing if layer.type in ("Flatten", "Permute"))
 
@@ -106,6 +106,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
             return "Scale as large as its bottom: Caffe's Backward does not add to the gradient of a shared blob"
         if any(layer.relu6_param.negative_slope < 0 for layer in case.computing):
             return "ReLU6 with a negative_slope below 0: Caffe's Backward looks at the bottom, not at the top"
+    if any(one.type == "Upsample" and len(one.bottom) > 1 for one in case.computing):
+        return "Upsample with two bottoms: SegNet's mask; this Caffe's reads the first bottom only"
     unclipped = any(one.type == "PriorBox" and not one.prior_box_param.has("clip") for one in case.computing)
     if verdict.word == "differs" and unclipped:
         return "PriorBox without clip: the default of this Caffe is true"
