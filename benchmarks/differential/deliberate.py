@@ -26,7 +26,6 @@ FORKS = {
     "Normalize Layer produces": "Normalize with norms as a second top: NormFace has it",
     "Not Implemented Yet (pooling_layer.cpp)": "STOCHASTIC pooling: Caffe has it for GPUs only",
     "Not Implemented Yet (psroi_pooling_layer.cpp)": "PSROIPooling: Caffe has it for GPUs only",
-    "Input must have 4 axes": "pooling of volumes: C3D and others have it",
     "loss_weight must be unspecified or specified once per top blob": "SoftmaxWithLoss with probabilities: Caffe trips "
     "over its own check of the softmax inside",
     'Non-repeated field "': "this Caffe's schema has one value where Caffe 1.0 takes several",
@@ -37,6 +36,9 @@ FORKS = {
 STRICTER = {
     "labels for": "HingeLoss with more labels than items: Caffe reads the first of them",
     "dropout_ratio": "Dropout of a ratio that Caffe's debug builds refuse",
+    "differ in shape": "bottoms of Eltwise that hold as many numbers: this Caffe asks for no more, Caffe 1.0 does",
+    "gives an empty output": "a kernel larger than the image by less than the stride: Caffe rounds -1 / 2 to a window",
+    "expected a bottom (N, C, H, W)": "layers of forks, of images, that this Caffe runs on fewer axes",
     "does not fit the first": "Scale of another length: this Caffe does not check it, Caffe 1.0 does",
     "has overwritten": "a blob whose memory another layer has overwritten: Caffe reads what that layer made",
 }
@@ -75,6 +77,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
     """
     types = {layer.type for layer in case.computing}
     if verdict.word == "only Caffe refuses":
+        if "Pooling" in types and any(len(shape) == 5 for shape in case.inputs.values()):
+            return "pooling of volumes: C3D and others have it"
         for words, why in FORKS.items():
             if words in verdict.what:
                 return why
@@ -102,8 +106,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
     if verdict.word == "differs" and verdict.what.startswith("gradient"):
         if any(param.share_mode == "PERMISSIVE" for layer in case.computing for param in layer.param):
             return "share_mode PERMISSIVE: copies of equal values, which `train` refuses"
-        if "Scale" in _shared(case) & types:
-            return "Scale as large as its bottom: Caffe's Backward does not add to the gradient of a shared blob"
+        if _shared(case) & {"Scale", "BatchNormKyle"}:
+            return "Scale as large as its bottom, BatchNormKyle: Backward does not add to the gradient of a shared blob"
         if any(layer.relu6_param.negative_slope < 0 for layer in case.computing):
             return "ReLU6 with a negative_slope below 0: Caffe's Backward looks at the bottom, not at the top"
     if any(one.type == "Upsample" and len(one.bottom) > 1 for one in case.computing):

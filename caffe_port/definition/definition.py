@@ -312,7 +312,8 @@ def _check_in_place(layer: LayerSpec, producers: Sequence[Producer], readers: Ma
         if bottom == top and readers[producer] > 1:
             raise layer.error(
                 f"overwrites '{bottom}', which other layers read, or a loss_weight counts",
-                "Caffe refuses this: give the top a name of its own, for the layers that follow.",
+                f"Caffe's words: Top blob '{bottom}' produced by multiple sources. Give the top a name of its own, "
+                "for the layers that follow.",
             )
 
 
