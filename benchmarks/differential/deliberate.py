@@ -35,6 +35,8 @@ FORKS = {
 
 STRICTER = {
     "labels for": "HingeLoss with more labels than items: Caffe reads the first of them",
+    "values for": "ContrastiveLoss with another number of labels: Caffe reads beyond them, or the first",
+    "no spatial axes": "a convolution without spatial axes: in Caffe, a product with the channels",
     "dropout_ratio": "Dropout of a ratio that Caffe's debug builds refuse",
     "differ in shape": "bottoms of Eltwise that hold as many numbers: this Caffe asks for no more, Caffe 1.0 does",
     "gives an empty output": "a kernel larger than the image by less than the stride: Caffe rounds -1 / 2 to a window",
