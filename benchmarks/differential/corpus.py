@@ -18,7 +18,8 @@ def write(folder: Path, kind: str, case: Case, outcome: Outcome) -> Path:
     words = re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")[:60]
     path = folder / f"{words}_{hashlib.sha256(case.dump().encode()).hexdigest()[:6]}.json"
     entry = {"kind": kind, "case": json.loads(case.dump()), "outputs": list(outcome.outputs)}
-    entry |= {"refused": outcome.refused, "stage": outcome.stage}
+    refused = outcome.refused and re.sub(r"0x[0-9a-f]+", "0x", outcome.refused)
+    entry |= {"refused": refused, "stage": outcome.stage}
     path.write_text(json.dumps(entry, indent=1) + "\n", "utf-8")
     if outcome.arrays:
         inputs = {f"in:{blob}": array for blob, array in case.arrays().items()}
