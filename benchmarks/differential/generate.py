@@ -53,7 +53,7 @@ SMALL = (1e-5, 1e-3, 0.1)
 POSITIVE = (0.5, 1.0, 2.0)
 
 MASKS = ("Upsample", "MaxUnPool")
-"""Types whose second bottom holds places of the top: the first two are always there."""
+"""Types whose second bottom holds places of the top: the first is always there."""
 
 LEFT_OUT = ("engine", "source", "filler", "param_str", "debug", "force", "root_folder", "mean_file", "weight_filler")
 """Fields that change no number, or name files."""
@@ -299,7 +299,7 @@ class _Net:
         what = holds(layer.type, k)
         values = Values(rng.choice((self.spread, self.spread, "normal", "zeros")) if k else self.spread)
         if k and layer.type in MASKS:
-            values = Values("integers", 2)
+            values = Values("integers", 1)
         elif what is Holds.BOXES:
             values = Values("boxes", wanted[0][0] if wanted[0] else 1)
         else:
