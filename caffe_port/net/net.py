@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from caffe_port import layers
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
-from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.caffemodel import LayerBlobs, Weights
 from caffe_port.layers import fillers
 from caffe_port.layers.layer import Layer
 from caffe_port.net import fusion, summary
@@ -332,12 +332,12 @@ class Net(nn.Module):
                     raise specs[name].error(error.what, error.hint) from None
                 module.set_blob(blob, torch.from_numpy(value))
 
-    def load_weights(self, weights: Weights, share: bool = False) -> LoadReport:
+    def load_weights(self, weights: Weights, share: bool = False, fill: bool = True) -> LoadReport:
         """Copies blobs by layer name, as Caffe's CopyTrainedLayersFrom.
 
-        Layers that are not in the file are initialized from their fillers.
-
         Args:
+            fill: initialize layers that are not in the file from their fillers; else they keep what they have. Blobs
+                that they share with a layer of the file are loaded with that layer.
             share: large parameters become views of the blobs, which must be writable; see :meth:`Layer.share_blobs`.
 
         Raises:
@@ -358,19 +358,25 @@ class Net(nn.Module):
         wrong = [
             f"layer '{name}' {text}"
             for name in (*matched, *bare)
-            if (text := modules[name].mismatch(stored[name].blobs))
+            if (text := modules[name].mismatch(_all_blobs(modules, name, stored[name])))
         ]
         if wrong:
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
-        for name in (*matched, *bare):
-            if share:
-                modules[name].share_blobs(stored[name].blobs, LARGE)
-            else:
-                modules[name].load_blobs(stored[name].blobs)
-        absent = [name for name in targets if name not in stored]
-        if absent:
+        loaded = {id(getattr(modules[name], blob)) for name in matched for blob in modules[name].blob_names()}
+        absent = [
+            name
+            for name, module in targets.items()
+            if name not in stored and not loaded.issuperset(id(getattr(module, blob)) for blob in module.blob_names())
+        ]
+        if absent and fill:  # before the blobs are loaded, which these layers may share
             self.initialise(only=absent)
+        for name in (*matched, *bare):
+            blobs = _all_blobs(modules, name, stored[name])
+            if share:
+                modules[name].share_blobs(blobs, LARGE)
+            else:
+                modules[name].load_blobs(blobs)
         known = set(self.names)
         return LoadReport((*matched, *bare), tuple(absent), tuple(name for name in stored if name not in known))
 
@@ -381,6 +387,25 @@ class Net(nn.Module):
             for name, module in self.caffe_layers().items()
             if module.blob_names()
         }
+
+
+def _all_blobs(modules: Mapping[str, Layer], name: str, stored: LayerBlobs) -> Sequence[Array]:
+    """The blobs for a layer; those that its file stores with another layer are what the layer has already.
+
+    Source: net.cpp (CopyTrainedLayersFromHDF5).
+    """
+    module, places = modules[name], stored.places
+    names = module.blob_names()
+    if not places or len(places) >= len(names):
+        return stored.blobs
+    others = {id(getattr(other, blob)) for key, other in modules.items() if key != name for blob in other.blob_names()}
+    by_place = dict(zip(places, stored.blobs, strict=True))
+    missing = [k for k in range(len(names)) if k not in by_place]
+    if max(places) >= len(names) or any(id(getattr(module, names[k])) not in others for k in missing):
+        return stored.blobs
+    return [
+        by_place[k] if k in by_place else module.get_blob(names[k]).detach().cpu().numpy() for k in range(len(names))
+    ]
 
 
 def _ordered(plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor]) -> Sequence[Tensor]:
