@@ -23,6 +23,7 @@ _TESTING = re.compile(r"Iteration (\d+), Testing net(?: \(#(\d+)\))?", re.IGNORE
 _TRAINED = re.compile(rf"Iteration (\d+)(?: \([^)]*\))?(?:, [\d./]+ep)?, loss = {_NUMBER}", re.IGNORECASE)
 _RATE = re.compile(rf"Iteration (\d+), lr = {_NUMBER}", re.IGNORECASE)
 _OUTPUT = re.compile(rf"\s*(Test|Train) net output #(\d+): (.+?) = {_NUMBER}(.*)", re.IGNORECASE)
+_WEIGHT = re.compile(rf" \(\* {_NUMBER} = ")
 _SCORE = re.compile(rf"Test score #(\d+): {_NUMBER}", re.IGNORECASE)
 _TEST_LOSS = re.compile(rf"Test loss: {_NUMBER}", re.IGNORECASE)
 _REPORTS = re.compile(r"\s*(Iteration \d+,? .*=|(Test|Train) net output|Test (score|loss))", re.IGNORECASE)
@@ -38,8 +39,8 @@ class CaffeLog:
         path: the file.
         solver: the solver's fields as printed by Caffe, as text; repeated fields as a list.
         metrics: lines like those of a run's metrics.jsonl: kind train (iter, loss, lr, outputs) and test (iter,
-            outputs, losses: those with a weight; net for all test nets but the first), by iteration; of an iteration that a resumed run
-            repeats, the last line counts. Several values of one output are ``NAME[0]``, ``NAME[1]`` and so on.
+            outputs, and losses: the weights of those that are; net for all test nets but the first), by iteration; of
+            an iteration that a resumed run repeats, the last line counts. Several values of one output are ``NAME[0]``, ``NAME[1]`` and so on.
         device: the GPU, if the log names it.
         not_read: lines that report numbers in a form that is not known.
         seconds: time from the first to the last line with a timestamp.
@@ -72,7 +73,7 @@ class CaffeLog:
         """
         lines = [line for line in self.metrics if line["kind"] == "test" and line.get("net", 0) == net]
         names = {name: line for line in lines for name in line["outputs"]}
-        name = judge({"outputs": names, "losses": {loss for line in lines for loss in line["losses"]}})
+        name = judge({"outputs": names, "losses": {k: w for line in lines for k, w in line["losses"].items()}})
         return None if name is None or is_loss(name, names[name]) else name
 
     def accuracies(self, net: int = 0) -> list[tuple[int, float]]:
@@ -157,10 +158,10 @@ def parse(text: str, path: str = "<text>") -> CaffeLog:
         if said := re.match(r"GPU \d+: (.+)", message):
             log.device = said[1]
         elif said := _TESTING.match(message):
-            block = {"kind": "test", "iter": int(said[1]), "outputs": {}, "losses": []}
+            block = {"kind": "test", "iter": int(said[1]), "outputs": {}, "losses": {}}
             blocks["test"] = block | ({"net": int(said[2])} if int(said[2] or 0) else {})
         elif said := _TRAINED.match(message):
-            block = {"kind": "train", "iter": int(said[1]), "loss": _number(said[2]), "outputs": {}, "losses": []}
+            block = {"kind": "train", "iter": int(said[1]), "loss": _number(said[2]), "outputs": {}, "losses": {}}
             blocks["train"] = block
             lines.pop(_key(block), None)
             lines[_key(block)] = block
@@ -168,8 +169,8 @@ def parse(text: str, path: str = "<text>") -> CaffeLog:
             rates[int(said[1])] = _number(said[2])
         elif (said := _OUTPUT.match(message)) and (target := blocks[said[1].lower()]) is not None:
             report(target, said[3], _number(said[4]))
-            if "loss)" in said[5] and said[3] not in target["losses"]:
-                target["losses"].append(said[3])
+            if weighted := _WEIGHT.match(said[5]):
+                target["losses"][said[3]] = _number(weighted[1])
         elif (said := _SCORE.match(message)) and (target := blocks["test"]) is not None:
             report(target, f"score #{said[1]}", _number(said[2]))
         elif (said := _TEST_LOSS.match(message)) and (target := blocks["test"]) is not None:

@@ -12,7 +12,7 @@ Points = Sequence[tuple[int, float]]
 
 
 def is_loss(name: str, line: Mapping[str, Any]) -> bool:
-    """Whether an output of a test is a loss: it has a weight in the net, if the line names those that have; else its
+    """Whether an output of a test is a loss: it has a weight in the net, if the line has the weights; else its
     name says so.
     """
     losses = line.get("losses")
@@ -20,9 +20,17 @@ def is_loss(name: str, line: Mapping[str, Any]) -> bool:
 
 
 def judge(line: Mapping[str, Any]) -> str | None:
-    """The output by which a test is judged: an accuracy, else any other that is not a loss, else a loss."""
-    names = list(line["outputs"])
-    better = [name for name in names if not is_loss(name, line)]
+    """The output by which a test is judged: an accuracy, else any other that is not a loss, else a loss.
+
+    Of several, the first that belongs to the loss with the greatest weight (``loss3/top-1`` to ``loss3/loss3``).
+    """
+    names, weights = list(line["outputs"]), line.get("losses") or {}
+
+    def weight(name: str) -> float:
+        branch = name.rpartition("/")[0]
+        return max((w for loss, w in weights.items() if branch and loss.rpartition("/")[0] == branch), default=0.0)
+
+    better = sorted((name for name in names if not is_loss(name, line)), key=weight, reverse=True)
     return next(iter([*(name for name in better if "acc" in name.lower()), *better, *names]), None)
 
 

@@ -243,8 +243,8 @@ def _scalars(outputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 def _tested(t: Training, it: int, number: int, means: dict[str, float]) -> None:
     """Reports the result of a test net; the first one decides which weights are best."""
     plan = t.tests[number].net.plans[False]
-    weighted = {slot for slot, _ in plan.losses}
-    losses = [blob for blob, slot in plan.outputs if slot in weighted]
+    weights = dict(plan.losses)
+    losses = {blob: weights[slot] for blob, slot in plan.outputs if slot in weights}
     event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": losses}
     if number:
         t.tested |= {f"#{number} {name}": value for name, value in means.items()}
