@@ -40,7 +40,8 @@ class CaffeLog:
         solver: the solver's fields as printed by Caffe, as text; repeated fields as a list.
         metrics: lines like those of a run's metrics.jsonl: kind train (iter, loss, lr, outputs) and test (iter,
             outputs, and losses: the weights of those that are; net for all test nets but the first), by iteration; of
-            an iteration that a resumed run repeats, the last line counts. Several values of one output are ``NAME[0]``, ``NAME[1]`` and so on.
+            an iteration that a resumed run repeats, the last line counts. Several values of one output are
+            ``NAME[0]``, ``NAME[1]`` and so on.
         device: the GPU, if the log names it.
         not_read: lines that report numbers in a form that is not known.
         seconds: time from the first to the last line with a timestamp.
