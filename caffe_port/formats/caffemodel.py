@@ -283,7 +283,7 @@ def write(path: str | Path, net: Message, blobs: dict[str, list[Array]]) -> None
             file.write(chunk)
 
 
-def write_hdf5(path: str | Path, layers: Sequence[str], blobs: Mapping[str, Mapping[int, Array]]) -> None:
+def write_hdf5(path: str | Path, layers: Sequence[str], blobs: Mapping[str, dict[int, Array]]) -> None:
     """Writes a .caffemodel.h5, like a snapshot of Caffe's with ``snapshot_format: HDF5``.
 
     Args:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -210,7 +211,7 @@ def _number(text: str) -> float:
     """Parses a number, including Windows' 1.#QNAN, -1.#IND and 1.#INF."""
     if "#" in text:
         return float("inf" if "INF" in text.upper() else "nan") * (-1 if text.startswith("-") else 1)
-    return float(text)
+    return math.nan if "nan" in text.lower() else float(text)
 
 
 def _time(times: list[datetime], year: str | None, day: str, clock: str) -> None:

@@ -21,7 +21,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -61,6 +61,15 @@ _KINDS = ("caffemodel", "solverstate")
 def _files(path: Path, end: str) -> list[Path]:
     """The two files of the snapshot with this .json, in Caffe's binary format or (``end`` .h5) as HDF5."""
     return [path.with_suffix(f".{kind}{end}") for kind in _KINDS]
+
+
+Blobs = TypeVar("Blobs")
+
+
+def _of(definition: Message, blobs: dict[str, Blobs]) -> dict[str, Blobs]:
+    """The blobs of the trained net. A test net of another file may have more layers; Caffe does not save those."""
+    names = {layer.name for layer in definition.layer}
+    return {name: held for name, held in blobs.items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -165,9 +174,9 @@ class RunFolder:
         end = ".h5" if spec.snapshot_format == "HDF5" else ""
         weights, state = (self.snapshots / f"{stem}.{kind}{end}" for kind in _KINDS)
         if end:
-            caffemodel.write_hdf5(weights, [layer.name for layer in definition.layer], own_blobs(net))
+            caffemodel.write_hdf5(weights, [layer.name for layer in definition.layer], _of(definition, own_blobs(net)))
         else:
-            caffemodel.write(weights, definition, net.blobs())
+            caffemodel.write(weights, definition, _of(definition, net.blobs()))
         solverstate.write(state, capture(net, optimizer, spec, it, os.path.abspath(weights), plateau))
         values = {
             "iter": it,
@@ -234,7 +243,7 @@ class RunFolder:
         """Writes ``best`` or ``last`` as .caffemodel and .safetensors (with the keys of ``net.state_dict()``)."""
         from safetensors.torch import save
 
-        caffemodel.write(self.path / f"{stem}.caffemodel", definition, net.blobs())
+        caffemodel.write(self.path / f"{stem}.caffemodel", definition, _of(definition, net.blobs()))
         seen: set[int] = set()
         tensors = {}
         for name, tensor in net.state_dict(keep_vars=True).items():
