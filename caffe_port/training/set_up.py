@@ -18,18 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import devices
+from caffe_port.api import load_notes
 from caffe_port.data import datasets
 from caffe_port.data.batches import Feed, Prefetch
 from caffe_port.data.datasets import ImageFeed
 from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.data.records import RecordFeed, from_layer
+from caffe_port.definition.fields import refuse
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer
-from caffe_port.net.net import Net
+from caffe_port.net.net import LoadReport, Net
 from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.storage.files import find
@@ -74,6 +76,7 @@ class TrainOptions:
             process's rows, as in Caffe.
         keep: number of snapshots to keep; 0: all.
         reference_log: a Caffe log; every test is compared with its accuracy curve.
+        ignore_fields: names of fields of the nets to go without, see :func:`caffe_port.port`.
     """
 
     data: str | None = None
@@ -99,6 +102,7 @@ class TrainOptions:
     sync_batch_norm: bool = True
     keep: int = 3
     reference_log: str | None = None
+    ignore_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ def set_up(
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     notes = [devices.NO_BF16] if options.fast and options.amp is None else []
-    definition, specs, others = _specs(spec)
+    definition, specs, others = _specs(spec, notes)
     phases = ("TRAIN", "TEST") if spec.tests else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
     if options.epochs is not None:
@@ -234,8 +238,7 @@ def set_up(
     spec = spec.changed(max_iter=options.max_iter)
     net = _net(specs, feeds, seed)
     loaded = [caffemodel.read(path) for path in _weights(spec, options)]
-    for weights in loaded:
-        net.load_weights(weights, fill=False)
+    notes += _notes([net.load_weights(weights, fill=False) for weights in loaded])
     net.to(device).train()
     if options.channels_last:
         net.to(memory_format=torch.channels_last)
@@ -323,13 +326,18 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
     return options
 
 
-def _specs(spec: SolverSpec) -> tuple[Message, dict[str, NetSpec], list[NetSpec]]:
+def _specs(spec: SolverSpec, notes: list[str]) -> tuple[Message, dict[str, NetSpec], list[NetSpec]]:
     """The definition to write into caffemodels, the net of each phase, and all test nets but the first."""
-    train = spec.definition()
-    specs = {"TRAIN": train.spec("TRAIN", *spec.state("TRAIN"))}
-    tests = [spec.definition("TEST", k).spec("TEST", *spec.state("TEST", k)) for k in range(len(spec.tests))]
-    specs["TEST"] = tests[0] if tests else specs["TRAIN"]
-    return train.net, specs, tests[1:]
+    train, tests = spec.definition(), [spec.definition("TEST", k) for k in range(len(spec.tests))]
+    ignored = {*spec.ignored, *train.ignored, *(name for test in tests for name in test.ignored)}
+    for name in spec.ignore_fields:
+        if name not in ignored:
+            raise SpecError(f"neither the solver nor a net has a field '{name}' that could be ignored", spec.path)
+    specs = [refuse(train.spec("TRAIN", *spec.state("TRAIN")), training=True)]
+    for k, test in enumerate(tests):
+        specs.append(refuse(test.spec("TEST", *spec.state("TEST", k)), training=True))
+    notes += dict.fromkeys(note for one in specs for note in one.notes)
+    return train.net, {"TRAIN": specs[0], "TEST": specs[min(1, len(tests))]}, specs[2:]
 
 
 def _weights(spec: SolverSpec, options: TrainOptions) -> list[Path]:
@@ -350,6 +358,14 @@ def _weights(spec: SolverSpec, options: TrainOptions) -> list[Path]:
     return [path for path in found if path is not None]
 
 
+def _notes(reports: Sequence[LoadReport]) -> list[str]:
+    """Notes on the layers that are in none of the files, and on what is in one but not in the net."""
+    if not reports:
+        return []
+    drawn = tuple(name for name in reports[0].initialised if all(name in one.initialised for one in reports))
+    return load_notes(LoadReport((), drawn, tuple(dict.fromkeys(name for one in reports for name in one.unused))))
+
+
 def _shapes(net: NetSpec, feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:
     """The shapes of the inputs, by blob name."""
     tops = [(feed.batch_size // processes.world_size(), *shape) for feed in feeds for shape in feed.shapes]
@@ -366,6 +382,9 @@ def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: in
     for phase in reversed(list(feeds)):
         shapes |= _shapes(specs[phase], feeds[phase])
     net = Net(specs["TEST"], shapes, specs["TRAIN"], seed=seed)
+    if net.copies:
+        layer, _, name, _, _ = net.copies[0]
+        raise layer.error(f"shares {name} in another shape (share_mode PERMISSIVE), which cannot be trained here")
     if not net.plans[True].losses:
         raise SpecError("has no loss in phase TRAIN: there is nothing to minimize", specs["TRAIN"].path)
     return net

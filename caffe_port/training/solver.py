@@ -6,7 +6,7 @@ Sources: solver.cpp, sgd_solver.cpp (GetLearningRate), net.cpp (learnable_params
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class SolverSpec:
         test_iter: number of batches of each test net.
         param: the SolverParameter, for all other fields.
         path: the file.
+        ignore_fields: names of fields of the nets to go without.
     """
 
     type: str
@@ -117,28 +118,34 @@ class SolverSpec:
     random_seed: int = -1
     param: Message | None = None
     path: str = "<text>"
+    ignore_fields: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path) -> SolverSpec:
+    def read(cls, path: str | Path, ignore_fields: Collection[str] = ()) -> SolverSpec:
         """Reads a solver.prototxt.
+
+        Args:
+            path: the file.
+            ignore_fields: names of fields to go without: of the nets, see :func:`caffe_port.port`, and of the solver.
 
         Raises:
             CaffePortError: the file cannot be read, is not a solver, or is one that Caffe would reject.
         """
-        return cls.parse(prototxt.read(path, "SolverParameter"), str(path))
+        message = prototxt.read(path, "SolverParameter", ignore_fields)
+        return cls.parse(message, str(path), ignore_fields)
 
     @classmethod
-    def parse(cls, p: Message, path: str = "<text>") -> SolverSpec:
+    def parse(cls, p: Message, path: str = "<text>", ignore_fields: Collection[str] = ()) -> SolverSpec:
         """The SolverSpec of a SolverParameter. Raises SpecError as Caffe's checks would."""
         if p.has("type") and p.has("solver_type"):
             raise SpecError("sets both type and its old form, solver_type", path)
-        _check_fields(p, path)
-        names = set(cls.__dataclass_fields__) - {"type", "param", "path", *_REPEATED.values()}
+        _check_fields(p, path, ignore_fields)
+        names = set(cls.__dataclass_fields__) - {"type", "param", "path", "ignore_fields", *_REPEATED.values()}
         values = {name: getattr(p, name) for name in names}
         values |= {name: tuple(getattr(p, field)) for field, name in _REPEATED.items()}
         values["lr_policy"] = p.lr_policy or "fixed"
         kind = _OLD_TYPES[p.solver_type] if p.has("solver_type") else p.type
-        spec = cls(type=kind, param=p, path=path, **values)
+        spec = cls(type=kind, param=p, path=path, ignore_fields=tuple(ignore_fields), **values)
         spec.check()
         spec._check_tests()
         return spec
@@ -198,6 +205,12 @@ class SolverSpec:
             raise SpecError("sets test_iter, but not test_interval (the iterations between two tests)", self.path)
 
     @property
+    def ignored(self) -> set[str]:
+        """Names of the solver's own fields that were left out at the user's request."""
+        own = {str(name) for name in self.param.unknown} | set(dict(self.param.items())) if self.param else set()
+        return {name for name in self.ignore_fields if name in own}
+
+    @property
     def tests(self) -> tuple[int, ...]:
         """The number of batches of every test net; empty: nothing is tested."""
         return self.test_iter if self.test_interval else ()
@@ -235,11 +248,11 @@ class SolverSpec:
 
     def _read_net(self, net: Message | str) -> Definition:
         if isinstance(net, Message):
-            return Definition.parse(net, self.path)
+            return Definition.parse(net, self.path).without(self.ignore_fields, everywhere=False)
         folder, path = Path(self.path).parent, Path(net)
         for candidate in (folder / path, path, folder / path.name):
             if candidate.is_file():
-                return Definition.read(candidate)
+                return Definition.read(candidate, self.ignore_fields, everywhere=False)
         raise SpecError(f"its net '{path}' is neither in its folder nor in the current one", self.path)
 
     def state(self, phase: str, test: int = 0) -> tuple[int, tuple[str, ...]]:
@@ -256,15 +269,15 @@ class SolverSpec:
         return max(-(-it // self.test_interval) - (not self.test_initialization), 0)
 
 
-def _check_fields(p: Message, path: str) -> None:
+def _check_fields(p: Message, path: str, ignore: Collection[str]) -> None:
     """Raises SpecError for fields that Caffe does not know, and for those of forks that would change the training."""
     unknown = {str(name): values[-1] for name, values in p.unknown.items()}
     given, defaults = dict(p.items()) | unknown, Message("SolverParameter")
-    for name in given.keys() & _OF_FORKS.keys():
+    for name in (given.keys() & _OF_FORKS.keys()).difference(ignore):
         neutral = False if name in unknown else getattr(defaults, name)
         if given[name] not in (neutral, "fixed"):
             raise SpecError(f"'{name}' is a field of {_OF_FORKS[name]}; it is not supported", path)
-    wrong = [name for name in unknown if name not in _ONLY_WITH and name not in _OF_FORKS]
+    wrong = [name for name in unknown if name not in (*_ONLY_WITH, *_OF_FORKS, *ignore)]
     if wrong:
         known = [*(p.schema.fields if p.schema is not None else ()), *_ELSEWHERE]
         raise SpecError(
