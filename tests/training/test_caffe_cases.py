@@ -205,6 +205,18 @@ def test_fillers_do_not_overwrite_shared_blobs(name: str) -> None:
     assert not [note for note in ported.notes if "initialized" in note]
 
 
+def test_a_net_of_python_code_alone(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text("""
+        layer { name: "d" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }
+        layer { name: "one" type: "Python" bottom: "data" top: "one" python_param { module: "mm" layer: "Simple" } }
+    """)
+    with pytest.raises(
+        SpecError, match=r'nothing stands for the Python code mm\.Simple.*\n.*@python_layer\("mm", "Simple"\)'
+    ):
+        api.port(path)
+
+
 # -- snapshots ------------------------------------------------------------------------------------------------------
 
 
