@@ -69,6 +69,30 @@ def test_a_net_that_makes_its_own_data_and_is_never_tested(tmp_path: Path) -> No
         train(path, tmp_path / "epochs", TrainOptions(epochs=1))
 
 
+def test_rand_skip_starts_elsewhere_and_goes_around(tmp_path: Path) -> None:
+    """ImageData skips fewer records than rand_skip, once, before the first batch. Source: image_data_layer.cpp."""
+    import cv2
+
+    from caffe_port.data.records import from_layer
+
+    for k in range(5):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((3, 4, 3), k, np.uint8))
+    (tmp_path / "list.txt").write_text("".join(f"{k}.png {k}\n" for k in range(5)))
+    (tmp_path / "net.prototxt").write_text("""
+        layer { name: "d" type: "ImageData" top: "x" top: "l"
+          image_data_param { source: "list.txt" batch_size: 2 rand_skip: 4 } }
+        layer { name: "p" type: "Power" bottom: "x" top: "p" }
+    """)
+    layer = api.Definition.read(tmp_path / "net.prototxt").spec("TRAIN").layers[0]
+    starts = set()
+    for seed in range(20):
+        feed = from_layer(layer, "TRAIN", seed=seed)
+        labels = [int(label) for number in range(3) for label in feed.batch(number)[1]]
+        starts.add(labels[0])
+        assert labels == [(labels[0] + k) % 5 for k in range(6)]
+    assert starts == {0, 1, 2, 3}
+
+
 def test_what_a_data_layer_cannot_have(tmp_path: Path) -> None:
     shutil.copytree(CASES / "one_top_data_layers", tmp_path / "case")
     net = tmp_path / "case/ae.prototxt"
