@@ -99,6 +99,12 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
         spec, layers=tuple(_without_tops(kept, labels)), targets=targets, notes=(*spec.notes, *notes)
     )
     if not deployed.outputs:
+        for layer in spec.layers:
+            if layer.name in unknown:
+                code = f"the Python code {_kind(layer)} is not mapped to a layer"
+                what = code if layer.type == "Python" else "this type is unknown"
+                hint = "Map it with --plugin; --stub inserts a placeholder. Or --keep-loss, for a net of losses."
+                raise layer.error(f"{what}, and nothing is left without it", hint)
         raise SpecError("the net has no layers without the losses; use --keep-loss", spec.path)
     return deployed
 
