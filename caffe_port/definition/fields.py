@@ -19,7 +19,7 @@ from caffe_port.formats.fork_fields import CAFFES_LAST_NUMBER
 from caffe_port.formats.message import Message, at, schema
 from caffe_port.formats.unfollowed import CHANGES, FEED, HARMLESS, TRAINING, Rule, is_neutral, rule_of
 from caffe_port.signatures.plugins import find
-from caffe_port.signatures.signature import Signature, Trait
+from caffe_port.signatures.signature import Signature, Trait, compares_labels
 from caffe_port.spec import NetSpec, Unfollowed
 
 _INITIAL = frozenset({"FillerParameter", "ParamSpec"})
@@ -57,6 +57,8 @@ def _fields(
     kind, type_ = message.schema.name, "" if layer is None else layer.type
     where, owned = at(path, message), _owned(signature)
     for field, value in message.items():
+        if field == "propagate_down" and message is layer and _goes_everywhere(layer):
+            continue
         rule = None if message is layer and field in (owned or ()) else rule_of(type_, kind, field)
         if rule is None and message is layer and owned is not None and _is_foreign(field, value, owned):
             rule = Rule(HARMLESS, f"layers of type {type_} do not read it")
@@ -68,6 +70,12 @@ def _fields(
             continue
         effect, words = (_effect(rule, signature), rule.words) if rule else _unknown(message, key, layer, signature)
         yield Unfollowed(name, type_, str(key), kind, where, effect, words, known=False)
+
+
+def _goes_everywhere(layer: Message) -> bool:
+    """Whether propagate_down stops no gradient but those of labels, which have none."""
+    labels = compares_labels(layer.type)
+    return all(flag or (labels and index > 0) for index, flag in enumerate(layer.propagate_down))
 
 
 def _owned(signature: Signature | None) -> tuple[str, ...] | None:

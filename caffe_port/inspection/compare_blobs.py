@@ -72,8 +72,8 @@ class Diff:
 
     @property
     def fits(self) -> bool:
-        """Whether the weights can be loaded: none differs, and a layer is on both sides or none has blobs at all."""
-        return not self.counts["differs"] and (self.counts["equal"] + self.counts["unknown"] > 0 or not self.rows)
+        """Whether the weights can be loaded: at least one layer is on both sides, and none differs."""
+        return not self.counts["differs"] and self.counts["equal"] + self.counts["unknown"] > 0
 
     @property
     def summary(self) -> str:

@@ -59,7 +59,13 @@ def ignored(loss_param: Message) -> int | None:
 
 
 def normalization(loss_param: Message, default: str) -> str:
-    """FULL, VALID, BATCH_SIZE or NONE; ``normalize`` is the older way to say VALID or BATCH_SIZE."""
+    """FULL, VALID, BATCH_SIZE or NONE; ``normalize`` is the older way to say VALID or BATCH_SIZE.
+
+    Raises:
+        SpecError: PRE_FIXED, which is R-FCN's.
+    """
+    if loss_param.normalization == "PRE_FIXED":
+        raise SpecError("normalization PRE_FIXED, of R-FCN's fork, is not supported")
     if loss_param.has("normalization"):
         return str(loss_param.normalization)
     if loss_param.has("normalize"):

@@ -56,6 +56,10 @@ DEVIATIONS: dict[str, Check] = {
     "MVN": _when(
         lambda p, _: p.mvn_param.eps > 1e-6, "OpenCV adds eps to the variance, Caffe to the standard deviation"
     ),
+    "Pooling": _when(
+        lambda p, _: any(p.pooling_param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b")),
+        "OpenCV's schema has no padding of four sides",
+    ),
     "Resample": _when(lambda *_: True, "OpenCV aligns the corners of pixels, FlowNet their centers"),
     "Scale": _when(
         lambda p, n: n > 1 and p.scale_param.bias_term, "OpenCV ignores the bias of a Scale with two bottoms"
