@@ -213,7 +213,7 @@ def test_training_refuses_what_only_training_looks_at(more: str, refused: bool) 
     spec = definition(layer("ReLU", more)).spec("TRAIN")
     assert fields.refuse(spec) is spec
     if refused:
-        with pytest.raises(SpecError, match="is not followed|is unknown"):
+        with pytest.raises(SpecError, match=r"is not followed|is unknown"):
             fields.refuse(spec, training=True)
     else:
         assert fields.refuse(spec, training=True) is spec
