@@ -129,6 +129,7 @@ def prepare(
             seed=seed,
             resolved=spec,
         )
+    drawn = _draw_zeros(ported, seed) if ported.weights is None and trace is None else []
     plan = ported.net.plans[phase == "TRAIN"]
     if plan.spec.phase != phase:
         why = [note for note in ported.notes if note.startswith(f"phase {phase} cannot")]
@@ -141,8 +142,28 @@ def prepare(
         full,
         words,
         provenance(ported, trace),
-        (*ported.notes, *_uncovered(full, plan.spec)),
+        (*ported.notes, *_drawn(drawn), *_uncovered(full, plan.spec)),
     )
+
+
+def _draw_zeros(ported: Ported, seed: int) -> list[str]:
+    """Draws the parameters of layers that have nothing but zeros, for those hide every difference; their names."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for name, module in ported.net.caffe_layers().items():
+        own = [p for p in module.parameters(recurse=False) if p.numel()]
+        if own and not any(p.any() for p in own):
+            drawn.append(name)
+            for p in own:
+                spread = max(1, p[0].numel()) ** -0.5 if p.dim() > 1 else 1.0
+                p.data.copy_(spread * torch.randn(p.shape, generator=generator))
+    return drawn
+
+
+def _drawn(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        few = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        yield f"{count(len(names), 'layer')} without weights and fillers: normal values for the comparison ({few})"
 
 
 def _spec(

@@ -19,7 +19,8 @@ from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.details import Details
-from caffe_port.verification.references.caffe import CaffeReference
+from caffe_port.verification.references.caffe import CaffeReference, may_be_here
+from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.references.reference import Reference, StoredReference, asked_first
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.runner import run
@@ -141,7 +142,8 @@ def verify(
     with subject.in_phase() as net:
         before = {k: v.clone() for k, v in net.state_dict().items()} if backward else {}
         with torch.inference_mode():
-            rows = tuple(run(net, reference, subject.case, tolerance, mode, strict, details))
+            referee = CaffeReference() if isinstance(caffe, OpenCVReference) and may_be_here() else None
+            rows = tuple(run(net, reference, subject.case, tolerance, mode, strict, details, referee))
         if backward and trace is not None:
             net.load_state_dict(before)
             rows += tuple(gradient_rows(net, subject.case, trace, tolerance))
