@@ -107,7 +107,8 @@ def test_one_axis_as_caffe_computes_it(
     assert torch.equal(ported.net(*inputs), wanted)  # type: ignore[arg-type]
     assert caffe_port.convert(ported, tmp_path / "out").check.startswith("outputs are bit-equal")
     report = caffe_port.verify(path, keep_loss=True, against="numpy")
-    assert report.passed
+    assert report.compared  # an Accuracy or ArgMax over one item is constant, which proves nothing more
+    assert not report.failed
     assert not report.not_compared
 
 
