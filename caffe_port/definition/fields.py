@@ -19,7 +19,7 @@ from caffe_port.formats.fork_fields import CAFFES_LAST_NUMBER
 from caffe_port.formats.message import Message, at, schema
 from caffe_port.formats.unfollowed import CHANGES, FEED, HARMLESS, TRAINING, Rule, is_neutral, rule_of
 from caffe_port.signatures.plugins import find
-from caffe_port.signatures.signature import Signature, Trait, compares_labels
+from caffe_port.signatures.signature import Holds, Signature, Trait, compares_labels, holds
 from caffe_port.spec import NetSpec, Unfollowed
 
 _INITIAL = frozenset({"FillerParameter", "ParamSpec"})
@@ -73,9 +73,12 @@ def _fields(
 
 
 def _goes_everywhere(layer: Message) -> bool:
-    """Whether propagate_down stops no gradient but those of labels, which have none."""
+    """Whether propagate_down stops no gradient but those of labels and indices, which have none."""
     labels = compares_labels(layer.type)
-    return all(flag or (labels and index > 0) for index, flag in enumerate(layer.propagate_down))
+    return all(
+        flag or (labels and index > 0) or holds(layer.type, index) in (Holds.LABELS, Holds.FLAGS, Holds.INDICES)
+        for index, flag in enumerate(layer.propagate_down)
+    )
 
 
 def _owned(signature: Signature | None) -> tuple[str, ...] | None:

@@ -78,6 +78,8 @@ _HARMLESS: Final = {
     "LayerParameter.multinode": "how several machines share the work",
     "NetParameter.multinode compile_net_state": "how several machines share the work",
     "LayerParameter.mn_grad_compress_param": "how several machines share the work",
+    "*.do_all_reduce": "how several machines share the work",
+    "BatchNorm:use_alpha_beta": "BatchNormKyle alone reads it (brocolli-caffe)",
     "PythonParameter.share_in_parallel": "whether several GPUs share the layer",
     # The type of numbers; caffe-port computes in float32
     "LayerParameter.forward_type backward_type forward_math backward_math": "the precision; float32 is used",
@@ -122,6 +124,8 @@ _HARMLESS: Final = {
     "PriorBoxClustered:flip": "each box has its own width and height",
     "PriorBoxClustered:fixed_size fixed_ratio density": "each box has its own width and height",
     "UpsampleParameter.stride_w": "stride counts in both directions",
+    "BatchNormKyle:scale_bias scale_filler bias_filler": "the layer has no scale and shift of NVIDIA's",
+    "ConvolutionDepthwise:num_output group": "the channels of the bottom count",
     "PassThroughParameter.num_output": "the size of the bottom counts",
     "LossParameter.pre_fixed_normalizer": "counts with PRE_FIXED alone, which is refused",
     "InfogainLoss:weight_by_label_freqs class_weighting": "SoftmaxWithLoss alone weights classes (SegNet)",
@@ -233,7 +237,6 @@ _CHANGES: Final = {
     "SolverParameter.engine": "which library trains (Intel)",
     "SolverParameter.stagelr stageiter": "a rate for each stage (MobileNet-YOLO)",
     # Of forks, outside the schema
-    "ReLU6Parameter.threshold": "where the layer stops, 6 without it",
     "ReLUParameter.upper_limit": "where the layer stops",
     "BatchNormParameter.add_eps_before_sqrt": "where eps is added",
     "EltwiseParameter.swap_xy": "exchanges the axes",
