@@ -47,7 +47,7 @@ class ArgMax(Layer):
         if self.axis is not None:
             values, indices = greatest(x, self.top_k, self.axis)
             return values if self.out_max_val else indices.to(x.dtype)
-        values, indices = greatest(x.reshape(x.shape[0], -1), self.top_k, 1)
+        values, indices = greatest(x.reshape(len(x), -1), self.top_k, 1)
         y = torch.stack((indices.to(x.dtype), values), 1) if self.out_max_val else indices.to(x.dtype).unsqueeze(1)
         return y.reshape(*y.shape, *[1] * (x.dim() - 3))
 
