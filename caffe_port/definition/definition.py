@@ -297,7 +297,8 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
             if bottoms[index] == top:
                 mine = memory.get(producer, producer)
                 overwritten.update((one, spec) for one in {mine, *memory} if memory.get(one, one) == mine)
-        if has(layer.type, Trait.SHARES_MEMORY) and producers:
+        alone = len(producers) == len(tops) == 1 and has(layer.type, Trait.SHARES_ALONE)
+        if producers and (alone or has(layer.type, Trait.SHARES_MEMORY)):
             memory.update({(name, k): memory.get(producers[0], producers[0]) for k in range(len(tops))})
         current.update({top: (name, k) for k, top in enumerate(spec.tops)})
         readers.update({(name, k): 1 for k, weight in enumerate(layer.loss_weight[: len(spec.tops)]) if weight})

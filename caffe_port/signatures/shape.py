@@ -173,7 +173,13 @@ _SAME_NUMBERS = Trait.REARRANGES | Trait.NO_NUMBERS | Trait.SHARES_MEMORY
 
 declare("ArgMax", _argmax, message="argmax_param", traits=Trait.AGGREGATES)
 declare("BatchReindex", _batch_reindex, bottoms=2, holds=(Holds.NUMBERS, Holds.INDICES))
-declare("Concat", _concat, message="concat_param", bottoms=(1, ANY), traits=Trait.REARRANGES | Trait.KEEPS_PLACES)
+declare(
+    "Concat",
+    _concat,
+    message="concat_param",
+    bottoms=(1, ANY),
+    traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.SHARES_ALONE,
+)
 declare(
     "Eltwise",
     _eltwise,
@@ -202,7 +208,12 @@ declare(
     aliases=("BlackHole",),
     traits=Trait.SINK | Trait.NO_NUMBERS | Trait.SHARES_MEMORY,
 )
-declare("Slice", _slice, message="slice_param", traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.WHOLE_LAYER)
+declare(
+    "Slice",
+    _slice,
+    message="slice_param",
+    traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.WHOLE_LAYER | Trait.SHARES_ALONE,
+)
 declare("Split", _split, traits=_SAME_NUMBERS | Trait.NOT_IN_PLACE | Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
 declare("Unsqueeze", _unsqueeze, message="unsqueeze_param", traits=_SAME_NUMBERS | Trait.NO_BACKWARD)
 declare("Tile", _tile, message="tile_param", traits=Trait.REARRANGES)

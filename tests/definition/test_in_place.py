@@ -35,6 +35,10 @@ def layer(name: str, type_: str, bottom: str, top: str, more: str = "") -> str:
             [layer("a", "Flatten", "x", "y"), layer("b", "ReLU", "y", "y"), layer("c", "TanH", "x", "c")],
             "reads 'x', whose memory layer 'b' has overwritten",
         ),
+        (
+            [layer("a", "Slice", "x", "y"), layer("b", "ReLU", "y", "y"), layer("c", "TanH", "x", "c")],
+            "reads 'x', whose memory layer 'b' has overwritten",
+        ),
     ],
 )
 def test_refused(layers: list[str], message: str) -> None:
@@ -48,6 +52,7 @@ def test_refused(layers: list[str], message: str) -> None:
         [layer("a", "ReLU", "x", "x"), layer("b", "TanH", "x", "b"), layer("c", "TanH", "x", "c")],
         [layer("a", "TanH", "x", "a", "loss_weight: 0"), layer("b", "ReLU", "a", "a")],
         [layer("a", "Flatten", "x", "y"), layer("b", "ReLU", "y", "y"), layer("c", "TanH", "y", "c")],
+        [layer("a", "Slice", "x", "y z"), layer("b", "ReLU", "y", "y"), layer("c", "TanH", "x", "c")],
         [layer("a", "Split", "x", "y z"), layer("c", "TanH", "z", "c"), layer("b", "ReLU", "y", "y")],
     ],
 )
