@@ -38,6 +38,8 @@ STRICTER = {
     "values for": "ContrastiveLoss with another number of labels: Caffe reads beyond them, or the first",
     "no spatial axes": "a convolution without spatial axes: in Caffe, a product with the channels",
     "squared does not divide": "PixelShuffle of channels that do not come out even: this Caffe drops the rest",
+    "divides by": "BilinearInterpolate that divides by zero",
+    "must be positive": "PriorBox of a negative aspect_ratio: Caffe takes its root",
     "dropout_ratio": "Dropout of a ratio that Caffe's debug builds refuse",
     "differ in shape": "bottoms of Eltwise that hold as many numbers: this Caffe asks for no more, Caffe 1.0 does",
     "gives an empty output": "a kernel larger than the image by less than the stride: Caffe rounds -1 / 2 to a window",

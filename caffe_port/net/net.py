@@ -200,11 +200,12 @@ class Net(nn.Module):
         except RuntimeError as error:  # a shape beyond PyTorch's range
             raise layer.error(str(error).splitlines()[0][:200]) from None
         for name in module.blob_names():
-            count = getattr(module, name).numel()
-            if count > MAX_ELEMENTS:
-                raise layer.error(f"{name} would contain {count} values; Caffe's limit is 2^31 - 1")
+            numbers = getattr(module, name).numel()
+            if numbers > MAX_ELEMENTS:
+                raise layer.error(f"{name} would contain {numbers} values; Caffe's limit is 2^31 - 1")
         if len(layer.param.param) > len(module.blob_names()) and cls is not stand_in:
-            raise layer.error(f"{len(layer.param.param)} param entries for {len(module.blob_names())} blobs")
+            blobs = count(len(module.blob_names()), "blob")
+            raise layer.error(f"has {len(layer.param.param)} param entries, but {blobs}")
         if first is not None:
             attribute = f"{attribute}__train"
             while attribute in self.names.values():

@@ -73,7 +73,7 @@ def _filter(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noq
 def _flatten(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     bottom, p = bottoms[0], layer.flatten_param
     start, end = canonical_axis(p.axis, len(bottom)), canonical_axis(p.end_axis, len(bottom))
-    if start > end:
+    if start > end + 1:  # right after it, an axis of length 1 is added
         raise SpecError(f"axis {p.axis} comes after end_axis {p.end_axis} in a bottom of shape {bottom}")
     return [(*bottom[:start], math.prod(bottom[start : end + 1]), *bottom[end + 1 :])]
 

@@ -203,6 +203,7 @@ def _all() -> Iterator[Case]:
     yield Case("Filter", "", (X, (2, 3), (2, 1, 1)), 2)
     yield Case("Flatten", "", (X,))
     yield Case("Flatten", "flatten_param { axis: 1 end_axis: 2 }", (X,))
+    yield Case("Flatten", "flatten_param { axis: 2 end_axis: 1 }", (X,))
     yield Case("Permute", "permute_param { order: 0 order: 2 order: 3 order: 1 }", (X,))
     yield Case("Permute", "permute_param { order: 3 }", (X,))
     yield Case("Transpose", "transpose_param { dim: 3 dim: 0 dim: 2 dim: 1 }", (X,))
