@@ -39,6 +39,7 @@ STRICTER = {
     "no spatial axes": "a convolution without spatial axes: in Caffe, a product with the channels",
     "squared does not divide": "PixelShuffle of channels that do not come out even: this Caffe drops the rest",
     "divides by": "BilinearInterpolate that divides by zero",
+    "min_size is missing": "PriorBox of a min_size below 1: Caffe takes it for 0",
     "must be positive": "PriorBox of a negative aspect_ratio: Caffe takes its root",
     "dropout_ratio": "Dropout of a ratio that Caffe's debug builds refuse",
     "differ in shape": "bottoms of Eltwise that hold as many numbers: this Caffe asks for no more, Caffe 1.0 does",

@@ -31,6 +31,7 @@ from caffe_port.signatures.normalization import row_shape
 from caffe_port.signatures.plugins import find_type
 from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED, Trait
 from caffe_port.spec import LayerSpec, NetSpec, Producer
+from caffe_port.terminal import count
 from caffe_port.typing import Array, Shape
 
 MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
