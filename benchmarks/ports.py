@@ -1,0 +1,140 @@
+"""Hand-written ports, right and wrong: what ``verify --against port.py:Net`` says of them, in figures.
+
+    python benchmarks/ports.py [MANIFEST ...] [--only WORD] [--all]
+
+A manifest is a list of ports, as ``shared/ports/manifest.json``: ``id``, ``net``, ``prototxt`` and ``weights``
+(relative to the manifest, or to the folder above it), ``port`` (file:Class), ``state`` (or ""), ``shape``
+(input=1,3,9,8), ``equal`` (must pass), ``layers`` (one of which must be the first that is broken) and ``cause`` (a
+regular expression that the first cause must match).
+
+A slip is *located* if the first broken row is one of its layers, and *named* if the cause is the planted one. It is
+*named wrongly* if a cause is given that is not it. *Innocent* rows are broken rows of other layers than those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caffe_port.errors import CaffePortError
+from caffe_port.verification.comparison import Report
+from caffe_port.verification.user_module.verify_module import verify_port
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")
+MANIFESTS = (SHARED / "ports/manifest.json",)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was said of one port; ``report`` is None if the port could not be compared."""
+
+    entry: dict[str, Any]
+    report: Report | None
+    error: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.report is not None and self.report.passed
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        return [] if self.report is None else [(row.layer, row.cause) for row in self.report.broken]
+
+    @property
+    def layers(self) -> list[str]:
+        return [name for name in str(self.entry["layers"]).split(",") if name]
+
+    @property
+    def located(self) -> bool:
+        return bool(self.broken) and self.broken[0][0] in self.layers
+
+    @property
+    def named(self) -> bool:
+        return self.located and re.search(self.entry["cause"], self.broken[0][1]) is not None
+
+    @property
+    def named_wrongly(self) -> bool:
+        return bool(self.broken) and bool(self.broken[0][1]) and not re.search(self.entry["cause"], self.broken[0][1])
+
+    @property
+    def innocent(self) -> list[str]:
+        return [layer for layer, _ in self.broken if layer not in self.layers]
+
+
+def outcome(entry: dict[str, Any], folder: Path) -> Outcome:
+    """Verifies one port of a manifest in ``folder``."""
+
+    def path(name: str) -> Path:
+        return next((p for p in (folder / name, folder.parent / name) if p.exists()), folder / name)
+
+    blob, _, sizes = entry["shape"].partition("=")
+    start = time.perf_counter()
+    report, error = None, ""
+    try:
+        report = verify_port(
+            str(folder / entry["port"]),
+            path(entry["prototxt"]),
+            path(entry["weights"]),
+            state=folder / entry["state"] if entry["state"] else None,
+            input_shapes={blob: tuple(map(int, sizes.split(",")))},
+        )
+    except CaffePortError as problem:
+        error = f"refused: {problem}"
+    except Exception as problem:  # noqa: BLE001  a traceback is a finding, too
+        error = f"{type(problem).__name__}: {problem}"
+    return Outcome(entry, report, error, time.perf_counter() - start)
+
+
+def figures(outcomes: list[Outcome]) -> dict[str, tuple[int, int]]:
+    """What is counted, each with the number that it is counted of."""
+    right = [o for o in outcomes if o.entry["equal"]]
+    slips = [o for o in outcomes if not o.entry["equal"]]
+    return {
+        "right or equal ports FAILED": (sum(not o.passed for o in right), len(right)),
+        "slips passed unseen": (sum(o.passed for o in slips), len(slips)),
+        "slips located": (sum(o.located for o in slips), len(slips)),
+        "slips named": (sum(o.named for o in slips), len(slips)),
+        "slips named wrongly": (sum(o.named_wrongly for o in slips), len(slips)),
+        "innocent rows": (sum(len(o.innocent) for o in slips), sum(len(o.broken) for o in slips)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("manifest", nargs="*", type=Path, default=[m for m in MANIFESTS if m.is_file()])
+    parser.add_argument("--only", default="", help="only ports whose id matches this regular expression")
+    parser.add_argument("--all", action="store_true", help="a line for every port, also for the right ones")
+    arguments = parser.parse_args()
+    outcomes = []
+    for manifest in arguments.manifest:
+        for entry in json.loads(manifest.read_text("utf-8")):
+            if not re.search(arguments.only, entry["id"]):
+                continue
+            found = outcome(entry, manifest.parent)
+            outcomes.append(found)
+            good = found.passed if entry["equal"] else found.named and not found.innocent
+            if arguments.all or not good or found.seconds > 20:
+                print(f"{entry['id']} ({entry['slip']}), {found.seconds:.1f} s: {'' if good else 'NOT '}right")
+                if found.error:
+                    print(f"    {found.error[:300]}")
+                if found.report is not None:
+                    print(f"    {'PASSED' if found.passed else 'FAILED'}; wanted {found.layers} /{entry['cause']}/")
+                for layer, cause in found.broken[:6]:
+                    print(f"    {layer}: {cause}")
+                if arguments.all and found.report is not None:
+                    print("".join(f"    note: {note}\n" for note in found.report.notes), end="")
+    print()
+    for name, (n, of) in figures(outcomes).items():
+        print(f"{name}: {n} of {of}" + (f" ({100 * n / of:.0f} %)" if of else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Finds the reference's tops among the tensors of a port, by their numbers alone.
+
+A tensor stands for a top if it holds the same numbers in the same order, in whatever shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_port.spec import LayerSpec, NetSpec, Producer
+from caffe_port.typing import Array
+from caffe_port.verification.comparison import Tolerance, difference
+
+_SAMPLES = 64
+"""The number of elements that are compared before a whole top is."""
+
+
+class Tops:
+    """The reference's tops and inputs, and who reads them.
+
+    Attributes:
+        spec: the net.
+        arrays: producer -> array, float32.
+    """
+
+    def __init__(self, spec: NetSpec, arrays: Mapping[Producer, Array], tolerance: Tolerance) -> None:
+        self.spec, self.tolerance = spec, tolerance
+        self.arrays = {producer: np.asarray(top, np.float32) for producer, top in arrays.items()}
+        self.readers: dict[Producer, list[LayerSpec]] = {}
+        for layer in spec.layers:
+            for producer in dict.fromkeys(layer.producers):
+                self.readers.setdefault(producer, []).append(layer)
+        self._of_size: dict[int, list[tuple[Producer, Array, Array]]] = {}
+        for producer, top in self.arrays.items():
+            flat = top.reshape(-1)
+            if not flat.size:
+                continue
+            at = np.unique(np.linspace(0, flat.size - 1, _SAMPLES).astype(int))
+            self._of_size.setdefault(flat.size, []).append((producer, flat, at))
+
+    def tensor(self, producer: Producer, like: Tensor | None = None) -> Tensor:
+        """A top as a tensor; in the shape and type of another if that has as many elements."""
+        made = torch.tensor(self.arrays[producer])
+        if like is None:
+            return made
+        made = made.to(like.dtype) if like.is_floating_point() else made
+        return made.reshape(like.shape) if made.numel() == like.numel() else made
+
+    def find(self, tensor: Tensor) -> frozenset[Producer]:
+        """The tops that a tensor is equal to."""
+        candidates = self._of_size.get(tensor.numel(), ())
+        if not candidates or not tensor.is_floating_point():
+            return frozenset()
+        flat = tensor.detach().float().reshape(-1).numpy()
+        found = []
+        for producer, top, at in candidates:
+            e, a = top[at], flat[at]
+            unit = max(1.0, float(np.abs(top).max()))
+            with np.errstate(invalid="ignore", over="ignore"):
+                near = np.abs(a - e) <= self.tolerance.atol * unit + self.tolerance.rtol * np.abs(e)
+            if (near | (np.isnan(a) & np.isnan(e)) | (a == e)).all() and difference(top, flat, self.tolerance).passed:
+                found.append(producer)
+        return frozenset(found)
+
+    def is_output(self, producer: Producer) -> bool:
+        """Whether no layer reads it, and it is no input."""
+        return producer not in self.readers and not self.spec.by_name[producer[0]].is_input
+
+    def outputs(self) -> list[Producer]:
+        """The net's outputs, in its order."""
+        return [
+            (layer.name, k)
+            for layer in self.spec.layers
+            for k in range(len(layer.tops))
+            if self.is_output((layer.name, k)) and (layer.name, k) in self.arrays
+        ]
+
+
+def tops_of(layer: LayerSpec) -> Iterator[Producer]:
+    """The producers of a layer's tops."""
+    return ((layer.name, k) for k in range(len(layer.tops)))
+
+
+def array(tensor: Tensor) -> Array:
+    """A tensor's numbers, float32; of any dtype that torch knows."""
+    found: Array = tensor.detach().cpu().float().numpy()
+    return found
