@@ -182,7 +182,7 @@ def _parameters(
     what = {0: "weight", 1: "bias"}.get(index, f"blob {index}") if len(blobs) < 3 else _STATISTICS.get(index, "")
     what = what or f"blob {index}"
     half = difference(blob.astype(np.float16), own, Tolerance(0, 0)).passed
-    coarse = difference(_bfloat16(blob), own, Tolerance(0, 0)).passed
+    coarse = difference(bfloat16(blob), own, Tolerance(0, 0)).passed
     rounded = f"{found.outside} of {found.count} values"
     if half or coarse:
         rounded = f"rounded to {'half precision (float16)' if half else 'bfloat16'}"
@@ -217,12 +217,12 @@ def _whose(layer: LayerSpec, parameters: Sequence[Array], others: Mapping[str, S
     return ""
 
 
-def _bfloat16(values: Array) -> Array:
+def bfloat16(values: Array) -> Array:
     """The nearest bfloat16 of each number, ties to even."""
     bits: Array = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.int64)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
     found: Array = bits.astype(np.uint32).view(np.float32).reshape(values.shape)
-    return found
+    return found.astype(np.asarray(values).dtype)
 
 
 def _some_channels(layer: LayerSpec, expected: Array | None, actual: Array, tolerance: Tolerance) -> Finding | None:

@@ -127,9 +127,16 @@ def window(q: Layer, actual: Array) -> Iterator[Guess]:
             made = _top(_with(q, message, **_fields({**now, **changed}, q.param.type)))
         except (ValueError, ZeroDivisionError, IndexError):
             continue
+        words = (f"its {n.replace('_', ' ')} is {_side(v)}, Caffe's is {_side(now[n])}" for n, v in changed.items())
+        told_so = "; ".join(words)
         if made.shape == actual.shape:
-            words = (f"its {n.replace('_', ' ')} is {_side(v)}, Caffe's is {_side(now[n])}" for n, v in changed.items())
-            yield "; ".join(words), made
+            yield told_so, made
+        if q.param.type == "Pooling":
+            up = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below
+            rounded = {"round_mode": "FLOOR" if up else "CEIL", "ceil_mode": not up, "round_below": None}
+            made = _top(_with(q, message, **_fields({**now, **changed}, q.param.type), **rounded))
+            if made.shape == actual.shape:
+                yield f"{told_so}; it also rounds the size {'down' if up else 'up'}", made
 
 
 def _options(q: Layer, p: Message, count: int) -> dict[str, tuple[int, ...]]:
@@ -329,6 +336,10 @@ def flatten_order(q: Layer, _: Array) -> Iterator[Guess]:
     for order, words in (((0, 2, 3, 1), "(H, W, C)"), ((0, 1, 3, 2), "(C, W, H)"), ((0, 3, 2, 1), "(W, H, C)")):
         moved = np.ascontiguousarray(q.x.transpose(order)).reshape(q.x.shape)
         yield f"it flattens in the order {words}, Caffe in the order (C, H, W)", _top(_bottoms(q, moved))
+        if q.param.type == "InnerProduct" and not q.param.inner_product_param.transpose:
+            weight = q.blobs[0].reshape(-1, *q.x.shape[1:])
+            turned = np.ascontiguousarray(weight.transpose(order)).reshape(q.blobs[0].shape)
+            yield f"its weight is in the order {words}, Caffe's in (C, H, W)", _top(_blobs(q, turned, *q.blobs[1:]))
 
 
 # -- normalization --------------------------------------------------------------------------------------------------
@@ -468,6 +479,31 @@ def slope(q: Layer, actual: Array) -> Iterator[Guess]:
         yield f"its negative slope is {found:.4g}, {caffe}", np.maximum(x, 0) + found * np.minimum(x, 0)
 
 
+@slip("ReLU6")
+def clipped(q: Layer, actual: Array) -> Iterator[Guess]:
+    x = q.x
+    yield "it does not clip at 6 (it is a plain ReLU)", np.maximum(x, 0)
+    yield "the layer is missing: its top is its bottom", x
+    high = float(actual.max())
+    yield f"it clips at {high:.4g}, Caffe at 6", np.clip(x, 0, high)
+
+
+@slip("Normalize")
+def normalize_parts(q: Layer, _: Array) -> Iterator[Guess]:
+    x = q.x
+    axes = tuple(range(1, x.ndim))
+    scale = q.blobs[0].reshape(-1)
+    wide = scale.reshape((-1, *[1] * (x.ndim - 2))) if scale.size > 1 else scale.reshape(-1)[0]
+    over = {"channels": 1, "space": axes[1:], "channels and space": axes}
+    yield "its scale is missing", _top(_blobs(q, np.ones_like(q.blobs[0])))
+    for words, some in over.items():
+        norm = np.sqrt((x * x).sum(some, keepdims=True))
+        told = f"it normalizes over {words} (across_spatial), Caffe in another way"
+        yield told, x / np.maximum(norm, 1e-12) * wide
+        yield f"{told}; its scale is missing, too", x / np.maximum(norm, 1e-12)
+    yield "it does not normalize: its top is its bottom times the scale", x * wide
+
+
 @slip("ELU")
 def elu_alpha(q: Layer, actual: Array) -> Iterator[Guess]:
     x = q.x
@@ -508,6 +544,10 @@ def eltwise_operation(q: Layer, _: Array) -> Iterator[Guess]:
     for other in ("SUM", "PROD", "MAX"):
         if other != p.operation:
             yield f"it computes {other}, Caffe computes {p.operation}", _top(_with(q, "eltwise_param", operation=other))
+    yield f"it computes MIN, Caffe computes {p.operation}", np.minimum.reduce(list(q.bottoms))
+    yield f"it computes the mean, Caffe computes {p.operation}", np.mean(list(q.bottoms), 0)
+    for n, bottom in enumerate(q.bottoms):
+        yield f"the layer is missing: its top is its bottom {n}", bottom
 
 
 @slip("Eltwise")

@@ -25,7 +25,7 @@ from caffe_port.verification.references.reference import Case
 from caffe_port.verification.user_module import folded_layers
 from caffe_port.verification.user_module.recorder import KINDS, Call, Value
 from caffe_port.verification.user_module.relations import relation
-from caffe_port.verification.user_module.tops import Tops, array, tops_of
+from caffe_port.verification.user_module.tops import Tops, array, regrouped, tops_of
 from caffe_port.verification.user_module.trial import Key, Trial
 from caffe_port.verification.user_module.weights import Weights, call_family, family, matrix, parameter
 
@@ -95,6 +95,8 @@ class Examination:
     alone: dict[str, Array] = field(default_factory=dict)
     put: dict[Key, Producer] = field(default_factory=dict)
     feed: dict[Key, Producer] = field(default_factory=dict)
+    wired: dict[str, tuple[Call | None, int, Producer, Producer]] = field(default_factory=dict)
+    stopped: bool = False
     _shape_only: dict[tuple[str, Producer], bool] = field(default_factory=dict)
 
     def search(self) -> None:
@@ -120,7 +122,7 @@ class Examination:
             if before is not None and self.last.error and not before.error:
                 self.notes.append(f"on the reference's tops, the port fails: {self.last.error}")
                 self.put, self.feed = kept
-                self.last = before
+                self.last, self.stopped = before, True
                 self._consider()
                 break
             before, kept = self.last, (dict(self.put), dict(self.feed))
@@ -153,7 +155,8 @@ class Examination:
         if producer not in self.tops.arrays:
             return True
         readers = [reader for reader in self.tops.readers.get(producer, ()) if self._reads_numbers(reader, producer)]
-        if any(self.fine[reader.name] and self._is_there(reader) for reader in readers) and layer.name not in self.odd:
+        there = all(self.fine[reader.name] and self._is_there(reader) for reader in readers)
+        if readers and there and layer.name not in self.odd:
             self.otherwise.add(producer)
             return True
         return False
@@ -213,7 +216,6 @@ class Examination:
     def _examine(self) -> bool:
         """Examines the first layers that are not in order; whether anything was found."""
         frontier = self._frontier()
-        self.wired: dict[str, tuple[Call, int, Producer, Producer]] = {}
         found = [layer for layer in frontier if self._judge(layer, bool(self.last.error))]
         self._crossed()
         if not found and self.last.error:
@@ -263,8 +265,6 @@ class Examination:
     def _elsewhere(self, layer: LayerSpec) -> Call | None:
         """A call that would be a layer, but reads other tops: it makes something unknown of what is known."""
         wanted = set(layer.producers)
-        if not family(layer.type):
-            return None
         top = self.tops.arrays[layer.name, 0]
         ready = [
             (call, 0)
@@ -274,7 +274,7 @@ class Examination:
             and all(value.carries and not value.carries & wanted for value in call.inputs)
             and any(value.array.numel() == top.size for value in call.outputs)
         ]
-        call = self.partner(layer, ready)
+        call = self.partner(layer, ready, strong=not family(layer.type))
         return call if call is not None and self._fits(layer, call) else None
 
     def _fits(self, layer: LayerSpec, call: Call) -> bool:
@@ -329,10 +329,39 @@ class Examination:
         call = self.partner(layer, region)
         if call is None or not self._fits(layer, call):
             call = self._elsewhere(layer) or call
+        if call is None or not (call.kind or family(layer.type)):
+            value = self._end(layer, region)
+            if value is not None:
+                return self._by_hand(layer, self._next(layer, region)[0], value)
+            call = call or self._idle(layer)
         if call is not None:
             self._judge_call(layer, call)
             return True
         return self._judge_rest(layer, region, crashed)
+
+    def _end(self, layer: LayerSpec, region: Sequence[tuple[Call, int]]) -> Value | None:
+        """The last tensor of calls that compute a layer together: what the next layer reads, or what is returned."""
+        chain, reader, call = self._next(layer, region)
+        if call is not None and reader is not None:
+            fine = {s for s in reader.producers if s not in {p for one in chain for p in tops_of(one)}}
+            read = [v for v in call.inputs if not v.carries & fine]
+        elif any(self.tops.is_output(p) for one in chain for p in tops_of(one)):
+            read = self._returned(chain[-1])
+        else:
+            return None
+        size = self._top(layer).size
+        return next((v for v in read if not v.carries and v.call is not None and v.array.numel() == size), None)
+
+    def _idle(self, layer: LayerSpec) -> Call | None:
+        """A call that would be a layer of several bottoms, but makes what it reads: it reads the same twice."""
+        wanted = set(layer.producers)
+        for call in self.last.calls:
+            reads = [value.carries for value in call.inputs]
+            if len(wanted) < 2 or layer.type not in call.hints or len(reads) != len(layer.producers):
+                continue
+            if all(reads) and wanted & set().union(*reads) and call.outputs[0].carries <= set().union(*reads):
+                return call
+        return None
 
     def _bottoms(self, layer: LayerSpec) -> list[Array]:
         return [self.tops.arrays[source] for source in layer.producers]
@@ -594,7 +623,7 @@ class Examination:
         return value
 
     def _extra(self, call: Call, before: LayerSpec) -> None:
-        root = self._root(call.inputs[0]) if call.inputs else None
+        root = None if not call.inputs else call.inputs[0] if call.inputs[0].carries else self._root(call.inputs[0])
         known = sorted(root.carries, key=self.place) if root is not None else []
         after = self.case.spec.by_name[known[-1][0]] if known else None
         self.extras[call.index] = Extra(call, None if after is None or after.is_input else after)
@@ -651,12 +680,13 @@ class Examination:
                 shapes = [[np.shape(b) for b in self.case.blobs.get(layer.name, ())] for layer in (first, second)]
                 if shapes[0] != shapes[1]:
                     continue
-                for name in (one, other):
+                for name, reader, place, right in ((one, call, n, wanted), (other, call2, n2, wanted2)):
                     verdict = self.verdicts.pop((name, 0), None)
                     if verdict is not None and verdict.key is not None:
                         self.put.pop(verdict.key, None)
+                    if reader is not None:
+                        self.feed[reader.index, place] = right
                     del self.wired[name]
-                self.feed[call.index, n], self.feed[call2.index, n2] = wanted, wanted2
                 for layer, its in ((first, second), (second, first)):
                     cause = f"the weights of '{layer.name}' and '{its.name}' are exchanged: it has the other's"
                     made = self._top(its)
@@ -689,6 +719,10 @@ class Examination:
         if words:
             through = ", ".join(step.name for step in reversed(steps))
             return f"it reads {name} in another form: what it reads {words}" + (f"; by {through}" if through else "")
+        others = sorted(self._root(read).carries, key=self.place)
+        if others and source not in others:
+            through = ", ".join(step.name for step in reversed(steps))
+            return f"it reads what {through} makes of '{_blob(others[-1])}', Caffe's reads '{_blob(source)}'"
         return ""
 
     # -- a layer without a call ---------------------------------------------------------------------------------------
@@ -777,15 +811,21 @@ class Examination:
                         self._conclude(one, None, told, None, None)
                     else:
                         self.otherwise.add((one.name, 0))
-        bottom = layer.producers[0] if layer.producers else None
-        sole = bottom is not None and len([r for r in self.tops.readers.get(bottom, ()) if r.tops]) == 1
-        if sole and bottom is not None:
-            for value in self.last.carriers.get(bottom, ()):
+        bottoms = set(layer.producers)
+        sole = len(bottoms) == 1 and all(
+            len([r for r in self.tops.readers.get(bottom, ()) if r.tops]) == 1 for bottom in bottoms
+        )
+        if sole:
+            for value in self.last.carriers.get(layer.producers[0], ()):
                 self.put[value.key] = (last.name, 0)
-        elif call is not None and reader is not None:
-            for place, value in enumerate(call.inputs):
-                if bottom is not None and bottom in value.carries:
-                    self.feed[call.index, place] = (last.name, 0)
+            return
+        region = self.region(layer)
+        for one in self.tops.readers.get((last.name, 0), ()):
+            other = call if one is reader else self.partner(one, region)
+            for place, value in enumerate(() if other is None else other.inputs):
+                if other is not None and value.carries & bottoms:
+                    self.feed[other.index, place] = (last.name, 0)
+                    break
 
     def _exchanged(self, layer: LayerSpec, region: Sequence[tuple[Call, int]]) -> bool:
         """Two layers in the other order: a pooling before its activation."""
@@ -871,7 +911,7 @@ class Examination:
 
     def _outputs(self) -> None:
         """Compares what the module returns with the net's outputs."""
-        if self.last.error:
+        if self.last.error or self.stopped:
             return
         returned = self.returns(self.last)
         for _, producer in self.case.spec.outputs:
@@ -899,6 +939,12 @@ class Examination:
             return
         right, actual = self.tops.arrays[producer], array(value.array)
         words = relation(actual, right, self.tolerance)
+        other = sorted((p for p in value.carries if p != producer), key=self.place)
+        if other and producer not in value.carries and self.tops.arrays[other[-1]].size == right.size:
+            self.wired[layer.name] = (None, 0, other[-1], producer)
+            chain = other[-1] in self._above(producer)
+            words = f"is '{_blob(other[-1])}', not '{_blob(producer)}'"
+            words += f": the port has no {layer.type} there (it is missing)" if chain else " (another order of outputs)"
         if not words and actual.shape != right.shape:
             words = f"has the shape {actual.shape}, Caffe's output {right.shape}"
         through = ", ".join(step.name for step in reversed(steps) if not step.kind)
@@ -906,12 +952,13 @@ class Examination:
         if cause and through:
             cause += f"; extra at the end: {through}"
         self._conclude(layer, None, cause, value.call, actual, top=producer[1])
+        self._crossed()
 
 
 def like(actual: Array, expected: Array) -> Array:
     """``actual`` in the shape of ``expected``, if it has as many elements and the same batch."""
-    fits = actual.size == expected.size and (actual.shape[:1] == expected.shape[:1] or actual.shape == expected.shape)
-    return actual.reshape(expected.shape) if fits or _squeezed(actual) == _squeezed(expected) else actual
+    same = actual.shape[:1] == expected.shape[:1] or _squeezed(actual) == _squeezed(expected)
+    return actual.reshape(expected.shape) if same and regrouped(actual.shape, expected.shape) else actual
 
 
 def _squeezed(values: Array) -> list[int]:

@@ -79,6 +79,7 @@ HINTS = {
     "mul": ("Eltwise", "Power", "Scale"),
     "div": ("Eltwise", "Power", "Scale"),
     "maximum": ("Eltwise", "ReLU"),
+    "minimum": ("Eltwise",),
     "max": ("Eltwise",),
     "pow": ("Power",),
     "neg": ("Power",),

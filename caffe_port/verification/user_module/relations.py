@@ -9,6 +9,7 @@ import numpy as np
 
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Tolerance, difference
+from caffe_port.verification.diagnose import bfloat16
 
 _MAX_CHANNELS = 128
 
@@ -41,7 +42,23 @@ def relation(made: Array, right: Array, tolerance: Tolerance) -> str:
         for words, guess in _guesses(made, right):
             if explains(guess):
                 return words
-        return _scaled(made, right, explains)
+        return _scaled(made, right, explains) or _in_part(made, right, tolerance)
+
+
+def _in_part(made: Array, right: Array, tolerance: Tolerance) -> str:
+    """The same for some channels, where the others agree."""
+    if made.shape != right.shape:
+        return ""
+    for axis in {1, right.ndim - 1} if right.ndim > 1 else ():
+        a, e = np.moveaxis(made, axis, 0), np.moveaxis(right, axis, 0)
+        if len(a) > 4096:
+            continue
+        wrong = [n for n in range(len(a)) if not difference(e[n], a[n], tolerance).passed]
+        if 0 < len(wrong) <= max(1, len(a) // 2):
+            words = relation(np.moveaxis(a[wrong], 0, axis), np.moveaxis(e[wrong], 0, axis), tolerance)
+            shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
+            return f"{words or 'differs'} in channels {shown} of axis {axis}, only there"
+    return ""
 
 
 def _guesses(made: Array, right: Array) -> Iterator[tuple[str, Array]]:
@@ -72,6 +89,7 @@ def _guesses(made: Array, right: Array) -> Iterator[tuple[str, Array]]:
             if not ones.all() and float(right[~ones].max()) <= at:
                 yield f"is {values[0]:g} or {values[1]:g}: a threshold is applied to the output", made
         yield "is rounded to half precision (float16)", right.astype(np.float16).astype(np.float64)
+        yield "is rounded to bfloat16", bfloat16(right)
         yield "is rounded to whole numbers", np.round(right)
         yield "has the opposite sign", -right
         yield "is squared", right**2

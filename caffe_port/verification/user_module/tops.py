@@ -5,7 +5,8 @@ A tensor stands for a top if it holds the same numbers in the same order, in wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Tops:
         if like is None:
             return made
         made = made.to(like.dtype) if like.is_floating_point() else made
-        return made.reshape(like.shape) if made.numel() == like.numel() else made
+        return made.reshape(like.shape) if regrouped(made.shape, like.shape) else made
 
     def find(self, tensor: Tensor) -> frozenset[Producer]:
         """The tops that a tensor is equal to."""
@@ -78,6 +79,15 @@ class Tops:
             for k in range(len(layer.tops))
             if self.is_output((layer.name, k)) and (layer.name, k) in self.arrays
         ]
+
+
+def regrouped(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes may hold the same numbers in the same order: (N, C, H, W) and (N, C * H * W).
+
+    Not if the axes are the same in another order: that is a transposed array.
+    """
+    a, b = ([n for n in shape if n != 1] for shape in (one, other))
+    return math.prod(one) == math.prod(other) and (a == b or sorted(a) != sorted(b))
 
 
 def tops_of(layer: LayerSpec) -> Iterator[Producer]:

@@ -81,17 +81,20 @@ class Trial(Recorder):
         return any(not value.carries and not self.explained(value) for value in call.outputs)
 
     def explained(self, value: Value) -> bool:
-        """Whether a tensor is a step on the way to a top that was found."""
+        """Whether a tensor is a step on the way to tops that were found, and to nothing else."""
         known = self._explained.get(id(value))
         if known is None:
             self._explained[id(value)] = False
-            known = any(
-                bool(out.made) or (not out.carries and self.explained(out))
-                for call, _ in self.reads(value)
-                for out in call.outputs
+            used = [call for call, _ in self.reads(value) if any(map(self._is_used, call.outputs))]
+            known = bool(used) and all(
+                any(bool(out.made) or (not out.carries and self.explained(out)) for out in call.outputs)
+                for call in used
             )
             self._explained[id(value)] = known
         return known
+
+    def _is_used(self, value: Value) -> bool:
+        return bool(self.reads(value)) or any(value is one for one in self.returned)
 
     def enter(self, value: Value, tensor: Tensor) -> Tensor:
         return self._replace(value, tensor, False, True)

@@ -367,7 +367,11 @@ class Weights:
             blobs = [np.asarray(b) for b in self.case.blobs[layer.name]]
             if has(layer.type, Trait.DENSE):
                 blobs[0] = matrix(layer, blobs[0])
-            targets = dict(zip(("weight", "bias"), blobs, strict=False))
+            for n, values in enumerate(blobs):
+                role = "bias" if n == 1 else "weight"
+                if n > 1 or (layer.name, role) not in done:
+                    yield role, values
+            return
         for role, values in targets.items():
             if values is not None and (layer.name, role) not in done:
                 yield role, values
