@@ -151,7 +151,9 @@ class Res(nn.Module):
         if slip == "mean":
             x = x - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
         if slip == "imagenet":
-            x = (x - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.22, 0.25]).view(1, 3, 1, 1)
+            x = (x - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.22, 0.25]).view(
+                1, 3, 1, 1
+            )
         if slip == "rgb":
             x = x.flip(1)
         if slip == "nhwc" and x.shape[1] == 3:
@@ -737,15 +739,7 @@ class Mobile(nn.Module):
         return age, sex.softmax(1)
 
 
-NETS = {
-    "res": RESNET,
-    "vgg": VGG,
-    "inception": INCEPTION,
-    "ssd": SSD,
-    "fcn": FCN,
-    "rnn": RECURRENT,
-    "mobile": MOBILE,
-}
+NETS = {"res": RESNET, "vgg": VGG, "inception": INCEPTION, "ssd": SSD, "fcn": FCN, "rnn": RECURRENT, "mobile": MOBILE}
 
 
 def _edit(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Any], None]:
@@ -760,8 +754,8 @@ def _edit(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Any], None
 def _swap(one: str, other: str) -> Callable[[Any], None]:
     def edit(module: Any) -> None:
         with torch.no_grad():
-            a, b = (getattr(module.get_submodule(n), "weight") for n in (one, other))
-            c, d = (getattr(module.get_submodule(n), "bias") for n in (one, other))
+            a, b = (module.get_submodule(n).weight for n in (one, other))
+            c, d = (module.get_submodule(n).bias for n in (one, other))
             for x, y in ((a, b), (c, d)):
                 if x is not None:
                     keep = x.clone()
@@ -883,9 +877,13 @@ for _order in ("1234", "4321", "2413"):
         ("concat", "cat", "order of its bottoms"),
         ("rotated", "cat", "order of its bottoms"),
         ("max branch", "bpool", "takes the maximum"),
-        ("no pool", "bpool", "no Pooling|reads"),
+        ("no pool", "b4", "reads"),
     ):
-        CASES.append(PortCase("inception", f"{_slip}, order {_order}", lambda s=_slip, o=_order: Inception(s, o), _layers, _cause))  # type: ignore[misc]
+        CASES.append(
+            PortCase(
+                "inception", f"{_slip}, order {_order}", lambda s=_slip, o=_order: Inception(s, o), _layers, _cause
+            )
+        )  # type: ignore[misc]
 _add(
     "inception",
     Inception,
@@ -957,7 +955,11 @@ _add(
         "sigmoid": ("final,sigmoid", "extra Sigmoid|sigmoid|output"),
     },
 )
-_add("rnn", Recurrent, {"": None, "axis": ("prob", "axis is 1"), "gate order": ("lstm", "gate|order|."), "no reset": ("lstm", "cont|.")})
+_add(
+    "rnn",
+    Recurrent,
+    {"": None, "axis": ("prob", "axis is 1"), "gate order": ("lstm", "gate|order|."), "no reset": ("lstm", "cont|.")},
+)
 _add(
     "mobile",
     Mobile,

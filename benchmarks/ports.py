@@ -34,7 +34,7 @@ from caffe_port.verification.comparison import Report
 from caffe_port.verification.user_module.verify_module import verify_port
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from port_nets import CASES, NETS, PortCase  # noqa: E402
+from port_nets import CASES, NETS, PortCase
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")
@@ -156,7 +156,9 @@ def _draw(text: str, prototxt: Path, weights: Path) -> None:
                 parameter.mul_(torch.empty_like(parameter).uniform_(0.4, 1.6, generator=generator))
         ported.net.train()
         for _ in range(20):
-            inputs = [torch.randn(ported.net.plan.shapes[p], generator=generator) for _, p in ported.net.plan.spec.inputs]
+            inputs = [
+                torch.randn(ported.net.plan.shapes[p], generator=generator) for _, p in ported.net.plan.spec.inputs
+            ]
             ported.net(*inputs)
     ported.net.eval()
     caffemodel.write(weights, ported.definition.net, ported.net.blobs())

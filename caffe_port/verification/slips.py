@@ -7,6 +7,7 @@ candidate, so it works for any module.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from caffe_port.formats.message import Message
+from caffe_port.signatures.signature import Trait, keeps_blobs, types_with
 from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas import FORMULAS, Layer
 from caffe_port.verification.references.numpy_formulas.formulas import given, spatial
@@ -636,6 +638,42 @@ def power_parts(q: Layer, _: Array) -> Iterator[Guess]:
             yield f"its {name} is missing", _top(_with(q, "power_param", **{name: neutral}))
     with np.errstate(invalid="ignore", divide="ignore"):
         yield "it shifts before it scales, Caffe shifts after it scales", (p.scale * (q.x + p.shift)) ** p.power
+
+
+@slip(*sorted(types_with(Trait.ACTIVATION)))
+def other_curve(q: Layer, actual: Array) -> Iterator[Guess]:
+    """Another activation, with Caffe's default parameters."""
+    if len(q.bottoms) != 1 or q.x.shape != actual.shape:
+        return
+    for name in sorted(types_with(Trait.ACTIVATION) - {q.param.type}):
+        if name in FORMULAS and not keeps_blobs(name):
+            with contextlib.suppress(ValueError, IndexError, NotImplementedError, ZeroDivisionError):
+                other = dataclasses.replace(q, param=q.param.copy(type=name), blobs=[])
+                yield f"it is a {name}, Caffe's is a {q.param.type}", _top(other)
+
+
+@slip("LSTM")
+def lstm_gates(q: Layer, _: Array) -> Iterator[Guess]:
+    ones = np.ones_like(q.bottoms[1])
+    yield (
+        "it ignores the continuation marks (cont): the state is not reset",
+        _top(_bottoms(q, q.x, ones, *q.bottoms[2:])),
+    )
+    n = len(q.blobs[1]) // 4
+    for order in itertools.permutations(range(4)):
+        if order != (0, 1, 2, 3):
+            rows = np.concatenate([np.arange(g * n, (g + 1) * n) for g in order])
+            names = ", ".join("ifog"[g] for g in order)
+            moved = [b[rows] if len(b) == 4 * n else b for b in q.blobs]
+            yield f"its gates are in the order ({names}), Caffe's in (i, f, o, g)", _top(_blobs(q, *moved))
+    for order in itertools.permutations(range(4)):
+        if order != (0, 1, 2, 3):
+            rows = np.concatenate([np.arange(g * n, (g + 1) * n) for g in order])
+            names = ", ".join("ifog"[g] for g in order)
+            for k, blob in enumerate(q.blobs):
+                if len(blob) == 4 * n:
+                    moved = [*q.blobs[:k], blob[rows], *q.blobs[k + 1 :]]
+                    yield f"the gates of its blob {k} are in the order ({names})", _top(_blobs(q, *moved))
 
 
 # -- any layer ------------------------------------------------------------------------------------------------------

@@ -329,15 +329,23 @@ class Examination:
         call = self.partner(layer, region)
         if call is None or not self._fits(layer, call):
             call = self._elsewhere(layer) or call
-        if call is None or not (call.kind or family(layer.type)):
+        if call is None or not (call.kind or family(layer.type) or self._is_right(layer, call)):
             value = self._end(layer, region)
-            if value is not None:
+            maker = None if value is None else value.call
+            if maker is not None and family(layer.type) and self._likeness(layer, maker) > 0:
+                call = maker  # it reads something else altogether
+            elif value is not None:
                 return self._by_hand(layer, self._next(layer, region)[0], value)
             call = call or self._idle(layer)
         if call is not None:
             self._judge_call(layer, call)
             return True
         return self._judge_rest(layer, region, crashed)
+
+    def _is_right(self, layer: LayerSpec, call: Call) -> bool:
+        """Whether a call makes a layer's top of the right bottoms."""
+        made = self._again(call, layer)
+        return made is not None and self._same(self._top(layer), made)
 
     def _end(self, layer: LayerSpec, region: Sequence[tuple[Call, int]]) -> Value | None:
         """The last tensor of calls that compute a layer together: what the next layer reads, or what is returned."""
