@@ -6,6 +6,7 @@ parameters of a module that was right.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -292,10 +293,8 @@ class Vgg(nn.Module):
             x = F.local_response_norm(x, 5, 0.5, 0.75, 1.0)
         if slip != "lrn after pool":
             x = F.max_pool2d(x, 2, 2, ceil_mode=slip != "floor")
-        if slip == "two convolutions":
-            x = torch.cat([self.c21a(x[:, :4]), self.c21b(x[:, 4:])], 1)
-        else:
-            x = self.c21(x)
+        two = slip == "two convolutions"
+        x = torch.cat([self.c21a(x[:, :4]), self.c21b(x[:, 4:])], 1) if two else self.c21(x)
         x = x.clamp(min=0) if slip == "relu as clamp" else x * (x > 0) if slip == "relu as mask" else F.relu(x)
         x = self.c22(x)
         if slip == "slope":
@@ -335,10 +334,7 @@ class Vgg(nn.Module):
             x = x * 0.5
         else:
             x = self.drop(x)
-        if slip == "shared fc":
-            x = F.relu(F.linear(x, self.fc7.weight))
-        else:
-            x = F.relu(self.fc7(x))
+        x = F.relu(F.linear(x, self.fc7.weight) if slip == "shared fc" else self.fc7(x))
         x = self.fc8(self.drop(x))
         if slip == "temperature":
             x = x / 2
@@ -780,6 +776,14 @@ def _noise(x: Tensor) -> Tensor:
     return x + 0.05 * float(x.std() if x.numel() > 1 else 1) * torch.randn(x.shape, generator=generator)
 
 
+def _hwc(x: Tensor) -> Tensor:
+    return x.view(16, 12, 9, 8).permute(0, 2, 3, 1).reshape(16, -1)
+
+
+def _gates(x: Tensor) -> Tensor:
+    return x.view(4, 4, 5)[[0, 1, 3, 2]].reshape(16, 5)
+
+
 def _one_filter(x: Tensor) -> Tensor:
     x[3] *= 1.3
     return x
@@ -791,9 +795,9 @@ CASES: list[PortCase] = []
 def _add(net: str, make: Callable[[str], nn.Module], wanted: dict[str, tuple[str, str] | None]) -> None:
     for slip, what in wanted.items():
         layers, cause = what or ("", "")
-        CASES.append(PortCase(net, slip or "right", lambda s=slip: make(s), layers, cause))  # type: ignore[misc]
+        CASES.append(PortCase(net, slip or "right", functools.partial(make, slip), layers, cause))
         if what is None:
-            CASES.append(PortCase(net, f"{slip or 'right'}, own state", lambda s=slip: make(s), keep=True))  # type: ignore[misc]
+            CASES.append(PortCase(net, f"{slip or 'right'}, own state", functools.partial(make, slip), keep=True))
 
 
 _add(
@@ -869,21 +873,20 @@ _add(
         "axis": ("prob", "axis is 0"),
     },
 )
+_BRANCH_SLIPS = (
+    ("no relu", "b2b_relu", "no ReLU"),
+    ("concat", "cat", "order of its bottoms"),
+    ("rotated", "cat", "order of its bottoms"),
+    ("max branch", "bpool", "takes the maximum"),
+    ("no pool", "b4", "reads"),
+)
 for _order in ("1234", "4321", "2413"):
-    CASES.append(PortCase("inception", f"order {_order}", lambda o=_order: Inception("", o)))  # type: ignore[misc]
-    CASES.append(PortCase("inception", f"order {_order}, own state", lambda o=_order: Inception("", o), keep=True))  # type: ignore[misc]
-    for _slip, _layers, _cause in (
-        ("no relu", "b2b_relu", "no ReLU"),
-        ("concat", "cat", "order of its bottoms"),
-        ("rotated", "cat", "order of its bottoms"),
-        ("max branch", "bpool", "takes the maximum"),
-        ("no pool", "b4", "reads"),
-    ):
-        CASES.append(
-            PortCase(
-                "inception", f"{_slip}, order {_order}", lambda s=_slip, o=_order: Inception(s, o), _layers, _cause
-            )
-        )  # type: ignore[misc]
+    for _keep in (False, True):
+        _name = f"order {_order}" + ", own state" * _keep
+        CASES.append(PortCase("inception", _name, functools.partial(Inception, "", _order), keep=_keep))
+    for _slip, _layers, _cause in _BRANCH_SLIPS:
+        _make = functools.partial(Inception, _slip, _order)
+        CASES.append(PortCase("inception", f"{_slip}, order {_order}", _make, _layers, _cause))
 _add(
     "inception",
     Inception,
@@ -958,7 +961,7 @@ _add(
 _add(
     "rnn",
     Recurrent,
-    {"": None, "axis": ("prob", "axis is 1"), "gate order": ("lstm", "gate|order|."), "no reset": ("lstm", "cont|.")},
+    {"": None, "axis": ("prob", "axis is 1"), "gate order": ("lstm", "gates"), "no reset": ("lstm", "cont")},
 )
 _add(
     "mobile",
@@ -994,7 +997,7 @@ EDITS: tuple[tuple[str, str, Callable[[str], nn.Module], Callable[[Any], None], 
     ("vgg", "another epoch", Vgg, _all(_noise), "conv1_1,*", "weight"),
     ("vgg", "exchanged", Vgg, _swap("fc7", "fc7"), "", ""),
     ("vgg", "bias of zero", Vgg, _edit("c12.bias", torch.zeros_like), "conv1_2", "bias is missing"),
-    ("vgg", "flatten in the weights", Vgg, _edit("fc6.weight", lambda w: w.view(16, 12, 9, 8).permute(0, 2, 3, 1).reshape(16, -1)), "fc6", r"\(H, W, C\)|order"),
+    ("vgg", "flatten in the weights", Vgg, _edit("fc6.weight", _hwc), "fc6", r"\(H, W, C\)|order"),
     ("vgg", "weight transposed", Vgg, _edit("fc7.weight", lambda w: w.t()), "fc7", r"transposed|\(in, out\)"),
     ("inception", "exchanged branches", Inception, _swap("b2a", "b3a"), "b2a,b3a", "exchang"),
     ("inception", "exchanged with the pool", Inception, _swap("b1", "b4"), "b1,b4", "weights of|exchang"),
@@ -1003,11 +1006,11 @@ EDITS: tuple[tuple[str, str, Callable[[str], nn.Module], Callable[[Any], None], 
     ("mobile", "depthwise flipped", Mobile, _edit("dw2.0.weight", lambda w: w.flip(2, 3)), "dw2", "flipped"),
     ("ssd", "exchanged heads", Ssd, _swap("loc.0", "loc.0"), "", ""),
     ("fcn", "deconvolution flipped", Fcn, _edit("up2.weight", lambda w: w.flip(2, 3)), "up2", "flipped"),
-    ("fcn", "deconvolution in and out", Fcn, _edit("up2.weight", lambda w: w.transpose(0, 1)), "up2", "input and output"),
+    ("fcn", "deconvolution in and out", Fcn, _edit("up2.weight", lambda w: w.swapaxes(0, 1)), "up2", "input and out"),
     ("fcn", "slopes reversed", Fcn, _edit("act2.weight", lambda w: w.flip(0)), "act2", "slopes is reversed|slope"),
-    ("rnn", "gates in the weights", Recurrent, _edit("wx", lambda w: w.view(4, 4, 5)[[0, 1, 3, 2]].reshape(16, 5)), "lstm", "."),
+    ("rnn", "gates in the weights", Recurrent, _edit("wx", _gates), "lstm", "gates"),
 )  # fmt: skip
 CASES += [
-    PortCase(net, f"weights: {name}", lambda m=make: m(""), layers, cause, edit, True)  # type: ignore[misc]
+    PortCase(net, f"weights: {name}", functools.partial(make, ""), layers, cause, edit, True)
     for net, name, make, edit, layers, cause in EDITS
 ]

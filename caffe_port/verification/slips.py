@@ -496,7 +496,7 @@ def normalize_parts(q: Layer, _: Array) -> Iterator[Guess]:
     axes = tuple(range(1, x.ndim))
     scale = q.blobs[0].reshape(-1)
     wide = scale.reshape((-1, *[1] * (x.ndim - 2))) if scale.size > 1 else scale.reshape(-1)[0]
-    over = {"channels": 1, "space": axes[1:], "channels and space": axes}
+    over: dict[str, tuple[int, ...]] = {"channels": (1,), "space": axes[1:], "channels and space": axes}
     yield "its scale is missing", _top(_blobs(q, np.ones_like(q.blobs[0])))
     for words, some in over.items():
         norm = np.sqrt((x * x).sum(some, keepdims=True))
@@ -547,7 +547,7 @@ def eltwise_operation(q: Layer, _: Array) -> Iterator[Guess]:
         if other != p.operation:
             yield f"it computes {other}, Caffe computes {p.operation}", _top(_with(q, "eltwise_param", operation=other))
     yield f"it computes MIN, Caffe computes {p.operation}", np.minimum.reduce(list(q.bottoms))
-    yield f"it computes the mean, Caffe computes {p.operation}", np.mean(list(q.bottoms), 0)
+    yield f"it computes the mean, Caffe computes {p.operation}", np.asarray(np.mean(np.stack(list(q.bottoms)), 0))
     for n, bottom in enumerate(q.bottoms):
         yield f"the layer is missing: its top is its bottom {n}", bottom
 

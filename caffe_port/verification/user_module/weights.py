@@ -367,10 +367,10 @@ class Weights:
             blobs = [np.asarray(b) for b in self.case.blobs[layer.name]]
             if has(layer.type, Trait.DENSE):
                 blobs[0] = matrix(layer, blobs[0])
-            for n, values in enumerate(blobs):
+            for n, blob in enumerate(blobs):
                 role = "bias" if n == 1 else "weight"
                 if n > 1 or (layer.name, role) not in done:
-                    yield role, values
+                    yield role, blob
             return
         for role, values in targets.items():
             if values is not None and (layer.name, role) not in done:
