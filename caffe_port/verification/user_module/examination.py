@@ -155,6 +155,8 @@ class Examination:
         if producer not in self.tops.arrays:
             return True
         readers = [reader for reader in self.tops.readers.get(producer, ()) if self._reads_numbers(reader, producer)]
+        if producer in self.tops.readers and not any(r.tops for r in self.tops.readers[producer]):
+            return True  # only Silence and the like read it: nobody needs it
         there = all(self.fine[reader.name] and self._is_there(reader) for reader in readers)
         if readers and there and layer.name not in self.odd:
             self.otherwise.add(producer)
@@ -183,24 +185,40 @@ class Examination:
         """Whether a layer's own numbers, or those after it, were found: not a verdict alone."""
         return any(self.found(p) or p in self.otherwise for p in tops_of(layer))
 
-    def _odd_calls(self) -> set[str]:
-        """Layers with weights that a call of the port computes with other numbers: what comes after must not hide them.
+    def _odd_calls(self) -> dict[str, int]:
+        """Layers that a call of the port computes with other numbers: what comes after must not hide them.
 
-        A softmax that is saturated, or a ReLU, may. Not so where the next layer is affine: a bias may lie there.
+        A softmax that is saturated, or a max pooling, may. Not so where the next layer is affine and the layer has
+        weights: a bias may lie there.
         """
-        found = set()
-        for index, name in self.weights.layers.items():
-            layer = self.case.spec.by_name[name]
-            call = self.last.calls[index] if index < len(self.last.calls) else None
-            if call is None or not call.outputs or not has_weights(layer.type) or index in self.weights.odd:
+        found: dict[str, int] = {}
+        for layer in self.case.spec.layers:
+            producer = (layer.name, 0)
+            if producer not in self.tops.arrays or has(layer.type, Trait.NO_NUMBERS) or not layer.producers:
                 continue
-            value, reader = call.outputs[0], self.sole.get((name, 0))
-            affine = reader is not None and has(reader.type, Trait.AFFINE)
-            same = value.array.numel() == self.tops.arrays[name, 0].size
-            reads = bool(call.inputs) and bool(call.inputs[0].carries & set(layer.producers))
-            if same and reads and not value.made and not affine:
-                found.add(name)
+            if self.found(producer):
+                continue
+            reader = self.sole.get(producer)
+            if has_weights(layer.type) and reader is not None and has(reader.type, Trait.AFFINE):
+                continue
+            readers = [call for value in self.carriers(layer.producers[0]) for call, _ in self.last.reads(value)]
+            odd = next((call for call in readers if self._stands_in(layer, call)), None)
+            if odd is not None:
+                found[layer.name] = odd.index
         return found
+
+    def _stands_in(self, layer: LayerSpec, call: Call) -> bool:
+        """Whether a call is a layer by its kind, its bottoms and its size, but makes nothing known."""
+        curves = has(call.kind, Trait.ACTIVATION) and has(layer.type, Trait.ACTIVATION)
+        if not call.kind or not (call.kind == layer.type or curves) or call.index in self.weights.odd:
+            return False
+        if family(layer.type) and self.weights.layers.get(call.index, layer.name) != layer.name:
+            return False
+        reads = len(call.inputs) == len(layer.producers) and all(
+            source in value.carries for source, value in zip(layer.producers, call.inputs, strict=True)
+        )
+        same = call.outputs[0].array.numel() == self.tops.arrays[layer.name, 0].size
+        return reads and same and not call.outputs[0].made
 
     def found(self, producer: Producer) -> bool:
         """Whether a tensor of the last run holds a top."""
@@ -242,7 +260,7 @@ class Examination:
         while queue:
             value, distance = queue.pop(0)
             for call, _ in self.last.reads(value):
-                if call.index in seen or not self.last.is_open(call):
+                if call.index in seen or not (self.last.is_open(call) or call.index in self.odd.values()):
                     continue
                 seen.add(call.index)
                 found.append((call, distance))
