@@ -136,6 +136,22 @@ class Examination:
         if not self.keep:
             self.notes += self.weights.notes
 
+    def unproven(self) -> list[Producer]:
+        """Tops that no tensor of its own stands for in the port: what comes after agrees, or its bottom is the same."""
+        found = []
+        for layer in self.case.spec.layers:
+            producer = (layer.name, 0)
+            if layer.is_input or has(layer.type, Trait.NO_NUMBERS) or producer not in self.tops.arrays:
+                continue
+            reader = self.sole.get(producer)
+            if producer in self.otherwise and not (reader is not None and has(reader.type, Trait.AFFINE)):
+                found.append(producer)
+            makers = self.last.makers.get(producer, [])
+            unchanged = bool(makers) and all(set(layer.producers) & value.made for value in makers)
+            if unchanged and not any(v.call is not None and layer.type in v.call.hints for v in makers):
+                found.append(producer)
+        return found
+
     def _run(self, free: bool = False) -> Trial:
         return Trial(self.module, self.tops, self.put, self.feed, free).run(self.module, self.inputs)
 

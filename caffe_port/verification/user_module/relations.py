@@ -92,9 +92,9 @@ def _guesses(made: Array, right: Array) -> Iterator[tuple[str, Array]]:
         yield "is its exponential", np.exp(right)
         yield "is its absolute value", np.abs(right)
         ones = made == 1
-        if made.size > 4 and ones.any() and not ones.all() and np.isin(made, (0, 1)).all():
-            if float(right[~ones].max()) <= float(right[ones].min()):
-                yield "is 0 or 1: a threshold is applied to the output", made
+        both = made.size > 4 and ones.any() and not ones.all() and bool(np.isin(made, (0, 1)).all())
+        if both and float(right[~ones].max()) <= float(right[ones].min()):
+            yield "is 0 or 1: a threshold is applied to the output", made
         for axis in range(right.ndim):
             e = np.exp(right - right.max(axis, keepdims=True))
             yield f"has a softmax over axis {axis} applied to it", e / e.sum(axis, keepdims=True)
