@@ -70,8 +70,9 @@ gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in piece
 plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type's record, and show that each is caught
 	$(BIN)/python benchmarks/plant_shapes.py $(ARGS)
 
-mutations: $(VENV)/.installed-test  ## plant slips, and write the table of docs/verification.md
+mutations: $(VENV)/.installed-test  ## plant slips in layers and in ports, and write the tables of docs/verification.md
 	$(BIN)/python benchmarks/mutations.py --write docs/verification.md
+	$(BIN)/python benchmarks/ports.py --write docs/verification.md
 
 ports: $(VENV)/.installed-test  ## hand-written ports, right and wrong: how many are judged rightly (ARGS=--all: each of them)
 	$(BIN)/python benchmarks/ports.py $(ARGS)

@@ -1,6 +1,6 @@
 """Hand-written ports, right and wrong: what ``verify --against port.py:Net`` says of them, in figures.
 
-    python benchmarks/ports.py [MANIFEST ...] [--only WORD] [--all]
+    python benchmarks/ports.py [MANIFEST ...] [--only WORD] [--all] [--write docs/verification.md]
 
 A manifest is a list of ports, as ``shared/ports/manifest.json``: ``id``, ``net``, ``prototxt`` and ``weights``
 (relative to the manifest, or to the folder above it), ``port`` (file:Class), ``state`` (or ""), ``shape``
@@ -122,6 +122,7 @@ def own(only: str) -> Iterator[Outcome]:
                 _draw(NETS[case.net], prototxt, weights)
             entry = {
                 "id": f"{case.net}__{case.name}",
+                "net": case.net,
                 "slip": case.name,
                 "equal": not case.layers,
                 "layers": case.layers,
@@ -181,6 +182,7 @@ def figures(outcomes: list[Outcome]) -> dict[str, tuple[int, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("manifest", nargs="*", type=Path, default=None)
+    parser.add_argument("--write", type=Path, help="Markdown file: the table replaces what is between its marks")
     parser.add_argument("--no-own", action="store_true", help="only the manifests")
     parser.add_argument("--only", default="", help="only ports whose id matches this regular expression")
     parser.add_argument("--all", action="store_true", help="a line for every port, also for the right ones")
@@ -193,6 +195,9 @@ def main() -> None:
         entries = [e for e in json.loads(manifest.read_text("utf-8")) if re.search(arguments.only, e["id"])]
         found = (outcome(e, folder) for folder, e in [(manifest.parent, e) for e in entries])
         sources.append((str(manifest), found))
+    lines = ["| ports of | right | of them FAILED | wrong | unseen | located | named | named wrongly | innocent rows |"]
+    lines.append("|---" * 9 + "|")
+    everything: list[Outcome] = []
     for name, outcomes in sources:
         every = []
         for found_one in outcomes:
@@ -201,6 +206,28 @@ def main() -> None:
         print(f"\n{name}: {len(every)} ports in {sum(o.seconds for o in every):.0f} s")
         for what, (n, of) in figures(every).items():
             print(f"  {what}: {n} of {of}" + (f" ({100 * n / of:.0f} %)" if of else ""))
+        for net in dict.fromkeys(o.entry["net"] for o in every):
+            lines.append(
+                _line(f"{net}, collected" if "manifest" in name else net, [o for o in every if o.entry["net"] == net])
+            )
+        everything += every
+    lines.append(_line("**all**", everything, True))
+    if arguments.write:
+        text = arguments.write.read_text("utf-8")
+        begin, end = "<!-- ports -->", "<!-- /ports -->"
+        head, rest = text.split(begin, 1)
+        arguments.write.write_text(f"{head}{begin}\n{chr(10).join(lines)}\n{end}{rest.split(end, 1)[1]}", "utf-8")
+
+
+def _line(name: str, outcomes: list[Outcome], shares: bool = False) -> str:
+    found = figures(outcomes)
+    failed, unseen, located, named, wrongly, innocent = found.values()
+
+    def told(pair: tuple[int, int]) -> str:
+        return f"{pair[0]} ({100 * pair[0] / pair[1]:.0f} %)" if shares and pair[1] else str(pair[0])
+
+    cells = [failed[1], failed[0], unseen[1], unseen[0], told(located), told(named), wrongly[0], innocent[0]]
+    return f"| {name} | " + " | ".join(map(str, cells)) + " |"
 
 
 def _tell(found: Outcome, everything: bool) -> None:

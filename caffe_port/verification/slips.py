@@ -645,6 +645,12 @@ def other_curve(q: Layer, actual: Array) -> Iterator[Guess]:
     """Another activation, with Caffe's default parameters."""
     if len(q.bottoms) != 1 or q.x.shape != actual.shape:
         return
+    x = q.x
+    gauss = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if x.size <= 1 << 18:
+        erf = np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)) if x.size else x
+        yield f"it is a GELU, Caffe's is a {q.param.type}", 0.5 * x * (1 + erf)
+    yield f"it is a GELU (by tanh), Caffe's is a {q.param.type}", gauss
     for name in sorted(types_with(Trait.ACTIVATION) - {q.param.type}):
         if name in FORMULAS and not keeps_blobs(name):
             with contextlib.suppress(ValueError, IndexError, NotImplementedError, ZeroDivisionError):

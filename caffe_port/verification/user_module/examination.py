@@ -252,8 +252,10 @@ class Examination:
         frontier = self._frontier()
         found = [layer for layer in frontier if self._judge(layer, bool(self.last.error))]
         self._crossed()
-        if not found and self.last.error:
-            found = [layer for layer in frontier[:1] if self._judge(layer, False)]
+        if not found and self.last.error and frontier:
+            reason = self.last.error.partition(": ")[2] or self.last.error
+            self._conclude(frontier[0], None, f"the port fails here: {reason}", None, None, "the port fails")
+            self.stopped = True
         return bool(found)
 
     # -- where a layer would be computed ------------------------------------------------------------------------------
@@ -651,11 +653,9 @@ class Examination:
 
     def _path(self, value: Value) -> Iterator[Call]:
         """The calls from a known tensor to this one, the last first."""
-        while value.call is not None and not value.carries:
+        while value.call is not None and value.call.inputs and not value.carries:
             yield value.call
             unknown = [v for v in value.call.inputs if not v.carries]
-            if not value.call.inputs:
-                return
             value = unknown[0] if unknown else value.call.inputs[0]
 
     def _root(self, value: Value) -> Value:
@@ -956,6 +956,11 @@ class Examination:
         if self.last.error or self.stopped:
             return
         returned = self.returns(self.last)
+        outputs = [producer for _, producer in self.case.spec.outputs if producer in self.tops.arrays]
+        if outputs and not returned and outputs[0] not in self.verdicts:
+            layer = self.case.spec.by_name[outputs[0][0]]
+            cause = "the port returns none of the net's outputs"
+            self._conclude(layer, None, cause, None, None, "not returned", top=outputs[0][1])
         for _, producer in self.case.spec.outputs:
             if producer not in self.tops.arrays or producer in self.verdicts:
                 continue

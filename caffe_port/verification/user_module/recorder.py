@@ -283,7 +283,9 @@ class Recorder(TorchFunctionMode):
         known: tuple[Value, int | None] | None = self.known.get(tensor)  # type: ignore[no-untyped-call]
         found, version = (None, None) if known is None else known
         if found is None:
-            return Value(tensor, data=False)
+            found = self.meet(Value(tensor.detach(), place=-1, data=False))
+            self.known[tensor] = (found, None)
+            return found
         if version is not None and tensor._version != version and self.changer is not None:
             found = Value(tensor.detach().clone(), self.changer, 0, found.data)
             self.known[tensor] = (found, tensor._version)
@@ -353,6 +355,10 @@ class Recorder(TorchFunctionMode):
     def enter(self, value: Value, tensor: Tensor) -> Tensor:
         """What the module gets for one of its inputs."""
         return tensor
+
+    def meet(self, value: Value) -> Value:
+        """What is said of a tensor that no recorded call made: a constant, or the result of NumPy."""
+        return value
 
     def before(self, call: Call) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments that a call gets; its inputs and named arguments are known, its outputs are not."""

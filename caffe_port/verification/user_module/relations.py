@@ -24,8 +24,11 @@ def relation(made: Array, right: Array, tolerance: Tolerance) -> str:
     made, right = np.asarray(made, np.float64), np.asarray(right, np.float64)
     if not made.size or not np.isfinite(right).all():
         return ""
-    if np.isnan(made).all():
-        return "is NaN everywhere"
+    for words, wrong in (("NaN", np.isnan(made)), ("infinite", np.isinf(made))):
+        if wrong.any():
+            return (
+                f"is {words} everywhere" if wrong.all() else f"is {words} in {int(wrong.sum())} of {made.size} values"
+            )
     if made.shape != right.shape and made.size == right.size and made.shape[:1] == right.shape[:1]:
         same = made.reshape(right.shape)
         if difference(right, same, tolerance).passed:
@@ -76,6 +79,12 @@ def _guesses(made: Array, right: Array) -> Iterator[tuple[str, Array]]:
             for dy, dx in itertools.product((-2, -1, 0, 1, 2), repeat=2):
                 if (dy, dx) != (0, 0):
                     yield (f"is shifted by ({dy}, {dx}) pixels (an offset of a crop or pad)", _moved(right, dy, dx))
+        places = tuple(range(2, right.ndim))
+        for axes, over in ((places, "each channel of each item"), (tuple(range(1, right.ndim)), "each item")):
+            if axes:
+                centered = right - right.mean(axes, keepdims=True)
+                yield f"has the mean of {over} subtracted", centered
+                yield f"is normalized to mean 0 and deviation 1 in {over}", centered / right.std(axes, keepdims=True)
         yield "has a ReLU applied to it", np.maximum(right, 0)
         low, high = float(made.min()), float(made.max())
         if high > low:
@@ -106,6 +115,8 @@ def _guesses(made: Array, right: Array) -> Iterator[tuple[str, Array]]:
             for y, x in itertools.product(range(right.shape[2] - h + 1), range(right.shape[3] - w + 1)):
                 if y < 9 and x < 9:
                     yield f"is cropped to {h} x {w} at the offset ({y}, {x})", right[:, :, y : y + h, x : x + w]
+    if made.ndim == right.ndim and made.shape[0] < right.shape[0]:
+        yield f"is only the first {made.shape[0]} of {right.shape[0]} items of the batch", right[: made.shape[0]]
     if made.ndim == right.ndim and made.ndim > 1 and made.shape[1] < right.shape[1] and made.shape[0] == right.shape[0]:
         n = made.shape[1]
         for start in (0, right.shape[1] - n):

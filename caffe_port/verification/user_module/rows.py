@@ -35,7 +35,10 @@ def _gather(found: Examination) -> None:
     for verdict in sorted(found.verdicts.values(), key=lambda v: found.place((v.layer.name, v.top))):
         words = verdict.cause.partition(";")[0]
         key = (verdict.layer.type, words)
-        if not words or keeps_blobs(verdict.layer.type) or words.startswith("it reads"):
+        coarse = words.startswith("it computes in")
+        if coarse:
+            key = ("", words)
+        elif not words or keeps_blobs(verdict.layer.type) or words.startswith("it reads"):
             continue
         if key in first:
             first[key].same.append(verdict.layer.name)

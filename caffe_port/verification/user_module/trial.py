@@ -40,6 +40,7 @@ class Trial(Recorder):
         super().__init__(module)
         self.tops, self.free = tops, free
         self.put, self.feed = dict(put or {}), dict(feed or {})
+        self.met: list[Value] = []
 
     def run(self, module: nn.Module, inputs: Sequence[Tensor]) -> Trial:
         """Runs the module, and indexes what it made."""
@@ -61,6 +62,7 @@ class Trial(Recorder):
     def values(self) -> Iterator[Value]:
         """The module's inputs, and everything that was computed from them."""
         yield from self.inputs
+        yield from self.met
         for call in self.calls:
             yield from call.outputs
 
@@ -98,6 +100,13 @@ class Trial(Recorder):
 
     def enter(self, value: Value, tensor: Tensor) -> Tensor:
         return self._replace(value, tensor, False, True)
+
+    def meet(self, value: Value) -> Value:
+        value.made = value.carries = self.tops.find(value.array)
+        if value.made:
+            value.data = True
+            self.met.append(value)
+        return value
 
     def before(self, call: Call) -> tuple[Sequence[Any], dict[str, Any]]:
         fed = [self.feed.get((len(self.calls), place)) for place in range(len(call.inputs))]
