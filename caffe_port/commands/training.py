@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from caffe_port.commands.command import command, note, progress_bar
-from caffe_port.commands.net_files import NetFiles, net_options
+from caffe_port.commands.net_files import NetFiles, ignore_field, net_options
 from caffe_port.errors import printable
 from caffe_port.terminal import count, table
 
@@ -232,6 +232,7 @@ def _std(text: str | None) -> list[float] | None:
     help="With several processes: compute BatchNorm's statistics over the whole batch, or per process.",
 )
 @click.option("--reference-log", metavar="FILE", type=click.Path(), help="A Caffe log to compare with.")
+@ignore_field
 @click.pass_context
 def train(
     context: click.Context,
@@ -241,6 +242,7 @@ def train(
     seeds: int,
     out: Path,
     resume: str | None,
+    ignored: tuple[str, ...],
     **options: Any,
 ) -> int:
     """Train a net as its solver file specifies.
@@ -265,6 +267,8 @@ def train(
       130  stopped by SIGINT (Ctrl-C); a snapshot was written
       143  stopped by SIGTERM; a snapshot was written
     """
+    if recipe is not None and ignored:
+        raise click.UsageError("--recipe cannot be combined with --ignore-field")
     if recipe is not None:
         return _train_fast(context, solver, seeds, out, resume, options)
     if solver is None or seeds != 1:
@@ -272,7 +276,8 @@ def train(
     from caffe_port.training.set_up import TrainOptions
     from caffe_port.training.train import train as run
 
-    chosen = TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
+    resumed = resume if resume not in (None, "newest") else resume is not None
+    chosen = TrainOptions(resume=resumed, ignore_fields=ignored, **options)
     with _Teller() as teller:
         result = run(solver, out, chosen, teller.hear)
     if teller.ended:  # only in the first of several processes
@@ -384,7 +389,8 @@ class _Teller:
         elif kind == "test":
             shown = "  ".join(f"{name} {value:.4f}" for name, value in event["outputs"].items())
             ahead = {None: "", True: "  above the reference", False: "  at or below the reference"}[event.get("ahead")]
-            self.say(f"iteration {event['iter']}: test {shown}{ahead}")
+            of_net = f" #{event['net']}" if "net" in event else ""
+            self.say(f"iteration {event['iter']}: test{of_net} {shown}{ahead}")
             self.tested = event["iter"]
         elif kind == "snapshot":
             self.say(f"iteration {event['iter']}: snapshot {event['file']}")
@@ -436,9 +442,16 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
     click.echo(f"{count(len(found.tests), 'test point')}, {count(len(found.trained), 'training point')}")
-    for word, point in (("best", found.best()), ("last", found.last())):
-        if point is not None:
-            click.echo(f"{word} test accuracy {100 * point[1]:.2f} % at iteration {point[0]:,}")
+    for net in found.nets:
+        name = found.output(net) or ""
+        of_net = f" of test net #{net}" if net else ""
+        for word, point in (("best", found.best(net)), ("last", found.last(net))):
+            if point is not None:
+                accuracy = "acc" in name.lower()
+                value = f"accuracy {100 * point[1]:.2f} %" if accuracy else f"{printable(name)} {point[1]:.6g}"
+                click.echo(f"{word} test {value}{of_net} at iteration {point[0]:,}")
+    if found.not_read:
+        note(f"{count(len(found.not_read), 'line')} not understood, the first: {found.not_read[0].strip()}")
 
 
 @command()

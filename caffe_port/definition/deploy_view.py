@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.fields import refuse
 from caffe_port.errors import SpecError
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
@@ -40,11 +41,14 @@ def phase_spec(
     Args:
         given: blobs whose shape the user gave; they may be inputs even if no layer makes them.
         keep_unknown: keep layers of unknown types.
+
+    Raises:
+        SpecError: a layer that stays has a field that changes what it computes and that no code follows.
     """
     spec = definition.spec(phase, level, stages, given)
     if keep_loss:
-        return spec
-    return view(spec, () if keep_unknown else {layer.name for layer in spec.layers if find(layer.param) is None})
+        return refuse(spec)
+    return refuse(view(spec, () if keep_unknown else {la.name for la in spec.layers if find(la.param) is None}))
 
 
 def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
@@ -95,6 +99,16 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
         spec, layers=tuple(_without_tops(kept, labels)), targets=targets, notes=(*spec.notes, *notes)
     )
     if not deployed.outputs:
+        for layer in dropped:
+            if layer.name in unknown:
+                p = layer.param.python_param
+                code = layer.type == "Python"
+                how = f'@python_layer("{p.module}", "{p.layer}")' if code else f"class {layer.type}(Layer)"
+                what = f"the Python code {_kind(layer)}" if code else "this type"
+                raise layer.error(
+                    f"nothing stands for {what}, and without it no layers are left",
+                    f"Map it with --plugin: a file with {how}; see docs/custom-layers.md.",
+                )
         raise SpecError("the net has no layers without the losses; use --keep-loss", spec.path)
     return deployed
 

@@ -72,6 +72,9 @@ class Trait(enum.Flag):
     """The inverse: a pixel of the bottom is spread over a window of the top."""
     DEPTHWISE = enum.auto()
     """``num_output`` and ``group`` are the bottom's channels, unless they are given."""
+    _WHATEVER = enum.auto()
+    PER_CHANNEL = DEPTHWISE | _WHATEVER
+    """``num_output`` and ``group`` are the bottom's channels, whatever is given."""
     ROWS = enum.auto()
     """Files may store its vectors as rows, (1, C)."""
     MATRIX = enum.auto()
@@ -81,6 +84,8 @@ class Trait(enum.Flag):
     """A product with everything from ``axis`` on: the weight is (num_output, K), transposed (K, num_output)."""
     BOTTOM_FOR_BLOB = enum.auto()
     """A second bottom stands for the first blob."""
+    NO_BACKWARD = enum.auto()
+    """The backward pass of a fork's layer does nothing: its bottoms keep a gradient of zeros."""
     OTHERS = enum.auto()
     """Stands for types of several forks, whose parameters are not known here."""
 
@@ -95,7 +100,7 @@ class Holds(enum.Enum):
     FLAGS = enum.auto()
     """0 or 1."""
     INDICES = enum.auto()
-    """Whole numbers that choose rows: items of the first bottom, or embeddings."""
+    """Whole numbers that choose rows, items of the first bottom or embeddings, or places in a plane of the top."""
     BOXES = enum.auto()
     """Regions (R, 5): image, x1, y1, x2, y2."""
     STEPS = enum.auto()
@@ -114,6 +119,7 @@ class Signature:
             or (a plugin) the class is run on the meta device.
         aliases: further type strings of forks that mean the same layer.
         messages: fields of LayerParameter with the parameters: the first that a layer has, else the last.
+        also: further messages of LayerParameter that count.
         bottoms: least and greatest number of bottoms.
         holds: what the bottoms hold, as far as they hold more than numbers.
         blobs: names of Caffe's parameter blobs, in Caffe's order.
@@ -129,6 +135,7 @@ class Signature:
     tops: TopsRule | None
     aliases: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     bottoms: tuple[int, int] = (1, 1)
     holds: tuple[Holds, ...] = ()
     blobs: tuple[str, ...] = ()
@@ -193,6 +200,7 @@ def declare(
     tops: TopsRule | None,
     *,
     message: str | tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
     bottoms: int | tuple[int, int] = 1,
     optional: Sequence[str] = (),
     statistics: Sequence[str] = (),
@@ -211,6 +219,7 @@ def declare(
             tops=tops,
             aliases=aliases,
             messages=(message,) if isinstance(message, str) else message,
+            also=also,
             bottoms=(bottoms, bottoms) if isinstance(bottoms, int) else bottoms,
             holds=holds,
             blobs=blobs,

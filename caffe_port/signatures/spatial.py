@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import canonical_axis
-from caffe_port.signatures.kernel_params import Kernel, kernel_of
+from caffe_port.signatures.kernel_params import Kernel, extra_padding, kernel_of
 from caffe_port.signatures.signature import ANY, SIGNATURES, Trait, declare
 from caffe_port.typing import Shape
 
 
-def convolution_numbers(p: Message, bottom: Shape, depthwise: bool = False) -> tuple[int, int, int, Kernel]:
+def convolution_numbers(p: Message, bottom: Shape, traits: Trait = Trait.NONE) -> tuple[int, int, int, Kernel]:
     """Channel axis, num_output, group, and the kernel along each axis after the channels.
 
     Args:
         p: ConvolutionParameter, or a fork's with its fields.
         bottom: the shape of the first bottom.
-        depthwise: num_output and group are the bottom's channels, unless they are given.
+        traits: Trait.DEPTHWISE or Trait.PER_CHANNEL, where num_output and group need not be given.
 
     Raises:
         SpecError: what base_conv_layer.cpp refuses.
@@ -33,13 +33,22 @@ def convolution_numbers(p: Message, bottom: Shape, depthwise: bool = False) -> t
     if p.relu:
         raise SpecError("relu: true is Intel's fused ReLU", hint="Write the ReLU as a layer of its own.")
     outputs, group = (
-        channels if depthwise and not p.has(name) else int(getattr(p, name)) for name in ("num_output", "group")
+        channels
+        if Trait.PER_CHANNEL in traits or (Trait.DEPTHWISE in traits and not p.has(name))
+        else int(getattr(p, name))
+        for name in ("num_output", "group")
     )
     if outputs < 1:
         raise SpecError("num_output (channels of the top) is missing or 0")
     if group < 1 or channels % group or outputs % group:
         raise SpecError(f"group {group} does not divide the {channels} channels and num_output {outputs}")
     return axis, outputs, group, kernel_of(p, axes, bottom, axis)
+
+
+def padded(bottom: Shape, extra: tuple[int, int, int, int]) -> Shape:
+    """An image with more on its left, right, top and bottom."""
+    left, right, top, below = extra
+    return (*bottom[:-2], bottom[-2] + top + below, bottom[-1] + left + right) if any(extra) else bottom
 
 
 def slide(bottom: Shape, axis: int, kernel: Kernel) -> Shape:
@@ -67,7 +76,7 @@ def _positive(bottom: Shape, sizes: Shape, kernel: Kernel) -> Shape:
 
 def _arguments(layer: Message, bottom: Shape) -> tuple[int, int, int, Kernel]:
     signature = SIGNATURES[layer.type]
-    return convolution_numbers(signature.parameters(layer), bottom, signature.has(Trait.DEPTHWISE))
+    return convolution_numbers(signature.parameters(layer), bottom, signature.traits)
 
 
 def convolution(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
@@ -76,7 +85,13 @@ def convolution(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if len(set(bottoms)) > 1:
         raise SpecError(f"all bottoms must have the same shape, got {', '.join(map(str, bottoms))}")
     axis, outputs, _, kernel = _arguments(layer, bottom)
-    sizes = (spread if SIGNATURES[layer.type].has(Trait.SPREADS) else slide)(bottom, axis, kernel)
+    extra = extra_padding(SIGNATURES[layer.type].parameters(layer))
+    if SIGNATURES[layer.type].has(Trait.SPREADS):
+        if any(extra):
+            raise SpecError("pad_l, pad_r, pad_t, pad_b are not supported here, unless both sides are equal")
+        sizes = spread(bottom, axis, kernel)
+    else:
+        sizes = slide(padded(bottom, extra), axis, kernel)
     return [(*bottom[:axis], outputs, *sizes)] * len(bottoms)
 
 
@@ -104,7 +119,7 @@ def _im2col(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     axis = canonical_axis(p.axis, len(bottom))
     kernel = kernel_of(p, len(bottom) - axis - 1, bottom, axis)
     channels = bottom[axis] * math.prod(kernel.kernel_size)
-    return [(*bottom[:axis], channels, *slide(bottom, axis, kernel))]
+    return [(*bottom[:axis], channels, *slide(padded(bottom, extra_padding(p)), axis, kernel))]
 
 
 def declare_convolution(
@@ -125,8 +140,7 @@ def declare_convolution(
 
 
 declare_convolution("Convolution", Trait.SLIDES, aliases=("NdConvolution",))
-declare_convolution(
-    "ConvolutionDepthwise", Trait.SLIDES | Trait.DEPTHWISE, aliases=("DepthwiseConv", "DepthwiseConvolution")
-)
+declare_convolution("ConvolutionDepthwise", Trait.SLIDES | Trait.PER_CHANNEL)
+declare_convolution("DepthwiseConvolution", Trait.SLIDES | Trait.DEPTHWISE, aliases=("DepthwiseConv",))
 declare_convolution("Deconvolution", Trait.SPREADS, aliases=("NdDeconvolution",))
 declare("Im2col", _im2col, message="convolution_param", traits=Trait.SLIDES)

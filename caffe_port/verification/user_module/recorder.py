@@ -490,11 +490,16 @@ def load_module(where: str, state: str | Path | None = None) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise CaffePortError(f"{name}() returns a {type(made).__name__}, not a torch.nn.Module", file)
     if state is not None:
-        _load_state(made, state)
+        load_state(made, state)
     return made
 
 
-def _load_state(module: nn.Module, path: str | Path) -> None:
+def load_state(module: nn.Module, path: str | Path) -> None:
+    """Loads a state_dict (.pth, .pt, with weights_only; .safetensors).
+
+    Raises:
+        CaffePortError: it cannot be read, or does not fit.
+    """
     state = state_files.read(path)
     try:
         module.load_state_dict(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +12,7 @@ from torch import nn
 
 from caffe_port.api import Prototxt, Stored
 from caffe_port.data.preprocessing import Preprocessing
-from caffe_port.errors import CaffePortError, ParseError
-from caffe_port.net import state_dict as state_files
+from caffe_port.errors import CaffePortError
 from caffe_port.signatures.signature import Trait, has, has_weights
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
@@ -22,7 +21,7 @@ from caffe_port.verification.references.reference import Reference, StoredRefere
 from caffe_port.verification.reports.terminal import as_text
 from caffe_port.verification.subject import Input, find_reference, prepare
 from caffe_port.verification.user_module.examination import Examination
-from caffe_port.verification.user_module.recorder import load_module
+from caffe_port.verification.user_module.recorder import load_module, load_state
 from caffe_port.verification.user_module.rows import rows as report_rows
 from caffe_port.verification.user_module.tops import Tops
 
@@ -44,6 +43,7 @@ def verify_port(
     stages: Sequence[str] = (),
     atol: float = ATOL,
     rtol: float = RTOL,
+    ignore_fields: Collection[str] = (),
 ) -> Report:
     """Matches the calls of a hand-written module with the net's layers and reports what differs.
 
@@ -55,7 +55,8 @@ def verify_port(
         keep_parameters: compare the module's own parameters (True), or copy Caffe's in first (False), which changes the
             module. None: keep them if there is a state.
         reference: the reference for the expected values.
-        input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol: as for :func:`caffe_port.verify`.
+        input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol, ignore_fields: as for
+            :func:`caffe_port.verify`.
 
     Returns:
         A row for every Caffe layer, and one for every additional layer of the module.
@@ -69,9 +70,12 @@ def verify_port(
     converted = state is None and keep_parameters is None and isinstance(module, str)
     if converted:
         state = _converted_state(told)
-    if converted and state is not None and not _holds_parameters(state):
-        state = None  # a net without parameters
-    own = load_module(module, state) if isinstance(module, str) else module
+    own = load_module(module, None if converted else state) if isinstance(module, str) else module
+    if converted and state is not None:
+        if own.state_dict():
+            load_state(own, state)
+        else:
+            state = None  # a net without parameters
     if keep_parameters is None:
         keep_parameters = state is not None
     judge = find_reference(reference)
@@ -85,6 +89,7 @@ def verify_port(
         keep_loss=keep_loss,
         level=level,
         stages=stages,
+        ignore_fields=ignore_fields,
     )
     case = subject.case
     trace = record(judge, case)
@@ -127,13 +132,6 @@ def _converted_state(where: str) -> Path | None:
         return None
     ours = isinstance(written, dict) and written.get("class") == name and Path(file).name == "model.py"
     return state if ours and state.is_file() else None
-
-
-def _holds_parameters(state: str | Path) -> bool:
-    try:
-        return bool(state_files.read(state))
-    except ParseError:
-        return False
 
 
 def _on_another_input(found: Examination, judge: Reference, seed: int) -> Examination | None:
