@@ -77,7 +77,7 @@ def diagnose(
     if nan and (expected is None or not np.isnan(expected).any()):
         return Finding(f"its top is NaN in {nan} of {actual.size} values, Caffe's is not", math.nan)
     if layer.type not in FORMULAS:
-        return _parameters(layer, blobs, parameters, others)
+        return other_parameters(layer, blobs, parameters, others)
     keep = _items(layer, bottoms)
     if keep is not None and actual.shape[:1] == bottoms[0].shape[:1]:
         bottoms, actual = [b[:keep] for b in bottoms], actual[:keep]
@@ -92,7 +92,7 @@ def diagnose(
     actual = np.asarray(actual, np.float64)
     formula = _formula(question)
     if formula is not None and expected is not None and not _explains(formula, np.asarray(expected), tolerance):
-        own = _parameters(layer, blobs, parameters, others)
+        own = other_parameters(layer, blobs, parameters, others)
         if own is None and _explains(formula, actual, tolerance):
             return Finding("it agrees with the formula of Caffe's source; the reference does not", math.nan)
         return own  # the slips are variations of the formula, which is not what the reference computes
@@ -100,7 +100,7 @@ def diagnose(
     limit = 0.5 * before.greatest if math.isfinite(before.greatest) else math.inf
     return (
         _best(question, actual, tolerance, question.param.type, limit)
-        or _parameters(layer, blobs, parameters, others)
+        or other_parameters(layer, blobs, parameters, others)
         or _best(question, actual, tolerance, "*", limit)
         or _some_channels(layer, expected, actual, tolerance)
     )
@@ -152,7 +152,7 @@ def _best(question: Layer, actual: Array, tolerance: Tolerance, kind: str, limit
     return next(f for f in findings if f.agreement <= 10 * best)  # the more likely mistake comes first
 
 
-def _parameters(
+def other_parameters(
     layer: LayerSpec,
     blobs: Sequence[Array],
     parameters: Sequence[Array] | None,

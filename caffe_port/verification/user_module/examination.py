@@ -19,7 +19,7 @@ from caffe_port.signatures.signature import Trait, has, has_weights, signature_o
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Difference, Tolerance, difference, failure
-from caffe_port.verification.diagnose import Finding, diagnose
+from caffe_port.verification.diagnose import Finding, diagnose, other_parameters
 from caffe_port.verification.references.numpy_formulas import compute
 from caffe_port.verification.references.reference import Case
 from caffe_port.verification.user_module import folded_layers
@@ -31,6 +31,10 @@ from caffe_port.verification.user_module.weights import Weights, call_family, fa
 
 _MAX_RUNS = 60
 _MAX_REVISIONS = 8
+_MAX_DIAGNOSED = 20
+"""The number of layers of which every known mistake is tried, if their parameters are not the file's."""
+_MANY = 4
+"""Verdicts above which all calls with parameters are corrected in one run."""
 _KINDS = frozenset(KINDS.values())
 _COARSE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 """A dtype of fewer digits -> the relative difference that it explains."""
@@ -97,6 +101,7 @@ class Examination:
     feed: dict[Key, Producer] = field(default_factory=dict)
     wired: dict[str, tuple[Call | None, int, Producer, Producer]] = field(default_factory=dict)
     stopped: bool = False
+    diagnosed: int = 0
     _shape_only: dict[tuple[str, Producer], bool] = field(default_factory=dict)
 
     def search(self) -> None:
@@ -153,7 +158,15 @@ class Examination:
         return found
 
     def _run(self, free: bool = False) -> Trial:
-        return Trial(self.module, self.tops, self.put, self.feed, free).run(self.module, self.inputs)
+        trial = Trial(self.module, self.tops, self.put, self.feed, free)
+        if len(self.verdicts) > _MANY:  # wrong in many layers: do not run once for each
+            for index, name in self.weights.layers.items():
+                scale = self.scales.get(name)
+                trial.expect[index] = (
+                    ((scale or self.case.spec.by_name[name]).name, 0),
+                    self.case.spec.by_name[name].producers,
+                )
+        return trial.run(self.module, self.inputs)
 
     # -- which layers are in order ------------------------------------------------------------------------------------
 
@@ -249,6 +262,10 @@ class Examination:
 
     def _examine(self) -> bool:
         """Examines the first layers that are not in order; whether anything was found."""
+        for call in self.last.expected:
+            layer = self.case.spec.by_name[self.weights.layers[call.index]]
+            if (layer.name, 0) not in self.verdicts:
+                self._judge_call(layer, call)
         frontier = self._frontier()
         found = [layer for layer in frontier if self._judge(layer, bool(self.last.error))]
         self._crossed()
@@ -256,7 +273,7 @@ class Examination:
             reason = self.last.error.partition(": ")[2] or self.last.error
             self._conclude(frontier[0], None, f"the port fails here: {reason}", None, None, "the port fails")
             self.stopped = True
-        return bool(found)
+        return bool(found or self.last.expected)
 
     # -- where a layer would be computed ------------------------------------------------------------------------------
 
@@ -466,6 +483,11 @@ class Examination:
     def _diagnose(self, layer: LayerSpec, actual: Array, call: Call | None = None) -> Finding | None:
         blobs = self.case.blobs.get(layer.name, ())
         parameters = None if call is None else _parameters(layer, call, blobs)
+        self.diagnosed += 1
+        if self.diagnosed > _MAX_DIAGNOSED:
+            found = other_parameters(layer, blobs, parameters, self.case.blobs)
+            if found is not None:
+                return found
         top = self._top(layer)
         shaped = actual if actual.ndim == top.ndim else like(actual, top)
         return diagnose(

@@ -26,6 +26,7 @@ class Tops:
     Attributes:
         spec: the net.
         arrays: producer -> array, float32.
+        readers: producer -> the layers that read it.
     """
 
     def __init__(self, spec: NetSpec, arrays: Mapping[Producer, Array], tolerance: Tolerance) -> None:
@@ -35,13 +36,11 @@ class Tops:
         for layer in spec.layers:
             for producer in dict.fromkeys(layer.producers):
                 self.readers.setdefault(producer, []).append(layer)
-        self._of_size: dict[int, list[tuple[Producer, Array, Array]]] = {}
+        sizes: dict[int, list[Producer]] = {}
         for producer, top in self.arrays.items():
-            flat = top.reshape(-1)
-            if not flat.size:
-                continue
-            at = np.unique(np.linspace(0, flat.size - 1, _SAMPLES).astype(int))
-            self._of_size.setdefault(flat.size, []).append((producer, flat, at))
+            if top.size:
+                sizes.setdefault(top.size, []).append(producer)
+        self._of_size = {size: _Samples(producers, self.arrays, tolerance) for size, producers in sizes.items()}
 
     def tensor(self, producer: Producer, like: Tensor | None = None) -> Tensor:
         """A top as a tensor; in the shape and type of another if that has as many elements."""
@@ -53,19 +52,12 @@ class Tops:
 
     def find(self, tensor: Tensor) -> frozenset[Producer]:
         """The tops that a tensor is equal to."""
-        candidates = self._of_size.get(tensor.numel(), ())
-        if not candidates or not tensor.is_floating_point():
+        samples = self._of_size.get(tensor.numel())
+        if samples is None or not tensor.is_floating_point():
             return frozenset()
-        flat = tensor.detach().float().reshape(-1).numpy()
-        found = []
-        for producer, top, at in candidates:
-            e, a = top[at], flat[at]
-            unit = max(1.0, float(np.abs(top).max()))
-            with np.errstate(invalid="ignore", over="ignore"):
-                near = np.abs(a - e) <= self.tolerance.atol * unit + self.tolerance.rtol * np.abs(e)
-            if (near | (np.isnan(a) & np.isnan(e)) | (a == e)).all() and difference(top, flat, self.tolerance).passed:
-                found.append(producer)
-        return frozenset(found)
+        flat = array(tensor).reshape(-1)
+        tops = ((producer, self.arrays[producer].reshape(-1)) for producer in samples.near(flat))
+        return frozenset(producer for producer, top in tops if difference(top, flat, self.tolerance).passed)
 
     def is_output(self, producer: Producer) -> bool:
         """Whether no layer reads it, and it is no input."""
@@ -79,6 +71,26 @@ class Tops:
             for k in range(len(layer.tops))
             if self.is_output((layer.name, k)) and (layer.name, k) in self.arrays
         ]
+
+
+class _Samples:
+    """Some elements of all tops of one size, to rule most of them out at once."""
+
+    def __init__(self, producers: Sequence[Producer], arrays: Mapping[Producer, Array], tolerance: Tolerance) -> None:
+        self.producers = producers
+        flat = [arrays[producer].reshape(-1) for producer in producers]
+        self.at = np.unique(np.linspace(0, flat[0].size - 1, _SAMPLES).astype(int))
+        self.values = np.stack([top[self.at] for top in flat])
+        units = np.array([max(1.0, float(np.abs(np.nan_to_num(top)).max())) for top in flat])
+        self.slack = tolerance.atol * units[:, None] + tolerance.rtol * np.abs(self.values)
+
+    def near(self, flat: Array) -> list[Producer]:
+        """The tops that agree there."""
+        some = flat[self.at]
+        with np.errstate(invalid="ignore", over="ignore"):
+            agree = np.abs(self.values - some) <= self.slack
+        agree |= (self.values == some) | (np.isnan(self.values) & np.isnan(some))
+        return [self.producers[int(n)] for n in np.flatnonzero(agree.all(1))]
 
 
 def regrouped(one: Sequence[int], other: Sequence[int]) -> bool:

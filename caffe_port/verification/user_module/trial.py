@@ -27,6 +27,8 @@ class Trial(Recorder):
         put: tensors to be replaced, and the top that replaces each.
         feed: the same for single inputs of calls: (call, position).
         free: whether nothing is replaced.
+        expect: calls of layers with parameters, and their top: it replaces an unknown output if the call reads what
+            the layer reads. ``expected`` holds the calls of which that was so.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Trial(Recorder):
         self.tops, self.free = tops, free
         self.put, self.feed = dict(put or {}), dict(feed or {})
         self.met: list[Value] = []
+        self.expect: dict[int, tuple[Producer, tuple[Producer, ...]]] = {}
+        self.expected: list[Call] = []
 
     def run(self, module: nn.Module, inputs: Sequence[Tensor]) -> Trial:
         """Runs the module, and indexes what it made."""
@@ -121,6 +125,18 @@ class Trial(Recorder):
     def after(self, call: Call, value: Value, tensor: Tensor) -> Tensor:
         return self._replace(value, tensor, call.in_place, call.view)
 
+    def _expected(self, value: Value) -> Producer | None:
+        call = value.call
+        top, bottoms = (None, ()) if call is None else self.expect.get(call.index, (None, ()))
+        if call is None or top is None or value.place or len(call.inputs) != len(bottoms):
+            return None
+        if not all(s in v.carries for s, v in zip(bottoms, call.inputs, strict=True)):
+            return None
+        if value.array.numel() != self.tops.arrays[top].size:
+            return None
+        self.expected.append(call)
+        return top
+
     def _replace(self, value: Value, tensor: Tensor, in_place: bool, view: bool) -> Tensor:
         value.made = value.carries = self.tops.find(value.array)
         value.raw = value.array
@@ -128,9 +144,11 @@ class Trial(Recorder):
             return tensor
         chosen = self.put.get(value.key)
         if chosen is None:
-            if view or not value.made:
+            if view:
                 return tensor
-            chosen = min(value.made)
+            chosen = min(value.made) if value.made else self._expected(value)
+            if chosen is None:
+                return tensor
         new = self.tops.tensor(chosen, tensor)
         value.carries = self.tops.find(new) | {chosen}
         value.array = new.clone()
