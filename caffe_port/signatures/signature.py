@@ -22,6 +22,8 @@ TopsRule = Callable[[Message, Sequence[Shape]], Sequence[Shape]]
 """(LayerParameter, bottom shapes) -> top shapes. Raises SpecError for what the layer refuses."""
 BlobsRule = Callable[[Message, Sequence[Shape]], Mapping[str, Shape]]
 """(LayerParameter, bottom shapes) -> the shapes of the blobs that this layer has, in Caffe's order."""
+SettlesRule = Callable[[Message], tuple[Message, str]]
+"""LayerParameter -> the same with what it left open written down, and a note about that; empty if nothing was open."""
 MacsRule = Callable[[Message, Sequence[Shape], Sequence[Shape]], int]
 """(LayerParameter, bottom shapes, top shapes) -> multiply-accumulates of one forward pass."""
 
@@ -122,6 +124,7 @@ class Signature:
         statistics: the blobs that a forward in TRAIN writes and no solver learns: BatchNorm's.
         macs: its rule; None: 0. What is done once for each number (biases, activations, pooling) does not count.
         python: ``module.class`` of the Python layers that it stands for.
+        settles: how a layer is read of which forks make different things, where it does not say what it means.
         traits: what can be relied on.
     """
 
@@ -137,6 +140,7 @@ class Signature:
     statistics: frozenset[str] = frozenset()
     macs: MacsRule | None = None
     python: tuple[str, ...] = ()
+    settles: SettlesRule | None = None
     traits: Trait = Trait.NONE
 
     def has(self, trait: Trait) -> bool:
@@ -202,6 +206,7 @@ def declare(
     blob_shapes: BlobsRule | None = None,
     macs: MacsRule | None = None,
     python: tuple[str, ...] = (),
+    settles: SettlesRule | None = None,
     traits: Trait = Trait.NONE,
 ) -> Signature:
     """Makes the record of a type, and registers it."""
@@ -219,6 +224,7 @@ def declare(
             statistics=frozenset(statistics),
             macs=macs,
             python=python,
+            settles=settles,
             traits=traits,
         )
     )
