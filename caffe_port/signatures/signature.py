@@ -100,6 +100,14 @@ class Holds(enum.Enum):
     """Whole numbers that choose rows: items of the first bottom, or embeddings."""
     BOXES = enum.auto()
     """Regions (R, 5): image, x1, y1, x2, y2."""
+    PRIORS = enum.auto()
+    """(1, 2, boxes * 4): the corners of boxes in fractions of the image, and their variances. SSD."""
+    OBJECTS = enum.auto()
+    """True boxes (1, 1, boxes, 8): image, label, instance, x1, y1, x2, y2, difficult. SSD."""
+    DETECTIONS = enum.auto()
+    """(1, 1, found, 7): image, label, score, x1, y1, x2, y2. SSD."""
+    IMAGE_SIZES = enum.auto()
+    """(N, 3): height, width and scale of every image. Faster R-CNN."""
     STEPS = enum.auto()
     """Sequences (steps, streams, ...)."""
     CONTINUES = enum.auto()

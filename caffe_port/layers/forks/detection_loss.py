@@ -113,10 +113,10 @@ class MultiBoxLoss(Layer):
         self.nms_threshold, self.nms_top_k, self.use_prior_for_nms = nms_threshold, nms_top_k, use_prior_for_nms
 
     def forward(self, loc: Tensor, conf: Tensor, priors: Tensor, label: Tensor) -> Tensor:
-        boxes, variances = split_priors(priors)
+        boxes, variances = split_priors(priors.detach())  # priors and labels have no gradient
         loc = loc.reshape(loc.shape[0], boxes.shape[0], -1, 4)
         conf = conf.reshape(loc.shape[0], -1, self.num_classes)
-        truth = label.reshape(-1, 8)
+        truth = label.detach().reshape(-1, 8)
         if not self.use_difficult_gt:
             truth = truth[truth[:, 7] == 0]
         # Zero, and yet a part of the graph: where nothing matches, the gradient is 0.

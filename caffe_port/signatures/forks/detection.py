@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
 from caffe_port.signatures.checks import expect_images
-from caffe_port.signatures.signature import SIGNATURES, Trait, declare
+from caffe_port.signatures.signature import SIGNATURES, Holds, Trait, declare
 from caffe_port.typing import Shape
 
 
@@ -156,6 +156,9 @@ def _detection_output(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shap
     return [(1, 1, 1, 7)]
 
 
+PREDICTIONS = (Holds.NUMBERS, Holds.NUMBERS, Holds.PRIORS)
+"""loc, conf and priors."""
+
 declare("PriorBox", _prior_box, message="prior_box_param", bottoms=2, settles=_settled_clip)
 declare("PriorBoxClustered", _prior_box_clustered, message=("prior_box_clustered_param", "prior_box_param"), bottoms=2)
 declare(
@@ -163,6 +166,7 @@ declare(
     _detection_output,
     message="detection_output_param",
     bottoms=(3, 5),
+    holds=PREDICTIONS,
     settles=_settled_suppression,
     traits=Trait.WHOLE_LAYER,
 )

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.signatures.forks.detection import check_priors
+from caffe_port.signatures.forks.detection import PREDICTIONS, check_priors
 from caffe_port.signatures.loss import LOSS
-from caffe_port.signatures.signature import Trait, declare
+from caffe_port.signatures.signature import Holds, Trait, declare
 from caffe_port.storage.files import map_file
 from caffe_port.typing import Shape
 
@@ -72,5 +72,19 @@ def read_sizes(path: str) -> list[tuple[int, int]]:
     return sizes
 
 
-declare("MultiBoxLoss", _multi_box_loss, message="multibox_loss_param", bottoms=4, traits=LOSS | Trait.WHOLE_LAYER)
-declare("DetectionEvaluate", _detection_evaluate, message="detection_evaluate_param", bottoms=2, traits=Trait.LABELS)
+declare(
+    "MultiBoxLoss",
+    _multi_box_loss,
+    message="multibox_loss_param",
+    bottoms=4,
+    holds=(*PREDICTIONS, Holds.OBJECTS),
+    traits=LOSS | Trait.WHOLE_LAYER,
+)
+declare(
+    "DetectionEvaluate",
+    _detection_evaluate,
+    message="detection_evaluate_param",
+    bottoms=2,
+    holds=(Holds.DETECTIONS, Holds.OBJECTS),
+    traits=Trait.LABELS,
+)

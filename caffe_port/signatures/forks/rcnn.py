@@ -223,6 +223,7 @@ declare(
     _proposal,
     message="proposal_param",
     bottoms=3,
+    holds=(Holds.NUMBERS, Holds.NUMBERS, Holds.IMAGE_SIZES),
     python=("rpn.proposal_layer.ProposalLayer",),
     settles=settled_scale,
     traits=Trait.WHOLE_LAYER,

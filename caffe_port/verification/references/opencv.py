@@ -52,6 +52,7 @@ DEVIATIONS: dict[str, Check] = {
     "MVN": _when(
         lambda p, _: p.mvn_param.eps > 1e-6, "OpenCV adds eps to the variance, Caffe to the standard deviation"
     ),
+    "Proposal": _when(lambda *_: True, "OpenCV ignores min_size of Proposal, and fills up with zeros"),
     "Resample": _when(lambda *_: True, "OpenCV aligns the corners of pixels, FlowNet their centers"),
     "Scale": _when(
         lambda p, n: n > 1 and p.scale_param.bias_term, "OpenCV ignores the bias of a Scale with two bottoms"
