@@ -139,9 +139,8 @@ class Proposal(Layer):
     overlap 0.7, at least 16 pixels wide. It leaves out what is smaller, so that an image may give no region, and its
     scores are (R, 1).
 
-    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
-    Of equal scores that one comes first which PVANet's sort puts first; for the Python layer the earlier one, where the
-    original leaves the order open.
+    Differs from PyTorch: the number of rows depends on the values. Equal scores are in the order in which PVANet's sort
+    leaves them; in exported programs, and for the Python layer, the earlier one comes first.
     Reference: rbgirshick/py-faster-rcnn proposal_layer.py; sanghoon/caffe and brocolli-caffe proposal_layer.cpp
     """
 
@@ -224,9 +223,11 @@ class Proposal(Layer):
         large = (boxes[:, 2:] - boxes[:, :2] + 1 >= self.min_size * scale).all(1)
         if self.drops_small:
             boxes, scores = boxes[large], scores[large]
-            order = scores.sort(descending=True, stable=True).indices[: self.pre_nms_topn]
         else:
             scores = scores * large
+        if self.drops_small or torch.compiler.is_compiling():
+            order = scores.sort(descending=True, stable=True).indices[: self.pre_nms_topn]
+        else:
             order = torch.tensor(quicksort(scores.tolist(), self.pre_nms_topn), device=scores.device)
         scores, boxes = scores[order], boxes[order]
         kept = self.suppress(boxes, scores)[: self.post_nms_topn]
@@ -235,7 +236,7 @@ class Proposal(Layer):
     def suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """Indices of the boxes that no better one overlaps; the last pixel belongs to a box."""
         wide = torch.cat((boxes[:, :2], boxes[:, 2:] + 1), 1)
-        if self.drops_small:
+        if self.drops_small or torch.compiler.is_compiling():
             return suppress(wide, scores, self.nms_thresh)
         area = (wide[:, 2:] - wide[:, :2]).prod(1)
         alive = torch.ones_like(scores, dtype=torch.bool)
