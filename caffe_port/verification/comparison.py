@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from caffe_port.errors import CaffePortError, printable
+from caffe_port.signatures.signature import has_weights
 from caffe_port.terminal import count
 from caffe_port.typing import Array
 from caffe_port.verification.references.trace import Trace
@@ -164,6 +165,24 @@ class Distance:
         """Whether the candidate is at most twice as far as the reference, or within two last places of a float32."""
         return self.candidate <= 2 * max(self.reference, 2.0**-22)
 
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding explains what separates two runs of one net, the truth being its own run in float64: then
+        the reference is there too, or about as far from it as the net's float32 run.
+        """
+        return self.reference <= _SPREAD * max(self.candidate, 2.0**-22)
+
+
+_SPREAD = 16
+"""By how much the rounding errors of two float32 runs may differ: libraries add the terms of a sum in other orders, and
+the error of one that adds them one by one grows faster than that of one that adds blocks."""
+
+
+def says_something(values: Array) -> bool:
+    """Whether equality with these values shows anything: a top of equal numbers can be had from many nets."""
+    flat = np.ravel(values)
+    return bool(flat.size) and bool(flat[0] != 0 if flat.size == 1 else (flat != flat[0]).any())
+
 
 @dataclass(frozen=True)
 class Row:
@@ -178,6 +197,9 @@ class Row:
         cause: the likely mistake, if the layer is broken and a known porting mistake explains it.
         by: what computed the expected values, if not the report's reference.
         distance: the distance of both sides from a float64 run, if requested; it is then part of the verdict.
+        rounding: the largest distance of both sides from a float64 run of the net, in the unit of atol, if only the
+            free runs differ; if that is rounding, the top passes.
+        constant: whether all values of the reference's top are equal, which shows little.
     """
 
     layer: str
@@ -191,6 +213,8 @@ class Row:
     cause: str = ""
     by: str = ""
     distance: Distance | None = None
+    rounding: Distance | None = None
+    constant: bool = False
 
     @property
     def status(self) -> str:
@@ -199,7 +223,13 @@ class Row:
         if not made:
             return "not compared"
         far = self.distance is not None and not self.distance.passed
-        return "passed" if all(d.passed for d in made) and not far else "failed"
+        agrees = all(d.passed for d in made) or self.rounded
+        return "passed" if agrees and not far else "failed"
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the layer agrees, and the free runs differ by no more than rounding."""
+        return self.rounding is not None and self.rounding.is_rounding and not self.broken
 
     @property
     def broken(self) -> bool:
@@ -226,6 +256,7 @@ class Report:
         inputs: input blob -> description of what was fed.
         provenance: checksums of the files, and versions.
         notes: warnings.
+        without: names of fields in the file that neither side follows; the verdict names them.
     """
 
     rows: tuple[Row, ...]
@@ -237,6 +268,7 @@ class Report:
     inputs: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def _count(self, status: str) -> int:
         return sum(row.status == status for row in self.rows)
@@ -259,9 +291,34 @@ class Report:
         return [row for row in self.rows if row.broken]
 
     @property
+    def rounded(self) -> int:
+        """Tops that agree, and whose free runs differ by no more than rounding."""
+        return sum(row.rounded for row in self.rows)
+
+    @property
+    def constant(self) -> int:
+        """Tops that agree, and are constant on both sides."""
+        return sum(row.constant and row.status == "passed" for row in self.rows)
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether nothing that was compared could have shown a difference: the tops of all layers with parameters, or
+        of all layers where there are none, are constant.
+        """
+        compared = [row for row in self.rows if row.status != "not compared"]
+        decisive = [row for row in compared if has_weights(row.type)] or compared
+        return all(row.constant for row in decisive)
+
+    @property
     def passed(self) -> bool:
-        """Whether something was compared and all of it agrees."""
-        return self.compared > 0 and not self.failed
+        """Whether something was compared that could differ, and all of it agrees."""
+        return not self.failed and not self.vacuous
+
+    @property
+    def word(self) -> str:
+        """PASSED or FAILED; and the fields without which that is so."""
+        names = " and ".join(f"'{name}'" for name in self.without)
+        return f"{'PASSED' if self.passed else 'FAILED'}{' without ' + names if names else ''}"
 
     @property
     def first(self) -> Row | None:
@@ -275,16 +332,35 @@ class Report:
         compared = [row for row in self.rows if row.status != "not compared"]
         return max(compared, key=lambda row: row.needed_atol, default=None)
 
-    def _summary(self) -> str:
-        """The verdict, the counts and the first layer that differs."""
+    def nothing(self) -> str:
+        """Why the comparison says nothing; empty if it says something."""
         if not self.compared:
             return f"NOTHING COMPARED with {self.reference}: no top has a counterpart"
+        if self.vacuous and not self.failed:
+            equal = f"{count(self.constant, 'top')} constant on both sides"
+            return f"NOTHING PROVEN against {self.reference}: {equal}, whatever the layers do; give weights or an input"
+        return ""
+
+    def whom(self) -> str:
+        """What the compared tops agree with: " with X", or ": 10 with X, 1 with Y"."""
+        who = [row.by or self.reference for row in self.rows if row.status != "not compared"]
+        each = [(name, who.count(name)) for name in dict.fromkeys((self.reference, *who)) if name in who]
+        if len(each) < 2:
+            return f" with {each[0][0] if each else self.reference}"
+        return ": " + ", ".join(f"{number} with {name}" for name, number in each)
+
+    def _summary(self) -> str:
+        """The verdict, the counts and the first layer that differs."""
+        if nothing := self.nothing():
+            return nothing
         rest = f"; {self.not_compared} not compared" if self.not_compared else ""
         if self.passed:
-            return f"PASSED: all {self.compared} compared tops agree with {self.reference}{rest}"
+            return f"{self.word}: all {self.compared} compared tops agree{self.whom()}{rest}"
         differ = "differs" if self.failed == 1 else "differ"
         first = f", the first in layer '{self.first.layer}' ({self.first.type})" if self.first else ""
-        return f"FAILED: {self.failed} of {self.compared} compared tops {differ} from {self.reference}{first}{rest}"
+        return (
+            f"{self.word}: {self.failed} of {self.compared} compared tops {differ} from {self.reference}{first}{rest}"
+        )
 
     def __repr__(self) -> str:
         return printable(f"<Report of '{self.net}' (phase {self.phase}): {self._summary()}>")

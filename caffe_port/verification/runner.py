@@ -5,6 +5,7 @@ The nets free every top as soon as its last reader has read it, so memory does n
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,17 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port.errors import CaffePortError
 from caffe_port.layers.layer import Layer
 from caffe_port.net.execution import Execution
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Step
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
-from caffe_port.verification.comparison import Difference, Distance, Row, Tolerance, difference, failure
+from caffe_port.verification.comparison import Difference, Distance, Row, Tolerance, difference, failure, says_something
 from caffe_port.verification.details import Details
 from caffe_port.verification.diagnose import diagnose
-from caffe_port.verification.references.numpy_formulas import NumPyReference
+from caffe_port.verification.references.numpy_formulas import NumPyReference, compute
 from caffe_port.verification.references.reference import Case, Made, Reference
+from caffe_port.verification.references.reference import alone as one_layer
 
 _Tensors = tuple[Tensor, ...]
 
@@ -37,8 +40,12 @@ def run(
     mode: str = "both",
     strict: bool = False,
     details: Details | None = None,
+    referee: Reference | None = None,
 ) -> Iterator[Row]:
     """Runs the net and the reference in step and compares every top.
+
+    If a layer differs from the reference, the referee is asked about it. If the net agrees with the referee, the
+    reference is what deviates: the layer is compared with the referee, and both sides go on with its tops.
 
     Args:
         net: the candidate, in the phase of ``case``.
@@ -46,6 +53,7 @@ def run(
         mode: ``"both"``, ``"free"`` or ``"isolated"``.
         strict: measure the distance of both from a float64 run.
         details: collects data on every top that is compared.
+        referee: what has the last word on a layer; None: nothing.
 
     Yields:
         A row for every top, in the net's order; one row for a layer without tops.
@@ -61,9 +69,10 @@ def run(
     alone = _Runner(net, inputs) if mode != "free" else None
     turns = reference.run(case)
     truth = NumPyReference().run(case) if strict else None
+    exact = _Exact(net, inputs) if mode == "both" else None
     unknown: list[Array] | None = None
     instead: list[Array] | None = None
-    diagnosed = 0
+    diagnosed = refereed = 0
     for step in net.plan.steps:
         made = turns.send(instead)
         assert made.layer.name == step.layer.name
@@ -74,11 +83,21 @@ def run(
         if broken and may_draw(case, step.layer) and _draws(step, ours, (free, alone), tolerance):
             rows = [dataclasses.replace(r, free=None, isolated=None, note=_DRAWN) if r.broken else r for r in rows]
             ours = [None if tops is None else tuple(map(tensor, made.tops or ())) for tops in ours]
+            broken, exact = False, None  # a float64 run would draw others
+        if broken and referee is not None and alone is not None and refereed < _MAX_REFEREED:
+            refereed += 1
+            bottoms = [b.cpu().numpy() for b in alone.execution.bottoms(step)]
+            ruling = _ruling(referee, case, made, bottoms)
+            again = list(_rows(step.layer, ruling, ours, tolerance, free)) if ruling.tops is not None else rows
+            if not any(row.broken for row in again):
+                made, rows, instead = ruling, again, list(ruling.tops or ())
         if made.by != reference.name and made.tops is not None:
             rows = [dataclasses.replace(row, by=made.by) for row in rows]
         if rows[0].broken and diagnosed < _MAX_DIAGNOSED:
             diagnosed += 1
             rows[0] = _explained(rows[0], net, step, made, ours, (free, alone), case, tolerance)
+        if exact is not None:
+            rows = [_with_rounding(row, exact, step, made, ours[0]) for row in rows]
         if truth is not None:
             true = truth.send(unknown)
             unknown = [np.asarray(t) for t in made.tops or ()] if true.tops is None else None
@@ -102,6 +121,20 @@ def run(
     for generator in (turns, truth):
         if generator is not None:
             generator.close()
+
+
+_MAX_REFEREED = 50
+"""The number of layers about which the referee is asked; a net that is wrong everywhere needs no ruling."""
+
+
+def _ruling(referee: Reference, case: Case, made: Made, bottoms: Sequence[Array]) -> Made:
+    """What the referee makes of a layer; its note says what the reference does."""
+    try:
+        ruling = one_layer(referee, case, made.layer, bottoms)
+    except CaffePortError:  # it cannot be run here
+        return dataclasses.replace(made, tops=None)
+    who = ruling.by.partition(" ")[0]
+    return dataclasses.replace(ruling, note=f"{made.by} deviates from {who} here: compared with {who}")
 
 
 _DRAWN = "drawn at random: both runs go on with the reference's numbers"
@@ -154,12 +187,14 @@ def _explained(
     runner, tops = next((r, t) for r, t in reversed(list(zip(runners, ours, strict=True))) if r is not None)
     if not isinstance(tops, tuple) or made.tops is None:
         return row
-    values = runner.execution.bottoms(step)
+    values = [v.cpu().numpy() for v in runner.execution.bottoms(step)]
+    if words := _as_formula(row, step, made, tops, values, case, tolerance):
+        return dataclasses.replace(row, cause=words)
     module = getattr(net, step.attribute)
     names = module.blob_names() if isinstance(module, Layer) else None
     finding = diagnose(
         step.layer,
-        [v.cpu().numpy() for v in values],
+        values,
         case.blobs.get(step.layer.name, ()),
         tops[row.top].cpu().numpy(),
         np.asarray(made.tops[row.top]),
@@ -168,6 +203,61 @@ def _explained(
         tolerance=tolerance,
     )
     return row if finding is None else dataclasses.replace(row, cause=str(finding))
+
+
+def _as_formula(
+    row: Row, step: Step, made: Made, tops: _Tensors, bottoms: Sequence[Array], case: Case, tolerance: Tolerance
+) -> str:
+    """What is to be said if the net computes what the formula does, and the reference something else."""
+    blobs = case.blobs.get(step.layer.name, ())
+    right, _ = compute(step.layer, bottoms, blobs, case.spec.phase == "TRAIN")
+    if right is None or made.by == NumPyReference().name or len(right) <= row.top:
+        return ""
+    if not difference(right[row.top], tops[row.top].cpu().numpy(), tolerance).passed:
+        return ""
+    who = made.by.partition(" ")[0]
+    return (
+        f"{who} and Caffe's formula disagree here, and the net follows the formula; "
+        "Caffe itself decides: caffe-port build-caffe, and --against caffe"
+    )
+
+
+class _Exact:
+    """A free run of the net in float64, which is made as far as somebody asks for it."""
+
+    def __init__(self, net: Net, inputs: Sequence[Tensor]) -> None:
+        self.net, self.inputs = net, inputs
+        self.runner: _Runner | None = None
+        self.done = 0
+        self.made: _Tensors | Difference | None = None
+
+    def tops(self, step: Step) -> _Tensors | None:
+        """The tops of a step, in float64; steps are asked for in the net's order."""
+        if self.runner is None:
+            self.runner = _Runner(copy.deepcopy(self.net).double(), [x.double() for x in self.inputs])
+        steps = self.net.plan.steps
+        while self.done < len(steps) and (self.done == 0 or steps[self.done - 1] is not step):
+            current = steps[self.done]
+            self.made = self.runner.tops(current)
+            self.runner.put(current, self.made if isinstance(self.made, tuple) else None)
+            self.done += 1
+        return self.made if isinstance(self.made, tuple) else None
+
+
+def _with_rounding(row: Row, exact: _Exact, step: Step, made: Made, ours: _Tensors | Difference | None) -> Row:
+    """The row with the distance of both free runs from the float64 run, if the layer agrees and they do not."""
+    if row.free is None or row.free.passed or row.broken or row.isolated is None or made.tops is None:
+        return row
+    true = exact.tops(step)
+    if true is None or not isinstance(ours, tuple):
+        return row
+    pair = (ours[row.top].cpu().numpy(), np.asarray(made.tops[row.top]))
+    found = [difference(true[row.top].cpu().numpy(), one) for one in pair]
+    rounding = Distance(*(one.greatest / one.unit for one in found))
+    who = made.by.partition(" ")[0]
+    words = f"free-running it is {rounding.candidate:.1e} from float64, {who} {rounding.reference:.1e}"
+    verdict = "within rounding" if rounding.is_rounding else "more than rounding"
+    return dataclasses.replace(row, rounding=rounding, note=row.note or f"{words}: {verdict}")
 
 
 class _Runner:
@@ -214,7 +304,8 @@ def _rows(
         note = made.note
         if not note and free is not None and ours[0] is None:
             note = f"the free run stopped at '{free.stopped}'"
-        yield Row(layer.name, k, layer.type, blob, layer.where, found[0], found[1], note)
+        constant = made.tops is not None and not says_something(made.tops[k])
+        yield Row(layer.name, k, layer.type, blob, layer.where, found[0], found[1], note, constant=constant)
 
 
 def _stopped(net: Net, last: Step, by: str) -> Iterator[Row]:

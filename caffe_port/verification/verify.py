@@ -6,7 +6,7 @@ reference's own bottoms, so one broken layer is one red row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
 from caffe_port.verification.details import Details
-from caffe_port.verification.references.caffe import CaffeReference
+from caffe_port.verification.references.caffe import CaffeReference, may_be_here
+from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.references.reference import Reference, StoredReference, asked_first
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.runner import run
@@ -51,6 +52,7 @@ def verify(
     strict: bool = False,
     backward: bool = False,
     details: Details | None = None,
+    ignore_fields: Collection[str] = (),
 ) -> Report:
     """Converts a net and compares every layer with an independent implementation.
 
@@ -78,6 +80,7 @@ def verify(
         backward: compare the gradients, and the parameters that the forward pass changes, with those of a trace or
             of Caffe itself.
         details: collects what the HTML report shows, see :class:`~caffe_port.verification.details.Details`.
+        ignore_fields: names of fields to go without, see :func:`caffe_port.port`; the verdict names them.
 
     Raises:
         CaffePortError: bad input; DependencyError if OpenCV is the reference and not installed.
@@ -105,6 +108,7 @@ def verify(
             stages=stages,
             atol=atol,
             rtol=rtol,
+            ignore_fields=ignore_fields,
         )
     if state is not None:
         raise CaffePortError("a state needs a hand-written port: --against path/to/file.py:Class --state FILE")
@@ -128,6 +132,7 @@ def verify(
         keep_loss=keep_loss,
         level=level,
         stages=stages,
+        ignore_fields=ignore_fields,
     )
     if backward and isinstance(caffe, CaffeReference):
         trace = caffe.trace(subject.case, backward=True)
@@ -137,7 +142,8 @@ def verify(
     with subject.in_phase() as net:
         before = {k: v.clone() for k, v in net.state_dict().items()} if backward else {}
         with torch.inference_mode():
-            rows = tuple(run(net, reference, subject.case, tolerance, mode, strict, details))
+            referee = CaffeReference() if isinstance(caffe, OpenCVReference) and may_be_here() else None
+            rows = tuple(run(net, reference, subject.case, tolerance, mode, strict, details, referee))
         if backward and trace is not None:
             net.load_state_dict(before)
             rows += tuple(gradient_rows(net, subject.case, trace, tolerance))

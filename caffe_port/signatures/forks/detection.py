@@ -159,7 +159,14 @@ def _detection_output(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shap
 PREDICTIONS = (Holds.NUMBERS, Holds.NUMBERS, Holds.PRIORS)
 """loc, conf and priors."""
 
-declare("PriorBox", _prior_box, message="prior_box_param", bottoms=2, settles=_settled_clip)
+declare(
+    "PriorBox",
+    _prior_box,
+    message="prior_box_param",
+    also=("prior_box_clustered_param",),
+    bottoms=2,
+    settles=_settled_clip,
+)
 declare("PriorBoxClustered", _prior_box_clustered, message=("prior_box_clustered_param", "prior_box_param"), bottoms=2)
 declare(
     "DetectionOutput",

@@ -76,6 +76,7 @@ declare(
     "MultiBoxLoss",
     _multi_box_loss,
     message="multibox_loss_param",
+    also=("loss_param",),
     bottoms=4,
     holds=(*PREDICTIONS, Holds.OBJECTS),
     traits=LOSS | Trait.WHOLE_LAYER,

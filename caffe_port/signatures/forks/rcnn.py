@@ -222,6 +222,7 @@ declare(
     "Proposal",
     _proposal,
     message="proposal_param",
+    also=("proposal_in_pixels_param",),
     bottoms=3,
     holds=(Holds.NUMBERS, Holds.NUMBERS, Holds.IMAGE_SIZES),
     python=("rpn.proposal_layer.ProposalLayer",),

@@ -80,6 +80,11 @@ def find() -> Installation:
     return _ask((sys.executable,), HINT)
 
 
+def may_be_here() -> bool:
+    """Whether somebody named or built a Caffe; without running it."""
+    return PYTHON_VARIABLE in os.environ or (build_caffe.folder() / build_caffe.STAMP).exists()
+
+
 _ASK = """
 import json, caffe
 caffe.Net  # a folder of that name, found by chance, has none

@@ -33,15 +33,81 @@ def _when(wrong: Callable[[Message, int], bool], why: str) -> Check:
     return lambda layer, bottoms: why if wrong(layer, bottoms) else ""
 
 
+def _one_side(layer: Message, _bottoms: int) -> bool:
+    """Whether only one of pad_h and pad_w is given."""
+    param = layer.pooling_param if layer.has("pooling_param") else layer.convolution_param
+    return bool(param.has("pad_h") != param.has("pad_w") and (param.pad_h or param.pad_w))
+
+
+_ONE_SIDE = _when(_one_side, "OpenCV ignores pad_h without pad_w, and pad_w without pad_h")
+
+
+def _convolution(layer: Message, bottoms: int) -> str:
+    four = any(layer.convolution_param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b"))
+    return "OpenCV's schema has no padding of four sides" if four else _ONE_SIDE(layer, bottoms)
+
+
+def _batch_norm(layer: Message, _bottoms: int) -> str:
+    p = layer.batch_norm_param
+    if p.has("use_global_stats") and not p.use_global_stats:
+        return "OpenCV does not compute the statistics of the batch"
+    return "OpenCV ignores scale_bias" if p.scale_bias else ""
+
+
+def _deconvolution(layer: Message, bottoms: int) -> str:
+    dilated = any(d != 1 for d in layer.convolution_param.dilation)
+    return "OpenCV ignores the dilation of Deconvolution" if dilated else _ONE_SIDE(layer, bottoms)
+
+
+def _inner_product(layer: Message, _bottoms: int) -> str:
+    p = layer.inner_product_param
+    given = [name for name in ("transpose", "normalize") if getattr(p, name)]
+    return f"OpenCV ignores {' and '.join(given)} of InnerProduct" if given else ""
+
+
+def _pooling_window(layer: Message, bottoms: int) -> str:
+    p = layer.pooling_param
+    kernels = [side for name in ("kernel_size", "kernel_h", "kernel_w") for side in np.ravel(getattr(p, name)) if side]
+    strides = [side for name in ("stride", "stride_h", "stride_w") for side in np.ravel(getattr(p, name))]
+    if len(layer.top) > 1 and kernels and max(strides) > min(kernels):
+        return "OpenCV gives windows beyond the bottom another mask"
+    return _ONE_SIDE(layer, bottoms)
+
+
+def _prior_box(layer: Message, _bottoms: int) -> str:
+    p = layer.prior_box_param
+    if not p.has("clip"):
+        return "OpenCV clips the boxes of a PriorBox that does not set clip"
+    if any(p.has(name) for name in ("img_size", "img_h", "img_w")):
+        return "OpenCV ignores img_size, img_h and img_w"
+    if any(size != int(size) for size in (*p.min_size, *p.max_size)):
+        return "OpenCV keeps the fractions of min_size and max_size, SSD drops them"
+    return ""
+
+
+def _scale(layer: Message, bottoms: int) -> str:
+    p = layer.scale_param
+    if bottoms > 1 and p.bias_term:
+        return "OpenCV ignores the bias of a Scale with two bottoms"
+    return "OpenCV reads beyond the blobs of a Scale whose axis is negative" if p.axis < 0 else ""
+
+
 DEVIATIONS: dict[str, Check] = {
-    "BatchNorm": _when(
-        lambda p, _: p.batch_norm_param.has("use_global_stats") and not p.batch_norm_param.use_global_stats,
-        "OpenCV does not compute the statistics of the batch",
+    "Accum": _when(
+        lambda p, n: n > 1 or p.accum_param.size_divisible_by > 1,
+        "OpenCV neither resizes several bottoms to one size nor rounds the size up to size_divisible_by",
     ),
-    "Deconvolution": _when(
-        lambda p, _: any(d != 1 for d in p.convolution_param.dilation), "OpenCV ignores the dilation of Deconvolution"
+    "Axpy": _when(lambda *_: True, "OpenCV computes a * y + x, SENet a * x + y"),
+    "BatchNorm": _batch_norm,
+    "Convolution": _convolution,
+    "ConvolutionDepthwise": _ONE_SIDE,
+    "Deconvolution": _deconvolution,
+    "Dropout": _when(lambda p, _: not p.dropout_param.scale_train, "OpenCV ignores scale_train: false of Dropout"),
+    "InnerProduct": _inner_product,
+    "Interp": _when(
+        lambda p, _: bool(p.interp_param.pad_beg or p.interp_param.pad_end or p.interp_param.has("shrink_factor")),
+        "OpenCV ignores pad_beg, pad_end and shrink_factor",
     ),
-    "InnerProduct": _when(lambda p, _: p.inner_product_param.transpose, "OpenCV ignores transpose of InnerProduct"),
     "LRN": _when(
         lambda p, _: p.lrn_param.k != 1 and p.lrn_param.norm_region == "ACROSS_CHANNELS", "OpenCV ignores k and uses 1"
     ),
@@ -50,17 +116,30 @@ DEVIATIONS: dict[str, Check] = {
         "OpenCV ignores base, scale and shift of Log",
     ),
     "MVN": _when(
-        lambda p, _: p.mvn_param.eps > 1e-6, "OpenCV adds eps to the variance, Caffe to the standard deviation"
+        lambda p, _: abs(p.mvn_param.eps) > 1e-6, "OpenCV adds eps to the variance, Caffe to the standard deviation"
+    ),
+    "Normalize": _when(lambda p, _: not p.has("norm_param"), "OpenCV has other defaults without norm_param"),
+    "Pooling": _pooling_window,
+    "PriorBox": _prior_box,
+    "PriorBoxClustered": _prior_box,
+    "ReLU6": _when(
+        lambda p, _: bool(p.relu6_param.items()), "OpenCV clips to 0 and 6, whatever the parameters of ReLU6 are"
+    ),
+    "Reorg": _when(
+        lambda p, _: p.reorg_param.reverse or p.reorg_param.stride != 2, "OpenCV ignores stride and reverse of Reorg"
     ),
     "Proposal": _when(lambda *_: True, "OpenCV ignores min_size of Proposal, and fills up with zeros"),
     "Resample": _when(lambda *_: True, "OpenCV aligns the corners of pixels, FlowNet their centers"),
-    "Scale": _when(
-        lambda p, n: n > 1 and p.scale_param.bias_term, "OpenCV ignores the bias of a Scale with two bottoms"
+    "Scale": _scale,
+    "Selu": _when(lambda p, _: bool(p.selu_param.items()), "OpenCV ignores the parameters of Selu"),
+    "Slice": _when(
+        lambda p, _: p.slice_param.slice_dim != 1 and bool(p.slice_param.slice_point),
+        "OpenCV ignores slice_dim where there are slice points",
     ),
     "Split": _when(lambda p, _: len(p.top) > 1, "OpenCV computes only the first top of a Split"),
     "Swish": _when(lambda p, _: p.swish_param.beta != 1, "OpenCV ignores beta and uses 1"),
 }
-"""Known deviations of OpenCV 4 by layer type, measured against Caffe 1.0 on tests/golden/layers."""
+"""Known deviations of OpenCV 4 by layer type. benchmarks/opencv_deviations.py measures that these are all."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +175,22 @@ class OpenCVReference:
                     if len(segment) == 1 and note.startswith("OpenCV has no layer"):
                         absent[segment[0].type] = note
                     segment = segment[: len(segment) // 2]
+            done = 0
             for layer in segment or layers[:1]:
+                done += 1
                 tops: Tops | None = made.get(layer.name)
                 if tops is not None and len(tops) < len(layer.tops):
                     note = f"OpenCV computes {len(tops)} of its {len(layer.tops)} tops"
                     tops = None
                 instead = yield Made(layer, tops, name, note if tops is None else "")
-                for k, top in enumerate(tops if instead is None and tops is not None else instead or ()):
+                for k, top in enumerate(instead or tops or ()):
                     values[layer.name, k] = np.asarray(top)
                 for producer in layer.producers:
                     if last_read[producer] == layer.name:
                         values.pop(producer, None)
-            del layers[: max(1, len(segment))]
+                if instead is not None:  # those after it have read something else
+                    break
+            del layers[:done]
 
 
 def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str]) -> tuple[list[LayerSpec], str]:
@@ -159,7 +242,9 @@ def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping
             "LayerParameter",
             name=name,
             type=layer.type,
-            blobs=[blob_message(np.asarray(b)) for b in case.blobs[layer.name]],
+            blobs=[
+                blob_message(np.atleast_1d(b)) for b in case.blobs[layer.name]
+            ],  # OpenCV refuses blobs without axes,
         )
         for name, layer in zip(names, segment, strict=True)
         if case.blobs.get(layer.name)
@@ -178,7 +263,9 @@ def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping
         outputs = net.forwardAndRetrieve(names)
     return {
         layer.name: tuple(
-            _by_label(top) if layer.type == "DetectionOutput" else _as_caffe(top, case.shapes[layer.name, k])
+            _detections(top, case.shapes[layer.producers[0]][0])
+            if layer.type == "DetectionOutput"
+            else _as_caffe(top, case.shapes[layer.name, k])
             for k, top in enumerate(tops[: len(layer.tops)])
         )
         for layer, tops in zip(segment, outputs, strict=True)
@@ -190,10 +277,17 @@ def _as_caffe(top: Array, shape: tuple[int, ...]) -> Array:
     return top.reshape(shape) if len(shape) < 2 and top.size == int(np.prod(shape)) else top
 
 
-def _by_label(found: Array) -> Array:
-    """Rows sorted by image, label and score. OpenCV omits the label if it found more than keep_top_k."""
+def _detections(found: Array, images: int) -> Array:
+    """The rows in Caffe's order, without the zeros with which OpenCV fills them up to keep_top_k.
+
+    Where nothing was found, Caffe writes a row for each image: its number, and -1 elsewhere.
+    """
     rows = found.reshape(-1, 7)
-    return rows[np.lexsort((-rows[:, 2], rows[:, 1], rows[:, 0]))].reshape(found.shape)
+    rows = rows[rows.any(1)]
+    if not len(rows):
+        rows = np.full((images, 7), -1, np.float32)
+        rows[:, 0] = range(images)
+    return rows[np.lexsort((-rows[:, 2], rows[:, 1], rows[:, 0]))].reshape(1, 1, -1, 7)
 
 
 def _input(name: str, shape: tuple[int, ...]) -> Message:

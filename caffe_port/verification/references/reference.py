@@ -60,7 +60,8 @@ class Made:
 
 
 Run = Generator[Made, Sequence[Array] | None, None]
-"""Every layer of a net in turn; after one without tops, ``send`` the tops that the layers after it are to read."""
+"""Every layer of a net in turn; after one without tops, or with wrong ones, ``send`` the tops that the layers after it
+are to read."""
 
 
 class Reference(Protocol):
@@ -123,10 +124,10 @@ class Fallback:
                 other = alone(self.second, case, layer, [values[s] for s in layer.producers])
                 words = f"; {other.note}" if other.tops is None else f": compared with {other.by.partition(' ')[0]}"
                 sent = yield Made(layer, other.tops, other.by, made.note + words)
-                instead = sent if other.tops is None else other.tops
+                instead = sent or other.tops
             else:
                 instead = yield made
-            for k, top in enumerate(made.tops or instead or ()):
+            for k, top in enumerate(instead or made.tops or ()):
                 values[layer.name, k] = np.asarray(top)
             for producer in layer.producers:
                 if last_read[producer] == layer.name:

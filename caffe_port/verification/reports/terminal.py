@@ -4,12 +4,14 @@ The JSON is stable: members may be added, but none changes its meaning.
 
 - ``format``: ``"caffe-port verification"``; ``version``: 1
 - ``passed``: the verdict; ``compared``, ``failed``, ``not_compared``: numbers of tops
-- ``net``, ``phase``, ``reference``, ``candidate``, ``inputs`` (blob -> words), ``provenance``, ``notes``
+- ``net``, ``phase``, ``reference``, ``candidate``, ``inputs`` (blob -> words), ``provenance``, ``notes``,
+  ``without`` (fields of the file that neither side follows)
 - ``tolerance``: ``{"atol", "rtol"}``; a top passes where ``|a - e| <= atol * unit + rtol * |e|``
 - ``first``: ``{"layer", "top"}`` of the first layer that diverges, or null
-- ``rows``: ``{"layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "free",
-  "isolated"}`` in the net's order; ``status`` is ``"passed"``, ``"failed"`` or ``"not compared"``; ``by`` is empty, or
-  what was used instead of the reference; ``distance`` is null or ``{"candidate", "reference"}``; ``free`` and
+- ``rows``: ``{"layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "rounding",
+  "constant", "free", "isolated"}`` in the net's order; ``status`` is ``"passed"``, ``"failed"`` or ``"not compared"``;
+  ``by`` is empty, or what was used instead of the reference; ``distance`` and ``rounding`` are null or
+  ``{"candidate", "reference"}``; ``constant`` says that all values of the reference's top are equal; ``free`` and
   ``isolated`` are null or ``{"passed", "reason", "shape", "greatest", "at", "expected", "actual", "unit",
   "needed_atol", "relative", "outside", "count"}``, as in :class:`~caffe_port.verification.comparison.Difference`.
   Numbers that are not finite are null.
@@ -53,6 +55,7 @@ def to_json(report: Report) -> str:
         "inputs": dict(report.inputs),
         "provenance": dict(report.provenance),
         "notes": list(report.notes),
+        "without": list(report.without),
         "tolerance": dataclasses.asdict(report.tolerance),
         "first": {"layer": report.first.layer, "top": report.first.top} if report.first else None,
         "rows": [_row(row) for row in report.rows],
@@ -62,7 +65,7 @@ def to_json(report: Report) -> str:
 
 def _row(row: Row) -> dict[str, Any]:
     value = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
-    numbers = {name: _numbers(value[name]) for name in ("free", "isolated", "distance")}
+    numbers = {name: _numbers(value[name]) for name in ("free", "isolated", "distance", "rounding")}
     return value | {"status": row.status} | numbers
 
 
@@ -76,22 +79,24 @@ def _numbers(found: Difference | Distance | None) -> dict[str, Any] | None:
 def verdict(report: Report) -> str:
     """The result in one sentence."""
     rest = f"; {report.not_compared} not compared" if report.not_compared else ""
-    others = [row.by for row in report.rows if row.by and row.status != "not compared"]
-    if others:
-        each = ", ".join(f"{others.count(by)} of them compared with {by} instead" for by in dict.fromkeys(others))
-        rest = f" ({each}){rest}"
-    if not report.compared:
-        return f"NOTHING COMPARED with {report.reference}: no top has a counterpart"
+    if nothing := report.nothing():
+        return nothing
+    if report.constant:
+        rest = f"; {report.constant} constant on both sides{rest}"
+    if report.rounded:
+        rest = f"; {report.rounded} free-running only within rounding{rest}"
     if report.passed:
-        return f"PASSED: all {report.compared} compared tops agree with {report.reference}{rest}"
+        return f"{report.word}: all {report.compared} compared tops agree{report.whom()}{rest}"
     broken = list(dict.fromkeys(row.layer for row in report.broken))
     far = sum(row.distance is not None and not row.distance.passed for row in report.rows)
     if far and not broken:
         verb = "is" if far == 1 else "are"
         further = f"more than twice as far from a float64 run as {report.reference}"
-        return f"FAILED: {far} of {report.compared} compared tops {verb} {further}{rest}"
+        return f"{report.word}: {far} of {report.compared} compared tops {verb} {further}{rest}"
     differ = "differs" if report.failed == 1 else "differ"
-    words = f"FAILED: {report.failed} of {report.compared} compared tops {differ} from {report.reference}"
+    words = f"{report.word}: {report.failed} of {report.compared} compared tops {differ} from {report.reference}"
+    if (others := report.whom()) and others.startswith(":"):
+        rest = f"; compared{others[1:]}{rest}"
     if not broken:
         return f"{words}, but every layer agrees in isolation: rounding errors accumulate{rest}"
     named = ", ".join(f"'{name}'" for name in broken[:3]) + (", ..." if len(broken) > 3 else "")

@@ -202,6 +202,20 @@ def test_the_number_of_a_binary_file_tells_whose_proposal_it_is() -> None:
     assert tops[0][0].tolist() == pytest.approx([0, 69.893, 50.940, 74, 55.942], abs=1e-3)
 
 
+FOLLOWED = [
+    ("multibox_unshared/multiboxloss_unshared", "code_type", "sample_size: 3 use_prior_for_nms: true code_type"),
+    ("detectionoutput_no_nms/detectionoutput_no_nms", "num_classes", "input_width: 40 input_height: 30 num_classes"),
+]
+
+
+@pytest.mark.parametrize(("case", "old", "new"), FOLLOWED)
+def test_fields_that_are_followed_refuse_no_net(case: str, old: str, new: str, tmp_path: Path) -> None:
+    text = (CASES / case).with_suffix(".prototxt").read_text()
+    assert old in text
+    (tmp_path / "net.prototxt").write_text(text.replace(old, new, 1))
+    caffe_port.load(tmp_path / "net.prototxt", keep_loss=True)
+
+
 # -- other forks' priors ------------------------------------------------------------------------------------------
 
 

@@ -83,9 +83,7 @@ def test_a_type_of_another_fork_is_compared_with_opencv(caffe: Path, golden: Pat
     assert report.not_compared == 0
     (row,) = report.rows
     assert row.note == f"{CAFFE} has no layer Swish: compared with OpenCV"
-    assert verdict(report).startswith(
-        f"PASSED: all 1 compared tops agree with {CAFFE} (1 of them compared with OpenCV 4."
-    )
+    assert verdict(report).startswith("PASSED: all 1 compared tops agree with OpenCV 4.")
 
 
 def test_equal_names(caffe: Path) -> None:

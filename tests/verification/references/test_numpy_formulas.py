@@ -205,4 +205,5 @@ def test_the_formulas_fill_what_opencv_does_not_know(tmp_path: Path) -> None:
         "c": "OpenCV has no layer Threshold: compared with NumPy",
     }
     assert [r.layer for r in report.rows if r.by] == ["lrn", "c"]
-    assert "(2 of them compared with NumPy" in verdict(report)
+    assert "agree: 2 with OpenCV 4." in verdict(report)
+    assert ", 2 with NumPy" in verdict(report)

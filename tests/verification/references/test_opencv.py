@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 from golden_nets import case_of
 
 from caffe_port.errors import CaffePortError, DependencyError
@@ -176,3 +176,18 @@ def test_opencv_5_has_no_importer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(cv2.dnn, "readNetFromCaffe")
     with pytest.raises(DependencyError, match="no Caffe importer"):
         _ = OpenCVReference().name
+
+
+def test_the_table_of_deviations_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A few draws of a few types; `make deviations` measures all. An entry taken out of the table is found."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import opencv_deviations as measure
+
+    types = ["Axpy", "Interp", "LRN", "Swish"]
+    records = list(measure.measured(types, 0, 12, 0, 0))
+    assert measure.report(records, None) == 0
+    monkeypatch.delitem(DEVIATIONS, "Swish")
+    assert measure.report(list(measure.measured(["Swish"], 0, 12, 0, 0)), None) == 1
+    assert " deviates [" in capfd.readouterr().out

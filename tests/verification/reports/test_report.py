@@ -145,6 +145,7 @@ def test_json() -> None:
         "inputs",
         "provenance",
         "notes",
+        "without",
         "tolerance",
         "first",
         "rows",
@@ -165,6 +166,8 @@ def test_json() -> None:
         "cause",
         "by",
         "distance",
+        "rounding",
+        "constant",
         "free",
         "isolated",
     }
