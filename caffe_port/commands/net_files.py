@@ -12,6 +12,7 @@ import click
 
 from caffe_port.commands.command import F
 from caffe_port.errors import CaffePortError
+from caffe_port.formats.fork_fields import DIALECTS
 from caffe_port.storage.files import opened
 
 
@@ -73,6 +74,13 @@ class NetFiles:
     options: dict[str, Any]
 
 
+dialect_option = click.option(
+    "--dialect",
+    type=click.Choice(DIALECTS),
+    help="The fork whose meaning fields have on which forks disagree. Default: as the net tells.",
+)
+
+
 ignore_field = click.option(
     "--ignore-field",
     "ignored",
@@ -81,6 +89,27 @@ ignore_field = click.option(
     help="Go without a field that caffe-port does not follow and would refuse. May be repeated.",
 )
 """Decorator: names of fields to go without."""
+
+
+def image_options(function: F) -> F:
+    """Decorator: how images become a net's input, where the files do not say so, and the names of its classes."""
+    options = [
+        click.option(
+            "--mean",
+            metavar="B,G,R|FILE",
+            help="Mean to subtract from images: values in the net's channel order, or a .binaryproto or .npy file.",
+        ),
+        click.option("--scale", type=float, metavar="NUMBER", help="Factor to multiply images by, after the mean."),
+        click.option(
+            "--channel-order",
+            type=click.Choice(["BGR", "RGB", "GRAY"], case_sensitive=False),
+            help="Channel order of the net's input.",
+        ),
+        click.option("--labels", type=click.Path(), metavar="FILE", help="Names of the classes, one per line."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def net_options(function: F) -> F:
@@ -108,13 +137,24 @@ def net_options(function: F) -> F:
             type=click.Path(),
             help="Python file that defines custom layer types; its code is run. May be repeated.",
         ),
+        dialect_option,
     ]
 
     @functools.wraps(function)
     def with_net(
-        files: tuple[str, ...], shapes: Any, stages: Any, level: int, ignored: Any, plugins: Any, **rest: Any
+        files: tuple[str, ...],
+        shapes: Any,
+        stages: Any,
+        level: int,
+        ignored: Any,
+        plugins: Any,
+        dialect: str | None,
+        **rest: Any,
     ) -> Any:
         prototxt, weights = sort_files(files)
+        from caffe_port.formats import dialects
+
+        dialects.assume(dialect)
         if plugins:
             from caffe_port.signatures.plugins import run
 

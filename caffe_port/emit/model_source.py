@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.emit import fold as folding
+from caffe_port.emit import preprocess_source
 from caffe_port.emit.copied_classes import Copied, Import, constructor_call, quoted
 from caffe_port.emit.forward_method import Body, Flow, flow, wrap
 from caffe_port.emit.frozen_batch_norm import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
@@ -27,6 +29,9 @@ from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan, Step
 from caffe_port.terminal import count
 from caffe_port.version import __version__
+
+_TAKEN = {"Tensor", "F", "nn", "Any", "Path", "CLASSES", "preprocess", "numpy"}
+"""Names that model.py may bind, besides those of copied classes."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,27 @@ class Model:
     notes: tuple[str, ...]
 
 
-def model(net: Net, fold: bool = False, channels_last: bool = False) -> Model:
+def model(
+    net: Net,
+    fold: bool = False,
+    channels_last: bool = False,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[str] = (),
+) -> Model:
     """The source of a net. A BatchNorm and the Scale that follows are one affine BatchNorm.
 
     Args:
         fold: fold BatchNorm, BN and Scale into the weights of the Convolution or InnerProduct before them; for
             inference, because train() then computes what eval() does.
         channels_last: convolutions store their weights, and therefore compute, in that memory format.
+        preprocessing: how an image becomes the net's only input, the result of
+            :func:`caffe_port.emit.preprocess_source.fitted`; None: no ``preprocess`` is written.
+        classes: names by label.
 
     Raises:
         CaffePortError: a layer cannot be written as self-contained source.
     """
-    return _Writer(net, fold, channels_last).model()
+    return _Writer(net, fold, channels_last).model(preprocessing, classes)
 
 
 class _Writer:
@@ -81,11 +95,16 @@ class _Writer:
         self.state: dict[str, Tensor] = {}
         self.shown: list[str] = []
 
-    def model(self) -> Model:
+    def model(self, preprocessing: Preprocessing | None, classes: Sequence[str]) -> Model:
         init = self._init()
         methods, inputs = self._methods()
+        around: list[str] = []
+        if preprocessing is not None:
+            plan = self.net.plans[False]
+            around, imports = preprocess_source.lines(preprocessing, plan.shapes[plan.spec.inputs[0][1]], classes)
+            self.copied.imports |= imports
         self.copied.imports |= {Import("torch", "Tensor", "Tensor"), Import("torch", "nn", "nn")}
-        name = class_name(self.net.plans[False].spec.name, set(self.copied.names) | {"Tensor", "F", "nn"})
+        name = class_name(self.net.plans[False].spec.name, set(self.copied.names) | _TAKEN)
         text = [
             f'"""{self._header(name)}"""',
             "",
@@ -98,7 +117,7 @@ class _Writer:
             text += ([] if previous == kind == "assignment" else [""] if kind == "assignment" else ["", ""]) + lines
             previous = kind
         text += ["", "", f"class {name}(nn.Module):", f'    """{self._class_docstring()}"""', ""]
-        text += ["    def __init__(self) -> None:", "        super().__init__()", *init, *methods]
+        text += ["    def __init__(self) -> None:", "        super().__init__()", *init, *methods, *around]
         source = "\n".join(text).replace("\n\n\n\n", "\n\n\n") + "\n"
         attributes: dict[str, str | None] = {}
         for step in (*self.net.plans[False].steps, *self.net.plans[True].steps):
