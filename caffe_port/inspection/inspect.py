@@ -300,7 +300,7 @@ def _inspect_solver(path: PathLike) -> Inspection:
     message = prototxt.read(path, "SolverParameter")
     facts = [("format", "solver")]
     facts += [(name, _value_text(value)) for name, value in message.items()]
-    notes = [f"line {message.line}: field '{name}' is unknown and has no effect" for name in message.unknown]
+    notes = [f"field '{name}' is unknown; Caffe and train refuse it" for name in message.unknown]
     nets = [getattr(message, name) for name in ("net", "train_net") if message.has(name)]
     notes += [
         f"the net is expected at '{net}', relative to the folder where the command runs"
