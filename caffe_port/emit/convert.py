@@ -118,6 +118,7 @@ def convert(
             source.class_name,
             stored if ported.shared else temporary / WEIGHTS,
             exact=not (fold or channels_last),
+            per_item=source.per_item,
             seed=seed,
         )
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
