@@ -267,7 +267,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
 
 
 @command()
-@click.argument("files", nargs=-1, required=True, metavar="NET... IMAGE...", type=click.Path())
+@click.argument("files", nargs=-1, required=True, metavar="NET IMAGES", type=click.Path())
 @image_options
 @click.option(
     "--input-shape",

@@ -98,8 +98,8 @@ def self_check(
         weights: weights.safetensors; if mapped, its pages are freed after each layer that has large parameters.
         exact: outputs must be equal bit by bit; otherwise within 1e-4 of the largest output.
         training: run in train(), both with the same random state, instead of eval().
-        per_item: the Net takes its own batch size only, the model any: two batches at once must give what they give
-            one by one.
+        per_item: the Net takes its own batch size only, the model any: in eval(), two batches at once must give what
+            they give one by one.
 
     Returns:
         A sentence that begins with "outputs" if they were compared; otherwise the reason why they could not be.
@@ -130,7 +130,7 @@ def self_check(
             return f"the Net does not run on random inputs ({reason})"
         try:
             got = run_once(module, inputs, seed)
-            if per_item:
+            if per_item and not training:
                 again = run_once(net, turned := tuple(x.flip(-1) for x in inputs), seed)
                 both = run_once(module, tuple(map(torch.cat, zip(inputs, turned, strict=True))), seed)
                 _compare({name: torch.cat([value, again[name]]) for name, value in wanted.items()}, both, False)
