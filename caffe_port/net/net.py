@@ -232,8 +232,9 @@ class Net(nn.Module):
         owners: dict[str, tuple[LayerSpec, Layer, str]] = {}
         for training in (False, True):
             for step in self.plans[training].steps:
-                module: Layer = getattr(self, step.attribute)
-                twin: Layer = getattr(self, self.names[step.layer.name])
+                module, twin = getattr(self, step.attribute), getattr(self, self.names[step.layer.name])
+                if not (isinstance(module, Layer) and isinstance(twin, Layer)):
+                    continue  # a module that a user put there
                 if twin is not module and twin.blob_names() == module.blob_names():
                     for name in module.blob_names():
                         setattr(module, name, getattr(twin, name))

@@ -81,7 +81,7 @@ def test_a_video_without_its_length(tmp_path: Path) -> None:
 
 
 def test_python_code_alone() -> None:
-    with pytest.raises(SpecError, match=r"Python code mm\.Simple is not mapped") as caught:
+    with pytest.raises(SpecError, match=r"nothing stands for the Python code mm\.Simple") as caught:
         caffe_port.load(CASES / "python_only" / "net.prototxt")
     assert "--plugin" in caught.value.hint
 

@@ -33,6 +33,14 @@ _PRIORS = ((2, 8, 1, 1), (2, 4, 1, 1), (1, 2, 8))
 _LABELS = (X, (X[0], *X[2:]))
 _MORE = [
     Case("DetectionOutput", "detection_output_param { num_classes: 2 nms_threshold: 0.4 }", _PRIORS),
+    Case(
+        "DetectionOutput", "detection_output_param { num_classes: 2 normalized: false }", ((2, 8), (2, 4), (1, 2, 10))
+    ),
+    Case(
+        "MultiBoxLoss",
+        "multibox_loss_param { num_classes: 3 mining_type: HARD_EXAMPLE nms_param { nms_threshold: 0.4 top_k: 9 } }",
+        ((2, 16), (2, 12), (1, 2, 16), (1, 1, 3, 8)),
+    ),
     Case("BatchNorm", "batch_norm_param { relu: false }", (X,)),
     Case("SpatialDropout", "spatial_dropout_param { dropout_ratio: 0.4 }", (X,)),
     Case("ChannelDropout", "spatial_dropout_param { dropout_ratio: 0.4 }", (X,)),
