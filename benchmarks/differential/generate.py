@@ -423,7 +423,7 @@ class _Net:
         if field.kind in ("float", "double"):
             if "eps" in field.name:
                 return rng.choice(SMALL)
-            if field.name == "k":  # LRN divides by a power of what begins with it
+            if field.name in ("k", "alpha"):  # LRN divides by a power of k and alpha times something
                 return rng.choice(POSITIVE)
             return rng.choice((field.default or 0.0, *FLOATS))
         if field.kind in ("int32", "uint32", "int64", "uint64"):
