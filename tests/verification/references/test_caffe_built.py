@@ -72,8 +72,18 @@ def test_a_file_of_2014(caffe: Path, tmp_path: Path) -> None:
     assert not [row for row in report.rows if row.by]
 
 
-def test_a_failed_check(caffe: Path) -> None:
-    with pytest.raises(CaffePortError, match=r"at layer 't1': Top blob 'x' produced by multiple sources\. \(net\.cpp"):
+def test_a_failed_check(caffe: Path, tmp_path: Path) -> None:
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
+        'layer { name: "o" type: "Eltwise" bottom: "x" top: "o" }'
+    )
+    with pytest.raises(CaffePortError, match=r"at layer 'o': Check failed: .*takes at least 2 bottom.* \(layer\.hpp"):
+        verify(net, against="caffe")
+
+
+def test_what_caffe_refuses_is_refused_in_its_words() -> None:
+    with pytest.raises(CaffePortError, match=r"overwrites 'x'.*\n.*Top blob 'x' produced by multiple sources"):
         verify(CASES / "fatal_message/net_two_inplace_consumers.prototxt", against="caffe")
 
 
