@@ -83,6 +83,8 @@ class Trait(enum.Flag):
     """A second bottom stands for the first blob."""
     OTHERS = enum.auto()
     """Stands for types of several forks, whose parameters are not known here."""
+    FOREIGN = enum.auto()
+    """Runs code that is not part of Caffe, so that a record says nothing about its numbers."""
 
 
 class Holds(enum.Enum):

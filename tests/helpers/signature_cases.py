@@ -315,7 +315,7 @@ def _all() -> Iterator[Case]:
     yield Case("Python", own, ((2, 18, 5, 7), (2, 36, 5, 7), (2, 3)))
     own = "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }"
     yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7),))
-    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 3, 50, 60)))
+    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 16, 10, 14)))
     own = "num_box: 1 num_classes: 3 biases: [9, 8]"
     one = f"yolov3_detection_output_param {{ {own} mask: 0 anchors_scale: 9 mask_group_num: 1 }}"
     yield Case("Yolov3DetectionOutput", one, ((2, 8, 5, 7),))

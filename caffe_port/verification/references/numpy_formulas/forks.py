@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -294,18 +295,22 @@ def _sides(p: Message, field: str, default: int) -> tuple[int, ...]:
 def convolution3d(layer: Layer) -> Result:
     """One product per kernel offset; filter_group has no effect. Source: convolution3d_layer.cpp (C3D)."""
     own = layer.param
-    p, x = own.convolution3d_param if own.has("convolution3d_param") else own.convolution_param, layer.x
+    p = own.convolution3d_param if own.has("convolution3d_param") else own.convolution_param
+    return [_convolve_3d(p, x, layer.blobs) for x in layer.bottoms]
+
+
+def _convolve_3d(p: Message, x: Array, blobs: Sequence[Array]) -> Array:
     kernel, stride, pad = _sides(p, "kernel_size", 1), _sides(p, "stride", 1), _sides(p, "pad", 0)
     x = np.pad(x, [(0, 0), (0, 0), *((n, n) for n in pad)])
     out = [(n - k) // s + 1 for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
-    weight = layer.blobs[0].reshape(p.num_output, x.shape[1], *kernel)
+    weight = blobs[0].reshape(p.num_output, x.shape[1], *kernel)
     y = np.zeros((x.shape[0], p.num_output, *out))
     for offset in itertools.product(*(range(k) for k in kernel)):
         steps = (slice(o, o + s * (n - 1) + 1, s) for o, s, n in zip(offset, stride, out, strict=True))
         y += np.einsum(
             "oc,ncdhw->nodhw", weight[:, :, offset[0], offset[1], offset[2]], x[(slice(None), slice(None), *steps)]
         )
-    return y + (layer.blobs[1].reshape(-1, 1, 1, 1) if p.bias_term else 0)
+    return np.asarray(y + (blobs[1].reshape(-1, 1, 1, 1) if p.bias_term else 0))
 
 
 @formula("Pooling3D")
