@@ -9,6 +9,7 @@ from typing import TypeAlias
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.input_shapes import resolve
+from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights
@@ -58,6 +59,7 @@ def load(
     stages: Sequence[str] = (),
     seed: int = 0,
     stub: bool = False,
+    ignore_fields: Collection[str] = (),
 ) -> Net:
     """Loads a Caffe net.
 
@@ -67,7 +69,7 @@ def load(
             None: the definition inside the weights.
         weights: a .caffemodel or .caffemodel.h5, or its parsed contents; None: parameters are initialized from the
             fillers.
-        input_shapes, keep_loss, level, stages, seed, stub: as for :func:`port`.
+        input_shapes, keep_loss, level, stages, seed, stub, ignore_fields: as for :func:`port`.
 
     Returns:
         The Net in phase TEST, on the CPU, in float32.
@@ -84,17 +86,22 @@ def load(
         stages=stages,
         seed=seed,
         stub=stub,
+        ignore_fields=ignore_fields,
     ).net
 
 
 def read(
-    prototxt: Prototxt | None, weights: Stored | None = None, writable: bool = False
+    prototxt: Prototxt | None,
+    weights: Stored | None = None,
+    writable: bool = False,
+    ignore_fields: Collection[str] = (),
 ) -> tuple[Definition, Weights | None]:
     """Reads a net's files; parsed files are returned as they are.
 
     Args:
         prototxt, weights: as for :func:`load`.
         writable: make the blobs writable; changes never reach the file.
+        ignore_fields: names of fields to go without, see :func:`port`.
 
     Raises:
         CaffePortError: a file cannot be read, or neither is given.
@@ -106,11 +113,14 @@ def read(
         raise CaffePortError("give a prototxt, a caffemodel, or both")
     stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
     if isinstance(prototxt, Definition):
-        return prototxt, stored
-    if prototxt is not None:
-        return Definition.read(prototxt), stored
-    assert stored is not None
-    return Definition.embedded(stored), stored
+        definition = prototxt.without(ignore_fields)
+    elif prototxt is not None:
+        definition = Definition.read(prototxt, ignore_fields)
+    else:
+        assert stored is not None
+        definition = Definition.embedded(stored).without(ignore_fields)
+    definition = definition.beside(stored)
+    return definition, None if stored is None else for_layers(stored, definition.net.layer)
 
 
 def port(
@@ -124,6 +134,7 @@ def port(
     seed: int = 0,
     stub: bool = False,
     share: bool = False,
+    ignore_fields: Collection[str] = (),
 ) -> Ported:
     """Like :func:`load`, but returns the Net together with its sources, a load report and notes.
 
@@ -137,8 +148,11 @@ def port(
         share: do not copy large parameters: they remain views of the mapped file, where they may be misaligned. This
             is for :func:`caffe_port.convert`, which handles it and saves the memory and time of a copy; such a Net must
             not be run or trained. Weights that were read without ``writable`` are copied anyway.
+        ignore_fields: names of fields to go without. A net is refused if a field changes what a layer computes and
+            nothing here follows it; the names of those that you know to change nothing are recorded, and a
+            verification says that it passed without them.
     """
-    definition, stored = read(prototxt, weights, writable=share)
+    definition, stored = read(prototxt, weights, share, ignore_fields)
     return build(
         definition,
         stored,
@@ -207,18 +221,30 @@ def build(
             report = net.load_weights(stored, share)
         except WeightsError as error:
             raise _with_remedy(error, definition, stored) from None
-        if report.initialised:
-            absent = f"no weights in the file for {count(len(report.initialised), 'layer')}"
-            notes.append(f"{absent}; initialized from the fillers: {', '.join(report.initialised)}")
-        if report.unused:
-            unused = f"the weights of {count(len(report.unused), 'layer')} in the file are not used by the net"
-            notes.append(f"{unused}: {', '.join(report.unused)}")
+        notes += load_notes(report)
     else:
         notes.append(f"no weights given: parameters initialized from the fillers (seed {seed})")
     if made := sorted({module.caffe_type for module in net.modules() if isinstance(module, Stub)}):
         notes.append(f"stubs to be completed by hand in model.py: {', '.join(made)}")
+    if net.copies:
+        names = ", ".join(dict.fromkeys(layer.name for layer, *_ in net.copies))
+        notes.append(
+            f"share_mode PERMISSIVE: the blobs that {names} shares in another shape are copies of equal values"
+        )
     notes += _odd_fillers(net, net.caffe_layers() if report is None else report.initialised)
     return Ported(net, definition, stored, report, tuple(notes), share)
+
+
+def load_notes(report: LoadReport) -> list[str]:
+    """Notes on the layers that are on one side only, net or file."""
+    notes = []
+    if report.initialised:
+        absent = f"no weights in the file for {count(len(report.initialised), 'layer')}"
+        notes.append(f"{absent}; initialized from the fillers: {', '.join(report.initialised)}")
+    if report.unused:
+        unused = f"the weights of {count(len(report.unused), 'layer')} in the file are not used by the net"
+        notes.append(f"{unused}: {', '.join(report.unused)}")
+    return notes
 
 
 def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:

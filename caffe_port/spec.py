@@ -50,6 +50,29 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class Unfollowed:
+    """A field that is set and that no code follows.
+
+    Attributes:
+        layer, type: the layer; empty for a field of the net itself.
+        field: its name; a number where a binary file names none.
+        message: the message type.
+        where: ``file:line``.
+        effect, words: what it does; see :mod:`caffe_port.formats.unfollowed`.
+        known: whether the schema has the field.
+    """
+
+    layer: str
+    type: str
+    field: str
+    message: str
+    where: str
+    effect: str
+    words: str
+    known: bool
+
+
+@dataclass(frozen=True)
 class NetSpec:
     """A net in one phase.
 
@@ -57,6 +80,8 @@ class NetSpec:
         notes: warnings for the user.
         targets: blobs that only dropped losses read, to compare with (an autoencoder's input): no outputs.
         full: the net before the deploy view left out what only labels need; None if it left out nothing.
+        unfollowed: fields that are set and that no code follows.
+        ignored: names of the fields that the user goes without.
     """
 
     name: str
@@ -66,6 +91,8 @@ class NetSpec:
     notes: tuple[str, ...] = ()
     targets: frozenset[Producer] = frozenset()
     full: NetSpec | None = dataclasses.field(default=None, repr=False, compare=False)
+    unfollowed: tuple[Unfollowed, ...] = dataclasses.field(default=(), repr=False)
+    ignored: tuple[str, ...] = ()
 
     @functools.cached_property
     def by_name(self) -> dict[str, LayerSpec]:

@@ -73,6 +73,16 @@ class NetFiles:
     options: dict[str, Any]
 
 
+ignore_field = click.option(
+    "--ignore-field",
+    "ignored",
+    multiple=True,
+    metavar="NAME",
+    help="Go without a field that caffe-port does not follow and would refuse. May be repeated.",
+)
+"""Decorator: names of fields to go without."""
+
+
 def net_options(function: F) -> F:
     """Decorator: the files of a net, and options for what the files do not contain."""
     options = [
@@ -89,6 +99,7 @@ def net_options(function: F) -> F:
             "--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage. May be repeated."
         ),
         click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level."),
+        ignore_field,
         click.option(
             "--plugin",
             "plugins",
@@ -100,13 +111,15 @@ def net_options(function: F) -> F:
     ]
 
     @functools.wraps(function)
-    def with_net(files: tuple[str, ...], shapes: Any, stages: Any, level: int, plugins: Any, **rest: Any) -> Any:
+    def with_net(
+        files: tuple[str, ...], shapes: Any, stages: Any, level: int, ignored: Any, plugins: Any, **rest: Any
+    ) -> Any:
         prototxt, weights = sort_files(files)
         if plugins:
             from caffe_port.signatures.plugins import run
 
             run(plugins)
-        options = {"input_shapes": dict(shapes), "stages": stages, "level": level}
+        options = {"input_shapes": dict(shapes), "stages": stages, "level": level, "ignore_fields": ignored}
         return function(net=NetFiles(prototxt, weights, options), **rest)
 
     for option in reversed(options):

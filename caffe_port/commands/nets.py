@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from caffe_port.commands.command import command, note
-from caffe_port.commands.net_files import NetFiles, Shape, net_options
+from caffe_port.commands.net_files import NetFiles, Shape, ignore_field, net_options
 from caffe_port.errors import printable
 from caffe_port.terminal import count, human_bytes
 
@@ -126,6 +126,7 @@ def _show(result: Any) -> None:
 )
 @click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage. May be repeated.")
 @click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level.")
+@ignore_field
 @click.option("--diff", "side_by_side", is_flag=True, help="Compare a prototxt with weights, blob by blob.")
 @click.option("--numbers", is_flag=True, help="Show minimum, maximum and mean of every blob, and NaN and infinity.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -138,6 +139,7 @@ def inspect(
     side_by_side: bool,
     numbers: bool,
     as_json: bool,
+    ignored: tuple[str, ...],
 ) -> int:
     """Show the layers, shapes, parameters and cost of Caffe files.
 
@@ -161,7 +163,9 @@ def inspect(
     from caffe_port.inspection import inspect as looking
     from caffe_port.inspection.net_table import Options
 
-    options = Options(phase=phase, level=level, stages=stages, input_shapes=dict(shapes), numbers=numbers)
+    options = Options(
+        phase=phase, level=level, stages=stages, input_shapes=dict(shapes), numbers=numbers, ignore_fields=ignored
+    )
     if side_by_side:
         if len(files) != 2:
             raise click.UsageError("--diff takes a prototxt and a weights file")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from caffe_port.commands.command import F, command
-from caffe_port.commands.net_files import NetFiles, Shape, net_options, sort_files
+from caffe_port.commands.net_files import NetFiles, Shape, ignore_field, net_options, sort_files
 from caffe_port.errors import printable
 from caffe_port.storage.files import atomic_write
 
@@ -158,6 +158,7 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
 @command()
 @click.argument("files", nargs=-1, metavar="[PROTOTXT] [WEIGHTS]", type=click.Path())
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.npz", help="The trace to write.")
+@ignore_field
 @click.option(
     "--by",
     default="opencv",
@@ -193,6 +194,7 @@ def dump(
     seed: int,
     keep_loss: bool,
     as_script: bool,
+    ignored: tuple[str, ...],
 ) -> None:
     """Record the tops of every layer as a trace for verify.
 
@@ -236,5 +238,6 @@ def dump(
         preprocess=how,
         input_shapes=dict(shapes),
         keep_loss=keep_loss,
+        ignore_fields=ignored,
     )
     click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from caffe_port.commands.command import command, note, progress_bar
-from caffe_port.commands.net_files import NetFiles, net_options
+from caffe_port.commands.net_files import NetFiles, ignore_field, net_options
 from caffe_port.errors import printable
 from caffe_port.terminal import count, table
 
@@ -232,6 +232,7 @@ def _std(text: str | None) -> list[float] | None:
     help="With several processes: compute BatchNorm's statistics over the whole batch, or per process.",
 )
 @click.option("--reference-log", metavar="FILE", type=click.Path(), help="A Caffe log to compare with.")
+@ignore_field
 @click.pass_context
 def train(
     context: click.Context,
@@ -241,6 +242,7 @@ def train(
     seeds: int,
     out: Path,
     resume: str | None,
+    ignored: tuple[str, ...],
     **options: Any,
 ) -> int:
     """Train a net as its solver file specifies.
@@ -265,6 +267,8 @@ def train(
       130  stopped by SIGINT (Ctrl-C); a snapshot was written
       143  stopped by SIGTERM; a snapshot was written
     """
+    if recipe is not None and ignored:
+        raise click.UsageError("--recipe cannot be combined with --ignore-field")
     if recipe is not None:
         return _train_fast(context, solver, seeds, out, resume, options)
     if solver is None or seeds != 1:
@@ -272,7 +276,8 @@ def train(
     from caffe_port.training.set_up import TrainOptions
     from caffe_port.training.train import train as run
 
-    chosen = TrainOptions(resume=resume if resume not in (None, "newest") else resume is not None, **options)
+    resumed = resume if resume not in (None, "newest") else resume is not None
+    chosen = TrainOptions(resume=resumed, ignore_fields=ignored, **options)
     with _Teller() as teller:
         result = run(solver, out, chosen, teller.hear)
     if teller.ended:  # only in the first of several processes

@@ -15,7 +15,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caffe_port.definition import crop_offsets
+from caffe_port.definition import crop_offsets, fields
+from caffe_port.definition.stored_blobs import with_scale
+from caffe_port.definition.unfused import unfused
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.message import Message, at
@@ -37,27 +39,33 @@ class Definition:
         net: NetParameter with ``layer`` entries only.
         path: the file.
         saved_in: the phase whose rules were already applied when Caffe wrote it into a weights file; None for text.
+        ignored: names of fields that were left out at the user's request.
     """
 
     net: Message
     path: str
     saved_in: str | None = None
+    ignored: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path) -> Definition:
+    def read(cls, path: str | Path, ignore: Collection[str] = (), everywhere: bool = True) -> Definition:
         """Reads a prototxt in any format version.
+
+        Args:
+            path: the file.
+            ignore, everywhere: names of fields to go without, see :meth:`without`.
 
         Raises:
             ParseError, SpecError, CaffePortError: with line and column.
         """
-        return cls.parse(prototxt.read(path, "NetParameter"), str(path))
+        return cls.parse(prototxt.read(path, "NetParameter", ignore), str(path)).without(ignore, everywhere)
 
     @classmethod
     def parse(cls, net: Message, path: str = "<text>") -> Definition:
         """The Definition of a NetParameter that was read as text."""
         if not (net.has("layer") or net.has("layers")):
             raise SpecError("is a label map, not a net" if "item" in net.unknown else "contains no layers", path)
-        return cls(upgrade(net, path), path)
+        return cls(_upgraded(net, path), path)
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
@@ -68,13 +76,35 @@ class Definition:
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
-        net = upgrade(weights.net, weights.path)
+        net = _upgraded(weights.net, weights.path)
         path = weights.path
         saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
         return cls(net, weights.path, saved_in)
+
+    def beside(self, weights: caffemodel.Weights | None) -> Definition:
+        """The definition for these weights: a BatchNorm that holds a scale and a shift there becomes two layers."""
+        held = with_scale(weights) if weights is not None else set()
+        names = {layer.name for layer in self.net.layer}
+        held = {name for name in held if name in names and f"{name}/scale" not in names}
+        return dataclasses.replace(self, net=self.net.copy(layer=unfused(self.net.layer, held))) if held else self
+
+    def without(self, names: Collection[str], everywhere: bool = True) -> Definition:
+        """The definition without the fields of these names, which nothing here follows.
+
+        Args:
+            names: of the fields; :attr:`ignored` will hold those that were there.
+            everywhere: each name must be that of a field; False: some may belong to another file.
+
+        Raises:
+            SpecError: a name is that of no such field.
+        """
+        if not names:
+            return self
+        net, gone = fields.without(self.net, self.path, names, everywhere)
+        return dataclasses.replace(self, net=net, ignored=tuple(dict.fromkeys((*self.ignored, *gone))))
 
     @functools.cached_property
     def sha256(self) -> str | None:
@@ -105,7 +135,8 @@ class Definition:
             hint = f"Its layers belong to stages; choose one: --stage {' | '.join(used)}" if used else ""
             raise SpecError(f"contains no layers in phase {phase}", self.path, hint)
         layers = self._with_sources(layers, inputs, notes)
-        notes += _unknown_fields(self.net, self.path)
+        unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
+        notes += fields.notes(unfollowed)
         layers = [_data_layer(entry, self.path, notes) for entry in layers]
         layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
         if switched:
@@ -114,7 +145,9 @@ class Definition:
                 "stored statistics, as Caffe's TEST phase does"
             )
         resolved = crop_offsets.align(_resolve(layers, self.path, notes), notes)
-        return NetSpec(self.net.name, phase, resolved, self.path, tuple(notes))
+        return NetSpec(
+            self.net.name, phase, resolved, self.path, tuple(notes), unfollowed=unfollowed, ignored=self.ignored
+        )
 
     def _with_sources(self, layers: Sequence[Message], inputs: Collection[str], notes: list[str]) -> list[Message]:
         """The layers of a phase, and what makes the blobs that they lack: data layers of other phases and stages (and
@@ -153,6 +186,11 @@ class Definition:
                 missing.difference_update(layer.top)
                 made.update(layer.top)
         return found
+
+
+def _upgraded(net: Message, path: str) -> Message:
+    net = upgrade(net, path)
+    return net.copy(layer=unfused(net.layer))
 
 
 def _brings_data(layer: Message) -> bool:
@@ -206,48 +244,6 @@ def _batch_statistics_by_phase(layers: list[Message], saved_in: str | None) -> t
             switched += 1
         result.append(layer)
     return result, switched
-
-
-_GEOMETRY = ("pad", "kernel", "stride", "dilat", "group", "axis")
-
-
-def _unknown_fields(message: Message, path: str, layer: Message | None = None) -> Iterator[str]:
-    """Notes on the fields that were kept but are not understood.
-
-    The parameters of a layer of an unknown type, or of a custom class, are not checked. Of a known one, a
-    field that would change the geometry is refused.
-    """
-    kind = message.schema.name if message.schema else ""
-    layer = message if kind == "LayerParameter" else layer
-    signature = find(layer) if layer is not None else None
-    known = layer is None or (signature is not None and signature.tops is not None and not signature.has(Trait.OTHERS))
-    own = signature.messages if signature is not None else ()
-    inside = f"layer '{layer.name}': " if layer is not None else ""
-    told = []
-    for name, values in message.unknown.items():
-        if not isinstance(name, str):
-            continue
-        if kind == "LayerParameter" and isinstance(values[0], Message) and (not known or name in own):
-            continue
-        if name.startswith(_GEOMETRY) and known and kind != "LayerParameter" and not _without_effect(name, values):
-            raise SpecError(
-                f"{inside}field '{name}' of {kind} is unknown and would change what the layer computes",
-                at(path, message),
-                "Define a custom layer type for it, see --plugin.",
-            )
-        told.append(f"'{name}'")
-    if told:
-        fields, are, have = ("fields", "are", "have") if len(told) > 1 else ("field", "is", "has")
-        yield f"{at(path, message)}: {inside}{fields} {', '.join(told)} of {kind} {are} unknown and {have} no effect"
-    for value in dict(message.items()).values():
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, Message) and child.schema is not None:
-                yield from _unknown_fields(child, path, layer)
-
-
-def _without_effect(name: str, values: Sequence[object]) -> bool:
-    """Whether the third axis has no extent: ``kernel_d: 1``, ``pad_d: 0``."""
-    return all(value == (0 if name.startswith("pad") else 1) for value in values)
 
 
 def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator[LayerSpec]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.fields import refuse
 from caffe_port.errors import SpecError
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
@@ -40,11 +41,14 @@ def phase_spec(
     Args:
         given: blobs whose shape the user gave; they may be inputs even if no layer makes them.
         keep_unknown: keep layers of unknown types.
+
+    Raises:
+        SpecError: a layer that stays has a field that changes what it computes and that no code follows.
     """
     spec = definition.spec(phase, level, stages, given)
     if keep_loss:
-        return spec
-    return view(spec, () if keep_unknown else {layer.name for layer in spec.layers if find(layer.param) is None})
+        return refuse(spec)
+    return refuse(view(spec, () if keep_unknown else {la.name for la in spec.layers if find(la.param) is None}))
 
 
 def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:

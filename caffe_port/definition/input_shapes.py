@@ -277,7 +277,8 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
             for param, shape in zip(
                 layer.param.param, shapes.blob_shapes(layer, [tops[s] for s in layer.producers]), strict=False
             ):
-                if param.name and owners.setdefault(param.name, shape) != shape:
+                alike = math.prod if param.share_mode == "PERMISSIVE" else tuple[int, ...]
+                if param.name and alike(owners.setdefault(param.name, shape)) != alike(shape):
                     return str(layer.error(f"shares '{param.name}' of shape {owners[param.name]}, needs {shape}"))
         if has(layer.type, Trait.DENSE) and layer.name in stored:
             p = layer.param.inner_product_param

@@ -199,6 +199,7 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         if loaded is None
         else {"loaded": list(loaded.loaded), "initialised": list(loaded.initialised), "unused": list(loaded.unused)},
         "notes": list(notes),
+        "ignored_fields": list(plan.spec.ignored),
         "check": check,
         "from": [],
         "files": [],

@@ -248,6 +248,7 @@ def evaluate_files(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     level: int = 0,
     stages: Sequence[str] = (),
+    ignore_fields: Collection[str] = (),
 ) -> FileEvaluation:
     """Evaluates a net from its files, like ``caffe-port evaluate``.
 
@@ -260,7 +261,8 @@ def evaluate_files(
         tta: ``"mirror"`` mirrors at random, as in the SimpleNet authors' test; ``"none"`` never mirrors.
         limit: use only the first images.
         batch_size, device, seed, output, progress: as for :func:`evaluate`.
-        input_shapes, level, stages: as for :func:`caffe_port.port`; a shape must match the images, with any batch size.
+        input_shapes, level, stages, ignore_fields: as for :func:`caffe_port.port`; a shape must match the images, with
+            any batch size.
 
     Raises:
         CaffePortError: the files, the data and the net do not fit each other.
@@ -273,7 +275,10 @@ def evaluate_files(
         raise CaffePortError(
             "is already ported: prototxt, input_shapes, level and stages cannot be given", ported.definition.path
         )
-    definition, stored = read(ported, None) if isinstance(weights, Ported) else read(prototxt, weights)
+    if isinstance(weights, Ported):
+        definition, stored = read(weights, None, ignore_fields=ignore_fields)
+    else:
+        definition, stored = read(prototxt, weights, ignore_fields=ignore_fields)
     entry = registry.find_weights(stored) if stored is not None else None
     pictures = datasets.load(data, split, root, download)
     spec = ported.net.plans[False].spec if ported else _deploy_spec(definition, level, stages, input_shapes or {})

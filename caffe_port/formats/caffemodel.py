@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,11 +38,21 @@ _NOT_WEIGHTS = (
 
 @dataclass(frozen=True)
 class LayerBlobs:
-    """The parameter blobs of one layer, in Caffe's order and shape."""
+    """The parameter blobs of one layer, in Caffe's order and shape.
+
+    ``indices`` are their numbers within the layer, where an HDF5 file leaves out those that an earlier layer shares;
+    empty: all are there.
+    """
 
     name: str
     type: str
     blobs: tuple[Array, ...]
+    indices: tuple[int, ...] = ()
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """The number of each blob within the layer."""
+        return self.indices or range(len(self.blobs))
 
 
 @dataclass(frozen=True)
@@ -125,9 +136,8 @@ def from_message(net: Message, where: str = "<message>") -> Weights:
                     raise ParseError(f"layer '{inner.name}', blob {index}: {error.what}", where) from None
             layers.append(LayerBlobs(inner.name, str(inner.type), tuple(arrays)))
         bare.append(_without_blobs(entry))
-    if not bare or not layers:
-        what = "no layers" if not bare else f"{count(len(bare), 'layer')}, none with weights"
-        raise ParseError(f"contains {what}: it is damaged or not a .caffemodel", where)
+    if not bare:
+        raise ParseError("contains no layers: it is damaged or not a .caffemodel", where)
     names = "layer" if format_ == "V2" else "layers"
     return Weights(where, format_, tuple(layers), net.copy(**{names: bare}))
 
@@ -212,11 +222,14 @@ def _read_hdf5(where: str) -> Weights:
             if "data" not in file or not isinstance(hdf5.member(file, "data", where), h5py.Group):
                 raise ParseError("has no group 'data': not a .caffemodel.h5", where)
             for name, group in hdf5.layers(file["data"], where):
-                arrays = [hdf5.values(group, index, where) for index in sorted(group, key=int)]
+                keys = sorted(group, key=int)
+                arrays = [hdf5.values(group, key, where) for key in keys]
                 if arrays:
                     with np.errstate(over="ignore"):  # a double beyond float32's range becomes infinity, as in Caffe
                         arrays = [np.asarray(array, np.float32) for array in arrays]
-                    found.append(LayerBlobs(name, "", tuple(arrays)))
+                    indices = tuple(map(int, keys))
+                    gaps = indices != tuple(range(len(keys)))
+                    found.append(LayerBlobs(name, "", tuple(arrays), indices if gaps else ()))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
     if not found:

@@ -8,6 +8,8 @@ That is enough for text, which names its fields. A binary reader has three ways 
 2. The wire type: :data:`BY_WIRE_TYPE`, when a value cannot belong to the field that has its number.
 3. The value: :data:`NOT_A_BOOL`.
 
+A message of a fork that does not parse as the field that has its number is an unknown field.
+
 Anything that cannot be told apart is read as the schema says, which is ambiguous in these cases only:
 
 - PoolingParameter 13 is ``round_mode`` (CEIL 0, FLOOR 1) or ``ceil_mode`` (true 1, false 0). In a file that states
@@ -29,6 +31,9 @@ from typing import Final
 #: Numbers of proto/caffe.proto that never occur in a file.
 PLACEHOLDERS: Final = range(600_000, 700_000)
 
+#: The highest number of a field of LayerParameter in Caffe 1.0; those above belong to forks.
+CAFFES_LAST_NUMBER: Final = 146
+
 #: Layer type -> {number in the file: field of LayerParameter}.
 WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     # Batch normalization in one layer. Own number: SegNet's and ENet's 45.
@@ -39,6 +44,7 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "Upsample": dict.fromkeys((137, 147, 149, 150, 160, 211), "upsample_param"),
     # SegNet; ENet; darknet2caffe; MobileNet-YOLO; Ascend; X2Paddle
     "Interp": dict.fromkeys((143, 150, 153, 166), "interp_param"),  # DeepLab v2; pytorch2caffe; its port; caffe2onnx
+    "CropCenter": {149: "crop_center_param"},  # nagadomi/caffe, for waifu2x
     "Accum": {160: "accum_param"},  # FlowNet 2
     "DenseImageData": {138: "dense_image_data_param"},  # SegNet
     # Segmentation
@@ -158,6 +164,11 @@ BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
 #: Message type -> {number in the file: field}, for an integer above 1 where proto/caffe.proto has a bool.
 NOT_A_BOOL: Final[dict[str, dict[int, str]]] = {
     "ConvolutionParameter": {17: "hole"}  # DeepLab, PSPNet: the dilation; Caffe's 17 is force_nd_im2col
+}
+
+#: Message type -> {name in a fork's text: the same field here}.
+TEXT_ALIASES: Final[dict[str, dict[str, str]]] = {
+    "Yolov3DetectionOutputParameter": {"masks": "mask", "num_boxes": "num_box"}  # MobileNet-YOLO's earlier form
 }
 
 #: Message type -> fields of forks that look like typos for fields of proto/caffe.proto, but are not.

@@ -14,7 +14,7 @@ import math
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,18 +49,19 @@ _INTEGER_RANGES = {
 _BOOLS = {"true": True, "t": True, "True": True, "1": True, "false": False, "f": False, "False": False, "0": False}
 
 
-def read(path: str | Path, message_type: str) -> Message:
+def read(path: str | Path, message_type: str, unknown: Collection[str] = ()) -> Message:
     """Reads a text file.
 
     Args:
         path: the file.
         message_type: ``"NetParameter"``, ``"SolverParameter"``, ...
+        unknown: as for :func:`parse`.
 
     Raises:
         ParseError: the file is not text or not of this type; gives line and column.
         CaffePortError: the file cannot be read.
     """
-    return parse(read_text(path), message_type, str(path))
+    return parse(read_text(path), message_type, str(path), unknown)
 
 
 def read_text(path: str | Path) -> str:
@@ -78,18 +79,24 @@ def decode(data: bytes, where: str = "") -> str:
     return text
 
 
-def parse(text: str, message_type: str, where: str = "<text>") -> Message:
+def parse(text: str, message_type: str, where: str = "<text>", unknown: Collection[str] = ()) -> Message:
     """Parses text as a message of proto/caffe.proto.
+
+    Args:
+        text: the text.
+        message_type: its type.
+        where: the file, for messages.
+        unknown: names that are no typos, however close to a name of the schema.
 
     Raises:
         ParseError: with line and column, and "did you mean" for an unknown name that is close to a known one.
     """
-    return _Parser(text, where).parse(schema(message_type))
+    return _Parser(text, where, unknown).parse(schema(message_type))
 
 
 class _Parser:
-    def __init__(self, text: str, where: str) -> None:
-        self.text, self.where, self.messages = text, where, 0
+    def __init__(self, text: str, where: str, unknown: Collection[str]) -> None:
+        self.text, self.where, self.unknown, self.messages = text, where, unknown, 0
         self.newlines = array("q", (m.start() for m in re.finditer("\n", text)))
         self.position = 0
         self.advance()
@@ -219,10 +226,11 @@ class _Parser:
         self.advance()
         if message.schema is None:
             return name
+        name = fork_fields.TEXT_ALIASES.get(message.schema.name, {}).get(name, name)
         known = message.schema.fields.get(name)
         if known is not None:
             return known
-        near = _slip_of(name, message)
+        near = None if name in self.unknown else _slip_of(name, message)
         hint = ""
         if message.schema.name == "NetParameter" and name in schema("SolverParameter").fields:
             hint = "This looks like a solver; give the net that its 'net:' field names."

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.fork_fields import BY_WIRE_TYPE, NOT_A_BOOL, PLACEHOLDERS, WIRE_NUMBERS
+from caffe_port.formats.fork_fields import BY_WIRE_TYPE, CAFFES_LAST_NUMBER, NOT_A_BOOL, PLACEHOLDERS, WIRE_NUMBERS
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
 from caffe_port.terminal import count
 
@@ -89,7 +89,7 @@ class _Reader:
                     self.fail(
                         f"a field of {type_.name} is {count(length, 'byte')} long, with only {end - at:,} left", start
                     )
-                if type_.name == "LayerParameter" and number in _AMBIGUOUS:
+                if type_.name == "LayerParameter" and (number in _AMBIGUOUS or number > CAFFES_LAST_NUMBER):
                     deferred.append((number, at, stop))
                 elif field is None:
                     message.unknown.setdefault(number, []).append(self.view[at:stop])
@@ -113,11 +113,19 @@ class _Reader:
         for number, start, stop in deferred:
             name = WIRE_NUMBERS.get(message.type, {}).get(number)
             chosen = type_.fields[name] if name else type_.by_number.get(number)
-            if chosen is None or chosen.wire_type != 2:
+            if chosen is None or chosen.wire_type != 2 or not self.is_read(message, chosen, start, stop, depth):
                 message.unknown.setdefault(number, []).append(self.view[start:stop])
-            else:
-                self.delimited(message, chosen, start, stop, depth, arrays)
         return message
+
+    def is_read(self, message: Message, field: Field, start: int, stop: int, depth: int) -> bool:
+        """Reads a field; False if it is a fork's and does not parse: another fork has the number for something else."""
+        try:
+            self.delimited(message, field, start, stop, depth, {})
+        except ParseError:
+            if field.number <= CAFFES_LAST_NUMBER:
+                raise
+            return False
+        return True
 
     def delimited(
         self,

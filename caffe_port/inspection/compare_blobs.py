@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.upgrade_v1 import V1_TYPES
@@ -143,7 +144,7 @@ def _beside(
     definition: Definition, weights: Weights, options: Options, hints: Mapping[str, Shape]
 ) -> tuple[tuple[Difference, ...], tuple[str, ...]]:
     rows, notes = _rows(definition, options, hints)
-    stored = weights.by_name()
+    stored = for_layers(weights, definition.net.layer).by_name()
     result = []
     for name in merged_order(list(rows), list(stored)):
         row = rows.get(name)

@@ -174,8 +174,10 @@ def kind_of(path: PathLike) -> str:
     head = bytes(map_file(path)[:4096])
     name = Path(path).name.lower()
     text_by_name = name.endswith((".prototxt", ".txt"))
+    if name.endswith(".binaryproto"):
+        return "mean"
     if name.endswith(".caffemodel") or (not text_by_name and (b"\0" in head or head.startswith(caffemodel.HDF5_MAGIC))):
-        return "mean" if name.endswith(".binaryproto") else "solverstate" if ".solverstate" in name else "weights"
+        return "solverstate" if ".solverstate" in name else "weights"
     depth, names = 0, set()
     for token in _TOKEN.findall(prototxt.read_text(path)):
         depth += (token in "{<") - (token in "}>")
@@ -185,9 +187,9 @@ def kind_of(path: PathLike) -> str:
 
 
 def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> Inspection:
-    message = prototxt.read(path, "NetParameter")
+    message = prototxt.read(path, "NetParameter", options.ignore_fields)
     form = "V2" if message.has("layer") else "V0" if any(old.has("layer") for old in message.layers) else "V1"
-    definition = Definition.parse(message, str(path))
+    definition = Definition.parse(message, str(path)).without(options.ignore_fields).beside(weights)
     found = survey(definition, options, weights)
     facts = [("format", f"prototxt, {form}"), *_net_facts(definition, found)]
     notes, errors = list(found.notes), list(found.errors)
@@ -221,7 +223,7 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
         notes.append("HDF5 files contain weights only; the definition is in the prototxt")
     else:
         try:
-            definition = Definition.embedded(weights)
+            definition = Definition.embedded(weights).without(options.ignore_fields).beside(weights)
             found = survey(definition, options, weights)
         except SpecError as error:
             errors.append(f"the definition inside: {error}")

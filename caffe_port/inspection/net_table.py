@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caffe_port.definition.definition import Definition
-from caffe_port.definition.deploy_view import phase_spec
+from caffe_port.definition.deploy_view import view
+from caffe_port.definition.fields import refusals
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import LayerBlobs, Weights, shapes_agree
@@ -37,6 +38,7 @@ class Options:
         phase, level, stages: Caffe's NetState.
         input_shapes: blob name -> shape, where the net does not say it or another one is wanted.
         numbers: read every blob of a weights file: extremes, mean, NaN.
+        ignore_fields: names of fields to go without, see :func:`caffe_port.port`.
     """
 
     phase: str = "TEST"
@@ -44,6 +46,7 @@ class Options:
     stages: tuple[str, ...] = ()
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     numbers: bool = False
+    ignore_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,17 +129,24 @@ def survey(
         rows.append(_row(layer, tops, _known_blobs(layer.type, blobs, stored.get(layer.name)), macs, owners))
     errors = () if len(views) > 1 else views[0].errors
     unsupported = views[0].unsupported
-    needed = _needed(definition, options, known) if unsupported else set()
+    needed: set[str] = set()
+    if unsupported or spec.unfollowed:
+        kept = _converted(definition, options, known)
+        needed = {layer.name for layer in kept.layers}
+        errors = (*refusals(kept), *errors)
     errors += tuple(str(layer.error("this type is not supported")) for layer in unsupported if layer.name in needed)
     left_out = ", ".join(f"{layer.name} ({layer.type})" for layer in unsupported if layer.name not in needed)
     notes += [f"layers of unsupported types, left out when converting: {left_out}"] if left_out else []
     return Survey(spec, tops, tuple(rows), (*spec.notes, *notes, *asked), errors)
 
 
-def _needed(definition: Definition, options: Options, inputs: Collection[str]) -> set[str]:
-    """Names of the layers that converting keeps."""
-    spec = phase_spec(definition, options.phase, options.level, options.stages, inputs, keep_loss=False)
-    return {layer.name for layer in spec.layers}
+def _converted(definition: Definition, options: Options, inputs: Collection[str]) -> NetSpec:
+    """What converting keeps; the whole net where that is only losses."""
+    spec = definition.spec(options.phase, options.level, options.stages, inputs)
+    try:
+        return view(spec, {layer.name for layer in spec.layers if find(layer.param) is None})
+    except SpecError:
+        return spec
 
 
 def parameter_counts(

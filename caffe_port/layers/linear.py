@@ -44,13 +44,24 @@ class InnerProduct(Layer, nn.Linear):
         axis: int = -1,
         transpose: bool = False,
         normalize: bool = False,
+        caffe_layout: bool = False,
     ) -> None:
         super().__init__(in_features, out_features, bias)
         self.axis = axis
         self.transpose = transpose  # of the weight in Caffe's file; here it is as in nn.Linear
         self.normalize = normalize
+        self.caffe_layout = caffe_layout  # the weight is (C_in, C_out) here, too
+        if caffe_layout:
+            self.weight = nn.Parameter(self.weight.detach().t().contiguous())
+
+    def keep_caffe_layout(self) -> None:
+        """Keeps the weight as Caffe has it, for it is shared with a layer that does not transpose."""
+        self.caffe_layout = self.args["caffe_layout"] = True
+        self.weight = nn.Parameter(self.weight.detach().t().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.caffe_layout:
+            return F.linear(x.flatten(self.axis), self.weight.t(), self.bias)
         if not self.normalize:
             return super().forward(x.flatten(self.axis))
         length = (self.weight.detach().square().sum(1, keepdim=True) + 1e-6).sqrt()
@@ -62,16 +73,18 @@ class InnerProduct(Layer, nn.Linear):
 
     def get_blob(self, name: str) -> Tensor:
         blob = super().get_blob(name)
-        return blob.t() if self.transpose and name == "weight" else blob
+        return blob.t() if self.transpose and name == "weight" and not self.caffe_layout else blob
 
     def set_blob(self, name: str, value: Tensor) -> None:
-        super().set_blob(name, value.t() if self.transpose and name == "weight" else value)
+        turned = self.transpose and name == "weight" and not self.caffe_layout
+        super().set_blob(name, value.t() if turned else value)
 
     def bottom_source(self, bottom: str) -> str:
-        return bottom if self.axis == -1 or self.normalize else f"{bottom}.flatten({self.axis})"
+        whole = self.axis == -1 or self.normalize or self.caffe_layout
+        return bottom if whole else f"{bottom}.flatten({self.axis})"
 
     def torch_source(self) -> str | None:
-        if self.normalize:
+        if self.normalize or self.caffe_layout:
             return None
         return constructor("nn.Linear", [self.in_features, self.out_features], {"bias": (self.bias is not None, True)})
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer, canonical_axis, check_count, constructor, scalar_if_equal
-from caffe_port.signatures.kernel_params import Kernel, kernel_of
+from caffe_port.signatures.kernel_params import Kernel, extra_padding, kernel_of
 from caffe_port.signatures.signature import Trait
 from caffe_port.signatures.spatial import convolution_numbers
 from caffe_port.typing import Shape
@@ -20,7 +20,8 @@ class Convolution(Layer, nn.Conv2d):
     """Same as torch.nn.Conv2d; as nn.Conv1d or nn.Conv3d where the bottom has one or three spatial axes.
 
     Differs from PyTorch: the channel axis is free (``axis``); all axes before it are batch axes. Several bottoms are
-    convolved one by one with the same weight.
+    convolved one by one with the same weight. ``pad_l``, ``pad_r``, ``pad_t`` and ``pad_b`` (Synopsys' fork) pad each
+    side by its own number.
     Blobs: weight (C_out, C_in / group, kH, kW), bias (C_out)
     Reference: base_conv_layer.cpp, conv_layer.cpp
     """
@@ -42,11 +43,15 @@ class Convolution(Layer, nn.Conv2d):
         groups: int = 1,
         bias: bool = True,
         axis: int = 1,
+        extra_padding: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)  # type: ignore[arg-type]
         self.axis = axis
+        self.extra_padding = extra_padding  # left, right, top, bottom: zeros beyond ``padding``
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.extra_padding is not None:
+            x = F.pad(x, self.extra_padding)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
         batch = x if self.axis == 1 else x.reshape(-1, *x.shape[self.axis :])
         y = convolve(batch, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -54,6 +59,10 @@ class Convolution(Layer, nn.Conv2d):
 
     def torch_source(self) -> str | None:
         return convolution_source("nn.Conv", self)
+
+    def bottom_source(self, bottom: str) -> str:
+        extra = self.extra_padding
+        return bottom if extra is None else f"nn.functional.pad({bottom}, {extra})"
 
 
 class ConvolutionDepthwise(Convolution):
@@ -116,7 +125,8 @@ class Im2col(Layer):
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         axis = canonical_axis(p.axis, len(bottoms[0]))
-        return {**window(kernel_of(p, len(bottoms[0]) - axis - 1, bottoms[0], axis)), "axis": axis}
+        args = {**window(kernel_of(p, len(bottoms[0]) - axis - 1, bottoms[0], axis)), "axis": axis}
+        return args | ({"extra_padding": extra_padding(p)} if any(extra_padding(p)) else {})
 
     def __init__(
         self,
@@ -125,8 +135,10 @@ class Im2col(Layer):
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
         axis: int = 1,
+        extra_padding: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__()
+        self.extra_padding = extra_padding
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
@@ -135,6 +147,8 @@ class Im2col(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         first, axes = self.axis + 1, len(self.kernel_size)
+        if self.extra_padding is not None:
+            x = F.pad(x, self.extra_padding)
         x = F.pad(x, [pad for pad in reversed(self.padding) for _ in range(2)])
         for i, (kernel, stride, dilation) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True)):
             x = x.unfold(first + i, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
@@ -161,7 +175,8 @@ def convolution_arguments(p: Message, bottoms: Sequence[Shape], depthwise: bool 
     channels = bottoms[0][axis]
     check_count("weight", (channels // group, outputs, *kernel.kernel_size))
     names = {"in_channels": channels, "out_channels": outputs, **window(kernel), "groups": group, "bias": p.bias_term}
-    return {**names, "axis": axis}
+    extra = extra_padding(p)
+    return {**names, "axis": axis, **({"extra_padding": extra} if any(extra) else {})}
 
 
 def convolution_source(prefix: str, conv: Convolution | Deconvolution) -> str | None:

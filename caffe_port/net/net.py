@@ -5,7 +5,7 @@ Source of the semantics: net.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import layers
+from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.layers import fillers
 from caffe_port.layers.layer import Layer
+from caffe_port.layers.linear import InnerProduct
 from caffe_port.net import fusion, summary
 from caffe_port.net.execution import Execution
 from caffe_port.net.identifiers import identifiers
@@ -87,7 +89,7 @@ class Net(nn.Module):
         if stand_in is None:
             _check_types(list(specs.values()))
         named = dict.fromkeys(layer.name for spec in specs.values() for layer in spec.layers)
-        taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales"}
+        taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales", "copies"}
         self.names: dict[str, str] = identifiers(named, taken)
         self.plans: dict[bool, Plan] = {}
         self.scales: dict[str, str] = {}  # BatchNorm -> the Scale after it, by attribute; the two are one in eval()
@@ -214,7 +216,11 @@ class Net(nn.Module):
         return self
 
     def _tie(self) -> None:
-        """Shares blobs that ``param { name }`` names alike, and those of a layer of which each phase has a module."""
+        """Shares blobs that ``param { name }`` names alike, and those of a layer of which each phase has a module.
+
+        Blobs that share_mode PERMISSIVE shares in another shape are listed in ``copies``: they hold equal values.
+        """
+        self.copies: list[tuple[LayerSpec, Layer, str, Layer, str]] = []
         owners: dict[str, tuple[LayerSpec, Layer, str]] = {}
         for training in (False, True):
             for step in self.plans[training].steps:
@@ -227,7 +233,16 @@ class Net(nn.Module):
                     if not param.name:
                         continue
                     owner, owner_module, owner_blob = owners.setdefault(param.name, (step.layer, module, name))
-                    _share(step.layer, module, name, owner, owner_module, owner_blob, param.share_mode)
+                    if not _share(step.layer, module, name, owner, owner_module, owner_blob, param.share_mode):
+                        self.copies.append((step.layer, module, name, owner_module, owner_blob))
+
+    def _copy(self, stored: Collection[str]) -> None:
+        """Gives the blobs in ``copies`` equal values: what the last of their layers in a file has, as in Caffe."""
+        for layer, module, name, owner, blob in self.copies:
+            if layer.name in stored:
+                owner.set_blob(blob, module.get_blob(name).reshape(owner.get_blob(blob).shape))
+        for _, module, name, owner, blob in self.copies:
+            module.set_blob(name, owner.get_blob(blob).reshape(module.get_blob(name).shape))
 
     def train(self, mode: bool = True) -> Net:
         """Switches to phase TRAIN, or to TEST."""
@@ -319,18 +334,24 @@ class Net(nn.Module):
             only: names of the layers; None for all.
         """
         rng = np.random.Generator(np.random.PCG64(seed))
+        filled: set[int] = set()  # a shared blob is its first layer's
         specs = {s.layer.name: s.layer for training in (True, False) for s in self.plans[training].steps}
         for name, module in self.caffe_layers().items():
             if only is not None and name not in only:
+                filled.update(id(getattr(module, blob)) for blob in module.blob_names())
                 continue
             by_blob = module.fillers(module.own_message(specs[name].param)) if module.blob_names() else {}
             for blob in module.blob_names():
+                if id(getattr(module, blob)) in filled:
+                    continue
+                filled.add(id(getattr(module, blob)))
                 shape = tuple(module.get_blob(blob).shape)
                 try:
                     value = fillers.fill(by_blob[blob], shape, rng) if blob in by_blob else np.zeros(shape, np.float32)
                 except SpecError as error:
                     raise specs[name].error(error.what, error.hint) from None
                 module.set_blob(blob, torch.from_numpy(value))
+        self._copy(())
 
     def load_weights(self, weights: Weights, share: bool = False) -> LoadReport:
         """Copies blobs by layer name, as Caffe's CopyTrainedLayersFrom.
@@ -344,8 +365,9 @@ class Net(nn.Module):
             WeightsError: no layer of the net is in the file, or any layer's blobs have another number or shape;
                 then nothing was copied.
         """
-        stored = weights.by_name()
         modules = self.caffe_layers()
+        params = [step.layer.param for training in (False, True) for step in self.plans[training].steps]
+        stored = for_layers(weights, params).by_name()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
         bare = [name for name in modules if name in stored and name not in targets]
@@ -363,16 +385,19 @@ class Net(nn.Module):
         if wrong:
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
+        absent = [name for name in targets if name not in stored]
+        if absent:  # first, for a layer of the file may share their blobs
+            self.initialise(only=absent)
         for name in (*matched, *bare):
             if share:
                 modules[name].share_blobs(stored[name].blobs, LARGE)
             else:
                 modules[name].load_blobs(stored[name].blobs)
-        absent = [name for name in targets if name not in stored]
-        if absent:
-            self.initialise(only=absent)
+        self._copy(stored)
+        loaded = {id(getattr(modules[name], blob)) for name in matched for blob in targets[name].blob_names()}
+        drawn = [n for n in absent if any(id(getattr(targets[n], b)) not in loaded for b in targets[n].blob_names())]
         known = set(self.names)
-        return LoadReport((*matched, *bare), tuple(absent), tuple(name for name in stored if name not in known))
+        return LoadReport((*matched, *bare), tuple(drawn), tuple(name for name in stored if name not in known))
 
     def blobs(self) -> dict[str, list[Array]]:
         """Every layer's blobs as Caffe stores them: layer name -> float32 arrays (copies)."""
@@ -465,18 +490,33 @@ def _loss_weights(layer: LayerSpec, module: Layer) -> list[float]:
 
 def _share(
     layer: LayerSpec, module: Layer, blob: str, owner: LayerSpec, owner_module: Layer, owner_blob: str, mode: str
-) -> None:
+) -> bool:
+    """Makes two blobs one. False where they have equal numbers of values in other shapes, and share_mode allows it.
+
+    Source: net.cpp (AppendParam)
+    """
     mine, theirs = getattr(module, blob), getattr(owner_module, owner_blob)
     if mine is theirs:
-        return
+        return True
+    pair = ((module, blob), (owner_module, owner_blob))
+    if len({_is_turned(*one) for one in pair}) > 1:
+        for one, name in pair:
+            if isinstance(one, InnerProduct) and _is_turned(one, name):
+                one.keep_caffe_layout()
+        mine, theirs = getattr(module, blob), getattr(owner_module, owner_blob)
     if mine.shape != theirs.shape:
-        raise layer.error(
-            f"shares {blob} {tuple(mine.shape)} with layer '{owner.name}', whose blob is {tuple(theirs.shape)}",
-            "Caffe's share_mode PERMISSIVE allows this for equal counts; caffe-port requires equal shapes."
-            if mode == "PERMISSIVE"
-            else "",
-        )
+        if mode == "PERMISSIVE" and mine.numel() == theirs.numel():
+            return False
+        shapes = (tuple(one.get_blob(name).shape) for one, name in pair)
+        what = f"shares {blob} {next(shapes)} with layer '{owner.name}', whose blob is {next(shapes)}"
+        raise layer.error(what, "Caffe's share_mode PERMISSIVE allows other shapes, of as many values.")
     setattr(module, blob, theirs)
+    return True
+
+
+def _is_turned(module: Layer, blob: str) -> bool:
+    """Whether a weight is (C_out, C_in) here, and (C_in, C_out) in Caffe."""
+    return isinstance(module, InnerProduct) and blob == "weight" and module.transpose and not module.caffe_layout
 
 
 def _few(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from caffe_port.errors import SpecError
@@ -9,12 +10,12 @@ from caffe_port.formats.message import Message
 from caffe_port.typing import Shape
 
 _DEPTH: Final = {
-    "kernel": ("kernel_depth", "kernel_d", "kernel_l"),
-    "stride": ("temporal_stride", "stride_d", "stride_l"),
-    "pad": ("temporal_pad", "pad_d", "pad_l"),
+    "kernel": ("kernel_depth", "kernel_d", "kernel_l", "kernel_t"),
+    "stride": ("temporal_stride", "stride_d", "stride_l", "stride_t"),
+    "pad": ("temporal_pad", "pad_d", "pad_l", "pad_t"),
     "dilation": ("dilation_d",),
 }
-"""The fields of forks for the first of three axes: C3D's, and those of two families of 3-D Caffes."""
+"""The fields of forks for the first of three axes: C3D's, and those of three families of 3-D Caffes."""
 
 
 class Kernel(NamedTuple):
@@ -39,6 +40,35 @@ def kernel_of(p: Message, axes: int, bottom: Shape, axis: int) -> Kernel:
         per_axis(p, "pad", axes, 0),
         per_axis(p, dilation_field(p), axes, 1, least=1),
     )
+
+
+def extra_padding(p: Message) -> tuple[int, int, int, int]:
+    """What four-sided padding adds to the left, right, top and bottom beyond :func:`per_axis`, equal on both sides.
+
+    Source: base_conv_layer.cpp and pooling_layer.cpp of foss-for-synopsys-dwc-arc-processors/synopsys-caffe.
+
+    Raises:
+        SpecError: another padding is given too.
+    """
+    if not _has_four_sides(p):
+        return 0, 0, 0, 0
+    if other := [name for name in ("pad", "pad_h", "pad_w", "pad_shape") if p.has(name)]:
+        raise SpecError(f"{other[0]} and pad_l, pad_r, pad_t, pad_b exclude each other", hint=f"remove {other[0]}")
+    left, right, top, bottom = (int(getattr(p, name)) for name in _FOUR_SIDES)
+    return left - min(left, right), right - min(left, right), top - min(top, bottom), bottom - min(top, bottom)
+
+
+_FOUR_SIDES: Final = ("pad_l", "pad_r", "pad_t", "pad_b")
+
+
+def _has_four_sides(p: Message) -> bool:
+    """Whether pad_l and so on are the sides of an image, and not the third axis of volumes."""
+    volume = any(p.has(name) for name in ("kernel_l", "stride_l", "kernel_t", "stride_t"))
+    return not volume and "pad_r" in _names(p) and any(p.has(name) for name in _FOUR_SIDES)
+
+
+def _names(p: Message) -> Collection[str]:
+    return p.schema.fields if p.schema is not None else ()
 
 
 def dilation_field(p: Message) -> str:
@@ -85,6 +115,9 @@ def axis_values(p: Message, field: str, axes: int) -> list[int]:
         SpecError: said in two ways, or for another number of axes.
     """
     short = field.removesuffix("_size")
+    if short == "pad" and axes == 2 and _has_four_sides(p):
+        extra_padding(p)
+        return [int(min(p.pad_t, p.pad_b)), int(min(p.pad_l, p.pad_r))]
     if short in ("kernel", "stride", "pad") and p.has(f"{short}_shape"):
         return [int(n) for n in getattr(p, f"{short}_shape").dim]
     given = [int(n) for n in getattr(p, field)] if isinstance(getattr(p, field), list) else []

@@ -84,17 +84,26 @@ declare(
     "InfogainLoss",
     _infogain,
     message="infogain_loss_param",
+    also=("loss_param",),
     bottoms=(2, 3),
     holds=LABELLED,
     traits=LOSS | Trait.WHOLE_LAYER,
 )
 declare("MultinomialLogisticLoss", one_number, bottoms=2, holds=LABELLED, traits=LOSS)
-declare("SigmoidCrossEntropyLoss", one_number, bottoms=2, holds=(Holds.NUMBERS, Holds.FLAGS), traits=LOSS)
+declare(
+    "SigmoidCrossEntropyLoss",
+    one_number,
+    also=("loss_param",),
+    bottoms=2,
+    holds=(Holds.NUMBERS, Holds.FLAGS),
+    traits=LOSS,
+)
 declare("SmoothL1Loss", _smooth_l1, message="smooth_l1_loss_param", bottoms=(2, 4), traits=LOSS)
 declare(
     "SoftmaxWithLoss",
     _with_probabilities,
     message="softmax_param",
+    also=("loss_param",),
     bottoms=2,
     holds=LABELLED,
     traits=LOSS | Trait.WHOLE_LAYER,

@@ -93,6 +93,7 @@ declare(
     "Pooling",
     _pooling,
     message="pooling_param",
+    also=("pooling3d_param",),
     aliases=("NdPooling",),
     traits=Trait.SLIDES | Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER,
 )

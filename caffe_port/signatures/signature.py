@@ -116,6 +116,7 @@ class Signature:
             or (a plugin) the class is run on the meta device.
         aliases: further type strings of forks that mean the same layer.
         messages: fields of LayerParameter with the parameters: the first that a layer has, else the last.
+        also: further messages of LayerParameter that count.
         bottoms: least and greatest number of bottoms.
         holds: what the bottoms hold, as far as they hold more than numbers.
         blobs: names of Caffe's parameter blobs, in Caffe's order.
@@ -131,6 +132,7 @@ class Signature:
     tops: TopsRule | None
     aliases: tuple[str, ...] = ()
     messages: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     bottoms: tuple[int, int] = (1, 1)
     holds: tuple[Holds, ...] = ()
     blobs: tuple[str, ...] = ()
@@ -195,6 +197,7 @@ def declare(
     tops: TopsRule | None,
     *,
     message: str | tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
     bottoms: int | tuple[int, int] = 1,
     optional: Sequence[str] = (),
     statistics: Sequence[str] = (),
@@ -213,6 +216,7 @@ def declare(
             tops=tops,
             aliases=aliases,
             messages=(message,) if isinstance(message, str) else message,
+            also=also,
             bottoms=(bottoms, bottoms) if isinstance(bottoms, int) else bottoms,
             holds=holds,
             blobs=blobs,

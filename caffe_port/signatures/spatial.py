@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import canonical_axis
-from caffe_port.signatures.kernel_params import Kernel, kernel_of
+from caffe_port.signatures.kernel_params import Kernel, extra_padding, kernel_of
 from caffe_port.signatures.signature import ANY, SIGNATURES, Trait, declare
 from caffe_port.typing import Shape
 
@@ -40,6 +40,12 @@ def convolution_numbers(p: Message, bottom: Shape, depthwise: bool = False) -> t
     if group < 1 or channels % group or outputs % group:
         raise SpecError(f"group {group} does not divide the {channels} channels and num_output {outputs}")
     return axis, outputs, group, kernel_of(p, axes, bottom, axis)
+
+
+def padded(bottom: Shape, extra: tuple[int, int, int, int]) -> Shape:
+    """An image with more on its left, right, top and bottom."""
+    left, right, top, below = extra
+    return (*bottom[:-2], bottom[-2] + top + below, bottom[-1] + left + right) if any(extra) else bottom
 
 
 def slide(bottom: Shape, axis: int, kernel: Kernel) -> Shape:
@@ -76,7 +82,13 @@ def convolution(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if len(set(bottoms)) > 1:
         raise SpecError(f"all bottoms must have the same shape, got {', '.join(map(str, bottoms))}")
     axis, outputs, _, kernel = _arguments(layer, bottom)
-    sizes = (spread if SIGNATURES[layer.type].has(Trait.SPREADS) else slide)(bottom, axis, kernel)
+    extra = extra_padding(SIGNATURES[layer.type].parameters(layer))
+    if SIGNATURES[layer.type].has(Trait.SPREADS):
+        if any(extra):
+            raise SpecError("pad_l, pad_r, pad_t, pad_b are not supported here, unless both sides are equal")
+        sizes = spread(bottom, axis, kernel)
+    else:
+        sizes = slide(padded(bottom, extra), axis, kernel)
     return [(*bottom[:axis], outputs, *sizes)] * len(bottoms)
 
 
@@ -104,7 +116,7 @@ def _im2col(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     axis = canonical_axis(p.axis, len(bottom))
     kernel = kernel_of(p, len(bottom) - axis - 1, bottom, axis)
     channels = bottom[axis] * math.prod(kernel.kernel_size)
-    return [(*bottom[:axis], channels, *slide(bottom, axis, kernel))]
+    return [(*bottom[:axis], channels, *slide(padded(bottom, extra_padding(p)), axis, kernel))]
 
 
 def declare_convolution(

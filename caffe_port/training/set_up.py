@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import devices
+from caffe_port.api import load_notes
 from caffe_port.data import datasets
 from caffe_port.data.batches import Feed, Prefetch
 from caffe_port.data.datasets import ImageFeed
 from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.data.records import RecordFeed, from_layer
+from caffe_port.definition.fields import refuse
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, solverstate
@@ -68,6 +70,7 @@ class TrainOptions:
             process's rows, as in Caffe.
         keep: number of snapshots to keep; 0: all.
         reference_log: a Caffe log; every test is compared with its accuracy curve.
+        ignore_fields: names of fields of the nets to go without, see :func:`caffe_port.port`.
     """
 
     data: str | None = None
@@ -93,6 +96,7 @@ class TrainOptions:
     sync_batch_norm: bool = True
     keep: int = 3
     reference_log: str | None = None
+    ignore_fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def set_up(
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     notes = [devices.NO_BF16] if options.fast and options.amp is None else []
-    definition, specs = _specs(spec)
+    definition, specs = _specs(spec, notes)
     phases = ("TRAIN", "TEST") if spec.test_interval else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
     if options.epochs is not None:
@@ -194,7 +198,7 @@ def set_up(
     net = _net(specs, feeds, seed)
     start = options.weights or next(iter(spec.param.weights if spec.param is not None else ()), None)
     if start:
-        net.load_weights(caffemodel.read(start))
+        notes += load_notes(net.load_weights(caffemodel.read(start)))
     net.to(device).train()
     if options.channels_last:
         net.to(memory_format=torch.channels_last)
@@ -273,11 +277,17 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
     return options
 
 
-def _specs(spec: SolverSpec) -> tuple[Message, dict[str, NetSpec]]:
+def _specs(spec: SolverSpec, notes: list[str]) -> tuple[Message, dict[str, NetSpec]]:
     """The definition to write into caffemodels, and the net of each phase."""
     train, test = (spec.definition(phase) for phase in ("TRAIN", "TEST"))
-    specs = {"TRAIN": train.spec("TRAIN", *spec.state("TRAIN"))}
-    specs["TEST"] = test.spec("TEST", *spec.state("TEST")) if spec.test_interval else specs["TRAIN"]
+    for name in spec.ignore_fields:
+        if name not in (*train.ignored, *test.ignored):
+            raise SpecError(f"no net has a field '{name}' that could be ignored", spec.path)
+    specs = {"TRAIN": refuse(train.spec("TRAIN", *spec.state("TRAIN")), training=True)}
+    specs["TEST"] = specs["TRAIN"]
+    if spec.test_interval:
+        specs["TEST"] = refuse(test.spec("TEST", *spec.state("TEST")), training=True)
+    notes += dict.fromkeys((*specs["TRAIN"].notes, *specs["TEST"].notes))
     return train.net, specs
 
 
@@ -293,6 +303,9 @@ def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: in
             )
         shapes |= dict(zip(blobs, tops, strict=True))
     net = Net(specs["TEST"], shapes, specs["TRAIN"], seed=seed)
+    if net.copies:
+        layer, _, name, _, _ = net.copies[0]
+        raise layer.error(f"shares {name} in another shape (share_mode PERMISSIVE), which cannot be trained here")
     if not net.plans[True].losses:
         raise SpecError("has no loss in phase TRAIN: there is nothing to minimize", specs["TRAIN"].path)
     return net

@@ -6,6 +6,7 @@ Sources: solver.cpp, sgd_solver.cpp (GetLearningRate), net.cpp (learnable_params
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ _AT_LEAST = {
 }
 
 
+_OWN_FIELDS = ("type", "stepvalues", "test_iter", "param", "path", "ignore_fields")
+"""Attributes of a SolverSpec that are not copied from the message as they are."""
+
+
 @dataclass(frozen=True)
 class SolverSpec:
     """The fields of a solver.prototxt, with Caffe's names; the old ``solver_type`` is converted to ``type``.
@@ -62,6 +67,7 @@ class SolverSpec:
         stepvalues: iterations at which "multistep" takes a step.
         param: the SolverParameter, for all other fields.
         path: the file.
+        ignore_fields: names of fields of the nets to go without.
     """
 
     type: str
@@ -91,15 +97,21 @@ class SolverSpec:
     random_seed: int = -1
     param: Message | None = None
     path: str = "<text>"
+    ignore_fields: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path) -> SolverSpec:
+    def read(cls, path: str | Path, ignore_fields: Collection[str] = ()) -> SolverSpec:
         """Reads a solver.prototxt.
+
+        Args:
+            path: the file.
+            ignore_fields: names of fields of the nets to go without; see :func:`caffe_port.port`.
 
         Raises:
             CaffePortError: the file cannot be read, is not a solver, or is one that Caffe would reject.
         """
-        return cls.parse(prototxt.read(path, "SolverParameter"), str(path))
+        message = prototxt.read(path, "SolverParameter", ignore_fields)
+        return replace(cls.parse(message, str(path)), ignore_fields=tuple(ignore_fields))
 
     @classmethod
     def parse(cls, p: Message, path: str = "<text>") -> SolverSpec:
@@ -112,7 +124,7 @@ class SolverSpec:
         for name, fork in _OF_FORKS.items():
             if p.has(name):
                 raise SpecError(f"'{name}' is a field of {fork} that changes the training; it is not supported", path)
-        names = [n for n in cls.__dataclass_fields__ if n not in ("type", "stepvalues", "test_iter", "param", "path")]
+        names = [n for n in cls.__dataclass_fields__ if n not in _OWN_FIELDS]
         values = {name: getattr(p, name) for name in names}
         values["lr_policy"] = p.lr_policy or "fixed"
         kind = _OLD_TYPES[p.solver_type] if p.has("solver_type") else p.type
@@ -180,11 +192,11 @@ class SolverSpec:
             found = len(texts) + len(paths) or "no"
             raise SpecError(f"names {found} nets for phase {phase}; expected one (net or {own})", self.path)
         if texts:
-            return Definition.parse(texts[0], self.path)
+            return Definition.parse(texts[0], self.path).without(self.ignore_fields, everywhere=False)
         folder, path = Path(self.path).parent, Path(paths[0])
         for candidate in (folder / path, path, folder / path.name):
             if candidate.is_file():
-                return Definition.read(candidate)
+                return Definition.read(candidate, self.ignore_fields, everywhere=False)
         raise SpecError(f"its net '{path}' is neither in its folder nor in the current one", self.path)
 
     def state(self, phase: str) -> tuple[int, tuple[str, ...]]:

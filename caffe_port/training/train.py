@@ -44,7 +44,7 @@ def train(
     began, options = time.monotonic(), options or TrainOptions()
     with processes.group(options.device) as device, run_folder.hold(out):
         hear = listen if listen is not None and processes.is_first() else (lambda _: None)
-        training, start = set_up(SolverSpec.read(solver_path), Path(out), options, device, hear)
+        training, start = set_up(SolverSpec.read(solver_path, options.ignore_fields), Path(out), options, device, hear)
         with signals.caught() as stop, contextlib.closing(training):
             training.began = began
             return _loop(training, start, stop)

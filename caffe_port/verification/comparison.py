@@ -256,6 +256,7 @@ class Report:
         inputs: input blob -> description of what was fed.
         provenance: checksums of the files, and versions.
         notes: warnings.
+        without: names of fields in the file that neither side follows; the verdict names them.
     """
 
     rows: tuple[Row, ...]
@@ -267,6 +268,7 @@ class Report:
     inputs: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def _count(self, status: str) -> int:
         return sum(row.status == status for row in self.rows)
@@ -313,6 +315,12 @@ class Report:
         return not self.failed and not self.vacuous
 
     @property
+    def word(self) -> str:
+        """PASSED or FAILED; and the fields without which that is so."""
+        names = " and ".join(f"'{name}'" for name in self.without)
+        return f"{'PASSED' if self.passed else 'FAILED'}{' without ' + names if names else ''}"
+
+    @property
     def first(self) -> Row | None:
         """The first layer that diverges: the first broken one or, if none is, the first with an accumulated error."""
         failed = [row for row in self.rows if row.status == "failed"]
@@ -347,10 +355,12 @@ class Report:
             return nothing
         rest = f"; {self.not_compared} not compared" if self.not_compared else ""
         if self.passed:
-            return f"PASSED: all {self.compared} compared tops agree{self.whom()}{rest}"
+            return f"{self.word}: all {self.compared} compared tops agree{self.whom()}{rest}"
         differ = "differs" if self.failed == 1 else "differ"
         first = f", the first in layer '{self.first.layer}' ({self.first.type})" if self.first else ""
-        return f"FAILED: {self.failed} of {self.compared} compared tops {differ} from {self.reference}{first}{rest}"
+        return (
+            f"{self.word}: {self.failed} of {self.compared} compared tops {differ} from {self.reference}{first}{rest}"
+        )
 
     def __repr__(self) -> str:
         return printable(f"<Report of '{self.net}' (phase {self.phase}): {self._summary()}>")

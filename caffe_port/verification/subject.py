@@ -16,6 +16,7 @@ from caffe_port.api import Ported, Prototxt, Stored, build, read
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
+from caffe_port.definition.fields import not_followed
 from caffe_port.errors import CaffePortError, SpecError, did_you_mean
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan
@@ -82,6 +83,7 @@ class Subject:
             self.words,
             self.provenance,
             self.notes,
+            without=not_followed(spec),
         )
 
 
@@ -97,6 +99,7 @@ def prepare(
     keep_loss: bool | None = None,
     level: int = 0,
     stages: Sequence[str] = (),
+    ignore_fields: Collection[str] = (),
 ) -> Subject:
     """Prepares a net and its inputs; arguments as for :func:`caffe_port.verification.verify.verify`.
 
@@ -104,14 +107,14 @@ def prepare(
     weights is taken as it is.
     """
     phase = "TEST" if trace is None else trace.phase
-    if isinstance(prototxt, Ported) and weights is None:
+    if isinstance(prototxt, Ported) and weights is None and not ignore_fields:
         ported = prototxt
         _check_built(ported, phase, keep_loss, level, stages)
         spec = ported.net.plans[phase == "TRAIN"].spec
         given = _given(spec, trace, input)
         _check_shapes(ported, phase, _shapes(given, input_shapes))
     else:
-        definition, stored = read(prototxt, weights)
+        definition, stored = read(prototxt, weights, ignore_fields=ignore_fields)
         named = {*(input_shapes or {}), *(trace.inputs if trace else ())}
         named |= set(input) if isinstance(input, Mapping) else set()
         spec, kept = _spec(definition, phase, level, stages, named, keep_loss, trace)

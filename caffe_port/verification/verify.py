@@ -6,7 +6,7 @@ reference's own bottoms, so one broken layer is one red row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -52,6 +52,7 @@ def verify(
     strict: bool = False,
     backward: bool = False,
     details: Details | None = None,
+    ignore_fields: Collection[str] = (),
 ) -> Report:
     """Converts a net and compares every layer with an independent implementation.
 
@@ -79,6 +80,7 @@ def verify(
         backward: compare the gradients, and the parameters that the forward pass changes, with those of a trace or
             of Caffe itself.
         details: collects what the HTML report shows, see :class:`~caffe_port.verification.details.Details`.
+        ignore_fields: names of fields to go without, see :func:`caffe_port.port`; the verdict names them.
 
     Raises:
         CaffePortError: bad input; DependencyError if OpenCV is the reference and not installed.
@@ -106,6 +108,7 @@ def verify(
             stages=stages,
             atol=atol,
             rtol=rtol,
+            ignore_fields=ignore_fields,
         )
     if state is not None:
         raise CaffePortError("a state needs a hand-written port: --against path/to/file.py:Class --state FILE")
@@ -129,6 +132,7 @@ def verify(
         keep_loss=keep_loss,
         level=level,
         stages=stages,
+        ignore_fields=ignore_fields,
     )
     if backward and isinstance(caffe, CaffeReference):
         trace = caffe.trace(subject.case, backward=True)

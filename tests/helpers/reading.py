@@ -45,9 +45,9 @@ def counted() -> Iterator[Reading]:
         found.opened[Path(os.fsdecode(path)).name] += 1
         return open_(path, *args, **kwargs)
 
-    def parsing_text(text: str, message_type: str, where: str = "<text>") -> Any:
+    def parsing_text(text: str, message_type: str, where: str = "<text>", *args: Any) -> Any:
         found.parsed[Path(where).name] += 1
-        return parse_text(text, message_type, where)
+        return parse_text(text, message_type, where, *args)
 
     def parsing_bytes(data: Any, message_type: str, where: str, *args: Any, **kwargs: Any) -> Any:
         found.parsed[Path(where).name] += 1

@@ -132,7 +132,7 @@ def _detection_output(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shap
     return [(1, 1, 1, 7)]
 
 
-declare("PriorBox", _prior_box, message="prior_box_param", bottoms=2)
+declare("PriorBox", _prior_box, message="prior_box_param", also=("prior_box_clustered_param",), bottoms=2)
 declare("PriorBoxClustered", _prior_box_clustered, message=("prior_box_clustered_param", "prior_box_param"), bottoms=2)
 declare(
     "DetectionOutput", _detection_output, message="detection_output_param", bottoms=(3, 5), traits=Trait.WHOLE_LAYER

@@ -36,4 +36,11 @@ def _multi_box_loss(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]
     return [()]
 
 
-declare("MultiBoxLoss", _multi_box_loss, message="multibox_loss_param", bottoms=4, traits=LOSS | Trait.WHOLE_LAYER)
+declare(
+    "MultiBoxLoss",
+    _multi_box_loss,
+    message="multibox_loss_param",
+    also=("loss_param",),
+    bottoms=4,
+    traits=LOSS | Trait.WHOLE_LAYER,
+)

@@ -63,6 +63,7 @@ for _type, _window in (("ConvolutionRistretto", Trait.SLIDES), ("DeconvolutionRi
         _type,
         _convolution,
         message="convolution_param",
+        also=("quantization_param",),
         bottoms=(1, ANY),
         blobs=("weight", "bias"),
         blob_shapes=convolution_blobs,
@@ -73,9 +74,10 @@ declare(
     "FcRistretto",
     _inner_product,
     message="inner_product_param",
+    also=("quantization_param",),
     blobs=("weight", "bias"),
     blob_shapes=inner_product_blobs,
     macs=inner_product_macs,
     traits=Trait.DENSE | Trait.WHOLE_LAYER,
 )
-declare("LRNRistretto", _lrn, message="lrn_param", traits=IMAGE | Trait.WHOLE_LAYER)
+declare("LRNRistretto", _lrn, message="lrn_param", also=("quantization_param",), traits=IMAGE | Trait.WHOLE_LAYER)

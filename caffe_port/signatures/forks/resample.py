@@ -172,7 +172,13 @@ declare(
     "Unpooling", _unpooling, message="unpooling_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER
 )
 declare("Resample", _resample, message="resample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
-declare("Reorg", _reorg, aliases=("PassThrough", "ReorgYolo"), traits=Trait.REARRANGES)
+declare(
+    "Reorg",
+    _reorg,
+    also=("reorg_param", "reorg_yolo_param", "pass_through_param"),
+    aliases=("PassThrough", "ReorgYolo"),
+    traits=Trait.REARRANGES,
+)
 declare("CropCenter", _crop_center, message="crop_center_param", traits=Trait.REARRANGES | Trait.WHOLE_LAYER)
 declare(
     "Reverse",

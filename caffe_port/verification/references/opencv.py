@@ -42,6 +42,11 @@ def _one_side(layer: Message, _bottoms: int) -> bool:
 _ONE_SIDE = _when(_one_side, "OpenCV ignores pad_h without pad_w, and pad_w without pad_h")
 
 
+def _convolution(layer: Message, bottoms: int) -> str:
+    four = any(layer.convolution_param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b"))
+    return "OpenCV's schema has no padding of four sides" if four else _ONE_SIDE(layer, bottoms)
+
+
 def _batch_norm(layer: Message, _bottoms: int) -> str:
     p = layer.batch_norm_param
     if p.has("use_global_stats") and not p.use_global_stats:
@@ -94,7 +99,7 @@ DEVIATIONS: dict[str, Check] = {
     ),
     "Axpy": _when(lambda *_: True, "OpenCV computes a * y + x, SENet a * x + y"),
     "BatchNorm": _batch_norm,
-    "Convolution": _ONE_SIDE,
+    "Convolution": _convolution,
     "ConvolutionDepthwise": _ONE_SIDE,
     "Deconvolution": _deconvolution,
     "Dropout": _when(lambda p, _: not p.dropout_param.scale_train, "OpenCV ignores scale_train: false of Dropout"),

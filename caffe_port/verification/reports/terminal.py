@@ -4,7 +4,8 @@ The JSON is stable: members may be added, but none changes its meaning.
 
 - ``format``: ``"caffe-port verification"``; ``version``: 1
 - ``passed``: the verdict; ``compared``, ``failed``, ``not_compared``: numbers of tops
-- ``net``, ``phase``, ``reference``, ``candidate``, ``inputs`` (blob -> words), ``provenance``, ``notes``
+- ``net``, ``phase``, ``reference``, ``candidate``, ``inputs`` (blob -> words), ``provenance``, ``notes``,
+  ``without`` (fields of the file that neither side follows)
 - ``tolerance``: ``{"atol", "rtol"}``; a top passes where ``|a - e| <= atol * unit + rtol * |e|``
 - ``first``: ``{"layer", "top"}`` of the first layer that diverges, or null
 - ``rows``: ``{"layer", "top", "type", "blob", "where", "status", "note", "cause", "by", "distance", "rounding",
@@ -54,6 +55,7 @@ def to_json(report: Report) -> str:
         "inputs": dict(report.inputs),
         "provenance": dict(report.provenance),
         "notes": list(report.notes),
+        "without": list(report.without),
         "tolerance": dataclasses.asdict(report.tolerance),
         "first": {"layer": report.first.layer, "top": report.first.top} if report.first else None,
         "rows": [_row(row) for row in report.rows],
@@ -84,15 +86,15 @@ def verdict(report: Report) -> str:
     if report.rounded:
         rest = f"; {report.rounded} free-running only within rounding{rest}"
     if report.passed:
-        return f"PASSED: all {report.compared} compared tops agree{report.whom()}{rest}"
+        return f"{report.word}: all {report.compared} compared tops agree{report.whom()}{rest}"
     broken = list(dict.fromkeys(row.layer for row in report.broken))
     far = sum(row.distance is not None and not row.distance.passed for row in report.rows)
     if far and not broken:
         verb = "is" if far == 1 else "are"
         further = f"more than twice as far from a float64 run as {report.reference}"
-        return f"FAILED: {far} of {report.compared} compared tops {verb} {further}{rest}"
+        return f"{report.word}: {far} of {report.compared} compared tops {verb} {further}{rest}"
     differ = "differs" if report.failed == 1 else "differ"
-    words = f"FAILED: {report.failed} of {report.compared} compared tops {differ} from {report.reference}"
+    words = f"{report.word}: {report.failed} of {report.compared} compared tops {differ} from {report.reference}"
     if (others := report.whom()) and others.startswith(":"):
         rest = f"; compared{others[1:]}{rest}"
     if not broken:

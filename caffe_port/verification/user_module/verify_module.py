@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ def verify_port(
     stages: Sequence[str] = (),
     atol: float = ATOL,
     rtol: float = RTOL,
+    ignore_fields: Collection[str] = (),
 ) -> Report:
     """Matches the calls of a hand-written module with the net's layers and reports what differs.
 
@@ -51,7 +52,8 @@ def verify_port(
         keep_parameters: compare the module's own parameters (True), or copy Caffe's in first (False), which changes the
             module. None: keep them if there is a state.
         reference: the reference for the expected values.
-        input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol: as for :func:`caffe_port.verify`.
+        input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol, ignore_fields: as for
+            :func:`caffe_port.verify`.
 
     Returns:
         A row for every Caffe layer, and one for every additional layer of the module.
@@ -79,6 +81,7 @@ def verify_port(
         keep_loss=keep_loss,
         level=level,
         stages=stages,
+        ignore_fields=ignore_fields,
     )
     case = subject.case
     trace = record(judge, case)

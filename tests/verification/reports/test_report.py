@@ -145,6 +145,7 @@ def test_json() -> None:
         "inputs",
         "provenance",
         "notes",
+        "without",
         "tolerance",
         "first",
         "rows",

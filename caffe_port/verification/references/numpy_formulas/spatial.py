@@ -28,6 +28,13 @@ def _windows(p: Message, count: int) -> tuple[Sides, Sides, Sides, Sides]:
     return kernel, stride, pad, spatial(hole, given(p, "hole_h"), given(p, "hole_w"), count, 1)
 
 
+def _bordered(p: Message, x: Array) -> Array:
+    """The image with zeros around it, where each side has a number of its own. Source: synopsys-caffe."""
+    if not any(p.has(name) for name in ("pad_r", "pad_t", "pad_b")):
+        return x
+    return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(p.pad_t, p.pad_b), (p.pad_l, p.pad_r)])
+
+
 def _shaped(p: Message, word: str) -> list[int]:
     """``kernel_size``, ``stride`` or ``pad``; or a fork's ``kernel_shape { dim dim dim }`` and so on."""
     if p.has(f"{word}_shape"):
@@ -62,6 +69,7 @@ def convolution(layer: Layer) -> Result:
 
 def _convolve(p: Message, x: Array, blobs: Sequence[Array]) -> Array:
     axis = p.axis % x.ndim
+    x = _bordered(p, x)
     batch, channels, sides = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     kernel, stride, pad, dilation = _windows(p, len(sides))
     out = tuple(
@@ -109,6 +117,7 @@ def _deconvolve(p: Message, x: Array, blobs: Sequence[Array]) -> Array:
 def im2col(layer: Layer) -> Result:
     """Channel (i, k) is what kernel offset k reads from channel i. Source: im2col.cpp."""
     x = layer.x
+    x = _bordered(layer.param.convolution_param, x)
     kernel, stride, pad, dilation = _windows(layer.param.convolution_param, 2)
     out = tuple(
         (n + 2 * q - (d * (k - 1) + 1)) // s + 1

@@ -1,0 +1,99 @@
+"""Layers in the words of forks, put into Caffe's own.
+
+Some do two things at once, and are taken apart: BatchNorm and Scale, Convolution and ReLU. Forks fuse them, in the
+definition (``relu: true``, ``scale_bias: true``) or in the file alone: five blobs, or four, of NVIDIA's BatchNorm. The
+second layer works in place and is named after the first one: ``bn/scale``, ``conv1/relu``.
+
+Sources: batch_norm_layer.cpp of NVIDIA/caffe; base_conv_layer.cpp, inner_product_layer.cpp and batch_norm_layer.cpp of
+intel/caffe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from caffe_port.formats.message import Message
+from caffe_port.signatures.signature import signature_of
+
+_STATISTICS = 3
+"""Blobs of Caffe's BatchNorm: sum of means, sum of variances, scale factor."""
+
+
+def unfused(layers: Sequence[Message], held: Collection[str] = ()) -> list[Message]:
+    """The layers, with one of its own for each fused Scale and ReLU.
+
+    Args:
+        layers: LayerParameters.
+        held: names of BatchNorm layers that have a scale and a shift in the weights file.
+    """
+    result: list[Message] = []
+    for layer in layers:
+        alone, relus = _without_relu(_rounded(layer))
+        result += _split(alone) if _has_scale(alone) or (alone.type == "BatchNorm" and alone.name in held) else [alone]
+        result += relus
+    return result
+
+
+def _rounded(layer: Message) -> Message:
+    """``torch_pooling: true`` is ``round_mode: FLOOR``. Source: legacy_pad in Caffe2's caffe_translator.py."""
+    p = layer.pooling_param
+    if not p.has("torch_pooling"):
+        return layer
+    return layer.copy(pooling_param=p.copy(torch_pooling=None, **({"round_mode": "FLOOR"} if p.torch_pooling else {})))
+
+
+def _without_relu(layer: Message) -> tuple[Message, list[Message]]:
+    """The layer without its fused ReLU, and that ReLU for each of its tops."""
+    signature = signature_of(layer.type)
+    for name in signature.messages if signature is not None else ():
+        p = getattr(layer, name) if layer.has(name) else None
+        if p is None or p.schema is None or "relu" not in p.schema.fields or not p.has("relu"):
+            continue
+        alone = layer.copy(**{name: _cleared(p, "relu", "negative_slope")})
+        if not p.relu:
+            return alone, []
+        slope = Message("ReLUParameter", layer.line)
+        if "negative_slope" in p.schema.fields and p.negative_slope:
+            slope.set("negative_slope", p.negative_slope)
+        names = ["relu"] if len(layer.top) == 1 else [f"relu{k}" for k in range(len(layer.top))]
+        return alone, [
+            _after(layer, name, top, "ReLU", relu_param=slope) for name, top in zip(names, layer.top, strict=True)
+        ]
+    return layer, []
+
+
+def _has_scale(layer: Message) -> bool:
+    """Whether a BatchNorm is NVIDIA's, with a scale and a shift: a filler of either says so, too."""
+    p = layer.batch_norm_param
+    return layer.type == "BatchNorm" and bool(p.scale_bias or p.has("scale_filler") or p.has("bias_filler"))
+
+
+def _split(layer: Message) -> Iterator[Message]:
+    """A BatchNorm, and a Scale for the scale and the shift in it."""
+    p = layer.batch_norm_param
+    alone = layer.copy(param=list(layer.param[:_STATISTICS]) or None)
+    if layer.has("batch_norm_param"):
+        alone.set("batch_norm_param", _cleared(p, "scale_bias", "scale_filler", "bias_filler"))
+    yield alone
+    scale = Message("ScaleParameter", layer.line, bias_term=True)
+    for name, own in (("filler", "scale_filler"), ("bias_filler", "bias_filler")):
+        if p.has(own):
+            scale.set(name, getattr(p, own))
+    rest = list(layer.param[_STATISTICS:]) or None
+    yield from (_after(layer, "scale", top, "Scale", scale_param=scale, param=rest) for top in layer.top)
+
+
+def _cleared(p: Message, *names: str) -> Message:
+    assert p.schema is not None
+    return p.copy(**{name: None for name in names if name in p.schema.fields})
+
+
+def _after(layer: Message, name: str, blob: str, type_: str, **more: object) -> Message:
+    """A layer that works in place on a top of another, where that one is included."""
+    made = Message("LayerParameter", layer.line, name=f"{layer.name}/{name}", type=type_, bottom=[blob], top=[blob])
+    for field in ("include", "exclude", "phase"):
+        if layer.has(field):
+            made.set(field, getattr(layer, field))
+    for field, value in more.items():
+        made.set(field, value)
+    return made

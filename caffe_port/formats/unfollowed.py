@@ -1,0 +1,210 @@
+"""The fields of layers that caffe-port does not follow, and what each does.
+
+Every field of proto/caffe.proto is read by the code that computes its layer, unless it is listed here. A field that is
+neither in the schema nor here is unknown, and may do anything. Who judges a net by these tables is
+:mod:`caffe_port.definition.fields`; ``python docs/make_fields.py`` counts them.
+
+A key is ``Message.field``, ``*.field`` for the field of that name in any message, or ``Type:field`` for the field in
+layers of that type alone; the last one goes first. A wire number may stand in place of a name.
+
+Sources: the layers' code in the fork that is named; a reason without one follows from what the field is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from caffe_port.formats.message import Field, Message
+
+HARMLESS: Final = "harmless"
+"""Changes no number."""
+TRAINING: Final = "training"
+"""Concerns initial values and updates only: a net with its weights computes the same."""
+FEED: Final = "feed"
+"""Changes what a data layer hands to the net, and nothing in the net."""
+CHANGES: Final = "changes"
+"""Changes what the layer computes."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field does that is not followed: its effect, and words for the user."""
+
+    effect: str
+    words: str
+
+
+def rule_of(type_: str, message: str, name: str) -> Rule | None:
+    """The rule for a field of a message in a layer of a type; None where no table has it."""
+    keys = (f"{type_}:{name}", f"{message}.{name}", f"*.{name}")
+    return next((_RULES[key] for key in keys if key in _RULES), None)
+
+
+def is_neutral(field: Field, value: Any) -> bool:
+    """Whether a value is the one that a layer has without the field."""
+    if field.repeated:
+        return not len(value)
+    if isinstance(value, Message):
+        return False
+    return bool(value == field.default)
+
+
+def _table(effect: str, entries: dict[str, str]) -> dict[str, Rule]:
+    """Rules by key; a key may join several fields of one message: ``Message.a b c``."""
+    rules = {}
+    for keys, words in entries.items():
+        head, mark, names = keys.partition(":" if ":" in keys else ".")
+        for name in names.split():
+            rules[f"{head}{mark}{name}"] = Rule(effect, words)
+    return rules
+
+
+_HARMLESS: Final = {
+    # Where, with which library and with how many threads
+    "*.engine": "which library computes the layer",
+    "*.cudnn_math_override": "which of cuDNN's units compute",
+    "*.use_gpu_transform": "where images are prepared",
+    "*.force_nd_im2col": "which of two equal algorithms convolves",
+    "*.conv_algos_override": "which of cuDNN's algorithms convolves",
+    "*.cudnn_convolution_algo_seeker": "how cuDNN's algorithm is chosen",
+    "*.conv_algorithm": "which of Intel's algorithms convolves",
+    "DataParameter.threads parser_threads": "how many threads read",
+    "*.prefetch": "how many batches are read ahead",
+    "DataParameter.cache": "whether records stay in memory",
+    "WindowDataParameter.cache_images": "whether images stay in memory",
+    "NetParameter.default_conv_algos_override default_cudnn_math_override reduce_buckets": "how a GPU computes",
+    "NetParameter.engine": "which library computes the layers",
+    "LayerParameter.multinode": "how several machines share the work",
+    "NetParameter.multinode compile_net_state": "how several machines share the work",
+    "LayerParameter.mn_grad_compress_param": "how several machines share the work",
+    "PythonParameter.share_in_parallel": "whether several GPUs share the layer",
+    # The type of numbers; caffe-port computes in float32
+    "LayerParameter.forward_type backward_type forward_math backward_math": "the precision; float32 is used",
+    "NetParameter.default_forward_type default_backward_type default_forward_math default_backward_math": "the "
+    "precision; float32 is used",
+    # What is printed, drawn or written beside the net
+    "*.debug_info": "what is printed",
+    "LayerParameter.debug": "what is printed",
+    "*.show_data": "what is displayed",
+    "NetParameter.profile_info profile_iter profile_warmup": "what is measured and printed",
+    "*.visualize": "whether detections are drawn",
+    "*.visualize_threshold": "which detections are drawn",
+    "*.save_file": "where a film of the detections is written",
+    "*.save_output_param": "where the detections are written beside the top",
+    "*.label_map_file": "the names of the classes, for what is written",
+    "DataAugmentation:write_augmented write_mean": "what is written beside the top",
+    # What has no reader in the code of its own fork
+    "ConvolutionParameter.negative_slope": "counts with relu: true alone (Intel)",
+    "InnerProductParameter.negative_slope": "counts with relu: true alone (Intel)",
+    "Im2col:num_output bias_term group weight_filler bias_filler": "Im2col looks at the window alone",
+    "Im2col:relu negative_slope": "Im2col looks at the window alone",
+    "*.filter_group": "cuts the outputs into parts that all see every channel (C3D)",
+    "YoloDetectionOutputParameter.side": "the size of the bottom counts",
+    "ImResizeParameter.start_scale scale_gap": "the scales of the program around the net (OpenPose)",
+    "NmsParameter.num_peak": "max_peaks counts (OpenPose)",
+    "NoiseLayerParameter.bias": "noise is added in training alone",
+    "ProposalParameter.output_actual_rois_num": "the number of rows, which the top has anyhow",
+    "RegionYoloParameter.anchors": "the reader of the boxes needs them, the layer does not",
+    "PriorBoxClustered:flip": "each box has its own width and height",
+    "PriorBoxClustered:fixed_size fixed_ratio density": "each box has its own width and height",
+    "UpsampleParameter.stride_w": "stride counts in both directions",
+    "LabelSpecificAdd:transform_test": "labels are read in training alone",
+    "BatchNormParameter.use_weight_bias bias_term": "whether there is a scale and a shift, which the blobs say (Intel)",
+    # What only training looks at, and caffe-port's training computes alike
+    "EltwiseParameter.stable_prod_grad": "how a gradient is rounded",
+    "LstmParameter.clipping_threshold": "bounds gradients",
+    "SpatialTransformerParameter.to_compute_dU": "whether a gradient is computed",
+    "ChannelNormalizeParameter.fix_gradient": "scales a gradient",
+    "ChannelNormalizeParameter.bp_norm": "whether a gradient is computed",
+    "*.random_seed": "which random numbers are drawn",
+    "LayerParameter.reshape_every_iter": "when shapes are computed",
+    "BatchNormParameter.stats_batch_size": "how many images Intel's code takes the statistics of in training",
+    "NetParameter.bn_stats_batch_size": "how many images Intel's code takes the statistics of in training",
+    "TransformationParameter.emit_constraint": "which boxes go with an image",
+    "NetParameter.force_backward": "whether gradients reach the inputs",
+}
+
+_TRAINING: Final = {
+    "NetParameter.global_grad_scale": "the factor of gradients in half precision",
+    "LayerParameter.blobs_lr weight_decay blob_share_mode": "the old form of param, which layers of this form ignore",
+    "ParamSpec.l1_mult": "the factor of an L1 penalty",
+    "BatchNormParameter.update_global_stats": "whether training updates the statistics",
+    "BatchNormParameter.filler": "the initial scale (Intel)",
+    "FillerParameter.file diag_val values": "initial values",
+}
+
+_FEED: Final = {
+    # TransformationParameter
+    "TransformationParameter.resize_param": "resizes images (SSD)",
+    "TransformationParameter.noise_param distort_param expand_param": "varies images at random (SSD)",
+    "TransformationParameter.crop_h crop_w crop_width crop_height": "crops images (SSD, PSPNet, DeepLab)",
+    "TransformationParameter.random_resize_param random_aspect_ratio_param": "resizes images at random (Intel)",
+    "TransformationParameter.flow": "treats images as optical flow (Intel)",
+    "TransformationParameter.bgr2rgb": "swaps the channels (Intel)",
+    "TransformationParameter.cvt_bgr2rgb": "swaps the channels (Cambricon)",
+    "TransformationParameter.img_rand_resize_lower img_rand_resize_upper": "resizes images at random (NVIDIA)",
+    "TransformationParameter.rand_rel_ar_lower rand_rel_ar_upper rand_wscale_lower rand_wscale_upper "
+    "rand_hscale_lower rand_hscale_upper rand_lscale_lower rand_lscale_upper": "varies images at random (NVIDIA)",
+    "TransformationParameter.interpolation_algo_down interpolation_algo_up": "how images are resized (NVIDIA)",
+    "TransformationParameter.rand_resize rand_rotate gaussian_blur rand_aspect_ratio rotate90n": "varies images at "
+    "random (PSPNet)",
+    "TransformationParameter.label_scalefactor label_offset": "changes labels (PSPNet)",
+    "TransformationParameter.scale_factors": "resizes images at random (DeepLab)",
+    # data layers
+    "DataParameter.side": "the grid of labels (YOLO)",
+    "ImageDataParameter.label_type ignore_label is_rsdata rs_channels": "what labels are (DeepLab)",
+    "ImageDataParameter.min_height min_width": "resizes images (Intel)",
+    "ImageDataParameter.h_offset w_offset h_crop w_crop": "crops images (SegNet)",
+    "ImageDataParameter.nn_interp label_divide_factor": "changes labels (SegNet)",
+    "ImageDataParameter.face_transform max_shear_ratio max_aspect_ratio max_rotate_angle min_random_scale "
+    "max_random_scale max_random_shift face_mirror face_point_num": "varies images at random (happynear)",
+    "ImageDataParameter.use_image use_temporal_jitter": "which frames of a video are read (C3D)",
+    "WindowDataParameter.fg_threshold bg_threshold fg_fraction context_pad crop_mode": "how windows are drawn (R-CNN)",
+}
+
+_CHANGES: Final = {
+    # Of the schema
+    "AutoCrop:dimsize": "the size to crop to",
+    "Crop:dimsize": "the size to crop to (OpenVINO)",
+    "BatchReductionParameter.pos": "what is added to the levels",
+    "CorrelationParameter.do_abs": "takes absolute values",
+    "Correlation:single_direction": "compares in one direction alone",
+    "DataAugmentation:num mode bottomwidth bottomheight": "what is cut out",
+    "DropoutParameter.sample_weights_test": "drops in phase TEST, too (SegNet)",
+    "ChannelDropout:sample_weights_test scale_train": "how dropout scales",
+    "SpatialDropout:sample_weights_test scale_train": "how dropout scales",
+    "ELUParameter.lambda": "multiplies the top (NVIDIA's SELU)",
+    "EltwiseParameter.coeff_blob": "the last bottom holds the coefficients (LRCN)",
+    "ROIAlign:pad_ratio": "enlarges the regions (MS-CNN)",
+    "ROIAlign:spatial_scale_h spatial_scale_w": "one scale for each direction",
+    "DetectionOutputParameter.input_width input_height": "the size of the image that boxes are given in",
+    "ReLU6Parameter.n": "where the layer stops",
+    "ResampleParameter.factor": "the size of the top",
+    "SpatialTransformerParameter.de_transform": "inverts the transformation",
+    "UpsampleParameter.nearestneighbor_mode": "repeats values (Cambricon)",
+    "MultiBoxLossParameter.sample_size use_prior_for_nms": "which boxes HARD_EXAMPLE takes",
+    "LayerParameter.quantization_param": "computes with few bits (Intel)",
+    # Of forks, outside the schema
+    "ReLU6Parameter.threshold": "where the layer stops, 6 without it",
+    "ReLUParameter.upper_limit": "where the layer stops",
+    "BatchNormParameter.add_eps_before_sqrt": "where eps is added",
+    "EltwiseParameter.swap_xy": "exchanges the axes",
+    "EltwiseParameter.relu": "takes the ReLU of the top",
+    "PriorBoxParameter.additional_y_offset": "a second box for each, half a cell below (OpenCV)",
+    "ReshapeParameter.pixelshuffler": "moves channels into blocks of pixels",
+    "*.use_polygon": "boxes are polygons (TextBoxes++)",
+    "*.do_state_prediction": "predicts a state for each box",
+}
+
+_RULES: Final[dict[str, Rule]] = {
+    **_table(HARMLESS, _HARMLESS),
+    **_table(TRAINING, _TRAINING),
+    **_table(FEED, _FEED),
+    **_table(CHANGES, _CHANGES),
+}
+
+
+def listed() -> dict[str, Rule]:
+    """Every rule by its key."""
+    return dict(_RULES)
