@@ -12,6 +12,7 @@ import click
 
 from caffe_port.commands.command import F
 from caffe_port.errors import CaffePortError
+from caffe_port.formats.fork_fields import DIALECTS
 from caffe_port.storage.files import opened
 
 
@@ -73,6 +74,13 @@ class NetFiles:
     options: dict[str, Any]
 
 
+dialect_option = click.option(
+    "--dialect",
+    type=click.Choice(DIALECTS),
+    help="The fork whose meaning fields have on which forks disagree. Default: as the net tells.",
+)
+
+
 ignore_field = click.option(
     "--ignore-field",
     "ignored",
@@ -108,13 +116,24 @@ def net_options(function: F) -> F:
             type=click.Path(),
             help="Python file that defines custom layer types; its code is run. May be repeated.",
         ),
+        dialect_option,
     ]
 
     @functools.wraps(function)
     def with_net(
-        files: tuple[str, ...], shapes: Any, stages: Any, level: int, ignored: Any, plugins: Any, **rest: Any
+        files: tuple[str, ...],
+        shapes: Any,
+        stages: Any,
+        level: int,
+        ignored: Any,
+        plugins: Any,
+        dialect: str | None,
+        **rest: Any,
     ) -> Any:
         prototxt, weights = sort_files(files)
+        from caffe_port.formats import dialects
+
+        dialects.assume(dialect)
         if plugins:
             from caffe_port.signatures.plugins import run
 

@@ -2,18 +2,18 @@
 
 A message has one field per number. Where two forks took the same number for different things, proto/caffe.proto gives
 it to the more widely used one, and the other gets a placeholder in :data:`PLACEHOLDERS`, which never occurs in a file.
-That is enough for text, which names its fields. A binary reader has three ways to tell the forks apart:
+That is enough for text, which names its fields. A binary reader has four ways to tell the forks apart:
 
 1. The layer's type: :data:`WIRE_NUMBERS`. It comes first, because the bytes of one message may not parse as another.
+   With the type, the number may also tell the fork, and so what the numbers inside mean: :data:`LAYOUTS`.
 2. The wire type: :data:`BY_WIRE_TYPE`, when a value cannot belong to the field that has its number.
 3. The value: :data:`NOT_A_BOOL`.
+4. The whole net: :mod:`caffe_port.formats.dialects`.
 
 A message of a fork that does not parse as the field that has its number is an unknown field.
 
 Anything that cannot be told apart is read as the schema says, which is ambiguous in these cases only:
 
-- PoolingParameter 13 is ``round_mode`` (CEIL 0, FLOOR 1) or ``ceil_mode`` (true 1, false 0). In a file that states
-  only what is not the default, either value means "round down".
 - ConvolutionParameter 18 and 19 are DeepLab's ``hole_h`` and ``hole_w``; elsewhere ``dilation`` and NVIDIA's choice of
   algorithm.
 - DropoutParameter 2 is SegNet's ``sample_weights_test``, R-FCN's ``scale_train`` or NVIDIA's ``engine``.
@@ -26,7 +26,10 @@ Sources: caffe.proto of the repositories listed at the head of proto/caffe.proto
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, NamedTuple
+
+DIALECTS: Final = ("caffe", "brocolli")
+"""What ``--dialect`` may say; see :mod:`caffe_port.formats.dialects`."""
 
 #: Numbers of proto/caffe.proto that never occur in a file.
 PLACEHOLDERS: Final = range(600_000, 700_000)
@@ -37,12 +40,18 @@ CAFFES_LAST_NUMBER: Final = 146
 #: Layer type -> {number in the file: field of LayerParameter}.
 WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     # Batch normalization in one layer. Own number: SegNet's and ENet's 45.
-    "BN": {137: "bn_param", 139: "bn_param"},  # PSPNet and yjxiong; happynear
+    "BN": dict.fromkeys((137, 139, 152, 160, 201, 222, 1111), "bn_param"),
+    # PSPNet and yjxiong; happynear; yjxiong's layout under the numbers of others, 1111 brocolli-caffe's
     "Scale": {160: "scale_param"},  # PSPNet
     "Bias": {161: "bias_param"},  # PSPNet
     # Sizes
-    "Upsample": dict.fromkeys((137, 147, 149, 150, 160, 211), "upsample_param"),
-    # SegNet; ENet; darknet2caffe; MobileNet-YOLO; Ascend; X2Paddle
+    "Upsample": dict.fromkeys((137, 147, 149, 150, 160, 211, 500), "upsample_param"),
+    # SegNet; ENet; darknet2caffe; MobileNet-YOLO; Ascend; X2Paddle; brocolli-caffe
+    "Resize": {251: "resize_param"},  # brocolli-caffe
+    "BilinearInterpolate": {505: "bilinear_interpolate_param"},  # brocolli-caffe, as are the next four
+    "MaxUnPool": {506: "max_unpool_param"},
+    "Unsqueeze": {502: "unsqueeze_param"},
+    "Pad": {504: "pad_param"},
     "Interp": dict.fromkeys((143, 150, 153, 166), "interp_param"),  # DeepLab v2; pytorch2caffe; its port; caffe2onnx
     "CropCenter": {149: "crop_center_param"},  # nagadomi/caffe, for waifu2x
     "Accum": {160: "accum_param"},  # FlowNet 2
@@ -76,7 +85,8 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     # Building blocks
     "ShuffleChannel": {159: "shuffle_channel_param", 213: "shuffle_channel_param"},  # Ascend; X2Paddle
     "PixelShuffle": {507: "pixelshuffle_param"},  # brocolli-caffe
-    "ReLU6": dict.fromkeys((211, 216, 2060), "relu6_param"),  # MobileNet-YOLO; OpenVINO; Ascend
+    "ReLU6": dict.fromkeys((211, 216, 2060, 503), "relu6_param"),  # MobileNet-YOLO; OpenVINO; Ascend; brocolli-caffe
+    "HardSigmoid": {501: "hardsigmoid_param", 258: "hard_sigmoid_param"},  # brocolli-caffe; Synopsys
     "Axpy": {151: "axpy_param", 210: "axpy_param"},  # an empty message
     "Reverse": {147: "reverse_param", 157: "reverse_param"},  # ChWick; Ascend
     "SpatialTransformer": {150: "st_param"},
@@ -119,6 +129,40 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "ReLU": {158: "quantization_param"},
     "Eltwise": {158: "quantization_param"},
     "Concat": {158: "quantization_param"},
+}
+
+
+class Layout(NamedTuple):
+    """How a fork numbers the fields of a layer's message."""
+
+    numbers: dict[int, str]
+    """Number in the file -> field."""
+    states: dict[str, Any] = {}  # noqa: RUF012 (a default of a NamedTuple)
+    """Fields with the fork's defaults: a message has them after it was read."""
+    tells: str = ""
+    """The field that only this fork has: a message with it is written under this number."""
+
+
+_YJXIONG = {1: "slope_filler", 2: "bias_filler", 3: "momentum", 4: "eps", 5: "frozen", 6: "engine"}
+
+#: (layer type, number of its message in the file) -> the layout.
+LAYOUTS: Final[dict[tuple[str, int], Layout]] = {
+    # brocolli-caffe
+    ("Upsample", 500): Layout({1: "scale", 2: "dims_num"}, {"dims_num": 4, "scale": 1}, "dims_num"),
+    ("BN", 1111): Layout(_YJXIONG, {"inverse_std": True}, "inverse_std"),
+    ("BatchNormKyle", 139): Layout({9: "use_alpha_beta", 10: "do_all_reduce", 8: "bias_filler", 7: "filler"}),
+    ("ReLU6", 503): Layout({2: "threshold"}, {"threshold": 6.0}, "threshold"),
+    ("Resize", 251): Layout(
+        {1: "height", 2: "width", 3: "is_pyramid_test", 4: "out_height_scale", 5: "out_width_scale"}
+    ),
+    # yjxiong's
+    **{("BN", number): Layout(_YJXIONG) for number in (152, 160, 201, 222)},
+}
+
+#: Message type -> fields of the schema that say which fork's meaning holds, and that no program of Caffe's reads.
+NOT_IN_FILES: Final[dict[str, frozenset[str]]] = {
+    "BNParameter": frozenset({"inverse_std"}),
+    "EmbedParameter": frozenset({"last_axis"}),
 }
 
 #: Message type -> {(number in the file, wire type in the file): field}. Applies when the field with that number in

@@ -13,7 +13,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.fork_fields import BY_WIRE_TYPE, CAFFES_LAST_NUMBER, NOT_A_BOOL, PLACEHOLDERS, WIRE_NUMBERS
+from caffe_port.formats.fork_fields import (
+    BY_WIRE_TYPE,
+    CAFFES_LAST_NUMBER,
+    LAYOUTS,
+    NOT_A_BOOL,
+    PLACEHOLDERS,
+    WIRE_NUMBERS,
+    Layout,
+)
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
 from caffe_port.terminal import count
 
@@ -23,7 +31,7 @@ MAX_MESSAGES = 1_000_000
 
 _ARRAYS: dict[str, np.dtype[Any]] = {"float": np.dtype("<f4"), "double": np.dtype("<f8")}
 _FIXED = {"fixed32": "<I", "sfixed32": "<i", "fixed64": "<Q", "sfixed64": "<q", "float": "<f", "double": "<d"}
-_AMBIGUOUS = {number for numbers in WIRE_NUMBERS.values() for number in numbers}
+_AMBIGUOUS = {number for numbers in WIRE_NUMBERS.values() for number in numbers} | {number for _, number in LAYOUTS}
 _WIRE_FIXED_SIZE = {1: 8, 5: 4}
 
 
@@ -63,7 +71,7 @@ class _Reader:
                 self.fail("a varint is longer than ten bytes", start)
         self.fail("the data ends inside a varint", start)
 
-    def message(self, type_: Schema, at: int, end: int, depth: int) -> Message:
+    def message(self, type_: Schema, at: int, end: int, depth: int, layout: Layout | None = None) -> Message:
         if depth > MAX_DEPTH:
             self.fail(f"messages are nested more than {MAX_DEPTH} deep", at)
         self.messages += 1
@@ -79,7 +87,9 @@ class _Reader:
             if number == 0:
                 self.fail(f"{type_.name} has a field with number 0", start)
             field = type_.by_number.get(number)
-            if field is None or not _fits(field, wire_type):
+            if layout is not None and number in layout.numbers:
+                field = type_.fields[layout.numbers[number]]
+            elif field is None or not _fits(field, wire_type):
                 name = BY_WIRE_TYPE.get(type_.name, {}).get((number, wire_type))
                 field = type_.fields[name] if name else field
             if wire_type == 2:
@@ -113,14 +123,17 @@ class _Reader:
         for number, start, stop in deferred:
             name = WIRE_NUMBERS.get(message.type, {}).get(number)
             chosen = type_.fields[name] if name else type_.by_number.get(number)
-            if chosen is None or chosen.wire_type != 2 or not self.is_read(message, chosen, start, stop, depth):
+            if chosen is None or chosen.wire_type != 2 or not self.is_read(message, chosen, start, stop, depth, number):
                 message.unknown.setdefault(number, []).append(self.view[start:stop])
+        if layout is not None:
+            for name, value in layout.states.items():
+                message._fields.setdefault(name, value)
         return message
 
-    def is_read(self, message: Message, field: Field, start: int, stop: int, depth: int) -> bool:
+    def is_read(self, message: Message, field: Field, start: int, stop: int, depth: int, number: int) -> bool:
         """Reads a field; False if it is a fork's and does not parse: another fork has the number for something else."""
         try:
-            self.delimited(message, field, start, stop, depth, {})
+            self.delimited(message, field, start, stop, depth, {}, LAYOUTS.get((message.type, number)))
         except ParseError:
             if field.number <= CAFFES_LAST_NUMBER:
                 raise
@@ -135,9 +148,10 @@ class _Reader:
         stop: int,
         depth: int,
         arrays: dict[str, list[np.ndarray[Any, Any]]],
+        layout: Layout | None = None,
     ) -> None:
         if field.message_name is not None:
-            child = self.message(field.message, at, stop, depth + 1)
+            child = self.message(field.message, at, stop, depth + 1, layout)
             previous = message._fields.get(field.name)
             if previous is None or field.repeated:
                 _put(message, field, child)
@@ -269,10 +283,12 @@ def serialize(message: Message) -> Iterator[bytes | memoryview]:
     yield from chunks
 
 
-def _serialize(message: Message) -> tuple[list[bytes | memoryview], int]:
+def _serialize(message: Message, layout: Layout | None = None) -> tuple[list[bytes | memoryview], int]:
     chunks: list[bytes | memoryview] = []
     assert message.schema is not None
     numbers = _wire_numbers(message)
+    if layout is not None:
+        numbers |= {name: number for number, name in layout.numbers.items()}
     for field in sorted((message.schema.fields[n] for n, _ in message.items()), key=lambda f: numbers[f.name]):
         value, number = message._fields[field.name], numbers[field.name]
         if field.packed and field.repeated:
@@ -281,7 +297,7 @@ def _serialize(message: Message) -> tuple[list[bytes | memoryview], int]:
             continue
         for one in value if field.repeated else [value]:
             if field.message_name is not None:
-                inner, size = _serialize(one)
+                inner, size = _serialize(one, _layout(message, number))
                 chunks += [_varint(number << 3 | 2) + _varint(size), *inner]
             elif field.wire_type == 2:
                 data = one.encode("utf-8", "surrogatepass") if isinstance(one, str) else bytes(one)
@@ -296,9 +312,18 @@ def _wire_numbers(message: Message) -> dict[str, int]:
     numbers = {name: field.number for name, field in message.schema.fields.items()}
     if message.schema.name == "LayerParameter":
         for number, name in WIRE_NUMBERS.get(message.type, {}).items():
-            if numbers[name] in PLACEHOLDERS:  # the first one listed counts
+            layout = LAYOUTS.get((message.type, number))
+            own = layout is not None and layout.tells and getattr(message, name).has(layout.tells)
+            if numbers[name] in PLACEHOLDERS or own:  # the first one listed counts, or that of the field's fork
                 numbers[name] = number
     return numbers
+
+
+def _layout(message: Message, number: int) -> Layout | None:
+    """How the fields of a layer's message with this number are numbered, where that is not the schema's way."""
+    if message.schema is None or message.schema.name != "LayerParameter":
+        return None
+    return LAYOUTS.get((message.type, number))
 
 
 def _packed(field: Field, value: Any) -> bytes | memoryview:

@@ -27,6 +27,13 @@ def hsigmoid(layer: Layer) -> Result:
     return np.clip(layer.x + 3, 0, 6) / 6
 
 
+@formula("HardSigmoid")
+def hard_sigmoid(layer: Layer) -> Result:
+    """max(0, min(1, alpha x + beta)). Source: hardsigmoid_layer.cpp (brocolli-caffe)."""
+    p = layer.param.hard_sigmoid_param if layer.param.has("hard_sigmoid_param") else layer.param.hardsigmoid_param
+    return np.maximum(0, np.minimum(1, p.alpha * layer.x + p.beta))
+
+
 @formula("SELU", "Selu")
 def selu(layer: Layer) -> Result:
     """lambda (max(x, 0) + alpha (exp(min(x, 0)) - 1)). Source: selu_layer.cpp."""

@@ -101,7 +101,7 @@ def opencv_resize(x: Array, new: Sequence[int], how: str) -> Array:
 @formula("Resize")
 def resize(layer: Layer) -> Result:
     """cv::resize (Akrit2013/caffe); without zoom and inter the pixel i lies at i old / new, and 0 beyond the edge
-    (util_img.cpp, happynear/caffe-windows).
+    (util_img.cpp of bearpaw/caffe, happynear/caffe-windows and brocolli-caffe).
     """
     p, x = layer.param.resize_param, layer.x
     factors = (p.zoom, p.zoom) if p.has("zoom") else (p.zoom_h, p.zoom_w)
