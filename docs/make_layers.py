@@ -61,6 +61,7 @@ PRIORS = torch.stack([BOXES.flatten(), torch.tensor([0.1, 0.1, 0.2, 0.2] * 4)])[
 TRUTH = torch.tensor(
     [[0, 1, 0, 0.1, 0.1, 0.5, 0.5, 0], [1, 2, 0, 0.2, 0.3, 0.7, 0.8, 0], [1, 1, 0, 0.4, 0.1, 0.8, 0.5, 0]]
 )
+FOUND = TRUTH[:, :7]
 
 EXTRA: dict[str, tuple[Any, ...]] = {
     **CASES,
@@ -70,6 +71,7 @@ EXTRA: dict[str, tuple[Any, ...]] = {
     "ContinuationIndicator": ("continuation_indicator_param { time_step: 4 batch_size: 2 }",),
     "ConvolutionDepthwise": (f"convolution_param {{ kernel_size: 3 pad: 1 {FILLER} }}", X),
     "HDF5Output": ("hdf5_output_param { file_name: 'out.h5' }", X),
+    "DetectionEvaluate": ("detection_evaluate_param { num_classes: 3 }", FOUND[None, None], TRUTH[None, None]),
     "L2Normalization": ("", X),
     "Lstm": (f"lstm_param {{ num_output: 5 {FILLER} }}", STEPS, CONT),
     "MultiBoxLoss": ("multibox_loss_param { num_classes: 3 }", random(2, 16), random(2, 12), PRIORS, TRUTH[None, None]),

@@ -148,6 +148,7 @@ class Definition:
         unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
         notes += fields.notes(unfollowed)
         layers = [_data_layer(entry, self.path, notes) for entry in layers]
+        layers = _settled(layers, self.path, notes)
         layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
         if switched:
             notes.append(
@@ -214,6 +215,22 @@ def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
     tops = f"its {len(layer.top)} tops are inputs" if len(layer.top) > 1 else "its top is an input"
     notes.append(f"{at(path, layer)}: layer '{layer.name}' ({layer.type}) is treated as a data layer: {tops}")
     return layer.copy(type="OtherData")
+
+
+def _settled(layers: Sequence[Message], path: str, notes: list[str]) -> list[Message]:
+    """What forks of Caffe read differently, read in one way: see Signature.settles. A note for each way."""
+    settled, told = [], dict[tuple[str, str], list[Message]]()
+    for layer in layers:
+        signature = find(layer)
+        if signature is not None and signature.settles is not None:
+            layer, note = signature.settles(layer)
+            if note:
+                told.setdefault((layer.type, note), []).append(layer)
+        settled.append(layer)
+    for (type_, note), those in told.items():
+        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+        notes.append(f"{at(path, those[0])}: layer '{those[0].name}' ({type_}){more}: {note}")
+    return settled
 
 
 def _only_a_label(blob: str, layers: Sequence[Message]) -> bool:

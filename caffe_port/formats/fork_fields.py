@@ -74,7 +74,8 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "SmoothL1LossOHEM": {148: "smooth_l1_loss_param"},
     "BoxAnnotatorOHEM": {150: "box_annotator_ohem_param", 152: "box_annotator_ohem_param"},
     "PriorBoxClustered": {203: "prior_box_clustered_param"},  # OpenVINO
-    "Proposal": {201: "proposal_param", 202: "proposal_param"},  # PVANet, Ascend
+    "Proposal": {201: "proposal_param", 202: "proposal_param", 1000: "proposal_in_pixels_param"},
+    # PVANet, Ascend; brocolli-caffe
     "BoxOutput": {151: "box_output_param"},  # MS-CNN
     "NormalizeBBox": {149: "normalize_bbox_param"},
     # YOLO
@@ -201,6 +202,7 @@ BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
         (8, 2): "bias_filler",
     },
     "ConvolutionParameter": {(20, 5): "negative_slope"},  # Intel
+    "PriorBoxParameter": {(14, 0): "denser_prior_boxes"},  # TextBoxes++
     "ROIPoolingParameter": {(4, 0): "pooled_size"},  # Intel
     "TransformationParameter": {(8, 0): "use_gpu_transform", (9, 0): "random_seed"},  # NVIDIA/caffe
 }

@@ -180,12 +180,10 @@ _CHANGES: Final = {
     "EltwiseParameter.coeff_blob": "the last bottom holds the coefficients (LRCN)",
     "ROIAlign:pad_ratio": "enlarges the regions (MS-CNN)",
     "ROIAlign:spatial_scale_h spatial_scale_w": "one scale for each direction",
-    "DetectionOutputParameter.input_width input_height": "the size of the image that boxes are given in",
     "ReLU6Parameter.n": "where the layer stops",
     "ResampleParameter.factor": "the size of the top",
     "SpatialTransformerParameter.de_transform": "inverts the transformation",
     "UpsampleParameter.nearestneighbor_mode": "repeats values (Cambricon)",
-    "MultiBoxLossParameter.sample_size use_prior_for_nms": "which boxes HARD_EXAMPLE takes",
     "LayerParameter.quantization_param": "computes with few bits (Intel)",
     # Of forks, outside the schema
     "ReLUParameter.upper_limit": "where the layer stops",

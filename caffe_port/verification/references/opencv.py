@@ -128,6 +128,7 @@ DEVIATIONS: dict[str, Check] = {
     "Reorg": _when(
         lambda p, _: p.reorg_param.reverse or p.reorg_param.stride != 2, "OpenCV ignores stride and reverse of Reorg"
     ),
+    "Proposal": _when(lambda *_: True, "OpenCV ignores min_size of Proposal, and fills up with zeros"),
     "Resample": _when(lambda *_: True, "OpenCV aligns the corners of pixels, FlowNet their centers"),
     "Scale": _scale,
     "Selu": _when(lambda p, _: bool(p.selu_param.items()), "OpenCV ignores the parameters of Selu"),

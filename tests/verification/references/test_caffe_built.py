@@ -142,6 +142,91 @@ def test_dropout_in_train(caffe: Path, tmp_path: Path) -> None:
     assert rows["sc:0"].status == "not compared"
 
 
+SSD = SHARED / "golden/forks/ssd_train_equal_scales"
+
+
+def test_ssd_goes_backward(caffe: Path, shared: Path) -> None:
+    """Its loss refuses gradients for priors and labels, which force_backward asks for. The labels are true boxes."""
+    report = verify(
+        SSD.with_suffix(".prototxt"), SSD.with_suffix(".caffemodel"), against="caffe", keep_loss=True, backward=True
+    )
+    assert report.passed
+    assert (report.compared, report.not_compared) == (63, 0)
+    gradients = {row.layer: row for row in report.rows if row.type == "gradient"}
+    assert gradients["data"].status == gradients["label"].status == "passed"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_accuracy_with_equal_scores(caffe: Path, tmp_path: Path, backward: bool) -> None:
+    """This Caffe has an older rule, by which some equal scores count as worse."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'input: "x" input_shape { dim: 4 dim: 5 } input: "t" input_shape { dim: 4 }\n'
+        'layer { name: "r" type: "ReLU" bottom: "x" top: "r" }\n'
+        'layer { name: "a" type: "Accuracy" bottom: "r" bottom: "t" top: "a" accuracy_param { top_k: 2 } }\n'
+        'layer { name: "l" type: "SoftmaxWithLoss" bottom: "r" bottom: "t" top: "l" }'
+    )
+    report = verify(net, against="caffe", keep_loss=True, backward=backward)
+    assert report.passed
+    (row,) = (row for row in report.rows if row.layer == "a")
+    if backward:
+        assert row.status == "not compared"
+    else:
+        assert row.status == "passed"
+        assert "decides between equal scores by the order of the classes" in row.note
+        assert row.by.startswith("NumPy")
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ("", False),
+        ("loss_param { normalization: BATCH_SIZE }", False),
+        ("loss_param { normalize: false }", False),
+        ("loss_param { normalization: VALID }", True),
+        ("loss_param { ignore_label: 1 normalization: BATCH_SIZE }", True),
+        ("loss_param { normalize: true }", True),
+    ],
+)
+def test_older_sigmoid_cross_entropy_loss(caffe: Path, tmp_path: Path, own: str, other: bool) -> None:
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'input: "x" input_shape { dim: 4 dim: 5 } input: "t" input_shape { dim: 4 dim: 5 }\n'
+        f'layer {{ name: "l" type: "SigmoidCrossEntropyLoss" bottom: "x" bottom: "t" top: "l" {own} }}'
+    )
+    report = verify(net, against="caffe", keep_loss=True)
+    assert report.passed
+    assert bool(report.rows[0].by) is other
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_proposals_in_pixels_and_not(caffe: Path, tmp_path: Path, pixels: bool) -> None:
+    text = (CASES / "proposal_scale/proposal_one_image.prototxt").read_text()
+    net = tmp_path / "net.prototxt"
+    net.write_text(text.replace("proposal_param {", f"proposal_param {{ scale_in_pixels: {str(pixels).lower()}"))
+    report = verify(net, against="caffe")
+    assert report.passed
+    assert report.not_compared == 0
+    assert all(bool(row.by) is not pixels for row in report.rows)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "multibox_unshared/multiboxloss_unshared",
+        "multibox_inside/multiboxloss_inside",
+        "detectionoutput_no_nms/detectionoutput_no_nms",
+        "priorbox_clip_default/priorbox_clip_default",
+    ],
+)
+def test_detection_with_random_boxes(caffe: Path, case: str) -> None:
+    """Priors, true boxes and sizes of images that Caffe takes."""
+    report = verify((CASES / case).with_suffix(".prototxt"), against="caffe", keep_loss=True)
+    assert report.passed
+    assert report.not_compared == 0
+    assert not [row for row in report.rows if row.by]
+
+
 def test_its_data_layers_read_lmdb(caffe: Path, tmp_path: Path) -> None:
     lmdb = pytest.importorskip("lmdb")
     with lmdb.open(str(tmp_path / "db"), map_size=1 << 24) as store, store.begin(write=True) as transaction:

@@ -99,3 +99,13 @@ def contrastive_loss(layer: Layer) -> Result:
     apart = np.maximum(0, p.margin - square) if p.legacy_version else np.maximum(0, p.margin - np.sqrt(square)) ** 2
     similar = layer.bottoms[2].reshape(-1).astype(int) != 0
     return np.asarray(np.where(similar, square, apart).sum() / len(a) / 2)
+
+
+@formula("SmoothL1Loss")
+def smooth_l1_loss(layer: Layer) -> Result:
+    """Quadratic below 1 / sigma^2, linear above, divided by N. Source: smooth_L1_loss_layer.cpp (Fast R-CNN)."""
+    p = layer.param.smooth_l1_loss_param
+    inside, outside = [*layer.bottoms[2:], np.ones(layer.x.shape), np.ones(layer.x.shape)][:2]
+    off = np.abs(inside.reshape(layer.x.shape) * (layer.x - layer.bottoms[1].reshape(layer.x.shape)))
+    each = np.where(off < 1 / p.sigma**2, off**2 * p.sigma**2 / 2, off - 0.5 / p.sigma**2)
+    return np.asarray((each * outside.reshape(layer.x.shape)).sum() / layer.x.shape[0])
