@@ -29,7 +29,8 @@ class MarginInnerProduct(Layer):
     Differs from PyTorch: there is no module for it. A forward in training scales every row of the weight to length 1.
     The gradients are SphereFace's: that of x through the true class has the length of x's other gradients, that of the
     weight knows no margin.
-    Differs from Caffe: k counts the forwards in training only; Caffe's phases have a counter each.
+    Differs from Caffe: k counts the forwards in training only, and in evaluation is that of the next; Caffe's phases
+    have a counter each.
     Blobs: weight (num_output, K)
     Reference: wy1iu/sphereface margin_inner_product_layer.cpp
     """
@@ -68,7 +69,7 @@ class MarginInnerProduct(Layer):
                 self.weight.copy_(F.normalize(self.weight))
         x = x.flatten(self.axis)
         weight = self.weight.detach() if self.training else F.normalize(self.weight)
-        mix = margin_lambda(max(1, self.iteration), self.base, self.gamma, self.power, self.lambda_min)
+        mix = margin_lambda(self.iteration + (not self.training), self.base, self.gamma, self.power, self.lambda_min)
         length = x.norm(dim=-1, keepdim=True)
         plain = F.linear(x, weight)
         y = plain
@@ -87,7 +88,8 @@ class MarginInnerProduct(Layer):
 class LargeMarginInnerProduct(Layer):
     """L-Softmax: as MarginInnerProduct, but the weights keep their lengths, and the gradients are the true ones.
 
-    Differs from Caffe: k counts the forwards in training only; Caffe's phases have a counter each.
+    Differs from Caffe: k counts the forwards in training only, and in evaluation is that of the next; Caffe's phases
+    have a counter each.
     Blobs: weight (num_output, K)
     Reference: wy1iu/LargeMargin_Softmax_Loss largemargin_inner_product_layer.cpp
     """
@@ -123,7 +125,7 @@ class LargeMarginInnerProduct(Layer):
         if self.training:
             self.iteration += 1
         x = x.flatten(self.axis)
-        mix = margin_lambda(max(1, self.iteration), self.base, self.gamma, self.power, self.lambda_min)
+        mix = margin_lambda(self.iteration + (not self.training), self.base, self.gamma, self.power, self.lambda_min)
         plain = F.linear(x, self.weight)
         y = plain
         if self.margin > 1:

@@ -330,11 +330,13 @@ def psroi_pooling(layer: Layer) -> Result:
     count = p.group_size
     channels = x.reshape(len(x), p.output_dim, count, count, *x.shape[2:])
     top = np.zeros((len(rois), p.output_dim, count, count))
+    single = np.float32  # as the source: an edge that is a whole number in exact arithmetic is rounded to a side
     for r, roi in enumerate(rois):
-        start = _half_away(roi[1:3]) * p.spatial_scale
-        side = np.maximum((_half_away(roi[3:]) + 1) * p.spatial_scale - start, 0.1) / count
+        start = _half_away(roi[1:3]).astype(single) * single(p.spatial_scale)
+        end = (_half_away(roi[3:]) + 1).astype(single) * single(p.spatial_scale)
+        side = np.maximum(end - start, single(0.1)) / single(count)
         for row, column in np.ndindex(count, count):
-            at = np.array([column, row])
+            at = np.array([column, row], single)
             first = np.floor(at * side + start).clip(0, x.shape[:1:-1]).astype(int)
             last = np.ceil((at + 1) * side + start).clip(0, x.shape[:1:-1]).astype(int)
             window = channels[int(roi[0]), :, row, column, first[1] : last[1], first[0] : last[0]]
