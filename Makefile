@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes deviations mutations layers fuzz crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes deviations mutations ports layers fuzz crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -73,8 +73,12 @@ plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type
 deviations: $(VENV)/.installed-test  ## measure where OpenCV deviates from Caffe, and write the table of docs/verification.md
 	$(BIN)/python benchmarks/opencv_deviations.py --each 300 --write docs/verification.md
 
-mutations: $(VENV)/.installed-test  ## plant slips, and write the table of docs/verification.md
+mutations: $(VENV)/.installed-test  ## plant slips in layers and in ports, and write the tables of docs/verification.md
 	$(BIN)/python benchmarks/mutations.py --write docs/verification.md
+	$(BIN)/python benchmarks/ports.py --write docs/verification.md
+
+ports: $(VENV)/.installed-test  ## hand-written ports, right and wrong: how many are judged rightly (ARGS=--all: each of them)
+	$(BIN)/python benchmarks/ports.py $(ARGS)
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --editable ".[fuzz]" || echo "no atheris for this machine: mutations without guidance"

@@ -41,6 +41,7 @@ class Definition:
         saved_in: the phase whose rules were already applied when Caffe wrote it into a weights file; None for text.
         ignored: names of fields that were left out at the user's request.
         notes: which fork's meaning fields have; see :mod:`caffe_port.formats.dialects`.
+        dialect: that fork, and why it is this one; empty strings where nothing tells.
     """
 
     net: Message
@@ -48,6 +49,7 @@ class Definition:
     saved_in: str | None = None
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    dialect: tuple[str, str] = ("", "")
 
     @classmethod
     def read(cls, path: str | Path, ignore: Collection[str] = (), everywhere: bool = True) -> Definition:
@@ -68,7 +70,7 @@ class Definition:
         if not (net.has("layer") or net.has("layers")):
             raise SpecError("is a label map, not a net" if "item" in net.unknown else "contains no layers", path)
         net, notes = dialects.translate(_upgraded(net, path), binary=False)
-        return cls(net, path, notes=notes)
+        return cls(net, path, notes=notes, dialect=dialects.recognized(net.layer))
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
@@ -85,7 +87,7 @@ class Definition:
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
-        return cls(net, weights.path, saved_in, notes=notes)
+        return cls(net, weights.path, saved_in, notes=notes, dialect=dialects.recognized(net.layer))
 
     def beside(self, weights: caffemodel.Weights | None) -> Definition:
         """The definition for these weights: a BatchNorm that holds a scale and a shift there becomes two layers, and
@@ -93,13 +95,14 @@ class Definition:
         """
         if weights is None:
             return self
-        net, notes = self.net, self.notes
+        net, notes, dialect = self.net, self.notes, self.dialect
         if weights.net is not None and self.saved_in is None and self.path != weights.path:
             net, notes = dialects.translate(net, False, weights.net.layer)
+            dialect = dialects.recognized([*net.layer, *weights.net.layer])
         names = {layer.name for layer in net.layer}
         held = {name for name in with_scale(weights) if name in names and f"{name}/scale" not in names}
         net = net.copy(layer=unfused(net.layer, held)) if held else net
-        return dataclasses.replace(self, net=net, notes=notes)
+        return dataclasses.replace(self, net=net, notes=notes, dialect=dialect)
 
     def without(self, names: Collection[str], everywhere: bool = True) -> Definition:
         """The definition without the fields of these names, which nothing here follows.
@@ -148,7 +151,7 @@ class Definition:
         unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
         notes += fields.notes(unfollowed)
         layers = [_data_layer(entry, self.path, notes) for entry in layers]
-        layers = _settled(layers, self.path, notes)
+        layers = _settled(layers, self.dialect, self.path, notes)
         layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
         if switched:
             notes.append(
@@ -217,19 +220,20 @@ def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
     return layer.copy(type="OtherData")
 
 
-def _settled(layers: Sequence[Message], path: str, notes: list[str]) -> list[Message]:
+def _settled(layers: Sequence[Message], dialect: tuple[str, str], path: str, notes: list[str]) -> list[Message]:
     """What forks of Caffe read differently, read in one way: see Signature.settles. A note for each way."""
     settled, told = [], dict[tuple[str, str], list[Message]]()
     for layer in layers:
         signature = find(layer)
         if signature is not None and signature.settles is not None:
-            layer, note = signature.settles(layer)
+            layer, note = signature.settles(layer, dialect[0])
             if note:
                 told.setdefault((layer.type, note), []).append(layer)
         settled.append(layer)
     for (type_, note), those in told.items():
         more = f" and {len(those) - 1} more" if len(those) > 1 else ""
-        notes.append(f"{at(path, those[0])}: layer '{those[0].name}' ({type_}){more}: {note}")
+        reason = f": {dialect[1]}" if dialect[1] else ""
+        notes.append(f"{at(path, those[0])}: layer '{those[0].name}' ({type_}){more}: {note}{reason}")
     return settled
 
 

@@ -164,6 +164,7 @@ LAYOUTS: Final[dict[tuple[str, int], Layout]] = {
 NOT_IN_FILES: Final[dict[str, frozenset[str]]] = {
     "BNParameter": frozenset({"inverse_std"}),
     "EmbedParameter": frozenset({"last_axis"}),
+    "ProposalParameter": frozenset({"scale_in_pixels"}),
 }
 
 #: Message type -> {(number in the file, wire type in the file): field}. Applies when the field with that number in
@@ -234,5 +235,6 @@ TEXT_FIELDS: Final[dict[str, frozenset[str]]] = {
         "LossParameter": "class_weight class_weights ignore_labels",
         "FillerParameter": "values",
         "ParamSpec": "l1_mult",
+        "SolverParameter": "larc larc_eta larc_policy weight_decay_policy weight_decay_power",
     }.items()
 }

@@ -226,8 +226,9 @@ class Net(nn.Module):
         owners: dict[str, tuple[LayerSpec, Layer, str]] = {}
         for training in (False, True):
             for step in self.plans[training].steps:
-                module: Layer = getattr(self, step.attribute)
-                twin: Layer = getattr(self, self.names[step.layer.name])
+                module, twin = getattr(self, step.attribute), getattr(self, self.names[step.layer.name])
+                if not (isinstance(module, Layer) and isinstance(twin, Layer)):
+                    continue  # a module that a user put there
                 if twin is not module and twin.blob_names() == module.blob_names():
                     for name in module.blob_names():
                         setattr(module, name, getattr(twin, name))
@@ -355,12 +356,12 @@ class Net(nn.Module):
                 module.set_blob(blob, torch.from_numpy(value))
         self._copy(())
 
-    def load_weights(self, weights: Weights, share: bool = False) -> LoadReport:
+    def load_weights(self, weights: Weights, share: bool = False, fill: bool = True) -> LoadReport:
         """Copies blobs by layer name, as Caffe's CopyTrainedLayersFrom.
 
-        Layers that are not in the file are initialized from their fillers.
-
         Args:
+            fill: initialize layers that are not in the file from their fillers; else they keep what they have. Blobs
+                that they share with a layer of the file are loaded with that layer.
             share: large parameters become views of the blobs, which must be writable; see :meth:`Layer.share_blobs`.
 
         Raises:
@@ -388,7 +389,7 @@ class Net(nn.Module):
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
         absent = [name for name in targets if name not in stored]
-        if absent:  # first, for a layer of the file may share their blobs
+        if absent and fill:  # first, for a layer of the file may share their blobs
             self.initialise(only=absent)
         for name in (*matched, *bare):
             if share:

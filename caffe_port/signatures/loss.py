@@ -35,6 +35,8 @@ def class_count(layer: Message, bottoms: Sequence[Shape]) -> int:
     p = SIGNATURES[layer.type].parameters(layer)
     if p.schema is not None and "num_output" in p.schema.fields:
         return int(p.num_output)
+    if len(bottoms[0]) == 1 and not (p.schema is not None and "axis" in p.schema.fields):
+        return 1  # HingeLoss takes a score for each item
     return bottoms[0][class_axis(layer, bottoms[0])]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import expect_axes
-from caffe_port.signatures.kernel_params import per_axis
+from caffe_port.signatures.kernel_params import extra_padding, per_axis
 from caffe_port.signatures.signature import SIGNATURES, Trait, declare
 from caffe_port.typing import Shape
 
@@ -63,6 +63,8 @@ def _pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         if axes == 2:
             _expect_no_window(p)
         return [(*bottom[:2], *[1] * axes)] * min(tops, 2)
+    if any(extra_padding(p)):
+        raise SpecError("pad_l, pad_r, pad_t, pad_b must be equal on opposite sides; others are not supported here")
     kernel = per_axis(p, "kernel_size", axes, None, least=1)
     stride, padding = per_axis(p, "stride", axes, 1, least=1), per_axis(p, "pad", axes, 0)
     return [_pooled(bottom, p.pool, kernel, stride, padding, rounds_up(p))] * min(tops, 2)

@@ -22,8 +22,9 @@ TopsRule = Callable[[Message, Sequence[Shape]], Sequence[Shape]]
 """(LayerParameter, bottom shapes) -> top shapes. Raises SpecError for what the layer refuses."""
 BlobsRule = Callable[[Message, Sequence[Shape]], Mapping[str, Shape]]
 """(LayerParameter, bottom shapes) -> the shapes of the blobs that this layer has, in Caffe's order."""
-SettlesRule = Callable[[Message], tuple[Message, str]]
-"""LayerParameter -> the same with what it left open written down, and a note about that; empty if nothing was open."""
+SettlesRule = Callable[[Message, str], tuple[Message, str]]
+"""(LayerParameter, dialect or empty) -> the same with what it left open written down, and a note about that; empty if
+nothing was open. The dialects are those of :mod:`caffe_port.formats.dialects`."""
 MacsRule = Callable[[Message, Sequence[Shape], Sequence[Shape]], int]
 """(LayerParameter, bottom shapes, top shapes) -> multiply-accumulates of one forward pass."""
 

@@ -52,14 +52,18 @@ def _prior_box(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return _priors(p, bottoms, rows * boxes)
 
 
-def _settled_clip(layer: Message) -> tuple[Message, str]:
+def _settled_clip(layer: Message, dialect: str) -> tuple[Message, str]:
     p = layer.prior_box_param
     if p.has("clip") or not layer.has("prior_box_param"):
         return layer, ""
-    return layer.copy(prior_box_param=p.copy(clip=False)), (
-        "clip is not given and read as false, SSD's default since June 2016; for older SSD, TextBoxes, OpenCV and "
-        "brocolli-caffe it is true: write clip: true if the net is theirs"
-    )
+    clip = dialect == "brocolli"
+    note = f"clip is not given and read as {str(clip).lower()}"
+    if not dialect:
+        note += (
+            ", SSD's default since June 2016; for older SSD, TextBoxes, OpenCV and brocolli-caffe it is true: write "
+            "clip: true if the net is theirs, or give --dialect"
+        )
+    return layer.copy(prior_box_param=p.copy(clip=clip)), note
 
 
 def _prior_box_clustered(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
@@ -117,13 +121,19 @@ def suppresses(p: Message) -> bool:
     return p.has("nms_param") or p.has("nms_threshold")
 
 
-def _settled_suppression(layer: Message) -> tuple[Message, str]:
-    if suppresses(layer.detection_output_param):
+def _settled_suppression(layer: Message, dialect: str) -> tuple[Message, str]:
+    p = layer.detection_output_param
+    if suppresses(p):
         return layer, ""
-    return layer, (
-        "has no nms_param, so that no box is suppressed, as in brocolli-caffe; SSD suppresses what overlaps by 0.3: "
-        "write nms_param {} if the net is SSD's"
-    )
+    if dialect == "caffe":
+        nms = Message("NonMaximumSuppressionParameter")
+        return layer.copy(detection_output_param=p.copy(nms_param=nms)), (
+            "has no nms_param; what overlaps by 0.3 is suppressed, as in SSD"
+        )
+    note = "has no nms_param, so that no box is suppressed, as in brocolli-caffe"
+    if not dialect:
+        note += "; SSD suppresses what overlaps by 0.3: write nms_param {} if the net is SSD's, or give --dialect"
+    return layer, note
 
 
 def suppression(p: Message) -> tuple[float, float]:

@@ -91,7 +91,7 @@ def anchors_of(layer: Message) -> tuple[int, tuple[float, ...], tuple[float, ...
     return stride, tuple(ratios), tuple(scales)
 
 
-def settled_scale(layer: Message) -> tuple[Message, str]:
+def settled_scale(layer: Message, dialect: str = "") -> tuple[Message, str]:
     """Whether ``scale`` is in pixels, written down; brocolli-caffe's own number says it in a binary file."""
     if layer.type != "Proposal":
         return layer, ""
@@ -102,15 +102,18 @@ def settled_scale(layer: Message) -> tuple[Message, str]:
     if p.has("scale_in_pixels") or not p.scale:
         return layer, ""
     # As multiples of base_size, the smallest anchor would be larger than images of such nets are high.
-    pixels = min(p.scale) * p.base_size > 640
+    pixels = dialect == "brocolli" if dialect else min(p.scale) * p.base_size > 640
     meaning = (
         "in pixels, as in brocolli-caffe" if pixels else "in multiples of base_size, as in py-faster-rcnn and PVANet"
     )
     other = "multiples of base_size, as in PVANet" if pixels else "pixels, as in brocolli-caffe"
-    return layer.copy(proposal_param=p.copy(scale_in_pixels=pixels)), (
-        f"scale {', '.join(f'{s:g}' for s in p.scale)} is read {meaning}; if it is in {other}, write "
-        f"scale_in_pixels: {'false' if pixels else 'true'}"
-    )
+    note = f"scale {', '.join(f'{s:g}' for s in p.scale)} is read {meaning}"
+    if not dialect:
+        note += (
+            f"; if it is in {other}, write scale_in_pixels: {'false' if pixels else 'true'}, or give --dialect "
+            f"{'caffe' if pixels else 'brocolli'}"
+        )
+    return layer.copy(proposal_param=p.copy(scale_in_pixels=pixels)), note
 
 
 def yaml_numbers(text: str) -> dict[str, list[float]]:

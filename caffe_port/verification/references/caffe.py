@@ -306,8 +306,6 @@ def definition(
         )
     for layer in layers:
         bare = layer.param.copy(include=None, exclude=None, phase=None, blobs=None)
-        if layer.type == "Proposal":  # our own field
-            bare = bare.copy(proposal_param=bare.proposal_param.copy(scale_in_pixels=None))
         entries.append(bare.copy(name=layer.name, bottom=list(layer.bottoms)))
     return Message("NetParameter", name=case.spec.name or "net", layer=entries), fed
 

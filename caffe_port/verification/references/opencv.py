@@ -42,8 +42,10 @@ def _one_side(layer: Message, _bottoms: int) -> bool:
 _ONE_SIDE = _when(_one_side, "OpenCV ignores pad_h without pad_w, and pad_w without pad_h")
 
 
-def _convolution(layer: Message, bottoms: int) -> str:
-    four = any(layer.convolution_param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b"))
+def _window_padding(layer: Message, bottoms: int) -> str:
+    """How OpenCV deviates in the padding of a Convolution or Pooling."""
+    param = layer.pooling_param if layer.has("pooling_param") else layer.convolution_param
+    four = any(param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b"))
     return "OpenCV's schema has no padding of four sides" if four else _ONE_SIDE(layer, bottoms)
 
 
@@ -80,7 +82,7 @@ def _pooling_window(layer: Message, bottoms: int) -> str:
     strides = [side for name in ("stride", "stride_h", "stride_w") for side in np.ravel(getattr(p, name))]
     if len(layer.top) > 1 and kernels and max(strides) > min(kernels):
         return "OpenCV gives windows beyond the bottom another mask"
-    return _ONE_SIDE(layer, bottoms)
+    return _window_padding(layer, bottoms)
 
 
 def _prior_box(layer: Message, _bottoms: int) -> str:
@@ -108,8 +110,8 @@ DEVIATIONS: dict[str, Check] = {
     ),
     "Axpy": _when(lambda *_: True, "OpenCV computes a * y + x, SENet a * x + y"),
     "BatchNorm": _batch_norm,
-    "Convolution": _convolution,
-    "ConvolutionDepthwise": _ONE_SIDE,
+    "Convolution": _window_padding,
+    "ConvolutionDepthwise": _window_padding,
     "Correlation": _when(
         lambda p, _: p.correlation_param.correlation_type != "MULTIPLY",
         "OpenCV ignores correlation_type and multiplies",

@@ -12,7 +12,7 @@ from conftest import HERE, SHARED, needs_shared
 
 import caffe_port
 from caffe_port.definition.definition import Definition
-from caffe_port.formats import prototxt
+from caffe_port.formats import dialects, prototxt
 from caffe_port.formats.message import Message
 from caffe_port.signatures.plugins import find
 from caffe_port.verification.references.numpy_formulas import NumPyReference
@@ -31,15 +31,19 @@ TYPES = {
     "SmoothL1Loss",
 }
 
-OTHERWISE = {
-    "priorbox_clip_default": ("prior_box_param {", "prior_box_param { clip: true"),
-    **dict.fromkeys(
-        ("proposal_default", "proposal_min_size", "proposal_one_image", "proposal_one_top", "proposal_stride"),
-        ("proposal_param {", "proposal_param { scale_in_pixels: true"),
+DIALECT = dict.fromkeys(
+    (
+        "priorbox_clip_default",
+        "proposal_default",
+        "proposal_min_size",
+        "proposal_one_image",
+        "proposal_one_top",
+        "proposal_stride",
     ),
-}
-"""Nets that are read in another way than this fork reads them, and what makes them the fork's: see
-docs/from-caffe-to-pytorch.md, "Where forks disagree"."""
+    "brocolli",
+)
+"""Nets whose fork nothing in the file tells: what the user says. See "Forks that disagree" in
+docs/from-caffe-to-pytorch.md."""
 
 
 def goldens() -> list[Path]:
@@ -64,75 +68,28 @@ HERE_TOO = [
 ]
 
 
-def as_the_fork_reads_it(path: Path, folder: Path) -> Path:
-    """The net as it is, or with what it leaves open written down."""
-    if path.stem not in OTHERWISE:
-        return path
-    old, new = OTHERWISE[path.stem]
-    (folder / path.name).write_text(path.read_text().replace(old, new))
-    for suffix in (".npz", ".caffemodel"):
-        if path.with_suffix(suffix).exists():
-            (folder / path.name).with_suffix(suffix).write_bytes(path.with_suffix(suffix).read_bytes())
-    return folder / path.name
-
-
 @pytest.mark.parametrize("path", HERE_TOO, ids=lambda p: p.stem)
-def test_the_cases(path: Path, tmp_path: Path) -> None:
-    assert_as_the_fork(as_the_fork_reads_it(path, tmp_path))
+def test_the_cases(path: Path) -> None:
+    golden_nets.assert_as_caffe(path, DIALECT.get(path.stem))
 
 
 @needs_shared
 @pytest.mark.parametrize("path", goldens(), ids=lambda p: p.stem)
-def test_as_the_fork(path: Path, tmp_path: Path) -> None:
-    assert_as_the_fork(as_the_fork_reads_it(path, tmp_path))
+def test_as_the_fork(path: Path) -> None:
+    golden_nets.assert_as_caffe(path, DIALECT.get(path.stem))
 
 
 @needs_shared
 def test_the_goldens_are_here() -> None:
     assert len(goldens()) >= 70
-    assert OTHERWISE.keys() <= {path.stem for path in goldens()}
-
-
-def assert_as_the_fork(path: Path) -> None:
-    """Every top, and every gradient of inputs and parameters."""
-    case = golden_nets.load(path)
-    inputs = [x.requires_grad_() for x in case.inputs]
-    values: dict[str, torch.Tensor] = {}
-    terms, weights = [], dict(case.net.plan.losses)
-    compared = 0
-    for turn, step in zip(case.net.steps(*inputs), case.net.plan.steps, strict=True):
-        for k, (name, top) in enumerate(zip(turn.layer.tops, turn.tops, strict=True)):
-            (key,) = (key for key in case.arrays if key.startswith("out:") and key.endswith(f":{turn.layer.name}:{k}"))
-            golden_nets.assert_close(top.detach().numpy(), case.arrays[key], key)
-            compared, values[name] = compared + 1, top
-            if step.tops[k] in weights:
-                terms.append((top * weights[step.tops[k]]).sum())
-    assert compared
-    gradients = {key: value for key, value in case.arrays.items() if key.startswith("grad")}
-    for key, value in case.arrays.items():
-        if key.startswith("topdiff:"):
-            terms.append((values[key[8:]] * torch.from_numpy(value)).sum())
-    if not gradients:
-        return
-    torch.stack([term for term in terms if term.requires_grad]).sum().backward()
-    by_blob = dict(zip(case.net.plan.inputs, inputs, strict=True))
-    for key, expected in gradients.items():
-        kind, name, *index = key.split(":")
-        if kind == "grad":
-            actual = by_blob[name].grad
-        else:
-            module = case.net.caffe_layers()[name]
-            actual = getattr(module, module.blob_names()[int(index[0])]).grad
-        golden_nets.assert_close(
-            np.zeros(expected.shape, np.float32) if actual is None else actual.numpy(), expected, key
-        )
+    assert DIALECT.keys() <= {path.stem for path in goldens()}
 
 
 @needs_shared
 @pytest.mark.parametrize("path", goldens(), ids=lambda p: p.stem)
-def test_the_formulas_are_the_forks(path: Path, tmp_path: Path) -> None:
+def test_the_formulas_are_the_forks(path: Path) -> None:
     """The reference in NumPy shares no code with the layers."""
-    case, tops = golden_nets.case_of(as_the_fork_reads_it(path, tmp_path))
+    case, tops = golden_nets.case_of(path, DIALECT.get(path.stem))
     if path.stem.startswith("ssd_"):
         pytest.skip("a whole net: its layers have cases of their own")
     for made in NumPyReference().run(case):
@@ -159,6 +116,29 @@ def test_a_note_says_how_it_is_read(case: str, note: str) -> None:
     assert said.startswith(f"{path}:")
 
 
+def test_the_dialect_decides() -> None:
+    """As the user says, or as a layer tells that only one fork has."""
+    text = (CASES / "priorbox_clip_default/priorbox_clip_default.prototxt").read_text()
+    own = text + 'layer { name: "u" type: "Unsqueeze" bottom: "x" top: "u" unsqueeze_param { dim: 0 } }'
+    for source, dialect, clip in ((text, "brocolli", True), (text, "caffe", False), (own, None, True)):
+        dialects.assume(dialect)
+        try:
+            spec = Definition.parse(prototxt.parse(source, "NetParameter"), "net.prototxt").spec("TEST")
+        finally:
+            dialects.assume(None)
+        assert spec.by_name["priorbox"].param.prior_box_param.clip is clip
+        assert f"clip is not given and read as {str(clip).lower()}: " in spec.notes[0]
+
+
+def test_ssd_suppresses_without_an_nms_param() -> None:
+    dialects.assume("caffe")
+    try:
+        net = caffe_port.load(CASES / "detectionoutput_no_nms/detectionoutput_no_nms.prototxt")
+    finally:
+        dialects.assume(None)
+    assert net.detectionoutput.nms_threshold == pytest.approx(0.3)
+
+
 def test_several_layers_share_a_note(tmp_path: Path) -> None:
     net = tmp_path / "net.prototxt"
     box = 'type: "PriorBox" bottom: "x" bottom: "i" prior_box_param { min_size: 20 }'
@@ -182,10 +162,13 @@ def test_the_reading_is_written_down() -> None:
 def test_sides_of_anchors_tell_whether_they_are_in_pixels(scale: str, pixels: bool) -> None:
     text = f'name: "l" type: "Proposal" proposal_param {{ ratio: 1 scale: {scale} }}'
     settles = find(Message("LayerParameter", type="Proposal")).settles
-    layer, note = settles(prototxt.parse(text, "LayerParameter"))
+    message = prototxt.parse(text, "LayerParameter")
+    layer, note = settles(message, "")
     assert layer.proposal_param.scale_in_pixels is pixels
     assert f"write scale_in_pixels: {'false' if pixels else 'true'}" in note
-    assert settles(layer) == (layer, "")
+    assert settles(layer, "brocolli") == (layer, "")
+    assert settles(message, "brocolli")[0].proposal_param.scale_in_pixels is True
+    assert settles(message, "caffe")[0].proposal_param.scale_in_pixels is False
 
 
 def test_the_number_of_a_binary_file_tells_whose_proposal_it_is() -> None:

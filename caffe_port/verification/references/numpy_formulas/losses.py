@@ -29,7 +29,12 @@ def softmax_with_loss(layer: Layer) -> Result:
     p = layer.param.loss_param
     valid = labels != p.ignore_label if p.has("ignore_label") else np.ones(labels.shape, bool)
     own = np.take_along_axis(scores, np.where(valid, labels, 0)[..., None], -1)[..., 0]
-    total = -(np.log(np.maximum(own, FLT_MIN)) * valid).sum()
+    each = np.log(np.maximum(own, FLT_MIN)) * valid
+    if p.weight_by_label_freqs:  # SegNet's fork
+        weights = np.array(p.class_weighting) if len(p.class_weighting) else None
+        for index in zip(*np.nonzero(valid), strict=True):
+            each[index] *= weights[labels[index]] if weights is not None else 1 / (labels == labels[index]).sum()
+    total = -each.sum()
     outer = int(np.prod(layer.x.shape[:axis]))
     by = max(1.0, _normalizer(p, labels.size, int(valid.sum()), outer, "VALID"))
     return [np.asarray(total / by), prob][: layer.tops]

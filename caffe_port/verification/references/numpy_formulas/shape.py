@@ -49,7 +49,7 @@ def reshape(layer: Layer) -> Result:
     first = p.axis if p.axis >= 0 else len(shape) + p.axis + 1
     last = len(shape) if p.num_axes == -1 else first + p.num_axes
     middle = [shape[first + i] if n == 0 else n for i, n in enumerate(p.shape.dim)]
-    return layer.x.reshape(*shape[:first], *middle, *shape[last:])
+    return layer.x.reshape((*shape[:first], *middle, *shape[last:]))
 
 
 @formula("Unsqueeze")

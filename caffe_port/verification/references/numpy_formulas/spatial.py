@@ -179,6 +179,8 @@ def pooling(layer: Layer) -> Result:
         kernel = spatial(p.kernel_size, given(p, "kernel_h"), given(p, "kernel_w"), 2, 1)
         stride = spatial(p.stride, given(p, "stride_h"), given(p, "stride_w"), 2, 1)
         pad = spatial(p.pad, given(p, "pad_h"), given(p, "pad_w"), 2, 0)
+        if p.has("pad_t") or p.has("pad_l"):  # Synopsys' fork; equal on opposite sides
+            pad = (p.pad_t, p.pad_l)
     y, index = pool(x, p.pool, kernel, stride, pad, p.round_mode == "CEIL" and p.ceil_mode and not p.round_below)
     return [y, index][: layer.tops]
 
