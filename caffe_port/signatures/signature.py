@@ -65,6 +65,10 @@ class Trait(enum.Flag):
     """In TEST the tops hold the numbers of the bottom, in their order: none is changed."""
     SHARES_MEMORY = enum.auto()
     """The tops share the memory of the bottoms (ShareData in Caffe)."""
+    SHARES_ALONE = enum.auto()
+    """A single top shares the memory of a single bottom."""
+    NOT_IN_PLACE = enum.auto()
+    """Refuses to overwrite its bottom."""
     REARRANGES = enum.auto()
     """Moves, joins, cuts or copies numbers, and computes none."""
     AGGREGATES = enum.auto()
