@@ -36,6 +36,7 @@ SMALL: Shape = (3, 4, 5, 7)
 VIDEO: Shape = (2, 3, 7, 9, 8)
 ROIS: Shape = (5, 5)
 PRIORS: Shape = (1, 2, 16)
+_SSD: tuple[Shape, ...] = ((2, 16), (2, 12), PRIORS)
 CONV = "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 }"
 BITS = "quantization_param { bw_layer_in: 8 bw_layer_out: 8 bw_params: 8 fl_layer_in: 4 fl_layer_out: 4 fl_params: 6 }"
 FLOATS = "quantization_param { precision: MINIFLOAT mant_bits: 3 exp_bits: 4 }"
@@ -325,6 +326,8 @@ def _all() -> Iterator[Case]:
     own = "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }"
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS))
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 8), (2, 16)))
+    own = "num_classes: 3 keep_top_k: 20 code_type: CENTER_SIZE nms_param { nms_threshold: 0.45 top_k: 10 }"
+    yield Case("DetectionOutput", f"detection_output_param {{ {own} confidence_threshold: 0.3 }}", _SSD)
     own = "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }"
     yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)))
     yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)), 2)
@@ -332,7 +335,7 @@ def _all() -> Iterator[Case]:
     yield Case("Python", own, ((2, 18, 5, 7), (2, 36, 5, 7), (2, 3)))
     own = "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }"
     yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7),))
-    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 3, 50, 60)))
+    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 16, 10, 14)))
     own = "num_box: 1 num_classes: 3 biases: [9, 8]"
     one = f"yolov3_detection_output_param {{ {own} mask: 0 anchors_scale: 9 mask_group_num: 1 }}"
     yield Case("Yolov3DetectionOutput", one, ((2, 8, 5, 7),))
