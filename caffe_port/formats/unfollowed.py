@@ -186,9 +186,6 @@ _FEED: Final = {
     "TransformationParameter.scale_factors": "resizes images at random (DeepLab)",
     "ResizeParameter.prob resize_mode height_scale width_scale pad_mode pad_value interp_mode": "resizes images (SSD)",
     # data layers
-    "DataParameter.rand_skip": "where reading begins",
-    "ImageDataParameter.rand_skip": "where reading begins",
-    "V0LayerParameter.rand_skip": "where reading begins",
     "DataParameter.force_encoded_color": "decodes images in color",
     "DataParameter.side": "the grid of labels (YOLO)",
     "ImageDataParameter.label_type ignore_label is_rsdata rs_channels": "what labels are (DeepLab)",
