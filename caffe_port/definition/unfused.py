@@ -35,8 +35,14 @@ def unfused(layers: Sequence[Message], held: Collection[str] = ()) -> list[Messa
 
 
 def _rounded(layer: Message) -> Message:
-    """``torch_pooling: true`` is ``round_mode: FLOOR``. Source: legacy_pad in Caffe2's caffe_translator.py."""
+    """``torch_pooling: true`` is ``round_mode: FLOOR``, and AVE_TF another name of AVE_EXC_PAD.
+
+    Sources: legacy_pad in Caffe2's caffe_translator.py; caffe.proto of synopsys-caffe.
+    """
     p = layer.pooling_param
+    if p.pool == "AVE_TF":
+        p = p.copy(pool="AVE_EXC_PAD")
+        layer = layer.copy(pooling_param=p)
     if not p.has("torch_pooling"):
         return layer
     return layer.copy(pooling_param=p.copy(torch_pooling=None, **({"round_mode": "FLOOR"} if p.torch_pooling else {})))

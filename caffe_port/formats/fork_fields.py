@@ -200,7 +200,11 @@ BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
         (7, 2): "filler",
         (8, 2): "bias_filler",
     },
-    "ConvolutionParameter": {(20, 5): "negative_slope"},  # Intel
+    "ConvolutionParameter": {
+        (20, 5): "negative_slope",  # Intel
+        **{(26 + k, 0): name for k, name in enumerate(("pad_l", "pad_r", "pad_t", "pad_b"))},  # Synopsys
+    },
+    "PoolingParameter": {(16 + k, 0): name for k, name in enumerate(("pad_l", "pad_r", "pad_t", "pad_b"))},  # Synopsys
     "ROIPoolingParameter": {(4, 0): "pooled_size"},  # Intel
     "TransformationParameter": {(8, 0): "use_gpu_transform", (9, 0): "random_seed"},  # NVIDIA/caffe
 }

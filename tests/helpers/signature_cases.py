@@ -154,6 +154,11 @@ def _all() -> Iterator[Case]:
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Deconvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 axis: 2 }", ((2, 3, 4, 9, 8),))
+    for sides in ("pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 3", "pad_type: 1"):
+        yield Case("Convolution", f"convolution_param {{ num_output: 4 kernel_size: 4 stride: 3 {sides} }}", (X,))
+        for pool in ("MAX", "AVE", "AVE_EXC_PAD"):
+            yield Case("Pooling", f"pooling_param {{ pool: {pool} kernel_size: 4 stride: 3 {sides} }}", (X,))
+        yield Case("Pooling", f"pooling_param {{ kernel_size: 4 stride: 3 {sides} }}", (X,), 2)
     yield Case("Convolution3D", "convolution3d_param { num_output: 4 kernel_size: 3 kernel_depth: 2 }", (VIDEO,))
     for type_ in ("ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution"):
         yield Case(type_, "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 }", (X,))
@@ -177,6 +182,8 @@ def _all() -> Iterator[Case]:
             "kernel_size: 3 stride: 2",
             "kernel_h: 2 kernel_w: 3 stride: 2 pad: 1 pool: AVE",
             "global_pooling: true",
+            "kernel_h: 2 kernel_w: 3 stride: 2 pad: 1 pool: AVE_EXC_PAD",
+            "kernel_h: 2 kernel_w: 3 stride: 4 pad_h: 1 pad_w: 2 pool: AVE_EXC_PAD round_mode: FLOOR",
         ):
             yield from _same(type_, f"pooling_param {{ {own} }}")
         yield Case(type_, "pooling_param { kernel_size: 3 stride: 2 }", (X,), 2)

@@ -42,9 +42,13 @@ def _one_side(layer: Message, _bottoms: int) -> bool:
 _ONE_SIDE = _when(_one_side, "OpenCV ignores pad_h without pad_w, and pad_w without pad_h")
 
 
+def _sides(p: Message) -> str:
+    four = any(p.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b", "pad_type"))
+    return "OpenCV's schema has no padding of four sides" if four else ""
+
+
 def _convolution(layer: Message, bottoms: int) -> str:
-    four = any(layer.convolution_param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b"))
-    return "OpenCV's schema has no padding of four sides" if four else _ONE_SIDE(layer, bottoms)
+    return _sides(layer.convolution_param) or _ONE_SIDE(layer, bottoms)
 
 
 def _batch_norm(layer: Message, _bottoms: int) -> str:
@@ -71,7 +75,9 @@ def _pooling_window(layer: Message, bottoms: int) -> str:
     strides = [side for name in ("stride", "stride_h", "stride_w") for side in np.ravel(getattr(p, name))]
     if len(layer.top) > 1 and kernels and max(strides) > min(kernels):
         return "OpenCV gives windows beyond the bottom another mask"
-    return _ONE_SIDE(layer, bottoms)
+    if p.pool == "AVE_EXC_PAD":
+        return "OpenCV's schema has no AVE_EXC_PAD"
+    return _sides(p) or _ONE_SIDE(layer, bottoms)
 
 
 def _prior_box(layer: Message, _bottoms: int) -> str:
