@@ -28,10 +28,47 @@ def unfused(layers: Sequence[Message], held: Collection[str] = ()) -> list[Messa
     """
     result: list[Message] = []
     for layer in layers:
-        alone, relus = _without_relu(_rounded(layer))
+        alone, relus = _without_relu(_in_caffes_words(layer))
         result += _split(alone) if _has_scale(alone) or (alone.type == "BatchNorm" and alone.name in held) else [alone]
         result += relus
     return result
+
+
+def _in_caffes_words(layer: Message) -> Message:
+    """A layer whose fields make it one of another type, or say what others of Caffe's say."""
+    if layer.type == "Pooling":
+        return _rounded(layer)
+    if layer.type == "ReLU":
+        return _stopped(layer)
+    return _shuffled(layer) if layer.type == "Reshape" else layer
+
+
+def _stopped(layer: Message) -> Message:
+    """A ReLU with ``relu6: true`` or a ``maximum`` above 0 is a ReLU6. Source: relu_layer.cpp of synopsys-caffe."""
+    p = layer.relu_param
+    limits = [6.0] * p.relu6 + [p.maximum] * (p.maximum > 0)
+    if not limits:
+        return layer.copy(relu_param=_cleared(p, "relu6", "maximum")) if layer.has("relu_param") else layer
+    stops = Message("ReLU6Parameter", layer.line)
+    if p.negative_slope:
+        stops.set("negative_slope", p.negative_slope)
+    if min(limits) != 6:
+        stops.set("threshold", min(limits))
+    stops.unknown = dict(p.unknown)
+    own = {"relu6_param": stops} if stops.items() or stops.unknown else {}
+    return layer.copy(type="ReLU6", relu_param=None, **own)
+
+
+def _shuffled(layer: Message) -> Message:
+    """A Reshape with ``pixelshuffler`` above 1 is a PixelShuffle. Source: reshape_layer.cpp of synopsys-caffe."""
+    p = layer.reshape_param
+    if not p.has("pixelshuffler"):
+        return layer
+    if p.pixelshuffler == 1:
+        return layer.copy(reshape_param=_cleared(p, "pixelshuffler"))
+    factor = Message("PixelShuffleParameter", layer.line, upscale_factor=p.pixelshuffler)
+    factor.unknown = dict(p.unknown)
+    return layer.copy(type="PixelShuffle", reshape_param=None, pixelshuffle_param=factor)
 
 
 def _rounded(layer: Message) -> Message:

@@ -193,7 +193,6 @@ _CHANGES: Final = {
     "EltwiseParameter.swap_xy": "exchanges the axes",
     "EltwiseParameter.relu": "takes the ReLU of the top",
     "PriorBoxParameter.additional_y_offset": "a second box for each, half a cell below (OpenCV)",
-    "ReshapeParameter.pixelshuffler": "moves channels into blocks of pixels",
     "*.use_polygon": "boxes are polygons (TextBoxes++)",
     "*.do_state_prediction": "predicts a state for each box",
 }

@@ -18,7 +18,20 @@ from caffe_port.layers import class_of
 from caffe_port.verification.references.numpy_formulas import compute
 
 INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 5 dim: 7 } } }\n'
-TYPES = ("Pooling",)
+TYPES = (
+    "Add",
+    "BatchToSpaceND",
+    "DepthToSpace",
+    "MatMul",
+    "Mul",
+    "Pad",
+    "Pooling",
+    "ResizeBilinear",
+    "ResizeNearestNeighbor",
+    "SpaceToBatchND",
+    "Squeeze",
+    "UpsampleDarknet",
+)
 SIDES = ("pad_l", "pad_type", "AVE_EXC_PAD")
 
 
@@ -105,3 +118,53 @@ def test_a_convolution_of_the_same_size() -> None:
 def test_windows_that_are_refused(kind: str, text: str, says: str) -> None:
     with pytest.raises(SpecError, match=says):
         build(kind, text, (2, 3, 5, 6))
+
+
+# -- fields that make a layer one of another type ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "type_", "wanted"),
+    [
+        ("relu6: true", "ReLU6", [0, 3, 6]),
+        ("relu6: true negative_slope: 0.5", "ReLU6", [-1, 3, 6]),
+        ("maximum: 2", "ReLU6", [0, 2, 2]),
+        ("maximum: 7 relu6: true", "ReLU6", [0, 3, 6]),
+        ("maximum: -1", "ReLU", [0, 3, 9]),
+        ("relu6: false negative_slope: 0.5", "ReLU", [-1, 3, 9]),
+    ],
+)
+def test_a_relu_that_stops(own: str, type_: str, wanted: list[float]) -> None:
+    text = f'layer {{ name: "r" type: "ReLU" bottom: "x" top: "x" relu_param {{ {own} }} }}'
+    net = load(text)
+    assert type(net.r).__name__ == type_
+    x = torch.zeros(2, 4, 5, 7)
+    x[0, 0, 0, :3] = torch.tensor([-2.0, 3, 9])
+    assert net(x)[0, 0, 0, :3].tolist() == wanted
+    report = caffe_port.verify(Definition.parse(prototxt.parse(INPUT + text, "NetParameter")))
+    assert report.passed
+    assert not report.not_compared
+
+
+def test_a_minimum_is_refused() -> None:
+    with pytest.raises(SpecError, match="'minimum'"):
+        load('layer { name: "r" type: "ReLU" bottom: "x" top: "y" relu_param { relu6: true minimum: 1 } }')
+
+
+def test_a_reshape_that_shuffles_pixels() -> None:
+    text = 'layer {{ name: "s" type: "Reshape" bottom: "x" top: "y" reshape_param {{ {} }} }}'
+    x = torch.arange(280.0).reshape(2, 4, 5, 7)
+    y = load(text.format("pixelshuffler: 2"))(x)
+    assert y.shape == (2, 1, 10, 14)
+    assert all(y[1, 0, 2 * 3 + i, 2 * 4 + j] == x[1, 2 * i + j, 3, 4] for i in (0, 1) for j in (0, 1))
+    assert load(text.format("pixelshuffler: 1 shape { dim: 0 dim: -1 }"))(x).shape == (2, 140)
+    with pytest.raises(SpecError, match="upscale_factor 3 squared does not divide the 4 channels"):
+        load(text.format("pixelshuffler: 3"))
+
+
+def test_the_four_blobs_of_icnet() -> None:
+    """Fields of SegNet's BN do not make it one."""
+    text = (
+        'layer { name: "b" type: "BN" bottom: "x" top: "y" bn_param { icnet: true bn_mode: INFERENCE frozen: true } }'
+    )
+    assert load(text).b.blob_names() == ["slope", "bias", "mean", "variance"]

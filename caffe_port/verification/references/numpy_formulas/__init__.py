@@ -19,6 +19,7 @@ from caffe_port.verification.references.numpy_formulas import (
     resample,
     shape,
     spatial,
+    tensors,
 )
 from caffe_port.verification.references.numpy_formulas.formulas import FORMULAS, Layer
 from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
@@ -26,7 +27,7 @@ from caffe_port.verification.references.reference import Case, Made, Run, Tops, 
 __all__ = ["FORMULAS", "Layer", "NumPyReference", "compute"]
 
 # imported because that registers the formulas
-_FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample, shape, spatial)
+_FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample, shape, spatial, tensors)
 
 
 @dataclass(frozen=True)
