@@ -4,8 +4,11 @@ Some do two things at once, and are taken apart: BatchNorm and Scale, Convolutio
 definition (``relu: true``, ``scale_bias: true``) or in the file alone: five blobs, or four, of NVIDIA's BatchNorm. The
 second layer works in place and is named after the first one: ``bn/scale``, ``conv1/relu``.
 
+DenseNet's DenseBlock is a chain of layers in one: ``block/0/bn``, ``block/0/relu``, ``block/0/conv``,
+``block/0/concat``, ``block/1/bn`` and so on.
+
 Sources: batch_norm_layer.cpp of NVIDIA/caffe; base_conv_layer.cpp, inner_product_layer.cpp and batch_norm_layer.cpp of
-intel/caffe.
+intel/caffe; DenseBlock_layer.cpp and DenseBlock_layer.cu of senlinuc/caffe_ocr.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ def unfused(layers: Sequence[Message], held: Collection[str] = ()) -> list[Messa
     """
     result: list[Message] = []
     for layer in layers:
+        if layer.type == "DenseBlock" and len(layer.bottom) == len(layer.top) == 1:
+            result += _dense_block(layer)
+            continue
         alone, relus = _without_relu(_in_caffes_words(layer))
         result += _split(alone) if _has_scale(alone) or (alone.type == "BatchNorm" and alone.name in held) else [alone]
         result += relus
@@ -124,6 +130,60 @@ def _split(layer: Message) -> Iterator[Message]:
             scale.set(name, getattr(p, own))
     rest = list(layer.param[_STATISTICS:]) or None
     yield from (_after(layer, "scale", top, "Scale", scale_param=scale, param=rest) for top in layer.top)
+
+
+def _dense_block(layer: Message) -> Iterator[Message]:
+    """Normalization, ReLU and a convolution, whose top is joined to what came before; with ``use_BC`` a narrow
+    convolution and another normalization in between. Size, stride and padding are fixed in the fork.
+    """
+    p, before = layer.denseblock_param, layer.bottom[0]
+    for k in range(p.numTransition):
+        last = k == p.numTransition - 1
+        names = [f"{layer.name}/{k}/{what}" for what in ("bn", "relu", "conv", "dropout", "concat")]
+        bn, relu, conv, dropout, concat = names
+        yield _inside(layer, bn, "BN", [before], bn, bn_param=_statistics_of(p, layer.line, p if k == 0 else None))
+        yield _inside(layer, relu, "ReLU", [bn], bn)
+        if p.use_BC:
+            narrow, second, again = (f"{layer.name}/{k}/{what}" for what in ("conv1", "bn1", "relu1"))
+            yield _inside(layer, narrow, "Convolution", [bn], narrow, convolution_param=_convolution(p, layer.line, 1))
+            yield _inside(layer, second, "BN", [narrow], second, bn_param=_statistics_of(p, layer.line))
+            yield _inside(layer, again, "ReLU", [second], second)
+            bn = second
+        yield _inside(layer, conv, "Convolution", [bn], conv, convolution_param=_convolution(p, layer.line, 3))
+        if p.use_dropout:
+            ratio = Message("DropoutParameter", layer.line, dropout_ratio=p.dropout_amount)
+            yield _inside(layer, dropout, "Dropout", [conv], conv, dropout_param=ratio)
+        top = layer.top[0] if last else concat
+        yield _inside(layer, concat, "Concat", [before, conv], top)
+        before = top
+
+
+def _inside(layer: Message, name: str, type_: str, bottoms: list[str], top: str, **own: Message) -> Message:
+    """A layer of a DenseBlock, where that one is included."""
+    made = _after(layer, "", top, type_, **own)
+    made.set("name", name)
+    made.set("bottom", bottoms)
+    return made
+
+
+def _statistics_of(p: Message, line: int, unknown: Message | None = None) -> Message:
+    made = Message("BNParameter", line, eps=1e-5, momentum=1 - p.moving_average_fraction)
+    for name, own in (("slope_filler", "BN_Scaler_Filler"), ("bias_filler", "BN_Bias_Filler")):
+        if p.has(own):
+            made.set(name, getattr(p, own))
+    if unknown is not None:
+        made.unknown = dict(unknown.unknown)
+    return made
+
+
+def _convolution(p: Message, line: int, kernel: int) -> Message:
+    outputs = p.growthRate if kernel == 3 else 4 * p.growthRate
+    made = Message("ConvolutionParameter", line, num_output=outputs, bias_term=False, kernel_size=[kernel])
+    if kernel == 3:
+        made.set("pad", [1])
+    if p.has("Filter_Filler"):
+        made.set("weight_filler", p.Filter_Filler)
+    return made
 
 
 def _cleared(p: Message, *names: str) -> Message:

@@ -56,6 +56,7 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "CropCenter": {149: "crop_center_param"},  # nagadomi/caffe, for waifu2x
     "Accum": {160: "accum_param"},  # FlowNet 2
     "DenseImageData": {138: "dense_image_data_param"},  # SegNet
+    "DenseBlock": {147: "denseblock_param"},  # caffe_ocr
     # Synopsys
     "UpsampleDarknet": {209: "upsample_darknet_param"},
     "DepthToSpace": {208: "depth_to_space_param"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer, constructor, scalar_if_equal
@@ -171,6 +171,20 @@ class SPP(Layer):
             else:
                 levels.append(stochastic_pool(x, kernel, kernel, True, self.training))
         return levels[0] if len(levels) == 1 else torch.cat([y.flatten(1) for y in levels], dim=1)
+
+
+class GRIDPooling(Layer, nn.AdaptiveMaxPool2d):
+    """Same as torch.nn.AdaptiveMaxPool2d: the maximum of ``pooled_h`` x ``pooled_w`` bins of the image.
+
+    Reference: JiajianZeng/caffe-face-attributes grid_pooling_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"output_size": (p.pooled_h, p.pooled_w)}
+
+    def torch_source(self) -> str:
+        return f"nn.AdaptiveMaxPool2d({self.output_size})"
 
 
 # -- windows, in forward ------------------------------------------------------------------------------------------

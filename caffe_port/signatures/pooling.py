@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import expect_axes
@@ -131,4 +133,24 @@ declare(
     message=("pooling3d_param", "pooling_param"),
     traits=Trait.SLIDES | Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER,
 )
+
+
+def _grid_pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """Bins that may share a row or column; the fork finds their edges in single precision."""
+    bottom, p = bottoms[0], layer.grid_pooling_param
+    expect_axes(bottom, 4)
+    if min(p.pooled_h, p.pooled_w) < 1:
+        raise SpecError(f"pooled_h {p.pooled_h} and pooled_w {p.pooled_w} must be positive")
+    for size, bins in zip(bottom[2:], (p.pooled_h, p.pooled_w), strict=True):
+        step = np.float32(size) / np.float32(bins)
+        for k in range(bins):
+            first, last = int(np.floor(np.float32(k) * step)), min(int(np.ceil(np.float32(k + 1) * step)), size)
+            if (first, last) != (k * size // bins, -(-(k + 1) * size // bins)):
+                raise SpecError(
+                    f"{bins} bins of {size} pixels lie elsewhere in single precision, which is not supported"
+                )
+    return [(*bottom[:2], p.pooled_h, p.pooled_w)]
+
+
 declare("SPP", _spp, message="spp_param")
+declare("GRIDPooling", _grid_pooling, message="grid_pooling_param", traits=Trait.KEEPS_CHANNELS)

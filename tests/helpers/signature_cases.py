@@ -286,6 +286,11 @@ def _all() -> Iterator[Case]:
     yield Case("DummyData", "dummy_data_param { num: 2 channels: 3 channels: 4 height: 5 width: 7 }", (), 2)
     yield Case("Parameter", "parameter_param { shape { dim: 2 dim: 5 } }", ())
     yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ())
+    yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 }", ((3, 2, 5),))
+    yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ((3, 1),))
+    yield Case("CTCGreedyDecoder", "", ((5, 2, 3),))
+    yield Case("CTCGreedyDecoder", "ctc_decoder_param { blank_index: -1 ctc_merge_repeated: false }", ((5, 2, 3),))
+    yield Case("GRIDPooling", "grid_pooling_param { pooled_h: 3 pooled_w: 5 }", (X,))
     # sequences
     for type_, states in (("LSTM", 2), ("RNN", 1)):
         own, state = "recurrent_param {{ num_output: 6 expose_hidden: {} }}", (1, 3, 6)

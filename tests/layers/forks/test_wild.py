@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from signature_cases import CASES, Case, _filled, spec_of
 
 import caffe_port
 from caffe_port.definition.definition import Definition
-from caffe_port.errors import SpecError
-from caffe_port.formats import prototxt
+from caffe_port.errors import SpecError, WeightsError
+from caffe_port.formats import prototxt, wire
+from caffe_port.formats.caffemodel import blob_message
+from caffe_port.formats.message import Message
 from caffe_port.layers import class_of
 from caffe_port.verification.references.numpy_formulas import compute
 
@@ -21,7 +24,10 @@ INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 
 TYPES = (
     "Add",
     "BatchToSpaceND",
+    "CTCGreedyDecoder",
+    "ContinuationIndicator",
     "DepthToSpace",
+    "GRIDPooling",
     "MatMul",
     "Mul",
     "Pad",
@@ -50,6 +56,8 @@ def test_as_the_formula(case: Case) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data.uniform_(0.1, 1)
     bottoms = [_filled(case, index).double() for index in range(len(case.bottoms))]
+    if case.type == "CTCGreedyDecoder":
+        bottoms[1:] = [(torch.arange(cont.numel()).reshape(cont.shape) != 6).double() for cont in bottoms[1:]]
     with torch.no_grad():
         made = module(*bottoms)
     blobs = [module.get_blob(name).detach().numpy() for name in module.blob_names()]
@@ -168,3 +176,116 @@ def test_the_four_blobs_of_icnet() -> None:
         'layer { name: "b" type: "BN" bottom: "x" top: "y" bn_param { icnet: true bn_mode: INFERENCE frozen: true } }'
     )
     assert load(text).b.blob_names() == ["slope", "bias", "mean", "variance"]
+
+
+# -- text recognition -------------------------------------------------------------------------------------------------
+
+
+def test_the_best_classes_without_a_second_bottom() -> None:
+    """The blank is 0, unlike where cont says which steps count."""
+    scores = torch.nn.functional.one_hot(torch.tensor([[1, 2], [1, 0], [0, 2], [1, 1]]), 3).float()
+    wanted = [[1, 1, -1, -1], [2, 2, 1, -1]]
+    assert build("CTCGreedyDecoder", "", scores.shape)(scores)[..., 0, 0].tolist() == wanted
+    last = build("CTCGreedyDecoder", "ctc_decoder_param { blank_index: -1 }", scores.shape)
+    assert last(scores)[..., 0, 0].tolist() == [[1, 0, 1, -1], [0, 1, -1, -1]]
+    with pytest.raises(SpecError, match="one top"):
+        build("CTCGreedyDecoder", "", scores.shape, top=2)
+
+
+@pytest.mark.parametrize(
+    ("own", "bottom", "wanted"),
+    [
+        ("time_step: 2", [[3.0, 4], [5, 6], [7, 8]], [[0, 0, 0], [1, 1, 1]]),
+        ("time_step: 2 batch_size: 5", [[3.0, 4], [5, 6], [7, 8]], [[0, 0, 0], [1, 1, 1]]),
+        ("time_step: 2 batch_size: 3", [[1.0], [0], [1.005]], [[1, 0, 1], [1, 1, 1]]),
+        ("time_step: 2 batch_size: 3 flag: true", [[1.0], [0], [0]], [[1, 1, 1], [1, 1, 1]]),
+    ],
+)
+def test_where_sequences_go_on(own: str, bottom: list[list[float]], wanted: list[list[float]]) -> None:
+    x = torch.tensor(bottom)
+    assert build("ContinuationIndicator", f"continuation_indicator_param {{ {own} }}", x.shape)(x).tolist() == wanted
+
+
+# -- DenseBlock -------------------------------------------------------------------------------------------------------
+
+BLOCK = """
+layer { name: "d" type: "DenseBlock" bottom: "x" top: "y"
+        denseblock_param { numTransition: 3 initChannel: 4 growthRate: 2 use_BC: %s } }
+"""
+
+
+def dense_block(x: Any, blobs: list[Any], narrow: bool, count: int = 3) -> Any:
+    """As the fork computes it in TEST: with turned kernels, since it convolves where Caffe correlates."""
+
+    def normalized(x: Any, first: int, k: int) -> Any:
+        scale, shift, mean, variance = (blobs[(first + g) * count + k].reshape(-1, 1, 1) for g in (1, 2, 3, 4))
+        return np.maximum(scale * (x - mean) / np.sqrt(variance + 1e-5) + shift, 0)
+
+    def convolved(x: Any, weight: Any) -> Any:
+        size = weight.shape[2]
+        wide = np.pad(x, [(0, 0), (0, 0), (size // 2,) * 2, (size // 2,) * 2])
+        y = np.zeros((x.shape[0], weight.shape[0], *x.shape[2:]))
+        for i in range(size):
+            for j in range(size):
+                shifted = wide[:, :, size - 1 - i :, size - 1 - j :][:, :, : x.shape[2], : x.shape[3]]
+                y += np.einsum("oc,nchw->nohw", weight[:, :, i, j], shifted)
+        return y
+
+    for k in range(count):
+        new = normalized(x, 0, k)
+        new = normalized(convolved(new, blobs[5 * count + k]), 5, k) if narrow else new
+        x = np.concatenate((x, convolved(new, blobs[k])), 1)
+    return x
+
+
+@pytest.mark.parametrize("factor", [0.0, 4.0])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_dense_block(narrow: bool, factor: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    channels = [4, 6, 8]
+    blobs = [rng.normal(size=(2, 8 if narrow else c, 3, 3)) for c in channels]
+    blobs += [rng.uniform(0.5, 2, size=(1, c, 1, 1)) for _ in range(4) for c in channels]
+    if narrow:
+        blobs += [rng.normal(size=(8, c, 1, 1)) for c in channels]
+        blobs += [rng.uniform(0.5, 2, size=(1, 8, 1, 1)) for _ in range(4) for _ in channels]
+    stored = [blob_message(b.astype(np.float32)) for b in [*blobs, np.array([factor])]]
+    layer = Message("LayerParameter", name="d", type="DenseBlock", blobs=stored)
+    path = tmp_path / "d.caffemodel"
+    path.write_bytes(b"".join(wire.serialize(Message("NetParameter", name="n", layer=[layer]))))
+    definition = Definition.parse(prototxt.parse(INPUT + BLOCK % str(narrow).lower(), "NetParameter"))
+    ported = caffe_port.port(definition, path)
+    statistics = [g * 3 + k for g in (3, 4, 8, 9) for k in range(3)]
+    for index in statistics[: 6 if not narrow else None]:
+        blobs[index] = blobs[index] / (factor or 1)
+    x = rng.normal(size=(2, 4, 5, 7))
+    with torch.no_grad():
+        made = ported.net(torch.from_numpy(x).float())
+    wanted = dense_block(x, blobs, narrow)
+    assert np.abs(made.numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
+    assert made.shape == (2, 10, 5, 7)
+    assert caffe_port.convert(ported, tmp_path / "out").check.startswith("outputs are bit-equal")
+    assert caffe_port.verify(definition, path).passed
+
+
+def test_a_dense_block_of_an_older_form_is_refused(tmp_path: Path) -> None:
+    """Without statistics: three blobs a transition."""
+    layer = Message("LayerParameter", name="d", type="DenseBlock", blobs=[blob_message(np.zeros(1, np.float32))] * 9)
+    path = tmp_path / "d.caffemodel"
+    path.write_bytes(b"".join(wire.serialize(Message("NetParameter", name="n", layer=[layer]))))
+    definition = Definition.parse(prototxt.parse(INPUT + BLOCK % "false", "NetParameter"))
+    with pytest.raises(WeightsError, match="holds 9 blobs, the DenseBlock of 3 transitions asks for 16"):
+        caffe_port.port(definition, path)
+
+
+def test_a_dense_block_drops_in_training() -> None:
+    text = BLOCK.replace("use_BC", "use_dropout: true dropout_amount: 0.25 use_BC") % "false"
+    net = load(text)
+    assert [type(module).__name__ for module in net.children()].count("Dropout") == 3
+    assert net.train()(torch.rand(2, 4, 5, 7)).shape == (2, 10, 5, 7)
+    with pytest.raises(SpecError, match="'growth'"):
+        load(BLOCK.replace("use_BC", "growth: 3 use_BC") % "false")
+
+
+def test_bins_that_lie_elsewhere_in_single_precision_are_refused() -> None:
+    with pytest.raises(SpecError, match="14 bins of 62 pixels lie elsewhere"):
+        build("GRIDPooling", "grid_pooling_param { pooled_h: 14 pooled_w: 2 }", (2, 3, 62, 5))

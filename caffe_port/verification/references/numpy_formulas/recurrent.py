@@ -66,3 +66,17 @@ def rnn(layer: Layer) -> Result:
         hidden = np.tanh((k * hidden) @ recurrent.T + x[t].reshape(n, -1) @ weight.T + constant)
         tops.append(np.tanh(hidden @ out.T + out_bias))
     return [np.stack(tops), *([hidden[None]] if p.expose_hidden else [])]
+
+
+@formula("ContinuationIndicator")
+def continuation_indicator(layer: Layer) -> Result:
+    """0 at the first step, then 1.
+
+    Source: continuation_indicator_layer.cpp (intel/caffe; of CC4.0 and video-caffe where there is a bottom).
+    """
+    p, x = layer.param.continuation_indicator_param, layer.bottoms[0] if layer.bottoms else None
+    flags = x is not None and x.size == p.batch_size
+    y = np.ones((p.time_step, p.batch_size if x is None or flags else x.shape[0]))
+    if not p.flag:
+        y[0] = np.abs(x.reshape(-1) - 1) <= 0.01 if flags and x is not None else 0
+    return y

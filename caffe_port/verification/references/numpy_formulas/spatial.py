@@ -216,6 +216,21 @@ def spatial_pyramid(layer: Layer) -> Result:
     return np.concatenate(parts, axis=1)
 
 
+@formula("GRIDPooling")
+def grid_pooling(layer: Layer) -> Result:
+    """The maximum of each bin, from the floor of its first edge to the ceiling of its last one.
+
+    Source: grid_pooling_layer.cpp (JiajianZeng/caffe-face-attributes).
+    """
+    p, x = layer.param.grid_pooling_param, layer.x
+    for axis, bins in ((2, p.pooled_h), (3, p.pooled_w)):
+        step = np.float32(x.shape[axis]) / np.float32(bins)
+        edges = [(math.floor(np.float32(k) * step), math.ceil(np.float32(k + 1) * step)) for k in range(bins)]
+        cut = [x.take(range(first, min(last, x.shape[axis])), axis) for first, last in edges]
+        x = np.stack([part.max(axis) for part in cut], axis)
+    return x
+
+
 @formula("LRN")
 def lrn(layer: Layer) -> Result:
     """x (k + alpha / n * sum x^2)^-beta over neighboring channels or within the plane. Source: lrn_layer.cpp."""
