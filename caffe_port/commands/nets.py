@@ -36,6 +36,14 @@ from caffe_port.terminal import count, human_bytes
     type=click.Choice(["torch", "onnx", "pt2", "safetensors"]),
     help="Output format. May be repeated. safetensors alone: only the blobs, as Caffe stores them.",
 )
+@click.option(
+    "--dynamic",
+    type=click.Choice(["size", "batch", "none"]),
+    default="size",
+    show_default=True,
+    help="For onnx and pt2: what may differ from the net's own input: batch, height and width as far as the net allows "
+    "it; only the batch; nothing.",
+)
 @click.option("--force", is_flag=True, help="Replace the files of an earlier convert.")
 @click.option(
     "--fold", is_flag=True, help="For inference: fold BatchNorm and Scale into the weights of the layer before them."
@@ -259,7 +267,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
 
 
 @command()
-@click.argument("files", nargs=-1, required=True, metavar="NET... IMAGE...", type=click.Path())
+@click.argument("files", nargs=-1, required=True, metavar="NET IMAGES", type=click.Path())
 @image_options
 @click.option(
     "--input-shape",

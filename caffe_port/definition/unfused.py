@@ -42,7 +42,7 @@ def unfused(layers: Sequence[Message], held: Collection[str] = ()) -> list[Messa
 
 def _in_caffes_words(layer: Message) -> Message:
     """A layer whose fields make it one of another type, or say what others of Caffe's say."""
-    if layer.type == "Pooling":
+    if layer.has("pooling_param"):
         return _rounded(layer)
     if layer.type == "ReLU":
         return _stopped(layer)

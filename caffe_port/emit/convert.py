@@ -57,6 +57,7 @@ def convert(
     fold: bool = False,
     channels_last: bool = False,
     formats: Sequence[str] = ("torch",),
+    dynamic: str = "size",
     seed: int = 0,
     preprocessing: Preprocessing | None = None,
     classes: Sequence[str] = (),
@@ -72,6 +73,8 @@ def convert(
         channels_last: convolutions compute in PyTorch's channels-last memory format; outputs agree up to rounding.
         formats: names from FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
             "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
+        dynamic: for "onnx" and "pt2": "size" (batch, height and width may differ from the net's own, as far as it
+            allows that), "batch", or "none".
         seed: for the input of the check.
         preprocessing: how images become the net's input, if it is known; ``preprocess`` in model.py then does it.
         classes: names by label, for model.py and port.json.
@@ -115,6 +118,7 @@ def convert(
             source.class_name,
             stored if ported.shared else temporary / WEIGHTS,
             exact=not (fold or channels_last),
+            per_item=source.per_item,
             seed=seed,
         )
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
@@ -125,7 +129,7 @@ def convert(
             example = _fitting_inputs(ported.net, seed)
             for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
                 if name in formats:
-                    check += "; " + write(module, example, ported.net.plans[False], temporary / path)
+                    check += "; " + write(module, example, plan, temporary / path, dynamic)
         if "safetensors" in formats:
             assert ported.weights is not None
             blobs.write(temporary / blobs.BLOBS, ported.weights, ported.definition.net)

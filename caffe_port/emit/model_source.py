@@ -23,6 +23,7 @@ from caffe_port.layers.activation import ReLU
 from caffe_port.layers.layer import Layer
 from caffe_port.layers.linear import Scale
 from caffe_port.layers.normalization import BN, BatchNorm
+from caffe_port.layers.shape import Reshape
 from caffe_port.net import fusion
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.net import Net
@@ -45,6 +46,7 @@ class Model:
         attributes: Caffe's layer name -> attribute; None if the layer became an expression or was dropped.
         inputs: input blob -> argument of ``forward``, in the order of the arguments.
         notes: warnings.
+        per_item: whether it takes any batch size where the Net has one written out.
     """
 
     class_name: str
@@ -53,6 +55,7 @@ class Model:
     attributes: dict[str, str | None]
     inputs: dict[str, str]
     notes: tuple[str, ...]
+    per_item: bool = False
 
 
 def model(
@@ -87,6 +90,7 @@ class _Writer:
             for step in net.plans[training].steps:
                 self.modules.setdefault(step.attribute, getattr(net, step.attribute))
                 self.layer_names.setdefault(step.attribute, step.layer.name)
+        self.unfixed = self._unfix_batches()
         self.order = _in_order(net)
         self.folded = {scale: norm for norm, scale in net.scales.items()}  # a layer -> the one it is folded into
         self.absorbed = folding.absorbed(net) if fold else {}
@@ -94,6 +98,22 @@ class _Writer:
         self.copied = Copied()
         self.state: dict[str, Tensor] = {}
         self.shown: list[str] = []
+
+    def _unfix_batches(self) -> list[str]:
+        """Lets each Reshape that writes out the batch size of the net keep that of its input; their layer names."""
+        unfixed = []
+        for plan in self.net.plans.values():
+            batches = {plan.shapes[source][:1] for _, source in plan.spec.inputs}
+            for step in plan.steps:
+                module = self.modules[step.attribute]
+                if not isinstance(module, Reshape) or module.start or not module.dims or len(batches) != 1:
+                    continue
+                (batch,) = batches
+                bottom = plan.shapes[step.layer.producers[0]]
+                if (module.dims[0],) == batch == bottom[:1]:
+                    self.modules[step.attribute] = Reshape((0, *module.dims[1:]), module.start, module.end)
+                    unfixed.append(step.layer.name)
+        return list(dict.fromkeys(unfixed))
 
     def model(self, preprocessing: Preprocessing | None, classes: Sequence[str]) -> Model:
         init = self._init()
@@ -124,11 +144,14 @@ class _Writer:
             attribute = self.folded.get(step.attribute, step.attribute)
             attributes.setdefault(step.layer.name, attribute if attribute in self.shown else None)
         notes: tuple[str, ...] = ()
+        if self.unfixed:
+            named = ", ".join(self.unfixed[:3]) + (", ..." if len(self.unfixed) > 3 else "")
+            notes += (f"Reshape layers with the batch size written out keep that of the input instead ({named})",)
         if self.absorbed:
             n = len(self.absorbed)
             into = f"{count(n, 'layer was', 'layers were')} folded into the weights of the layers before them"
-            notes = (f"{into}: for inference only; train the model that convert writes without --fold",)
-        return Model(name, source, self.state, attributes, inputs, notes)
+            notes += (f"{into}: for inference only; train the model that convert writes without --fold",)
+        return Model(name, source, self.state, attributes, inputs, notes, bool(self.unfixed))
 
     # -- __init__ ---------------------------------------------------------------------------------------------------
 

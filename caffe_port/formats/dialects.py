@@ -11,7 +11,14 @@ field                     ``caffe``: most forks                ``brocolli``: the
 ========================  ===================================  ===================================================
 BN, blob 3                the running variance                 the running inverse standard deviation
 PoolingParameter 13       ``round_mode``: CEIL 0, FLOOR 1      ``ceil_mode``: false 0 (down), true 1 (up)
+PriorBox without clip     false                                true
+DetectionOutput           suppresses what overlaps by 0.3      suppresses nothing
+without nms_param
+Proposal, scale           multiples of base_size               pixels
 ========================  ===================================  ===================================================
+
+The last three are settled when the net of a phase is made, by :attr:`Signature.settles
+<caffe_port.signatures.signature.Signature.settles>` of their types.
 
 A field of text has a name, so that PoolingParameter 13 concerns binaries only. There, 0 states the default of
 ``round_mode``, which no net needs to: a file with a 0 is read as ``brocolli``. So is one without a name and phases
@@ -32,6 +39,7 @@ from caffe_port.terminal import count
 MARKS: Final[dict[str, Callable[[Message], bool]]] = {
     **dict.fromkeys(("BatchNormKyle", "BilinearInterpolate", "MaxUnPool", "PixelShuffle", "Unsqueeze"), lambda _: True),
     "HardSigmoid": lambda layer: layer.has("hardsigmoid_param"),
+    "Proposal": lambda layer: layer.has("proposal_in_pixels_param"),
     "Pad": lambda layer: any(layer.pad_param.has(f"pad_{side}") for side in "udlr"),
     "ReLU6": lambda layer: layer.relu6_param.has("threshold"),
     "Upsample": lambda layer: layer.upsample_param.has("dims_num"),

@@ -85,7 +85,8 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "SmoothL1LossOHEM": {148: "smooth_l1_loss_param"},
     "BoxAnnotatorOHEM": {150: "box_annotator_ohem_param", 152: "box_annotator_ohem_param"},
     "PriorBoxClustered": {203: "prior_box_clustered_param"},  # OpenVINO
-    "Proposal": {201: "proposal_param", 202: "proposal_param"},  # PVANet, Ascend
+    "Proposal": {201: "proposal_param", 202: "proposal_param", 1000: "proposal_in_pixels_param"},
+    # PVANet, Ascend; brocolli-caffe
     "BoxOutput": {151: "box_output_param"},  # MS-CNN
     "NormalizeBBox": {149: "normalize_bbox_param"},
     # YOLO
@@ -177,6 +178,7 @@ LAYOUTS: Final[dict[tuple[str, int], Layout]] = {
 NOT_IN_FILES: Final[dict[str, frozenset[str]]] = {
     "BNParameter": frozenset({"inverse_std"}),
     "EmbedParameter": frozenset({"last_axis"}),
+    "ProposalParameter": frozenset({"scale_in_pixels"}),
 }
 
 #: Message type -> {(number in the file, wire type in the file): field}. Applies when the field with that number in
@@ -219,6 +221,7 @@ BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
         **{(26 + k, 0): name for k, name in enumerate(("pad_l", "pad_r", "pad_t", "pad_b"))},  # Synopsys
     },
     "PoolingParameter": {(16 + k, 0): name for k, name in enumerate(("pad_l", "pad_r", "pad_t", "pad_b"))},  # Synopsys
+    "PriorBoxParameter": {(14, 0): "denser_prior_boxes"},  # TextBoxes++
     "ROIPoolingParameter": {(4, 0): "pooled_size"},  # Intel
     "TransformationParameter": {(8, 0): "use_gpu_transform", (9, 0): "random_seed"},  # NVIDIA/caffe
 }

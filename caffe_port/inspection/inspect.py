@@ -197,7 +197,7 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
         label, value = _weights_fact(weights)
         facts.append((label, f"{Path(weights.path).name}, {value}"))
         compared = compare(definition, weights, options)
-        if not compared.fits:
+        if not compared.fits and compared.rows:
             errors.append(f"the weights do not fit: {compared.summary} See `caffe-port inspect --diff`.")
         elif compared.counts["missing"] or compared.counts["extra"]:
             notes.append(f"net and weights: {compared.summary} See `caffe-port inspect --diff`.")
@@ -232,7 +232,7 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
             facts += [("definition", f"inside the file{saved}"), *_net_facts(definition, found)]
             rows, notes, errors = found.rows, list(found.notes), list(found.errors)
             compared = compare(definition, weights, options, found)
-            if not compared.fits:
+            if not compared.fits and compared.rows:  # a net without parameters has none
                 errors.append(f"the definition inside the file does not fit its blobs: {compared.summary}")
     size_ = Path(path).stat().st_size
     return Inspection(

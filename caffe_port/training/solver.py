@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats import prototxt
-from caffe_port.formats.message import Message
+from caffe_port.formats.message import Field, Message
 from caffe_port.formats.solverstate import NO_LOSS
+from caffe_port.formats.unfollowed import CHANGES, is_neutral, rule_of
 from caffe_port.net.net import Net
 from caffe_port.terminal import count
 from caffe_port.training.optimizers import OPTIMIZERS, CaffeOptimizer
@@ -32,18 +33,6 @@ _OLD_TYPES = {
     "ADADELTA": "AdaDelta",
     "ADAM": "Adam",
 }
-_OF_FORKS = {  # fields of forks that would change the training
-    "rampup_interval": "NVIDIA/caffe: a warm-up, linear in some of its releases and quadratic in others",
-    "local_lr_auto": "NVIDIA/caffe: LARS, a learning rate for every blob from the norms of its weights and gradients",
-    "momentum_policy": "NVIDIA/caffe: a momentum that changes from iteration to iteration",
-    "disabled_update": "Intel's Caffe: parameters are not updated",
-    "max_epoch": "NVIDIA/caffe: the length of the training in epochs",
-    "test_interval_epoch": "NVIDIA/caffe: the interval of the tests in epochs",
-    "larc": "NVIDIA/caffe: LARC, a learning rate for every blob from the norms of its weights and gradients",
-    "weight_decay_policy": "NVIDIA/caffe: a weight decay that changes from iteration to iteration",
-}
-_ONLY_WITH = ("larc_policy", "larc_eta", "weight_decay_power")
-"""Fields that are not in the schema, and do nothing without one of those above."""
 _ELSEWHERE = {"learning_rate": "base_lr", "lr": "base_lr", "epochs": "max_iter"}
 """What other programs call a field."""
 _AT_LEAST = {
@@ -271,18 +260,30 @@ class SolverSpec:
 
 def _check_fields(p: Message, path: str, ignore: Collection[str]) -> None:
     """Raises SpecError for fields that Caffe does not know, and for those of forks that would change the training."""
-    unknown = {str(name): values[-1] for name, values in p.unknown.items()}
-    given, defaults = dict(p.items()) | unknown, Message("SolverParameter")
-    for name in (given.keys() & _OF_FORKS.keys()).difference(ignore):
-        neutral = False if name in unknown else getattr(defaults, name)
-        if given[name] not in (neutral, "fixed"):
-            raise SpecError(f"'{name}' is a field of {_OF_FORKS[name]}; it is not supported", path)
-    wrong = [name for name in unknown if name not in (*_ONLY_WITH, *_OF_FORKS, *ignore)]
+    assert p.schema is not None
+    unknown = [str(name) for name in p.unknown if name not in ignore]
+    rules = {name: rule_of("", p.schema.name, name) for name in (*dict(p.items()), *unknown)}
+    for name, rule in rules.items():
+        field = p.schema.fields.get(name)
+        if rule is None or rule.effect != CHANGES or name in ignore or _has_no_effect(p, name, field):
+            continue
+        raise SpecError(f"'{name}' is not followed: {rule.words}", path, f"--ignore-field {name} goes without it.")
+    wrong = [name for name in unknown if rules[name] is None]
     if wrong:
-        known = [*(p.schema.fields if p.schema is not None else ()), *_ELSEWHERE]
+        known = [*p.schema.fields, *_ELSEWHERE]
         raise SpecError(
             f"SolverParameter has no field {'; no field '.join(_shown(name, known) for name in wrong)}", path
         )
+
+
+def _has_no_effect(p: Message, name: str, field: Field | None) -> bool:
+    """Whether the field has its default; or is one of a fork that is switched off, or goes with one."""
+    if field is not None:
+        return is_neutral(field, getattr(p, name)) or getattr(p, name) == "fixed"
+    stem = name.partition("_")[0]
+    switches = {stem: False, f"{stem}_decay_policy": "fixed"}
+    given = {str(key): values[-1] for key, values in p.unknown.items()}
+    return all(given.get(key, off) == off for key, off in switches.items())
 
 
 def _shown(name: str, known: Sequence[str]) -> str:
@@ -396,15 +397,13 @@ def learnables(net: Net) -> list[Learnable]:
     """The net's blobs in Caffe's order; shared blobs are listed once.
 
     Raises:
-        SpecError: two layers that share a blob set different factors, or a layer has more ``param`` than blobs.
+        SpecError: two layers that share a blob set different factors.
     """
     found: dict[int, Learnable] = {}
     said: dict[int, set[str]] = {}
     for step in net.plans[True].steps:
         module: Any = getattr(net, step.attribute)
         names, params = module.blob_names(), step.layer.param.param
-        if len(params) > len(names):
-            raise step.layer.error(f"has {len(params)} param entries, but {count(len(names), 'blob')}")
         for index, name in enumerate(names):
             tensor: Tensor = getattr(module, name)
             p = params[index] if index < len(params) else Message("ParamSpec")

@@ -164,8 +164,13 @@ def _batch_to_space(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]
     return [tuple(top)]
 
 
-declare("Squeeze", _squeeze, message="squeeze_param", traits=Trait.REARRANGES | Trait.NO_NUMBERS | Trait.SHARES_MEMORY)
-declare("Add", _add, bottoms=2)
+declare(
+    "Squeeze",
+    _squeeze,
+    message="squeeze_param",
+    traits=Trait.REARRANGES | Trait.NO_NUMBERS | Trait.SHARES_MEMORY | Trait.NOT_IN_PLACE,
+)
+declare("Add", _add, bottoms=2, traits=Trait.NOT_IN_PLACE)
 declare(
     "Mul",
     _mul,
@@ -173,7 +178,7 @@ declare(
     bottoms=(1, 2),
     blobs=("factor",),
     blob_shapes=_mul_blobs,
-    traits=Trait.BOTTOM_FOR_BLOB,
+    traits=Trait.BOTTOM_FOR_BLOB | Trait.NOT_IN_PLACE,
 )
 declare(
     "MatMul",
