@@ -310,8 +310,8 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
         _check_in_place(spec, producers, readers)
         if _loses_its_bottom(spec):
             notes.append(
-                f"{where}: layer '{name}' (Eltwise) works in place: Caffe 1.0 clears '{tops[0]}' before it reads it, and "
-                "loses it; here it counts, as in OpenCV. Give the top another name to have the same everywhere"
+                f"{where}: layer '{name}' (Eltwise) works in place: Caffe 1.0 clears '{tops[0]}' before it reads it, "
+                "and loses it; here it counts, as in OpenCV. Give the top another name to have the same everywhere"
             )
         for bottom, producer in zip(bottoms, producers, strict=True):
             if changer := overwritten.get(producer):
