@@ -134,7 +134,6 @@ def test_a_verdict_without_fields_of_the_data_names_them() -> None:
     ("case", "fields"),
     [
         ("unknown_fields/additional_y_offset", ["additional_y_offset"]),
-        ("unknown_field_hidden/net", ["pixelshuffler"]),
         ("unknown_field_hidden/bn", ["add_eps_before_sqrt", "upper_limit", "swap_xy"]),
     ],
 )
