@@ -95,6 +95,8 @@ class Trait(enum.Flag):
     """The backward pass of a fork's layer does nothing: its bottoms keep a gradient of zeros."""
     OTHERS = enum.auto()
     """Stands for types of several forks, whose parameters are not known here."""
+    FOREIGN = enum.auto()
+    """Runs code that is not part of Caffe, so that a record says nothing about its numbers."""
 
 
 class Holds(enum.Enum):

@@ -96,6 +96,16 @@ def test_a_type_of_another_fork_is_compared_with_opencv(caffe: Path, golden: Pat
     assert verdict(report).startswith("PASSED: all 1 compared tops agree with OpenCV 4.")
 
 
+def test_what_the_file_leaves_to_other_layers_is_left_to_caffe(caffe: Path) -> None:
+    """A Crop without crop_param: Caffe 1.0 takes offset 0, forks before it what the layers before it imply."""
+    report = verify(CASES / "crop_without_param/net.prototxt", against="caffe")
+    assert not report.passed
+    (row,) = report.broken
+    assert row.layer == "crop"
+    assert row.cause == "the file has no crop_param: Caffe takes its default, the net what the layers before it imply"
+    assert any("Caffe 1.0 itself uses 0" in note for note in report.notes)
+
+
 def test_equal_names(caffe: Path) -> None:
     """Caffe's file has two layers of one name; it copies both into the first, and draws the second anew."""
     case = CASES / "duplicate_names/net_dup_layer_names"
