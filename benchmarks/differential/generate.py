@@ -56,8 +56,8 @@ MASKS = ("Upsample", "MaxUnPool")
 """Types whose second bottom holds places of the top: the first is always there."""
 
 NOT_DRAWN = ("DetectionEvaluate", "DetectionOutput", "MultiBoxLoss", "Proposal", "InfogainLoss", "PSROIPooling")
-"""Types that are drawn only if asked for: whose bottoms hold priors, annotations or scores that must fit each other, and
-two of which this Caffe has an older or no version on a CPU."""
+"""Types that are drawn only if asked for: those whose bottoms hold priors, annotations or scores that must fit each
+other, and two of which this Caffe has an older version, or none for a CPU."""
 
 LEFT_OUT = ("engine", "source", "filler", "param_str", "debug", "force", "root_folder", "mean_file", "weight_filler")
 """Fields that change no number, or name files."""
