@@ -118,6 +118,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
             return "ReLU6 with a negative_slope below 0: Caffe's Backward looks at the bottom, not at the top"
     if any(one.type == "Upsample" and len(one.bottom) > 1 for one in case.computing):
         return "Upsample with two bottoms: SegNet's mask; this Caffe's reads the first bottom only"
+    if types == {"Upsample"} and verdict.word == "only caffe-port refuses":
+        return "Upsample of more axes than its dims_num"
     if verdict.word == "differs" and "BilinearInterpolate" in at:
         return "BilinearInterpolate of one row or column: this Caffe reads outside of the bottom"
     unclipped = any(one.type == "PriorBox" and not one.prior_box_param.has("clip") for one in case.computing)
@@ -131,7 +133,10 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
         return "a loss that other layers read: Caffe forgets loss_weights, or their gradient replaces the loss's"
     if verdict.word == "differs" and any(set(layer.top) & set(layer.bottom) for layer in case.computing):
         gradient = verdict.what.startswith("gradient")
-        if (gradient or len(case.computing) == 1) and agrees(out_of_place(case)):
+        here = [
+            one for one in case.computing if one.name == verdict.at.split(" ")[0] and set(one.top) & set(one.bottom)
+        ]
+        if (gradient or here) and agrees(out_of_place(case)):
             return "in place: Caffe's " + ("Backward" if gradient else "Forward") + " reads what was overwritten"
     return ""
 
