@@ -41,6 +41,8 @@ STRICTER = {
     "divides by": "BilinearInterpolate that divides by zero",
     "min_size is missing": "PriorBox of a min_size below 1: Caffe takes it for 0",
     "must be positive": "PriorBox of a negative aspect_ratio: Caffe takes its root",
+    "must all be negative": "Pad of negative and other pads: this Caffe writes outside of the top",
+    "stride must be at least": "Deconvolution of one place with half a stride: Caffe takes the other for 0",
     "dropout_ratio": "Dropout of a ratio that Caffe's debug builds refuse",
     "differ in shape": "bottoms of Eltwise that hold as many numbers: this Caffe asks for no more, Caffe 1.0 does",
     "gives an empty output": "a kernel larger than the image by less than the stride: Caffe rounds -1 / 2 to a window",
@@ -93,6 +95,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
     for type_, why in OLDER.items():
         if type_ in at and (verdict.word == "differs" or len(types) == 1):
             return f"{type_}: {why}"
+    if "Filter" in types and verdict.key == ("differs", "top: shape"):
+        return "Filter that nothing passes: Caffe's layers after it keep the shape that they had"
     if "Filter" in types and verdict.word in ("only Caffe refuses", "traceback") and verdict.at.startswith("forward"):
         return "Filter: Caffe checks sizes that depend on numbers as it runs"
     if verdict.word == "differs" and verdict.what.startswith("gradient") and _lost(case):
