@@ -1,0 +1,416 @@
+"""The dialects of Caffe: what each fork's schema gives a number to.
+
+The facts are in dialects.json.gz, which ``docs/make_dialects.py`` makes; its first line is what every file is read
+with, the second one the dialects. proto/caffe.proto has one name for one meaning: a dialect maps its numbers onto these
+names, see :class:`View`. docs/dialects.md is the same table for people.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from caffe_port.errors import CaffePortError, did_you_mean
+from caffe_port.formats.message import Field, Message, Schema, decimal, schema
+
+#: Numbers of proto/caffe.proto that never occur in a file.
+PLACEHOLDERS: Final = range(600_000, 700_000)
+
+#: The highest number of a field of LayerParameter in Caffe 1.0; those above belong to forks.
+CAFFES_LAST_NUMBER: Final = 146
+
+#: Message type -> {name in a fork: the same field of proto/caffe.proto}.
+ALIASES: Final[dict[str, dict[str, str]]] = {
+    "Yolov3DetectionOutputParameter": {"masks": "mask", "num_boxes": "num_box"},  # MobileNet-YOLO's earlier form
+    "InnerProductParameter": {"transpose_weights": "transpose"},  # LRCN's
+    "RecurrentParameter": {"expose_hidden_state": "expose_hidden"},  # LRCN's
+}
+
+_KINDS = {
+    "f": ("float", 5),
+    "d": ("double", 1),
+    "i": ("int32", 0),
+    "l": ("int64", 0),
+    "u": ("uint32", 0),
+    "v": ("uint64", 0),
+    "b": ("bool", 0),
+    "s": ("string", 2),
+    "y": ("bytes", 2),
+    "w": ("fixed32", 5),
+}
+_INTEGERS = ("int32", "int64", "uint32", "uint64")
+
+
+@dataclass(frozen=True, eq=False)
+class Fact:
+    """A field of a fork's message. ``message``: the name of its type there; ``values``: of its enum."""
+
+    number: int
+    name: str
+    kind: str
+    wire_type: int
+    repeated: bool
+    message: str | None
+    values: dict[str, int] | None
+    default: str | None
+
+    def fits(self, wire_type: int) -> bool:
+        """Whether a field of this wire type can be this one, which may be packed."""
+        return wire_type == self.wire_type or (self.repeated and wire_type == 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Dialect:
+    """A schema that wrote, or reads, caffemodels.
+
+    Attributes:
+        index: its place in the order in which equal evidence is decided.
+        name: project, and branch, tag or date where that is not the newest one.
+        short: a name for people; empty for most.
+        date: of the schema, or empty. It holds until the project's next one.
+        era: ``V2``; ``V1`` before 2015.
+        also: other places with the same schema.
+        reads: the project reads caffemodels, and writes few or none.
+    """
+
+    index: int
+    name: str
+    short: str
+    date: str
+    era: str
+    also: tuple[str, ...]
+    reads: bool
+    project: str
+    _own: dict[str, tuple[frozenset[int], tuple[int, ...]]]
+    _absent: frozenset[str]
+
+    def __str__(self) -> str:
+        origin = f"{self.name}, {self.date}" if self.date else self.name
+        return f"{self.short} ({origin})" if self.short else origin
+
+    @property
+    def label(self) -> str:
+        """What ``--dialect`` takes."""
+        return self.short or self.name
+
+    def layout(self, message: str) -> dict[int, Fact]:
+        """The fields of one of its messages by number; empty if there is none."""
+        return _layout(self, message)
+
+    def key(self, message: str) -> int:
+        """A number that two dialects share if the message and all inside it are the same in both."""
+        return _key(self, message, ())
+
+
+@functools.cache
+def _line(number: int) -> dict[str, Any]:
+    with gzip.open(Path(__file__).with_name("dialects.json.gz"), "rt", encoding="utf-8") as file:
+        for _ in range(number):
+            file.readline()
+        table: dict[str, Any] = json.loads(file.readline())
+    return table
+
+
+def plain() -> dict[str, Any]:
+    """What every file is read with: ``safe`` (message -> the numbers that mean the same in every dialect, with the
+    values of enums), ``contested`` (numbers of LayerParameter) and ``owners``.
+    """
+    return _line(0)
+
+
+def owned(type_: str) -> tuple[str, ...] | None:
+    """The fields of LayerParameter that layers of a type read; None where the type is not known."""
+    fields = plain()["owners"].get(type_)
+    return None if fields is None else tuple(fields)
+
+
+@functools.cache
+def _facts() -> tuple[Fact, ...]:
+    table = _line(1)
+    enums = [dict(_pair(value) for value in text.split()) for text in table["enums"]]
+    return tuple(_fact(text, enums) for text in table["facts"])
+
+
+def _pair(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    return name, int(number)
+
+
+def _fact(text: str, enums: list[dict[str, int]]) -> Fact:
+    number, code, rest = text.split(" ", 2)
+    name, mark, default = rest.partition("=")
+    repeated, code = code.startswith("*"), code.removeprefix("*")
+    message = values = None
+    if code.startswith("#"):
+        kind, wire_type, values = "enum", 0, enums[int(code[1:])]
+    elif code in _KINDS:
+        kind, wire_type = _KINDS[code]
+    else:
+        kind, wire_type, message = "message", 2, code
+    return Fact(int(number), name, kind, wire_type, repeated, message, values, default if mark else None)
+
+
+@functools.cache
+def dialects() -> tuple[Dialect, ...]:
+    """All of them, in the order in which equal evidence is decided."""
+    table = _line(1)
+    names, variants = table["messages"], table["variants"]
+    found = []
+    for index, one in enumerate(table["dialects"]):
+        own = {names[m]: (frozenset(gone), tuple(new)) for m, gone, new in (variants[v] for v in one["variants"])}
+        name = one["name"]
+        found.append(
+            Dialect(
+                index,
+                name,
+                one["short"],
+                one["date"],
+                one["era"],
+                tuple(one["also"]),
+                bool(one["reads"]),
+                name.split("@")[0].split(" (")[0],
+                own,
+                frozenset(names[m] for m in one["without"]),
+            )
+        )
+    return tuple(found)
+
+
+@functools.cache
+def _layout(dialect: Dialect, message: str) -> dict[int, Fact]:
+    if message in dialect._absent:
+        return {}
+    gone, new = dialect._own.get(message, (frozenset(), ()))
+    facts = _facts()
+    numbers = [*(i for i in _line(1)["base"].get(message, ()) if i not in gone), *new]
+    return {facts[i].number: facts[i] for i in numbers}
+
+
+_KEYS: dict[Any, int] = {}
+
+
+@functools.cache
+def _key(dialect: Dialect, message: str, above: tuple[str, ...]) -> int:
+    if message in above:
+        return -1
+    children = {f.message for f in dialect.layout(message).values() if f.message}
+    if message in dialect._absent:
+        own: Any = None
+    else:
+        own = dialect._own.get(message, message if message in _line(1)["base"] else None)
+    inside = tuple(sorted((child, _key(dialect, child, (*above, message))) for child in children))
+    return _KEYS.setdefault((own, inside), len(_KEYS))
+
+
+def find(name: str) -> Dialect:
+    """The dialect of a name: short or whole, or that of another place with the same schema.
+
+    Raises:
+        CaffePortError: there is none.
+    """
+    wanted = name.lower()
+    for dialect in dialects():
+        if wanted in (dialect.short, dialect.name.lower(), *(other.lower() for other in dialect.also)):
+            return dialect
+    names = [n for d in dialects() for n in (d.short, d.name) if n]
+    raise CaffePortError(
+        f"there is no dialect '{name}'.{did_you_mean(name, names)}", hint="`caffe-port dialects` lists them."
+    )
+
+
+def labels(found: Iterable[Dialect], most: int = 3) -> str:
+    """Names of dialects for a line of text, one a project."""
+    names = list(dict.fromkeys(d.short or d.name for d in {d.project: d for d in reversed(list(found))}.values()))[::-1]
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+@functools.cache
+def _numbers(message: str) -> dict[int, dict[str, tuple[Dialect, ...]]]:
+    users: dict[int, dict[str, list[Dialect]]] = {}
+    for dialect in dialects():
+        for number, fact in dialect.layout(message).items():
+            users.setdefault(number, {}).setdefault(fact.name, []).append(dialect)
+    return {n: {name: tuple(found) for name, found in names.items()} for n, names in users.items()}
+
+
+def users(message: str, number: int) -> dict[str, tuple[Dialect, ...]]:
+    """Who uses a number of a message: name of the field there -> the dialects."""
+    return _numbers(message).get(number, {})
+
+
+def told(message: str, number: int) -> str:
+    """Who uses a number of a message, for a line of text; empty if nobody does."""
+    found = sorted(users(message, number).items(), key=lambda item: -len({d.project for d in item[1]}))
+    words = [f"{name} ({labels(ds, 2)})" for name, ds in found]
+    if message == "LayerParameter":
+        extra = [(field, who) for n, field, who, *_ in (*_line(1)["earlier"], *_line(1)["loose"]) if n == number]
+        known = {name for name, _ in found}
+        words += [f"{field} ({who})" for field, who in dict(extra).items() if field not in known]
+    more = len(words) - 3
+    return ", ".join(words[:3]) + (f" and {more} more meanings" if more > 0 else "")
+
+
+def loose(number: int) -> list[str]:
+    """Fields of LayerParameter that had a number in a project's past, or in one without a schema in the table."""
+    table = _line(1)
+    return list(dict.fromkeys(field for n, field, *_ in (*table["loose"], *table["earlier"]) if n == number))
+
+
+@functools.cache
+def _written() -> dict[str, int]:
+    """Field of LayerParameter with a placeholder -> the number that the first dialect with that field gives it."""
+    numbers: dict[str, int] = {}
+    wanted = {name for name, field in schema("LayerParameter").fields.items() if field.number in PLACEHOLDERS}
+    for dialect in dialects():
+        if dialect.era == "V2":
+            for number, fact in dialect.layout("LayerParameter").items():
+                if fact.name in wanted:
+                    numbers.setdefault(fact.name, number)
+    for number, field, *_ in _line(1)["loose"]:
+        numbers.setdefault(field, number)
+    return numbers
+
+
+def written_number(field: Field) -> int:
+    """The number under which a field of LayerParameter is written."""
+    return _written().get(field.name, field.number) if field.number in PLACEHOLDERS else field.number
+
+
+def registered(type_: str) -> frozenset[str]:
+    """The projects whose sources register a layer type; empty where none does."""
+    table = _line(1)
+    return frozenset(table["projects"][i] for i in table["types"].get(type_, ()))
+
+
+@functools.cache
+def with_sources() -> frozenset[str]:
+    """The projects whose sources were read for the types that they register."""
+    return frozenset(_line(1)["projects"])
+
+
+# -- a dialect's numbers on our names ------------------------------------------------------------------------------
+
+
+class View:
+    """A message of proto/caffe.proto under the numbers of a file: what :mod:`caffe_port.formats.wire` reads with.
+
+    Attributes:
+        schema: the message.
+        by_number: the fields of the file.
+        of_type: for a LayerParameter, the view for a layer type; None for other messages.
+    """
+
+    __slots__ = ("_child", "_children", "by_number", "of_type", "schema")
+
+    def __init__(
+        self,
+        schema_: Schema,
+        by_number: dict[int, Field],
+        child: Callable[[Field], View],
+        of_type: Callable[[Any], View] | None = None,
+    ) -> None:
+        self.schema, self.by_number, self.of_type = schema_, by_number, of_type
+        self._child, self._children = child, dict[int, View]()
+
+    def child(self, field: Field) -> View:
+        """The view of a field that is a message."""
+        view = self._children.get(field.number)
+        if view is None:
+            view = self._children[field.number] = self._child(field)
+        return view
+
+
+@functools.cache
+def canonical(message: str) -> View:
+    """The message under its own numbers."""
+    own = schema(message)
+    return View(own, own.by_number, lambda field: canonical(str(field.message_name)))
+
+
+@functools.cache
+def view(dialect: Dialect, theirs: str, ours: str) -> View:
+    """A dialect's message as one of ours; numbers that the dialect lacks are read as ours.
+
+    Args:
+        theirs, ours: names of the message.
+    """
+    own, layout = schema(ours), dialect.layout(theirs)
+    fields = {number: field for number, fact in layout.items() if (field := place(fact, own)) is not None}
+    taken = {field.name for field in fields.values()}
+    rest = {n: field for n, field in own.by_number.items() if n not in layout and field.name not in taken}
+    fields.update(rest)
+
+    def child(field: Field) -> View:
+        fact = layout.get(field.number)
+        if fact is None or fact.message is None:
+            return canonical(str(field.message_name))
+        return view(dialect, fact.message, str(field.message_name))
+
+    return View(own, fields, child)
+
+
+def place(fact: Fact, own: Schema) -> Field | None:
+    """The field of one of our messages that a fact is, with its number and type; None where there is none."""
+    field = own.fields.get(ALIASES.get(own.name, {}).get(fact.name, fact.name))
+    if field is None or (field.message_name is None) != (fact.message is None):
+        return None
+    if fact.message is not None or (fact.kind == field.kind and fact.kind != "enum"):
+        return replace(field, number=fact.number)
+    textual = ("string", "bytes", "enum")
+    if (fact.kind in textual or field.kind in textual) and fact.kind != field.kind:
+        return None
+    if fact.kind == "enum":
+        known = field.values or {}
+        named = {name: number for name, number in (fact.values or {}).items() if name in known}
+        return replace(field, number=fact.number, values=named)
+    return replace(
+        field,
+        number=fact.number,
+        kind=fact.kind,
+        wire_type=fact.wire_type,
+        cast=None if field.repeated and field.kind in ("float", "double") else _cast(field.kind),
+    )
+
+
+def _cast(kind: str) -> Callable[[Any], Any]:
+    """A value of another type as one of ours; what cannot be it stays."""
+
+    def cast(value: Any) -> Any:
+        if kind == "bool":
+            return bool(value)
+        if kind in _INTEGERS:
+            return int(value) if value == value and abs(value) < 1 << 62 and value == int(value) else value
+        return float(value)
+
+    return cast
+
+
+def default_of(fact: Fact, field: Field) -> Any:
+    """The value of a field that a file does not state, in a dialect; None where it states none."""
+    text = fact.default
+    if text is None or fact.repeated or fact.message or field.repeated:
+        return None
+    if fact.kind == "enum":
+        return text if text in (field.values or {}) else None
+    if field.kind == "bool":
+        return text not in ("false", "0")
+    if field.kind in _INTEGERS:
+        return _cast(field.kind)(float(text))
+    return decimal(float(text)) if field.kind in ("float", "double") and text else None
+
+
+def stated(message: Message) -> dict[str, Any]:
+    """The scalars that a message states, by name, and those of the messages in it, by their path."""
+    found: dict[str, Any] = {}
+    for name, value in message.items():
+        if isinstance(value, Message):
+            found.update({f"{name}.{inner}": one for inner, one in stated(value).items()})
+        elif not (isinstance(value, list) and value and isinstance(value[0], Message)):
+            found[name] = value
+    return found
