@@ -34,7 +34,7 @@ from caffe_port.formats.message import Message, schema
 from caffe_port.signatures.signature import SIGNATURES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
-from make_dialects import _schema  # noqa: E402 - the source's own form
+from make_dialects import _schema
 
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED", Path(__file__).parents[2] / "shared"))
 _FIXED = {"float": "<f", "fixed32": "<I", "double": "<d"}
@@ -92,9 +92,8 @@ def layers(source: dict[str, Any], baseline: dict[str, Any]) -> Iterator[tuple[s
     """(layer type, path of the field, its value, the file) of a schema."""
     messages, enums = _schema(source, baseline)
     for name, row in messages["LayerParameter"].items():
-        if row[0] < 100 and row[1] not in messages:
-            if row[1] in ("string",) or name in ("loss_weight", "phase", "propagate_down"):
-                continue
+        if row[0] < 100 and (row[1] == "string" or name in ("loss_weight", "phase", "propagate_down")):
+            continue
         if name in ("param", "blobs", "include", "exclude", "transform_param") or row[1] == "BlobProto":
             continue
         type_ = type_of(name)

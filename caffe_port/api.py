@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
+from caffe_port.definition.embeds import fitted
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
@@ -205,12 +206,14 @@ def build(
             raise error from None
         notes.append(f"phase TEST cannot be built; eval() uses the layers of TRAIN: {error.where}: {error.what}")
     shapes = resolve(test, stored, input_shapes, guess=True)
+    test = fitted(test, shapes.shapes)
     notes += [*test.notes, *shapes.notes]
     draw, stand_in = None if stored else seed, Stub if stub else None
     try:
         train = spec("TRAIN", shapes.shapes)
         known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
         resolved_shapes = resolve(train, stored, known, guess=True).shapes
+        train = fitted(train, resolved_shapes | shapes.shapes)
         net = Net(test, resolved_shapes | shapes.shapes, train, draw, stand_in)
     except SpecError as error:
         net = Net(test, shapes.shapes, None, draw, stand_in)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import caffe_port.signatures  # noqa: F401 - registers the records
+from caffe_port.formats.message import schema
 from caffe_port.signatures.signature import SIGNATURES
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +121,19 @@ READERS = {
     "w3sip/mo_problem",
 }
 
+#: Schema -> {message.field: our name of that meaning}, where another fork has the name for something else.
+RENAMED = {"PyPI brocolli-caffe 9.0.2": {"LayerParameter.proposal_param": "proposal_in_pixels_param"}}
+
+#: Schema -> {message: {field: row}}: what its code does and its schema does not say. The number is ours.
+UNSAID = {"PyPI brocolli-caffe 9.0.2": {"BNParameter": {"inverse_std": [600408, "bool", "optional", "true"]}}}
+
+#: Schema of a package without sources in the source -> the types that its program registers, without BVLC's.
+REGISTERED = {
+    "PyPI brocolli-caffe 9.0.2": "AnnotatedData BN BatchNormKyle BilinearInterpolate DetectionEvaluate DetectionOutput "
+    "HardSigmoid HardSwish MaxUnPool MultiBoxLoss Normalize PSROIPooling Pad Permute PixelShuffle PriorBox Proposal ReLU6 "
+    "Resize SmoothL1Loss Unsqueeze Upsample"
+}
+
 #: (number, field of LayerParameter): who has it there, where no schema of the source does.
 LOOSE = {
     (202, "proposal_param"): "PVANet's converters",
@@ -193,7 +207,13 @@ def _schema(source: dict[str, Any], base: dict[str, Any]) -> tuple[Messages, dic
     enums = {name: dict(values) for name, values in base["enums"].items()}
     enums.update({name: dict(values) for name, values in source.get("new_enums", {}).items()})
     for name, values in source.get("new_enum_values", {}).items():
-        enums.setdefault(name, {}).update(values)
+        old = enums.setdefault(name, {})
+        for value, number in values.items():  # C3D 1.0 has its own V1 types from 30 on
+            same = [other for other, n in old.items() if n == number and name.endswith("LayerType")]
+            if not any(value.startswith(other) for other in same):
+                for other in same:
+                    del old[other]
+                old[value] = number
     for name, values in source.get("changed_enum_values", {}).items():
         enums[name].update({value: new for value, (_, new) in values.items()})
     return messages, enums
@@ -217,7 +237,7 @@ def _fact(name: str, row: list[Any], messages: Messages, enums: dict[str, dict[s
     if type_ in messages or type_ in _LEFT_OUT:
         code = type_
     elif type_.startswith("enum "):
-        values = enums.get(type_[5:], {})
+        values = enums.get(type_[5:]) or enums.get(f"V1{type_[5:]}", {})
         code = f"#{pool(' '.join(f'{n}={v}' for n, v in sorted(values.items(), key=lambda item: item[1])))}"
     else:
         code = _CODES[type_]
@@ -247,6 +267,12 @@ def make(source: dict[str, Any]) -> dict[str, Any]:
         if one.get("same_as") or one.get("era") == "V0" or one.get("partial"):
             continue
         messages, values = _schema(one, source["baseline"])
+        for path, name in RENAMED.get(one["name"], {}).items():
+            message, _, field = path.partition(".")
+            if name in schema(message).fields:
+                messages[message] = {name if f == field else f: row for f, row in messages[message].items()}
+        for message, rows_ in UNSAID.get(one["name"], {}).items():
+            messages[message] = {**messages[message], **rows_}
         chosen = []
         for m in _reachable(messages):
             rows = [facts(_fact(f, row, messages, values, enums)) for f, row in messages[m].items()]
@@ -276,10 +302,14 @@ def make(source: dict[str, Any]) -> dict[str, Any]:
     dialects.sort(
         key=lambda d: (d["reads"], order.index(d["short"]) if d["short"] else len(order), d["date"] or "9", d["name"])
     )
-    projects = sorted({p for users in source["registered_types"].values() for p in users})
+    registered = {name: list(users) for name, users in source["registered_types"].items()}
+    for project, names_ in REGISTERED.items():
+        for name in names_.split():
+            registered.setdefault(name, []).append(project)
+    projects = sorted({p for users in registered.values() for p in users})
     types = {
         t: [projects.index(p) for p in users]
-        for t, users in source["registered_types"].items()
+        for t, users in registered.items()
         if not re.fullmatch(r"[A-Z0-9_]+", t) or t in ("BN", "LRN", "MVN", "SPP")
     }
     contested, safe = _contested(source["sources"], source["baseline"])
@@ -318,8 +348,8 @@ def _contested(sources: list[dict[str, Any]], baseline: dict[str, Any]) -> tuple
     by_number = {m: {row[0]: (name, row) for name, row in base[m].items()} for m in kept}
     contested = set()
     for one in sources:
-        if one.get("same_as") or one.get("era") == "V0":
-            continue
+        if one.get("same_as") or one.get("era") == "V0" or (one.get("era") and one["where"] == "jeffdonahue/caffe"):
+            continue  # the last: branches of a day
         messages, values = _schema(one, baseline)
         for m in kept:
             for name, row in messages.get(m, {}).items():

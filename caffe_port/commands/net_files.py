@@ -73,6 +73,14 @@ class NetFiles:
     options: dict[str, Any]
 
 
+dialect_option = click.option(
+    "--dialect",
+    metavar="NAME",
+    help="The fork whose meaning numbers and fields have on which forks disagree; `caffe-port dialects` lists them. "
+    "Default: as the files tell.",
+)
+
+
 ignore_field = click.option(
     "--ignore-field",
     "ignored",
@@ -108,13 +116,24 @@ def net_options(function: F) -> F:
             type=click.Path(),
             help="Python file that defines custom layer types; its code is run. May be repeated.",
         ),
+        dialect_option,
     ]
 
     @functools.wraps(function)
     def with_net(
-        files: tuple[str, ...], shapes: Any, stages: Any, level: int, ignored: Any, plugins: Any, **rest: Any
+        files: tuple[str, ...],
+        shapes: Any,
+        stages: Any,
+        level: int,
+        ignored: Any,
+        plugins: Any,
+        dialect: str | None,
+        **rest: Any,
     ) -> Any:
         prototxt, weights = sort_files(files)
+        from caffe_port.formats import dialects
+
+        dialects.assume(dialect)
         if plugins:
             from caffe_port.signatures.plugins import run
 

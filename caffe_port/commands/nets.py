@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from caffe_port.commands.command import command, note
-from caffe_port.commands.net_files import NetFiles, Shape, ignore_field, net_options
+from caffe_port.commands.net_files import NetFiles, Shape, dialect_option, ignore_field, net_options
 from caffe_port.errors import printable
 from caffe_port.terminal import count, human_bytes
 
@@ -126,6 +126,7 @@ def _show(result: Any) -> None:
 )
 @click.option("--stage", "stages", multiple=True, metavar="NAME", help="Caffe's NetState.stage. May be repeated.")
 @click.option("--level", type=int, default=0, metavar="N", help="Caffe's NetState.level.")
+@dialect_option
 @ignore_field
 @click.option("--diff", "side_by_side", is_flag=True, help="Compare a prototxt with weights, blob by blob.")
 @click.option("--numbers", is_flag=True, help="Show minimum, maximum and mean of every blob, and NaN and infinity.")
@@ -136,6 +137,7 @@ def inspect(
     phase: str,
     stages: tuple[str, ...],
     level: int,
+    dialect: str | None,
     side_by_side: bool,
     numbers: bool,
     as_json: bool,
@@ -160,9 +162,11 @@ def inspect(
       1  with --diff: the weights do not match the prototxt
       2  bad usage or bad input
     """
+    from caffe_port.formats import dialects
     from caffe_port.inspection import inspect as looking
     from caffe_port.inspection.net_table import Options
 
+    dialects.assume(dialect)
     options = Options(
         phase=phase, level=level, stages=stages, input_shapes=dict(shapes), numbers=numbers, ignore_fields=ignored
     )

@@ -19,7 +19,7 @@ from caffe_port.definition import crop_offsets, fields
 from caffe_port.definition.stored_blobs import with_scale
 from caffe_port.definition.unfused import unfused
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.formats import caffemodel, prototxt
+from caffe_port.formats import caffemodel, meanings, prototxt
 from caffe_port.formats.message import Message, at
 from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.signatures.plugins import find
@@ -40,12 +40,14 @@ class Definition:
         path: the file.
         saved_in: the phase whose rules were already applied when Caffe wrote it into a weights file; None for text.
         ignored: names of fields that were left out at the user's request.
+        notes: which fork's meaning fields have; see :mod:`caffe_port.formats.meanings`.
     """
 
     net: Message
     path: str
     saved_in: str | None = None
     ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: str | Path, ignore: Collection[str] = (), everywhere: bool = True) -> Definition:
@@ -65,7 +67,8 @@ class Definition:
         """The Definition of a NetParameter that was read as text."""
         if not (net.has("layer") or net.has("layers")):
             raise SpecError("is a label map, not a net" if "item" in net.unknown else "contains no layers", path)
-        return cls(_upgraded(net, path), path)
+        net, notes = meanings.translate(_upgraded(net, path))
+        return cls(net, path, notes=notes)
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
@@ -76,20 +79,35 @@ class Definition:
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
-        net = _upgraded(weights.net, weights.path)
+        net, notes = meanings.translate(_upgraded(weights.net, weights.path), whose=weights.recognition)
+        if weights.recognition is not None and weights.recognition.note:
+            notes = (f"{weights.path}: {weights.recognition.note}", *notes)
         path = weights.path
         saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
-        return cls(net, weights.path, saved_in)
+        return cls(net, weights.path, saved_in, notes=notes)
 
     def beside(self, weights: caffemodel.Weights | None) -> Definition:
-        """The definition for these weights: a BatchNorm that holds a scale and a shift there becomes two layers."""
-        held = with_scale(weights) if weights is not None else set()
-        names = {layer.name for layer in self.net.layer}
-        held = {name for name in held if name in names and f"{name}/scale" not in names}
-        return dataclasses.replace(self, net=self.net.copy(layer=unfused(self.net.layer, held))) if held else self
+        """The definition for these weights: a BatchNorm that holds a scale and a shift there becomes two layers, and
+        fields have the meanings of the fork that wrote the weights, where these tell it.
+
+        Raises:
+            CaffePortError: the definition contradicts the weights as they were read, and fits another dialect.
+        """
+        if weights is None:
+            return self
+        net, notes, known = self.net, self.notes, weights.recognition
+        if weights.net is not None and self.saved_in is None and self.path != weights.path:
+            known = None if known is None else known.agree(net.layer, weights.path, self.path)
+            net, notes = meanings.translate(net, upgrade(weights.net, weights.path).layer, known)
+            if known is not None and known.note:
+                notes = (f"{weights.path}: {known.note}", *notes)
+        names = {layer.name for layer in net.layer}
+        held = {name for name in with_scale(weights) if name in names and f"{name}/scale" not in names}
+        net = net.copy(layer=unfused(net.layer, held)) if held else net
+        return dataclasses.replace(self, net=net, notes=notes)
 
     def without(self, names: Collection[str], everywhere: bool = True) -> Definition:
         """The definition without the fields of these names, which nothing here follows.
@@ -126,7 +144,7 @@ class Definition:
         """
         state = self.net.state
         level, stages = level or state.level, (*stages, *state.stage)
-        notes: list[str] = []
+        notes: list[str] = list(self.notes)
         layers = list(self.net.layer)
         if self.saved_in is None:
             layers = [entry for entry in layers if _included(entry, phase, level, stages, self.path)]

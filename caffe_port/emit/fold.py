@@ -44,7 +44,7 @@ def _is_affine(module: nn.Module) -> bool:
     if isinstance(module, Scale):
         return module.weight is not None and module.axis == 1 and module.weight.dim() == 1
     if isinstance(module, BN):
-        return module.mode is None
+        return module.mode is None and not module.inverse_std
     return isinstance(module, BatchNorm) and module.global_stats[1]
 
 

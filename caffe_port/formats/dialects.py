@@ -7,13 +7,16 @@ names, see :class:`View`. docs/dialects.md is the same table for people.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
@@ -223,6 +226,60 @@ def find(name: str) -> Dialect:
     )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A place that dialects read differently.
+
+    Attributes:
+        layers: names of the layers.
+        type: their type.
+        number: the field of LayerParameter in the file; 0 for a value that the file does not state.
+        chosen: how it is read, as text.
+        other: how others would read it.
+        dialects: those others.
+    """
+
+    layers: tuple[str, ...]
+    type: str
+    number: int
+    chosen: str
+    other: str
+    dialects: tuple[Dialect, ...]
+
+    def __str__(self) -> str:
+        more = f" (and {len(self.layers) - 1} more)" if len(self.layers) > 1 else ""
+        return f"layer '{self.layers[0]}'{more}: {self.chosen}; in {labels(self.dialects)}: {self.other}"
+
+
+_assumed: list[str] = []
+
+
+def assume(dialect: str | None) -> None:
+    """Decides the dialect of every net that this process reads from now on; None: each net tells.
+
+    Raises:
+        CaffePortError: there is no such dialect.
+    """
+    _assumed[:] = [find(dialect).label] if dialect is not None else []
+
+
+def assumed() -> str | None:
+    """The name of the dialect that :func:`assume` decided for."""
+    return _assumed[0] if _assumed else None
+
+
+@contextlib.contextmanager
+def assuming(dialect: str | None) -> Iterator[None]:
+    """As :func:`assume`, within a block; None changes nothing."""
+    before = assumed()
+    if dialect is not None:
+        assume(dialect)
+    try:
+        yield
+    finally:
+        assume(before)
+
+
 def labels(found: Iterable[Dialect], most: int = 3) -> str:
     """Names of dialects for a line of text, one a project."""
     names = list(dict.fromkeys(d.short or d.name for d in {d.project: d for d in reversed(list(found))}.values()))[::-1]
@@ -262,24 +319,58 @@ def loose(number: int) -> list[str]:
     return list(dict.fromkeys(field for n, field, *_ in (*table["loose"], *table["earlier"]) if n == number))
 
 
+#: Message type -> field that one dialect alone has: a message with it is written as that dialect reads it, and has it
+#: after it was read from that dialect.
+TELLING: Final = {
+    "UpsampleParameter": ("dims_num", "brocolli"),
+    "BNParameter": ("inverse_std", "brocolli"),
+    "ReLU6Parameter": ("threshold", "brocolli"),
+}
+
+
+def written(name: str, value: Any) -> tuple[int, dict[str, int]]:
+    """How a field of LayerParameter is written whose number in proto/caffe.proto is a placeholder, or whose message
+    tells its dialect: as the first dialect reads it that has what is stated.
+
+    Returns:
+        Its number, and those of the fields in it by name. Those of proto/caffe.proto where no dialect has the field.
+    """
+    field = schema("LayerParameter").fields[name]
+    stated = {key for key, _ in value.items()} if isinstance(value, Message) else set[str]()
+    mark, fork = TELLING.get(field.message_name or "", ("", ""))
+    owners = [find(fork)] if mark in stated else list(dialects()) if field.number in PLACEHOLDERS else []
+    first: tuple[int, dict[str, int]] | None = None
+    for number, numbers in _ways(name, tuple(owners)):
+        first = first or (number, numbers)
+        if stated <= numbers.keys():
+            return number, numbers
+    loose_ = [n for n, other, *_ in _line(1)["loose"] if other == name] if field.number in PLACEHOLDERS else []
+    return first or (loose_[0] if loose_ else field.number, {})
+
+
 @functools.cache
-def _written() -> dict[str, int]:
-    """Field of LayerParameter with a placeholder -> the number that the first dialect with that field gives it."""
-    numbers: dict[str, int] = {}
-    wanted = {name for name, field in schema("LayerParameter").fields.items() if field.number in PLACEHOLDERS}
-    for dialect in dialects():
-        if dialect.era == "V2":
-            for number, fact in dialect.layout("LayerParameter").items():
-                if fact.name in wanted:
-                    numbers.setdefault(fact.name, number)
-    for number, field, *_ in _line(1)["loose"]:
-        numbers.setdefault(field, number)
-    return numbers
+def _ways(name: str, among: tuple[Dialect, ...]) -> tuple[tuple[int, dict[str, int]], ...]:
+    own = schema("LayerParameter").fields[name]
+    found = []
+    for dialect in among:
+        for number, fact in dialect.layout("LayerParameter").items() if dialect.era == "V2" else ():
+            if fact.name != name or place(fact, schema("LayerParameter")) is None:
+                continue
+            inner = view(dialect, fact.message, str(own.message_name)).by_number if fact.message else {}
+            found.append((number, {field.name: n for n, field in inner.items()}))
+    return tuple(found)
 
 
-def written_number(field: Field) -> int:
-    """The number under which a field of LayerParameter is written."""
-    return _written().get(field.name, field.number) if field.number in PLACEHOLDERS else field.number
+@functools.cache
+def caffes() -> frozenset[str]:
+    """The fields of LayerParameter that Caffe itself has."""
+    numbers = {*map(int, plain()["safe"]["LayerParameter"]), *plain()["contested"]}
+    return frozenset(f.name for f in schema("LayerParameter").fields.values() if f.number in numbers)
+
+
+def names_field(message: str, name: str) -> bool:
+    """Whether a dialect has a field of that name in a message."""
+    return any(name == fact.name for dialect in dialects() for fact in dialect.layout(message).values())
 
 
 def registered(type_: str) -> frozenset[str]:
@@ -406,11 +497,39 @@ def default_of(fact: Fact, field: Field) -> Any:
 
 
 def stated(message: Message) -> dict[str, Any]:
-    """The scalars that a message states, by name, and those of the messages in it, by their path."""
+    """The values that a message states, by the path of their names, for comparison; a repeated message is one value."""
     found: dict[str, Any] = {}
     for name, value in message.items():
         if isinstance(value, Message):
             found.update({f"{name}.{inner}": one for inner, one in stated(value).items()})
-        elif not (isinstance(value, list) and value and isinstance(value[0], Message)):
-            found[name] = value
+        else:
+            found[name] = as_plain(value)
+    found.update({f"({number})": as_plain(values) for number, values in message.unknown.items()})
     return found
+
+
+def as_plain(value: Any) -> Any:
+    """A value of a message as one that can be compared and hashed."""
+    if isinstance(value, np.ndarray):
+        return tuple(float(v) for v in value[:64])
+    if isinstance(value, memoryview):
+        return bytes(value[:64])
+    if isinstance(value, Message):
+        return tuple(stated(value).items())
+    return tuple(map(as_plain, value)) if isinstance(value, list) else value
+
+
+def as_text(value: Any) -> str:
+    """A value of :func:`as_plain` for a line of text."""
+    if isinstance(value, tuple):
+        return ", ".join(map(as_text, value[:4])) + (", ..." if len(value) > 4 else "")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "bytes" if isinstance(value, bytes) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def close(a: Any, b: Any) -> bool:
+    """Whether two values are equal in float32."""
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return abs(a - b) <= 1e-5 * max(abs(a), abs(b))
+    return bool(a == b)

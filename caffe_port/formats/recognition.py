@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -29,7 +29,8 @@ import numpy as np
 
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import dialects as table
-from caffe_port.formats.dialects import Dialect, Fact, View, canonical, labels, view
+from caffe_port.formats import unstated
+from caffe_port.formats.dialects import Dialect, Fact, Reading, View, as_plain, as_text, canonical, close, stated, view
 from caffe_port.formats.message import Field, Message, schema
 from caffe_port.formats.upgrade_v1 import V1_TYPES
 from caffe_port.formats.wire import MAX_DEPTH, NotPlain, Reader
@@ -39,33 +40,9 @@ WHOLE_NET: Final = 5
 """Layers from which on a file is evidence of what it does not hold."""
 _COMMON = frozenset({"transform_param", "loss_param", "name", "type", "bottom", "top", "blobs", "param", "include"})
 _LAYERS = {"LayerParameter": 100, "V1LayerParameter": 2}
+_WINDOW = frozenset(["kernel_size", "stride", "pad", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w"])
 _MOST_BLOBS = 24
 """Blobs looked at as evidence; one program wrote them all."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A place that dialects read differently.
-
-    Attributes:
-        layers: names of the layers.
-        type: their type.
-        number: the field of LayerParameter in the file.
-        chosen: how it is read, as text.
-        other: how others would read it.
-        dialects: those others.
-    """
-
-    layers: tuple[str, ...]
-    type: str
-    number: int
-    chosen: str
-    other: str
-    dialects: tuple[Dialect, ...]
-
-    def __str__(self) -> str:
-        more = f" (and {count(len(self.layers) - 1, 'more layer')})" if len(self.layers) > 1 else ""
-        return f"layer '{self.layers[0]}'{more}: {self.chosen}; in {labels(self.dialects)}: {self.other}"
 
 
 @dataclass(frozen=True)
@@ -201,7 +178,7 @@ def read(data: Any, message_type: str, where: str, dialect: str | None = None) -
     evidence = _Evidence(Reader(buffer, where), message_type)
     recognition = evidence.recognition(wanted)
     message = Reader(buffer, where).message(evidence.view(recognition.dialect), 0, len(buffer), 0)
-    defaults = evidence.complete(message, recognition.dialect)
+    message, defaults = evidence.complete(message, recognition.dialect)
     unknown = tuple(_unknown(message))
     return message, replace(recognition, defaults=() if wanted else defaults, unknown=unknown)
 
@@ -220,7 +197,12 @@ def _plain(message: str, type_: Any = None) -> View:
         if isinstance(kind, list):
             known = {name: value for name, value in (one.values or {}).items() if value in kind}
             fields[number] = replace(one, values=known)
-        elif kind is not None or message == "V0LayerParameter" or (number in contested and one.name in owned):
+        elif (
+            kind is not None
+            or message == "V0LayerParameter"
+            or (number in contested and one.name in owned)
+            or (message == "PoolingParameter" and one.name in _WINDOW)
+        ):
             fields[number] = one
 
     def child(one: Field) -> View:
@@ -294,6 +276,8 @@ class _Evidence:
                 self.miss[group.dialects] += group.miss
                 self.odd[group.dialects] += group.odd
             self.miss[case.lacking] += len(case.places)
+        if self._states_defaults():
+            self.odd[[d.index for d in self.dialects if d.short != "brocolli"]] += 1
         era = "V1" if self.layer_message == "V1LayerParameter" else "V2"
         for dialect in self.dialects:
             if era == "V2" and dialect.era == "V1":
@@ -303,6 +287,25 @@ class _Evidence:
             for dialect in self.dialects if projects else ():
                 if dialect.project in table.with_sources() and dialect.project not in projects:
                     self.foreign[dialect.index] += 1
+
+    def _states_defaults(self) -> bool:
+        """Whether a net with a PoolingParameter 13 is written as PyPI's brocolli writes it: no names, no phases, nothing
+        left to a default.
+        """
+        wanted = {"Convolution": (106, {2, 5}), "InnerProduct": (117, {2}), "Pooling": (121, {1})}
+        found, rounds = set[str](), False
+        if (None, 1, 2) in self.cases or any(number == 10 for _, number, _ in self.cases):
+            return False
+        for (type_, number, wire_type), case in self.cases.items():
+            if not isinstance(type_, str) or wire_type != 2 or wanted.get(type_, (0,))[0] != number:
+                continue
+            found.add(type_)
+            for _, start, stop in case.places:
+                numbers = {n for n, *_ in self.reader.fields(start, stop)}
+                rounds |= type_ == "Pooling" and 13 in numbers
+                if not wanted[type_][1] <= numbers:
+                    return False
+        return rounds and bool(found & {"Convolution", "InnerProduct"})
 
     def _by_type(self, case: _Case) -> list[tuple[str, list[int]]]:
         """The dialects by what they call the type of a V1 layer."""
@@ -433,23 +436,35 @@ class _Evidence:
         return f"as much of the file as {self.dialects[better].label} does"
 
     def _telling(self, index: int) -> tuple[str, ...]:
-        """The fields that the fewest dialects have where this one has them."""
-        found = []
+        """What the fewest projects have as this dialect has it."""
+        found: dict[str, set[str]] = {}
+        mine = self.dialects[index]
         for case in self.cases.values():
             for group in case.groups:
-                if index in group.dialects and group.fact is not None and group.miss == 0:
-                    alike = [
-                        i
-                        for g in case.groups
-                        if g.fact is not None and g.fact.name == group.fact.name and g.miss == 0
-                        for i in g.dialects
-                    ]
-                    projects = {self.dialects[i].project for i in alike}
-                    if len(projects) < 60:
-                        found.append(
-                            (len(projects), f"{group.fact.name} is {case.number} ({count(len(projects), 'project')})")
-                        )
-        return tuple(text for _, text in sorted(set(found))[:4])
+                if index in group.dialects and group.fact is not None and not group.miss:
+                    for text, message, number, name in self._marks(case, group, mine):
+                        users = table.users(message, number).get(name, ())
+                        found.setdefault(text, set()).update(d.project for d in users)
+        texts = sorted((len(projects), text) for text, projects in found.items())
+        return tuple(f"{text} ({count(n, 'project')})" for n, text in texts[:4])
+
+    def _marks(self, case: _Case, group: _Group, mine: Dialect) -> Iterator[tuple[str, str, int, str]]:
+        """What a field holds that Caffe has not: (words, message, number, name)."""
+        outer = self.layer_message if case.type is not None else self.root
+        fact, caffe = group.fact, self.dialects[0]
+        assert fact is not None
+        theirs = caffe.layout(outer).get(case.number)
+        if theirs is None or theirs.name != fact.name:
+            yield f"{fact.name} is {case.number}", outer, case.number, fact.name
+            return
+        if fact.message is None:
+            return
+        own, plain = mine.layout(fact.message), caffe.layout(fact.message)
+        for _, start, stop in case.places[:8]:
+            for number, *_ in self.reader.fields(start, stop):
+                one, usual = own.get(number), plain.get(number)
+                if one is not None and (usual is None or usual.name != one.name):
+                    yield f"{one.name} is {number} in {fact.message}", fact.message, number, one.name
 
     # ---- how each field is read
 
@@ -588,58 +603,29 @@ class _Evidence:
             )
         except ParseError:
             return {fact.name: "?"}
-        inner = table.stated(message)
-        inner.update({f"({number})": _plainly(values) for number, values in message.unknown.items()})
-        return {f"{fact.name}.{name}": _plainly(value) for name, value in inner.items()} or {fact.name: "{}"}
+        inner = stated(message)
+        return {f"{fact.name}.{name}": value for name, value in inner.items()} or {fact.name: "{}"}
 
-    def complete(self, net: Message, dialect: Dialect) -> tuple[Reading, ...]:
-        """Sets what the dialect takes for granted and we do not, and tells what others take."""
-        if self.root != "NetParameter":
-            return ()
-        order = sorted(range(len(self.dialects)), key=self.rank)
-        whole = len(self.layers) >= WHOLE_NET
-        best = self.rank(dialect.index)
+    def complete(self, net: Message, dialect: Dialect) -> tuple[Message, tuple[Reading, ...]]:
+        """The net with what its dialect takes for granted and we do not, and what others take."""
+        if self.root != "NetParameter" or not net.has("layer"):
+            return net, ()
+        best, whole = self.rank(dialect.index), len(self.layers) >= WHOLE_NET
         others = [
-            self.dialects[i]
-            for i in order
-            if self.rank(i)[0] <= best[0]
-            and (
-                not whole or (self.rank(i)[1:3] <= best[1:3] and self.dialects[i].short and not self.dialects[i].reads)
-            )
+            d
+            for d in sorted(self.dialects, key=lambda d: self.rank(d.index))
+            if self.rank(d.index)[0] <= best[0]
+            and (not whole or (self.rank(d.index)[1:3] <= best[1:3] and d.short and not d.reads))
         ]
-        found: dict[tuple[str, str, str], list[str]] = {}
-        who: dict[tuple[str, str, str], dict[str, list[Dialect]]] = {}
-        for layer in net.layer if net.has("layer") else net.layers:
-            type_ = V1_TYPES.get(str(layer.type), str(layer.type))
-            for name in table.owned(type_) or ():
-                ours = layer.schema.fields.get(name) if layer.schema is not None else None
-                if ours is None or ours.message_name is None:
-                    continue
-                for inner, values in _defaults(self.layer_message, name, str(ours.message_name)).items():
-                    if not layer.has(name) and not _means(name):
-                        continue
-                    message = getattr(layer, name)
-                    if message.has(inner):
-                        continue
-                    mine = values.get(dialect.index)
-                    if mine is not None and mine != ours.message.fields[inner].default:
-                        message = message.copy(**{inner: mine})
-                        layer.set(name, message)
-                    shown = ours.message.fields[inner].default if mine is None else mine
-                    for other in others:
-                        theirs = values.get(other.index)
-                        if theirs is not None and theirs != shown:
-                            key = (type_, f"{name}.{inner}", _text(shown))
-                            if layer.name not in found.setdefault(key, []):
-                                found[key].append(layer.name)
-                            who.setdefault(key, {}).setdefault(_text(theirs), [])
-                            if other not in who[key][_text(theirs)]:
-                                who[key][_text(theirs)].append(other)
-        return tuple(
-            Reading(tuple(names), key[0], 0, f"{key[1]} is not stated, {key[2]} assumed", other, tuple(ds))
-            for key, names in found.items()
-            for other, ds in who[key].items()
+        chosen = {
+            (of, group.fact.name): group.first
+            for (of, _, _), group in self._decided.items()
+            if group is not None and group.fact is not None
+        }
+        layers, found = unstated.complete(
+            net.layer, lambda layer, name: chosen.get((layer.type, name), dialect), lambda: others, forks_only=True
         )
+        return net.copy(layer=layers), found
 
     # ---- a text beside it
 
@@ -666,7 +652,7 @@ class _Evidence:
                 if fits:
                     fitting = fits if fitting is None else fitting & fits or fitting
                     path = next(p for p in sorted(said) if not _agrees({p: read.get(p)}, {p: said[p]}))
-                    first = first or (place[0], f"{path} {_text(said[path])}", _text(read.get(path, "nothing")))
+                    first = first or (place[0], f"{path} {as_text(said[path])}", as_text(read.get(path, "nothing")))
         if fitting is None or first is None:
             return replace(known, open=(), unlikely=(), defaults=())
         possible = {known.dialect.index, *(d.index for r in known.open for d in r.dialects)}
@@ -700,8 +686,8 @@ def oddities(message: str, values: dict[str, Any], names: Collection[str]) -> fl
     if message == "PoolingParameter" and "kernel_size" in names:
         has = "kernel_size" in values or {"kernel_h", "kernel_w"} <= set(values) or values.get("global_pooling")
         odd += not has
-    if message == "ConvolutionParameter":
-        odd += values.get("axis", 1) != 1
+    for name in ("round_mode", "avg_include_pad"):  # 0 is the default, which no net states
+        odd += message == "PoolingParameter" and values.get(name) == 0
     if message == "LossParameter":  # SegNet checks that there is a weight for each class
         odd += values.get("weight_by_label_freqs") == 1 and "class_weighting" not in values
     return odd
@@ -722,73 +708,9 @@ def _v1_type(dialect: Dialect, number: int) -> str:
     return V1_TYPES.get(name, "".join(word.capitalize() for word in name.split("_")))
 
 
-@functools.cache
-def _defaults(layer_message: str, name: str, ours: str) -> dict[str, dict[int, Any]]:
-    """Field of one of our messages -> dialect -> its default there, where they differ or are not ours."""
-    found: dict[str, dict[int, Any]] = {}
-    own = schema(ours)
-    for dialect in table.dialects():
-        for fact in dialect.layout(layer_message).values():
-            if fact.name != name or fact.message is None:
-                continue
-            for inner in dialect.layout(fact.message).values():
-                one = own.fields.get(inner.name)
-                if one is not None and (value := table.default_of(inner, one)) is not None and _counts(ours, one.name):
-                    found.setdefault(one.name, {})[dialect.index] = value
-    return {
-        inner: values
-        for inner, values in found.items()
-        if any(not _close(value, own.fields[inner].default) for value in values.values())
-    }
-
-
-_OF_NO_NUMBER = frozenset(
-    {"engine", "prefetch", "batch_size", "precision", "rounding_scheme", "normalize", "force_color"}
-)
-
-
-def _counts(message: str, name: str) -> bool:
-    feed = ("DataParameter", "LossParameter", "QuantizationParameter")
-    return name not in _OF_NO_NUMBER and not message.endswith(feed)
-
-
-def _means(name: str) -> bool:
-    """Whether a layer without the message has its defaults all the same."""
-    return name in (
-        "dropout_param",
-        "batch_norm_param",
-        "scalar_param",
-        "reverse_time_param",
-        "upsample_param",
-        "bn_param",
-    )
-
-
-def _close(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float):
-        return abs(a - b) <= 1e-5 * max(abs(a), abs(b))
-    return bool(a == b)
-
-
-def _plainly(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return tuple(float(np.float32(v)) for v in value[:64])
-    if isinstance(value, memoryview):
-        return bytes(value[:64])
-    return tuple(map(_plainly, value)) if isinstance(value, list) else value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(_text, value[:4])) + (", ..." if len(value) > 4 else "")
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "bytes" if isinstance(value, bytes) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
     """What one reading says and the other does not."""
-    parts = [f"{path} {_text(value)}" for path, value in mine.items() if theirs.get(path) != value]
+    parts = [f"{path} {as_text(value)}" for path, value in mine.items() if theirs.get(path) != value]
     return ", ".join(parts[:3]) or "nothing"
 
 
@@ -818,14 +740,14 @@ def _said(layer: Message, path: str) -> Any:
         if not value.has(name):
             return None
         value = getattr(value, name)
-    return None if isinstance(value, Message) else _plainly(value)
+    return None if isinstance(value, Message) else as_plain(value)
 
 
 def _agrees(read: dict[str, Any], said: dict[str, Any]) -> bool:
     def same(a: Any, b: Any) -> bool:
         a, b = (v if isinstance(v, tuple) else (v,) for v in (a, b))
         return len(a) == len(b) and all(
-            _close(x, y) or (isinstance(x, (int, float)) and isinstance(y, (int, float)) and _close(float(x), float(y)))
+            close(x, y) or (isinstance(x, (int, float)) and isinstance(y, (int, float)) and close(float(x), float(y)))
             for x, y in zip(a, b, strict=True)
         )
 

@@ -78,6 +78,8 @@ _HARMLESS: Final = {
     "LayerParameter.multinode": "how several machines share the work",
     "NetParameter.multinode compile_net_state": "how several machines share the work",
     "LayerParameter.mn_grad_compress_param": "how several machines share the work",
+    "*.do_all_reduce": "how several machines share the work",
+    "BatchNorm:use_alpha_beta": "BatchNormKyle alone reads it (brocolli-caffe)",
     "PythonParameter.share_in_parallel": "whether several GPUs share the layer",
     # The type of numbers; caffe-port computes in float32
     "LayerParameter.forward_type backward_type forward_math backward_math": "the precision; float32 is used",
@@ -186,7 +188,6 @@ _CHANGES: Final = {
     "MultiBoxLossParameter.sample_size use_prior_for_nms": "which boxes HARD_EXAMPLE takes",
     "LayerParameter.quantization_param": "computes with few bits (Intel)",
     # Of forks, outside the schema
-    "ReLU6Parameter.threshold": "where the layer stops, 6 without it",
     "ReLUParameter.upper_limit": "where the layer stops",
     "BatchNormParameter.add_eps_before_sqrt": "where eps is added",
     "EltwiseParameter.swap_xy": "exchanges the axes",

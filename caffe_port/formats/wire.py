@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.dialects import View, canonical, written_number
+from caffe_port.formats.dialects import PLACEHOLDERS, TELLING, View, canonical, written
 from caffe_port.formats.message import Field, Message, decimal
 from caffe_port.terminal import count
 
@@ -321,10 +321,15 @@ def serialize(message: Message) -> Iterator[bytes | memoryview]:
     yield from chunks
 
 
-def _serialize(message: Message) -> tuple[list[bytes | memoryview], int]:
+def _serialize(message: Message, given: dict[str, int] | None = None) -> tuple[list[bytes | memoryview], int]:
     chunks: list[bytes | memoryview] = []
     assert message.schema is not None
-    numbers = _wire_numbers(message)
+    numbers, inside = {name: field.number for name, field in message.schema.fields.items()}, dict[str, dict[str, int]]()
+    numbers |= given or {}
+    for name, value in message.items() if message.schema.name == "LayerParameter" else ():
+        field = message.schema.fields[name]
+        if field.number in PLACEHOLDERS or field.message_name in TELLING:
+            numbers[name], inside[name] = written(name, value)
     for field in sorted((message.schema.fields[n] for n, _ in message.items()), key=lambda f: numbers[f.name]):
         value, number = message._fields[field.name], numbers[field.name]
         if field.packed and field.repeated:
@@ -333,7 +338,7 @@ def _serialize(message: Message) -> tuple[list[bytes | memoryview], int]:
             continue
         for one in value if field.repeated else [value]:
             if field.message_name is not None:
-                inner, size = _serialize(one)
+                inner, size = _serialize(one, inside.get(field.name))
                 chunks += [_varint(number << 3 | 2) + _varint(size), *inner]
             elif field.wire_type == 2:
                 data = one.encode("utf-8", "surrogatepass") if isinstance(one, str) else bytes(one)
@@ -341,15 +346,6 @@ def _serialize(message: Message) -> tuple[list[bytes | memoryview], int]:
             else:
                 chunks.append(_varint(number << 3 | field.wire_type) + _scalar(field, one))
     return chunks, sum(len(c) for c in chunks)
-
-
-def _wire_numbers(message: Message) -> dict[str, int]:
-    assert message.schema is not None
-    numbers = {name: field.number for name, field in message.schema.fields.items()}
-    if message.schema.name == "LayerParameter":
-        for name in message._fields:
-            numbers[name] = written_number(message.schema.fields[name])
-    return numbers
 
 
 def _packed(field: Field, value: Any) -> bytes | memoryview:

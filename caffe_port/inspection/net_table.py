@@ -13,6 +13,7 @@ from typing import Any
 
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import view
+from caffe_port.definition.embeds import fitted
 from caffe_port.definition.fields import refusals
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import SpecError
@@ -113,6 +114,7 @@ def survey(
     known, asked = _input_shapes(spec, weights, options.input_shapes, hints or {})
     given = {blob: shape for blob, shape in known.items() if shape is not None}
     if len(given) == len(known):
+        spec = fitted(spec, given)
         views = [_walk(spec, given)]
     else:
         views = [_walk(spec, {**dict.fromkeys(known, guess), **given}) for guess in _GUESSES]

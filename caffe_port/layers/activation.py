@@ -241,24 +241,32 @@ class ReLU(Layer):
 
 
 class ReLU6(Layer):
-    """Same as torch.nn.ReLU6; negative_slope, which some forks have, applies below zero. Not in Caffe 1.0.
+    """Same as torch.nn.ReLU6; negative_slope, which some forks have, applies below zero, and another's threshold
+    replaces the 6. Not in Caffe 1.0.
 
-    Reference: relu6_layer.cpp (MobileNet and OpenVINO forks)
+    Reference: relu6_layer.cpp (MobileNet and OpenVINO forks; brocolli-caffe 9.0.2)
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return {"negative_slope": p.negative_slope} if p.negative_slope else {}
+        args = {"negative_slope": p.negative_slope} if p.negative_slope else {}
+        return args | ({"threshold": p.threshold} if p.threshold != 6 else {})
 
-    def __init__(self, negative_slope: float = 0.0) -> None:
+    def __init__(self, negative_slope: float = 0.0, threshold: float = 6.0) -> None:
         super().__init__()
-        self.negative_slope = negative_slope
+        self.negative_slope, self.threshold = negative_slope, threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self.negative_slope).clamp(max=6) if self.negative_slope else F.relu6(x)
+        if self.torch_source() == "nn.ReLU6()":
+            return F.relu6(x)
+        y = F.leaky_relu(x, self.negative_slope)
+        limit = torch.full_like(y, self.threshold)
+        if self.negative_slope < 0 or self.threshold < 0:  # then y may be beyond the limit where the gradient passes
+            limit = torch.where(x < self.threshold, limit + (y - y.detach()), limit)
+        return torch.where(y <= self.threshold, torch.where(x < self.threshold, y, y.detach()), limit)
 
     def torch_source(self) -> str | None:
-        return None if self.negative_slope else "nn.ReLU6()"
+        return "nn.ReLU6()" if self.threshold == 6 and not self.negative_slope else None
 
 
 class Sigmoid(Layer, nn.Sigmoid):

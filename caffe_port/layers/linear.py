@@ -92,22 +92,26 @@ class InnerProduct(Layer, nn.Linear):
 class Embed(Layer, nn.Embedding):
     """Same as torch.nn.Embedding, and a bias.
 
-    Differs from PyTorch: the indices come as floats, and a bias is added to every row unless ``bias_term: false``.
+    Differs from PyTorch: the indices come as floats, and a bias is added to every row unless ``bias_term: false``. In
+    one fork the last axis of the bottom, of length 1, becomes num_output instead of a further axis; nets that fit only
+    so are read so.
     Blobs: weight (input_dim, num_output), bias (num_output)
-    Reference: embed_layer.cpp
+    Reference: embed_layer.cpp (Caffe 1.0; peteanderson80/bottom-up-attention)
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         check_count("weight", (p.input_dim, p.num_output))
-        return {"num_embeddings": p.input_dim, "embedding_dim": p.num_output, "bias": p.bias_term}
+        args = {"num_embeddings": p.input_dim, "embedding_dim": p.num_output, "bias": p.bias_term}
+        return args | ({"last_axis": True} if p.last_axis else {})
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, bias: bool = True) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, bias: bool = True, last_axis: bool = False) -> None:
         super().__init__(num_embeddings, embedding_dim)
+        self.last_axis = last_axis
         self.bias = nn.Parameter(torch.empty(embedding_dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x.long())
+        y = super().forward(x.long()[..., 0] if self.last_axis else x.long())
         return y if self.bias is None else y + self.bias
 
 

@@ -12,21 +12,14 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.layer import Layer, constructor
-from caffe_port.signatures.normalization import bn_is_segnets, bn_keeps_decay
+from caffe_port.signatures.normalization import bn_is_segnets, bn_keeps_decay, is_ssds
 from caffe_port.typing import Shape
 
 _BATCH_NORMS = {2: "nn.BatchNorm1d", 3: "nn.BatchNorm1d", 4: "nn.BatchNorm2d", 5: "nn.BatchNorm3d"}
 
 
-class BatchNorm(Layer):
-    """Same as torch.nn.BatchNorm2d (1d, 3d) with ``affine=False``; Caffe's affine half is a Scale layer.
-
-    Differs from PyTorch: ``mean`` and ``variance`` are sums, to be divided by ``scale_factor``; that makes the running
-    average unbiased from the first iteration on, where PyTorch's starts at 0 and 1. ``use_global_stats`` may ask for
-    the running statistics in train(), or for those of the batch in eval(). A bottom (N) is one channel.
-    Blobs: mean (C), variance (C), scale_factor (1)
-    Reference: batch_norm_layer.cpp
-    """
+class RunningStatistics(Layer, register=False):
+    """What BatchNorm and BatchNormKyle share: the three blobs, and how they are read and written."""
 
     mean: Tensor
     variance: Tensor
@@ -92,6 +85,17 @@ class BatchNorm(Layer):
             return None
         return {**train, "global_stats": (train["global_stats"][0], test["global_stats"][1])}
 
+
+class BatchNorm(RunningStatistics):
+    """Same as torch.nn.BatchNorm2d (1d, 3d) with ``affine=False``; Caffe's affine half is a Scale layer.
+
+    Differs from PyTorch: ``mean`` and ``variance`` are sums, to be divided by ``scale_factor``; that makes the running
+    average unbiased from the first iteration on, where PyTorch's starts at 0 and 1. ``use_global_stats`` may ask for
+    the running statistics in train(), or for those of the batch in eval(). A bottom (N) is one channel.
+    Blobs: mean (C), variance (C), scale_factor (1)
+    Reference: batch_norm_layer.cpp
+    """
+
     def torch_source(self) -> str | None:
         if self.dims not in _BATCH_NORMS:
             return None
@@ -109,15 +113,61 @@ class BatchNorm(Layer):
         return {"running_mean": mean, "running_var": variance, "num_batches_tracked": torch.tensor(0)}
 
 
+class BatchNormKyle(RunningStatistics):
+    """Same as torch.nn.BatchNorm2d (1d, 3d): BatchNorm, which with ``use_alpha_beta`` scales and shifts too.
+
+    Differs from PyTorch: as BatchNorm does. Scale and shift learn only where the statistics are those of the batch.
+    Blobs: mean (C), variance (C), scale_factor (1), and with use_alpha_beta weight (C), bias (C)
+    Reference: batch_norm_kyle_layer.cpp (brocolli-caffe 9.0.2)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return super().from_caffe(p, bottoms) | ({"affine": True} if p.use_alpha_beta else {})
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        return {"weight": Message("FillerParameter", type="constant", value=1.0)}
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.001,
+        global_stats: tuple[bool, bool] = (False, True),
+        dims: int = 4,
+        affine: bool = False,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, global_stats, dims)
+        self.weight = nn.Parameter(torch.empty(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.normalize(x)
+        if self.weight is None or self.bias is None:
+            return y
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        weight, bias = self.weight.reshape(shape), self.bias.reshape(shape)
+        if self.global_stats[0] if self.training else self.global_stats[1]:
+            weight, bias = weight.detach(), bias.detach()
+        return torch.addcmul(bias, y, weight)
+
+    @classmethod
+    def merge_phases(cls, train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any] | None:
+        return None if train.get("affine") != test.get("affine") else super().merge_phases(train, test)
+
+
 class BN(Layer):
     """Same as torch.nn.BatchNorm2d: normalization and affine map in one layer, from forks.
 
     Differs from PyTorch: ``momentum`` is the part that is kept, 1 - PyTorch's. ``frozen`` uses the running statistics
     in train() too. The running variance is cuDNN's and PyTorch's; the forks' CPU code is less by (m - 1) / m.
     SegNet's form (``scale_filler`` or ``bn_mode``, but none of ``decay``, ``var_eps``, ``moving_average``) has two
-    blobs only: LEARN takes the statistics of the batch in train() and eval(), INFERENCE none.
+    blobs only: LEARN takes the statistics of the batch in train() and eval(), INFERENCE none. In brocolli-caffe 9.0.2
+    ``variance`` is the inverse standard deviation, with eps in it. A frozen layer's slope and bias do not learn.
     Blobs: slope (C), bias (C); except in SegNet's form, also mean (C), variance (C)
-    Reference: bn_layer.cpp (yjxiong/caffe, happynear/caffe-windows, alexgkendall/caffe-segnet; not in Caffe 1.0)
+    Reference: bn_layer.cpp (yjxiong/caffe, happynear/caffe-windows, alexgkendall/caffe-segnet, brocolli-caffe 9.0.2;
+    not in Caffe 1.0)
     """
 
     mean: Tensor | None
@@ -125,12 +175,13 @@ class BN(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        args = {"num_features": bottoms[0][1], "dims": len(bottoms[0])}
+        args: dict[str, Any] = {"num_features": bottoms[0][1], "dims": len(bottoms[0])}
         if bn_keeps_decay(p):
             return {**args, "eps": p.var_eps, "momentum": p.decay}
         if bn_is_segnets(p):
             return {**args, "eps": 1e-9, "mode": p.bn_mode}
-        return {**args, "eps": p.eps, "momentum": decimal(1 - p.momentum), "frozen": p.frozen}
+        args |= {"eps": p.eps, "momentum": decimal(1 - p.momentum), "frozen": p.frozen}
+        return args | ({"inverse_std": True} if p.inverse_std else {})
 
     def __init__(
         self,
@@ -140,11 +191,13 @@ class BN(Layer):
         frozen: bool = False,
         mode: str | None = None,
         dims: int = 4,
+        inverse_std: bool = False,
     ) -> None:
         super().__init__()
         self.eps = eps
         self.momentum = momentum
         self.frozen = frozen
+        self.inverse_std = inverse_std
         self.mode = mode
         self.dims = dims  # of the bottom
         self.slope = nn.Parameter(torch.empty(num_features))
@@ -157,23 +210,42 @@ class BN(Layer):
             shape = (-1,) + (1,) * (x.dim() - 2)
             return torch.addcmul(self.bias.reshape(shape), x, self.slope.reshape(shape))
         training = self.mode == "LEARN" or (self.training and not self.frozen)
-        return F.batch_norm(x, self.mean, self.variance, self.slope, self.bias, training, self.momentum, self.eps)
+        slope, bias = (self.slope.detach(), self.bias.detach()) if self.frozen else (self.slope, self.bias)
+        if self.inverse_std and self.mean is not None and self.variance is not None:
+            return self.by_inverse_std(x, slope, bias, self.mean, self.variance, training)
+        return F.batch_norm(x, self.mean, self.variance, slope, bias, training, self.momentum, self.eps)
+
+    def by_inverse_std(
+        self, x: Tensor, slope: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor, training: bool
+    ) -> Tensor:
+        if not training:
+            shape = (-1,) + (1,) * (x.dim() - 2)
+            factor = slope.reshape(shape) * inverse_std.reshape(shape)
+            return torch.addcmul(bias.reshape(shape), x - mean.reshape(shape), factor)
+        others = tuple(dim for dim in range(x.dim()) if dim != 1)
+        inverse_std.lerp_((x.detach().var(others, correction=0) + self.eps).rsqrt(), self.momentum)
+        mean.lerp_(x.detach().mean(others), self.momentum)
+        return F.batch_norm(x, None, None, slope, bias, True, 0.0, self.eps)
 
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
         slope = p.scale_filler if p.has("scale_filler") else p.slope_filler
         bias = p.shift_filler if p.has("shift_filler") else p.bias_filler
-        return {"slope": slope, "bias": bias, "variance": Message("FillerParameter", value=float(p.frozen))}
+        return {
+            "slope": slope,
+            "bias": bias,
+            "variance": Message("FillerParameter", value=float(p.frozen or p.inverse_std)),
+        }
 
     def torch_source(self) -> str | None:
-        if self.mode == "INFERENCE":
+        if self.mode == "INFERENCE" or self.inverse_std:
             return None
         options: dict[str, tuple[Any, Any]] = {"eps": (self.eps, 1e-5), "momentum": (self.momentum, 0.1)}
         options["track_running_stats"] = (self.mode is None, True)
         return constructor(_BATCH_NORMS[self.dims], [self.slope.numel()], options)
 
     def torch_state(self) -> dict[str, Tensor]:
-        if self.mode == "INFERENCE":
+        if self.torch_source() is None:
             return super().torch_state()
         state = {"weight": self.slope.detach(), "bias": self.bias.detach()}
         if self.mean is None or self.variance is None:
@@ -252,13 +324,15 @@ class Normalize(Layer):
 
     Differs from PyTorch: F.normalize takes the greater of norm and eps, here eps is added under the root (in L1, to
     the norm). ``across_spatial`` takes the norm of the whole image.
-    Blobs: weight (C), or a single number with ``channel_shared``; none without ``norm_param``
+    The gradient of the bottom is Caffe's, which multiplies by the scale at last; with a scale for each channel that is
+    not the derivative. Without parameters it is SSD's.
+    Blobs: weight (C), or a single number with ``channel_shared``; none with ``normalize_param``
     Reference: normalize_layer.cpp (weiliu89/caffe, branch ssd; happynear/caffe-windows; not in Caffe 1.0)
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        if not p.has("norm_param"):
+        if not is_ssds(p):
             args: dict[str, Any] = {"channels": None, "across_spatial": False, "eps": 1e-6}
             absolute = p.normalize_param.normalize_type == "L1"
             return args | {"absolute": absolute, "with_norm": len(p.top) > 1}
@@ -288,15 +362,21 @@ class Normalize(Layer):
             self.weight = nn.Parameter(torch.empty(() if channel_shared else (channels,)))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        dims = tuple(range(1, x.dim())) if self.across_spatial else (1,)
-        if self.absolute:
-            norm = x.abs().sum(dims, keepdim=True) + self.eps
-        else:
-            norm = (x.square().sum(dims, keepdim=True) + self.eps).sqrt()
         if self.weight is None:
+            norm = self.norm(x)
             return (x / norm, norm) if self.with_norm else x / norm
         weight = self.weight.reshape(self.weight.shape + (1,) * (x.dim() - 2)) if self.weight.dim() else self.weight
-        return x / norm * weight
+        if not (self.weight.dim() and torch.is_grad_enabled()):
+            return x / self.norm(x) * weight
+        scaled = x.detach() + weight.detach() * (x - x.detach())  # the numbers of x, with the gradient times the scale
+        y = scaled / self.norm(scaled)
+        return y.detach() * weight + (y - y.detach())
+
+    def norm(self, x: Tensor) -> Tensor:
+        dims = tuple(range(1, x.dim())) if self.across_spatial else (1,)
+        if self.absolute:
+            return x.abs().sum(dims, keepdim=True) + self.eps
+        return (x.square().sum(dims, keepdim=True) + self.eps).sqrt()
 
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.layer import Layer, canonical_axis, number
-from caffe_port.signatures.shape import legacy_axis, reshaped_axes
+from caffe_port.signatures.shape import legacy_axis, reshaped_axes, unsqueezed_axis
 from caffe_port.typing import Shape
 
 
@@ -177,6 +177,27 @@ class Flatten(Layer):
 
     def call_source(self, *bottoms: str) -> str:
         return f"{bottoms[0]}.flatten({self.start_dim}{'' if self.end_dim == -1 else f', {self.end_dim}'})"
+
+
+class Unsqueeze(Layer):
+    """Same as torch.unsqueeze.
+
+    Reference: unsqueeze.cpp (brocolli-caffe 9.0.2; its backward pass does nothing)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"dim": unsqueezed_axis(p, len(bottoms[0]))}
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(self.dim)
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"{bottoms[0]}.unsqueeze({self.dim})"
 
 
 class Permute(Layer):

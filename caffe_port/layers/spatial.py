@@ -30,7 +30,7 @@ class Convolution(Layer, nn.Conv2d):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return convolution_arguments(p, bottoms, cls.signature.has(Trait.DEPTHWISE))
+        return convolution_arguments(p, bottoms, cls.signature.traits)
 
     def __init__(
         self,
@@ -68,9 +68,18 @@ class Convolution(Layer, nn.Conv2d):
 class ConvolutionDepthwise(Convolution):
     """Same as torch.nn.Conv2d with one group for each channel.
 
-    Differs from PyTorch: ``group`` and ``num_output`` default to the number of channels.
+    Differs from PyTorch: ``group`` and ``num_output`` are the number of channels, even where the file says otherwise.
     Blobs: weight (C, 1, kH, kW), bias (C)
-    Reference: conv_dw_layer.cpp, depthwise_conv_layer.cpp (of several forks; not in Caffe 1.0)
+    Reference: farmingyard/ShuffleNet conv_dw_layer.cpp (not in Caffe 1.0)
+    """
+
+
+class DepthwiseConvolution(Convolution):
+    """Same as torch.nn.Conv2d with one group for each channel.
+
+    Differs from PyTorch: ``group`` and ``num_output`` default to the number of channels.
+    Blobs: weight (C_out, C / group, kH, kW), bias (C_out)
+    Reference: depthwise_conv_layer.cpp (of several forks; not in Caffe 1.0)
     """
 
 
@@ -169,9 +178,9 @@ def window(kernel: Kernel) -> dict[str, tuple[int, ...]]:
     }
 
 
-def convolution_arguments(p: Message, bottoms: Sequence[Shape], depthwise: bool = False) -> dict[str, Any]:
+def convolution_arguments(p: Message, bottoms: Sequence[Shape], traits: Trait = Trait.NONE) -> dict[str, Any]:
     """The constructor arguments that Convolution and Deconvolution share."""
-    axis, outputs, group, kernel = convolution_numbers(p, bottoms[0], depthwise)
+    axis, outputs, group, kernel = convolution_numbers(p, bottoms[0], traits)
     channels = bottoms[0][axis]
     check_count("weight", (channels // group, outputs, *kernel.kernel_size))
     names = {"in_channels": channels, "out_channels": outputs, **window(kernel), "groups": group, "bias": p.bias_term}

@@ -17,6 +17,7 @@ from caffe_port import layers
 from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.message import Message
 from caffe_port.layers import fillers
 from caffe_port.layers.layer import Layer
 from caffe_port.layers.linear import InnerProduct
@@ -26,8 +27,9 @@ from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.net.state_dict import LARGE
 from caffe_port.signatures import shapes
+from caffe_port.signatures.normalization import row_shape
 from caffe_port.signatures.plugins import find_type
-from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED
+from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED, Trait
 from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Array, Shape
 
@@ -401,11 +403,19 @@ class Net(nn.Module):
 
     def blobs(self) -> dict[str, list[Array]]:
         """Every layer's blobs as Caffe stores them: layer name -> float32 arrays (copies)."""
+        params = {layer.name: layer.param for plan in self.plans.values() for layer in plan.spec.layers}
         return {
-            name: [module.get_blob(b).detach().cpu().float().numpy().copy() for b in module.blob_names()]
+            name: [_stored(module.get_blob(b), module, params.get(name)) for b in module.blob_names()]
             for name, module in self.caffe_layers().items()
             if module.blob_names()
         }
+
+
+def _stored(blob: Tensor, module: Layer, param: Message | None) -> Array:
+    """A copy of a blob in the shape that Caffe asks for."""
+    array = blob.detach().cpu().float().numpy().copy()
+    rows = param is not None and array.ndim == 1 and module.signature.has(Trait.ROWS)
+    return array.reshape(row_shape(param, array.size)) if rows and param is not None else array
 
 
 def _ordered(plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor]) -> Sequence[Tensor]:

@@ -40,7 +40,9 @@ def _embed(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         raise SpecError("num_output (length of an embedding) is missing or 0")
     if p.input_dim < 1:
         raise SpecError("input_dim (number of embeddings: greatest index + 1) is missing or 0")
-    return [(*bottoms[0], p.num_output)]
+    if p.last_axis and bottoms[0][-1:] != (1,):
+        raise SpecError(f"the last axis of the bottom must be 1, got {bottoms[0]}")
+    return [(*(bottoms[0][:-1] if p.last_axis else bottoms[0]), p.num_output)]
 
 
 def _embed_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:  # noqa: ARG001

@@ -26,7 +26,7 @@ def _batch_norm_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Sha
 
 def _bn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.bn_param
-    expect_axes(bottoms[0], 2, 4)
+    expect_axes(bottoms[0], 2, 5)
     if p.axis != 1:
         raise SpecError(f"BN over axis {p.axis}; only axis 1 (channels) is supported")
     if bn_keeps_decay(p) and not p.moving_average:
@@ -44,6 +44,22 @@ def bn_keeps_decay(p: Message) -> bool:
 def bn_is_segnets(p: Message) -> bool:
     """Whether a BNParameter is SegNet's: no running statistics."""
     return not bn_keeps_decay(p) and any(p.has(name) for name in ("bn_mode", "scale_filler", "shift_filler"))
+
+
+def _batch_norm_kyle(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_axes(bottoms[0], 2, ANY)
+    return bottoms
+
+
+def _batch_norm_kyle_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
+    affine = dict.fromkeys(("weight", "bias"), (bottoms[0][1],)) if layer.batch_norm_param.use_alpha_beta else {}
+    return _batch_norm_blobs(layer, bottoms) | affine
+
+
+def row_shape(layer: Message, channels: int) -> Shape:
+    """The shape in which a BN's fork stores a vector."""
+    p = layer.bn_param
+    return (1, channels, 1, 1) if bn_keeps_decay(p) or bn_is_segnets(p) else (1, channels)
 
 
 def _bn_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
@@ -69,7 +85,7 @@ def _normalize(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     """SSD's, and NormFace's, whose second top has the norms."""
     bottom = bottoms[0]
     expect_axes(bottom, 2, 4)
-    if layer.has("norm_param"):
+    if is_ssds(layer):
         return bottoms
     kind = layer.normalize_param.normalize_type
     if kind not in ("L1", "L2"):
@@ -77,8 +93,13 @@ def _normalize(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [bottom, (bottom[0], 1, *bottom[2:])] if len(layer.top) > 1 else bottoms
 
 
+def is_ssds(layer: Message) -> bool:
+    """Whether a Normalize is SSD's, with a scale: unless it has NormFace's parameters, or its second top."""
+    return layer.has("norm_param") or not (layer.has("normalize_param") or len(layer.top) > 1)
+
+
 def _normalize_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
-    if not layer.has("norm_param"):
+    if not is_ssds(layer):
         return {}
     return {"weight": () if layer.norm_param.channel_shared else (bottoms[0][1],)}
 
@@ -108,6 +129,15 @@ declare(
     blob_shapes=_bn_blobs,
     statistics=("mean", "variance"),
     traits=Trait.AFFINE | Trait.BATCH_STATISTICS | Trait.ROWS,
+)
+declare(
+    "BatchNormKyle",
+    _batch_norm_kyle,
+    message="batch_norm_param",
+    blobs=("mean", "variance", "scale_factor", "weight", "bias"),
+    blob_shapes=_batch_norm_kyle_blobs,
+    statistics=("mean", "variance", "scale_factor"),
+    traits=Trait.AFFINE | Trait.BATCH_STATISTICS,
 )
 declare("LRN", lrn, message="lrn_param", traits=IMAGE)
 declare("MVN", _mvn, message="mvn_param", traits=IMAGE)

@@ -156,6 +156,19 @@ def _tile(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(*bottom[:axis], bottom[axis] * p.tiles, *bottom[axis + 1 :])]
 
 
+def unsqueezed_axis(p: Message, dims: int) -> int:
+    """Where an Unsqueeze puts its axis, counted from the first."""
+    if not p.has("dim"):
+        raise SpecError("dim is missing")
+    return canonical_axis(p.dim, dims + 1)
+
+
+def _unsqueeze(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    bottom = bottoms[0]
+    axis = unsqueezed_axis(layer.unsqueeze_param, len(bottom))
+    return [(*bottom[:axis], 1, *bottom[axis:])]
+
+
 _SAME_NUMBERS = Trait.REARRANGES | Trait.NO_NUMBERS | Trait.SHARES_MEMORY
 
 declare("ArgMax", _argmax, message="argmax_param", traits=Trait.AGGREGATES)
@@ -191,4 +204,5 @@ declare(
 )
 declare("Slice", _slice, message="slice_param", traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.WHOLE_LAYER)
 declare("Split", _split, traits=_SAME_NUMBERS | Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
+declare("Unsqueeze", _unsqueeze, message="unsqueeze_param", traits=_SAME_NUMBERS | Trait.NO_BACKWARD)
 declare("Tile", _tile, message="tile_param", traits=Trait.REARRANGES)

@@ -100,7 +100,10 @@ def integers_below(layer: LayerSpec, bottoms: Sequence[Shape], index: int) -> in
         return class_count(layer.param, bottoms)
     if what is Holds.INDICES:
         p = signature.parameters(layer.param)
-        return int(p.input_dim) if p.schema is not None and "input_dim" in p.schema.fields else bottoms[0][0]
+        fields = p.schema.fields if p.schema is not None else {}
+        if "dst_h" in fields:
+            return int(p.dst_h * p.dst_w)
+        return int(p.input_dim) if "input_dim" in fields else bottoms[0][0]
     return 2
 
 

@@ -72,6 +72,9 @@ class Trait(enum.Flag):
     """The inverse: a pixel of the bottom is spread over a window of the top."""
     DEPTHWISE = enum.auto()
     """``num_output`` and ``group`` are the bottom's channels, unless they are given."""
+    _WHATEVER = enum.auto()
+    PER_CHANNEL = DEPTHWISE | _WHATEVER
+    """``num_output`` and ``group`` are the bottom's channels, whatever is given."""
     ROWS = enum.auto()
     """Files may store its vectors as rows, (1, C)."""
     MATRIX = enum.auto()
@@ -81,6 +84,8 @@ class Trait(enum.Flag):
     """A product with everything from ``axis`` on: the weight is (num_output, K), transposed (K, num_output)."""
     BOTTOM_FOR_BLOB = enum.auto()
     """A second bottom stands for the first blob."""
+    NO_BACKWARD = enum.auto()
+    """The backward pass of a fork's layer does nothing: its bottoms keep a gradient of zeros."""
     OTHERS = enum.auto()
     """Stands for types of several forks, whose parameters are not known here."""
 
@@ -95,7 +100,7 @@ class Holds(enum.Enum):
     FLAGS = enum.auto()
     """0 or 1."""
     INDICES = enum.auto()
-    """Whole numbers that choose rows: items of the first bottom, or embeddings."""
+    """Whole numbers that choose rows, items of the first bottom or embeddings, or places in a plane of the top."""
     BOXES = enum.auto()
     """Regions (R, 5): image, x1, y1, x2, y2."""
     STEPS = enum.auto()

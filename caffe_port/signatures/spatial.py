@@ -13,13 +13,13 @@ from caffe_port.signatures.signature import ANY, SIGNATURES, Trait, declare
 from caffe_port.typing import Shape
 
 
-def convolution_numbers(p: Message, bottom: Shape, depthwise: bool = False) -> tuple[int, int, int, Kernel]:
+def convolution_numbers(p: Message, bottom: Shape, traits: Trait = Trait.NONE) -> tuple[int, int, int, Kernel]:
     """Channel axis, num_output, group, and the kernel along each axis after the channels.
 
     Args:
         p: ConvolutionParameter, or a fork's with its fields.
         bottom: the shape of the first bottom.
-        depthwise: num_output and group are the bottom's channels, unless they are given.
+        traits: Trait.DEPTHWISE or Trait.PER_CHANNEL, where num_output and group need not be given.
 
     Raises:
         SpecError: what base_conv_layer.cpp refuses.
@@ -33,7 +33,10 @@ def convolution_numbers(p: Message, bottom: Shape, depthwise: bool = False) -> t
     if p.relu:
         raise SpecError("relu: true is Intel's fused ReLU", hint="Write the ReLU as a layer of its own.")
     outputs, group = (
-        channels if depthwise and not p.has(name) else int(getattr(p, name)) for name in ("num_output", "group")
+        channels
+        if Trait.PER_CHANNEL in traits or (Trait.DEPTHWISE in traits and not p.has(name))
+        else int(getattr(p, name))
+        for name in ("num_output", "group")
     )
     if outputs < 1:
         raise SpecError("num_output (channels of the top) is missing or 0")
@@ -73,7 +76,7 @@ def _positive(bottom: Shape, sizes: Shape, kernel: Kernel) -> Shape:
 
 def _arguments(layer: Message, bottom: Shape) -> tuple[int, int, int, Kernel]:
     signature = SIGNATURES[layer.type]
-    return convolution_numbers(signature.parameters(layer), bottom, signature.has(Trait.DEPTHWISE))
+    return convolution_numbers(signature.parameters(layer), bottom, signature.traits)
 
 
 def convolution(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
@@ -137,8 +140,7 @@ def declare_convolution(
 
 
 declare_convolution("Convolution", Trait.SLIDES, aliases=("NdConvolution",))
-declare_convolution(
-    "ConvolutionDepthwise", Trait.SLIDES | Trait.DEPTHWISE, aliases=("DepthwiseConv", "DepthwiseConvolution")
-)
+declare_convolution("ConvolutionDepthwise", Trait.SLIDES | Trait.PER_CHANNEL)
+declare_convolution("DepthwiseConvolution", Trait.SLIDES | Trait.DEPTHWISE, aliases=("DepthwiseConv",))
 declare_convolution("Deconvolution", Trait.SPREADS, aliases=("NdDeconvolution",))
 declare("Im2col", _im2col, message="convolution_param", traits=Trait.SLIDES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import dataclasses
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.layers.layer import Layer
 from caffe_port.net.net import LayerRun, Net
 from caffe_port.net.plan import Step
+from caffe_port.signatures.signature import Trait, has
 from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row, Tolerance, difference, failure
@@ -32,7 +35,8 @@ def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> I
     Yields:
         Rows of type ``gradient`` (layer: the input blob, or the layer with the parameter's number as top) and
         ``parameter after forward``. What the trace does not hold is not compared, nor what lies before a layer that
-        draws random numbers: its gradient is that of other numbers.
+        draws random numbers: its gradient is that of other numbers. What fails is compared with the gradient that
+        stops at the layers whose backward pass does nothing in their fork, too.
 
     Raises:
         CaffePortError: the trace contains no gradients.
@@ -43,15 +47,30 @@ def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> I
             trace.provenance.get("file", ""),
             "Record a trace with gradients: run the script of `caffe-port dump --script` with --backward.",
         )
+    stops = frozenset(layer.name for layer in case.spec.layers if has(layer.type, Trait.NO_BACKWARD))
+    state = copy.deepcopy(net.state_dict()) if stops else {}
+    rows = list(_rows(net, case, trace, tolerance, frozenset()))
+    if not stops or all(row.status != "failed" for row in rows):
+        yield from rows
+        return
+    net.load_state_dict(state)
+    note = f"the gradient stops at {', '.join(sorted(stops))}, whose backward pass does nothing in their fork"
+    for row, stopped in zip(rows, _rows(net, case, trace, tolerance, stops), strict=True):
+        helps = row.status == "failed" and stopped.status == "passed"
+        yield dataclasses.replace(stopped, note=note) if helps else row
+
+
+def _rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance, stops: Collection[str]) -> Iterator[Row]:
     inputs = {b: torch.tensor(case.inputs[b], dtype=torch.float32, requires_grad=True) for b in net.plan.inputs}
     net.zero_grad(set_to_none=True)
-    terms, before_chance = _terms(net, list(inputs.values()), case, trace, tolerance)
+    terms, before_chance = _terms(net, list(inputs.values()), case, trace, tolerance, stops)
     modules = net.caffe_layers()
     for (name, j), expected in trace.changed_parameters.items():
         blob = _blob(modules, name, j)
         actual = None if blob is None else modules[name].get_blob(blob).detach().cpu().numpy()
         yield _row(name, j, "parameter after forward", blob or "", expected, actual, tolerance)
-    torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
+    if terms:
+        torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
     makers = dict(case.spec.inputs)
     for blob_name, expected in trace.input_gradients.items():
         if blob_name in makers and makers[blob_name][0] in before_chance:
@@ -81,7 +100,7 @@ def _not_recorded(modules: dict[str, Layer], trace: Trace) -> Iterator[Row]:
 
 
 def _terms(
-    net: Net, inputs: list[Tensor], case: Case, trace: Trace, tolerance: Tolerance
+    net: Net, inputs: list[Tensor], case: Case, trace: Trace, tolerance: Tolerance, stops: Collection[str]
 ) -> tuple[list[Tensor], dict[str, str]]:
     """What is differentiated: the losses by their weights, and every output by the gradient that was fed to it.
 
@@ -96,7 +115,9 @@ def _terms(
         turn = turns.send(instead)
         tops = turn.tops
         instead = _drawn(turn, step, trace, tolerance) if may_draw(case, turn.layer) else None
-        if instead is not None:
+        if turn.layer.name in stops:
+            tops = instead = tuple(top.detach() for top in (tops if instead is None else instead))
+        elif instead is not None:
             tops = instead
             note = f"'{turn.layer.name}' draws random numbers, others than the reference's"
             before_chance |= dict.fromkeys(_before(net.plan.spec, turn.layer), note)
@@ -108,7 +129,7 @@ def _terms(
         if blob in values:
             terms.append((values[blob] * torch.tensor(np.asarray(fed, np.float32))).sum())
     terms = [term for term in terms if term.requires_grad]
-    if not terms:
+    if not terms and not stops:
         raise CaffePortError("nothing of this net can be differentiated: no loss, and no gradient was fed to an output")
     return terms, before_chance
 

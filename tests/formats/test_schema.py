@@ -200,7 +200,6 @@ def test_wire_numbers_reach_every_placeholder_with_a_known_number() -> None:
         "normalize_param",
         "pass_through_param",
         "pooling3d_param",
-        "resize_param",
         "reverse_axis_param",
         "reverse_time_param",
         "roi_warping_param",

@@ -306,16 +306,24 @@ def test_a_string_that_is_not_utf8_is_readable() -> None:
 )
 def test_a_forks_number_is_read_by_the_layers_type(type_: str, number: int, field: str) -> None:
     own = schema(schema("LayerParameter").fields[field].message_name or "")
+    layout = fork_fields.LAYOUTS.get((type_, number))
     scalars = (
         f
         for f in own.fields.values()
         if f.kind in ("uint32", "int32", "float", "bool", "string")
         and not f.repeated
         and (own.name, f.number) not in _SHIFTED
+        and (layout is None or (type_ == "ReLU6" and f.number == 1) or f.name in layout.numbers.values())
     )
     one = next(scalars, None)
     value = {"float": 0.5, "bool": True, "string": "x"}.get(one.kind, 3) if one else None
     payload = serialized(Message(own, **{one.name: value})) if one else b""
+    if layout is not None and one is not None:
+        by_name = {name: n for n, name in layout.numbers.items()}
+        payload = (
+            varint(by_name.get(one.name, one.number) << 3 | one.wire_type)
+            + payload[-(4 if one.wire_type == 5 else 1) :]
+        )
     data = b"\x12" + varint(len(type_)) + type_.encode() + delimited(number, payload)
     for order in (data, delimited(number, payload) + data[: 2 + len(type_)]):
         got = wire.parse(order, "LayerParameter")

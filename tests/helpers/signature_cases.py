@@ -80,10 +80,10 @@ def _infogain_matrix(classes: int) -> Path:
 
 
 ALIKE = """
-AbsVal AddNoise BN BNLL BatchNorm ChannelDropout Dropout ELU Exp GRL GRN GaussianNoise GradientReversal GradientScaler
-HSigmoid HSwish HardSwish Insanity L2Norm L2Normalization L2Normalize LRN Log MVN Mish NegReLU Noise Normalization
-Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU Selu Sigmoid SignedSqrt Softmax Softplus
-SpatialDropout Swish TanH Threshold Truncation
+AbsVal AddNoise BN BNLL BatchNorm BatchNormKyle ChannelDropout Dropout ELU Exp GRL GRN GaussianNoise GradientReversal
+GradientScaler HSigmoid HSwish HardSigmoid HardSwish Insanity L2Norm L2Normalization L2Normalize LRN Log MVN Mish
+NegReLU Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU Selu Sigmoid SignedSqrt
+Softmax Softplus SpatialDropout Swish TanH Threshold Truncation
 """
 """Types that need no parameters, whose tops are like their bottoms."""
 
@@ -99,12 +99,28 @@ def _all() -> Iterator[Case]:
     yield from _same("LRNRistretto", FLOATS)
     yield from _same("ShuffleChannel", "shuffle_channel_param { group: 2 }")
     yield Case("PixelShuffle", "pixelshuffle_param { upscale_factor: 2 }", ((2, 12, 3, 5),))
+    yield Case("Unsqueeze", "unsqueeze_param { dim: 1 }", (X,))
+    yield Case("Unsqueeze", "unsqueeze_param { dim: -1 }", ((3, 7),))
+    yield Case("Pad", "pad_param { pad_u: 1 pad_d: 3 pad_l: 2 pad_r: 4 pad_value: 0.5 }", (X,))
+    yield Case("Pad", "pad_param { pad_u: 1 pad_l: 2 pad_r: 3 pad_type: REFLECT }", (X,))
+    yield Case("Pad", "pad_param { pad_u: 1 pad_d: 3 pad_l: 2 pad_type: REPLICATE }", (X,))
+    yield Case("Pad", "pad_param { pad_u: -1 pad_d: -3 pad_l: -2 pad_r: -4 }", (X,))
+    yield Case("BilinearInterpolate", "bilinear_interpolate_param { dst_h: 5 dst_w: 12 }", (X,))
+    yield Case("BilinearInterpolate", "bilinear_interpolate_param { dst_w: 3 align_corners: false }", (X,))
+    yield Case("BilinearInterpolate", "bilinear_interpolate_param { scale_factor: 1.7 }", (X,))
+    yield Case("MaxUnPool", "max_unpool_param { dst_h: 13 dst_w: 21 }", (X, X))
+    yield Case("Upsample", "upsample_param { dims_num: 3 scale: 3 }", ((2, 3, 7),))
+    yield Case("Upsample", "upsample_param { dims_num: 4 }", (X,))
     yield from _same("ChannelShuffle", "shuffle_channel_param { group: 2 }")
     yield from _same("Reverse", "reverse_param { axis: 2 }")
     yield from _same("ReverseAxis", "reverse_axis_param { axis: -1 }")
     yield Case("BatchNorm", "", ((7,),))
     yield Case("BatchNorm", "", ((3, 7),))
+    yield Case("BatchNormKyle", "batch_norm_param { use_alpha_beta: true }", (X,))
+    yield Case("BatchNormKyle", "batch_norm_param { use_alpha_beta: true }", ((3, 7),))
     yield Case("BN", "bn_param { bn_mode: LEARN }", (X,))
+    yield Case("BN", "bn_param { inverse_std: true }", (X,))
+    yield Case("BN", "", (VIDEO,))
     yield Case("BN", "bn_param { var_eps: 1e-4 moving_average: true }", (X,))
     yield Case("Softmax", "softmax_param { axis: -1 }", ((3, 5, 7),))
     yield Case("Normalize", "norm_param { across_spatial: false channel_shared: false }", (X,))
@@ -117,6 +133,7 @@ def _all() -> Iterator[Case]:
         yield Case(type_, f"inner_product_param {{ num_output: 11 axis: -1 transpose: true }} {more}", (SMALL,))
     yield Case("Embed", "embed_param { num_output: 5 input_dim: 9 }", ((3, 4),))
     yield Case("Embed", "embed_param { num_output: 5 input_dim: 9 bias_term: false }", ((7,),))
+    yield Case("Embed", "embed_param { num_output: 5 input_dim: 9 last_axis: true }", ((3, 4, 1),))
     for type_ in ("Scale", "Bias", "Scalar"):
         own = f"{type_.lower()}_param"
         yield Case(type_, "", (X,))
@@ -141,7 +158,7 @@ def _all() -> Iterator[Case]:
     for type_ in ("ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution"):
         yield Case(type_, "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 }", (X,))
         yield Case(type_, "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 }", (X, X), 2)
-        yield Case(type_, "convolution_param { num_output: 12 group: 6 kernel_size: 3 bias_term: false }", (X,))
+        yield Case(type_, "convolution_param { num_output: 12 group: 3 kernel_size: 3 bias_term: false }", (X,))
     yield Case("Im2col", "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 }", (X,))
     yield Case("Local", "local_param { num_output: 5 kernel_size: 3 stride: 2 pad: 1 }", (X,))
     yield Case("Local", "local_param { num_output: 5 kernel_size: 3 bias_term: false }", (SMALL,))

@@ -242,7 +242,7 @@ def test_l2_normalization():
     [
         ("BatchNorm", "", [(2, 3), (2, 3)], "2 bottoms; the layer takes 1"),
         ("BatchNorm", "", [()], "at least 1 axis"),
-        ("BN", "", [(3,)], "2 to 4 axes"),
+        ("BN", "", [(3,)], "2 to 5 axes"),
         ("BN", "bn_param { axis: 2 }", [(2, 3, 4, 5)], "axis 2"),
         ("BN", "bn_param { decay: 0.1 }", [(2, 3, 4, 5)], "moving_average"),
         ("LRN", "", [(2, 3)], r"\(N, C, H, W\)"),

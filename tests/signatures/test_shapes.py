@@ -110,7 +110,6 @@ REFUSED = {
     "multiboxloss_no_mining_logistic": "LOGISTIC without mining is not supported",
     "multiboxloss_unshared": "share_location: false is not supported",
     "multiboxloss_unshared_l2": "share_location: false is not supported",
-    "upsample_3d": r"expected a bottom \(N, C, H, W\)",
 }
 """What that fork can do and we refuse, with our words."""
 

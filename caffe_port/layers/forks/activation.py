@@ -37,6 +37,25 @@ class HSigmoid(Layer, nn.Hardsigmoid):
         return "nn.Hardsigmoid()"
 
 
+class HardSigmoid(Layer):
+    """min(1, max(0, alpha * x + beta)).
+
+    Differs from PyTorch: torch.nn.Hardsigmoid has alpha 1 / 6; here it is 0.2 unless given.
+    Reference: hardsigmoid_layer.cpp (brocolli-caffe 9.0.2; its backward pass does nothing)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"alpha": p.alpha, "beta": p.beta}
+
+    def __init__(self, alpha: float = 0.2, beta: float = 0.5) -> None:
+        super().__init__()
+        self.alpha, self.beta = alpha, beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.alpha * x + self.beta).clamp(0, 1)
+
+
 class SELU(Layer):
     """``lambda * (max(x, 0) + min(alpha * (exp(x) - 1), 0))``; with its usual numbers the same as torch.nn.SELU.
 

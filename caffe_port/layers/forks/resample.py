@@ -12,7 +12,7 @@ from torch import Tensor
 
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer, canonical_axis
-from caffe_port.signatures.forks.resample import block_of, centre_margins, unpooling, upsampling
+from caffe_port.signatures.forks.resample import block_of, centre_margins, interpolated, unpooling, upsampling
 from caffe_port.typing import Shape
 
 
@@ -66,18 +66,19 @@ class Interp(Layer):
 
 class Upsample(Layer):
     """With two bottoms the same as torch.nn.MaxUnpool2d (SegNet): each value goes where the mask of a max pooling says.
-    With one the same as torch.nn.Upsample with mode="nearest" (YOLO): each value becomes scale x scale.
+    With one the same as torch.nn.Upsample with mode="nearest" (YOLO): each value becomes scale x scale; with
+    ``dims_num: 3`` (brocolli-caffe) the bottom is (N, C, W), and each becomes scale.
 
     Differs from PyTorch: the mask holds floats. Where several values go to one place, which of them remains is
     undefined.
-    Reference: alexgkendall/caffe-segnet upsample_layer.cpp; eric612/MobileNet-YOLO upsample_layer.cpp
+    Reference: upsample_layer.cpp (alexgkendall/caffe-segnet, eric612/MobileNet-YOLO, brocolli-caffe 9.0.2)
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         return upsampling(p, bottoms)
 
-    def __init__(self, scale: tuple[int, int] | None = None, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, scale: tuple[int, ...] | None = None, size: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.scale, self.size = scale, size
 
@@ -90,6 +91,82 @@ class Upsample(Layer):
 
     def torch_source(self) -> str | None:
         return f"nn.Upsample(scale_factor={self.scale!r})" if self.scale else None
+
+
+class MaxUnPool(Layer):
+    """Same as torch.nn.MaxUnpool2d to the size (dst_h, dst_w): each value goes where the second bottom, a mask of a max
+    pooling, says.
+
+    Differs from PyTorch: the mask holds floats. Where several values go to one place, the last one remains.
+    Reference: maxunpool_layer.cpp (brocolli-caffe 9.0.2; its backward pass does nothing)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"size": (p.dst_h, p.dst_w)}
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        places = mask.flatten(2).long()
+        order = torch.arange(1, places.shape[2] + 1, device=x.device).expand_as(places)
+        last = order.new_zeros(*x.shape[:2], self.size[0] * self.size[1]).scatter_reduce(2, places, order, "amax")
+        y = x.flatten(2).gather(2, (last - 1).clamp(min=0))
+        return torch.where(last > 0, y, 0).reshape(*x.shape[:2], *self.size)
+
+
+class BilinearInterpolate(Layer):
+    """Same as torch.nn.Upsample with mode="bilinear", to the size (dst_h, dst_w), of which one may be left out, or to
+    the bottom's times ``scale_factor``, rounded down.
+
+    Reference: bilinear_interpolate_layer.cpp (brocolli-caffe 9.0.2; its backward pass does nothing)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"size": interpolated(p, bottoms[0]), "align_corners": p.align_corners}
+
+    def __init__(self, size: tuple[int, int], align_corners: bool = True) -> None:
+        super().__init__()
+        self.size, self.align_corners = size, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, self.size, mode="bilinear", align_corners=self.align_corners)
+
+    def call_source(self, *bottoms: str) -> str:
+        return f'F.interpolate({bottoms[0]}, {self.size}, mode="bilinear", align_corners={self.align_corners})'
+
+
+class Pad(Layer):
+    """Same as torch.nn.functional.pad on the images of a batch: ``pad_u``, ``pad_d``, ``pad_l`` and ``pad_r`` rows and
+    columns of a constant, of the edge (REPLICATE), or mirrored at the edge (REFLECT). Where all four are negative, that
+    many are cut off.
+
+    Reference: pad_layer.cpp (brocolli-caffe 9.0.2; its backward pass does nothing)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        pad = (p.pad_l, p.pad_r, p.pad_u, p.pad_d)
+        if p.pad_type == "CONSTANT" or min(pad) < 0:
+            return {"pad": pad} | ({"value": p.pad_value} if p.pad_value and max(pad) > 0 else {})
+        return {"pad": pad, "mode": p.pad_type.lower()}
+
+    def __init__(self, pad: tuple[int, int, int, int], mode: str = "constant", value: float = 0.0) -> None:
+        super().__init__()
+        self.pad, self.mode, self.value = pad, mode, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "constant":
+            return F.pad(x, self.pad, value=self.value)
+        return F.pad(x, self.pad, mode=self.mode)
+
+    def call_source(self, *bottoms: str) -> str:
+        if self.mode == "constant":
+            return f"F.pad({bottoms[0]}, {self.pad}" + (f", value={self.value!r})" if self.value else ")")
+        return f'F.pad({bottoms[0]}, {self.pad}, mode="{self.mode}")'
 
 
 class Unpooling(Layer):

@@ -52,8 +52,14 @@ def _spatial_dropout(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape
     return bottoms
 
 
-declare("HSwish", same, aliases=("HardSwish",), traits=Trait.ACTIVATION)
+declare("HSwish", same, aliases=("HardSwish",), traits=Trait.ACTIVATION | Trait.NO_BACKWARD)
 declare("HSigmoid", same, traits=Trait.ACTIVATION)
+declare(
+    "HardSigmoid",
+    same,
+    message=("hard_sigmoid_param", "hardsigmoid_param"),
+    traits=Trait.ACTIVATION | Trait.NO_BACKWARD,
+)
 declare("SELU", same, message="selu_param", aliases=("Selu",), traits=Trait.ACTIVATION)
 declare("NegReLU", same, message="relu_param", traits=Trait.ACTIVATION)
 declare("SignedSqrt", same, traits=Trait.ELEMENTWISE)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.signatures.checks import canonical_axis, expect_images
-from caffe_port.signatures.signature import SIGNATURES, Trait, declare
+from caffe_port.signatures.checks import canonical_axis, expect_axes, expect_images
+from caffe_port.signatures.signature import SIGNATURES, Holds, Trait, declare
 from caffe_port.typing import Shape
 
 
@@ -49,7 +51,17 @@ def _interp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 
 def upsampling(p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-    """The constructor arguments of an Upsample, ``scale`` or ``size``. Sources: SegNet's and darknet2caffe's layers."""
+    """The constructor arguments of an Upsample, ``scale`` or ``size``.
+
+    Sources: SegNet's and darknet2caffe's layers; where there is ``dims_num``, the number of axes, brocolli-caffe's.
+    """
+    if p.has("dims_num"):
+        if p.dims_num not in (3, 4) or len(bottoms) > 1:
+            raise SpecError(f"dims_num must be 3 or 4, with one bottom, got {p.dims_num} and {len(bottoms)} bottoms")
+        expect_axes(bottoms[0], p.dims_num)
+        if p.scale < 1:
+            raise SpecError(f"the scale must be positive, got {p.scale}")
+        return {"scale": (p.scale if p.has("scale") else 1,) * (p.dims_num - 2)}
     expect_images(bottoms)
     by_stride = not p.has("scale") and p.has("stride")
     names = ("stride", "stride_h", "stride_w") if by_stride else ("scale", "scale_h", "scale_w")
@@ -77,6 +89,53 @@ def _upsample(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     args, bottom = upsampling(layer.upsample_param, bottoms), bottoms[0]
     size = args.get("size") or tuple(n * s for n, s in zip(bottom[2:], args["scale"], strict=True))
     return [(*bottom[:2], *size)]
+
+
+def _max_unpool(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p = layer.max_unpool_param
+    expect_images(bottoms)
+    if bottoms[1] != bottoms[0]:
+        raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
+    if min(p.dst_h or 0, p.dst_w or 0) < 1:
+        raise SpecError("dst_h and dst_w are required")
+    return [(*bottoms[0][:2], p.dst_h, p.dst_w)]
+
+
+def interpolated(p: Message, bottom: Shape) -> tuple[int, int]:
+    """Height and width of the top of a BilinearInterpolate. Source: bilinear_interpolate_layer.cpp."""
+    by_size = p.has("dst_h") or p.has("dst_w")
+    if by_size == p.has("scale_factor"):
+        raise SpecError("the size is given by dst_h and dst_w, or by scale_factor")
+    factor = np.float32(p.scale_factor)
+    scaled = (int(np.float32(n) * factor) for n in bottom[2:])
+    given = (p.dst_h if p.has("dst_h") else bottom[2], p.dst_w if p.has("dst_w") else bottom[3])
+    height, width = given if by_size else scaled
+    if min(height, width) < 1:
+        raise SpecError(f"a bottom {bottom} would become {height} x {width}")
+    if p.align_corners and min(height, width) == 1:
+        raise SpecError(f"align_corners of a top of {height} x {width} divides by 0 in Caffe")
+    return height, width
+
+
+def _bilinear_interpolate(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    expect_images(bottoms)
+    return [(*bottoms[0][:2], *interpolated(layer.bilinear_interpolate_param, bottoms[0]))]
+
+
+def _pad(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """Rows and columns; the fork writes outside of the top where some are negative and others are not."""
+    p, (n, c, *size) = layer.pad_param, bottoms[0]
+    expect_images(bottoms)
+    by_axis = ((p.pad_u, p.pad_d), (p.pad_l, p.pad_r))
+    pads = [pad for pair in by_axis for pad in pair]
+    if min(pads) < 0 <= max(pads):
+        raise SpecError("pad_u, pad_d, pad_l and pad_r must all be negative, or none of them")
+    for length, pair in zip(size, by_axis, strict=True):
+        if length + sum(pair) < 1:
+            raise SpecError(f"pads {pair} leave nothing of {length}")
+        if p.pad_type == "REFLECT" and max(pair) >= length:
+            raise SpecError(f"REFLECT needs pads less than the {length} of the bottom, got {max(pair)}")
+    return [(n, c, *(length + sum(pair) for length, pair in zip(size, by_axis, strict=True)))]
 
 
 def unpooling(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -167,7 +226,24 @@ def _reverse(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 
 declare("Interp", _interp, message="interp_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
-declare("Upsample", _upsample, message="upsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
+declare(
+    "Upsample", _upsample, message="upsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD
+)
+declare(
+    "MaxUnPool",
+    _max_unpool,
+    message="max_unpool_param",
+    bottoms=2,
+    holds=(Holds.NUMBERS, Holds.INDICES),
+    traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD,
+)
+declare(
+    "BilinearInterpolate",
+    _bilinear_interpolate,
+    message="bilinear_interpolate_param",
+    traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD,
+)
+declare("Pad", _pad, message="pad_param", traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD)
 declare(
     "Unpooling", _unpooling, message="unpooling_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import expect_images
@@ -27,7 +29,7 @@ def resized(p: Message, bottom: Shape) -> tuple[int, ...]:
     factors = resize_factors(p)
     size: tuple[int, ...] = (p.height, p.width) if p.has("height") and p.has("width") else ()
     if factors is not None:
-        size = tuple(int(n * (f or 0)) for n, f in zip(bottom[2:], factors, strict=True))
+        size = tuple(int(np.float32(n) * np.float32(f or 0)) for n, f in zip(bottom[2:], factors, strict=True))
     if not size or min(size) < 1:
         raise SpecError("the size is missing: give height and width, zoom, or is_pyramid_test with both scales")
     return size
@@ -122,4 +124,4 @@ declare("Upsampling", _upsampling, message="upsampling_param", traits=Trait.KEEP
 declare("MaskResize", _mask_resize, message="mask_resize_param", traits=Trait.KEEPS_CHANNELS)
 declare("Downsample", _downsample, message="downsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
 declare("Accum", _accum, message="accum_param", bottoms=(1, ANY))
-declare("PixelShuffle", _pixel_shuffle, message="pixelshuffle_param", traits=Trait.REARRANGES)
+declare("PixelShuffle", _pixel_shuffle, message="pixelshuffle_param", traits=Trait.REARRANGES | Trait.NO_BACKWARD)

@@ -19,9 +19,9 @@ def relu(layer: Layer) -> Result:
 
 @formula("ReLU6", "Relu6")
 def relu6(layer: Layer) -> Result:
-    """min(max(x, 0) + slope * min(x, 0), 6). Source: relu6_layer.cpp (forks)."""
-    x = layer.x
-    return np.minimum(np.maximum(x, 0) + layer.param.relu6_param.negative_slope * np.minimum(x, 0), 6)
+    """min(max(x, 0) + slope * min(x, 0), 6), or another limit. Source: relu6_layer.cpp (forks)."""
+    p, x = layer.param.relu6_param, layer.x
+    return np.minimum(np.maximum(x, 0) + p.negative_slope * np.minimum(x, 0), p.threshold)
 
 
 @formula("PReLU")

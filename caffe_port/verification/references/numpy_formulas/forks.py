@@ -26,6 +26,13 @@ def hsigmoid(layer: Layer) -> Result:
     return np.clip(layer.x + 3, 0, 6) / 6
 
 
+@formula("HardSigmoid")
+def hard_sigmoid(layer: Layer) -> Result:
+    """max(0, min(1, alpha x + beta)). Source: hardsigmoid_layer.cpp (brocolli-caffe)."""
+    p = layer.param.hard_sigmoid_param if layer.param.has("hard_sigmoid_param") else layer.param.hardsigmoid_param
+    return np.maximum(0, np.minimum(1, p.alpha * layer.x + p.beta))
+
+
 @formula("SELU", "Selu")
 def selu(layer: Layer) -> Result:
     """lambda (max(x, 0) + alpha (exp(min(x, 0)) - 1)). Source: selu_layer.cpp."""
@@ -191,6 +198,26 @@ def upsampling(layer: Layer) -> Result:
     y = np.zeros((*x.shape[:2], x.shape[2] * high, x.shape[3] * wide))
     y[:, :, ::high, ::wide] = x
     return y
+
+
+@formula("Resize")
+def resize(layer: Layer) -> Result:
+    """Pixel i lies at i old / new, between four pixels, of which those beyond the edge count 0. Source: util_img.cpp
+    (bearpaw/caffe, brocolli-caffe).
+    """
+    p, x = layer.param.resize_param, layer.x
+    if p.has("zoom") or p.has("zoom_h") or p.has("inter"):
+        raise NotImplementedError("a Resize by OpenCV")
+    scales = (p.out_height_scale, p.out_width_scale) if p.is_pyramid_test else None
+    for axis, size in ((2, p.height), (3, p.width)):
+        old = x.shape[axis]
+        new = int(np.float32(scales[axis - 2]) * np.float32(old)) if scales is not None else size
+        place = np.arange(new) * old / new
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape(-1, *[1] * (3 - axis))
+        beyond = np.concatenate([x, np.zeros_like(x.take([0], axis))], axis)
+        x = (1 - share) * beyond.take(low, axis) + share * beyond.take(low + 1, axis)
+    return x
 
 
 @formula("MaskResize")

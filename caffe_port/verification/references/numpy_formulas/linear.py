@@ -27,7 +27,10 @@ def inner_product(layer: Layer) -> Result:
 def embed(layer: Layer) -> Result:
     """Rows of the weight. Source: embed_layer.cpp."""
     p = layer.param.embed_param
-    rows = layer.blobs[0].reshape(p.input_dim, p.num_output)[layer.x.astype(int)]
+    places = layer.x.astype(int)
+    if p.last_axis:  # bottom-up-attention's
+        places = places[..., 0]
+    rows = layer.blobs[0].reshape(p.input_dim, p.num_output)[places]
     return rows + (layer.blobs[1].reshape(-1) if p.bias_term else 0)
 
 
@@ -61,9 +64,12 @@ def bias(layer: Layer) -> Result:
     return layer.x + _factor(layer, layer.blobs[0] if learned else layer.bottoms[1], p.axis, p.num_axes, learned)
 
 
-@formula("BatchNorm")
+@formula("BatchNorm", "BatchNormKyle")
 def batch_norm(layer: Layer) -> Result:
-    """(x - mean) / sqrt(var + eps); the blobs are sums and their divisor. Source: batch_norm_layer.cpp."""
+    """(x - mean) / sqrt(var + eps); the blobs are sums and their divisor, then scale and shift, if any.
+
+    Sources: batch_norm_layer.cpp; batch_norm_kyle_layer.cpp (brocolli-caffe).
+    """
     p, x = layer.param.batch_norm_param, layer.x
     others = tuple(i for i in range(x.ndim) if i != 1)
     if p.use_global_stats if p.has("use_global_stats") else not layer.train:
@@ -73,7 +79,10 @@ def batch_norm(layer: Layer) -> Result:
     else:
         mean, variance = x.mean(others), x.var(others)
     shape = (-1,) if x.ndim == 1 else (-1, *([1] * (x.ndim - 2)))
-    return (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + p.eps)
+    y = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + p.eps)
+    if layer.param.type == "BatchNormKyle" and p.use_alpha_beta:
+        y = y * layer.blobs[3].reshape(shape) + layer.blobs[4].reshape(shape)
+    return y
 
 
 @formula("BN")
@@ -82,6 +91,7 @@ def bn(layer: Layer) -> Result:
 
     The fields that are set identify the fork. yjxiong's and PSPNet's, and happynear's (var_eps, moving_average),
     store mean and variance; SegNet's has only slope and bias: LEARN uses the statistics of the batch, INFERENCE none.
+    brocolli-caffe's stores the inverse standard deviation, with eps in it.
     Source: bn_layer.cpp.
     """
     p, x = layer.param.bn_param, layer.x
@@ -99,6 +109,8 @@ def bn(layer: Layer) -> Result:
         eps, own = p.var_eps, layer.train
     else:
         eps, own = p.eps, layer.train and not p.frozen
+    if p.inverse_std and not own:
+        return slope * (x - stored[0]) * stored[1] + bias
     mean, variance = (x.mean(others, keepdims=True), x.var(others, keepdims=True)) if own else stored
     return slope * (x - mean) / np.sqrt(variance + eps) + bias
 
@@ -118,16 +130,16 @@ def mvn(layer: Layer) -> Result:
 def normalize(layer: Layer) -> Result:
     """x / sqrt(sum x^2 + eps), over channels or an item, times a trained scale. Source: normalize_layer.cpp (SSD).
 
-    Without norm_param it is NormFace's: eps is 1e-6, there is no scale, and the norms are a second top.
+    With normalize_param it is NormFace's: eps is 1e-6, there is no scale, and the norms are a second top.
     """
     p, x = layer.param.norm_param, layer.x
-    if not layer.param.has("norm_param"):
+    if not layer.blobs:
         absolute = layer.param.normalize_param.normalize_type == "L1"
         norm = (np.abs(x) if absolute else x**2).sum(1, keepdims=True) + 1e-6
         norm = norm if absolute else np.sqrt(norm)
         return [x / norm, norm][: layer.tops]
-    axes = (1, 2, 3) if p.across_spatial else (1,)
-    weight = layer.blobs[0].reshape(1, -1, 1, 1)
+    axes = tuple(range(1, x.ndim)) if p.across_spatial else (1,)
+    weight = layer.blobs[0].reshape(-1, *[1] * (x.ndim - 2))
     return x / np.sqrt((x**2).sum(axes, keepdims=True) + p.eps) * weight
 
 

@@ -40,9 +40,14 @@ def _stretch(x: Array, axis: int, count: int) -> Array:
 def upsample(layer: Layer) -> Result:
     """Puts each value where the mask says, with zeros elsewhere; without a mask, repeats it in a block of pixels.
 
-    Sources: upsample_layer.cpp of SegNet, and of darknet2caffe and MobileNet-YOLO.
+    Sources: upsample_layer.cpp of SegNet, of darknet2caffe and MobileNet-YOLO, and (dims_num) of brocolli-caffe.
     """
     p, x = layer.param.upsample_param, layer.x
+    if p.has("dims_num"):
+        times = p.scale if p.has("scale") else 1
+        for axis in range(2, p.dims_num):
+            x = x.repeat(times, axis)
+        return x
     fields = (
         ("stride", "stride_h", "stride_w")
         if p.has("stride") and not p.has("scale")
@@ -62,6 +67,49 @@ def upsample(layer: Layer) -> Result:
     top = np.zeros((len(planes), size[0] * size[1]))
     np.put_along_axis(top, places, planes, 1)
     return top.reshape(*x.shape[:2], *size)
+
+
+@formula("MaxUnPool")
+def max_unpool(layer: Layer) -> Result:
+    """Value by value to the place that the mask says. Source: maxunpool_layer.cpp (brocolli-caffe)."""
+    p, x = layer.param.max_unpool_param, layer.x
+    top = np.zeros((x.shape[0] * x.shape[1], p.dst_h * p.dst_w))
+    planes, places = (b.reshape(len(top), -1) for b in layer.bottoms)
+    for k in range(planes.shape[1]):  # a later one replaces an earlier one
+        top[np.arange(len(top)), places[:, k].astype(int)] = planes[:, k]
+    return top.reshape(*x.shape[:2], p.dst_h, p.dst_w)
+
+
+@formula("BilinearInterpolate")
+def bilinear_interpolate(layer: Layer) -> Result:
+    """Four neighbors of i (old - 1) / (new - 1), or of (i + 0.5) old / new - 0.5 within the image.
+
+    Source: bilinear_interpolate_layer.cpp (brocolli-caffe).
+    """
+    p, x = layer.param.bilinear_interpolate_param, layer.x
+    factor = np.float32(p.scale_factor)
+    for axis, name in ((2, "dst_h"), (3, "dst_w")):
+        old = x.shape[axis]
+        new = int(np.float32(old) * factor) if p.has("scale_factor") else getattr(p, name) if p.has(name) else old
+        step = np.arange(new)
+        place = step * ((old - 1) / (new - 1)) if p.align_corners else (step + 0.5) * (old / new) - 0.5
+        place = place.clip(0, old - 1)
+        low = np.floor(place).astype(int).clip(0, max(old - 2, 0))
+        share = (place - low).reshape(-1, *[1] * (3 - axis))
+        x = (1 - share) * x.take(low, axis) + share * x.take(np.minimum(low + 1, old - 1), axis)
+    return x
+
+
+@formula("Pad")
+def pad(layer: Layer) -> Result:
+    """Rows and columns of a constant, of the edge, or mirrored; negative ones are cut off. Source: pad_layer.cpp."""
+    p, x = layer.param.pad_param, layer.x
+    if min(p.pad_u, p.pad_d, p.pad_l, p.pad_r) < 0:
+        return x[:, :, -p.pad_u : p.pad_d, -p.pad_l : p.pad_r]
+    width = ((0, 0), (0, 0), (p.pad_u, p.pad_d), (p.pad_l, p.pad_r))
+    if p.pad_type == "CONSTANT":
+        return np.pad(x, width, constant_values=p.pad_value)
+    return np.pad(x, width, "edge" if p.pad_type == "REPLICATE" else "reflect")
 
 
 @formula("Reorg", "ReorgYolo")

@@ -52,6 +52,12 @@ def reshape(layer: Layer) -> Result:
     return layer.x.reshape(*shape[:first], *middle, *shape[last:])
 
 
+@formula("Unsqueeze")
+def unsqueeze(layer: Layer) -> Result:
+    """Source: unsqueeze.cpp (brocolli-caffe)."""
+    return np.expand_dims(layer.x, layer.param.unsqueeze_param.dim)
+
+
 @formula("Permute")
 def permute(layer: Layer) -> Result:
     """Source: permute_layer.cpp (SSD)."""

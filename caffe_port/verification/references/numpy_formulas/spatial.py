@@ -60,9 +60,9 @@ def _last(*sides: Any) -> Any:
 def convolution(layer: Layer) -> Result:
     """y[o] = b[o] + sum over i, k of W[o, i, k] x[i, s * position + d * k - pad]. Source: base_conv_layer.cpp."""
     p = layer.param.convolution_param
-    if layer.param.type != "Convolution":  # depthwise types may omit both
-        channels = layer.x.shape[p.axis]
-        p = p.copy(**{name: channels for name in ("num_output", "group") if not p.has(name)})
+    if layer.param.type != "Convolution":  # depthwise types may omit both; ShuffleNet's fork reads neither
+        channels, reads = layer.x.shape[p.axis], layer.param.type != "ConvolutionDepthwise"
+        p = p.copy(**{name: channels for name in ("num_output", "group") if not (reads and p.has(name))})
     return [_convolve(p, x, layer.blobs) for x in layer.bottoms]
 
 

@@ -12,16 +12,16 @@ from caffe_port.layers import Layer
 from caffe_port.typing import Shape
 
 
-class HardSigmoid(Layer):
+class HardGate(Layer):
     """min(1, max(0, slope * x + shift)).
 
     Differs from PyTorch: nn.Hardsigmoid has the slope 1 / 6.
-    Reference: our fork's hard_sigmoid_layer.cpp
+    Reference: our fork's hard_gate_layer.cpp
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return {"slope": float(p.hard_sigmoid_param.slope), "shift": float(p.hard_sigmoid_param.shift)}
+        return {"slope": float(p.hard_gate_param.slope), "shift": float(p.hard_gate_param.shift)}
 
     def __init__(self, slope: float, shift: float) -> None:
         super().__init__()
