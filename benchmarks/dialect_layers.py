@@ -120,6 +120,10 @@ def has_place(path: list[str]) -> bool:
     return True
 
 
+_SAME = {"slice_dim": "axis", "concat_dim": "axis"}
+"""Two names of one meaning in BVLC's own schema, whose numbers early branches exchanged."""
+
+
 def holds(layer: Message, path: list[str], value: Any) -> bool:
     """Whether a layer states the value at the path."""
     one: Any = layer
@@ -127,6 +131,8 @@ def holds(layer: Message, path: list[str], value: Any) -> bool:
         if not isinstance(one, Message) or one.schema is None:
             return False
         name = ALIASES.get(one.schema.name, {}).get(name, name)
+        if name in one.schema.fields and not one.has(name):
+            name = {**_SAME, "axis": "slice_dim" if "slice_dim" in one.schema.fields else "concat_dim"}.get(name, name)
         if name not in one.schema.fields or not one.has(name):
             return False
         one = getattr(one, name)

@@ -130,8 +130,8 @@ UNSAID = {"PyPI brocolli-caffe 9.0.2": {"BNParameter": {"inverse_std": [600408, 
 #: Schema of a package without sources in the source -> the types that its program registers, without BVLC's.
 REGISTERED = {
     "PyPI brocolli-caffe 9.0.2": "AnnotatedData BN BatchNormKyle BilinearInterpolate DetectionEvaluate DetectionOutput "
-    "HardSigmoid HardSwish MaxUnPool MultiBoxLoss Normalize PSROIPooling Pad Permute PixelShuffle PriorBox Proposal ReLU6 "
-    "Resize SmoothL1Loss Unsqueeze Upsample"
+    "HardSigmoid HardSwish MaxUnPool MultiBoxLoss Normalize PSROIPooling Pad Permute PixelShuffle PriorBox "
+    "Proposal ReLU6 Resize SmoothL1Loss Unsqueeze Upsample"
 }
 
 #: (number, field of LayerParameter): who has it there, where no schema of the source does.
@@ -348,8 +348,8 @@ def _contested(sources: list[dict[str, Any]], baseline: dict[str, Any]) -> tuple
     by_number = {m: {row[0]: (name, row) for name, row in base[m].items()} for m in kept}
     contested = set()
     for one in sources:
-        if one.get("same_as") or one.get("era") == "V0" or (one.get("era") and one["where"] == "jeffdonahue/caffe"):
-            continue  # the last: branches of a day
+        if one.get("same_as") or one.get("era") == "V0" or (one.get("era") and one["name"] not in NAMED.values()):
+            continue  # the last: branches of a day, whose files have other marks, too
         messages, values = _schema(one, baseline)
         for m in kept:
             for name, row in messages.get(m, {}).items():

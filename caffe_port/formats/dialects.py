@@ -328,9 +328,18 @@ TELLING: Final = {
 }
 
 
+def is_unnumbered(field: Field, value: Any) -> bool:
+    """Whether a field of LayerParameter, or what is stated in it, has a placeholder for a number, or tells its dialect."""
+    if field.number in PLACEHOLDERS or (field.message_name in TELLING and value.has(TELLING[field.message_name][0])):
+        return True
+    if field.message_name is None or not isinstance(value, Message):
+        return False
+    return any(field.message.fields[name].number in PLACEHOLDERS for name, _ in value.items())
+
+
 def written(name: str, value: Any) -> tuple[int, dict[str, int]]:
-    """How a field of LayerParameter is written whose number in proto/caffe.proto is a placeholder, or whose message
-    tells its dialect: as the first dialect reads it that has what is stated.
+    """How a field of LayerParameter is written that :func:`is_unnumbered`: as the first dialect reads it that has what
+    is stated.
 
     Returns:
         Its number, and those of the fields in it by name. Those of proto/caffe.proto where no dialect has the field.
@@ -338,12 +347,14 @@ def written(name: str, value: Any) -> tuple[int, dict[str, int]]:
     field = schema("LayerParameter").fields[name]
     stated = {key for key, _ in value.items()} if isinstance(value, Message) else set[str]()
     mark, fork = TELLING.get(field.message_name or "", ("", ""))
-    owners = [find(fork)] if mark in stated else list(dialects()) if field.number in PLACEHOLDERS else []
+    unnumbered = field.number in PLACEHOLDERS
+    among = (find(fork),) if mark in stated else dialects()
     first: tuple[int, dict[str, int]] | None = None
-    for number, numbers in _ways(name, tuple(owners)):
-        first = first or (number, numbers)
-        if stated <= numbers.keys():
-            return number, numbers
+    for number, numbers in _ways(name, among):
+        if unnumbered or mark in stated or number == field.number:
+            first = first or ((number, numbers) if unnumbered else None)
+            if stated <= numbers.keys():
+                return number, numbers
     loose_ = [n for n, other, *_ in _line(1)["loose"] if other == name] if field.number in PLACEHOLDERS else []
     return first or (loose_[0] if loose_ else field.number, {})
 
@@ -434,7 +445,11 @@ def view(dialect: Dialect, theirs: str, ours: str) -> View:
     own, layout = schema(ours), dialect.layout(theirs)
     fields = {number: field for number, fact in layout.items() if (field := place(fact, own)) is not None}
     taken = {field.name for field in fields.values()}
-    rest = {n: field for n, field in own.by_number.items() if n not in layout and field.name not in taken}
+    rest = {
+        n: field
+        for n, field in own.by_number.items()
+        if n not in layout and (field.name not in taken or n in PLACEHOLDERS)
+    }
     fields.update(rest)
 
     def child(field: Field) -> View:

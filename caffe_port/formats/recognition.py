@@ -289,9 +289,7 @@ class _Evidence:
                     self.foreign[dialect.index] += 1
 
     def _states_defaults(self) -> bool:
-        """Whether a net with a PoolingParameter 13 is written as PyPI's brocolli writes it: no names, no phases, nothing
-        left to a default.
-        """
+        """Whether a net with a PoolingParameter 13 is as PyPI's brocolli writes it: no names, phases, defaults."""
         wanted = {"Convolution": (106, {2, 5}), "InnerProduct": (117, {2}), "Pooling": (121, {1})}
         found, rounds = set[str](), False
         if (None, 1, 2) in self.cases or any(number == 10 for _, number, _ in self.cases):
@@ -405,8 +403,9 @@ class _Evidence:
         for i in alike:
             dialect = self.dialects[i]
             known = bool(dialect.short) and not dialect.reads
-            fits = self.odd[i] <= self.odd[best] and self.foreign[i] <= self.foreign[best]
-            (likely if not whole or (fits and (known or not self.dialects[best].short)) else unlikely).append(i)
+            native = self.foreign[i] <= self.foreign[best]
+            fits = self.odd[i] <= self.odd[best] and (known or not self.dialects[best].short)
+            (likely if native and (fits or not whole) else unlikely).append(i)
         first = self.dialects[best]
         self.decide(first)
         opened = () if wanted is not None else self._differences(likely)
@@ -515,6 +514,8 @@ class _Evidence:
             chosen = self._choose(name, number, wire_type, group, layer)
             if chosen is not None:
                 fields[number], children[number] = chosen
+            elif of != "*" and str(number) not in table.plain()["safe"].get(self.layer_message, {}):
+                fields.pop(number, None)
         if isinstance(type_, int):
             fact = dialect.layout(self.layer_message).get(5)
             if fact is not None and fact.values is not None:
@@ -696,10 +697,10 @@ def oddities(message: str, values: dict[str, Any], names: Collection[str]) -> fl
 def _stray(type_: str, name: str) -> float:
     """1 for the parameters of another type, 0.5 for those of which nobody knows, 0 for the type's own."""
     owned = table.owned(type_)
-    if owned is not None:
-        return 0.0 if name in owned else 1.0
     words = name.removesuffix("_param").replace("_", "").lower()
-    return 0.0 if words == re.sub(r"\W|_", "", type_).lower() else 0.5
+    if (owned and name in owned) or words == re.sub(r"\W|_", "", type_).lower():
+        return 0.0
+    return 0.5 if owned is None else 1.0
 
 
 def _v1_type(dialect: Dialect, number: int) -> str:

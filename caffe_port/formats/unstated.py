@@ -14,7 +14,7 @@ from caffe_port.formats import dialects as table
 from caffe_port.formats.dialects import TELLING, Dialect, Reading, as_text, close
 from caffe_port.formats.message import Message, schema
 
-_OF_NO_NUMBER = frozenset({"engine", "prefetch", "batch_size", "precision", "rounding_scheme", "force_color"})
+_OF_NO_NUMBER = frozenset({"engine", "prefetch", "batch_size", "precision", "rounding_scheme", "stride_h", "stride_w"})
 _FEED = ("DataParameter", "LossParameter", "QuantizationParameter", "MeanfieldParameter")
 _WITHOUT_MESSAGE = ("dropout_param", "batch_norm_param", "scalar_param", "reverse_time_param", "upsample_param")
 """Parameters of layers that work without them, so that the defaults hold where the message itself is missing."""
