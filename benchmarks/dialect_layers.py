@@ -29,27 +29,18 @@ from typing import Any
 import numpy as np
 
 from caffe_port.formats import recognition
-from caffe_port.formats.dialects import ALIASES, dialects
+from caffe_port.formats.dialects import ALIASES, Dialect, as_text, dialects, find
 from caffe_port.formats.message import Message, schema
 from caffe_port.signatures.signature import SIGNATURES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+sys.path.insert(0, str(Path(__file__).parent))
+import dialect_nets
+from dialect_nets import delimited, varint
 from make_dialects import _schema
 
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED", Path(__file__).parents[2] / "shared"))
 _FIXED = {"float": "<f", "fixed32": "<I", "double": "<d"}
-
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def delimited(number: int, payload: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
 def written(row: list[Any], messages: Any, enums: Any) -> tuple[bytes, Any]:
@@ -168,6 +159,47 @@ def _scalars(value: Any) -> bool:
     return not isinstance(value, Message) or bool(value.items())
 
 
+def whole_nets() -> int:
+    """Recognizes nets of known forks, and one of each dialect's own fields; the number of those wrong in silence."""
+    print("\nwhole nets, in the words of the schema and the numbers of a dialect:")
+    first = 0
+    for name in dialect_nets.NETS:
+        message = dialect_nets.net(name)
+        found, right, _ = recognized(message, find(name))
+        first += found == name
+        print(f"  {name:18} recognized as {found:18} {'as it was written' if right else 'READ OTHERWISE'}")
+    print(f"the right dialect first in {first} of {len(dialect_nets.NETS)}")
+    counts: Counter[str] = Counter()
+    for dialect in dialects():
+        own = None if dialect.era != "V2" else dialect_nets.made_of(dialect)
+        if own is None:
+            continue
+        found, right, note = recognized(own, dialect)
+        mine = found == dialect.label
+        counts[
+            "it" if mine else "another with the same numbers" if right else "another, noted" if note else "wrong"
+        ] += 1
+        if not right:
+            counts["not read as written"] += 1
+            print(f"  {dialect.label}: recognized as {found}; {note or 'no note'}")
+    print(f"nets of a dialect's own layers: {dict(counts)}")
+    return counts["wrong"]
+
+
+def recognized(message: Message, dialect: Dialect) -> tuple[str, bool, str]:
+    """The dialect that a net is recognized as, whether it is read as it was written, and the note."""
+    data = dialect_nets.written(message, dialect, "NetParameter")
+    net, found = recognition.read(data, "NetParameter", "net")
+    pairs = zip(net.layer or net.layers, message.layer or message.layers, strict=True)
+    right = all(close_enough(dialect_nets.comparable(theirs), dialect_nets.comparable(ours)) for ours, theirs in pairs)
+    return found.dialect.label if found else "caffe", right, found.note if found else ""
+
+
+def close_enough(wanted: dict[str, Any], got: dict[str, Any]) -> bool:
+    """Whether what was written was read; a dialect's defaults may be added."""
+    return all(path in got and as_text(got[path]) == as_text(value) for path, value in wanted.items())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, metavar="N")
@@ -209,7 +241,7 @@ def main() -> int:
     if options.list:
         rows += [f"no place\t{name}\t{len(users)}" for name, users in sorted(lacking.items())]
         Path(options.list).write_text("\n".join(rows) + "\n", "utf-8")
-    return int(counts["alone"]["silent"] > 0)
+    return int(counts["alone"]["silent"] + whole_nets() > 0)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import caffe_port.signatures  # noqa: F401 - registers the records
+from caffe_port.formats import dialects
 from caffe_port.formats.message import schema
 from caffe_port.signatures.signature import SIGNATURES
 
@@ -33,7 +34,7 @@ NAMED = {
     "caffe": "BVLC/caffe",
     "caffe-1.0": "BVLC/caffe@1.0",
     "ssd": "weiliu89/caffe@ssd",
-    "fast-rcnn": "rbgirshick/caffe-fast-rcnn",
+    "fast-rcnn": "rbgirshick/caffe-fast-rcnn@fast-rcnn",
     "faster-rcnn": "rbgirshick/caffe-fast-rcnn@faster-rcnn-upstream-33f2445",
     "r-fcn": "daijifeng001/caffe-rfcn",
     "microsoft": "Microsoft/caffe",
@@ -51,8 +52,8 @@ NAMED = {
     "intel-1.0.5": "intel/caffe@1.0.5",
     "intel-2017-05": "intel/caffe@2017-05-17",
     "intel-1.0.0": "intel/caffe@1.0.0",
-    "pspnet": "hszhao/PSPNet",
     "deeplab-v2": "xmyqsh/deeplab-v2@2016-06-05",
+    "pspnet": "hszhao/PSPNet",
     "segnet": "alexgkendall/caffe-segnet",
     "enet": "TimoSaemann/caffe-enet",
     "segnet-cudnn5": "TimoSaemann/caffe-segnet-cudnn5",
@@ -381,13 +382,82 @@ def _earlier(source: dict[str, Any]) -> Iterator[list[Any]]:
                 yield [int(number), field, project, first, last]
 
 
+#: Fields that a type has beside those that its record here reads.
+ALSO_OWNED = {
+    "DataAugmentation": ("coeff_schedule_param",),
+    "GenerateAugmentationParameters": ("augmentation_param", "coeff_schedule_param"),
+    "SmoothL1LossOHEM": ("smooth_l1_loss_param",),
+}
+
+
 def owners() -> dict[str, list[str]]:
     """Type -> the fields of LayerParameter that layers of it read, of the records of this package."""
-    return {
-        name: sorted({*record.messages, *record.also})
-        for name, record in sorted(SIGNATURES.items())
-        if record.__class__.__module__.startswith("caffe_port")
-    }
+    own = {name: {*record.messages, *record.also} for name, record in SIGNATURES.items()}
+    for name, fields in ALSO_OWNED.items():
+        own.setdefault(name, set()).update(fields)
+    return {name: sorted(fields) for name, fields in sorted(own.items())}
+
+
+_INTRODUCTION = """# Dialects
+
+<!-- Made from caffe_port/formats/dialects.json.gz by docs/make_dialects.py; do not edit. -->
+
+A caffemodel holds numbers instead of names, and the forks of Caffe gave the same numbers to different things. This page
+lists who uses which number of a layer. caffe-port works out from the file which dialect wrote it, as
+[from Caffe to PyTorch](from-caffe-to-pytorch.md#whose-numbers) explains; `--dialect NAME` decides. A prototxt has names
+and needs none of this.
+
+A schema holds from its date until the next one of its project. Projects that only read caffemodels are marked *reads*.
+Further places with the same schema are not listed here; `caffe-port dialects NAME` shows them.
+"""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def page() -> str:
+    """docs/dialects.md."""
+    found = dialects.dialects()
+    lines = [_INTRODUCTION, "## Names", "", "| name | source | date | fields of LayerParameter beside BVLC's |"]
+    lines += ["| --- | --- | --- | ---: |"]
+    base = {(n, f.name) for n, f in found[0].layout("LayerParameter").items()}
+    for one in found:
+        own = {(n, f.name) for n, f in one.layout("LayerParameter").items()} - base
+        kind = " *reads*" if one.reads else " V1" if one.era == "V1" else ""
+        lines.append(f"| {f'`{one.short}`' if one.short else ''} | {one.name}{kind} | {one.date} | {len(own) or ''} |")
+    lines += ["", "## Numbers of LayerParameter", "", "| number | field: who |", "| ---: | --- |"]
+    numbers = sorted({n for one in found for n in one.layout("LayerParameter")})
+    for number in numbers:
+        users = dialects.users("LayerParameter", number)
+        if len(users) == 1 and found[0] in next(iter(users.values())):
+            continue
+        words = [
+            f"{name.removesuffix('_param')}: {'BVLC' if found[0] in who else dialects.labels(who, 4)}"
+            for name, who in sorted(users.items(), key=lambda item: -len({d.project for d in item[1]}))
+        ]
+        lines.append(f"| {number} | {_cell('; '.join(words))} |")
+    lines += ["", "## Numbers inside Caffe's own messages", "", "Where two dialects that are listed by name disagree."]
+    lines += ["", "| message | number | field: who |", "| --- | ---: | --- |"]
+    named = [one for one in found if one.short]
+    for message in sorted(dialects.plain()["safe"]):
+        if message in ("LayerParameter", "V1LayerParameter", "NetParameter"):
+            continue
+        users_by: dict[int, dict[str, list[dialects.Dialect]]] = {}
+        for one in named:
+            for number, fact in one.layout(message).items():
+                users_by.setdefault(number, {}).setdefault(fact.name, []).append(one)
+        for number, by_name in sorted(users_by.items()):
+            if len(by_name) > 1:
+                words = [f"{n}: {'BVLC' if found[0] in who else dialects.labels(who, 4)}" for n, who in by_name.items()]
+                lines.append(f"| {message} | {number} | {_cell('; '.join(words))} |")
+    lines += ["", "## Earlier numbers", "", "Numbers that a project gave up.", ""]
+    lines += ["| number | field | project | from | to |", "| ---: | --- | --- | --- | --- |"]
+    earlier = sorted(dialects.earlier())
+    lines += [f"| {n} | {field} | {project} | {first} | {last} |" for n, field, project, first, last in earlier]
+    lines += ["", "## Numbers without a schema", "", "| number | field | who |", "| ---: | --- | --- |"]
+    lines += [f"| {n} | {field} | {who} |" for n, field, who in dialects.unsourced()]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -404,6 +474,7 @@ def main() -> None:
     first = {key: table.pop(key) for key in ("owners", "contested", "safe")}
     lines = "".join(json.dumps(part, separators=(",", ":")) + "\n" for part in (first, table))
     TABLE.write_bytes(gzip.compress(lines.encode(), 9, mtime=0))
+    PAGE.write_text(page(), "utf-8")
 
 
 if __name__ == "__main__":

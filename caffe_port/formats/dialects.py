@@ -313,6 +313,16 @@ def told(message: str, number: int) -> str:
     return ", ".join(words[:3]) + (f" and {more} more meanings" if more > 0 else "")
 
 
+def earlier() -> list[tuple[int, str, str, str, str]]:
+    """Numbers of LayerParameter that a project gave up: number, field, project, first and last date."""
+    return [(n, field, who, first, last) for n, field, who, first, last in _line(1)["earlier"]]
+
+
+def unsourced() -> list[tuple[int, str, str]]:
+    """Numbers of LayerParameter that no schema of the table has: number, field, who uses them."""
+    return [(n, field, who) for n, field, who in _line(1)["loose"]]
+
+
 def loose(number: int) -> list[str]:
     """Fields of LayerParameter that had a number in a project's past, or in one without a schema in the table."""
     table = _line(1)
@@ -328,34 +338,39 @@ TELLING: Final = {
 }
 
 
-def is_unnumbered(field: Field, value: Any) -> bool:
-    """Whether a field of LayerParameter, or what is stated in it, has a placeholder for a number, or tells its dialect."""
-    if field.number in PLACEHOLDERS or (field.message_name in TELLING and value.has(TELLING[field.message_name][0])):
-        return True
-    if field.message_name is None or not isinstance(value, Message):
-        return False
-    return any(field.message.fields[name].number in PLACEHOLDERS for name, _ in value.items())
+def _only_of(type_: str) -> Dialect | None:
+    """The dialect that alone has a layer type; None where none or several do."""
+    projects = registered(type_)
+    return next((d for d in dialects() if d.project in projects), None) if len(projects) == 1 else None
 
 
-def written(name: str, value: Any) -> tuple[int, dict[str, int]]:
-    """How a field of LayerParameter is written that :func:`is_unnumbered`: as the first dialect reads it that has what
-    is stated.
+def written(type_: str, name: str, value: Any) -> tuple[int, dict[str, int]]:
+    """How a field of a LayerParameter is written: as the first dialect reads it that has what is stated, if a number of
+    proto/caffe.proto for it is a placeholder, or the type or a field in it is one dialect's alone.
+
+    Args:
+        type_: the layer's type.
+        name, value: of the field.
 
     Returns:
-        Its number, and those of the fields in it by name. Those of proto/caffe.proto where no dialect has the field.
+        Its number, and those of the fields in it by name where they are not those of proto/caffe.proto.
     """
     field = schema("LayerParameter").fields[name]
-    stated = {key for key, _ in value.items()} if isinstance(value, Message) else set[str]()
-    mark, fork = TELLING.get(field.message_name or "", ("", ""))
+    if field.message_name is None or not isinstance(value, Message):
+        return field.number, {}
+    stated = {key for key, _ in value.items()}
+    mark, fork = TELLING.get(field.message_name, ("", ""))
+    only = find(fork) if mark in stated else _only_of(type_)
     unnumbered = field.number in PLACEHOLDERS
-    among = (find(fork),) if mark in stated else dialects()
+    if only is None and not unnumbered and not any(field.message.fields[n].number in PLACEHOLDERS for n in stated):
+        return field.number, {}
     first: tuple[int, dict[str, int]] | None = None
-    for number, numbers in _ways(name, among):
+    for number, numbers in (*(_ways(name, (only,)) if only else ()), *_ways(name, dialects())):
         if unnumbered or mark in stated or number == field.number:
             first = first or ((number, numbers) if unnumbered else None)
             if stated <= numbers.keys():
                 return number, numbers
-    loose_ = [n for n, other, *_ in _line(1)["loose"] if other == name] if field.number in PLACEHOLDERS else []
+    loose_ = [n for n, other, *_ in _line(1)["loose"] if other == name] if unnumbered else []
     return first or (loose_[0] if loose_ else field.number, {})
 
 
@@ -367,8 +382,11 @@ def _ways(name: str, among: tuple[Dialect, ...]) -> tuple[tuple[int, dict[str, i
         for number, fact in dialect.layout("LayerParameter").items() if dialect.era == "V2" else ():
             if fact.name != name or place(fact, schema("LayerParameter")) is None:
                 continue
+            own_numbers = dialect.layout(fact.message) if fact.message else {}
             inner = view(dialect, fact.message, str(own.message_name)).by_number if fact.message else {}
-            found.append((number, {field.name: n for n, field in inner.items()}))
+            found.append(
+                (number, {field.name: n for n, field in inner.items() if n not in PLACEHOLDERS or n in own_numbers})
+            )
     return tuple(found)
 
 
@@ -445,12 +463,8 @@ def view(dialect: Dialect, theirs: str, ours: str) -> View:
     own, layout = schema(ours), dialect.layout(theirs)
     fields = {number: field for number, fact in layout.items() if (field := place(fact, own)) is not None}
     taken = {field.name for field in fields.values()}
-    rest = {
-        n: field
-        for n, field in own.by_number.items()
-        if n not in layout and (field.name not in taken or n in PLACEHOLDERS)
-    }
-    fields.update(rest)
+    free = (n for n in own.by_number if n not in layout)
+    fields.update({n: own.by_number[n] for n in free if own.by_number[n].name not in taken or n in PLACEHOLDERS})
 
     def child(field: Field) -> View:
         fact = layout.get(field.number)

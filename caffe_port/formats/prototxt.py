@@ -404,7 +404,7 @@ def _slip_of(name: str, message: Message) -> str | None:
     if name in FORKS_FIELDS.get(kind, ()):
         return None
     slips = [field for field in message.schema.fields if _nearly(name, field) and not _specifies(name, field)]
-    if slips and names_field(kind, name):
+    if slips and kind not in _LAYERS and names_field(kind, name):
         return None
     if not name.endswith("_param") or kind not in _LAYERS or not message.has("type"):
         return _nearest(name, slips)

@@ -6,8 +6,9 @@ A file with what every dialect has alike is read at once. For any other, each di
 1. contradictions: a number that it lacks, bytes that are not its message, the parameters of another type, an enum's or
    bool's value that it cannot have. The fewest win;
 2. oddities: values that no net has, such as a pad as great as the kernel, or ``hole_h`` without ``hole_w``;
-3. layer types that its sources do not register;
-4. the order of the table: known writers first.
+3. being little known: without a short name;
+4. layer types that its sources do not register;
+5. the order of the table.
 
 A layer's own field goes before the dialect: if the winner gives a number to something that the layer's type does not
 read, the layer is read as a dialect does where the type reads it. What others that explain the file as well would read
@@ -38,7 +39,8 @@ from caffe_port.terminal import count
 
 WHOLE_NET: Final = 5
 """Layers from which on a file is evidence of what it does not hold."""
-_COMMON = frozenset({"transform_param", "loss_param", "name", "type", "bottom", "top", "blobs", "param", "include"})
+_COMMON_NUMBERS = 101
+"""Up to here, fields of LayerParameter belong to layers of any type."""
 _LAYERS = {"LayerParameter": 100, "V1LayerParameter": 2}
 _WINDOW = frozenset(["kernel_size", "stride", "pad", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w"])
 _MOST_BLOBS = 24
@@ -134,6 +136,8 @@ class _Group:
     dialects: list[int]
     miss: float = 0
     odd: float = 0
+    own: bool = False
+    """It is a message that belongs to the layer's type."""
 
     @property
     def first(self) -> Dialect:
@@ -227,6 +231,7 @@ class _Evidence:
         self.cases: dict[tuple[Any, int, int], _Case] = {}
         self.layers: list[_Layer] = []
         self.layer_message = "LayerParameter"
+        self._common = _COMMON_NUMBERS
         self._decided: dict[tuple[Any, int, int], _Group | None] = {}
         self._collect()
         self._weigh()
@@ -240,7 +245,7 @@ class _Evidence:
             return
         tops = list(reader.fields(0, end))
         if not any(number == 100 for number, *_ in tops):
-            self.layer_message = "V1LayerParameter"
+            self.layer_message, self._common = "V1LayerParameter", 0
         numbers = _LAYERS[self.layer_message]
         for number, wire_type, start, stop in tops:
             if number != numbers or wire_type != 2:
@@ -272,6 +277,9 @@ class _Evidence:
         for case in self.cases.values():
             for type_, members in self._by_type(case):
                 self._group(case, type_, members)
+            if case.number > self._common and any(group.own and not group.miss for group in case.groups):
+                for group in case.groups:
+                    group.miss += 0.0 if group.own else 0.2 * len(case.places)
             for group in case.groups:
                 self.miss[group.dialects] += group.miss
                 self.odd[group.dialects] += group.odd
@@ -295,7 +303,7 @@ class _Evidence:
         if (None, 1, 2) in self.cases or any(number == 10 for _, number, _ in self.cases):
             return False
         for (type_, number, wire_type), case in self.cases.items():
-            if not isinstance(type_, str) or wire_type != 2 or wanted.get(type_, (0,))[0] != number:
+            if not isinstance(type_, str) or type_ not in wanted or (number, wire_type) != (wanted[type_][0], 2):
                 continue
             found.add(type_)
             for _, start, stop in case.places:
@@ -334,7 +342,7 @@ class _Evidence:
             groups[key].dialects.append(index)
         for (_, inside), group in groups.items():
             fact, stray = group.fact, 0.0
-            if case.type is not None and fact is not None and fact.message and fact.name not in _COMMON:
+            if case.type is not None and fact is not None and fact.message and fact.number > self._common:
                 stray = _stray(type_, fact.name)
             for _, start, stop in case.places:
                 if fact is not None and fact.message is None:
@@ -345,6 +353,7 @@ class _Evidence:
                     miss, odd = self._explain(group.first, message, inside, start, stop)
                 group.miss += min(miss, 1.0 + miss / 8) + stray
                 group.odd += odd
+            group.own = fact is not None and fact.message is not None and stray == 0
             case.groups.append(group)
 
     def _explain(self, dialect: Dialect, message: str, key: int, start: int, stop: int, depth: int = 0) -> Any:
@@ -389,9 +398,10 @@ class _Evidence:
 
     # ---- the ranking
 
-    def rank(self, index: int) -> tuple[float, float, float, int]:
+    def rank(self, index: int) -> tuple[float, float, bool, float, int]:
         """What the dialects are sorted by, the best first."""
-        return (round(self.miss[index], 3), self.odd[index], self.foreign[index], index)
+        known = bool(self.dialects[index].short)
+        return (round(self.miss[index], 3), self.odd[index], not known, self.foreign[index], index)
 
     def recognition(self, wanted: Dialect | None) -> Recognition:
         order = sorted(range(len(self.dialects)), key=self.rank)
@@ -531,23 +541,25 @@ class _Evidence:
     ) -> tuple[Field, View | None] | None:
         """A field of the schema for a number of the file."""
         own = layer.schema
+        if wire_type == 2 and not (group is not None and group.own):
+            exact = [n for n in table.loose(number) if _stray(type_, n) == 0 and n in own.fields]
+            if exact and own.fields[exact[0]].message_name:
+                one = replace(own.fields[exact[0]], number=number)
+                return one, canonical(str(one.message_name))
         if group is not None and group.fact is not None:
             fact = group.fact
-            one = table.place(fact, own)
-            stray = bool(fact.message) and fact.name not in _COMMON and _stray(type_, fact.name) == 1
-            if one is not None and not stray:
-                message = one.message_name
-                return one, view(group.first, str(fact.message), message) if message and fact.message else None
+            found = table.place(fact, own)
+            stray = bool(fact.message) and fact.number > self._common and _stray(type_, fact.name) == 1
+            if found is not None and not stray:
+                message = found.message_name
+                return found, view(group.first, str(fact.message), message) if message and fact.message else None
             if not stray:
                 return None
         if wire_type != 2:
             return None
-        owned = table.owned(type_) or ()
         known = own.by_number.get(number)
-        for name in (*([known.name] if known is not None else []), *table.loose(number)):
-            if name in owned and name in own.fields and own.fields[name].message_name:
-                one = replace(own.fields[name], number=number)
-                return one, canonical(str(one.message_name))
+        if known is not None and known.message_name and _stray(type_, known.name) < 0.25:
+            return known, canonical(known.message_name)
         return None
 
     # ---- what is left open
@@ -616,7 +628,7 @@ class _Evidence:
             d
             for d in sorted(self.dialects, key=lambda d: self.rank(d.index))
             if self.rank(d.index)[0] <= best[0]
-            and (not whole or (self.rank(d.index)[1:3] <= best[1:3] and d.short and not d.reads))
+            and (not whole or (self.rank(d.index)[1:4] <= best[1:4] and d.short and not d.reads))
         ]
         chosen = {
             (of, group.fact.name): group.first
@@ -624,7 +636,10 @@ class _Evidence:
             if group is not None and group.fact is not None
         }
         layers, found = unstated.complete(
-            net.layer, lambda layer, name: chosen.get((layer.type, name), dialect), lambda: others, forks_only=True
+            net.layer,
+            lambda layer, name: chosen.get((layer.type, name), dialect),
+            lambda: others,
+            forks_only=self.rank(0)[0] <= best[0],
         )
         return net.copy(layer=layers), found
 
@@ -695,11 +710,19 @@ def oddities(message: str, values: dict[str, Any], names: Collection[str]) -> fl
 
 
 def _stray(type_: str, name: str) -> float:
-    """1 for the parameters of another type, 0.5 for those of which nobody knows, 0 for the type's own."""
+    """1 for the parameters of another type, 0.5 where nothing is known of the type, 0 for the type's own."""
     owned = table.owned(type_)
-    words = name.removesuffix("_param").replace("_", "").lower()
-    if (owned and name in owned) or words == re.sub(r"\W|_", "", type_).lower():
+    plain = re.sub(r"\W|_", "", type_).lower()
+
+    def is_namesake(field_: str) -> bool:
+        return field_.removesuffix("_param").replace("_", "").lower() == plain
+
+    if is_namesake(name):
         return 0.0
+    if owned and name in owned:
+        return 0.05 if any(map(is_namesake, owned)) else 0.0
+    if name == "quantization_param":  # in layers of any type, if seldom
+        return 0.25
     return 0.5 if owned is None else 1.0
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.dialects import View, canonical, is_unnumbered, written
+from caffe_port.formats.dialects import View, canonical, written
 from caffe_port.formats.message import Field, Message, decimal
 from caffe_port.terminal import count
 
@@ -326,10 +326,9 @@ def _serialize(message: Message, given: dict[str, int] | None = None) -> tuple[l
     assert message.schema is not None
     numbers, inside = {name: field.number for name, field in message.schema.fields.items()}, dict[str, dict[str, int]]()
     numbers |= given or {}
-    for name, value in message.items() if message.schema.name == "LayerParameter" else ():
-        field = message.schema.fields[name]
-        if not field.repeated and is_unnumbered(field, value):
-            numbers[name], inside[name] = written(name, value)
+    if message.schema.name == "LayerParameter":
+        for name, value in message.items():
+            numbers[name], inside[name] = written(message.type, name, value)
     for field in sorted((message.schema.fields[n] for n, _ in message.items()), key=lambda f: numbers[f.name]):
         value, number = message._fields[field.name], numbers[field.name]
         if field.packed and field.repeated:
