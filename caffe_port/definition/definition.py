@@ -107,7 +107,8 @@ class Definition:
         names = {layer.name for layer in net.layer}
         held = {name for name in with_scale(weights) if name in names and f"{name}/scale" not in names}
         net = net.copy(layer=unfused(net.layer, held)) if held else net
-        return dataclasses.replace(self, net=net, notes=notes)
+        same = net is self.net and notes == self.notes
+        return self if same else dataclasses.replace(self, net=net, notes=notes)
 
     def without(self, names: Collection[str], everywhere: bool = True) -> Definition:
         """The definition without the fields of these names, which nothing here follows.

@@ -73,7 +73,8 @@ def translate(
     if not dialect and whose is not None and whose.dialect.short:
         dialect, reason = whose.dialect.short, f"the numbers in the weights are those of {whose.dialect.short}"
     layers = _inverse_std(layers, dialect, reason, notes)
-    return net.copy(layer=layers), tuple(notes)
+    same = all(new is old for new, old in zip(layers, net.layer, strict=True))
+    return net if same else net.copy(layer=layers), tuple(notes)
 
 
 @functools.cache

@@ -43,6 +43,8 @@ _COMMON_NUMBERS = 101
 """Up to here, fields of LayerParameter belong to layers of any type."""
 _LAYERS = {"LayerParameter": 100, "V1LayerParameter": 2}
 _WINDOW = frozenset(["kernel_size", "stride", "pad", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w"])
+_MOST_LAYERS = 20_000
+"""Layers looked at; no net has a tenth."""
 _MOST_BLOBS = 24
 """Blobs looked at as evidence; one program wrote them all."""
 
@@ -243,11 +245,12 @@ class _Evidence:
         if self.root != "NetParameter":
             self._add(_Case("", 0, 2), "", 0, end)
             return
-        tops = list(reader.fields(0, end))
-        if not any(number == 100 for number, *_ in tops):
+        if not any(number == 100 for number, *_ in reader.fields(0, end)):
             self.layer_message, self._common = "V1LayerParameter", 0
         numbers = _LAYERS[self.layer_message]
-        for number, wire_type, start, stop in tops:
+        for number, wire_type, start, stop in reader.fields(0, end):
+            if len(self.layers) == _MOST_LAYERS:
+                break
             if number != numbers or wire_type != 2:
                 self._add(_Case(None, number, wire_type), "", start, stop)
                 continue

@@ -79,8 +79,9 @@ class Reader:
         self.messages += 1
         if self.messages > MAX_MESSAGES:
             self.fail(f"there are more than {MAX_MESSAGES} messages", at)
-        if view.of_type is not None:
-            view = view.of_type(self.type_of(view.schema.name, at, end))
+        of_type = view.of_type
+        if of_type is not None and not self.strict:
+            view, of_type = of_type(self.type_of(view.schema.name, at, end)), None
         name, by_number, message = view.schema.name, view.by_number, Message(view.schema)
         arrays: dict[str, list[np.ndarray[Any, Any]]] = {}
         while at < end:
@@ -101,6 +102,9 @@ class Reader:
                     message.unknown.setdefault(number, []).append(self.view[at:stop])
                 else:
                     self.delimited(message, view, field, at, stop, depth, arrays)
+                    if of_type is not None and number == 2:  # a plain file states the type before what it owns
+                        view = of_type(message.type)
+                        by_number, of_type = view.by_number, None
                 at = stop
             elif wire_type in _WIRE_FIXED_SIZE:
                 at = self.fixed(message, field, number, wire_type, start, at, end, arrays)
@@ -108,7 +112,9 @@ class Reader:
                 value, at = self.varint(at, end)
                 if field is None or field.wire_type != 0:
                     message.unknown.setdefault(number, []).append(value)
-                elif self.strict and _is_odd(field, value):
+                elif self.strict and (
+                    value > 1 if field.kind == "bool" else field.kind == "enum" and value not in field.value_names
+                ):  # none of Caffe's
                     raise NotPlain
                 else:
                     _put(message, field, _integer(field, value))
@@ -153,8 +159,6 @@ class Reader:
         for number, wire_type, start, stop in self.fields(at, end):
             if (number, wire_type) == wanted:
                 found = start if wire_type == 0 else str(self.view[start:stop], "utf-8", "replace")
-                if self.strict:  # what Caffe writes; the last one counts
-                    break
         return found
 
     def delimited(
@@ -243,19 +247,13 @@ def is_plain_pooling(p: Message) -> bool:
     """Whether the numbers of a PoolingParameter make sense as BVLC's alone: Intel's releases 1.0.5 to 1.1.1 have pad,
     kernel_size, stride at 2, 3, 4 where BVLC has kernel_size, stride, pad. The pad must be less than the kernel.
     """
-    if p.has("kernel_size"):
-        return bool(p.pad < p.kernel_size and p.stride <= p.kernel_size)
+    kernel, stride, pad = (p._fields.get(name) or [0] for name in ("kernel_size", "stride", "pad"))
+    if kernel[0]:
+        return bool(0 < stride[0] <= kernel[0] and pad[0] < kernel[0])
     if p.has("kernel_h") and p.has("kernel_w"):
         sizes = ((p.pad_h, p.kernel_h, p.stride_h), (p.pad_w, p.kernel_w, p.stride_w))
-        return all(pad < kernel and stride <= kernel for pad, kernel, stride in sizes)
+        return all(before < window and 0 < step <= window for before, window, step in sizes)
     return bool(p.global_pooling) and not (p.has("stride") or p.has("pad"))
-
-
-def _is_odd(field: Field, value: int) -> bool:
-    """Whether a value is none of Caffe's."""
-    if field.kind == "bool":
-        return value > 1
-    return field.kind == "enum" and value not in field.value_names
 
 
 def _fits(field: Field, wire_type: int) -> bool:

@@ -12,8 +12,8 @@ from caffe_port.errors import CaffePortError
 from caffe_port.formats import dialects, recognition, wire
 from caffe_port.formats.message import Message, schema
 
-for _folder in ("docs", "benchmarks"):
-    sys.path.insert(0, str(HERE.parent / _folder))
+sys.path.insert(0, str(HERE.parent / "docs"))
+sys.path.insert(0, str(HERE.parent / "benchmarks"))
 import make_dialects
 from dialect_nets import delimited, varint
 

@@ -138,11 +138,7 @@ def both(tmp_path: Path, parameters: str) -> tuple[Path, Path]:
     data = b"".join(
         delimited(100, delimited(1, name) + delimited(2, type_) + delimited(3, b"x") + delimited(4, name) + rest)
         for name, type_, rest in (
-            (
-                b"a",
-                b"InnerProduct",
-                delimited(117, b"\x08\x02") + delimited(7, delimited(5, np.ones(7200, "<f4").tobytes())),
-            ),
+            (b"a", b"InnerProduct", delimited(117, b"\x08\x02") + blob),
             (b"one", b"Pooling", delimited(121, b"\x10\x01\x18\x03")),
         )
     )
