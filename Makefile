@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes deviations mutations layers fuzz crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes deviations mutations ports layers fuzz differential crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -73,8 +73,12 @@ plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type
 deviations: $(VENV)/.installed-test  ## measure where OpenCV deviates from Caffe, and write the table of docs/verification.md
 	$(BIN)/python benchmarks/opencv_deviations.py --each 300 --write docs/verification.md
 
-mutations: $(VENV)/.installed-test  ## plant slips, and write the table of docs/verification.md
+mutations: $(VENV)/.installed-test  ## plant slips in layers and in ports, and write the tables of docs/verification.md
 	$(BIN)/python benchmarks/mutations.py --write docs/verification.md
+	$(BIN)/python benchmarks/ports.py --write docs/verification.md
+
+ports: $(VENV)/.installed-test  ## hand-written ports, right and wrong: how many are judged rightly (ARGS=--all: each of them)
+	$(BIN)/python benchmarks/ports.py $(ARGS)
 
 $(VENV)/.installed-fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --editable ".[fuzz]" || echo "no atheris for this machine: mutations without guidance"
@@ -82,6 +86,9 @@ $(VENV)/.installed-fuzz: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-fuzz  ## every reader of files, for SECONDS=60 in all; findings go to tests/corpus (ARGS=--only ...)
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(ARGS)
+
+differential: $(VENV)/.installed-test  ## random small nets beside Caffe itself (make caffe), for SECONDS=60 from SEED=0 (ARGS=--help)
+	$(BIN)/python benchmarks/differential --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(if $(PLANT),--plant "$(PLANT)") $(ARGS)
 
 crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train and download, TIMES=200
 	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real

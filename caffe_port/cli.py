@@ -85,6 +85,7 @@ for _command in (
     proof.verify,
     proof.dump,
     training.train,
+    nets.predict,
     training.evaluate,
     training.log,
     training.reproduce,

@@ -10,6 +10,9 @@ import pytest
 
 from caffe_port.verification.references import build_caffe
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core: their threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples in every run: a suite that fails must fail again.
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("suite")

@@ -91,6 +91,27 @@ ignore_field = click.option(
 """Decorator: names of fields to go without."""
 
 
+def image_options(function: F) -> F:
+    """Decorator: how images become a net's input, where the files do not say so, and the names of its classes."""
+    options = [
+        click.option(
+            "--mean",
+            metavar="B,G,R|FILE",
+            help="Mean to subtract from images: values in the net's channel order, or a .binaryproto or .npy file.",
+        ),
+        click.option("--scale", type=float, metavar="NUMBER", help="Factor to multiply images by, after the mean."),
+        click.option(
+            "--channel-order",
+            type=click.Choice(["BGR", "RGB", "GRAY"], case_sensitive=False),
+            help="Channel order of the net's input.",
+        ),
+        click.option("--labels", type=click.Path(), metavar="FILE", help="Names of the classes, one per line."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def net_options(function: F) -> F:
     """Decorator: the files of a net, and options for what the files do not contain."""
     options = [

@@ -8,9 +8,17 @@ from typing import Any
 
 import click
 
-from caffe_port.commands.command import command, note
-from caffe_port.commands.net_files import NetFiles, Shape, dialect_option, ignore_field, net_options
-from caffe_port.errors import printable
+from caffe_port.commands.command import command, note, progress_bar
+from caffe_port.commands.net_files import (
+    NetFiles,
+    Shape,
+    dialect_option,
+    ignore_field,
+    image_options,
+    net_options,
+    sort_files,
+)
+from caffe_port.errors import CaffePortError, printable
 from caffe_port.terminal import count, human_bytes
 
 
@@ -28,12 +36,21 @@ from caffe_port.terminal import count, human_bytes
     type=click.Choice(["torch", "onnx", "pt2", "safetensors"]),
     help="Output format. May be repeated. safetensors alone: only the blobs, as Caffe stores them.",
 )
+@click.option(
+    "--dynamic",
+    type=click.Choice(["size", "batch", "none"]),
+    default="size",
+    show_default=True,
+    help="For onnx and pt2: what may differ from the net's own input: batch, height and width as far as the net allows "
+    "it; only the batch; nothing.",
+)
 @click.option("--force", is_flag=True, help="Replace the files of an earlier convert.")
 @click.option(
     "--fold", is_flag=True, help="For inference: fold BatchNorm and Scale into the weights of the layer before them."
 )
 @click.option("--channels-last", is_flag=True, help="Use PyTorch's channels-last memory format; often faster.")
 @click.option("--keep-loss", is_flag=True, help="Keep losses, Accuracy and the label input.")
+@image_options
 @click.option("--stub", is_flag=True, help="Convert layers of unknown types to stubs that you complete by hand.")
 @click.option(
     "--caffemodel",
@@ -87,7 +104,14 @@ def convert(
     ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, stub=stub, share=trained is None, **net.options)
     if trained is None:
         from caffe_port.emit.convert import convert as write
+        from caffe_port.evaluation.known import known_of
 
+        notes: list[str] = []
+        found = known_of(ported, notes, **{name: how.pop(name) for name in _IMAGES})
+        if found is not None:
+            how |= {"preprocessing": found.preprocessing, "classes": found.classes}
+        for text in notes:
+            note(text)
         _show(write(ported, folder, formats=formats, **how))
         return
     from caffe_port.emit import caffe_files
@@ -95,6 +119,9 @@ def convert(
     caffe_files.load_state(ported.net, trained)
     for path in caffe_files.write_caffe(ported, folder):
         click.echo(f"  {printable(str(path))}  {human_bytes(path.stat().st_size)}")
+
+
+_IMAGES = ("mean", "scale", "channel_order", "labels")
 
 
 def _show(result: Any) -> None:
@@ -237,3 +264,127 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
     click.secho("4. use it", bold=True)
     click.echo(demonstration.usage(folder, result.class_name))
     return 0 if found.passed else 1
+
+
+@command()
+@click.argument("files", nargs=-1, required=True, metavar="NET IMAGES", type=click.Path())
+@image_options
+@click.option(
+    "--input-shape",
+    "shapes",
+    type=Shape(),
+    multiple=True,
+    metavar="NAME=N,C,H,W",
+    help="Shape of the input blob, if the net does not define it.",
+)
+@click.option("--own-size", is_flag=True, help="Give the net each image in its own size, without resizing it.")
+@click.option("--output", metavar="BLOB", help="Report only this output.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Classes to report.")
+@click.option(
+    "--least",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    metavar="SCORE",
+    help="Lowest score of a box.",
+)
+@click.option(
+    "--draw",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the image with its boxes, or the map or image that the net gives; a folder for several images.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def predict(
+    files: tuple[str, ...], shapes: Any, top: int, least: float, draw: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Show what a net says of images.
+
+    \b
+    Arguments:
+      NET    a prototxt, a caffemodel, or both; or a folder that convert wrote,
+             whose model.py is run
+      IMAGE  image files, and folders of images
+
+    Images are prepared as is known of the net: from port.json, the registry of published weights, or the
+    transform_param of its data layers. --mean, --scale and --channel-order replace what is known.
+
+    \b
+    Examples:
+      caffe-port predict lenet.prototxt lenet.caffemodel digit.png
+      caffe-port predict converted/ cat.jpg dog.jpg --labels names.txt
+      caffe-port predict ssd.prototxt ssd.caffemodel street.jpg --draw out.png
+      caffe-port predict net.caffemodel images/ --json
+
+    \b
+    Exit codes:
+      0  success
+      2  bad usage or bad input
+    """
+    net, paths = _net_and_images(files)
+    from caffe_port.evaluation import predict as prediction
+
+    images = prediction.expand(paths)
+    if isinstance(net, Path):
+        if shapes:
+            raise click.UsageError("--input-shape does not apply to a converted folder")
+        predictor = prediction.Predictor(net, **options)
+    else:
+        from caffe_port import api
+
+        predictor = prediction.Predictor(api.port(*net, input_shapes=dict(shapes)), **options)
+    for text in predictor.notes:
+        note(text)
+    written = []
+    with progress_bar("predicting", as_json or len(images) < _MANY) as progress:
+        for number, path in enumerate(images, 1):
+            found = predictor.predict(path)
+            if as_json:
+                written.append(prediction.as_dict(found, predictor, top))
+            else:
+                click.echo(printable(str(path)))
+                for line in prediction.lines(found, predictor, top, least):
+                    click.echo(printable(line))
+            if draw is not None:
+                _write_drawing(prediction.draw(found, predictor, least), draw, path, len(images) > 1)
+            if progress is not None:
+                progress(number, len(images))
+    if as_json:
+        click.echo(json.dumps(written, indent=2))
+
+
+_MANY = 10
+_OF_NET = (".prototxt", ".caffemodel", ".h5", ".hdf5", ".pbtxt")
+
+
+def _net_and_images(files: tuple[str, ...]) -> tuple[Path | tuple[str | None, str | None], list[str]]:
+    """The folder of a converted net, or (prototxt, weights); and the rest."""
+    if Path(files[0]).is_dir():
+        if not (Path(files[0]) / "port.json").is_file():
+            raise CaffePortError("is not a folder that convert wrote: it has no port.json", files[0])
+        net: Path | tuple[str | None, str | None] = Path(files[0])
+        rest = list(files[1:])
+    else:
+        count_ = next((n for n, file in enumerate(files) if not file.lower().endswith(_OF_NET)), len(files))
+        net = sort_files(files[: max(count_, 1)])
+        rest = list(files[max(count_, 1) :])
+    if not rest:
+        raise click.UsageError("give at least one image after the net")
+    return net, rest
+
+
+def _write_drawing(pixels: Any, target: Path, image: Path, several: bool) -> None:
+    """Writes a PNG (or what the suffix says) in one piece."""
+    from caffe_port.storage import images
+    from caffe_port.storage.files import atomic_write
+
+    path = target / f"{image.stem}.png" if several else target
+    if several:
+        target.mkdir(parents=True, exist_ok=True)
+    suffix = path.suffix.lower() or ".png"
+    if suffix not in (".png", ".jpg", ".jpeg", ".bmp", ".webp"):
+        raise CaffePortError(f"cannot be written as '{suffix}'; use .png or .jpg", str(path))
+    done, data = images.opencv().imencode(suffix, pixels)
+    assert done
+    with atomic_write(path) as file:
+        file.write(data.tobytes())

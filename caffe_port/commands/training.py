@@ -389,7 +389,8 @@ class _Teller:
         elif kind == "test":
             shown = "  ".join(f"{name} {value:.4f}" for name, value in event["outputs"].items())
             ahead = {None: "", True: "  above the reference", False: "  at or below the reference"}[event.get("ahead")]
-            self.say(f"iteration {event['iter']}: test {shown}{ahead}")
+            of_net = f" #{event['net']}" if "net" in event else ""
+            self.say(f"iteration {event['iter']}: test{of_net} {shown}{ahead}")
             self.tested = event["iter"]
         elif kind == "snapshot":
             self.say(f"iteration {event['iter']}: snapshot {event['file']}")
@@ -441,9 +442,16 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
     click.echo(f"{count(len(found.tests), 'test point')}, {count(len(found.trained), 'training point')}")
-    for word, point in (("best", found.best()), ("last", found.last())):
-        if point is not None:
-            click.echo(f"{word} test accuracy {100 * point[1]:.2f} % at iteration {point[0]:,}")
+    for net in found.nets:
+        name = found.output(net) or ""
+        of_net = f" of test net #{net}" if net else ""
+        for word, point in (("best", found.best(net)), ("last", found.last(net))):
+            if point is not None:
+                accuracy = "acc" in name.lower()
+                value = f"accuracy {100 * point[1]:.2f} %" if accuracy else f"{printable(name)} {point[1]:.6g}"
+                click.echo(f"{word} test {value}{of_net} at iteration {point[0]:,}")
+    if found.not_read:
+        note(f"{count(len(found.not_read), 'line')} not understood, the first: {found.not_read[0].strip()}")
 
 
 @command()

@@ -28,7 +28,7 @@ class Feed(Protocol):
     def batch(self, number: int) -> tuple[Tensor, ...]: ...
 
 
-def positions(number: int, batch_size: int, size: int, shuffle: int | None = None) -> Array:
+def positions(number: int, batch_size: int, size: int, shuffle: int | None = None, skip: int = 0) -> Array:
     """The indices of the records in a batch.
 
     Args:
@@ -36,8 +36,9 @@ def positions(number: int, batch_size: int, size: int, shuffle: int | None = Non
         batch_size: records per batch.
         size: total number of records.
         shuffle: a seed; the order of an epoch is a random permutation given by (seed, epoch). None: in sequence.
+        skip: number of records to skip before the first batch.
     """
-    at = np.arange(number * batch_size, (number + 1) * batch_size)
+    at = np.arange(number * batch_size, (number + 1) * batch_size) + skip
     epochs, rows = np.divmod(at, size)
     if shuffle is None:
         return rows

@@ -39,7 +39,7 @@ class LevelDB:
         tables, logs = self._live_files(current)
         newest: dict[bytes, tuple[int, int, tuple[int, int, int]]] = {}  # key -> (sequence, kind, where)
         self._tables = [self._open(number) for number in tables]
-        self._logged: list[bytes] = []
+        self._logged: list[memoryview] = []  # of the batches, which are not copied
         self._cached: tuple[tuple[int, int], list[tuple[bytes, bytes]]] | None = None
         self._handles: list[list[tuple[int, int]]] = []
         for number, table in enumerate(self._tables):
@@ -65,7 +65,7 @@ class LevelDB:
 
     def __getitem__(self, index: int) -> bytes:
         number, block, entry = self._records[index][1]
-        return self._logged[entry] if number < 0 else self._block(number, block)[entry][1]
+        return bytes(self._logged[entry]) if number < 0 else self._block(number, block)[entry][1]
 
     # -- files --------------------------------------------------------------------------------------------------
 
@@ -78,8 +78,8 @@ class LevelDB:
             while at < len(record):
                 tag, at = _varint(record, at, path)
                 if tag == 1:  # comparator
-                    name, at = _slice(record, at, path)
-                    if name != b"leveldb.BytewiseComparator":
+                    slice_, at = _slice(record, at, path)
+                    if (name := bytes(slice_)) != b"leveldb.BytewiseComparator":
                         raise ParseError(f"keys are ordered by the unknown comparator {name!r}", str(path))
                 elif tag in (2, 3, 4, 9):
                     value, at = _varint(record, at, path)
@@ -115,9 +115,10 @@ class LevelDB:
                 raise ParseError(f"cannot be read: {error}", str(path)) from None
         raise CaffePortError(f"table {number:06d}.ldb is missing: the copy is incomplete", str(self.path))
 
-    def _log_records(self, path: Path) -> Iterator[bytes]:
-        data = read_bytes(path)
-        at, parts = 0, b""
+    def _log_records(self, path: Path) -> Iterator[memoryview]:
+        data = memoryview(read_bytes(path))
+        at = 0
+        parts: list[memoryview] = []  # joined once: convert_cifar_data leaves a batch of 154 MB in 4,700 parts
         while at + 7 <= len(data):
             left = _LOG_BLOCK - at % _LOG_BLOCK
             if left < 7:
@@ -132,14 +133,14 @@ class LevelDB:
                 return
             at += 7 + length
             if kind in (1, 2):
-                parts = b""
-            parts += body
+                parts.clear()
+            parts.append(body)
             if kind in (1, 4):
-                yield parts
+                yield memoryview(b"".join(parts))
             elif kind not in (2, 3):
                 raise ParseError(f"unknown record type {kind}", str(path))
 
-    def _log_entries(self, number: int) -> Iterator[tuple[int, int, bytes, bytes]]:
+    def _log_entries(self, number: int) -> Iterator[tuple[int, int, bytes, memoryview]]:
         path = self.path / f"{number:06d}.log"
         for record in self._log_records(path):
             if len(record) < 12:
@@ -151,8 +152,8 @@ class LevelDB:
                 if kind > 1:
                     raise ParseError("a batch is damaged", str(path))
                 key, at = _slice(record, at, path)
-                value, at = _slice(record, at, path) if kind else (b"", at)
-                yield sequence + k, kind, key, value
+                value, at = _slice(record, at, path) if kind else (record[:0], at)
+                yield sequence + k, kind, bytes(key), value
 
     # -- tables -------------------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ def _entries(data: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
         at += length
 
 
-def _varint(data: bytes, at: int, path: Path) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, at: int, path: Path) -> tuple[int, int]:
     value, shift = 0, 0
     while at < len(data) and shift < 70:
         byte = data[at]
@@ -234,7 +235,7 @@ def _varint(data: bytes, at: int, path: Path) -> tuple[int, int]:
     raise ParseError("a number is damaged", str(path))
 
 
-def _slice(data: bytes, at: int, path: Path) -> tuple[bytes, int]:
+def _slice(data: memoryview, at: int, path: Path) -> tuple[memoryview, int]:
     length, at = _varint(data, at, path)
     if at + length > len(data):
         raise ParseError("a record is damaged", str(path))

@@ -6,9 +6,10 @@ Sources: data_layer.cpp, image_data_layer.cpp, hdf5_data_layer.cpp, io.cpp, db_l
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +25,11 @@ from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, SpecError
 from caffe_port.formats import wire
 from caffe_port.formats.message import Message
+from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec
 from caffe_port.storage import hdf5, images
 from caffe_port.storage.files import find, opened, read_bytes
+from caffe_port.terminal import count
 from caffe_port.typing import Array
 
 
@@ -47,7 +50,10 @@ def locate(name: str, folder: Path, layer: LayerSpec) -> Path:
     found = find(name, folder)
     if found is not None:
         return found
-    raise layer.error(f"'{name}' does not exist (looked in {folder} and in the current folder)")
+    raise layer.error(
+        f"'{name}' does not exist (looked in {folder} and in the current folder)",
+        "--data feeds the net from a data set instead.",
+    )
 
 
 # -- records --------------------------------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ class ImageList:
 
 
 class RecordFeed:
-    """Batches of preprocessed records: tops (data, label).
+    """Batches of preprocessed records: tops (data, label), or data alone.
 
     Args:
         records: the source.
@@ -150,6 +156,8 @@ class RecordFeed:
         shuffle: use a different order in every epoch, instead of the stored sequence.
         seed: seed of the order, the crops and the mirroring.
         device: device of the batches.
+        labels: whether label is a top.
+        skip: number of records to skip at the start.
     """
 
     def __init__(
@@ -162,6 +170,8 @@ class RecordFeed:
         shuffle: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        labels: bool = True,
+        skip: int = 0,
     ) -> None:
         self.records, self.batch_size, self.plan, self.train = records, batch_size, plan, train
         self.seed, self.shuffle, self.device, self.size = (
@@ -172,12 +182,13 @@ class RecordFeed:
         )
         self.classes: int | None = None  # if set, labels are checked
         first, _ = records[0]
-        self.shapes: tuple[tuple[int, ...], ...] = (plan.shape(first.shape), ())
+        self.labels, self.skip = labels, skip
+        self.shapes: tuple[tuple[int, ...], ...] = (plan.shape(first.shape), ())[: 1 + labels]
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng((self.seed, number, 1))
         rows, labels = [], []
-        for index in positions(number, self.batch_size, self.size, self.shuffle):
+        for index in positions(number, self.batch_size, self.size, self.shuffle, self.skip):
             picture, label = self.records[int(index)]
             rows.append(prepare(picture, self.plan, train=self.train, rng=rng))
             labels.append(label)
@@ -188,6 +199,8 @@ class RecordFeed:
             if self.classes is not None and not 0 <= label < self.classes:
                 raise CaffePortError(f"record {index} has label {label}; the net has {self.classes} classes")
         data = torch.from_numpy(np.stack(rows))
+        if not self.labels:
+            return (data.to(self.device),)
         return data.to(self.device), torch.tensor(labels, dtype=torch.float32, device=self.device)
 
 
@@ -265,34 +278,70 @@ def from_layer(
         SpecError: the layer has another type or no batch_size, or its files do not exist.
         CaffePortError: the data cannot be read.
     """
-    folder, train = layer.folder, phase == "TRAIN"
-    name = {"Data": "data_param", "ImageData": "image_data_param", "HDF5Data": "hdf5_data_param"}.get(layer.type)
-    if name is None:
+    read, record = _READERS.get(layer.type), signature_of(layer.type)
+    if read is None or record is None:
         raise layer.error(f"type {layer.type} does not read from files; give the data with --data")
-    own: Message = getattr(layer.param, name)
+    own = record.parameters(layer.param)
     size = batch_size or own.batch_size
     if size < 1:
         raise layer.error("has no batch_size")
-    source = locate(own.source, folder, layer)
-    options: dict[str, Any] = {"seed": seed, "device": device}
-    if layer.type == "HDF5Data":
-        lines = read_bytes(source).decode("utf-8", "surrogateescape").split("\n")
-        files = [locate(line.strip(), source.parent, layer) for line in lines if line.strip()]
-        if not files:
-            raise layer.error(f"'{source}' lists no files")
-        return Hdf5Feed(files, layer.tops, size, shuffle=own.shuffle if shuffle is None else shuffle, **options)
-    plan, p = Preprocessing.from_transform_param(layer), layer.param.transform_param
-    records: Records
-    try:
-        if layer.type == "ImageData":
-            if bool(own.new_height) != bool(own.new_width):
-                raise layer.error("new_height and new_width must be set together")
-            plan = plan.changed(resize=(own.new_height, own.new_width) if own.new_height else None)
-            records = ImageList(source, own.root_folder, own.is_color)
-            shuffle = own.shuffle if shuffle is None else shuffle
-        else:
-            records = Database(source, 1 if p.force_color else 0 if p.force_gray else -1)
+    return read(layer, own, size, phase == "TRAIN", shuffle, {"seed": seed, "device": device})
+
+
+def _hdf5(
+    layer: LayerSpec, own: Message, size: int, _train: bool, shuffle: bool | None, options: dict[str, Any]
+) -> Feed:
+    source = locate(own.source, layer.folder, layer)
+    lines = read_bytes(source).decode("utf-8", "surrogateescape").split("\n")
+    files = [locate(line.strip(), source.parent, layer) for line in lines if line.strip()]
+    if not files:
+        raise layer.error(f"'{source}' lists no files")
+    return Hdf5Feed(files, layer.tops, size, shuffle=own.shuffle if shuffle is None else shuffle, **options)
+
+
+def _database(
+    layer: LayerSpec, own: Message, size: int, train: bool, shuffle: bool | None, options: dict[str, Any]
+) -> Feed:
+    p, source = layer.param.transform_param, locate(own.source, layer.folder, layer)
+    if len(layer.tops) not in (1, 2):
+        raise layer.error(f"has {count(len(layer.tops), 'top')}, expected data, or data and label")
+    with _names(layer):
+        plan = Preprocessing.from_transform_param(layer)
+        records = Database(source, 1 if p.force_color else 0 if p.force_gray else -1)
+        options["labels"] = len(layer.tops) == 2
         return RecordFeed(records, size, plan, train=train, shuffle=bool(shuffle), **options)
+
+
+def _images(
+    layer: LayerSpec, own: Message, size: int, train: bool, shuffle: bool | None, options: dict[str, Any]
+) -> Feed:
+    source = locate(own.source, layer.folder, layer)
+    if len(layer.tops) != 2:
+        raise layer.error(f"has {count(len(layer.tops), 'top')}, expected data and label")
+    if bool(own.new_height) != bool(own.new_width):
+        raise layer.error("new_height and new_width must be set together")
+    with _names(layer):
+        plan = Preprocessing.from_transform_param(layer)
+        plan = plan.changed(resize=(own.new_height, own.new_width) if own.new_height else None)
+        records = ImageList(source, own.root_folder, own.is_color)
+        # Like Caffe, which never skips all; the number itself is not Caffe's.
+        skip = int(np.random.default_rng((options["seed"], 2)).integers(own.rand_skip)) if own.rand_skip else 0
+        shuffle = own.shuffle if shuffle is None else shuffle
+        return RecordFeed(records, size, plan, train=train, shuffle=shuffle, skip=skip, **options)
+
+
+_READERS: dict[str, Callable[[LayerSpec, Message, int, bool, bool | None, dict[str, Any]], Feed]] = {
+    "Data": _database,
+    "ImageData": _images,
+    "HDF5Data": _hdf5,
+}
+
+
+@contextlib.contextmanager
+def _names(layer: LayerSpec) -> Iterator[None]:
+    """Errors in the data name the layer that reads them."""
+    try:
+        yield
     except (SpecError, DependencyError):
         raise
     except CaffePortError as error:

@@ -70,7 +70,7 @@ def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...
             raise
         if any(offsets):
             param = layer.param.copy(crop_param=Message("CropParameter", offset=offsets))
-            made[layer.name] = dataclasses.replace(layer, param=param)
+            made[layer.name] = dataclasses.replace(layer, param=param, implied=("crop_param",))
             told[layer.type].append(f"'{layer.name}' {' x '.join(map(str, offsets))}")
     if told["Crop"]:
         notes.append(

@@ -8,10 +8,11 @@ Sources: net.cpp (Init, FilterNet, StateMeetsRule, AppendTop), insert_splits.cpp
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,8 @@ class Definition:
         saved_in: the phase whose rules were already applied when Caffe wrote it into a weights file; None for text.
         ignored: names of fields that were left out at the user's request.
         notes: which fork's meaning fields have; see :mod:`caffe_port.formats.meanings`.
+        dialect: the fork whose meaning holds where no field tells, and why it is this one; empty strings where nothing
+            tells. See :func:`caffe_port.formats.meanings.recognized`.
     """
 
     net: Message
@@ -48,6 +51,7 @@ class Definition:
     saved_in: str | None = None
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    dialect: tuple[str, str] = ("", "")
 
     @classmethod
     def read(cls, path: str | Path, ignore: Collection[str] = (), everywhere: bool = True) -> Definition:
@@ -68,7 +72,7 @@ class Definition:
         if not (net.has("layer") or net.has("layers")):
             raise SpecError("is a label map, not a net" if "item" in net.unknown else "contains no layers", path)
         net, notes = meanings.translate(_upgraded(net, path))
-        return cls(net, path, notes=notes)
+        return cls(net, path, notes=notes, dialect=meanings.recognized(net.layer))
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
@@ -87,7 +91,9 @@ class Definition:
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
-        return cls(net, weights.path, saved_in, notes=notes)
+        return cls(
+            net, weights.path, saved_in, notes=notes, dialect=meanings.recognized(net.layer, weights.recognition)
+        )
 
     def beside(self, weights: caffemodel.Weights | None) -> Definition:
         """The definition for these weights: a BatchNorm that holds a scale and a shift there becomes two layers, and
@@ -98,17 +104,19 @@ class Definition:
         """
         if weights is None:
             return self
-        net, notes, known = self.net, self.notes, weights.recognition
+        net, notes, known, dialect = self.net, self.notes, weights.recognition, self.dialect
         if weights.net is not None and self.saved_in is None and self.path != weights.path:
             known = None if known is None else known.agree(net.layer, weights.path, self.path)
-            net, notes = meanings.translate(net, upgrade(weights.net, weights.path).layer, known)
+            theirs = upgrade(weights.net, weights.path).layer
+            net, notes = meanings.translate(net, theirs, known)
+            dialect = meanings.recognized([*net.layer, *theirs], known)
             if known is not None and known.note:
                 notes = (f"{weights.path}: {known.note}", *notes)
         names = {layer.name for layer in net.layer}
         held = {name for name in with_scale(weights) if name in names and f"{name}/scale" not in names}
         net = net.copy(layer=unfused(net.layer, held)) if held else net
-        same = net is self.net and notes == self.notes
-        return self if same else dataclasses.replace(self, net=net, notes=notes)
+        same = net is self.net and (notes, dialect) == (self.notes, self.dialect)
+        return self if same else dataclasses.replace(self, net=net, notes=notes, dialect=dialect)
 
     def without(self, names: Collection[str], everywhere: bool = True) -> Definition:
         """The definition without the fields of these names, which nothing here follows.
@@ -157,6 +165,7 @@ class Definition:
         unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
         notes += fields.notes(unfollowed)
         layers = [_data_layer(entry, self.path, notes) for entry in layers]
+        layers = _settled(layers, self.dialect, self.path, notes)
         layers, switched = _batch_statistics_by_phase(layers, self.saved_in)
         if switched:
             notes.append(
@@ -225,6 +234,23 @@ def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
     return layer.copy(type="OtherData")
 
 
+def _settled(layers: Sequence[Message], dialect: tuple[str, str], path: str, notes: list[str]) -> list[Message]:
+    """What forks of Caffe read differently, read in one way: see Signature.settles. A note for each way."""
+    settled, told = [], dict[tuple[str, str], list[Message]]()
+    for layer in layers:
+        signature = find(layer)
+        if signature is not None and signature.settles is not None:
+            layer, note = signature.settles(layer, dialect[0])
+            if note:
+                told.setdefault((layer.type, note), []).append(layer)
+        settled.append(layer)
+    for (type_, note), those in told.items():
+        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+        reason = f": {dialect[1]}" if dialect[1] else ""
+        notes.append(f"{at(path, those[0])}: layer '{those[0].name}' ({type_}){more}: {note}{reason}")
+    return settled
+
+
 def _only_a_label(blob: str, layers: Sequence[Message]) -> bool:
     """Whether losses and Accuracy alone read the blob, and not as their first bottom."""
     readers = [layer for layer in layers if blob in layer.bottom]
@@ -270,6 +296,9 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
     current: dict[str, Producer] = {}
     names: dict[str, Message] = {}
     split_of: dict[str, str] = {}
+    readers: collections.Counter[Producer] = collections.Counter()
+    memory: dict[Producer, Producer] = {}  # whose memory a blob is in, if not its own
+    overwritten: dict[Producer, LayerSpec] = {}
     for layer in layers:
         where = at(path, layer)
         bottoms = tuple(split_of.get(b, b) for b in layer.bottom)
@@ -290,8 +319,37 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
             if top in spec.tops[:index] or (top in current and not in_place):
                 maker = f"layer '{current[top][0]}'" if top in current else "this layer"
                 raise spec.error(f"top '{top}' is already produced by {maker}; a blob has only one source")
+        readers.update(producers)
+        _check_in_place(spec, producers, readers)
+        for bottom, producer in zip(bottoms, producers, strict=True):
+            if changer := overwritten.get(producer):
+                raise spec.error(
+                    f"reads '{bottom}', whose memory layer '{changer.name}' has overwritten",
+                    f"Caffe would read what that layer made. Give '{changer.name}' a top of its own.",
+                )
+        for index, (producer, top) in enumerate(zip(producers, tops, strict=False)):
+            if bottoms[index] == top:
+                mine = memory.get(producer, producer)
+                overwritten.update((one, spec) for one in {mine, *memory} if memory.get(one, one) == mine)
+        alone = len(producers) == len(tops) == 1 and has(layer.type, Trait.SHARES_ALONE)
+        if producers and (alone or has(layer.type, Trait.SHARES_MEMORY)):
+            memory.update({(name, k): memory.get(producers[0], producers[0]) for k in range(len(tops))})
         current.update({top: (name, k) for k, top in enumerate(spec.tops)})
+        readers.update({(name, k): 1 for k, weight in enumerate(layer.loss_weight[: len(spec.tops)]) if weight})
         yield dataclasses.replace(spec, producers=producers)
+
+
+def _check_in_place(layer: LayerSpec, producers: Sequence[Producer], readers: Mapping[Producer, int]) -> None:
+    """Refuses to overwrite a blob that others read: Caffe gives each reader a copy, and then there is no such blob."""
+    for bottom, producer, top in zip(layer.bottoms, producers, layer.tops, strict=False):
+        if bottom == top and has(layer.type, Trait.NOT_IN_PLACE):
+            raise layer.error(f"cannot overwrite its bottom '{bottom}'", "Give the top a name of its own.")
+        if bottom == top and readers[producer] > 1:
+            raise layer.error(
+                f"overwrites '{bottom}', which other layers read, or a loss_weight counts",
+                f"Caffe's words: Top blob '{bottom}' produced by multiple sources. Give the top a name of its own, "
+                "for the layers that follow.",
+            )
 
 
 def _producer(layer: LayerSpec, bottom: str, current: dict[str, Producer], layers: Sequence[Message]) -> Producer:

@@ -99,6 +99,16 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
         spec, layers=tuple(_without_tops(kept, labels)), targets=targets, notes=(*spec.notes, *notes)
     )
     if not deployed.outputs:
+        for layer in dropped:
+            if layer.name in unknown:
+                p = layer.param.python_param
+                code = layer.type == "Python"
+                how = f'@python_layer("{p.module}", "{p.layer}")' if code else f"class {layer.type}(Layer)"
+                what = f"the Python code {_kind(layer)}" if code else "this type"
+                raise layer.error(
+                    f"nothing stands for {what}, and without it no layers are left",
+                    f"Map it with --plugin: a file with {how}; see docs/custom-layers.md.",
+                )
         raise SpecError("the net has no layers without the losses; use --keep-loss", spec.path)
     return deployed
 

@@ -19,7 +19,7 @@ from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, told
 from caffe_port.formats.message import Message, at, schema
 from caffe_port.formats.unfollowed import CHANGES, FEED, HARMLESS, TRAINING, Rule, is_neutral, rule_of
 from caffe_port.signatures.plugins import find
-from caffe_port.signatures.signature import Signature, Trait
+from caffe_port.signatures.signature import Holds, Signature, Trait, compares_labels, holds
 from caffe_port.spec import NetSpec, Unfollowed
 
 _INITIAL = frozenset({"FillerParameter", "ParamSpec"})
@@ -41,9 +41,9 @@ def unfollowed(net: Message, path: str) -> Iterator[Unfollowed]:
 
 def _walk(message: Message, name: str, path: str, layer: Message, signature: Signature) -> Iterator[Unfollowed]:
     yield from _fields(message, name, path, layer, signature)
-    owned = (*signature.messages, *signature.also)
+    owned = _owned(signature)
     for key, value in message.items():
-        if message is layer and _is_foreign(key, value, owned):
+        if message is layer and owned is not None and _is_foreign(key, value, owned):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, Message) and child.schema is not None and key != "blobs":
@@ -55,21 +55,39 @@ def _fields(
 ) -> Iterator[Unfollowed]:
     assert message.schema is not None
     kind, type_ = message.schema.name, "" if layer is None else layer.type
-    where, owned = at(path, message), () if signature is None else (*signature.messages, *signature.also)
+    where, owned = at(path, message), _owned(signature)
     for field, value in message.items():
-        rule = None if message is layer and field in owned else rule_of(type_, kind, field)
-        if rule is None and message is layer and _is_foreign(field, value, owned):
+        if field == "propagate_down" and message is layer and _goes_everywhere(layer):
+            continue
+        rule = None if message is layer and field in (owned or ()) else rule_of(type_, kind, field)
+        if rule is None and message is layer and owned is not None and _is_foreign(field, value, owned):
             rule = Rule(HARMLESS, f"layers of type {type_} do not read it")
         if rule is not None and not is_neutral(message.schema.fields[field], value):
             yield Unfollowed(name, type_, field, kind, where, _effect(rule, signature), rule.words, known=True)
     for key in message.unknown:
         rule = rule_of(type_, kind, str(key))
-        if rule is None and message is layer and key in owned:
+        if rule is None and message is layer and key in (owned or ()):
             continue
         effect, words = (_effect(rule, signature), rule.words) if rule else _unknown(message, key, layer, signature)
         if isinstance(key, int) and (users := told(kind, key)):
             words += f" ({key} is {users})"
         yield Unfollowed(name, type_, str(key), kind, where, effect, words, known=False)
+
+
+def _goes_everywhere(layer: Message) -> bool:
+    """Whether propagate_down stops no gradient but those of labels and indices, which have none."""
+    labels = compares_labels(layer.type)
+    return all(
+        flag or (labels and index > 0) or holds(layer.type, index) in (Holds.LABELS, Holds.FLAGS, Holds.INDICES)
+        for index, flag in enumerate(layer.propagate_down)
+    )
+
+
+def _owned(signature: Signature | None) -> tuple[str, ...] | None:
+    """The messages that a layer's type reads; None where any may be: a data layer's, that forks name as they like."""
+    if signature is None or signature.has(Trait.SOURCE):
+        return None
+    return (*signature.messages, *signature.also)
 
 
 _OF_EVERY_LAYER = ("transform_param", "loss_param")

@@ -21,6 +21,9 @@ _DATA_SETS = {"mnist": (1, 28, 28), "lenet": (1, 28, 28), "cifar": (3, 32, 32), 
 _VECTORS = ((re.compile(r"im_?info"), (1, 3)), (re.compile(r"rois|boxes|^gt"), (1, 5)))
 """What blobs of detectors hold, by name: height, width and scale of an image; image and corners of boxes."""
 _STEPS = 20
+_FRAMES = 16
+_SIZES = (("upsample_h", "upsample_w"), ("height", "width"))
+"""How layers name the size of what they make."""
 
 
 def try_shapes(
@@ -80,9 +83,28 @@ def _candidates(spec: NetSpec, layer: LayerSpec, channels: int | None) -> Iterat
             if word in told:
                 yield (1, count, *shape[1:])
     mean_values = len(p.transform_param.mean_value)
+    frames = (_FRAMES,) if any(_is_video(one) for one in spec.layers) else ()
     likely = (channels,) if channels else (*((mean_values,) if mean_values > 1 else ()), *sliced, 3, 1, 2, 6)
-    for batch, count, side in itertools.product((1, *_batches(spec, layer)), likely, _SIDES):
-        yield (batch, count, side, side)
+    sizes = [*_named_sizes(spec), *((side, side) for side in _SIDES)]
+    for batch, count, size in itertools.product((1, *_batches(spec, layer)), likely, sizes):
+        yield (batch, count, *frames, *size)
+
+
+def _is_video(layer: LayerSpec) -> bool:
+    """Whether a layer slides along the frames of a video: C3D's and its like."""
+    return any(isinstance(p, Message) and p.has("kernel_depth") for _, p in layer.param.items())
+
+
+def _named_sizes(spec: NetSpec) -> Iterator[tuple[int, int]]:
+    """Sizes that layers after the first say they make, SegNet's Upsample say; and those that halve down to them."""
+    named: set[tuple[int, int]] = set()
+    messages = [p for layer in spec.layers if not layer.is_input for _, p in layer.param.items()]
+    for p, names in itertools.product(messages, _SIZES):
+        size = [getattr(p, name) for name in names if isinstance(p, Message) and p.has(name)]
+        if len(size) == 2 and all(isinstance(n, int) and n > 1 for n in size):
+            named.add((size[0], size[1]))
+    for height, width in sorted(named, reverse=True):
+        yield from ((height * factor, width * factor) for factor in (1, 2, 4, 8, 16, 32))
 
 
 def cuts(spec: NetSpec, name: str, axis: int) -> Iterator[int]:

@@ -137,8 +137,8 @@ def _from_data(
     layer = spec.by_name[producer[0]]
     channels = _channels(spec, producer, weights)
     crop = _crop(layer)
-    frames = layer.param.image_data_param  # C3D's, of videos
-    length = (frames.new_length,) if frames.has("new_length") and frames.new_length > 1 else ()
+    lengths = [p.new_length for _, p in layer.param.items() if isinstance(p, Message) and p.has("new_length")]
+    length = tuple(n for n in lengths[:1] if n > 1)  # of a video, in frames
     if channels is None and crop is not None:
         channels = len(layer.param.transform_param.mean_value) or 3
         channels = 3 if channels == 1 else channels  # one mean value serves any number of channels

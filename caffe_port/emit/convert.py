@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port.api import Ported
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
-from caffe_port.emit import blobs, export
+from caffe_port.emit import blobs, export, preprocess_source
 from caffe_port.emit.model_source import Model, model
 from caffe_port.emit.self_check import (
     MODEL,
@@ -56,7 +57,10 @@ def convert(
     fold: bool = False,
     channels_last: bool = False,
     formats: Sequence[str] = ("torch",),
+    dynamic: str = "size",
     seed: int = 0,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[str] = (),
 ) -> Result:
     """Writes a net as PyTorch source and weights, and checks that they compute what the Net computes.
 
@@ -69,7 +73,11 @@ def convert(
         channels_last: convolutions compute in PyTorch's channels-last memory format; outputs agree up to rounding.
         formats: names from FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
             "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
+        dynamic: for "onnx" and "pt2": "size" (batch, height and width may differ from the net's own, as far as it
+            allows that), "batch", or "none".
         seed: for the input of the check.
+        preprocessing: how images become the net's input, if it is known; ``preprocess`` in model.py then does it.
+        classes: names by label, for model.py and port.json.
 
     Raises:
         CaffePortError: the folder is not empty or cannot be written; a layer has no self-contained source; the
@@ -85,7 +93,11 @@ def convert(
     output_folder.check(folder, force)
     if ported.shared and fold:  # folding computes with the weights
         _adopt(ported.net, {}, {})
-    source = model(ported.net, fold, channels_last)
+    plan = ported.net.plans[False]
+    fitted = None
+    if preprocessing is not None and len(plan.spec.inputs) == 1:
+        fitted = preprocess_source.fitted(preprocessing, plan.shapes[plan.spec.inputs[0][1]])
+    source = model(ported.net, fold, channels_last, fitted, classes)
     read: dict[str, Definition | Weights] = {ported.definition.path: ported.definition}
     if ported.weights is not None:  # a definition from inside it has its path
         read[ported.weights.path] = ported.weights
@@ -93,6 +105,8 @@ def convert(
     with output_folder.beside(folder) as temporary, ThreadPoolExecutor(2) as pool:  # checksums run in parallel
         origins = [pool.submit(_origin, file) for path, file in read.items() if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
+        if fitted is not None and fitted.mean_image is not None:
+            np.save(temporary / preprocess_source.MEAN, fitted.mean_image)
         write_safetensors(temporary / WEIGHTS, source.state, mapping)
         digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
         stored = _read_back(temporary / WEIGHTS, source.state, mapping)
@@ -104,21 +118,26 @@ def convert(
             source.class_name,
             stored if ported.shared else temporary / WEIGHTS,
             exact=not (fold or channels_last),
+            per_item=source.per_item,
             seed=seed,
         )
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
+        if (temporary / preprocess_source.MEAN).exists():
+            files.append(preprocess_source.MEAN)
         if "onnx" in formats or "pt2" in formats:
             module = read_model(source.source, source.class_name, temporary / WEIGHTS)
             example = _fitting_inputs(ported.net, seed)
             for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
                 if name in formats:
-                    check += "; " + write(module, example, ported.net.plans[False], temporary / path)
+                    check += "; " + write(module, example, plan, temporary / path, dynamic)
         if "safetensors" in formats:
             assert ported.weights is not None
             blobs.write(temporary / blobs.BLOBS, ported.weights, ported.definition.net)
         unchecked = () if check.startswith("outputs") else (f"the written model could not be checked: {check}",)
         notes = (*ported.notes, *source.notes, *unchecked)
         report = _report(ported, source, check, notes)
+        report["preprocessing"] = None if fitted is None else fitted.as_dict()
+        report["classes"] = list(classes)
         report["from"] = [origin.result() for origin in origins]
         made = {
             name: digest.result() if name == WEIGHTS else output_folder.fingerprint(temporary / name) for name in files
@@ -191,6 +210,7 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         "class": source.class_name,
         "inputs": {blob: list(plan.shapes[s]) for blob, s in plan.spec.inputs},
         "outputs": {blob: list(plan.shapes[s]) for blob, s in plan.spec.outputs},
+        "output_types": {blob: plan.spec.by_name[layer].type for blob, (layer, _) in plan.spec.outputs},
         "arguments": source.inputs,
         "layers": len(plan.steps),
         "parameters": sum(p.numel() for p in ported.net.parameters()),
@@ -201,6 +221,8 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         "notes": list(notes),
         "ignored_fields": list(plan.spec.ignored),
         "check": check,
+        "preprocessing": None,
+        "classes": [],
         "from": [],
         "files": [],
         "versions": {"caffe-port": __version__, "torch": importlib.metadata.version("torch")},

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.emit import fold as folding
+from caffe_port.emit import preprocess_source
 from caffe_port.emit.copied_classes import Copied, Import, constructor_call, quoted
 from caffe_port.emit.forward_method import Body, Flow, flow, wrap
 from caffe_port.emit.frozen_batch_norm import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
@@ -21,12 +23,16 @@ from caffe_port.layers.activation import ReLU
 from caffe_port.layers.layer import Layer
 from caffe_port.layers.linear import Scale
 from caffe_port.layers.normalization import BN, BatchNorm
+from caffe_port.layers.shape import Reshape
 from caffe_port.net import fusion
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan, Step
 from caffe_port.terminal import count
 from caffe_port.version import __version__
+
+_TAKEN = {"Tensor", "F", "nn", "Any", "Path", "CLASSES", "preprocess", "numpy"}
+"""Names that model.py may bind, besides those of copied classes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Model:
         attributes: Caffe's layer name -> attribute; None if the layer became an expression or was dropped.
         inputs: input blob -> argument of ``forward``, in the order of the arguments.
         notes: warnings.
+        per_item: whether it takes any batch size where the Net has one written out.
     """
 
     class_name: str
@@ -48,20 +55,30 @@ class Model:
     attributes: dict[str, str | None]
     inputs: dict[str, str]
     notes: tuple[str, ...]
+    per_item: bool = False
 
 
-def model(net: Net, fold: bool = False, channels_last: bool = False) -> Model:
+def model(
+    net: Net,
+    fold: bool = False,
+    channels_last: bool = False,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[str] = (),
+) -> Model:
     """The source of a net. A BatchNorm and the Scale that follows are one affine BatchNorm.
 
     Args:
         fold: fold BatchNorm, BN and Scale into the weights of the Convolution or InnerProduct before them; for
             inference, because train() then computes what eval() does.
         channels_last: convolutions store their weights, and therefore compute, in that memory format.
+        preprocessing: how an image becomes the net's only input, the result of
+            :func:`caffe_port.emit.preprocess_source.fitted`; None: no ``preprocess`` is written.
+        classes: names by label.
 
     Raises:
         CaffePortError: a layer cannot be written as self-contained source.
     """
-    return _Writer(net, fold, channels_last).model()
+    return _Writer(net, fold, channels_last).model(preprocessing, classes)
 
 
 class _Writer:
@@ -73,6 +90,7 @@ class _Writer:
             for step in net.plans[training].steps:
                 self.modules.setdefault(step.attribute, getattr(net, step.attribute))
                 self.layer_names.setdefault(step.attribute, step.layer.name)
+        self.unfixed = self._unfix_batches()
         self.order = _in_order(net)
         self.folded = {scale: norm for norm, scale in net.scales.items()}  # a layer -> the one it is folded into
         self.absorbed = folding.absorbed(net) if fold else {}
@@ -81,11 +99,32 @@ class _Writer:
         self.state: dict[str, Tensor] = {}
         self.shown: list[str] = []
 
-    def model(self) -> Model:
+    def _unfix_batches(self) -> list[str]:
+        """Lets each Reshape that writes out the batch size of the net keep that of its input; their layer names."""
+        unfixed = []
+        for plan in self.net.plans.values():
+            batches = {plan.shapes[source][:1] for _, source in plan.spec.inputs}
+            for step in plan.steps:
+                module = self.modules[step.attribute]
+                if not isinstance(module, Reshape) or module.start or not module.dims or len(batches) != 1:
+                    continue
+                (batch,) = batches
+                bottom = plan.shapes[step.layer.producers[0]]
+                if (module.dims[0],) == batch == bottom[:1]:
+                    self.modules[step.attribute] = Reshape((0, *module.dims[1:]), module.start, module.end)
+                    unfixed.append(step.layer.name)
+        return list(dict.fromkeys(unfixed))
+
+    def model(self, preprocessing: Preprocessing | None, classes: Sequence[str]) -> Model:
         init = self._init()
         methods, inputs = self._methods()
+        around: list[str] = []
+        if preprocessing is not None:
+            plan = self.net.plans[False]
+            around, imports = preprocess_source.lines(preprocessing, plan.shapes[plan.spec.inputs[0][1]], classes)
+            self.copied.imports |= imports
         self.copied.imports |= {Import("torch", "Tensor", "Tensor"), Import("torch", "nn", "nn")}
-        name = class_name(self.net.plans[False].spec.name, set(self.copied.names) | {"Tensor", "F", "nn"})
+        name = class_name(self.net.plans[False].spec.name, set(self.copied.names) | _TAKEN)
         text = [
             f'"""{self._header(name)}"""',
             "",
@@ -98,18 +137,21 @@ class _Writer:
             text += ([] if previous == kind == "assignment" else [""] if kind == "assignment" else ["", ""]) + lines
             previous = kind
         text += ["", "", f"class {name}(nn.Module):", f'    """{self._class_docstring()}"""', ""]
-        text += ["    def __init__(self) -> None:", "        super().__init__()", *init, *methods]
+        text += ["    def __init__(self) -> None:", "        super().__init__()", *init, *methods, *around]
         source = "\n".join(text).replace("\n\n\n\n", "\n\n\n") + "\n"
         attributes: dict[str, str | None] = {}
         for step in (*self.net.plans[False].steps, *self.net.plans[True].steps):
             attribute = self.folded.get(step.attribute, step.attribute)
             attributes.setdefault(step.layer.name, attribute if attribute in self.shown else None)
         notes: tuple[str, ...] = ()
+        if self.unfixed:
+            named = ", ".join(self.unfixed[:3]) + (", ..." if len(self.unfixed) > 3 else "")
+            notes += (f"Reshape layers with the batch size written out keep that of the input instead ({named})",)
         if self.absorbed:
             n = len(self.absorbed)
             into = f"{count(n, 'layer was', 'layers were')} folded into the weights of the layers before them"
-            notes = (f"{into}: for inference only; train the model that convert writes without --fold",)
-        return Model(name, source, self.state, attributes, inputs, notes)
+            notes += (f"{into}: for inference only; train the model that convert writes without --fold",)
+        return Model(name, source, self.state, attributes, inputs, notes, bool(self.unfixed))
 
     # -- __init__ ---------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ def self_check(
     *,
     exact: bool = True,
     training: bool = False,
+    per_item: bool = False,
     seed: int = 0,
 ) -> str:
     """Runs a written model and the Net on the same random input and compares the outputs.
@@ -97,6 +98,8 @@ def self_check(
         weights: weights.safetensors; if mapped, its pages are freed after each layer that has large parameters.
         exact: outputs must be equal bit by bit; otherwise within 1e-4 of the largest output.
         training: run in train(), both with the same random state, instead of eval().
+        per_item: the Net takes its own batch size only, the model any: in eval(), two batches at once must give what
+            they give one by one.
 
     Returns:
         A sentence that begins with "outputs" if they were compared; otherwise the reason why they could not be.
@@ -115,7 +118,7 @@ def self_check(
     hooks = _letting_go((net, module), weights.mapping) if isinstance(weights, Mapped) else []
     state = {name: value.clone() for name, value in net.named_buffers()} if training else {}
     try:
-        tried = [(seed, batch, uniform) for uniform in (False, True) for batch in (2, None)]
+        tried = [(seed, batch, uniform) for uniform in (False, True) for batch in ((None,) if per_item else (2, None))]
         wanted = reason = None
         for inputs in (example_inputs(net, *how) for how in tried):
             try:
@@ -127,6 +130,12 @@ def self_check(
             return f"the Net does not run on random inputs ({reason})"
         try:
             got = run_once(module, inputs, seed)
+            if per_item and not training:
+                again = run_once(net, turned := tuple(x.flip(-1) for x in inputs), seed)
+                both = run_once(module, tuple(map(torch.cat, zip(inputs, turned, strict=True))), seed)
+                _compare({name: torch.cat([value, again[name]]) for name, value in wanted.items()}, both, False)
+        except CaffePortError:
+            raise
         except Exception as error:  # noqa: BLE001  as above
             raise CaffePortError(f"does not run: {first_line(error)}", where, REPORT_IT) from None
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.devices import find_device
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
+from caffe_port.evaluation.known import known
 from caffe_port.evaluation.registry import Entry
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.spec import NetSpec, Producer
@@ -283,7 +283,7 @@ def evaluate_files(
     pictures = datasets.load(data, split, root, download)
     spec = ported.net.plans[False].spec if ported else _deploy_spec(definition, level, stages, input_shapes or {})
     notes: list[str] = []
-    plan, origin = _plan(spec, entry, stored, pictures, notes)
+    plan, origin = _plan(spec, stored, pictures, notes)
     order = channel_order and channel_order.upper()
     mirror = None if tta is None else tta == "mirror"
     given = {"std": std, "scale": scale, "channel_order": order, "mean": mean, "mirror_test": mirror}
@@ -389,32 +389,13 @@ def port_for(
         raise type(error)(error.what, error.where, f"{error.hint} {hint}".strip()) from None
 
 
-def _plan(
-    spec: NetSpec, entry: Entry | None, stored: Weights | None, pictures: ImageSet, notes: list[str]
-) -> tuple[Preprocessing, str]:
+def _plan(spec: NetSpec, stored: Weights | None, pictures: ImageSet, notes: list[str]) -> tuple[Preprocessing, str]:
     """The preprocessing, and its source."""
-    if entry is not None:
-        return entry.preprocessing, f"registry entry '{entry.name}'"
-    if stored is not None and (trained := _of_run(Path(stored.path))) is not None:
-        return trained[0], f"the run in {trained[1]}"
-    for layer in spec.layers:
-        if layer.param.has("transform_param"):
-            plan = Preprocessing.from_transform_param(layer, pictures.channel_order, notes)
-            return plan, f"transform_param of layer '{layer.name}'"
+    found = known([spec], stored, pictures.channel_order, notes)
+    if found is not None:
+        return found.preprocessing, found.origin
     notes.append("no preprocessing is known from the registry or the net: images are used as they are, 0..255")
     return Preprocessing(channel_order=pictures.channel_order), "none"
-
-
-def _of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
-    """The preprocessing with which a ``caffe-port train`` run trained these weights, from its config.json."""
-    for folder in (weights.parent, weights.parent.parent):
-        path = folder / "config.json"
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))["preprocessing"]
-            return Preprocessing.from_dict(table, str(path)), folder
-        except (OSError, ValueError, KeyError, TypeError, CaffePortError):
-            continue
-    return None
 
 
 def plot_confusion(result: Evaluation, path: str | Path) -> None:

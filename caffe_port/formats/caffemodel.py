@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -299,3 +299,25 @@ def write(path: str | Path, net: Message, blobs: dict[str, list[Array]]) -> None
     with atomic_write(path) as file:
         for chunk in wire.serialize(net.copy(layer=layers)):
             file.write(chunk)
+
+
+def write_hdf5(path: str | Path, layers: Sequence[str], blobs: Mapping[str, dict[int, Array]]) -> None:
+    """Writes a .caffemodel.h5, like a snapshot of Caffe's with ``snapshot_format: HDF5``.
+
+    Args:
+        layers: names of all layers; those without blobs get an empty group.
+        blobs: layer name -> index -> array. A blob that layers share is stored once, with the first of them.
+
+    Raises:
+        CaffePortError: the file cannot be written.
+        DependencyError: h5py is not installed.
+
+    Source: net.cpp (ToHDF5).
+    """
+    h5py = hdf5.library(str(path))
+    with atomic_write(path) as out, h5py.File(out, "w") as file:
+        data = file.create_group("data")
+        for name in dict.fromkeys([*layers, *blobs]):
+            group = data.require_group(name)
+            for index, array in blobs.get(name, {}).items():
+                group[str(index)] = np.asarray(array, np.float32)

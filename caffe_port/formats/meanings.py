@@ -21,12 +21,13 @@ from typing import Final
 from caffe_port.formats.dialects import Dialect, assumed, dialects, find
 from caffe_port.formats.message import Message
 from caffe_port.formats.recognition import Recognition
-from caffe_port.formats.unstated import complete
+from caffe_port.formats.unstated import SETTLED, complete
 from caffe_port.terminal import count
 
 MARKS: Final[dict[str, Callable[[Message], bool]]] = {
     **dict.fromkeys(("BatchNormKyle", "BilinearInterpolate", "MaxUnPool", "PixelShuffle", "Unsqueeze"), lambda _: True),
     "HardSigmoid": lambda layer: layer.has("hardsigmoid_param"),
+    "Proposal": lambda layer: layer.has("proposal_in_pixels_param"),
     "Pad": lambda layer: any(layer.pad_param.has(f"pad_{side}") for side in "udlr"),
     "ReLU6": lambda layer: layer.relu6_param.has("threshold"),
     "Upsample": lambda layer: layer.upsample_param.has("dims_num"),
@@ -38,17 +39,32 @@ MARKS: Final[dict[str, Callable[[Message], bool]]] = {
 NOT_IN_FILES: Final[dict[str, frozenset[str]]] = {
     "BNParameter": frozenset({"inverse_std"}),
     "EmbedParameter": frozenset({"last_axis"}),
+    "ProposalParameter": frozenset({"scale_in_pixels"}),
 }
 
 
-def recognized(layers: Sequence[Message]) -> tuple[str, str]:
-    """The dialect of a net and the reason, or empty strings."""
+def recognized(layers: Sequence[Message], whose: Recognition | None = None) -> tuple[str, str]:
+    """Whose meaning holds, ``caffe`` or ``brocolli``, and the reason; empty strings where nothing tells.
+
+    Args:
+        layers: LayerParameters of a definition.
+        whose: the dialect of its weights.
+    """
     if (chosen := assumed()) is not None:
-        return chosen, f"--dialect {chosen}"
+        return _family(chosen), f"--dialect {chosen}"
     for layer in layers:
         if layer.type in MARKS and MARKS[layer.type](layer):
             return "brocolli", f"layer '{layer.name}' ({layer.type}) is one of brocolli-caffe's"
+    if whose is not None and whose.dialect.label != "caffe":
+        alike = {whose.dialect, *whose.like, *(d for one in (*whose.open, *whose.defaults) for d in one.dialects)}
+        families = {_family(d.label) for d in alike}
+        if len(families) == 1:
+            return families.pop(), f"the numbers in the weights are those of {whose.dialect.label}"
     return "", ""
+
+
+def _family(dialect: str) -> str:
+    return "brocolli" if dialect == "brocolli" else "caffe"
 
 
 def translate(
@@ -61,18 +77,15 @@ def translate(
         also: layers of a further definition of the same net, whose fork tells this one's.
         whose: the dialect of its weights.
     """
-    dialect, reason = recognized([*net.layer, *also])
-    notes = list[str]()
-    known = find(dialect) if dialect else None if whose is None else whose.dialect
+    family, reason = recognized([*net.layer, *also], whose)
+    notes, layers = list[str](), list(net.layer)
+    named = assumed() or ("brocolli" if family == "brocolli" else None)
+    known = find(named) if named else None if whose is None else whose.dialect
     if whose is None or whose.source is None or also:
-        others: Callable[[], list[Dialect]] = _writers if not dialect and whose is None else list
-        layers, unsaid = complete(net.layer, lambda *_: known, others, forks_only=True)
-        notes += [f"{one}. --dialect NAME decides" for one in unsaid]
-    else:
-        layers = list(net.layer)
-    if not dialect and whose is not None and whose.dialect.short:
-        dialect, reason = whose.dialect.short, f"the numbers in the weights are those of {whose.dialect.short}"
-    layers = _inverse_std(layers, dialect, reason, notes)
+        others: Callable[[], list[Dialect]] = _writers if known is None else list
+        layers, unsaid = complete(layers, lambda *_: known, others, forks_only=True)
+        notes += [f"{one}. --dialect NAME decides" for one in unsaid if not one.chosen.startswith(SETTLED)]
+    layers = _inverse_std(layers, family, reason, notes)
     same = all(new is old for new, old in zip(layers, net.layer, strict=True))
     return net if same else net.copy(layer=layers), tuple(notes)
 

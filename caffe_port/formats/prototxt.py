@@ -63,6 +63,7 @@ FORKS_FIELDS: Final[dict[str, frozenset[str]]] = {
         "LossParameter": "class_weight class_weights ignore_labels",
         "FillerParameter": "values",
         "ParamSpec": "l1_mult",
+        "SolverParameter": "larc larc_eta larc_policy weight_decay_policy weight_decay_power",
     }.items()
 }
 

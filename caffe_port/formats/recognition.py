@@ -102,7 +102,7 @@ class Recognition:
     @property
     def note(self) -> str:
         """What is left open, in a line; empty if nothing."""
-        left = [*self.open, *self.defaults]
+        left = [*self.open, *(one for one in self.defaults if not one.chosen.startswith(unstated.SETTLED))]
         if self.contradicts:
             return f"the dialect {self.dialect.label} does not explain {self.contradicts}"
         if not left:

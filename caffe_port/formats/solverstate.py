@@ -18,6 +18,9 @@ from caffe_port.storage import hdf5
 from caffe_port.storage.files import atomic_write, map_file
 from caffe_port.typing import Array
 
+NO_LOSS = float(np.finfo(np.float32).max)
+"""The minimum before any loss."""
+
 
 @dataclass(frozen=True)
 class SolverState:
@@ -27,13 +30,16 @@ class SolverState:
         iter: the number of updates done.
         learned_net: the file of the weights that belong to it, as Caffe recorded it.
         history: the solver's first array for every blob of the net, then its second (AdaDelta, Adam).
-        current_step: the steps taken so far by lr_policy step or multistep.
+        current_step: the steps taken so far by lr_policy step, multistep or plateau.
+        minimum_loss, iter_last_event: what lr_policy plateau remembers; only in SSD's binary files.
     """
 
     iter: int
     learned_net: str
     history: tuple[Array, ...] = field(repr=False)
     current_step: int = 0
+    minimum_loss: float = NO_LOSS
+    iter_last_event: int = 0
     path: str = "<state>"
 
 
@@ -57,7 +63,9 @@ def read(path: str | Path) -> SolverState:
             history.append(np.asarray(caffemodel.blob_array(blob), np.float32))
         except ParseError as error:
             raise ParseError(f"history {index}: {error.what}", where) from None
-    return SolverState(state.iter, state.learned_net, tuple(history), state.current_step, where)
+    least = state.minimum_loss if state.has("minimum_loss") else NO_LOSS
+    numbers = state.current_step, least, state.iter_last_event
+    return SolverState(state.iter, state.learned_net, tuple(history), *numbers, where)
 
 
 def _read_hdf5(where: str) -> SolverState:
@@ -69,7 +77,7 @@ def _read_hdf5(where: str) -> SolverState:
             name = file["learned_net"][()]
             name = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
             numbers = [int(hdf5.values(file, key, where).reshape(-1)[0]) for key in ("iter", "current_step")]
-            return SolverState(numbers[0], name, tuple(history), numbers[1], where)
+            return SolverState(numbers[0], name, tuple(history), numbers[1], path=where)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise ParseError(f"is damaged or not a .solverstate.h5: {str(error)[:200]}", where) from None
 
@@ -83,6 +91,9 @@ def write(path: str | Path, state: SolverState) -> None:
     if str(path).endswith(".h5"):
         return _write_hdf5(path, state)
     message = Message("SolverState", iter=state.iter, learned_net=state.learned_net, current_step=state.current_step)
+    if state.minimum_loss != NO_LOSS:
+        message.set("minimum_loss", state.minimum_loss)
+        message.set("iter_last_event", state.iter_last_event)
     message.set("history", [caffemodel.blob_message(array) for array in state.history])
     with atomic_write(path) as file:
         for chunk in wire.serialize(message):

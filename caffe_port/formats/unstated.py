@@ -16,6 +16,9 @@ from caffe_port.formats.message import Message, schema
 
 _OF_NO_NUMBER = frozenset({"engine", "prefetch", "batch_size", "precision", "rounding_scheme", "stride_h", "stride_w"})
 _FEED = ("DataParameter", "LossParameter", "QuantizationParameter", "MeanfieldParameter")
+SETTLED = "prior_box_param.clip"
+"""What the record of its type writes down and tells of, for Caffe and brocolli-caffe: Signature.settles."""
+
 _WITHOUT_MESSAGE = ("dropout_param", "batch_norm_param", "scalar_param", "reverse_time_param", "upsample_param")
 """Parameters of layers that work without them, so that the defaults hold where the message itself is missing."""
 
@@ -55,6 +58,8 @@ def complete(
                 own = values.get(mine.index) if mine is not None else None
                 told = TELLING.get(field.message_name, ("", ""))
                 is_mark = mine is not None and layer.has(name) and told == (inner, mine.short)
+                if mine is not None and mine.short == "brocolli" and f"{name}.{inner}" == SETTLED:
+                    own = None
                 if own is not None and (not close(own, shown) or is_mark):
                     layer = layer.copy(**{name: message.copy(**{inner: own})})
                     shown = own

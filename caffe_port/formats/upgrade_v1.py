@@ -151,7 +151,8 @@ def _move_transform(layer: Message) -> Message:
 def _legacy_inputs(net: Message, where: str) -> Message:
     """Turns ``input:`` with ``input_shape``, or with four ``input_dim`` each, into one Input layer.
 
-    As in UpgradeNetInput, input_shape takes precedence over input_dim, and any excess is ignored.
+    As in UpgradeNetInput, input_shape takes precedence over input_dim, and any excess is ignored. Names without shapes
+    are inputs whose shape the user gives, unless a layer makes them: Caffe only clears them.
     """
     if not net.has("input"):
         return net
@@ -164,6 +165,11 @@ def _legacy_inputs(net: Message, where: str) -> Message:
     elif shapes and len(shapes) < n:
         raise SpecError(f"expected {n} input_shape for {count(n, 'input')}, got {len(shapes)}", where)
     shapes = shapes[:n]
+    if not shapes:
+        made = {top for layer in net.layer for top in layer.top}
+        names = [name for name in names if name not in made]
+        if not names:
+            return net.copy(input=None)
     layer = Message("LayerParameter", net.line, name="input", type="Input", top=list(names))
     if shapes:
         layer.set("input_param", Message("InputParameter", net.line, shape=list(shapes)))

@@ -200,7 +200,7 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
         label, value = _weights_fact(weights)
         facts += [(label, f"{Path(weights.path).name}, {value}"), *_dialect_facts(weights)]
         compared = compare(definition, weights, options)
-        if not compared.fits:
+        if not compared.fits and compared.rows:
             errors.append(f"the weights do not fit: {compared.summary} See `caffe-port inspect --diff`.")
         elif compared.counts["missing"] or compared.counts["extra"]:
             notes.append(f"net and weights: {compared.summary} See `caffe-port inspect --diff`.")
@@ -235,7 +235,7 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
             facts += [("definition", f"inside the file{saved}"), *_net_facts(definition, found)]
             rows, notes, errors = found.rows, list(found.notes), list(found.errors)
             compared = compare(definition, weights, options, found)
-            if not compared.fits:
+            if not compared.fits and compared.rows:  # a net without parameters has none
                 errors.append(f"the definition inside the file does not fit its blobs: {compared.summary}")
     size_ = Path(path).stat().st_size
     return Inspection(
@@ -318,7 +318,7 @@ def _inspect_solver(path: PathLike) -> Inspection:
     message = prototxt.read(path, "SolverParameter")
     facts = [("format", "solver")]
     facts += [(name, _value_text(value)) for name, value in message.items()]
-    notes = [f"line {message.line}: field '{name}' is unknown and has no effect" for name in message.unknown]
+    notes = [f"field '{name}' is unknown; Caffe and train refuse it" for name in message.unknown]
     nets = [getattr(message, name) for name in ("net", "train_net") if message.has(name)]
     notes += [
         f"the net is expected at '{net}', relative to the folder where the command runs"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_port.errors import SpecError
-from caffe_port.formats.message import Message
+from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.layer import Layer, canonical_axis
 from caffe_port.storage.files import map_file
 from caffe_port.typing import Shape
@@ -59,12 +59,34 @@ def ignored(loss_param: Message) -> int | None:
 
 
 def normalization(loss_param: Message, default: str) -> str:
-    """FULL, VALID, BATCH_SIZE or NONE; ``normalize`` is the older way to say VALID or BATCH_SIZE."""
+    """FULL, VALID, BATCH_SIZE or NONE; ``normalize`` is the older way to say VALID or BATCH_SIZE.
+
+    Raises:
+        SpecError: PRE_FIXED, which is R-FCN's.
+    """
+    if loss_param.normalization == "PRE_FIXED":
+        raise SpecError("normalization PRE_FIXED, of R-FCN's fork, is not supported")
     if loss_param.has("normalization"):
         return str(loss_param.normalization)
     if loss_param.has("normalize"):
         return "VALID" if loss_param.normalize else "BATCH_SIZE"
     return default
+
+
+def class_weights(loss_param: Message, classes: int) -> dict[str, tuple[float, ...]]:
+    """What SegNet's fork weights the classes by: an argument of SoftmaxWithLoss, or none.
+
+    Source: softmax_loss_layer.cpp of alexgkendall/caffe-segnet
+
+    Raises:
+        SpecError: another number of weights.
+    """
+    if not loss_param.weight_by_label_freqs:
+        return {}
+    weights = tuple(decimal(value) for value in loss_param.class_weighting)
+    if weights and len(weights) != classes:
+        raise SpecError(f"{len(weights)} class_weighting for {classes} classes")
+    return {"weights": weights}
 
 
 # -- PyTorch ------------------------------------------------------------------------------------------------------
@@ -90,7 +112,7 @@ def normalized(losses: Tensor, valid: Tensor, axis: int, normalization: str) -> 
 
 def gather_labels(scores: Tensor, label: Tensor, axis: int, ignore_label: int | None) -> tuple[Tensor, Tensor]:
     """Labels as indices, of the shape of ``scores`` without ``axis``, and which of them count; ignored ones are 0."""
-    label = label.reshape(*scores.shape[:axis], *scores.shape[axis + 1 :]).long()
+    label = label.reshape((*scores.shape[:axis], *scores.shape[axis + 1 :])).long()
     if ignore_label is None:
         return label, torch.ones_like(label, dtype=torch.bool)
     valid = label != ignore_label
@@ -151,7 +173,7 @@ class ContrastiveLoss(Layer):
         self.margin, self.legacy_version = margin, legacy_version
 
     def forward(self, a: Tensor, b: Tensor, similar: Tensor) -> Tensor:
-        squared = (a - b.reshape(a.shape)).flatten(1).square().sum(1)
+        squared = (a - b.reshape(a.shape)).reshape(a.shape[0], -1).square().sum(1)
         if self.legacy_version:
             apart = F.relu(self.margin - squared)
         else:
@@ -196,7 +218,7 @@ class HingeLoss(Layer):
         self.norm = norm
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:
-        scores = scores.flatten(1)
+        scores = scores.reshape(len(scores), -1)
         sign = torch.ones_like(scores).scatter(1, label.reshape(-1, 1).long(), -1.0)
         margins = F.relu(1 + sign * scores)
         return (margins.square() if self.norm == "L2" else margins).sum() / scores.shape[0]
@@ -219,6 +241,7 @@ class InfogainLoss(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_batch(bottoms)
         axis = class_axis(p.infogain_loss_param.axis, bottoms)
         matrix = infogain_matrix(p.infogain_loss_param.source, bottoms[0][axis]) if len(bottoms) == 2 else None
         return {
@@ -285,7 +308,7 @@ class MultinomialLogisticLoss(Layer):
         return {}
 
     def forward(self, probabilities: Tensor, label: Tensor) -> Tensor:
-        p = probabilities.flatten(1).gather(1, label.reshape(-1, 1).long())
+        p = probabilities.reshape(probabilities.shape[0], -1).gather(1, label.reshape(-1, 1).long())
         return -clamp_value(p, 1e-20).log().sum() / p.shape[0]
 
 
@@ -325,6 +348,8 @@ class SmoothL1Loss(Layer):
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_equal_counts(bottoms)
+        if len({shape + (1,) * (4 - len(shape)) for shape in map(tuple, bottoms)}) > 1:
+            raise SpecError(f"bottoms {', '.join(map(str, bottoms))} differ in shape")
         return {"sigma": p.sigma}
 
     def __init__(self, sigma: float = 1.0) -> None:
@@ -346,29 +371,44 @@ class SoftmaxWithLoss(Layer):
 
     Differs from PyTorch: torch.nn.CrossEntropyLoss has no limit; here a probability counts as the least normal float32
     at least, so that a hopeless label costs 87.3365. Normalization VALID, the default, divides by the number of labels
-    that count, or by 1 where none does.
+    that count, or by 1 where none does. ``weight_by_label_freqs`` (SegNet's fork) multiplies the loss of a label by
+    its ``class_weighting``, or without one divides it by how often the batch has the label.
     Reference: softmax_loss_layer.cpp
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_batch(bottoms)
+        axis = class_axis(p.softmax_param.axis, bottoms)
         return {
-            "axis": class_axis(p.softmax_param.axis, bottoms),
+            "axis": axis,
             "ignore_label": ignored(p.loss_param),
             "normalization": normalization(p.loss_param, "VALID"),
             "probabilities": len(p.top) > 1,
+            **class_weights(p.loss_param, bottoms[0][axis]),
         }
 
     def __init__(
-        self, axis: int = 1, ignore_label: int | None = None, normalization: str = "VALID", probabilities: bool = False
+        self,
+        axis: int = 1,
+        ignore_label: int | None = None,
+        normalization: str = "VALID",
+        probabilities: bool = False,
+        weights: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         self.axis, self.ignore_label = axis, ignore_label
         self.normalization, self.probabilities = normalization, probabilities
+        self.weights = weights  # of the classes; empty: 1 / how often the batch has the label
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         label, valid = gather_labels(scores, label, self.axis, self.ignore_label)
         log_p = scores.log_softmax(self.axis).gather(self.axis, label.unsqueeze(self.axis)).squeeze(self.axis)
         log_p = clamp_value(log_p, math.log(torch.finfo(torch.float32).tiny))
+        if self.weights is not None:
+            zeros = log_p.new_zeros(scores.shape[self.axis])
+            often = zeros.scatter_add(0, label.flatten(), valid.flatten().to(log_p.dtype)).clamp(min=1)
+            weights = log_p.new_tensor(self.weights) if self.weights else 1 / often
+            log_p = log_p * weights[label]
         loss = normalized(-log_p, valid, self.axis, self.normalization)
         return (loss, scores.softmax(self.axis)) if self.probabilities else loss

@@ -3,6 +3,7 @@
 Bottoms are x (T, N, ...), for T steps of N streams, and cont (T, N): 0 where a stream begins a new sequence, which
 clears its state, else 1; then optionally a static input (N, ...) that is added at every step.
 With ``expose_hidden`` the initial states follow as bottoms and the final states as tops, each (1, N, num_output).
+As in Caffe, no gradient passes through cont, nor through these states: it ends at the first and at the last step.
 
 Differs from Caffe: without ``expose_hidden`` Caffe continues from the final state of the previous forward, where
 cont is 1 at the first step. Here a forward begins with zeros, so that it depends on its inputs alone; set
@@ -98,12 +99,12 @@ class LSTM(Layer):
         if self.weight_static is not None:
             gates = gates + F.linear(others[0].flatten(1), self.weight_static)
         if self.expose_hidden:
-            h, c = others[-2][0], others[-1][0]
+            h, c = others[-2][0].detach(), others[-1][0].detach()
         elif self.stateful and self.state is not None and self.state[0].shape[0] == x.shape[1]:
             h, c = self.state
         else:
             h = c = x.new_zeros(x.shape[1], self.hidden_size)
-        cont = cont.to(x.dtype).unsqueeze(-1)
+        cont = cont.detach().to(x.dtype).unsqueeze(-1)
         tops = []
         for t in range(x.shape[0]):
             c, h = lstm_step(c, gates[t] + F.linear(cont[t] * h, self.weight_h), cont[t])
@@ -111,7 +112,7 @@ class LSTM(Layer):
         if self.stateful:
             self.state = h.detach(), c.detach()
         top = torch.stack(tops)
-        return (top, h.unsqueeze(0), c.unsqueeze(0)) if self.expose_hidden else top
+        return (top, h.detach().unsqueeze(0), c.detach().unsqueeze(0)) if self.expose_hidden else top
 
 
 class Lstm(Layer):
@@ -193,12 +194,12 @@ class RNN(Layer):
         if self.weight_static is not None:
             inputs = inputs + F.linear(others[0].flatten(1), self.weight_static)
         if self.expose_hidden:
-            h = others[-1][0]
+            h = others[-1][0].detach()
         elif self.stateful and self.state is not None and self.state.shape[0] == x.shape[1]:
             h = self.state
         else:
             h = x.new_zeros(x.shape[1], self.hidden_size)
-        cont = cont.to(x.dtype).unsqueeze(-1)
+        cont = cont.detach().to(x.dtype).unsqueeze(-1)
         hidden = []
         for t in range(x.shape[0]):
             h = torch.tanh(inputs[t] + F.linear(cont[t] * h, self.weight_h))
@@ -206,7 +207,7 @@ class RNN(Layer):
         if self.stateful:
             self.state = h.detach()
         top = torch.tanh(F.linear(torch.stack(hidden), self.weight_o, self.bias_o))
-        return (top, h.unsqueeze(0)) if self.expose_hidden else top
+        return (top, h.detach().unsqueeze(0)) if self.expose_hidden else top
 
 
 class LSTMUnit(Layer):
@@ -216,4 +217,4 @@ class LSTMUnit(Layer):
     """
 
     def forward(self, c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
-        return lstm_step(c, gates, cont.to(c.dtype).unsqueeze(-1))
+        return lstm_step(c, gates, cont.detach().to(c.dtype).unsqueeze(-1))

@@ -47,7 +47,7 @@ class ArgMax(Layer):
         if self.axis is not None:
             values, indices = greatest(x, self.top_k, self.axis)
             return values if self.out_max_val else indices.to(x.dtype)
-        values, indices = greatest(x.flatten(1), self.top_k, 1)
+        values, indices = greatest(x.reshape(len(x), -1), self.top_k, 1)
         y = torch.stack((indices.to(x.dtype), values), 1) if self.out_max_val else indices.to(x.dtype).unsqueeze(1)
         return y.reshape(*y.shape, *[1] * (x.dim() - 3))
 
@@ -160,6 +160,7 @@ class Filter(Layer):
 class Flatten(Layer):
     """Same as torch.flatten.
 
+    Differs from PyTorch: an ``axis`` right after ``end_axis`` adds an axis of length 1 there.
     Reference: flatten_layer.cpp
     """
 
@@ -173,9 +174,13 @@ class Flatten(Layer):
         self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Tensor) -> Tensor:
+        if 0 <= self.end_dim < self.start_dim:
+            return x.unsqueeze(self.start_dim)
         return x.flatten(self.start_dim, self.end_dim)
 
     def call_source(self, *bottoms: str) -> str:
+        if 0 <= self.end_dim < self.start_dim:
+            return f"{bottoms[0]}.unsqueeze({self.start_dim})"
         return f"{bottoms[0]}.flatten({self.start_dim}{'' if self.end_dim == -1 else f', {self.end_dim}'})"
 
 
@@ -216,10 +221,10 @@ class Permute(Layer):
         self.dims = dims
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.permute(*self.dims)
+        return x.permute(self.dims)
 
     def call_source(self, *bottoms: str) -> str:
-        return f"{bottoms[0]}.permute({', '.join(map(str, self.dims))})"
+        return f"{bottoms[0]}.permute({', '.join(map(str, self.dims)) or '()'})"
 
 
 class Transpose(Permute):
@@ -282,14 +287,14 @@ class Reshape(Layer):
     def forward(self, x: Tensor) -> Tensor:
         dims = [x.shape[self.start + i] if d == 0 else d for i, d in enumerate(self.dims)]
         after = () if self.end is None else x.shape[self.end :]
-        return x.reshape(*x.shape[: self.start], *dims, *after)
+        return x.reshape((*x.shape[: self.start], *dims, *after))
 
     def call_source(self, *bottoms: str) -> str:
         x = bottoms[0]
         parts = [f"{x}.shape[0]" if self.start == 1 else f"*{x}.shape[:{self.start}]"] if self.start else []
         parts += [f"{x}.shape[{self.start + i}]" if d == 0 else str(d) for i, d in enumerate(self.dims)]
         parts += [] if self.end is None else [f"*{x}.shape[{self.end}:]"]
-        return f"{x}.reshape({', '.join(parts)})"
+        return f"{x}.reshape({', '.join(parts) or '()'})"
 
 
 class ShuffleChannel(Layer, nn.ChannelShuffle):

@@ -31,6 +31,7 @@ from caffe_port.signatures.normalization import row_shape
 from caffe_port.signatures.plugins import find_type
 from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED, Trait
 from caffe_port.spec import LayerSpec, NetSpec, Producer
+from caffe_port.terminal import count
 from caffe_port.typing import Array, Shape
 
 MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
@@ -126,6 +127,8 @@ class Net(nn.Module):
         for blob, producer in spec.inputs:
             if blob not in shapes:
                 raise SpecError(f"the shape of input '{blob}' is unknown", spec.path)
+            if 0 in shapes[blob]:
+                raise SpecError(f"input '{blob}' of shape {tuple(shapes[blob])} holds no numbers", spec.path)
             slot[producer], inferred[producer] = len(slot), tuple(shapes[blob])
         last_read = {s: i for i, layer in enumerate(spec.layers) for s in layer.producers}
         kept = {producer for _, producer in spec.outputs}
@@ -198,9 +201,12 @@ class Net(nn.Module):
         except RuntimeError as error:  # a shape beyond PyTorch's range
             raise layer.error(str(error).splitlines()[0][:200]) from None
         for name in module.blob_names():
-            count = getattr(module, name).numel()
-            if count > MAX_ELEMENTS:
-                raise layer.error(f"{name} would contain {count} values; Caffe's limit is 2^31 - 1")
+            numbers = getattr(module, name).numel()
+            if numbers > MAX_ELEMENTS:
+                raise layer.error(f"{name} would contain {numbers} values; Caffe's limit is 2^31 - 1")
+        if len(layer.param.param) > len(module.blob_names()) and cls is not stand_in:
+            blobs = count(len(module.blob_names()), "blob")
+            raise layer.error(f"has {len(layer.param.param)} param entries, but {blobs}")
         if first is not None:
             attribute = f"{attribute}__train"
             while attribute in self.names.values():
@@ -226,8 +232,9 @@ class Net(nn.Module):
         owners: dict[str, tuple[LayerSpec, Layer, str]] = {}
         for training in (False, True):
             for step in self.plans[training].steps:
-                module: Layer = getattr(self, step.attribute)
-                twin: Layer = getattr(self, self.names[step.layer.name])
+                module, twin = getattr(self, step.attribute), getattr(self, self.names[step.layer.name])
+                if not (isinstance(module, Layer) and isinstance(twin, Layer)):
+                    continue  # a module that a user put there
                 if twin is not module and twin.blob_names() == module.blob_names():
                     for name in module.blob_names():
                         setattr(module, name, getattr(twin, name))
@@ -355,12 +362,12 @@ class Net(nn.Module):
                 module.set_blob(blob, torch.from_numpy(value))
         self._copy(())
 
-    def load_weights(self, weights: Weights, share: bool = False) -> LoadReport:
+    def load_weights(self, weights: Weights, share: bool = False, fill: bool = True) -> LoadReport:
         """Copies blobs by layer name, as Caffe's CopyTrainedLayersFrom.
 
-        Layers that are not in the file are initialized from their fillers.
-
         Args:
+            fill: initialize layers that are not in the file from their fillers; else they keep what they have. Blobs
+                that they share with a layer of the file are loaded with that layer.
             share: large parameters become views of the blobs, which must be writable; see :meth:`Layer.share_blobs`.
 
         Raises:
@@ -388,7 +395,7 @@ class Net(nn.Module):
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
         absent = [name for name in targets if name not in stored]
-        if absent:  # first, for a layer of the file may share their blobs
+        if absent and fill:  # first, for a layer of the file may share their blobs
             self.initialise(only=absent)
         for name in (*matched, *bare):
             if share:
@@ -466,6 +473,8 @@ def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Sh
     if len(tops) != len(layer.tops):
         raise layer.error(f"has {len(layer.tops)} tops, but this type produces {len(tops)} from {len(bottoms)} bottoms")
     for name, shape in zip(layer.tops, tops, strict=True):
+        if 0 in shape:
+            raise layer.error(f"top '{name}' of shape {shape} holds no numbers")
         if np.prod(shape, dtype=float) > MAX_ELEMENTS or min(shape, default=1) < 0:
             raise layer.error(f"top '{name}' of shape {shape} is too large for any memory")
     return tops
@@ -493,6 +502,8 @@ def infer_by_running(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) 
 
 def _loss_weights(layer: LayerSpec, module: Layer) -> list[float]:
     given = list(layer.param.loss_weight)
+    if module.loss and not given and len(layer.tops) > 1 and not module.signature.has(Trait.OTHERS):
+        raise layer.error(f"a loss with {len(layer.tops)} tops needs a loss_weight for each of them")
     if given and len(given) != len(layer.tops):
         raise layer.error(f"{len(given)} loss_weight values for {len(layer.tops)} tops; give one per top")
     return given or [1.0 if module.loss and k == 0 else 0.0 for k in range(len(layer.tops))]

@@ -15,13 +15,12 @@ IMAGE = Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES
 
 
 def _batch_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
-    expect_axes(bottoms[0], 1, ANY)
+    expect_axes(bottoms[0], 2, ANY)
     return bottoms
 
 
 def _batch_norm_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:  # noqa: ARG001
-    channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
-    return {"mean": (channels,), "variance": (channels,), "scale_factor": (1,)}
+    return {"mean": bottoms[0][1:2], "variance": bottoms[0][1:2], "scale_factor": (1,)}
 
 
 def _bn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
@@ -77,8 +76,9 @@ def lrn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 
 def _mvn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
-    expect_axes(bottoms[0], 2, 4)
-    return bottoms
+    """The top always has four axes."""
+    expect_axes(bottoms[0], 0, 4)
+    return [(*bottoms[0], *[1] * (4 - len(bottoms[0])))]
 
 
 def _normalize(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import expect_axes
-from caffe_port.signatures.kernel_params import per_axis
+from caffe_port.signatures.kernel_params import extra_padding, per_axis
 from caffe_port.signatures.signature import SIGNATURES, Trait, declare
 from caffe_port.typing import Shape
 
@@ -59,20 +59,23 @@ def _pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         raise SpecError(f"a second top (the mask) needs pool: MAX, got {p.pool}")
     if axes == 3 and p.pool == "STOCHASTIC":
         raise SpecError(f"a bottom (N, C, D, H, W) needs pool: MAX or AVE, got {p.pool}")
+    if axes == 2 and p.has("pad_h") != p.has("pad_w"):
+        raise SpecError("pad_h and pad_w need each other")
     if p.global_pooling:
-        if axes == 2:
-            _expect_no_window(p)
+        _expect_no_window(p, axes)
         return [(*bottom[:2], *[1] * axes)] * min(tops, 2)
+    if any(extra_padding(p)):
+        raise SpecError("pad_l, pad_r, pad_t, pad_b must be equal on opposite sides; others are not supported here")
     kernel = per_axis(p, "kernel_size", axes, None, least=1)
     stride, padding = per_axis(p, "stride", axes, 1, least=1), per_axis(p, "pad", axes, 0)
     return [_pooled(bottom, p.pool, kernel, stride, padding, rounds_up(p))] * min(tops, 2)
 
 
-def _expect_no_window(p: Message) -> None:
+def _expect_no_window(p: Message, axes: int) -> None:
     if p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w"):
         raise SpecError("global_pooling pools the whole image: remove the kernel size")
-    stride, padding = per_axis(p, "stride", 2, 1, least=1), per_axis(p, "pad", 2, 0)
-    if stride != (1, 1) or padding != (0, 0):
+    stride, padding = per_axis(p, "stride", axes, 1, least=1), per_axis(p, "pad", axes, 0)
+    if set(stride) != {1} or any(padding):
         raise SpecError(f"global_pooling requires stride 1 and pad 0, got {stride} and {padding}")
 
 

@@ -94,7 +94,7 @@ def statistics(layer: LayerSpec) -> frozenset[int]:
 def integers_below(layer: LayerSpec, bottoms: Sequence[Shape], index: int) -> int | None:
     """The bound of the whole numbers that a bottom holds (labels, indices, flags); None where it holds any numbers."""
     signature, what = find(layer.param), holds(layer.type, index)
-    if signature is None or what in (Holds.NUMBERS, Holds.BOXES, Holds.STEPS):
+    if signature is None:
         return None
     if what is Holds.LABELS:
         return class_count(layer.param, bottoms)
@@ -104,7 +104,7 @@ def integers_below(layer: LayerSpec, bottoms: Sequence[Shape], index: int) -> in
         if "dst_h" in fields:
             return int(p.dst_h * p.dst_w)
         return int(p.input_dim) if "input_dim" in fields else bottoms[0][0]
-    return 2
+    return 2 if what in (Holds.FLAGS, Holds.CONTINUES) else None
 
 
 def macs(layer: LayerSpec, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> int:

@@ -22,6 +22,9 @@ TopsRule = Callable[[Message, Sequence[Shape]], Sequence[Shape]]
 """(LayerParameter, bottom shapes) -> top shapes. Raises SpecError for what the layer refuses."""
 BlobsRule = Callable[[Message, Sequence[Shape]], Mapping[str, Shape]]
 """(LayerParameter, bottom shapes) -> the shapes of the blobs that this layer has, in Caffe's order."""
+SettlesRule = Callable[[Message, str], tuple[Message, str]]
+"""(LayerParameter, dialect or empty) -> the same with what it left open written down, and a note about that; empty if
+nothing was open. The dialects are those of :mod:`caffe_port.formats.dialects`."""
 MacsRule = Callable[[Message, Sequence[Shape], Sequence[Shape]], int]
 """(LayerParameter, bottom shapes, top shapes) -> multiply-accumulates of one forward pass."""
 
@@ -62,6 +65,10 @@ class Trait(enum.Flag):
     """In TEST the tops hold the numbers of the bottom, in their order: none is changed."""
     SHARES_MEMORY = enum.auto()
     """The tops share the memory of the bottoms (ShareData in Caffe)."""
+    SHARES_ALONE = enum.auto()
+    """A single top shares the memory of a single bottom."""
+    NOT_IN_PLACE = enum.auto()
+    """Refuses to overwrite its bottom."""
     REARRANGES = enum.auto()
     """Moves, joins, cuts or copies numbers, and computes none."""
     AGGREGATES = enum.auto()
@@ -88,6 +95,8 @@ class Trait(enum.Flag):
     """The backward pass of a fork's layer does nothing: its bottoms keep a gradient of zeros."""
     OTHERS = enum.auto()
     """Stands for types of several forks, whose parameters are not known here."""
+    FOREIGN = enum.auto()
+    """Runs code that is not part of Caffe, so that a record says nothing about its numbers."""
 
 
 class Holds(enum.Enum):
@@ -103,6 +112,14 @@ class Holds(enum.Enum):
     """Whole numbers that choose rows, items of the first bottom or embeddings, or places in a plane of the top."""
     BOXES = enum.auto()
     """Regions (R, 5): image, x1, y1, x2, y2."""
+    PRIORS = enum.auto()
+    """(1, 2, boxes * 4): the corners of boxes in fractions of the image, and their variances. SSD."""
+    OBJECTS = enum.auto()
+    """True boxes (1, 1, boxes, 8): image, label, instance, x1, y1, x2, y2, difficult. SSD."""
+    DETECTIONS = enum.auto()
+    """(1, 1, found, 7): image, label, score, x1, y1, x2, y2. SSD."""
+    IMAGE_SIZES = enum.auto()
+    """(N, 3): height, width and scale of every image. Faster R-CNN."""
     STEPS = enum.auto()
     """Sequences (steps, streams, ...)."""
     CONTINUES = enum.auto()
@@ -128,6 +145,7 @@ class Signature:
         statistics: the blobs that a forward in TRAIN writes and no solver learns: BatchNorm's.
         macs: its rule; None: 0. What is done once for each number (biases, activations, pooling) does not count.
         python: ``module.class`` of the Python layers that it stands for.
+        settles: how a layer is read of which forks make different things, where it does not say what it means.
         traits: what can be relied on.
     """
 
@@ -144,6 +162,7 @@ class Signature:
     statistics: frozenset[str] = frozenset()
     macs: MacsRule | None = None
     python: tuple[str, ...] = ()
+    settles: SettlesRule | None = None
     traits: Trait = Trait.NONE
 
     def has(self, trait: Trait) -> bool:
@@ -210,6 +229,7 @@ def declare(
     blob_shapes: BlobsRule | None = None,
     macs: MacsRule | None = None,
     python: tuple[str, ...] = (),
+    settles: SettlesRule | None = None,
     traits: Trait = Trait.NONE,
 ) -> Signature:
     """Makes the record of a type, and registers it."""
@@ -228,6 +248,7 @@ def declare(
             statistics=frozenset(statistics),
             macs=macs,
             python=python,
+            settles=settles,
             traits=traits,
         )
     )

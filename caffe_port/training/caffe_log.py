@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,13 +16,19 @@ from typing import Any
 
 from caffe_port.errors import ParseError
 from caffe_port.storage.files import atomic_write, read_bytes
+from caffe_port.training.plots import curves, is_loss, judge
 
-_LINE = re.compile(r"^[IWEF](\d{4}) (\d\d:\d\d:\d\d\.\d+)\s+\d+ [\w.]+:\d+\] (.*)$")
-_NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf|-?1\.#\w+))"
-_TESTING = re.compile(r"Iteration (\d+), Testing net \(#(\d+)\)")
-_TRAINED = re.compile(rf"Iteration (\d+)(?: \([^)]*\))?, loss = {_NUMBER}", re.IGNORECASE)
+_LINE = re.compile(r"^[IWEF](\d{4})?(\d{4}) (\d\d:\d\d:\d\d\.\d+)\s+\d+ ([\w.]+):\d+\] (.*)$")
+_NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan(?:\([^)]*\))?|inf|\d\.#\w+))"
+_TESTING = re.compile(r"Iteration (\d+), Testing net(?: \(#(\d+)\))?", re.IGNORECASE)
+_TRAINED = re.compile(rf"Iteration (\d+)(?: \([^)]*\))?(?:, [\d./]+ep)?, loss = {_NUMBER}", re.IGNORECASE)
 _RATE = re.compile(rf"Iteration (\d+), lr = {_NUMBER}", re.IGNORECASE)
-_OUTPUT = re.compile(rf"\s*(Test|Train) net output #\d+: (\S+) = {_NUMBER}", re.IGNORECASE)
+_OUTPUT = re.compile(rf"\s*(Test|Train) net output #(\d+): (.+?) = {_NUMBER}(.*)", re.IGNORECASE)
+_WEIGHT = re.compile(rf" \(\* {_NUMBER} = ")
+_SCORE = re.compile(rf"Test score #(\d+): {_NUMBER}", re.IGNORECASE)
+_TEST_LOSS = re.compile(rf"Test loss: {_NUMBER}", re.IGNORECASE)
+_REPORTS = re.compile(r"\s*(Iteration \d+,? .*=|(Test|Train) net output|Test (score|loss))", re.IGNORECASE)
+"""What reports numbers. One that none of the above reads is counted."""
 _FIELD = re.compile(r"^(\w+): (.+)$")
 
 
@@ -33,8 +40,11 @@ class CaffeLog:
         path: the file.
         solver: the solver's fields as printed by Caffe, as text; repeated fields as a list.
         metrics: lines like those of a run's metrics.jsonl: kind train (iter, loss, lr, outputs) and test (iter,
-            outputs), by iteration; of an iteration that a resumed run repeats, the last line counts.
+            outputs, and losses: the weights of those that are; net for all test nets but the first), by iteration; of
+            an iteration that a resumed run repeats, the last line counts. Several values of one output are
+            ``NAME[0]``, ``NAME[1]`` and so on.
         device: the GPU, if the log names it.
+        not_read: lines that report numbers in a form that is not known.
         seconds: time from the first to the last line with a timestamp.
     """
 
@@ -43,32 +53,47 @@ class CaffeLog:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     device: str = ""
     seconds: float = 0.0
+    not_read: list[str] = field(default_factory=list)
 
     @property
     def tests(self) -> list[dict[str, Any]]:
-        return [line for line in self.metrics if line["kind"] == "test"]
+        """The tests of the first test net."""
+        return [line for line in self.metrics if line["kind"] == "test" and "net" not in line]
+
+    @property
+    def nets(self) -> list[int]:
+        """The indices of the test nets."""
+        return sorted({line.get("net", 0) for line in self.metrics if line["kind"] == "test"})
 
     @property
     def trained(self) -> list[dict[str, Any]]:
         return [line for line in self.metrics if line["kind"] == "train"]
 
-    def output(self) -> str | None:
-        """The name of the first test output that contains "acc", or None."""
-        names = dict.fromkeys(name for line in self.tests for name in line["outputs"])
-        return next((name for name in names if "acc" in name.lower()), None)
+    def output(self, net: int = 0) -> str | None:
+        """The test output that says how good the net is: the first that contains "acc", else the first that is no loss
+        (``top-1``, ``mAP``); None if there are only losses.
+        """
+        lines = [line for line in self.metrics if line["kind"] == "test" and line.get("net", 0) == net]
+        names = {name: line for line in lines for name in line["outputs"]}
+        name = judge({"outputs": names, "losses": {k: w for line in lines for k, w in line["losses"].items()}})
+        return None if name is None or is_loss(name, names[name]) else name
 
-    def accuracies(self) -> list[tuple[int, float]]:
-        """(iteration, test accuracy from 0 to 1) of every test."""
-        name = self.output()
-        return [(line["iter"], line["outputs"][name]) for line in self.tests if name in line["outputs"]]
+    def accuracies(self, net: int = 0) -> list[tuple[int, float]]:
+        """(iteration, value of :meth:`output`) of every test; an accuracy is from 0 to 1."""
+        name = self.output(net)
+        return [
+            (line["iter"], line["outputs"][name])
+            for line in self.metrics
+            if line["kind"] == "test" and line.get("net", 0) == net and name in line["outputs"]
+        ]
 
-    def best(self) -> tuple[int, float] | None:
+    def best(self, net: int = 0) -> tuple[int, float] | None:
         """(iteration, accuracy) of the best test; the first one if there are several."""
-        return max(self.accuracies(), key=lambda point: point[1], default=None)
+        return max(self.accuracies(net), key=lambda point: point[1], default=None)
 
-    def last(self) -> tuple[int, float] | None:
+    def last(self, net: int = 0) -> tuple[int, float] | None:
         """(iteration, accuracy) of the last test."""
-        points = self.accuracies()
+        points = self.accuracies(net)
         return points[-1] if points else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,6 +110,10 @@ class CaffeLog:
             "best": best,
             "last": last,
             "last_train": self.trained[-1] if self.trained else None,
+            "further_test_nets": [
+                {"net": k, "output": self.output(k), "best": self.best(k), "last": self.last(k)} for k in self.nets if k
+            ],
+            "lines_not_read": len(self.not_read),
         }
 
 
@@ -106,46 +135,67 @@ def read(path: str | Path) -> CaffeLog:
 def parse(text: str, path: str = "<text>") -> CaffeLog:
     """Parses the text of a log; the result is empty if no line is Caffe's."""
     log = CaffeLog(path)
-    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    lines: dict[tuple[str, int, int], dict[str, Any]] = {}
     rates: dict[int, float] = {}
-    testing: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None
+    blocks: dict[str, dict[str, Any] | None] = {"test": None, "train": None}
     in_solver = False
     times: list[datetime] = []
+
+    def report(block: dict[str, Any], name: str, value: float) -> None:
+        """Adds a value, and the block with its first one: a later block for the same iteration replaces it."""
+        if not block["outputs"]:
+            lines.pop(_key(block), None)
+            lines[_key(block)] = block
+        block["outputs"].setdefault(name, []).append(value)
+
     for raw in text.splitlines():
         match = _LINE.match(raw)
         if match is None:
             if in_solver and (said := _FIELD.match(raw)):
                 _add(log.solver, said[1], said[2].strip('"'))
             continue
-        _time(times, match[1], match[2])
-        message = match[3]
+        _time(times, match[1], match[2], match[3])
+        message = match[5]
         in_solver = "Initializing solver from parameters" in message or (in_solver and not message)
         if said := re.match(r"GPU \d+: (.+)", message):
             log.device = said[1]
         elif said := _TESTING.match(message):
-            testing = None
-            if said[2] == "0":  # only the first test net
-                testing = {"kind": "test", "iter": int(said[1]), "outputs": {}}
+            block = {"kind": "test", "iter": int(said[1]), "outputs": {}, "losses": {}}
+            blocks["test"] = block | ({"net": int(said[2])} if int(said[2] or 0) else {})
         elif said := _TRAINED.match(message):
-            training = {"kind": "train", "iter": int(said[1]), "loss": _number(said[2]), "outputs": {}}
-            lines.pop(("train", training["iter"]), None)
-            lines["train", training["iter"]] = training
+            block = {"kind": "train", "iter": int(said[1]), "loss": _number(said[2]), "outputs": {}, "losses": {}}
+            blocks["train"] = block
+            lines.pop(_key(block), None)
+            lines[_key(block)] = block
         elif said := _RATE.match(message):
             rates[int(said[1])] = _number(said[2])
-        elif said := _OUTPUT.match(message):
-            target = testing if said[1].lower() == "test" else training
-            if target is not None:
-                target["outputs"][said[2]] = _number(said[3])
-                if target is testing:
-                    lines.pop(("test", target["iter"]), None)
-                    lines["test", target["iter"]] = target
-    log.metrics = sorted(lines.values(), key=lambda line: (line["iter"], line["kind"]))
-    rate = 0.0
+        elif (said := _OUTPUT.match(message)) and (target := blocks[said[1].lower()]) is not None:
+            report(target, said[3], _number(said[4]))
+            if weighted := _WEIGHT.match(said[5]):
+                target["losses"][said[3]] = _number(weighted[1])
+        elif (said := _SCORE.match(message)) and (target := blocks["test"]) is not None:
+            report(target, f"score #{said[1]}", _number(said[2]))
+        elif (said := _TEST_LOSS.match(message)) and (target := blocks["test"]) is not None:
+            target["loss"] = _number(said[1])
+        elif _REPORTS.match(message) and "solver" in match[4]:
+            log.not_read.append(raw)
+    for line in lines.values():
+        line["outputs"] = {
+            name if len(values) == 1 else f"{name}[{k}]": value
+            for name, values in line["outputs"].items()
+            for k, value in enumerate(values)
+        }
+    log.metrics = sorted(lines.values(), key=lambda line: (line["iter"], line["kind"], line.get("net", 0)))
+    rate: float | None = None
     for line in log.trained:
-        rate = line["lr"] = rates.get(line["iter"], rate)  # a log may end between its last loss and the rate
+        rate = rates.get(line["iter"], rate)  # a log may end between its last loss and the rate
+        line |= {} if rate is None else {"lr": rate}
     log.seconds = (times[-1] - times[0]).total_seconds() if times else 0.0
     return log
+
+
+def _key(line: dict[str, Any]) -> tuple[str, int, int]:
+    return line["kind"], line["iter"], line.get("net", 0)
 
 
 def _add(fields: dict[str, Any], name: str, value: str) -> None:
@@ -161,17 +211,18 @@ def _number(text: str) -> float:
     """Parses a number, including Windows' 1.#QNAN, -1.#IND and 1.#INF."""
     if "#" in text:
         return float("inf" if "INF" in text.upper() else "nan") * (-1 if text.startswith("-") else 1)
-    return float(text)
+    return math.nan if "nan" in text.lower() else float(text)
 
 
-def _time(times: list[datetime], day: str, clock: str) -> None:
-    """Appends a timestamp. Logs contain no year; a jump back by half a year means that a new year has begun."""
+def _time(times: list[datetime], year: str | None, day: str, clock: str) -> None:
+    """Appends a timestamp. Old logs contain no year; a jump back by half a year means that a new year has begun."""
+    known = int(year) if year else times[-1].year if times else 2000
     try:
-        moment = datetime.strptime(f"2000{day} {clock[:15]}", "%Y%m%d %H:%M:%S.%f")
+        moment = datetime.strptime(f"{known}{day} {clock[:15]}", "%Y%m%d %H:%M:%S.%f")
+        if not year and times and (times[-1] - moment).days > 180:
+            moment = moment.replace(year=known + 1)
     except ValueError:
         return
-    if times and (times[-1] - moment).days > 180:
-        moment = moment.replace(year=times[-1].year + 1)
     if len(times) < 2:
         times.append(moment)
     else:
@@ -179,24 +230,33 @@ def _time(times: list[datetime], day: str, clock: str) -> None:
 
 
 def to_csv(log: CaffeLog, path: str | Path) -> None:
-    """Writes a CSV table: iteration, kind, loss, learning rate, and a column for each output.
+    """Writes a CSV table: iteration, kind, loss, learning rate, and a column for each output of each net: ``train
+    NAME``, ``test NAME``, and ``test #1 NAME`` for the second test net. All tests of an iteration are one row; its loss
+    is that of the first test net, where the log has it.
 
     Raises:
         CaffePortError: the file cannot be written.
     """
-    names = list(dict.fromkeys(name for line in log.metrics for name in line["outputs"]))
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    columns: dict[str, None] = {}
+    for line in log.metrics:
+        net = line.get("net", 0)
+        row = rows.setdefault((line["iter"], line["kind"]), {})
+        values = {
+            f"{line['kind']} #{net} {name}" if net else f"{line['kind']} {name}": value
+            for name, value in line["outputs"].items()
+        }
+        columns |= dict.fromkeys(values)
+        row |= values | ({} if net else {name: line[name] for name in ("loss", "lr") if name in line})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["iter", "kind", "loss", "lr", *names])
-    for line in log.metrics:
-        values = [line["outputs"].get(name, "") for name in names]
-        writer.writerow([line["iter"], line["kind"], line.get("loss", ""), line.get("lr", ""), *values])
+    writer.writerow(["iter", "kind", "loss", "lr", *columns])
+    for (it, kind), row in rows.items():
+        writer.writerow([it, kind, *(row.get(name, "") for name in ("loss", "lr", *columns))])
     with atomic_write(path, "w") as file:
         file.write(buffer.getvalue())
 
 
 def plot(log: CaffeLog, *paths: str | Path) -> None:
     """Plots the log's curves. Raises DependencyError without matplotlib."""
-    from caffe_port.training import plots
-
-    plots.curves(log.metrics, *paths, title=Path(log.path).name)
+    curves(log.metrics, *paths, title=Path(log.path).name)

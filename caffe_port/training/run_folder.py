@@ -7,7 +7,7 @@
         run.json                versions, device, memory, time, result
         curves.png, curves.svg
         best.*, last.*          weights, as .caffemodel and .safetensors
-        snapshots/NAME_iter_N.caffemodel, .solverstate    Caffe can resume from these
+        snapshots/NAME_iter_N.caffemodel, .solverstate    Caffe can resume from these; .h5 with snapshot_format HDF5
         snapshots/NAME_iter_N.json                        written last: checksums, random states, best so far
 """
 
@@ -16,11 +16,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ from caffe_port.net.net import Net
 from caffe_port.storage.files import atomic_write, lock, read_bytes, sha256
 from caffe_port.training import processes
 from caffe_port.training.optimizers import CaffeOptimizer
-from caffe_port.training.snapshot import capture
-from caffe_port.training.solver import SolverSpec
+from caffe_port.training.snapshot import capture, own_blobs
+from caffe_port.training.solver import Plateau, SolverSpec
 
 
 @contextlib.contextmanager
@@ -52,6 +53,23 @@ def hold(path: str | Path) -> Iterator[None]:
         raise CaffePortError(f"cannot be created: {error.strerror}", str(path)) from None
     with lock(Path(path) / ".lock", "the folder is in use"):
         yield
+
+
+_KINDS = ("caffemodel", "solverstate")
+
+
+def _files(path: Path, end: str) -> list[Path]:
+    """The two files of the snapshot with this .json, in Caffe's binary format or (``end`` .h5) as HDF5."""
+    return [path.with_suffix(f".{kind}{end}") for kind in _KINDS]
+
+
+Blobs = TypeVar("Blobs")
+
+
+def _of(definition: Message, blobs: dict[str, Blobs]) -> dict[str, Blobs]:
+    """The blobs of the trained net. A test net of another file may have more layers; Caffe does not save those."""
+    names = {layer.name for layer in definition.layer}
+    return {name: held for name, held in blobs.items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -136,17 +154,30 @@ class RunFolder:
     # -- snapshots ----------------------------------------------------------------------------------------------
 
     def save(
-        self, net: Net, definition: Message, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, extra: dict[str, Any]
+        self,
+        net: Net,
+        definition: Message,
+        optimizer: CaffeOptimizer,
+        spec: SolverSpec,
+        it: int,
+        extra: dict[str, Any],
+        plateau: Plateau | None = None,
     ) -> Snapshot:
         """Writes the snapshot after ``it`` updates. It is complete when its .json exists, which is written last.
+
+        The state names its weights by their absolute path: Caffe looks for them relative to where it is started.
 
         Raises:
             CaffePortError: a file cannot be written (e.g. the disk is full); earlier snapshots are not affected.
         """
         stem = f"{self.name}_iter_{it}"
-        weights, state = (self.snapshots / f"{stem}.{end}" for end in ("caffemodel", "solverstate"))
-        caffemodel.write(weights, definition, net.blobs())
-        solverstate.write(state, capture(net, optimizer, spec, it, weights.name))
+        end = ".h5" if spec.snapshot_format == "HDF5" else ""
+        weights, state = (self.snapshots / f"{stem}.{kind}{end}" for kind in _KINDS)
+        if end:
+            caffemodel.write_hdf5(weights, [layer.name for layer in definition.layer], _of(definition, own_blobs(net)))
+        else:
+            caffemodel.write(weights, definition, _of(definition, net.blobs()))
+        solverstate.write(state, capture(net, optimizer, spec, it, os.path.abspath(weights), plateau))
         values = {
             "iter": it,
             "sha256": {path.name: sha256(path) for path in (weights, state)},
@@ -166,8 +197,9 @@ class RunFolder:
             if it < min(kept):
                 with contextlib.suppress(OSError):
                     path.unlink()  # first, so that an incomplete snapshot is never found
-                    for end in ("caffemodel", "solverstate"):
-                        path.with_suffix(f".{end}").unlink()
+                for file in _files(path, "") + _files(path, ".h5"):
+                    with contextlib.suppress(OSError):
+                        file.unlink()
 
     def _found(self) -> list[tuple[int, Path]]:
         found = []
@@ -197,7 +229,7 @@ class RunFolder:
                 raise ValueError("'losses' must be numbers and 'best' must have a name")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ParseError(f"is damaged: {str(error)[:100]}", str(path)) from None
-        files = [path.with_suffix(f".{end}") for end in ("caffemodel", "solverstate")]
+        files = _files(path, ".h5" if path.with_suffix(".caffemodel.h5").name in sums else "")
         for file in files:
             if sha256(file) != sums.get(file.name):
                 raise ParseError(
@@ -211,7 +243,7 @@ class RunFolder:
         """Writes ``best`` or ``last`` as .caffemodel and .safetensors (with the keys of ``net.state_dict()``)."""
         from safetensors.torch import save
 
-        caffemodel.write(self.path / f"{stem}.caffemodel", definition, net.blobs())
+        caffemodel.write(self.path / f"{stem}.caffemodel", definition, _of(definition, net.blobs()))
         seen: set[int] = set()
         tensors = {}
         for name, tensor in net.state_dict(keep_vars=True).items():

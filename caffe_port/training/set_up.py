@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,18 @@ from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
-from caffe_port.net.net import Net
+from caffe_port.layers.layer import Layer
+from caffe_port.net.net import LoadReport, Net
+from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec, NetSpec
+from caffe_port.storage.files import find
 from caffe_port.terminal import count
 from caffe_port.training import fused_layers, processes, solver
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
 from caffe_port.training.snapshot import restore
 from caffe_port.training.solver import SolverSpec
+from caffe_port.typing import Array
 from caffe_port.version import __version__
 
 Listener = Callable[[dict[str, Any]], None]
@@ -56,7 +60,8 @@ class TrainOptions:
             transform_param.
         epochs, max_iter, batch_size: override the solver's and the net's settings.
         shuffle: None: databases in sequence, as in Caffe; data sets shuffled.
-        weights: weights file to start from.
+        weights: weights files to start from, separated by commas; a layer gets its blobs from the last that has it.
+            None: the solver's ``weights``.
         resume: True: from the newest complete snapshot in the folder; a path: from that .solverstate.
         fast: channels_last, and amp bf16 if the device has instructions for it; on a GPU also compile and cuda_graph.
         amp: ``"bf16"``: autocast; ``"tf32"``: a GPU's convolutions and matrix products round their factors to 10 bits.
@@ -64,7 +69,8 @@ class TrainOptions:
         cuda_graph: launch each update as one CUDA graph; on a GPU, in one process.
         read_loss_every: iterations between two readings of the loss, each of which synchronizes with the device; None:
             1, or 100 on a GPU. The loss is always read before a display, test or snapshot.
-        max_seconds: time limit; the run stops, with a snapshot, after the iteration in which it is reached.
+        max_seconds: time limit; the run stops, with a snapshot, after the batch or the tested batch in which it is
+            reached, but not before its first update. With several processes: after the iteration.
         seed: None: the solver's random_seed, or 0 if it has none.
         sync_batch_norm: with several processes, compute BatchNorm's statistics over the whole batch; False: over each
             process's rows, as in Caffe.
@@ -105,7 +111,7 @@ class TrainResult:
 
     Attributes:
         iter: number of updates done.
-        outputs: outputs of the last test, by blob name.
+        outputs: outputs of the last test, by blob name; those of further test nets as ``"#1 NAME"``.
         best: the best test: ``{"iter": ..., "name": ..., "value": ...}``; None without tests.
         stopped: what stopped it early: a signal's name, ``"max_seconds"``, or empty.
         run: the run's folder.
@@ -129,6 +135,31 @@ class WithLoss(nn.Module):
         return self.net.forward_with_loss(*bottoms)
 
 
+@dataclass(frozen=True)
+class TestNet:
+    """A net that is tested: the training's own in phase TEST, or another, whose layers get the blobs of the
+    training's layers of the same name before every test.
+
+    Attributes:
+        batches: number of batches in a test.
+    """
+
+    __test__ = False  # no tests are in this class, whatever its name
+
+    net: Net
+    feeds: list[Feed]
+    batches: int
+
+    def take_over(self, trained: Net) -> None:
+        """Copies the blobs of the trained layers, by name. Source: Net::ShareTrainedLayersWith."""
+        if self.net is trained:
+            return
+        own = self.net.caffe_layers()
+        for name, module in trained.caffe_layers().items():
+            for blob in module.blob_names() if name in own else ():
+                own[name].set_blob(blob, module.get_blob(blob))
+
+
 @dataclass
 class Training:
     """Everything that the training loop needs."""
@@ -139,6 +170,7 @@ class Training:
     model: nn.Module
     optimizer: CaffeOptimizer
     feeds: Mapping[str, list[Feed]]
+    tests: list[TestNet]
     definition: Message
     device: torch.device
     run: RunFolder
@@ -153,11 +185,18 @@ class Training:
     seconds_before: float = 0.0
     reference: list[tuple[int, float]] = field(default_factory=list)
     drawn: float = field(default_factory=time.monotonic)
+    plateau: solver.Plateau | None = None
+    start: int = 0
 
     def batch(self, phase: str, number: int) -> list[Tensor]:
         """This process's rows of a batch, in the order of the net's inputs."""
         tops = [top for feed in self.feeds[phase] for top in feed.batch(number)]
         return [processes.rows(top, self.options.channels_last) for top in tops]
+
+    @property
+    def batch_size(self) -> int:
+        """Records of a batch; 1 if the net makes its own data."""
+        return self.feeds["TRAIN"][0].batch_size if self.feeds["TRAIN"] else 1
 
     def seconds(self) -> float:
         """The run's total time, including the time before it was resumed."""
@@ -165,7 +204,7 @@ class Training:
 
     def close(self) -> None:
         """Stops the threads that prepare batches."""
-        for feed in (feed for feeds in self.feeds.values() for feed in feeds):
+        for feed in (*self.feeds["TRAIN"], *(feed for test in self.tests for feed in test.feeds)):
             if isinstance(feed, Prefetch):
                 feed.close()
 
@@ -188,17 +227,18 @@ def set_up(
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     notes = [devices.NO_BF16] if options.fast and options.amp is None else []
-    definition, specs = _specs(spec, notes)
-    phases = ("TRAIN", "TEST") if spec.test_interval else ("TRAIN",)
+    definition, specs, others = _specs(spec, notes)
+    phases = ("TRAIN", "TEST") if spec.tests else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
     if options.epochs is not None:
+        if not feeds["TRAIN"]:
+            raise SpecError("reads no data, which could be counted in epochs", specs["TRAIN"].path, "Use --max-iter.")
         size, batch = feeds["TRAIN"][0].size, feeds["TRAIN"][0].batch_size * spec.iter_size
         spec = spec.changed(max_iter=math.ceil(options.epochs * size / batch))
     spec = spec.changed(max_iter=options.max_iter)
     net = _net(specs, feeds, seed)
-    start = options.weights or next(iter(spec.param.weights if spec.param is not None else ()), None)
-    if start:
-        notes += load_notes(net.load_weights(caffemodel.read(start)))
+    loaded = [caffemodel.read(path) for path in _weights(spec, options)]
+    notes += _notes([net.load_weights(weights, fill=False) for weights in loaded])
     net.to(device).train()
     if options.channels_last:
         net.to(memory_format=torch.channels_last)
@@ -213,23 +253,32 @@ def set_up(
     for parameter in net.parameters():
         parameter.requires_grad_(id(parameter) in learned)
     _check_classes(net, feeds)
-    feeds = {phase: [Prefetch(f) if isinstance(f, RecordFeed) else f for f in own] for phase, own in feeds.items()}
+    feeds = {phase: _prefetched(own) for phase, own in feeds.items()}
+    tests = [TestNet(net, feeds["TEST"], spec.tests[0])] if spec.tests else []
+    for k, other in enumerate(others, 1):
+        own = _feeds(other, "TEST", spec, options, seed, device, notes)
+        tests.append(TestNet(_test_net(other, own, net, loaded, seed), _prefetched(own), spec.tests[k]))
+        tests[-1].net.to(device)
     seed_everything(seed + 1000 * processes.rank())
-    training = Training(spec, options, net, WithLoss(net), optimizer, feeds, definition, device, run, listen, notes)
+    training = Training(
+        spec, options, net, WithLoss(net), optimizer, feeds, tests, definition, device, run, listen, notes
+    )
     training.losses = deque(maxlen=spec.average_loss)
     training.read_every = options.read_loss_every or (1 if device.type == "cpu" else 100)
+    if spec.lr_policy == "plateau":
+        training.plateau, training.read_every = solver.Plateau(), 1
     if options.reference_log:
         from caffe_port.training import caffe_log
 
         training.reference = caffe_log.read(options.reference_log).accuracies()
-    at = _resume(training) if options.resume else 0
+    at = training.start = _resume(training) if options.resume else 0
     if options.sync_batch_norm:
         processes.sync_batch_norm(net)
     training.model = processes.wrap(training.model, device)
     if options.compile:
         training.model = torch.compile(training.model)  # type: ignore[assignment]
     if processes.is_first():
-        feed = feeds["TEST" if "TEST" in feeds else "TRAIN"][0]
+        feed = next(iter(feeds["TEST" if "TEST" in feeds else "TRAIN"]), None)
         plan = feed.preprocessor.plan.as_dict() if isinstance(feed, ImageFeed) else None
         run.write_json(
             "config.json", facts(training) | {"options": asdict(options), "seed": seed, "preprocessing": plan}
@@ -243,9 +292,9 @@ def set_up(
                 "kind": "start",
                 "iter": at,
                 "max_iter": spec.max_iter,
-                "test_interval": spec.test_interval,
-                "batch_size": feeds["TRAIN"][0].batch_size,
-                "records": feeds["TRAIN"][0].size,
+                "test_interval": spec.test_interval if spec.tests else 0,
+                "batch_size": training.batch_size,
+                "records": feeds["TRAIN"][0].size if feeds["TRAIN"] else 0,
             }
         )
     return training, at
@@ -277,31 +326,61 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
     return options
 
 
-def _specs(spec: SolverSpec, notes: list[str]) -> tuple[Message, dict[str, NetSpec]]:
-    """The definition to write into caffemodels, and the net of each phase."""
-    train, test = (spec.definition(phase) for phase in ("TRAIN", "TEST"))
+def _specs(spec: SolverSpec, notes: list[str]) -> tuple[Message, dict[str, NetSpec], list[NetSpec]]:
+    """The definition to write into caffemodels, the net of each phase, and all test nets but the first."""
+    train, tests = spec.definition(), [spec.definition("TEST", k) for k in range(len(spec.tests))]
+    ignored = {*spec.ignored, *train.ignored, *(name for test in tests for name in test.ignored)}
     for name in spec.ignore_fields:
-        if name not in (*train.ignored, *test.ignored):
-            raise SpecError(f"no net has a field '{name}' that could be ignored", spec.path)
-    specs = {"TRAIN": refuse(train.spec("TRAIN", *spec.state("TRAIN")), training=True)}
-    specs["TEST"] = specs["TRAIN"]
-    if spec.test_interval:
-        specs["TEST"] = refuse(test.spec("TEST", *spec.state("TEST")), training=True)
-    notes += dict.fromkeys((*specs["TRAIN"].notes, *specs["TEST"].notes))
-    return train.net, specs
+        if name not in ignored:
+            raise SpecError(f"neither the solver nor a net has a field '{name}' that could be ignored", spec.path)
+    specs = [refuse(train.spec("TRAIN", *spec.state("TRAIN")), training=True)]
+    for k, test in enumerate(tests):
+        specs.append(refuse(test.spec("TEST", *spec.state("TEST", k)), training=True))
+    notes += dict.fromkeys(note for one in specs for note in one.notes)
+    return train.net, {"TRAIN": specs[0], "TEST": specs[min(1, len(tests))]}, specs[2:]
+
+
+def _weights(spec: SolverSpec, options: TrainOptions) -> list[Path]:
+    """The files to start from, in the order in which they are loaded. Source: LoadNetWeights of solver.cpp.
+
+    Raises:
+        SpecError: a file that the solver names does not exist.
+    """
+    if options.weights:
+        whole = Path(options.weights)
+        return [whole] if whole.is_file() else [Path(name.strip()) for name in options.weights.split(",")]
+    names = [name.strip() for entry in (spec.param.weights if spec.param else ()) for name in entry.split(",")]
+    folder = Path(spec.path).parent
+    found = [find(name, folder) for name in names]
+    for name, path in zip(names, found, strict=True):
+        if path is None:
+            raise SpecError(f"weights '{name}' do not exist (looked in {folder} and in the current folder)", spec.path)
+    return [path for path in found if path is not None]
+
+
+def _notes(reports: Sequence[LoadReport]) -> list[str]:
+    """Notes on the layers that are in none of the files, and on what is in one but not in the net."""
+    if not reports:
+        return []
+    drawn = tuple(name for name in reports[0].initialised if all(name in one.initialised for one in reports))
+    return load_notes(LoadReport((), drawn, tuple(dict.fromkeys(name for one in reports for name in one.unused))))
+
+
+def _shapes(net: NetSpec, feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the inputs, by blob name."""
+    tops = [(feed.batch_size // processes.world_size(), *shape) for feed in feeds for shape in feed.shapes]
+    blobs = [blob for blob, _ in net.inputs]
+    if len(blobs) != len(tops):
+        raise SpecError(
+            f"has {count(len(blobs), 'input')} ({', '.join(blobs)}), but the data provides {len(tops)}", net.path
+        )
+    return dict(zip(blobs, tops, strict=True))
 
 
 def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: int) -> Net:
     shapes: dict[str, tuple[int, ...]] = {}
     for phase in reversed(list(feeds)):
-        tops = [(feed.batch_size // processes.world_size(), *shape) for feed in feeds[phase] for shape in feed.shapes]
-        blobs = [blob for blob, _ in specs[phase].inputs]
-        if len(blobs) != len(tops):
-            raise SpecError(
-                f"has {count(len(blobs), 'input')} ({', '.join(blobs)}), but the data provides {len(tops)}",
-                specs[phase].path,
-            )
-        shapes |= dict(zip(blobs, tops, strict=True))
+        shapes |= _shapes(specs[phase], feeds[phase])
     net = Net(specs["TEST"], shapes, specs["TRAIN"], seed=seed)
     if net.copies:
         layer, _, name, _, _ = net.copies[0]
@@ -311,11 +390,38 @@ def _net(specs: Mapping[str, NetSpec], feeds: Mapping[str, list[Feed]], seed: in
     return net
 
 
+def _test_net(
+    spec: NetSpec, feeds: Sequence[Feed], trained: Net, loaded: Sequence[caffemodel.Weights], seed: int
+) -> Net:
+    """A further test net. Layers that the trained net does not have keep the blobs of the weights files, or fillers.
+
+    Raises:
+        SpecError: a layer's blobs have another number or shape than those of the trained layer of the same name.
+    """
+    net = Net(spec, _shapes(spec, feeds), seed=seed)
+    for weights in loaded:
+        if not {layer.name for layer in weights.layers}.isdisjoint(net.caffe_layers()):
+            net.load_weights(weights, fill=False)
+    own = net.caffe_layers()
+    for name, module in trained.caffe_layers().items():
+        if name in own and (wrong := own[name].mismatch(_arrays(module))):
+            raise SpecError(f"layer '{name}' of the test net {wrong.replace('holds', 'gets', 1)}", spec.path)
+    return net
+
+
+def _arrays(module: Layer) -> list[Array]:
+    return [module.get_blob(name).detach().cpu().numpy() for name in module.blob_names()]
+
+
+def _prefetched(feeds: Sequence[Feed]) -> list[Feed]:
+    return [Prefetch(feed) if isinstance(feed, RecordFeed) else feed for feed in feeds]
+
+
 def _feeds(
     net: NetSpec, phase: str, spec: SolverSpec, options: TrainOptions, seed: int, device: torch.device, notes: list[str]
 ) -> list[Feed]:
     layers = [layer for layer in net.layers if layer.is_input]
-    if not layers:
+    if not layers and not any(not layer.bottoms for layer in net.layers):
         raise SpecError(
             f"reads no data in phase {phase}", net.path, f"Add a data layer with include {{ phase: {phase} }}."
         )
@@ -356,14 +462,10 @@ def _image_feed(
         training_set = pictures if training else datasets.load(options.data, "train", options.root)
         plan = datasets.with_mean_image(plan, training_set)
     preprocessor = Preprocessor(plan, pictures.channel_order, device)
-    own = getattr(
-        layer.param,
-        {"ImageData": "image_data_param", "HDF5Data": "hdf5_data_param", "MemoryData": "memory_data_param"}.get(
-            layer.type, "data_param"
-        ),
-    )
+    record = signature_of(layer.type)
+    own = record.parameters(layer.param) if record is not None and record.messages else layer.param
     shape = list(layer.param.input_param.shape) if layer.type == "Input" else []
-    batch = size or (shape[0].dim[0] if shape and shape[0].dim else own.batch_size)
+    batch: Any = size or (shape[0].dim[0] if shape and shape[0].dim else getattr(own, "batch_size", 0))
     if batch < 1:
         raise layer.error("has no batch_size", "Set it with --batch-size.")
     shuffle = training and (options.shuffle is None or options.shuffle)
@@ -430,6 +532,8 @@ def _resume(t: Training) -> int:
         state, weights, extra = solverstate.read(snapshot.state), snapshot.weights, snapshot.extra
         t.notes.append(f"resumed from {snapshot.state.name}")
     t.net.load_weights(caffemodel.read(weights))
+    if t.plateau is not None:
+        t.plateau = solver.Plateau(state.minimum_loss, state.iter_last_event, state.current_step)
     restore(state, t.net, t.optimizer, t.spec)
     if extra:
         restore_random_states(extra["random"])

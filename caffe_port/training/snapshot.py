@@ -17,11 +17,13 @@ from caffe_port.net.net import Net
 from caffe_port.signatures.signature import Trait
 from caffe_port.terminal import count
 from caffe_port.training.optimizers import CaffeOptimizer
-from caffe_port.training.solver import Learnable, SolverSpec, current_step, learnables, set_iteration
+from caffe_port.training.solver import Learnable, Plateau, SolverSpec, current_step, learnables, set_iteration
 from caffe_port.typing import Array
 
 
-def capture(net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, learned_net: str) -> SolverState:
+def capture(
+    net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, learned_net: str, plateau: Plateau | None = None
+) -> SolverState:
     """The state after ``it`` updates. The history of blobs that the solver does not update is zero."""
     history: list[Array] = []
     moving = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -34,7 +36,22 @@ def capture(net: Net, optimizer: CaffeOptimizer, spec: SolverSpec, it: int, lear
             else:
                 history.append(np.zeros(tuple(layer.get_blob(name).shape), np.float32))
     # Caffe's current_step is that of the last update: it advances when the next rate is computed.
+    if plateau is not None:
+        event = plateau.iter_last_event
+        return SolverState(it, learned_net, tuple(history), plateau.current_step, plateau.minimum_loss, event)
     return SolverState(it, learned_net, tuple(history), current_step(spec, max(it - 1, 0)))
+
+
+def own_blobs(net: Net) -> dict[str, dict[int, Array]]:
+    """Every layer's blobs by index, float32 copies; a blob that several layers share is only with the first of them."""
+    seen: set[int] = set()
+    found: dict[str, dict[int, Array]] = {}
+    for name, arrays in net.blobs().items():
+        module = net.caffe_layers()[name]
+        tensors = [id(getattr(module, blob)) for blob in module.blob_names()]
+        found[name] = {k: array for k, array in enumerate(arrays) if tensors[k] not in seen}
+        seen.update(tensors)
+    return found
 
 
 def restore(state: SolverState, net: Net, optimizer: CaffeOptimizer, spec: SolverSpec) -> None:

@@ -6,11 +6,12 @@ Source: solver.cpp (Step, Solve, Test).
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffePortError
+from caffe_port.net.net import Net
 from caffe_port.training import plots, processes, run_folder, signals, solver
 from caffe_port.training.cuda_graph import GraphedUpdate
 from caffe_port.training.set_up import Listener, Training, TrainOptions, TrainResult, facts, set_up
@@ -56,12 +58,11 @@ def train(
 def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
     """Solver::Step and Solver::Solve. Losses stay on the device until they are needed."""
     spec, last_time, last_iter = t.spec, time.monotonic(), start
-    per_update = spec.iter_size * t.feeds["TRAIN"][0].batch_size
-    graphed = GraphedUpdate(t.optimizer, lambda batches: _gradients(t, batches)) if t.options.cuda_graph else None
-    limit = math.inf if t.options.max_seconds is None else t.began + t.options.max_seconds
+    per_update = spec.iter_size * t.batch_size
+    graphed = GraphedUpdate(t.optimizer, functools.partial(_gradients, t)) if t.options.cuda_graph else None
     it, over = start, _all_stop(t, stop)
     while it < spec.max_iter and not over:
-        if spec.test_interval and it % spec.test_interval == 0 and (it > 0 or spec.test_initialization):
+        if spec.tests and it % spec.test_interval == 0 and (it > 0 or spec.test_initialization):
             _test(t, it, stop)
             if over := _all_stop(t, stop):
                 break
@@ -74,12 +75,20 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
             t.unread.append(graphed(batches))
         else:
             t.optimizer.zero_grad(set_to_none=True)
-            t.unread.append(_gradients(t, batches))
+            kept = _kept(t.net) if spec.iter_size > 1 else None
+            try:
+                t.unread.append(_gradients(t, batches, functools.partial(_over_within, t, it, stop)))
+            except _OverError:  # this iteration is left to the next piece of the run
+                _put_back(t.net, kept)
+                break
             if t.read_every == 1:
                 _read(t, it, batches)
+            if t.plateau is not None:
+                t.plateau.hear(spec, it, sum(t.losses) / len(t.losses))
+                rate = solver.set_iteration(t.optimizer, spec, it, t.plateau.current_step)
             t.optimizer.step()
         displayed = spec.display and it % spec.display == 0
-        due = displayed or any(n and (it + 1) % n == 0 for n in (spec.snapshot, spec.test_interval))
+        due = displayed or any(n and (it + 1) % n == 0 for n in (spec.snapshot, spec.test_interval * bool(spec.tests)))
         due = due or max(len(t.unread), 1) >= t.read_every or it + 1 == spec.max_iter
         if due:
             _read(t, it)
@@ -102,7 +111,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
             )
         it += 1
         t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
-        if time.monotonic() >= limit and it < spec.max_iter and not stop:
+        if _time_over(t) and it < spec.max_iter and not stop:
             stop.append(processes.TIME_OVER)
         if due or processes.world_size() == 1:
             over = _all_stop(t, stop)
@@ -110,10 +119,11 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
             _snapshot(t, it)
 
     _read(t, it - 1)
-    if spec.snapshot_after_train and not (spec.snapshot and it % spec.snapshot == 0) and it > start:
+    wanted = spec.snapshot_after_train or bool(stop)  # a run that was stopped must be able to go on
+    if wanted and not (spec.snapshot and it % spec.snapshot == 0) and it > start:
         _snapshot(t, it)
-    if not stop and spec.test_interval and it % spec.test_interval == 0:
-        _test(t, it, stop)
+    if not stop and spec.tests and it % spec.test_interval == 0:
+        _test(t, it, stop, stoppable=False)
     return _finish(t, it, stop[0] if stop else "")
 
 
@@ -122,10 +132,50 @@ def _all_stop(t: Training, stop: list[str]) -> bool:
     return bool(stop)
 
 
-def _gradients(t: Training, batches: list[list[Tensor]]) -> Tensor:
-    """Fills the gradients with the sum over the batches; returns the mean of their losses, on the device."""
+def _time_over(t: Training) -> bool:
+    return t.options.max_seconds is not None and time.monotonic() >= t.began + t.options.max_seconds
+
+
+def _over_within(t: Training, it: int, stop: list[str]) -> bool:
+    """Whether to stop within iteration ``it`` or the test before it. Several processes stop between iterations only,
+    together. The time limit leaves at least one update to every piece of a run: otherwise it would never end.
+    """
+    if processes.world_size() > 1:
+        return False
+    if it > t.start and _time_over(t) and not stop:
+        stop.append(processes.TIME_OVER)
+    return bool(stop)
+
+
+class _OverError(Exception):
+    """An iteration was stopped between two of its batches."""
+
+
+Kept = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def _kept(net: Net) -> Kept:
+    """What a forward pass in TRAIN changes: the statistics and the random states."""
+    return {name: buffer.clone() for name, buffer in net.named_buffers()}, run_folder.random_states()
+
+
+def _put_back(net: Net, kept: Kept | None) -> None:
+    if kept is not None:
+        for name, buffer in net.named_buffers():
+            buffer.copy_(kept[0][name])
+        run_folder.restore_random_states(kept[1])
+
+
+def _gradients(t: Training, batches: list[list[Tensor]], over: Callable[[], bool] = lambda: False) -> Tensor:
+    """Fills the gradients with the sum over the batches; returns the mean of their losses, on the device.
+
+    Args:
+        over: asked before every batch but the first; if it says so, _OverError is raised.
+    """
     losses = []
     for k, bottoms in enumerate(batches):
+        if k and over():
+            raise _OverError
         with processes.accumulate(t.model, last=k == len(batches) - 1):
             with t.autocast():
                 _, loss = t.model(*bottoms)
@@ -152,27 +202,58 @@ def _read(t: Training, it: int, batches: list[list[Tensor]] | None = None) -> No
 
 
 @torch.no_grad()
-def _test(t: Training, it: int, stop: list[str]) -> None:
-    """Solver::Test: the mean of every scalar output over test_iter batches. A signal stops it without a result."""
-    t.net.eval()
-    sums: dict[str, Tensor] = {}
-    for k in processes.share_of(t.spec.test_iter):
-        if stop and processes.world_size() == 1:
-            return
-        with t.autocast():
-            tops = [top for feed in t.feeds["TEST"] for top in feed.batch(k)]
-            outputs = t.net(*tops)
-        named = outputs if isinstance(outputs, dict) else {t.net.plans[False].outputs[0][0]: outputs}
-        for name, value in named.items():
-            if value.numel() == 1:
-                sums[name] = (
-                    sums.get(name, torch.zeros((), device=t.device, dtype=torch.float64)) + value.double().sum()
-                )
-    t.tested = {name: processes.total(value) / t.spec.test_iter for name, value in sums.items()}
-    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": t.tested}
-    name = _judge(t.tested)
+def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None:
+    """Solver::TestAll: the mean of every output over test_iter batches, for every test net.
+
+    The batches go on where the last test stopped. A signal stops a test without a result, and so does the time limit
+    if ``stoppable``.
+    """
+    for number, test in enumerate(t.tests):
+        if test.net is not t.net:
+            test.take_over(t.net)
+        test.net.eval()
+        first = t.spec.tests_before(it) * test.batches
+        sums: dict[str, Tensor] = {}
+        for k in processes.share_of(test.batches):
+            if processes.world_size() == 1 and (_over_within(t, it, stop) if stoppable else stop):
+                return
+            with t.autocast():
+                outputs = test.net(*(top for feed in test.feeds for top in feed.batch(first + k)))
+            named = outputs if isinstance(outputs, dict) else {test.net.outputs[0]: outputs}
+            for name, value in _scalars(named):
+                sums[name] = sums[name] + value if name in sums else value
+        means = {name: processes.total(value) / max(test.batches, 1) for name, value in sums.items()}
+        _tested(t, it, number, means)
+
+
+MOST_VALUES = 100
+
+
+def _scalars(outputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The values of the outputs by name, in float64: ``accuracy``, or of several values ``per_class[0]`` and so on.
+    Outputs of more than 100 values (maps, whole batches of scores) are left out.
+    """
+    for name, value in outputs.items():
+        if value.numel() == 1:
+            yield name, value.double().sum()
+        elif value.numel() <= MOST_VALUES:
+            yield from ((f"{name}[{k}]", one) for k, one in enumerate(value.double().flatten()))
+
+
+def _tested(t: Training, it: int, number: int, means: dict[str, float]) -> None:
+    """Reports the result of a test net; the first one decides which weights are best."""
+    plan = t.tests[number].net.plans[False]
+    weights = dict(plan.losses)
+    losses = {blob: weights[slot] for blob, slot in plan.outputs if slot in weights}
+    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": losses}
+    if number:
+        t.tested |= {f"#{number} {name}": value for name, value in means.items()}
+        _report(t, {**event, "net": number})
+        return
+    t.tested = dict(means)
+    name = plots.judge(event)
     if name is not None:
-        higher = "loss" not in name.lower()
+        higher = not plots.is_loss(name, event)
         value = t.tested[name]
         if t.best is None or (value > t.best["value"] if higher else value < t.best["value"]):
             t.best = {"iter": it, "name": name, "value": value}
@@ -186,12 +267,6 @@ def _test(t: Training, it: int, stop: list[str]) -> None:
                 event |= {"ahead": value > theirs, "difference": value - theirs}
     _report(t, event)
     _plot(t)
-
-
-def _judge(outputs: Mapping[str, float]) -> str | None:
-    """The output that decides which weights are best: an accuracy, or a loss if there is none."""
-    names = [n for n in outputs if "acc" in n.lower()] or [n for n in outputs if "loss" in n.lower()]
-    return names[0] if names else None
 
 
 def _explain(t: Training, it: int, now: int, batches: list[list[Tensor]] | None, loss: float) -> None:
@@ -228,6 +303,7 @@ def _snapshot(t: Training, it: int) -> None:
             t.spec,
             it,
             {"best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
+            t.plateau,
         )
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
     processes.barrier()

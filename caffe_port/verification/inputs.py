@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError, ParseError, did_you_mean
 from caffe_port.signatures.shapes import integers_below
-from caffe_port.spec import NetSpec, Producer
+from caffe_port.signatures.signature import Holds, holds, signature_of
+from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.storage import images
 from caffe_port.storage.files import read_bytes
 from caffe_port.typing import Array, Shape
@@ -29,7 +30,7 @@ def random_input(shape: Shape, seed: int, index: int = 0) -> Array:
 def random_inputs(
     spec: NetSpec, shapes: Mapping[Producer, Shape], seed: int
 ) -> tuple[dict[str, Array], dict[str, str]]:
-    """Every input of a net: standard normal values, or integers if the net reads labels or indices.
+    """Every input of a net: standard normal values, or integers or boxes if the net reads labels, indices or boxes.
 
     Returns:
         The arrays by blob name, and a description of how each was made.
@@ -37,7 +38,11 @@ def random_inputs(
     arrays, words = {}, {}
     for index, (blob, producer) in enumerate(spec.inputs):
         below = _integers_below(spec, shapes, producer)
-        if below is None:
+        boxes = random_boxes(spec, shapes, producer, np.random.Generator(np.random.PCG64([seed, index])))
+        if boxes is not None:
+            arrays[blob], what = boxes
+            words[blob] = f"random {what}, seed {seed}"
+        elif below is None:
             arrays[blob] = random_input(shapes[producer], seed, index)
             words[blob] = f"random, standard normal, seed {seed}"
         else:
@@ -57,6 +62,77 @@ def _integers_below(spec: NetSpec, shapes: Mapping[Producer, Shape], producer: P
         if limit is not None:
             return limit
     return None
+
+
+def random_boxes(
+    spec: NetSpec, shapes: Mapping[Producer, Shape], producer: Producer, rng: np.random.Generator
+) -> tuple[Array, str] | None:
+    """An input in which a reader expects boxes, and what they are; otherwise None. Caffe refuses other numbers."""
+    for layer in spec.layers:
+        for position in (k for k, made_by in enumerate(layer.producers) if made_by == producer):
+            draw = _DRAWN.get(holds(layer.type, position))
+            drawn = draw(layer, [shapes[s] for s in layer.producers], position, rng) if draw is not None else None
+            if drawn is not None and drawn.size == np.prod(shapes[producer]):
+                what = holds(layer.type, position).name.lower().replace("_", " ")
+                return drawn.reshape(shapes[producer]).astype(np.float32), what
+    return None
+
+
+_Rng = np.random.Generator
+
+
+def _corners(count: int, rng: _Rng) -> Array:
+    """Boxes (count, 4) in fractions of an image."""
+    start = rng.uniform(0, 0.6, (count, 2))
+    return np.concatenate((start, start + rng.uniform(0.1, 0.4, (count, 2))), 1)
+
+
+def _labels(layer: LayerSpec, count: int, rng: _Rng) -> Array:
+    """Classes other than the background, (count, 1)."""
+    p = signature_of(layer.type).parameters(layer.param)  # type: ignore[union-attr]
+    classes = [c for c in range(p.num_classes) if c != p.background_label_id] or [0]
+    return rng.choice(classes, (count, 1))
+
+
+def _priors(_: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) -> Array:
+    count = int(np.prod(bottoms[at][2:])) // 4
+    return np.stack((_corners(count, rng), rng.uniform(0.1, 0.2, (count, 4))))
+
+
+def _objects(layer: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) -> Array:
+    count = int(np.prod(bottoms[at])) // 8
+    image = np.sort(rng.integers(0, 2 if at == 1 else bottoms[0][0], (count, 1)), 0)
+    instance, difficult = np.arange(count)[:, None], rng.integers(0, 2, (count, 1))
+    return np.concatenate((image, _labels(layer, count, rng), instance, _corners(count, rng), difficult), 1)
+
+
+def _detections(layer: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) -> Array:
+    count = int(np.prod(bottoms[at])) // 7
+    image, score = np.sort(rng.integers(0, 2, (count, 1)), 0), rng.uniform(0, 1, (count, 1))
+    return np.concatenate((image, _labels(layer, count, rng), score, _corners(count, rng)), 1)
+
+
+def _image_sizes(_: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) -> Array:  # noqa: ARG001
+    sizes = np.ones(bottoms[at])
+    sizes[:, :2] = np.reshape([16 * side for side in bottoms[0][2:4]], (1, 2, *[1] * (sizes.ndim - 2)))
+    return sizes
+
+
+def _regions(layer: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) -> Array:
+    p = signature_of(layer.type).parameters(layer.param)  # type: ignore[union-attr]
+    scale = p.spatial_scale if p.schema is not None and "spatial_scale" in p.schema.fields else 1 / 16
+    height, width = (side / (scale or 1) for side in bottoms[0][2:4])
+    image = rng.integers(0, bottoms[0][0], (bottoms[at][0], 1))
+    return np.concatenate((image, _corners(len(image), rng) * [width, height, width, height]), 1)
+
+
+_DRAWN: Mapping[Holds, Callable[[LayerSpec, Sequence[Shape], int, _Rng], Array]] = {
+    Holds.BOXES: _regions,
+    Holds.DETECTIONS: _detections,
+    Holds.IMAGE_SIZES: _image_sizes,
+    Holds.OBJECTS: _objects,
+    Holds.PRIORS: _priors,
+}
 
 
 def with_batch_axis(array: Array, spec: NetSpec, blob: str) -> Array:

@@ -7,12 +7,16 @@ candidate, so it works for any module.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from caffe_port.formats.message import Message
+from caffe_port.signatures.signature import Trait, keeps_blobs, types_with
 from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas import FORMULAS, Layer
 from caffe_port.verification.references.numpy_formulas.formulas import given, spatial
@@ -105,26 +109,150 @@ def other_pooling(q: Layer, _: Array) -> Iterator[Guess]:
 
 @slip("Pooling", "Convolution", "Deconvolution")
 def window(q: Layer, actual: Array) -> Iterator[Guess]:
-    """Kernel size, padding, stride and dilation; only values that give the candidate's shape are tried."""
+    """Kernel size, padding, stride and dilation, one or two of them, on one axis or on all.
+
+    Only values that give the candidate's shape are tried.
+    """
     message = "pooling_param" if q.param.type == "Pooling" else "convolution_param"
     p = getattr(q.param, message)
-    if getattr(p, "global_pooling", False) or len(p.kernel_size) > 1:
+    count = q.x.ndim - 2
+    if getattr(p, "global_pooling", False) or count < 1 or actual.ndim != q.x.ndim:
         return
-    now = {n: v[0] if v else d for n, v, d in (("pad", p.pad, 0), ("stride", p.stride, 1))}
-    if q.param.type != "Pooling":
-        now["dilation"] = p.dilation[0] if p.dilation else 1
-    elif p.kernel_size:
-        now["kernel_size"] = p.kernel_size[0]
-    for name, value in now.items():
-        for other in range(1 if name != "pad" else 0, max(6, value + 3)):
-            if other == value:
-                continue
-            try:
-                made = _top(_with(q, message, **{name: [other]}))
-            except (ValueError, ZeroDivisionError):
-                continue
+    now = _options(q, p, count)
+    told: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
+    for changed in _changes(now, count):
+        key = tuple(sorted(changed.items()))
+        if key in told or _size(q, {**now, **changed}) not in (None, actual.shape[2:]):
+            continue
+        told.add(key)
+        try:
+            made = _top(_with(q, message, **_fields({**now, **changed}, q.param.type)))
+        except (ValueError, ZeroDivisionError, IndexError):
+            continue
+        words = (f"its {n.replace('_', ' ')} is {_side(v)}, Caffe's is {_side(now[n])}" for n, v in changed.items())
+        told_so = "; ".join(words)
+        if made.shape == actual.shape:
+            yield told_so, made
+        if q.param.type == "Pooling":
+            up = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below
+            rounded = {"round_mode": "FLOOR" if up else "CEIL", "ceil_mode": not up, "round_below": None}
+            made = _top(_with(q, message, **_fields({**now, **changed}, q.param.type), **rounded))
             if made.shape == actual.shape:
-                yield f"its {name.replace('_', ' ')} is {other}, Caffe's is {value}", made
+                yield f"{told_so}; it also rounds the size {'down' if up else 'up'}", made
+
+
+def _options(q: Layer, p: Message, count: int) -> dict[str, tuple[int, ...]]:
+    """The window of a layer, a number per axis."""
+    found = {
+        name: spatial(list(getattr(p, name)), given(p, f"{short}_h"), given(p, f"{short}_w"), count, default)
+        for name, short, default in (("pad", "pad", 0), ("stride", "stride", 1))
+    }
+    if q.param.type == "Pooling":
+        found["kernel_size"] = spatial(list(p.kernel_size), given(p, "kernel_h"), given(p, "kernel_w"), count, 1)
+    else:
+        found["dilation"] = spatial(list(p.dilation), None, None, count, 1)
+    return found
+
+
+def _changes(now: dict[str, tuple[int, ...]], count: int) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Other windows, the likeliest first."""
+    others = {
+        name: [(n,) * count for n in range(name != "pad", max(6, *(v + 3 for v in value))) if (n,) * count != value]
+        for name, value in now.items()
+    }
+    for name, values in others.items():
+        yield from ({name: value} for value in values)
+    for one, other in itertools.combinations(others, 2):
+        yield from ({one: a, other: b} for a in others[one] for b in others[other])
+    swapped = {name: value[::-1] for name, value in now.items() if value != value[::-1]}
+    yield from ({name: value} for name, value in swapped.items())
+    if len(swapped) > 1:
+        yield swapped
+    for name, value in now.items():
+        for axis in range(count):
+            for n in range(0 if name == "pad" else 1, max(6, value[axis] + 3)):
+                if n != value[axis]:
+                    yield {name: (*value[:axis], n, *value[axis + 1 :])}
+
+
+def _size(q: Layer, options: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The size of the top; None for Pooling, which is cheap to compute."""
+    if q.param.type == "Pooling":
+        return None
+    sizes = []
+    for axis, n in enumerate(q.x.shape[2:]):
+        pad, stride, dilation = (options[name][axis] for name in ("pad", "stride", "dilation"))
+        extent = dilation * (q.blobs[0].shape[2 + axis] - 1) + 1
+        if q.param.type == "Deconvolution":
+            sizes.append(stride * (n - 1) + extent - 2 * pad)
+        else:
+            sizes.append((n + 2 * pad - extent) // stride + 1)
+    return tuple(sizes)
+
+
+def _fields(options: dict[str, tuple[int, ...]], type_: str) -> dict[str, object]:
+    """The fields of the message for a window: lists, and neither _h nor _w."""
+    found: dict[str, object] = {name: list(value) for name, value in options.items()}
+    found |= {f"{name}_{side}": None for name in ("pad", "stride") for side in "hw"}
+    if type_ != "Pooling":
+        return found
+    sides = {f"{name}_{side}": n for name in ("pad", "stride") for side, n in zip("hw", options[name], strict=False)}
+    kernel = {f"kernel_{side}": n for side, n in zip("hw", options["kernel_size"], strict=False)}
+    return {"pad": None, "stride": None, "kernel_size": None, **sides, **kernel}
+
+
+def _side(value: tuple[int, ...]) -> str:
+    return str(value[0]) if len(set(value)) == 1 else " x ".join(map(str, value))
+
+
+@slip("Convolution", "Pooling")
+def one_sided_padding(q: Layer, actual: Array) -> Iterator[Guess]:
+    """Padding after the picture alone, or more there than before it."""
+    message = "pooling_param" if q.param.type == "Pooling" else "convolution_param"
+    p = getattr(q.param, message)
+    count = q.x.ndim - 2
+    if getattr(p, "global_pooling", False) or count < 1 or actual.ndim != q.x.ndim:
+        return
+    now = _options(q, p, count)
+    most = max(now["pad"])
+    low = -np.inf if q.param.type == "Pooling" and p.pool == "MAX" else 0.0
+    for before, after in itertools.product(range(most + 3), repeat=2):
+        if before == after:
+            continue
+        wide = np.pad(q.x, [(0, 0), (0, 0), *[(before, after)] * count], constant_values=low)
+        none = _with(q, message, **_fields({**now, "pad": (0,) * count}, q.param.type))
+        padded = dataclasses.replace(none, bottoms=[wide])
+        if _size(padded, {**now, "pad": (0,) * count}) not in (None, actual.shape[2:]):
+            continue
+        made = _top(padded)
+        if made.shape == actual.shape:
+            cause = f"it pads {before} before and {after} after the picture (TensorFlow's SAME)"
+            yield f"{cause}, Caffe's pad is {_side(now['pad'])} on both sides", made
+
+
+@slip("Deconvolution", "Interp", "Upsample")
+def interpolation(q: Layer, actual: Array) -> Iterator[Guess]:
+    """A resize in place of the layer, to the candidate's size."""
+    if q.x.ndim != 4 or actual.ndim != 4 or actual.shape[:2] != q.x.shape[:2]:
+        return
+    size = (actual.shape[2], actual.shape[3])
+    caffe = f"Caffe's is a {q.param.type}"
+    for corners in (True, False):
+        cause = f"it is a bilinear interpolation (resize) with align_corners={corners}, {caffe}"
+        yield cause, _bilinear(q.x, size, corners)
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, q.x.shape[2:], strict=True))
+    yield f"it is a nearest-neighbor interpolation (resize), {caffe}", q.x[:, :, rows][:, :, :, columns]
+
+
+def _bilinear(x: Array, size: tuple[int, int], corners: bool) -> Array:
+    for axis, n in zip((2, 3), size, strict=True):
+        m = x.shape[axis]
+        at = np.arange(n) * ((m - 1) / max(n - 1, 1)) if corners else np.maximum((np.arange(n) + 0.5) * m / n - 0.5, 0)
+        low = np.minimum(np.floor(at).astype(int), m - 1)
+        high = np.minimum(low + 1, m - 1)
+        share = (at - low).reshape((-1, *[1] * (3 - axis)))
+        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x
 
 
 # -- convolutions ---------------------------------------------------------------------------------------------------
@@ -210,6 +338,10 @@ def flatten_order(q: Layer, _: Array) -> Iterator[Guess]:
     for order, words in (((0, 2, 3, 1), "(H, W, C)"), ((0, 1, 3, 2), "(C, W, H)"), ((0, 3, 2, 1), "(W, H, C)")):
         moved = np.ascontiguousarray(q.x.transpose(order)).reshape(q.x.shape)
         yield f"it flattens in the order {words}, Caffe in the order (C, H, W)", _top(_bottoms(q, moved))
+        if q.param.type == "InnerProduct" and not q.param.inner_product_param.transpose:
+            weight = q.blobs[0].reshape(-1, *q.x.shape[1:])
+            turned = np.ascontiguousarray(weight.transpose(order)).reshape(q.blobs[0].shape)
+            yield f"its weight is in the order {words}, Caffe's in (C, H, W)", _top(_blobs(q, turned, *q.blobs[1:]))
 
 
 # -- normalization --------------------------------------------------------------------------------------------------
@@ -276,6 +408,13 @@ def statistics(q: Layer, actual: Array) -> Iterator[Guess]:
         "it adds eps to the standard deviation, Caffe to the variance (inside the square root)",
         centered / (np.sqrt(variance) + p.eps),
     )
+    deviation = np.sqrt(np.maximum(variance, 0))
+    yield (
+        "its variance is the standard deviation (the square root of Caffe's variance)",
+        centered / np.sqrt(deviation + p.eps),
+    )
+    yield "its variance is the square of Caffe's", centered / np.sqrt(variance**2 + p.eps)
+    yield "its variance is corrected for the bias (n / (n - 1))", centered / np.sqrt(variance * _bessel(q.x) + p.eps)
     yield "it does not subtract the mean", q.x / np.sqrt(variance + p.eps)
     yield "it does not normalize: its top is its bottom", q.x
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -287,6 +426,11 @@ def statistics(q: Layer, actual: Array) -> Iterator[Guess]:
             f"its eps is about {about:g}, Caffe's is {p.eps:g}",
             centered / np.sqrt(np.maximum(variance + eps, 1e-30)),
         )
+
+
+def _bessel(x: Array) -> float:
+    n = int(x.size) // int(x.shape[1])
+    return n / max(n - 1, 1)
 
 
 @slip("MVN")
@@ -337,6 +481,31 @@ def slope(q: Layer, actual: Array) -> Iterator[Guess]:
         yield f"its negative slope is {found:.4g}, {caffe}", np.maximum(x, 0) + found * np.minimum(x, 0)
 
 
+@slip("ReLU6")
+def clipped(q: Layer, actual: Array) -> Iterator[Guess]:
+    x = q.x
+    yield "it does not clip at 6 (it is a plain ReLU)", np.maximum(x, 0)
+    yield "the layer is missing: its top is its bottom", x
+    high = float(actual.max())
+    yield f"it clips at {high:.4g}, Caffe at 6", np.clip(x, 0, high)
+
+
+@slip("Normalize")
+def normalize_parts(q: Layer, _: Array) -> Iterator[Guess]:
+    x = q.x
+    axes = tuple(range(1, x.ndim))
+    scale = q.blobs[0].reshape(-1)
+    wide = scale.reshape((-1, *[1] * (x.ndim - 2))) if scale.size > 1 else scale.reshape(-1)[0]
+    over: dict[str, tuple[int, ...]] = {"channels": (1,), "space": axes[1:], "channels and space": axes}
+    yield "its scale is missing", _top(_blobs(q, np.ones_like(q.blobs[0])))
+    for words, some in over.items():
+        norm = np.sqrt((x * x).sum(some, keepdims=True))
+        told = f"it normalizes over {words} (across_spatial), Caffe in another way"
+        yield told, x / np.maximum(norm, 1e-12) * wide
+        yield f"{told}; its scale is missing, too", x / np.maximum(norm, 1e-12)
+    yield "it does not normalize: its top is its bottom times the scale", x * wide
+
+
 @slip("ELU")
 def elu_alpha(q: Layer, actual: Array) -> Iterator[Guess]:
     x = q.x
@@ -377,11 +546,88 @@ def eltwise_operation(q: Layer, _: Array) -> Iterator[Guess]:
     for other in ("SUM", "PROD", "MAX"):
         if other != p.operation:
             yield f"it computes {other}, Caffe computes {p.operation}", _top(_with(q, "eltwise_param", operation=other))
+    yield f"it computes MIN, Caffe computes {p.operation}", np.minimum.reduce(list(q.bottoms))
+    yield f"it computes the mean, Caffe computes {p.operation}", np.asarray(np.mean(np.stack(list(q.bottoms)), 0))
+    for n, bottom in enumerate(q.bottoms):
+        yield f"the layer is missing: its top is its bottom {n}", bottom
+
+
+@slip("Eltwise")
+def eltwise_coefficients(q: Layer, actual: Array) -> Iterator[Guess]:
+    p = q.param.eltwise_param
+    if p.operation != "SUM" or any(b.shape != actual.shape for b in q.bottoms):
+        return
+    told = [float(c) for c in p.coeff] or [1.0] * len(q.bottoms)
+    found = np.linalg.lstsq(np.stack([b.reshape(-1) for b in q.bottoms], 1), actual.reshape(-1), rcond=None)[0]
+    words = (", ".join(f"{c:.4g}" for c in some) for some in (found, told))
+    made = sum(c * b for c, b in zip(found, q.bottoms, strict=True))
+    yield "its coefficients (coeff) are {}, Caffe's are {}".format(*words), np.asarray(made)
 
 
 @slip("Concat")
 def concat_order(q: Layer, _: Array) -> Iterator[Guess]:
     yield "the order of its bottoms is reversed", _top(_bottoms(q, *q.bottoms[::-1]))
+    if len(q.bottoms) <= 5:
+        for order in itertools.permutations(range(len(q.bottoms))):
+            if order != tuple(range(len(q.bottoms))):
+                yield (
+                    f"the order of its bottoms is {order}, by their places in Caffe",
+                    _top(_bottoms(q, *(q.bottoms[n] for n in order))),
+                )
+    axis = q.param.concat_param.axis % q.x.ndim
+    for other in range(q.x.ndim):
+        if other != axis and len({b.shape[:other] + b.shape[other + 1 :] for b in q.bottoms}) == 1:
+            yield f"its axis is {other}, Caffe's is {axis}", np.concatenate(q.bottoms, other)
+
+
+# -- rearranged -----------------------------------------------------------------------------------------------------
+
+
+@slip("Crop")
+def crop_offset(q: Layer, actual: Array) -> Iterator[Guess]:
+    x = q.x
+    if x.ndim != actual.ndim or any(a > n for a, n in zip(actual.shape, x.shape, strict=True)):
+        return
+    right = _top(q)
+    room = [range(n - a + 1) for a, n in zip(actual.shape, x.shape, strict=True)]
+    corner = actual[tuple(slice(0, 1) for _ in actual.shape)]
+    caffe = _offset_of(x, right, room)
+    near = np.abs(x[tuple(slice(0, len(r)) for r in room)] - corner) <= 1e-4 * (1 + np.abs(corner))
+    for offset in np.argwhere(near)[:64]:
+        cut = x[tuple(slice(o, o + a) for o, a in zip(offset, actual.shape, strict=True))]
+        size = "" if right.shape == actual.shape else f" and its size {actual.shape}, Caffe's {right.shape}"
+        told = tuple(int(o) for o in offset)
+        yield f"its offset is {told[2:] or told}{size}; Caffe's offset is {caffe[2:] or caffe}", cut
+
+
+def _offset_of(x: Array, cut: Array, room: Sequence[range]) -> tuple[int, ...]:
+    for offset in itertools.product(*room):
+        if np.array_equal(x[tuple(slice(o, o + a) for o, a in zip(offset, cut.shape, strict=True))], cut):
+            return tuple(offset)
+    return ()
+
+
+@slip("Permute")
+def permute_order(q: Layer, actual: Array) -> Iterator[Guess]:
+    own = tuple(q.param.permute_param.order)
+    own = own + tuple(n for n in range(q.x.ndim) if n not in own)
+    for order in itertools.permutations(range(q.x.ndim)):
+        if order == own:
+            continue
+        made = q.x.transpose(order)
+        if made.size == actual.size and made.shape[0] == actual.shape[0]:
+            verb = "the layer is missing: its order is" if order == tuple(range(q.x.ndim)) else "its order is"
+            yield f"{verb} {order}, Caffe's is {own}", made.reshape(actual.shape)
+
+
+@slip("Slice")
+def slice_points(q: Layer, actual: Array) -> Iterator[Guess]:
+    for axis in range(1, q.x.ndim):
+        n = actual.shape[axis] if actual.ndim == q.x.ndim else 0
+        if n:
+            for start in range(min(q.x.shape[axis] - n + 1, 256)):
+                cut = np.take(q.x, range(start, start + n), axis)
+                yield f"it takes {start} to {start + n} of axis {axis} (slice_point)", cut
 
 
 @slip("Power")
@@ -392,6 +638,48 @@ def power_parts(q: Layer, _: Array) -> Iterator[Guess]:
             yield f"its {name} is missing", _top(_with(q, "power_param", **{name: neutral}))
     with np.errstate(invalid="ignore", divide="ignore"):
         yield "it shifts before it scales, Caffe shifts after it scales", (p.scale * (q.x + p.shift)) ** p.power
+
+
+@slip(*sorted(types_with(Trait.ACTIVATION)))
+def other_curve(q: Layer, actual: Array) -> Iterator[Guess]:
+    """Another activation, with Caffe's default parameters."""
+    if len(q.bottoms) != 1 or q.x.shape != actual.shape:
+        return
+    x = q.x
+    gauss = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if x.size <= 1 << 18:
+        erf = np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)) if x.size else x
+        yield f"it is a GELU, Caffe's is a {q.param.type}", 0.5 * x * (1 + erf)
+    yield f"it is a GELU (by tanh), Caffe's is a {q.param.type}", gauss
+    for name in sorted(types_with(Trait.ACTIVATION) - {q.param.type}):
+        if name in FORMULAS and not keeps_blobs(name):
+            with contextlib.suppress(ValueError, IndexError, NotImplementedError, ZeroDivisionError):
+                other = dataclasses.replace(q, param=q.param.copy(type=name), blobs=[])
+                yield f"it is a {name}, Caffe's is a {q.param.type}", _top(other)
+
+
+@slip("LSTM")
+def lstm_gates(q: Layer, _: Array) -> Iterator[Guess]:
+    ones = np.ones_like(q.bottoms[1])
+    yield (
+        "it ignores the continuation marks (cont): the state is not reset",
+        _top(_bottoms(q, q.x, ones, *q.bottoms[2:])),
+    )
+    n = len(q.blobs[1]) // 4
+    for order in itertools.permutations(range(4)):
+        if order != (0, 1, 2, 3):
+            rows = np.concatenate([np.arange(g * n, (g + 1) * n) for g in order])
+            names = ", ".join("ifog"[g] for g in order)
+            moved = [b[rows] if len(b) == 4 * n else b for b in q.blobs]
+            yield f"its gates are in the order ({names}), Caffe's in (i, f, o, g)", _top(_blobs(q, *moved))
+    for order in itertools.permutations(range(4)):
+        if order != (0, 1, 2, 3):
+            rows = np.concatenate([np.arange(g * n, (g + 1) * n) for g in order])
+            names = ", ".join("ifog"[g] for g in order)
+            for k, blob in enumerate(q.blobs):
+                if len(blob) == 4 * n:
+                    moved = [*q.blobs[:k], blob[rows], *q.blobs[k + 1 :]]
+                    yield f"the gates of its blob {k} are in the order ({names})", _top(_blobs(q, *moved))
 
 
 # -- any layer ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from caffe_port.definition import fields
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.errors import SpecError
-from caffe_port.formats import prototxt
+from caffe_port.formats import prototxt, wire
 
 CASES = HERE / "cases"
 INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 5 dim: 7 } } }\n'
@@ -143,3 +143,77 @@ def test_the_error_names_the_unknown_field(case: str, fields: list[str]) -> None
         caffe_port.load(CASES / f"{case}.prototxt")
     assert f"field '{fields[0]}'" in caught.value.what
     assert all(f"--ignore-field {name}" in caught.value.hint for name in fields)
+
+
+# -- numbers of binary files ------------------------------------------------------------------------------------------
+
+
+def stored(tmp_path: Path, layer_: str, own: bytes = b"", stray: bytes = b"") -> Path:
+    """A .caffemodel with a layer, bytes after the fields of its parameters, and bytes after its own fields."""
+    message = prototxt.parse(INPUT + layer_, "NetParameter")
+    first, second = (b"".join(wire.serialize(one)) for one in message.layer)
+    if own:
+        (name,) = (name for name, value in message.layer[1].items() if name.endswith("_param"))
+        inner = b"".join(wire.serialize(getattr(message.layer[1], name)))
+        assert second.endswith(inner)
+        second = second[: -len(inner) - 1] + bytes([len(inner) + len(own)]) + inner + own
+    second += stray
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(b"".join(b"\xa2\x06" + bytes([len(part)]) + part for part in (first, second)))
+    return path
+
+
+STRAY = b"\x82\x7d\x03abc"  # field 2000, three bytes
+
+
+def test_a_stray_number_is_told(tmp_path: Path) -> None:
+    path = stored(tmp_path, layer("ReLU", ""), stray=STRAY)
+    ported = caffe_port.port(None, path)
+    assert any("unknown field '2000' of LayerParameter changes no number" in note for note in ported.notes)
+    assert caffe_port.verify(None, path).word == "PASSED"
+
+
+def test_a_number_among_the_parameters_refuses_the_net(tmp_path: Path) -> None:
+    path = stored(tmp_path, layer("ReLU", "relu_param { negative_slope: 0.5 }"), own=b"\x38\x01")
+    with pytest.raises(SpecError, match="field '7' of ReLUParameter is unknown and may change"):
+        caffe_port.load(None, path)
+    assert caffe_port.verify(None, path, ignore_fields=["7"]).word == "PASSED without '7'"
+    text = tmp_path / "net.prototxt"
+    text.write_text(INPUT + layer("ReLU", "relu_param { negative_slope: 0.5 }"))
+    assert caffe_port.verify(text, path).word == "PASSED", "the prototxt is the definition"
+
+
+def test_the_parameters_of_a_fork_under_another_number_are_missed(tmp_path: Path) -> None:
+    path = stored(tmp_path, layer("Interp", ""), stray=STRAY)
+    with pytest.raises(SpecError, match="'2000' of LayerParameter is unknown and may hold the parameters of the layer"):
+        caffe_port.load(None, path)
+
+
+def test_a_message_that_does_not_parse_is_an_unknown_field(tmp_path: Path) -> None:
+    """R-FCN's number with a string in it, in a layer that owns it and in one that does not."""
+    stray = b"\x8a\xf1\x04\x04!!!!"  # field 10001
+    assert caffe_port.port(None, stored(tmp_path, layer("ReLU", ""), stray=stray)).notes
+    with pytest.raises(SpecError, match="'10001' of LayerParameter is unknown and may hold the parameters"):
+        caffe_port.load(None, stored(tmp_path, layer("PSROIPooling", 'bottom: "x"'), stray=stray))
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        ("relu_param { engine: CAFFE }", False),
+        ("propagate_down: true", False),
+        ("propagate_down: false", True),
+        ("param { l1_mult: 1 }", True),
+    ],
+)
+def test_training_refuses_what_only_training_looks_at(more: str, refused: bool) -> None:
+    spec = definition(layer("ReLU", more)).spec("TRAIN")
+    assert fields.refuse(spec) is spec
+    if refused:
+        with pytest.raises(SpecError, match=r"is not followed|is unknown"):
+            fields.refuse(spec, training=True)
+    else:
+        assert fields.refuse(spec, training=True) is spec

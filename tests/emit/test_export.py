@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import cv2
 import golden_nets
@@ -122,6 +123,83 @@ def test_a_wrong_onnx_is_found(tmp_path: Path) -> None:
 
     with pytest.raises(CaffePortError, match="output 'y' differs from the model's by"):
         export.onnx(Wrong(), golden.inputs, golden.net.plan, tmp_path / "model.onnx")
+
+
+def written(text: str, folder: Path, **how: Any) -> tuple[caffe_port.Ported, str]:
+    """A net without weights, and what convert says."""
+    (folder / "net.prototxt").write_text(text)
+    ported = caffe_port.port(folder / "net.prototxt")
+    return ported, convert(ported, folder / "out", formats=["torch", "onnx", "pt2"], **how).check
+
+
+def run_onnx(folder: Path, x: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+CONV = """
+input: "x" input_shape { dim: 2 dim: 3 dim: 12 dim: 10 }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "y"
+  convolution_param { num_output: 4 kernel_size: 3 stride: 2 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "y" top: "z" }
+"""
+IP = """
+layer { name: "ip" type: "InnerProduct" bottom: "z" top: "s"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+"""
+MERGING = """
+layer { name: "reshape" type: "Reshape" bottom: "z" top: "r" reshape_param { shape { dim: 2 dim: -1 dim: 4 } } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "dynamic", "words", "sizes"),
+    [
+        ("", "size", "any batch, height and width", [(1, 12, 10), (5, 30, 41)]),
+        ("", "batch", "any batch", [(1, 12, 10), (5, 12, 10)]),
+        (IP, "size", "any batch", [(1, 12, 10), (7, 12, 10)]),
+        (MERGING, "size", "any batch", [(1, 12, 10), (5, 12, 10)]),
+    ],
+)
+def test_open_axes(tmp_path: Path, more: str, dynamic: str, words: str, sizes: list[tuple[int, int, int]]) -> None:
+    pytest.importorskip("onnxscript")
+    ported, check = written(CONV + more, tmp_path, dynamic=dynamic)
+    said = check.split("; ")
+    assert said[1].startswith("model.onnx differs from the model by ")
+    assert said[1].endswith(f"with {words}")
+    source = (tmp_path / "out/model.py").read_text()
+    module = read_model(source, model(ported.net).class_name, tmp_path / "out/weights.safetensors")
+    for n, height, width in sizes:
+        x = torch.randn(n, 3, height, width)
+        with torch.no_grad():
+            assert_close(run_onnx(tmp_path, x), module(x))
+
+
+def test_a_batch_that_is_written_out_is_kept(tmp_path: Path) -> None:
+    """Caffe would merge the images of another batch; model.py keeps them apart, and says so."""
+    (tmp_path / "net.prototxt").write_text(CONV + MERGING)
+    ported = caffe_port.port(tmp_path / "net.prototxt")
+    result = convert(ported, tmp_path / "out")
+    assert any("Reshape layers with the batch size written out" in note for note in result.notes)
+    module = read_model(
+        (tmp_path / "out/model.py").read_text(), result.class_name, tmp_path / "out/weights.safetensors"
+    )
+    x = torch.randn(6, 3, 12, 10)
+    with torch.no_grad():
+        assert ported.net(x).shape == (2, 60, 4)  # type: ignore[union-attr]  as Caffe's
+        assert_close(module(x), torch.cat([ported.net(part) for part in x.split(2)]))  # type: ignore[misc]
+
+
+def test_nothing_is_left_open_where_the_net_fixes_it(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    fixed = MERGING.replace("dim: 2 dim: -1 dim: 4", "dim: 1 dim: -1 dim: 8")
+    _, check = written(CONV + fixed, tmp_path)
+    assert "model.onnx differs" in check
+    assert check.count("takes inputs of 2 x 3 x 12 x 10 only") == 2
+    with pytest.raises(CaffePortError, match="dynamic 'all' is not one of size, batch, none"):
+        written(CONV, tmp_path, dynamic="all", force=True)
 
 
 class Branches(nn.Module):

@@ -29,18 +29,23 @@ FULL = "models/zoo/caffe2014_cifar10_v1/cifar10_full_iter_70000.caffemodel"
 # -- the real thing -------------------------------------------------------------------------------------------------
 
 
-def test_the_slim_mnist_net_is_right_in_9972_of_10000(shared: Path) -> None:
+def test_the_slim_mnist_net(shared: Path) -> None:
+    """All 10,000 images are evaluated in test_reproduce.py: 9,972 are right."""
     seen: list[tuple[int, int]] = []
     run = evaluate.evaluate_files(
-        shared / MNIST_WEIGHTS, data="mnist", root=shared / "data/mnist", progress=lambda *now: seen.append(now)
+        shared / MNIST_WEIGHTS,
+        data="mnist",
+        root=shared / "data/mnist",
+        limit=1000,
+        progress=lambda *now: seen.append(now),
     )
-    assert (run.result.correct, run.result.total) == (9972, 10000)
-    assert run.result.accuracy == 99.72
+    assert (run.result.correct, run.result.total) == (997, 1000)
+    assert run.result.accuracy == 99.7
     assert run.origin == "registry entry 'mnist-slim-310k'"
     assert run.entry is not None
     assert run.result.verdict(run.entry.reported[0].accuracy) == "equal"
-    assert seen[-1] == (10000, 10000)
-    assert sum(total for _, _, total in run.result.per_class()) == 10000
+    assert seen[-1] == (1000, 1000)
+    assert sum(total for _, _, total in run.result.per_class()) == 1000
 
 
 def test_lenet_of_2014(shared: Path) -> None:
@@ -60,10 +65,10 @@ def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("weights", "reported"), [(QUICK, 74.9), (FULL, 82.1)])
-def test_cifar10_of_2014(shared: Path, cifar10: Path, weights: str, reported: float) -> None:
-    run = evaluate.evaluate_files(shared / weights, data=cifar10)
-    assert abs(run.result.accuracy - reported) <= 0.3
+@pytest.mark.parametrize(("weights", "right"), [(QUICK, 1651), (FULL, 1736)])
+def test_cifar10_of_2014(shared: Path, cifar10: Path, weights: str, right: int) -> None:
+    run = evaluate.evaluate_files(shared / weights, data=cifar10, limit=2000)
+    assert abs(run.result.correct - right) <= 2  # of airplanes and automobiles; docs/results has all 10,000
     assert run.preprocessing.mean == MEAN_IMAGE
     assert run.result.classes[0] == "airplane"
 

@@ -86,11 +86,12 @@ def test_a_default_that_the_file_does_not_state() -> None:
     data = layer("PriorBox", delimited(203, b"\x0d\x00\x00\x80\x3f"))
     net, found = read(data)
     assert not net.layer[0].prior_box_param.clip
-    assert "prior_box_param.clip is not stated, false is assumed" in found.note
-    assert "textboxes" in found.note
+    (reading,) = found.defaults
+    assert "prior_box_param.clip is not stated, false is assumed" in str(reading)
+    assert "textboxes" in str(reading)
     net, found = read(data, "textboxes")
     assert net.layer[0].prior_box_param.clip
-    assert not found.note
+    assert not found.defaults
 
 
 def test_a_default_of_nvidias() -> None:

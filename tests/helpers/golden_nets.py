@@ -63,9 +63,9 @@ def assert_close(actual: Array, expected: Array, what: str) -> None:
     )
 
 
-def case_of(path: Path) -> tuple[Case, dict[tuple[str, int], np.ndarray]]:
+def case_of(path: Path, dialect: str | None = None) -> tuple[Case, dict[tuple[str, int], np.ndarray]]:
     """The Case of a golden net, and the tops that Caffe computed."""
-    golden = load(path)
+    golden = load(path, dialect)
     weights = path.with_suffix(".caffemodel")
     blobs = {layer.name: layer.blobs for layer in caffemodel.read(weights).layers} if weights.exists() else {}
     plan = golden.net.plan

@@ -36,6 +36,7 @@ SMALL: Shape = (3, 4, 5, 7)
 VIDEO: Shape = (2, 3, 7, 9, 8)
 ROIS: Shape = (5, 5)
 PRIORS: Shape = (1, 2, 16)
+_SSD: tuple[Shape, ...] = ((2, 16), (2, 12), PRIORS)
 CONV = "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 }"
 BITS = "quantization_param { bw_layer_in: 8 bw_layer_out: 8 bw_params: 8 fl_layer_in: 4 fl_layer_out: 4 fl_params: 6 }"
 FLOATS = "quantization_param { precision: MINIFLOAT mant_bits: 3 exp_bits: 4 }"
@@ -114,7 +115,6 @@ def _all() -> Iterator[Case]:
     yield from _same("ChannelShuffle", "shuffle_channel_param { group: 2 }")
     yield from _same("Reverse", "reverse_param { axis: 2 }")
     yield from _same("ReverseAxis", "reverse_axis_param { axis: -1 }")
-    yield Case("BatchNorm", "", ((7,),))
     yield Case("BatchNorm", "", ((3, 7),))
     yield Case("BatchNormKyle", "batch_norm_param { use_alpha_beta: true }", (X,))
     yield Case("BatchNormKyle", "batch_norm_param { use_alpha_beta: true }", ((3, 7),))
@@ -204,6 +204,7 @@ def _all() -> Iterator[Case]:
     yield Case("Filter", "", (X, (2, 3), (2, 1, 1)), 2)
     yield Case("Flatten", "", (X,))
     yield Case("Flatten", "flatten_param { axis: 1 end_axis: 2 }", (X,))
+    yield Case("Flatten", "flatten_param { axis: 2 end_axis: 1 }", (X,))
     yield Case("Permute", "permute_param { order: 0 order: 2 order: 3 order: 1 }", (X,))
     yield Case("Permute", "permute_param { order: 3 }", (X,))
     yield Case("Transpose", "transpose_param { dim: 3 dim: 0 dim: 2 dim: 1 }", (X,))
@@ -234,7 +235,7 @@ def _all() -> Iterator[Case]:
         "MatWrite",
         "PFMWriter",
     ):
-        for count in (0, 1, 3):
+        for count in (0, 1, 3) if type_ == "HDF5Output" or type_.endswith(("Writer", "Write")) else (1, 3):
             yield Case(type_, "", (X, SMALL, (2,))[:count], 0)
     # constants
     yield Case("DummyData", "dummy_data_param { shape { dim: 2 dim: 5 } }", (), 2)
@@ -325,6 +326,8 @@ def _all() -> Iterator[Case]:
     own = "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }"
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS))
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 8), (2, 16)))
+    own = "num_classes: 3 keep_top_k: 20 code_type: CENTER_SIZE nms_param { nms_threshold: 0.45 top_k: 10 }"
+    yield Case("DetectionOutput", f"detection_output_param {{ {own} confidence_threshold: 0.3 }}", _SSD)
     own = "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }"
     yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)))
     yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)), 2)
@@ -332,7 +335,7 @@ def _all() -> Iterator[Case]:
     yield Case("Python", own, ((2, 18, 5, 7), (2, 36, 5, 7), (2, 3)))
     own = "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }"
     yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7),))
-    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 3, 50, 60)))
+    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 16, 10, 14)))
     own = "num_box: 1 num_classes: 3 biases: [9, 8]"
     one = f"yolov3_detection_output_param {{ {own} mask: 0 anchors_scale: 9 mask_group_num: 1 }}"
     yield Case("Yolov3DetectionOutput", one, ((2, 8, 5, 7),))
@@ -372,6 +375,10 @@ def _all() -> Iterator[Case]:
     for count in (2, 3, 4):
         yield Case("SmoothL1Loss", "", (X,) * count)
     yield Case("MultiBoxLoss", "multibox_loss_param { num_classes: 3 }", ((2, 16), (2, 12), PRIORS, (1, 1, 3, 8)))
+    own = "multibox_loss_param { num_classes: 3 share_location: false mining_type: NONE }"
+    yield Case("MultiBoxLoss", own, ((2, 48), (2, 12), PRIORS, (1, 1, 3, 8)))
+    own = "detection_evaluate_param { num_classes: 3 background_label_id: 2 }"
+    yield Case("DetectionEvaluate", own, ((1, 1, 4, 7), (1, 1, 3, 8)))
 
 
 CASES = tuple(_all())
@@ -448,7 +455,8 @@ def check_tops(case: Case) -> None:
     assert planned == allocated, f"planned {planned}, the layer allocates {allocated}"
     for ours, real in zip(planned, made, strict=True):
         by_numbers = allocated != made  # only how many rows there are may depend on the numbers
-        assert ours == real or (by_numbers and len(ours) == len(real) and ours[-1] == real[-1]), f"{ours} for {real}"
+        alike = len(ours) == len(real) and ours[1:][-1:] == real[1:][-1:]
+        assert ours == real or (by_numbers and alike), f"{ours} for {real}"
 
 
 def check_binary(case: Case) -> None:

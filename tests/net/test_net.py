@@ -709,3 +709,12 @@ def test_the_table_of_a_notebook_escapes_every_name() -> None:
     assert "<tr><td>&lt;b&gt;&amp;&#x27;</td><td>PReLU</td><td>" in shown
     assert "<td>(2, 3, 5, 7)</td><td>3</td></tr>" in shown
     assert shown.endswith("<th>3</th></tr></tfoot></table>"), "the total counts what is shared once"
+
+
+def test_a_net_with_a_module_of_the_user_changes_its_type() -> None:
+    net = build(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }'
+        'layer { name: "r" type: "ReLU" bottom: "x" top: "r" }'
+    )
+    net._modules["r"] = torch.nn.Tanh()
+    assert net.double()(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64

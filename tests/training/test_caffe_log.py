@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
+from conftest import HERE
 
 from caffe_port.errors import CaffePortError
-from caffe_port.training import caffe_log
+from caffe_port.training import caffe_log, plots
 
 TEXT = """
 C:\\caffe>caffe.exe train --solver=s.prototxt
@@ -75,6 +76,96 @@ def test_lines_of_every_kind() -> None:
     assert log.tests[0]["outputs"] == {"accuracy": 0.1, "loss": 2.5}
     assert log.seconds == 9.5
     assert log.as_dict()["best"] == {"iter": 200, "accuracy": 0.5}
+
+
+def of(name: str) -> caffe_log.CaffeLog:
+    return caffe_log.read(HERE / "cases" / name)
+
+
+def test_a_log_with_the_year() -> None:
+    """glog 0.6 writes the year. This one begins in the middle of a training: its first line belongs to no iteration."""
+    log = of("log_with_year/caffe.log")
+    assert log.accuracies() == [(10, 0.52), (20, 0.665)]
+    assert len(log.trained) == 15
+    assert 0 < log.seconds < 60
+    assert len(log.not_read) == log.as_dict()["lines_not_read"] == 1
+    assert "Train net output #0" in log.not_read[0]
+
+
+def test_every_output_of_every_test_net(tmp_path: Path) -> None:
+    log = of("log_several/caffe_two.log")
+    assert log.nets == [0, 1]
+    assert [line["outputs"]["per_class[9]"] for line in log.tests] == [0.404167, 0.601191, 0.732143]
+    assert [log.last(net) for net in log.nets] == [(10, 0.66), (10, 0.706667)]
+    second = [line for line in log.metrics if line.get("net") == 1]
+    assert [sorted(line["outputs"]) for line in second] == [["accuracy", "loss", "top3"]] * 3
+    assert second[0]["loss"] == 1.31937, "what test_compute_loss adds"
+    assert not log.not_read
+    caffe_log.to_csv(log, tmp_path / "log.csv")
+    with (tmp_path / "log.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert len(set(header)) == len(header)
+    assert {"train loss", "test loss", "test #1 loss", "test per_class[0]", "loss"} <= set(header)
+    first = dict(zip(header, rows[0], strict=True))
+    assert (first["iter"], first["kind"], first["test accuracy"], first["test #1 accuracy"]) == (
+        "0",
+        "test",
+        "0.62",
+        "0.646667",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "best"),
+    [
+        ("nvcaffe_epochs", "top-1", (50, 0.6)),
+        ("detectnet_map", "mAP", (14000, 0.3)),
+        ("detection_eval", "detection_eval", (500, 0.701)),
+        ("two_test_nets", "loss3/top-1", (100, 0.55)),
+    ],
+)
+def test_outputs_of_any_name(tmp_path: Path, name: str, output: str, best: tuple[int, float]) -> None:
+    log = of(f"logs/{name}.log")
+    assert (log.output(), log.best()) == (output, best)
+    assert not log.not_read
+    caffe_log.plot(log, tmp_path / "log.svg")
+    text = (tmp_path / "log.svg").read_text()
+    assert f"test {output}" in text
+
+
+def test_the_losses_of_nvcaffe() -> None:
+    log = of("logs/nvcaffe_epochs.log")
+    assert [(line["iter"], line["loss"], line.get("lr")) for line in log.trained] == [
+        (2, 5.08295, None),
+        (50, 3.2223, 0.0001),
+    ]
+
+
+def test_logs_of_2013_and_lines_in_a_form_that_is_not_known() -> None:
+    log = caffe_log.parse("""
+I1213 10:00:00.000000 1 solver.cpp:66] Iteration 1000, Testing net
+I1213 10:00:01.000000 1 solver.cpp:100] Test score #0: 0.98
+I1213 10:00:01.000000 1 solver.cpp:100] Test score #1: 0.07
+I1213 10:00:02.000000 1 solver.cpp:204] Iteration 1000, lr = 0.01
+I1213 10:00:02.000000 1 solver.cpp:66] Iteration 1000, loss = 0.05
+I1213 10:00:03.000000 1 solver.cpp:66] Iteration 1100 took 3 s: loss = 0.04
+I0102 10:00:03.000000 1 solver.cpp:66] Iteration 1200, loss = nan(ind)
+I0103 10:00:03.000000 1 net.cpp:66] Iteration 1 = nothing of the solver's
+""")
+    assert log.tests[0]["outputs"] == {"score #0": 0.98, "score #1": 0.07}
+    assert [line["iter"] for line in log.trained] == [1000, 1200]
+    assert [line.rpartition("] ")[2] for line in log.not_read] == ["Iteration 1100 took 3 s: loss = 0.04"]
+    assert 19 < log.seconds / 86400 < 22
+
+
+def test_which_axis_an_output_is_drawn_on() -> None:
+    assert plots.is_loss("loss", {})
+    assert not plots.is_loss("top-1", {})
+    line = {"outputs": {"loss1/top-1": 0, "loss1/loss": 1, "cost": 1}, "losses": {"loss1/loss": 1.0, "cost": 1.0}}
+    assert [plots.is_loss(name, line) for name in line["outputs"]] == [False, True, True]
+    assert plots.judge(line) == "loss1/top-1"
+    assert plots.judge({"outputs": {"loss": 1}}) == "loss"
+    assert plots.judge({"outputs": {}}) is None
 
 
 def test_what_windows_prints_for_no_number() -> None:

@@ -178,6 +178,11 @@ def spec_of(text: str) -> SolverSpec:
         ('lr_policy: "multistep" stepvalue: [4, 2] gamma: 0.1', {3: 0.1, 4: 0.01, 5: 0.001}),  # one step an iteration
         ('lr_policy: "multistep" stepvalue: [0, 0] gamma: 0.1', {0: 0.01, 1: 0.001}),
         ('lr_policy: "poly" power: 0.5 max_iter: 4', {0: 0.1, 3: 0.05, 4: 0.0, 5: 0.0}),
+        ('lr_policy: "multifixed" stagelr: [0.1, 0.3] stageiter: [2, 4]', {0: 0.1, 2: 0.1, 3: 0.3, 9: 0.3}),
+        ('lr_policy: "fixed" warmup_iter: 4 warmup_start_lr: 0.02', {0: 0.02, 1: 0.04, 3: 0.08, 4: 0.1}),
+        ('lr_policy: "multistep" stepvalue: [2, 3] gamma: 0.1 warmup_iter: 4', {2: 0.05, 4: 0.01, 5: 0.001}),
+        ('lr_policy: "poly" power: 2 max_iter: 4 min_lr: 0.02', {0: 0.1, 2: 0.04, 4: 0.02, 5: 0.02}),
+        ('lr_policy: "step" stepsize: 2 gamma: 0.1 min_lr: 0.005', {0: 0.1, 2: 0.01, 4: 0.005}),
         ('lr_policy: "sigmoid" gamma: -0.5 stepsize: 2', {2: 0.05, 4: 0.1 / (1 + math.e), 9999: 0.0}),
     ],
 )
@@ -199,15 +204,68 @@ def test_rates_by_hand(text: str, rates: dict[int, float]) -> None:
         ('base_lr: 1 type: "RMSProp" rms_decay: 1', "not in"),
         ('base_lr: 1 regularization_type: "L3"', "neither L1 nor L2"),
         ("base_lr: 1 iter_size: 0", "iter_size is 0, expected at least 1"),
-        ("base_lr: 1 test_interval: 5", "test_iter"),
+        ('base_lr: 1 net: "a" test_iter: 5', "sets test_iter, but not test_interval"),
         ("base_lr: nan", "not finite"),
-        ("base_lr: 1 test_iter: 1 test_iter: 2", "2 test nets"),
-        ("base_lr: 1 local_lr_auto: true", "NVIDIA/caffe"),
+        (
+            'base_lr: 1 test_interval: 5 train_net: "a" test_net: "b" test_iter: [1, 2]',
+            "1 test net, but test_iter 2 times",
+        ),
+        ('base_lr: 1 test_interval: 5 net: "a" test_net: ["b", "c"] test_iter: 1', "2 test nets, but test_iter 1 time"),
+        ('base_lr: 1 net: "a" test_interval: 5 test_iter: [1, 2] test_state { }', "2 test nets, but test_state 1 time"),
+        ('base_lr: 1 net: "a" test_interval: 5 test_iter: -1', "test_iter is -1"),
+        ("base_lr: 1 local_lr_auto: true", "LARS"),
+        ("base_lr: 1 larc: true larc_eta: 0.001", "LARC"),
+        ('base_lr: 1 weight_decay_policy: "poly"', "changes the weight decay"),
+        ('base_lr: 1 lr_policy: "multifixed" stagelr: 1', "1 stagelr and 0 stageiter"),
+        ("base_lr: 1 min_lr: -1", "min_lr is -1"),
     ],
 )
 def test_a_solver_that_caffe_refuses(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         spec_of(text)
+
+
+def test_fields_that_do_nothing_are_taken() -> None:
+    spec = spec_of('base_lr: 1 local_lr_auto: false momentum_policy: "fixed" larc: false larc_policy: "clip"')
+    assert spec.base_lr == 1
+
+
+def test_every_unknown_field_is_named() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_of('base_lr: 1 regularization: "L1" weight_dcy_rate: 0.001 learning_rate: 0.5 quux: 7')
+    for text in (
+        "no field 'regularization'. Did you mean 'regularization_type'?",
+        "no field 'weight_dcy_rate'. Did you mean 'weight_decay'?",
+        "no field 'learning_rate'. Did you mean 'base_lr'?",
+        "no field 'quux'",
+    ):
+        assert text in str(caught.value)
+
+
+def test_plateau_by_hand() -> None:
+    """SSD's sgd_solver.cpp: a step when the averaged loss has had no new minimum for plateau_winsize iterations."""
+    spec = spec_of('base_lr: 1 lr_policy: "plateau" gamma: 0.1 plateau_winsize: [2, 3]')
+    plateau = solver.Plateau()
+    steps = []
+    for it, loss in enumerate([5.0, 4.0, 4.5, 4.5, 4.5, 4.5, 3.0, 3.5, 3.5, 3.5, 3.5]):
+        plateau.hear(spec, it, loss)
+        steps.append(plateau.current_step)
+    assert steps == [0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2]
+    assert (plateau.minimum_loss, plateau.iter_last_event) == (3.0, 9)
+    assert learning_rate(spec, 9, 2) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ('net: "a" test_interval: 4 test_iter: 1', {0: 0, 4: 1, 8: 2, 9: 3}),
+        ('net: "a" test_interval: 4 test_iter: 1 test_initialization: false', {4: 0, 8: 1}),
+        ("", {7: 0}),
+    ],
+)
+def test_how_many_tests_came_before(text: str, before: dict[int, int]) -> None:
+    spec = spec_of(f"base_lr: 1 {text}")
+    assert {it: spec.tests_before(it) for it in before} == before
 
 
 def test_the_old_type_is_understood() -> None:
@@ -228,6 +286,7 @@ def test_the_net_is_found_beside_the_solver(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     path.write_text(
         'base_lr: 1 train_net: "a/net.prototxt" test_net_param { name: "t" layer { name: "i" type: "Input" } }'
+        " test_iter: 1 test_interval: 1"
     )
     assert SolverSpec.read(path).definition("TRAIN").net.name == "solver_parity"
     assert SolverSpec.read(path).definition("TEST").net.name == "t"

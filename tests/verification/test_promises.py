@@ -35,8 +35,8 @@ def rows(report: Report) -> dict[str, Row]:
     [
         ("opencv_deviations/axpy", "s", "OpenCV computes a * y + x"),
         ("opencv_deviations/interp_pad", "t", "OpenCV ignores pad_beg"),
-        ("priorbox_clip_unset/tvm_prior_4", "o", "OpenCV clips the boxes"),
-        ("ssd_fractional_min_size/net", "pb", "OpenCV clips the boxes"),
+        ("priorbox_clip_unset/tvm_prior_4", "o", ""),  # OpenCV is told what clip is assumed to be
+        ("ssd_fractional_min_size/net", "pb", "OpenCV keeps the fractions of min_size"),
         ("ssd_fewer_rows/tiny", "det", ""),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.layer import Layer
-from caffe_port.signatures.forks.detection import pair, prior_sizes, suppression
+from caffe_port.signatures.forks.detection import pair, prior_sizes, suppresses, suppression
 from caffe_port.typing import Shape
 
 
@@ -36,7 +36,7 @@ class PriorBox(Layer):
             "flip": p.flip,
             **grid_of_boxes(p),
         }
-        return args | ({"denser_boxes": True} if p.has("denser_prior_boxes") and p.denser_prior_boxes else {})
+        return args | ({"denser_boxes": True} if p.denser_prior_boxes else {})
 
     @classmethod
     def stand_in(cls, layer: Message) -> type[Layer]:
@@ -117,7 +117,8 @@ class DetectionOutput(Layer):
 
     Takes loc (N, P * 4), conf (N, P * num_classes) and the priors (1, 2, P * 4), and gives (1, 1, found, 7), a row
     for each box: image, label, score, x1, y1, x2, y2. The rows go by image and label, the best score first. Nothing
-    found at all: a row of -1 for each image. With share_location false, loc has a box for every class. Two more bottoms
+    found at all: a row of -1 for each image. With share_location false, loc has a box for every class. Without an
+    nms_param nothing is suppressed: every prior is a row for every class, whatever its score. Two more bottoms
     (RefineDet: conf (N, P * 2) and loc of the first stage) correct the priors and drop those of little objectness.
     ``normalized: false`` (OpenVINO): the priors (1, 2, P * 5) are an image and a box in pixels, of input_width and
     input_height.
@@ -134,7 +135,7 @@ class DetectionOutput(Layer):
         top_k = nms.top_k if nms.has("top_k") else p.top_k if p.has("top_k") else -1
         args: dict[str, Any] = {
             "num_classes": p.num_classes,
-            "nms_threshold": threshold,
+            "nms_threshold": threshold if suppresses(p) else None,
             "top_k": top_k if top_k > -1 else None,
             "keep_top_k": p.keep_top_k if p.keep_top_k > -1 else None,
             "confidence_threshold": p.confidence_threshold if p.has("confidence_threshold") else -math.inf,
@@ -150,7 +151,7 @@ class DetectionOutput(Layer):
     def __init__(
         self,
         num_classes: int,
-        nms_threshold: float = 0.3,
+        nms_threshold: float | None = 0.3,
         top_k: int | None = None,
         keep_top_k: int | None = None,
         confidence_threshold: float = -math.inf,
@@ -203,13 +204,13 @@ class DetectionOutput(Layer):
         for label in range(self.num_classes):
             if label == self.background_label_id:
                 continue
-            index = (scores[:, label] > self.confidence_threshold).nonzero().squeeze(1)
-            score, order = scores[index, label].sort(descending=True, stable=True)
-            index, score = index[order][: self.top_k], score[: self.top_k]
-            box = boxes[index, 0 if self.share_location else label]
-            kept = suppress(box, score, self.nms_threshold, self.eta)
-            labels = torch.full_like(score[kept], label)
-            found.append(torch.cat((labels[:, None], score[kept, None], box[kept]), 1))
+            box, score = boxes[:, 0 if self.share_location else label], scores[:, label]
+            if self.nms_threshold is not None:
+                index = (score > self.confidence_threshold).nonzero().squeeze(1)
+                index = index[score[index].sort(descending=True, stable=True).indices][: self.top_k]
+                index = index[suppress(box[index], score[index], self.nms_threshold, self.eta)]
+                box, score = box[index], score[index]
+            found.append(torch.cat((torch.full_like(score, label)[:, None], score[:, None], box), 1))
         rows = torch.cat(found)
         if self.keep_top_k is not None and len(rows) > self.keep_top_k:
             rows = rows[rows[:, 1].sort(descending=True, stable=True).indices[: self.keep_top_k]]
@@ -249,6 +250,26 @@ def decode(code: Tensor, priors: Tensor, variances: Tensor, code_type: str) -> T
     return torch.cat((center - half, center + half), -1)
 
 
+def area(boxes: Tensor, pixels: bool = False) -> Tensor:
+    """0 where a corner is on the wrong side. With ``pixels``, the last belongs to the box. BBoxSize, bbox_util.cpp"""
+    size = boxes[..., 2:] - boxes[..., :2]
+    return (size + pixels).prod(-1).where((size >= 0).all(-1), 0)
+
+
+def jaccard_overlap(a: Tensor, b: Tensor, pixels: bool = False) -> Tensor:
+    """Intersection over union, (A, B), of boxes (A, 4) and (B, 4). JaccardOverlap of bbox_util.cpp
+
+    With ``pixels``, boxes that do not touch have an intersection of 1 pixel, as in Caffe.
+    """
+    a, b = a[:, None], b[None]
+    size = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + pixels
+    if pixels:
+        apart = ((b[..., :2] > a[..., 2:]) | (b[..., 2:] < a[..., :2])).any(-1, keepdim=True)
+        size = size.where(~apart, 1)
+    both = size.clamp(min=0).prod(-1)
+    return (both / (area(a, pixels) + area(b, pixels) - both)).where(both > 0, 0)
+
+
 def suppress(boxes: Tensor, scores: Tensor, threshold: float, eta: float = 1.0) -> Tensor:
     """Indices of the boxes that no better one overlaps by more than ``threshold``; the best comes first.
 
@@ -260,10 +281,10 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, eta: float = 1.0) 
 
     if eta == 1:
         return torchvision.ops.nms(boxes, scores, threshold)  # type: ignore[no-any-return]
-    overlaps = torchvision.ops.box_iou(boxes, boxes)
+    overlaps = jaccard_overlap(boxes, boxes)
     kept: list[int] = []
     for i in range(boxes.shape[0]):
-        if not kept or bool((overlaps[i, kept].nan_to_num() <= threshold).all()):
+        if not kept or bool((overlaps[i, kept] <= threshold).all()):
             kept.append(i)
             if threshold > 0.5:
                 threshold *= eta

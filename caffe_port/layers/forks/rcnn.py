@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.forks.detection import suppress
-from caffe_port.layers.layer import Layer, check_count, constructor, scalar_if_equal
-from caffe_port.signatures.forks.rcnn import anchors_of, deformable_kernel, pooled_size
+from caffe_port.layers.layer import Layer, check_count
+from caffe_port.signatures.forks.rcnn import anchors_of, deformable_kernel, pooled_size, settled_scale
 from caffe_port.typing import Shape
 
 
@@ -131,19 +131,22 @@ class Proposal(Layer):
 
     Takes the scores (N, 2 * A, H, W), background first, the corrections (N, 4 * A, H, W), and for each image its
     height, width and scale (1 or N, 3 or more; a fourth one is the horizontal scale). Gives the regions (R, 5), rows of
-    image, x1, y1, x2, y2 with the best first, and as a second top their scores (R, 1). An image may give none.
+    image, x1, y1, x2, y2 with the best first, and as a second top their scores (R). Regions of less than min_size count
+    with the score 0, so that they come last. ``scale`` counts in base_size, or in pixels (scale_in_pixels,
+    brocolli-caffe): there the height and width of the first image hold for all, and min_size is not scaled.
 
     The same for ``type: "Python"`` of py-faster-rcnn, with its settings for testing: 6000 before, 300 after the choice,
-    overlap 0.7, at least 16 pixels wide.
+    overlap 0.7, at least 16 pixels wide. It leaves out what is smaller, so that an image may give no region, and its
+    scores are (R, 1).
 
-    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
-    Differs from Caffe: PVANet's C++ layer fills up with regions that are too small where there are not enough others.
-    Of equal scores the earlier one comes first; in the originals, the order is undefined.
-    Reference: rbgirshick/py-faster-rcnn proposal_layer.py; sanghoon/caffe proposal_layer.cpp
+    Differs from PyTorch: the number of rows depends on the values. Equal scores are in the order in which PVANet's sort
+    leaves them; in exported programs, and for the Python layer, the earlier one comes first.
+    Reference: rbgirshick/py-faster-rcnn proposal_layer.py; sanghoon/caffe and brocolli-caffe proposal_layer.cpp
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        p, _ = settled_scale(p)
         stride, ratios, scales = anchors_of(p)
         args: dict[str, Any] = {
             "feat_stride": stride,
@@ -158,7 +161,9 @@ class Proposal(Layer):
                 "pre_nms_topn": own.pre_nms_topn,
                 "post_nms_topn": own.post_nms_topn,
                 "nms_thresh": own.iou_threshold if own.has("iou_threshold") else own.nms_thresh,
+                "drops_small": False,
             }
+            args |= {"in_pixels": True} if own.scale_in_pixels else {}
         return args | ({"with_scores": True} if len(p.top) > 1 else {})
 
     def __init__(
@@ -172,15 +177,18 @@ class Proposal(Layer):
         post_nms_topn: int = 300,
         nms_thresh: float = 0.7,
         with_scores: bool = False,
+        drops_small: bool = True,
+        in_pixels: bool = False,
     ) -> None:
         super().__init__()
         self.feat_stride, self.min_size, self.with_scores = feat_stride, min_size, with_scores
-        self.anchors = base_anchors(base_size, ratios, scales)
+        self.in_pixels, self.drops_small = in_pixels, drops_small
+        self.anchors = (anchors_in_pixels if in_pixels else base_anchors)(base_size, ratios, scales)
         self.pre_nms_topn, self.post_nms_topn, self.nms_thresh = pre_nms_topn, post_nms_topn, nms_thresh
 
     def forward(self, score: Tensor, delta: Tensor, info: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         height, width = score.shape[2:]
-        info = info.flatten(1).expand(score.shape[0], -1)
+        info = (info[:1] if self.in_pixels else info).flatten(1).expand(score.shape[0], -1)
         y = torch.arange(height, device=score.device) * self.feat_stride
         x = torch.arange(width, device=score.device) * self.feat_stride
         y, x = torch.meshgrid(y, x, indexing="ij")
@@ -191,13 +199,14 @@ class Proposal(Layer):
             boxes = self.correct(anchors.reshape(-1, 4), delta[image].permute(1, 2, 0).reshape(-1, 4))
             box, best = self.choose(boxes, foreground, info[image])
             rois.append(torch.cat((torch.full_like(best[:, None], image), box), 1))
-            scores.append(best[:, None])
+            scores.append(best[:, None] if self.drops_small else best)
         return (torch.cat(rois), torch.cat(scores)) if self.with_scores else torch.cat(rois)
 
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         count = bottoms[0].shape[0] * self.post_nms_topn
         rois = bottoms[0].new_empty(count, 5)
-        return (rois, bottoms[0].new_empty(count, 1)) if self.with_scores else rois
+        scores = bottoms[0].new_empty((count, 1) if self.drops_small else (count,))
+        return (rois, scores) if self.with_scores else rois
 
     def correct(self, boxes: Tensor, delta: Tensor) -> Tensor:
         """Moves the centers by ``delta`` times the size, and stretches the size by exp(delta); all (boxes, 4)."""
@@ -207,23 +216,50 @@ class Proposal(Layer):
         return torch.cat((center - half, center + half), 1)
 
     def choose(self, boxes: Tensor, scores: Tensor, info: Tensor) -> tuple[Tensor, Tensor]:
+        """The best boxes of an image that do not overlap, and their scores."""
         limit = info[:2].flip(0).repeat(2) - 1
         boxes = torch.minimum(boxes, limit).clamp(min=0)
-        scale = info[[3, 2]] if info.shape[0] > 3 else info[2]
+        scale = 1 if self.in_pixels else info[[3, 2]] if info.shape[0] > 3 else info[2]
         large = (boxes[:, 2:] - boxes[:, :2] + 1 >= self.min_size * scale).all(1)
-        boxes, scores = boxes[large], scores[large]
-        scores, order = scores.sort(descending=True, stable=True)
-        scores, boxes = scores[: self.pre_nms_topn], boxes[order[: self.pre_nms_topn]]
-        last_pixel_inside = torch.cat((boxes[:, :2], boxes[:, 2:] + 1), 1)
-        kept = suppress(last_pixel_inside, scores, self.nms_thresh)[: self.post_nms_topn]
+        if self.drops_small:
+            boxes, scores = boxes[large], scores[large]
+        else:
+            scores = scores * large
+        if self.drops_small or torch.compiler.is_compiling():
+            order = scores.sort(descending=True, stable=True).indices[: self.pre_nms_topn]
+        else:
+            order = torch.tensor(quicksort(scores.tolist(), self.pre_nms_topn), device=scores.device)
+        scores, boxes = scores[order], boxes[order]
+        kept = self.suppress(boxes, scores)[: self.post_nms_topn]
         return boxes[kept], scores[kept]
+
+    def suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Indices of the boxes that no better one overlaps; the last pixel belongs to a box."""
+        wide = torch.cat((boxes[:, :2], boxes[:, 2:] + 1), 1)
+        if self.drops_small or torch.compiler.is_compiling():
+            return suppress(wide, scores, self.nms_thresh)
+        area = (wide[:, 2:] - wide[:, :2]).prod(1)
+        alive = torch.ones_like(scores, dtype=torch.bool)
+        kept: list[int] = []
+        for i in range(len(boxes)):
+            if alive[i]:
+                kept.append(i)
+                if len(kept) == self.post_nms_topn:
+                    break
+                size = torch.minimum(wide[i, 2:], wide[:, 2:]) - torch.maximum(wide[i, :2], wide[:, :2])
+                # nms.cpp: less than a pixel apart is apart
+                touch = ((boxes[i, :2] <= boxes[:, 2:]) & (boxes[i, 2:] >= boxes[:, :2])).all(1)
+                both = size.clamp(min=0).prod(1) * touch
+                alive &= both / (area[i] + area - both) <= self.nms_thresh
+        return torch.tensor(kept, dtype=torch.long, device=boxes.device)
 
 
 class DeformableConvolution(Layer):
-    """Same as torchvision.ops.DeformConv2d: a convolution whose taps are moved by the second bottom.
+    """A convolution whose taps are moved by the second bottom; one that leaves the image is 0.
 
     Takes x (N, C_in, H, W) and the offsets (N, 2 * deformable_group * kH * kW, H', W'), vertical, horizontal in turn.
 
+    Differs from PyTorch: torchvision.ops.DeformConv2d mixes in zeros over a pixel's width beyond the border.
     Blobs: weight (C_out, C_in / group, kH, kW), bias (C_out)
     Reference: msracver/Deformable-ConvNets, in Caffe's form deformable_conv_layer.cpp
     """
@@ -262,23 +298,23 @@ class DeformableConvolution(Layer):
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         import torchvision  # here: it takes as long to load as torch itself, and few nets need it
 
+        offset = self.within(offset, x.shape[2], x.shape[3])
         return torchvision.ops.deform_conv2d(  # type: ignore[no-any-return]
             x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation
         )
 
-    def torch_source(self) -> str:
-        channels = [self.weight.shape[1] * self.groups, self.weight.shape[0], scalar_if_equal(self.weight.shape[2:])]
-        return constructor(
-            "torchvision.ops.DeformConv2d",
-            channels,
-            {
-                "stride": (scalar_if_equal(self.stride), 1),
-                "padding": (scalar_if_equal(self.padding), 0),
-                "dilation": (scalar_if_equal(self.dilation), 1),
-                "groups": (self.groups, 1),
-                "bias": (self.bias is not None, True),
-            },
-        )
+    def within(self, offset: Tensor, height: int, width: int) -> Tensor:
+        """The offsets of taps that stay within the image, at most at its last row and column; others lead far away."""
+        (kh, kw), (rows, columns) = self.weight.shape[2:], offset.shape[2:]
+        tap = torch.arange(kh * kw, device=offset.device)[:, None, None]
+        row, column = (torch.arange(n, device=offset.device) for n in (rows, columns))
+        upper = row[:, None] * self.stride[0] - self.padding[0] + tap // kw * self.dilation[0]
+        left = column * self.stride[1] - self.padding[1] + tap % kw * self.dilation[1]
+        moved = offset.reshape(offset.shape[0], -1, kh * kw, 2, rows, columns)
+        y, x = moved[:, :, :, 0] + upper, moved[:, :, :, 1] + left
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        y, x = y.clamp(max=height - 1).where(inside, -2), x.clamp(max=width - 1).where(inside, -2)
+        return torch.stack((y - upper, x - left), 3).flatten(1, 3)
 
 
 # -- numbers, in forward and __init__ -----------------------------------------------------------------------------
@@ -299,6 +335,44 @@ def base_anchors(base_size: int, ratios: tuple[float, ...], scales: tuple[float,
             w, h = (width * scale - 1) / 2, (height * scale - 1) / 2
             anchors.append([center - w, center - h, center + w, center + h])
     return anchors
+
+
+def anchors_in_pixels(base_size: int, ratios: tuple[float, ...], scales: tuple[float, ...]) -> list[list[float]]:
+    """The same where ``scales`` are sides in pixels: brocolli-caffe's generate_anchors."""
+    center, anchors = (base_size - 1) / 2, []
+    for ratio in ratios:
+        width = math.sqrt(base_size**2 / ratio)
+        height = width * ratio
+        for scale in scales:
+            w, h = (int(side * scale / base_size - 0.5) / 2 for side in (width, height))
+            anchors.append([center - w, center - h, center + w, center + h])
+    return anchors
+
+
+def quicksort(scores: list[float], count: int) -> list[int]:
+    """Indices of the ``count`` greatest scores, the greatest first; equal ones as sort_box of PVANet leaves them.
+
+    Hoare's partition about the first element, which leaves equal scores in an order of its own.
+    """
+    order = list(range(len(scores)))
+    ranges = [(0, len(scores) - 1)]
+    while ranges:
+        first, last = ranges.pop()
+        pivot, left, right = scores[order[first]], first + 1, last
+        while left <= right:
+            while left <= last and scores[order[left]] >= pivot:
+                left += 1
+            while right > first and scores[order[right]] <= pivot:
+                right -= 1
+            if left <= right:
+                order[left], order[right] = order[right], order[left]
+                left, right = left + 1, right - 1
+        order[first], order[right] = order[right], order[first]
+        if first < right - 1:
+            ranges.append((first, right - 1))
+        if right + 1 < min(count, last):
+            ranges.append((right + 1, last))
+    return order[:count]
 
 
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------

@@ -63,7 +63,6 @@ declare(
         "BoxAnnotatorOHEM",
         "CenterLoss",
         "CTCLoss",
-        "DetectionEvaluate",
         "EvalDetection",
         "FocalLoss",
         "L1Loss",

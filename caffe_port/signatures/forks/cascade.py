@@ -49,5 +49,12 @@ declare(
     traits=Trait.KEEPS_CHANNELS,
 )
 declare("MaskPooling", _mask_pooling, bottoms=2, traits=Trait.ELEMENTWISE)
-declare("BoxOutput", _box_output, message="box_output_param", bottoms=(1, ANY), traits=Trait.WHOLE_LAYER)
+declare(
+    "BoxOutput",
+    _box_output,
+    message="box_output_param",
+    also=("bbox_reg_param",),
+    bottoms=(1, ANY),
+    traits=Trait.WHOLE_LAYER,
+)
 declare("Nms", _peaks, message="nms_param")

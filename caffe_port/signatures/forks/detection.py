@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, decimal
 from caffe_port.signatures.checks import expect_images
-from caffe_port.signatures.signature import SIGNATURES, Trait, declare
+from caffe_port.signatures.signature import SIGNATURES, Holds, Trait, declare
 from caffe_port.typing import Shape
 
 
@@ -38,8 +38,8 @@ def _prior_box(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         if p.has(name):
             raise SpecError(f"prior_box_param: {name} belongs to a PriorBox other than SSD's", hint="Write a plugin.")
     min_sizes, max_sizes = [int(n) for n in p.min_size], [int(n) for n in p.max_size]
-    if not min_sizes or min(min_sizes) < 1:
-        raise SpecError("min_size is missing, or less than 1")
+    if not min_sizes or min(p.min_size) <= 0:
+        raise SpecError("min_size is missing, or not positive")
     if max_sizes and len(max_sizes) != len(min_sizes):
         raise SpecError(f"{len(max_sizes)} max_size for {len(min_sizes)} min_size; give none or equally many")
     for least, most in zip(p.min_size, p.max_size, strict=False):
@@ -48,8 +48,22 @@ def _prior_box(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if any(ratio <= 0 for ratio in p.aspect_ratio):
         raise SpecError("aspect_ratio must be positive")
     boxes = len(prior_sizes(min_sizes, max_sizes, [decimal(r) for r in p.aspect_ratio], p.flip))
-    rows = 2 if p.has("denser_prior_boxes") and p.denser_prior_boxes else 1  # TextBoxes++: again, half a pixel lower
+    rows = 2 if p.denser_prior_boxes else 1  # TextBoxes++: again, half a pixel lower
     return _priors(p, bottoms, rows * boxes)
+
+
+def _settled_clip(layer: Message, dialect: str) -> tuple[Message, str]:
+    p = layer.prior_box_param
+    if p.has("clip") or not layer.has("prior_box_param"):
+        return layer, ""
+    clip = dialect == "brocolli"
+    note = f"clip is not given and read as {str(clip).lower()}"
+    if not dialect:
+        note += (
+            ", SSD's default since June 2016; for older SSD, TextBoxes, OpenCV and brocolli-caffe it is true: write "
+            "clip: true if the net is theirs, or give --dialect"
+        )
+    return layer.copy(prior_box_param=p.copy(clip=clip)), note
 
 
 def _prior_box_clustered(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
@@ -102,6 +116,26 @@ def check_priors(bottoms: Sequence[Shape], num_classes: int, share_location: boo
         )
 
 
+def suppresses(p: Message) -> bool:
+    """Whether overlapping boxes are suppressed: where an nms_param, or the older nms_threshold, is given."""
+    return p.has("nms_param") or p.has("nms_threshold")
+
+
+def _settled_suppression(layer: Message, dialect: str) -> tuple[Message, str]:
+    p = layer.detection_output_param
+    if suppresses(p):
+        return layer, ""
+    if dialect == "caffe":
+        nms = Message("NonMaximumSuppressionParameter")
+        return layer.copy(detection_output_param=p.copy(nms_param=nms)), (
+            "has no nms_param; what overlaps by 0.3 is suppressed, as in SSD"
+        )
+    note = "has no nms_param, so that no box is suppressed, as in brocolli-caffe"
+    if not dialect:
+        note += "; SSD suppresses what overlaps by 0.3: write nms_param {} if the net is SSD's, or give --dialect"
+    return layer, note
+
+
 def suppression(p: Message) -> tuple[float, float]:
     """The threshold of overlaps, and eta, of a DetectionOutputParameter."""
     nms = p.nms_param
@@ -132,8 +166,24 @@ def _detection_output(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shap
     return [(1, 1, 1, 7)]
 
 
-declare("PriorBox", _prior_box, message="prior_box_param", also=("prior_box_clustered_param",), bottoms=2)
+PREDICTIONS = (Holds.NUMBERS, Holds.NUMBERS, Holds.PRIORS)
+"""loc, conf and priors."""
+
+declare(
+    "PriorBox",
+    _prior_box,
+    message="prior_box_param",
+    also=("prior_box_clustered_param",),
+    bottoms=2,
+    settles=_settled_clip,
+)
 declare("PriorBoxClustered", _prior_box_clustered, message=("prior_box_clustered_param", "prior_box_param"), bottoms=2)
 declare(
-    "DetectionOutput", _detection_output, message="detection_output_param", bottoms=(3, 5), traits=Trait.WHOLE_LAYER
+    "DetectionOutput",
+    _detection_output,
+    message="detection_output_param",
+    bottoms=(3, 5),
+    holds=PREDICTIONS,
+    settles=_settled_suppression,
+    traits=Trait.WHOLE_LAYER,
 )

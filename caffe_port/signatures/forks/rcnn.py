@@ -91,6 +91,31 @@ def anchors_of(layer: Message) -> tuple[int, tuple[float, ...], tuple[float, ...
     return stride, tuple(ratios), tuple(scales)
 
 
+def settled_scale(layer: Message, dialect: str = "") -> tuple[Message, str]:
+    """Whether ``scale`` is in pixels, written down; brocolli-caffe's own number says it in a binary file."""
+    if layer.type != "Proposal":
+        return layer, ""
+    if layer.has("proposal_in_pixels_param"):
+        own = layer.proposal_in_pixels_param.copy(scale_in_pixels=True)
+        return layer.copy(proposal_param=own, proposal_in_pixels_param=None), ""
+    p = layer.proposal_param
+    if p.has("scale_in_pixels") or not p.scale:
+        return layer, ""
+    # As multiples of base_size, the smallest anchor would be larger than images of such nets are high.
+    pixels = dialect == "brocolli" if dialect else min(p.scale) * p.base_size > 640
+    meaning = (
+        "in pixels, as in brocolli-caffe" if pixels else "in multiples of base_size, as in py-faster-rcnn and PVANet"
+    )
+    other = "multiples of base_size, as in PVANet" if pixels else "pixels, as in brocolli-caffe"
+    note = f"scale {', '.join(f'{s:g}' for s in p.scale)} is read {meaning}"
+    if not dialect:
+        note += (
+            f"; if it is in {other}, write scale_in_pixels: {'false' if pixels else 'true'}, or give --dialect "
+            f"{'caffe' if pixels else 'brocolli'}"
+        )
+    return layer.copy(proposal_param=p.copy(scale_in_pixels=pixels)), note
+
+
 def yaml_numbers(text: str) -> dict[str, list[float]]:
     """``'feat_stride': 16`` and ``'scales': !!python/tuple [8, 16]`` of a param_str: name -> its numbers."""
     pattern = r"""['"]?(\w+)['"]?\s*:\s*(?:!!python/tuple\s*)?([\[(][^\])]*[\])]|[-+.\deE]+)"""
@@ -114,10 +139,12 @@ def _proposal(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
             f"{len(ratios)} ratios and {len(scales)} scales need scores (N, {2 * anchors}, H, W)"
             f" and corrections (N, {4 * anchors}, H, W), got {score} and {delta}"
         )
+    if layer.type != "Python" and (layer.proposal_param.post_nms_topn < 1 or layer.proposal_param.pre_nms_topn < 1):
+        raise SpecError("pre_nms_topn and post_nms_topn must be positive")
     if info[0] not in (1, score[0]) or len(info) < 2 or info[1] < 3:
         raise SpecError(f"the third bottom has shape {info}, expected (N, 3): height, width, scale")
     count = score[0] * (300 if layer.type == "Python" else layer.proposal_param.post_nms_topn)
-    return [(count, 5), (count, 1)][: max(1, len(layer.top))]
+    return [(count, 5), (count, 1) if layer.type == "Python" else (count,)][: max(1, len(layer.top))]
 
 
 def deformable_kernel(p: Message) -> Kernel:
@@ -198,8 +225,11 @@ declare(
     "Proposal",
     _proposal,
     message="proposal_param",
+    also=("proposal_in_pixels_param",),
     bottoms=3,
+    holds=(Holds.NUMBERS, Holds.NUMBERS, Holds.IMAGE_SIZES),
     python=("rpn.proposal_layer.ProposalLayer",),
+    settles=settled_scale,
     traits=Trait.WHOLE_LAYER,
 )
 declare(

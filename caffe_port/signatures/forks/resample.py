@@ -243,7 +243,12 @@ declare(
     message="bilinear_interpolate_param",
     traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD,
 )
-declare("Pad", _pad, message="pad_param", traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD)
+declare(
+    "Pad",
+    _pad,
+    message="pad_param",
+    traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD | Trait.NOT_IN_PLACE,
+)
 declare(
     "Unpooling", _unpooling, message="unpooling_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER
 )

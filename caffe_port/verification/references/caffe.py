@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -139,6 +139,29 @@ class CaffeError(CaffePortError):
         self.foreign = bool(layer) and bool(_FOREIGN.search(said))
 
 
+OTHER_RULES: dict[str, tuple[Callable[[Message], bool], str]] = {
+    "Proposal": (lambda p: not p.proposal_param.scale_in_pixels, "takes the scale of Proposal for pixels"),
+    "SigmoidCrossEntropyLoss": (
+        lambda p: (
+            p.loss_param.has("ignore_label")
+            or (p.loss_param.has("normalization") and p.loss_param.normalization != "BATCH_SIZE")
+            or (p.loss_param.has("normalize") and p.loss_param.normalize)
+        ),
+        "has an older SigmoidCrossEntropyLoss, which counts every label and divides by the size of the batch",
+    ),
+}
+"""Type -> where what ``build-caffe`` builds computes something else than the Caffe, or the fork, that owns the type."""
+
+
+def _has_ties(layer: LayerSpec, bottoms: Sequence[Array]) -> bool:
+    """Whether scores are equal to that of the label, of which older versions of Accuracy count some as worse."""
+    p, scores = layer.param.accuracy_param, np.moveaxis(np.asarray(bottoms[0]), layer.param.accuracy_param.axis, -1)
+    labels = np.asarray(bottoms[1]).reshape(scores.shape[:-1]).astype(int)
+    counted = labels != p.ignore_label if p.has("ignore_label") else np.ones(labels.shape, bool)
+    own = np.take_along_axis(scores, np.where(counted, labels, 0).clip(0, scores.shape[-1] - 1)[..., None], -1)
+    return bool((((scores == own).sum(-1) > 1) & counted).any())
+
+
 _FOREIGN = re.compile(r"Unknown layer type|has no field named|Unknown enumeration value|Not Implemented Yet")
 
 
@@ -188,7 +211,10 @@ class CaffeReference:
                 continue
             values |= trace.tops
             for layer in segment:
-                yield Made(layer, tuple(trace.tops[layer.name, k] for k in range(len(layer.tops))), self.name)
+                if note := self._ties(layer, values):
+                    yield Made(layer, None, self.name, note)
+                else:
+                    yield Made(layer, tuple(trace.tops[layer.name, k] for k in range(len(layer.tops))), self.name)
             del layers[:end]
 
     def trace(self, case: Case, backward: bool = False) -> Trace:
@@ -200,16 +226,28 @@ class CaffeReference:
         if foreign := self._foreign(case):
             why = next(iter(foreign.values()))
             raise CaffePortError(f"{why}; gradients need a Caffe that supports every layer", case.spec.path)
-        return self._record(case, list(computing(case.spec)), case.inputs_by_producer(), backward)
+        trace = self._record(case, list(computing(case.spec)), case.inputs_by_producer(), backward)
+        values = {**case.inputs_by_producer(), **trace.tops}
+        tied = {layer.name for layer in computing(case.spec) if self._ties(layer, values)}
+        return dataclasses.replace(
+            trace, tops={source: top for source, top in trace.tops.items() if source[0] not in tied}
+        )
+
+    def _ties(self, layer: LayerSpec, values: Mapping[Producer, Array]) -> str:
+        """Whether an Accuracy decides between equal scores as only older versions of Caffe do; in words."""
+        if self.caffe.built and layer.type == "Accuracy" and _has_ties(layer, [values[s] for s in layer.producers]):
+            return f"{self.name} decides between equal scores by the order of the classes"
+        return ""
 
     def _foreign(self, case: Case) -> dict[str, str]:
         """Layer name -> why this Caffe cannot run it."""
-        types = self.caffe.types
-        return {
-            layer.name: f"{self.name} has no layer {layer.type}"
-            for layer in computing(case.spec)
-            if types and layer.type not in types
-        }
+        types, found = self.caffe.types, {}
+        for layer in computing(case.spec):
+            if types and layer.type not in types:
+                found[layer.name] = f"{self.name} has no layer {layer.type}"
+            elif self.caffe.built and layer.type in OTHER_RULES and OTHER_RULES[layer.type][0](layer.param):
+                found[layer.name] = f"{self.name} {OTHER_RULES[layer.type][1]}"
+        return found
 
     def _record(
         self, case: Case, layers: Sequence[LayerSpec], values: Mapping[Producer, Array], backward: bool = False
@@ -267,7 +305,7 @@ def definition(
             Message("LayerParameter", name=f"{_INPUT}{blob}", type="Input", top=[blob], input_param=parameter)
         )
     for layer in layers:
-        bare = layer.param.copy(include=None, exclude=None, phase=None, blobs=None)
+        bare = layer.param.copy(include=None, exclude=None, phase=None, blobs=None, **dict.fromkeys(layer.implied))
         entries.append(bare.copy(name=layer.name, bottom=list(layer.bottoms)))
     return Message("NetParameter", name=case.spec.name or "net", layer=entries), fed
 

@@ -14,7 +14,6 @@ from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Tolerance, difference
 from caffe_port.verification.references.reference import Case
-from caffe_port.verification.user_module.align import Pair, alike
 
 _SAME = 1e-3
 """The tolerance for two per-channel values to be called equal, relative to the largest of the channels."""
@@ -59,48 +58,49 @@ def _close(one: Array, other: Array) -> bool:
     return bool(np.abs(one - other).max(initial=0) <= _SAME * np.abs(other).max(initial=0))
 
 
-def cause_of(case: Case, pair: Pair, tops: Mapping[Producer, Array], made: Array) -> str:
+def cause_of(
+    case: Case, layer: LayerSpec, folded: Sequence[LayerSpec], tops: Mapping[Producer, Array], made: Array
+) -> str:
     """The likely mistake in a fold; empty if no known one explains the difference.
 
     Args:
         case: the Caffe net.
-        pair: a call, and the layers that are folded into its weights.
+        layer: the layer that a call computes.
+        folded: the layers after it that are folded into its weights.
         tops: the reference's tops.
         made: the output of the call for the reference's bottom.
     """
-    assert pair.layer is not None
-    x = np.asarray(tops[pair.layer.name, 0])
-    y = np.asarray(tops[pair.layers[-1].name, 0])
+    x = np.asarray(tops[layer.name, 0])
+    y = np.asarray(tops[folded[-1].name, 0])
     right, wrong = _fit(x, y), (_fit(x, made) if made.shape == x.shape else None)
-    names, verb = told(pair.folded), "was" if len(pair.folded) == 1 else "were"
+    names, verb = told(folded), "was" if len(folded) == 1 else "were"
     if right is None or wrong is None:
-        return f"its weights are neither those of '{pair.layer.name}' nor those with {names} folded in"
+        return f"its weights are neither those of '{layer.name}' nor those with {names} folded in"
     if _close(wrong[0], right[0]):
-        return _bias_cause(case, pair, right, wrong, names, verb)
-    for layer in pair.folded:
-        if layer.type == "BatchNorm":
-            eps = _eps(case.blobs[layer.name], layer.param.batch_norm_param.eps, right[0], wrong[0])
+        return _bias_cause(case, layer, right, wrong, names, verb)
+    for one in folded:
+        if one.type == "BatchNorm":
+            eps = _eps(case.blobs[one.name], one.param.batch_norm_param.eps, right[0], wrong[0])
             if eps is not None:
-                return f"'{layer.name}' was folded in with an eps of about {eps[0]:.2g}, Caffe's is {eps[1]:g}"
+                return f"'{one.name}' was folded in with an eps of about {eps[0]:.2g}, Caffe's is {eps[1]:g}"
     wrong_factors = int((np.abs(wrong[0] - right[0]) > _SAME * np.abs(right[0])).sum())
     return f"{names} {verb} folded in incorrectly: the factor of {wrong_factors} of {len(right[0])} channels is wrong"
 
 
 def _bias_cause(
-    case: Case, pair: Pair, right: tuple[Array, Array], wrong: tuple[Array, Array], names: str, verb: str
+    case: Case, layer: LayerSpec, right: tuple[Array, Array], wrong: tuple[Array, Array], names: str, verb: str
 ) -> str:
     """The likely mistake if only the shift differs."""
-    assert pair.layer is not None
-    blobs = case.blobs.get(pair.layer.name, ())
+    blobs = case.blobs.get(layer.name, ())
     own = np.asarray(blobs[1], np.float64).reshape(-1) if len(blobs) > 1 else np.zeros_like(right[0])
     whole, found = right[1] + right[0] * own, wrong[1] + wrong[0] * own  # the bias that the call should have, and has
     scale = _SAME * max(np.abs(whole).max(), np.abs(right[1]).max())
     if np.abs(found).max() <= scale:
         return f"the factor of {names} is folded in, but the bias is missing"
     if np.abs(found - right[1]).max() <= scale:
-        return f"the bias of '{pair.layer.name}' was lost when {names} {verb} folded in"
+        return f"the bias of '{layer.name}' was lost when {names} {verb} folded in"
     if np.abs(found - own).max() <= scale:
-        return f"the factor of {names} is folded in, but the bias is still that of '{pair.layer.name}'"
+        return f"the factor of {names} is folded in, but the bias is still that of '{layer.name}'"
     return f"the factor of {names} is folded in, but the bias is wrong"
 
 
@@ -119,8 +119,3 @@ def _eps(blobs: Sequence[Array], eps: float, right: Array, wrong: Array) -> tupl
 def told(layers: Sequence[LayerSpec]) -> str:
     """The names of the layers, joined by "and"."""
     return " and ".join(f"'{layer.name}'" for layer in layers)
-
-
-def like(actual: Array, expected: Array) -> Array:
-    """``actual`` in the shape of ``expected`` if they differ only in axes of 1: (N, C) and (N, C, 1, 1)."""
-    return actual.reshape(expected.shape) if alike(actual.shape, expected.shape) else actual

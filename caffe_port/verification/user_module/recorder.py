@@ -1,10 +1,10 @@
-"""Records what a module computes, call by call, layers and functions alike, in execution order."""
+"""Records what a module computes: every function that it calls, in execution order, and every tensor it makes."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.net import state_dict as state_files
+from caffe_port.spec import Producer
 
 _PARAMETERS = {
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     "linear": ("input", "weight", "bias"),
+    "matmul": ("input", "weight"),
+    "mm": ("input", "weight"),
+    "__matmul__": ("input", "weight"),
     "batch_norm": ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     "prelu": ("input", "weight"),
     "dropout": ("input", "p", "training"),
@@ -61,49 +65,144 @@ KINDS = {
     "concat": "Concat",
     "concatenate": "Concat",
     "addcmul": "Scale",
+    "lstm": "LSTM",
+    "rnn_tanh": "RNN",
 }
-"""Function of torch -> the corresponding Caffe type. ``add`` of two tensors is Eltwise."""
+"""Function of torch -> the corresponding Caffe type."""
+HINTS = {
+    "matmul": ("InnerProduct",),
+    "__matmul__": ("InnerProduct",),
+    "mm": ("InnerProduct",),
+    "addmm": ("InnerProduct",),
+    "add": ("Eltwise", "Power", "Bias"),
+    "sub": ("Eltwise", "Power", "Bias"),
+    "mul": ("Eltwise", "Power", "Scale"),
+    "div": ("Eltwise", "Power", "Scale"),
+    "maximum": ("Eltwise", "ReLU"),
+    "minimum": ("Eltwise",),
+    "max": ("Eltwise",),
+    "pow": ("Power",),
+    "neg": ("Power",),
+    "square": ("Power",),
+    "exp": ("Exp",),
+    "log": ("Log",),
+    "abs": ("AbsVal",),
+    "clamp": ("ReLU", "ReLU6", "Clip"),
+    "clamp_min": ("ReLU",),
+    "clip": ("ReLU", "ReLU6", "Clip"),
+    "threshold": ("ReLU", "Threshold"),
+    "where": ("ReLU", "PReLU"),
+    "permute": ("Permute",),
+    "transpose": ("Permute",),
+    "movedim": ("Permute",),
+    "swapaxes": ("Permute",),
+    "__getitem__": ("Crop", "Slice"),
+    "narrow": ("Crop", "Slice"),
+    "index_select": ("Slice",),
+    "chunk": ("Slice",),
+    "split": ("Slice",),
+    "pad": ("Crop",),
+    "stack": ("Concat",),
+    "mean": ("Pooling", "Reduction"),
+    "sum": ("Reduction", "Eltwise"),
+    "amax": ("Pooling",),
+    "interpolate": ("Deconvolution", "Interp", "Upsample"),
+    "upsample": ("Deconvolution", "Interp", "Upsample"),
+    "pixel_shuffle": ("PixelShuffle", "Deconvolution"),
+    "normalize": ("Normalize",),
+    "layer_norm": ("MVN",),
+    "instance_norm": ("MVN",),
+    "flatten": ("Flatten", "Reshape"),
+    "reshape": ("Reshape", "Flatten"),
+    "view": ("Reshape", "Flatten"),
+}
+"""Function of torch -> Caffe types that it may well compute, or the last step of."""
 
 
-@dataclass
+@dataclass(eq=False)
+class Value:
+    """A tensor at one moment of a run.
+
+    Attributes:
+        array: what the module went on with.
+        call: what made it; None for an input of the module, a parameter or a constant.
+        place: which output of the call, or which input of the module.
+        data: whether it was computed from the module's inputs.
+        parameters: the parameters that it was computed from, if from nothing else.
+        raw: what the call made, before it was replaced by a reference's top.
+        carries: the reference's tops that it is equal to.
+        made: those that it was equal to before it was replaced.
+    """
+
+    array: Tensor
+    call: Call | None = None
+    place: int = 0
+    data: bool = True
+    parameters: tuple[str, ...] = ()
+    raw: Tensor | None = None
+    carries: frozenset[Producer] = frozenset()
+    made: frozenset[Producer] = frozenset()
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Identifies it in every run of the module."""
+        return (-1 if self.call is None else self.call.index, self.place)
+
+    @property
+    def own(self) -> Tensor:
+        """What the call itself made."""
+        return self.array if self.raw is None else self.raw
+
+
+@dataclass(eq=False)
 class Call:
-    """A call that computes what a Caffe layer would.
+    """A call of a function of torch.
 
     Attributes:
         name: the dotted name of the module it ran in, and the function: ``features.0 (conv2d)``.
-        kind: Caffe's type.
         function, args, kwargs: for calling it again.
-        inputs: the tensors it read.
-        output: the tensor it returned.
+        kind: Caffe's type, if the function corresponds to one; else empty.
         named: arguments by name, if the function is known.
         index: its position in execution order.
-        sources: for each input, the indices of the last calls that it was computed from; empty for the module's inputs.
+        inputs: the tensors it read that were computed from the module's inputs.
+        outputs: the tensors it made.
+        in_place: whether it overwrote its first argument.
+        view: whether its output shares the memory of an input.
     """
 
     name: str
-    kind: str
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    inputs: tuple[Tensor, ...]
-    output: Tensor
+    kind: str = ""
     named: dict[str, Any] = field(default_factory=dict)
     index: int = 0
-    sources: tuple[tuple[int, ...], ...] = ()
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    in_place: bool = False
+    view: bool = False
+    is_data: tuple[bool, ...] = ()
+    leaves: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def word(self) -> str:
+        """The function's name, without underscores and the like."""
+        return _word(_name(self.function))
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """Caffe's types that it may stand for, the first most likely."""
+        return (self.kind,) if self.kind else HINTS.get(self.word, ())
+
+    @property
+    def weight(self) -> Tensor | None:
+        """Its first parameter."""
+        weight = self.named.get("weight")
+        return weight if isinstance(weight, Tensor) else None
 
     def again(self, *inputs: Tensor, **changes: Any) -> Tensor:
         """The same call on other inputs, with some arguments changed."""
-        args, kwargs = list(self.args), dict(self.kwargs)
-        if self.kind == "Concat":
-            args[:1] = [list(inputs)]
-        elif self.kind == "Eltwise":
-            args[:2] = inputs
-        elif self.kind == "Scale":
-            args[1] = inputs[0]
-        elif args:
-            args[0] = inputs[0]
-        else:
-            kwargs["input"] = inputs[0]
+        args, kwargs = _replaced(self.args, self.kwargs, self.is_data, [x.clone() for x in inputs])
         names = _PARAMETERS.get(_name(self.function), ())
         for name, value in changes.items():
             if name in names[: len(args)]:
@@ -111,7 +210,26 @@ class Call:
             else:
                 kwargs[name] = value
         made = self.function(*args, **kwargs)
-        return made[0] if isinstance(made, tuple) else made  # type: ignore[no-any-return]
+        found = args[0] if made is None else made
+        return next(_tensors(found))
+
+
+def _replaced(
+    args: Sequence[Any], kwargs: dict[str, Any], which: Sequence[bool], by: Sequence[Tensor | None]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments with some tensors replaced: the n-th of those that ``which`` marks by the n-th of ``by``."""
+    marks, values = iter(which), iter(by)
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            other = next(values, None) if next(marks, False) else None
+            return value if other is None else other
+        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+            parts = [visit(part) for part in value]
+            return parts if isinstance(value, list) else tuple(parts)
+        return value
+
+    return [visit(a) for a in args], {k: visit(v) for k, v in kwargs.items()}
 
 
 class Recorder(TorchFunctionMode):
@@ -120,12 +238,18 @@ class Recorder(TorchFunctionMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self.inputs: list[Value] = []
+        self.returned: list[Value] = []
+        self.error = ""
         self.stack: list[str] = []
         self.handles: list[Any] = []
-        self.made_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> indices of calls
+        self.known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> (Value, version)
+        self.changer: Call | None = None
         for name, child in module.named_modules():
             self.handles.append(child.register_forward_pre_hook(self._entering(name)))
             self.handles.append(child.register_forward_hook(self._leaving))
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            self.known[tensor] = (Value(tensor, data=False, parameters=(name,)), None)
 
     def _entering(self, name: str) -> Callable[..., None]:
         return lambda *_: self.stack.append(name)
@@ -138,59 +262,135 @@ class Recorder(TorchFunctionMode):
         for handle in self.handles:
             handle.remove()
 
+    def begin(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs as the module gets them: copies, for it may write into them."""
+        given = []
+        for place, tensor in enumerate(inputs):
+            tensor = tensor.clone()
+            value = Value(tensor.clone(), place=place)
+            tensor = self.enter(value, tensor)
+            self.inputs.append(value)
+            self.known[tensor] = (value, tensor._version)
+            given.append(tensor)
+        return given
+
+    def finish(self, returned: Any) -> None:
+        """Takes what the module returns."""
+        self.returned = [value for value in map(self.value, _tensors(returned)) if value is not None]
+
+    def value(self, tensor: Tensor) -> Value:
+        """What is known of a tensor; a new Value if it was changed through a view of it."""
+        known: tuple[Value, int | None] | None = self.known.get(tensor)  # type: ignore[no-untyped-call]
+        found, version = (None, None) if known is None else known
+        if found is None:
+            found = self.meet(Value(tensor.detach(), place=-1, data=False))
+            self.known[tensor] = (found, None)
+            return found
+        if version is not None and tensor._version != version and self.changer is not None:
+            found = Value(tensor.detach().clone(), self.changer, 0, found.data)
+            self.known[tensor] = (found, tensor._version)
+        return found
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = _name(func)
-        kind = KINDS.get(name)
-        if kind is None and name in ("add", "__add__", "__iadd__") and len(args) > 1 and _images(args[:2]):
-            kind = "Eltwise"
-        if kind is None:
-            made = func(*args, **kwargs)
-            given = list(_tensors((args, kwargs)))
-            changed = given[:1] if name in _IN_PLACE else _tensors(made)
-            self._remember(changed, self._made_of(given))
-            return made
-        flat: Sequence[Any]
-        if args and isinstance(args[0], (list, tuple)):
-            flat = args[0]
-        else:
-            flat = {"Eltwise": args[:2], "Scale": args[1:2]}.get(kind, args[:1])
-        inputs = tuple(t.detach().clone() for t in flat if isinstance(t, Tensor))
-        sources = tuple(self._made_of([t]) for t in flat if isinstance(t, Tensor))
+        given = list(_tensors((tuple(args), kwargs)))
+        values = [self.value(tensor) for tensor in given]
+        call = self._call(name, func, tuple(args), kwargs, values)
+        args, kwargs = self.before(call)
         made = func(*args, **kwargs)
-        output = made[0] if isinstance(made, tuple) else made
+        changed = name == "__setitem__"
+        outputs = [args[0]] if changed else list(_tensors(made))
+        if not outputs:
+            return made
+        data = any(value.data for value in values)
+        call.in_place = changed or any(output is tensor for output in outputs for tensor in given)
+        if not data:
+            leaves = tuple(dict.fromkeys(n for value in values for n in value.parameters))
+            for output in outputs:
+                if not any(output is tensor for tensor in given):
+                    self.known[output] = (Value(output, data=False, parameters=leaves), None)
+            return made
+        call.view = not call.in_place and any(_same_memory(outputs[0], tensor) for tensor in given)
+        call.index = len(self.calls)
+        self.calls.append(call)
+        if call.in_place:
+            self.changer = call
+        replaced: dict[int, Tensor] = {}
+        kept = []
+        for place, output in enumerate(outputs):
+            value = Value(output.detach().clone(), call, place)
+            other = self.after(call, value, output)
+            replaced[id(output)] = other
+            self.known[other] = (value, other._version)
+            kept.append(value)
+        call.outputs = tuple(kept)
+        return made if changed else _exchanged(made, replaced)
+
+    def _call(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Value]
+    ) -> Call:
         named = {**dict(zip(_PARAMETERS.get(name, ()), args, strict=False)), **kwargs}
         where = self.stack[-1] if self.stack else ""
-        told = f"{where} ({name})" if where else name
-        index = len(self.calls)
-        call = Call(told, kind, func, tuple(args), kwargs, inputs, output.detach().clone(), named, index, sources)
-        self.calls.append(call)
-        answer = self.answer(call, made)
-        self._remember(_tensors(answer), (index,))
-        return answer
+        told = f"{where} ({name.rstrip('_') if not name.startswith('__') else name})" if where else name
+        call = Call(told, func, args, kwargs, KINDS.get(_word(name), ""), named)
+        call.inputs = tuple(value for value in values if value.data)
+        call.is_data = tuple(value.data for value in values)
+        if call.word == "add" and len(call.inputs) == 2 and all(v.array.ndim > 1 for v in call.inputs):
+            call.kind = "Eltwise"
+        for key, argument in named.items():
+            if isinstance(argument, Tensor):
+                value = self.value(argument)
+                if not value.data and len(value.parameters) == 1:
+                    call.leaves[key] = value.parameters[0]
+        call.leaves |= {
+            f"{n}": value.parameters[0]
+            for n, value in enumerate(values)
+            if not value.data and len(value.parameters) == 1 and value.parameters[0] not in call.leaves.values()
+        }
+        return call
 
-    def _made_of(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
-        known = (self.made_of[tensor] for tensor in tensors if tensor in self.made_of)
-        return tuple(dict.fromkeys(index for indices in known for index in indices))
+    def enter(self, value: Value, tensor: Tensor) -> Tensor:
+        """What the module gets for one of its inputs."""
+        return tensor
 
-    def _remember(self, tensors: Iterable[Tensor], indices: tuple[int, ...]) -> None:
-        for tensor in tensors:
-            self.made_of[tensor] = indices
+    def meet(self, value: Value) -> Value:
+        """What is said of a tensor that no recorded call made: a constant, or the result of NumPy."""
+        return value
 
-    def answer(self, call: Call, made: Any) -> Any:
-        """The result that the module gets for its call."""
-        return made
+    def before(self, call: Call) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments that a call gets; its inputs and named arguments are known, its outputs are not."""
+        return call.args, call.kwargs
+
+    def after(self, call: Call, value: Value, tensor: Tensor) -> Tensor:
+        """The tensor that the module gets for an output of its call."""
+        return tensor
 
 
-_IN_PLACE = frozenset(("__setitem__", "copy"))
-"""Functions that change their first argument."""
+def _exchanged(made: Any, by: dict[int, Tensor]) -> Any:
+    if isinstance(made, Tensor):
+        return by.get(id(made), made)
+    if isinstance(made, tuple) and hasattr(made, "_fields"):
+        return type(made)(*(_exchanged(part, by) for part in made))
+    if isinstance(made, (list, tuple)) and not isinstance(made, torch.Size):
+        parts = [_exchanged(part, by) for part in made]
+        if all(new is old for new, old in zip(parts, made, strict=True)):
+            return made
+        return parts if isinstance(made, list) else tuple(parts)
+    return made
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.numel() > 0 and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, torch.Size):
+        return
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from _tensors(part)
@@ -198,13 +398,19 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(value.values()))
 
 
-def _images(tensors: Sequence[Any]) -> bool:
-    return all(isinstance(t, Tensor) and t.ndim > 1 for t in tensors)
-
-
 def _name(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", "")
     return name if name.startswith("__") else name.rstrip("_")
+
+
+def _word(name: str) -> str:
+    """``add`` for ``__iadd__``, ``__radd__`` and ``add_``."""
+    bare = name.strip("_")
+    if name.startswith("__") and bare not in ("getitem", "setitem", "get", "matmul"):
+        bare = bare.removeprefix("r") if bare[:1] == "r" and bare[1:] in HINTS else bare
+        bare = bare.removeprefix("i") if bare[:1] == "i" and bare[1:] in HINTS else bare
+        return {"truediv": "div", "rsub": "sub", "rtruediv": "div", "itruediv": "div", "rpow": "pow"}.get(bare, bare)
+    return {"true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub", "rsub": "sub"}.get(name, name)
 
 
 def record_calls(module: nn.Module, *inputs: Tensor) -> list[Call]:
@@ -213,25 +419,36 @@ def record_calls(module: nn.Module, *inputs: Tensor) -> list[Call]:
     Raises:
         CaffePortError: it cannot run on these inputs.
     """
-    return run_recorded(Recorder(module), module, *inputs)
+    recorder = run_recorded(Recorder(module), module, *inputs)
+    if recorder.error:
+        raise CaffePortError(recorder.error)
+    return recorder.calls
 
 
-def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor) -> list[Call]:
-    """Runs a module once under a recorder; as :func:`record_calls`."""
+def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor) -> Recorder:
+    """Runs a module once, in eval(), under a recorder, which then holds what ran and, if it failed, the error.
+
+    Raises:
+        CaffePortError: it calls nothing that a Caffe layer would compute.
+    """
     module.eval()
+    given = recorder.begin(inputs)
     try:
         with torch.no_grad(), recorder:
-            module(*inputs)
-    except Exception as error:
+            recorder.finish(module(*given))
+    except Exception as error:  # noqa: BLE001  whatever a user's code raises
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        last = f", after {recorder.calls[-1].name}" if recorder.calls else ""
+        ran = [call for call in recorder.calls if call.kind]
+        last = f", after {ran[-1].name}" if ran else ""
         reason = (str(error).splitlines() or [""])[0][:160]
-        raise CaffePortError(
+        words = (
             f"{type(module).__name__} cannot run on inputs of shape {shapes}{last}: {type(error).__name__}: {reason}"
-        ) from error
-    if not recorder.calls:
+        )
+        recorder.error = words
+        recorder.stack.clear()
+    if not recorder.error and not recorder.calls:
         raise CaffePortError(f"{type(module).__name__} ran, but calls no function that corresponds to a Caffe layer")
-    return recorder.calls
+    return recorder
 
 
 def load_module(where: str, state: str | Path | None = None) -> nn.Module:
@@ -273,11 +490,16 @@ def load_module(where: str, state: str | Path | None = None) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise CaffePortError(f"{name}() returns a {type(made).__name__}, not a torch.nn.Module", file)
     if state is not None:
-        _load_state(made, state)
+        load_state(made, state)
     return made
 
 
-def _load_state(module: nn.Module, path: str | Path) -> None:
+def load_state(module: nn.Module, path: str | Path) -> None:
+    """Loads a state_dict (.pth, .pt, with weights_only; .safetensors).
+
+    Raises:
+        CaffePortError: it cannot be read, or does not fit.
+    """
     state = state_files.read(path)
     try:
         module.load_state_dict(state)

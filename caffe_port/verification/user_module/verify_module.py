@@ -13,14 +13,17 @@ from torch import nn
 from caffe_port.api import Prototxt, Stored
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
-from caffe_port.signatures.signature import Trait, has
+from caffe_port.signatures.signature import Trait, has, has_weights
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
-from caffe_port.verification.references.reference import Reference, record
+from caffe_port.verification.inputs import random_inputs
+from caffe_port.verification.references.reference import Reference, StoredReference, record
 from caffe_port.verification.reports.terminal import as_text
 from caffe_port.verification.subject import Input, find_reference, prepare
-from caffe_port.verification.user_module import align, injection
-from caffe_port.verification.user_module.recorder import load_module, record_calls, run_recorded
+from caffe_port.verification.user_module.examination import Examination
+from caffe_port.verification.user_module.recorder import load_module, load_state
+from caffe_port.verification.user_module.rows import rows as report_rows
+from caffe_port.verification.user_module.tops import Tops
 
 
 def verify_port(
@@ -67,7 +70,12 @@ def verify_port(
     converted = state is None and keep_parameters is None and isinstance(module, str)
     if converted:
         state = _converted_state(told)
-    own = load_module(module, state) if isinstance(module, str) else module
+    own = load_module(module, None if converted else state) if isinstance(module, str) else module
+    if converted and state is not None:
+        if own.state_dict():
+            load_state(own, state)
+        else:
+            state = None  # a net without parameters
     if keep_parameters is None:
         keep_parameters = state is not None
     judge = find_reference(reference)
@@ -89,27 +97,26 @@ def verify_port(
         raise CaffePortError(
             f"{judge.name} cannot compute the whole net; it stopped at {trace.provenance['stopped at']}", case.spec.path
         )
+    tolerance = Tolerance(atol, rtol)
+    tops = Tops(case.spec, trace.tops, tolerance)
     inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
-    calls = record_calls(own, *inputs)
-    pairs = align.align(case, calls)
+    found = Examination(own, case, tops, tolerance, inputs, keep_parameters)
+    found.search()
+    rows = tuple(report_rows(found))
     notes = list(subject.notes)
+    if found.unproven() and not any(row.status == "failed" for row in rows):
+        other = _on_another_input(found, judge, seed)
+        if other is not None and other.verdicts:
+            rows, found = tuple(report_rows(other)), other
+            notes.append(
+                "on the given input the port agrees; the rows are those of another input, on which it does not"
+            )
     if converted and state is not None:
         notes.append(f"the port's parameters were loaded from {state}")
+    notes += found.notes
+    notes += _training_notes(found)
     if not keep_parameters:
-        notes += align.copy_weights(case, pairs)
-        calls = record_calls(own, *inputs)
-        pairs = align.align(case, calls)
-    tolerance = Tolerance(atol, rtol)
-    injector = injection.Injector(own, case, pairs, trace.tops, tolerance)
-    try:
-        run_recorded(injector, own, *inputs)
-    except CaffePortError as error:
-        notes.append(f"on the reference's tops, the port fails: {error.what}")
-    pairs = injector.pairs
-    rows = tuple(injection.rows(case, pairs, trace.tops, injector.alone, tolerance))
-    notes += align.training_notes(pairs)
-    if not keep_parameters:
-        notes += _fold_notes(pairs)
+        notes += _fold_notes(found)
     report = subject.report(rows, tolerance, judge.name, told)
     return dataclasses.replace(report, notes=tuple(notes))
 
@@ -127,14 +134,62 @@ def _converted_state(where: str) -> Path | None:
     return state if ours and state.is_file() else None
 
 
-def _fold_notes(pairs: Sequence[align.Pair]) -> Iterator[str]:
+def _on_another_input(found: Examination, judge: Reference, seed: int) -> Examination | None:
+    """The search on other numbers: what a port computes in another way may be the same by chance, as max(x, 0) of
+    positive numbers. None if the reference cannot run on them."""
+    case = found.case
+    inputs, words = random_inputs(case.spec, case.shapes, seed + 1)
+    wide = {blob: x * 2 if "normal" in words[blob] else x for blob, x in inputs.items()}
+    case = dataclasses.replace(case, inputs={blob: x.astype("float32") for blob, x in wide.items()})
+    if isinstance(judge, StoredReference):
+        return None
+    trace = record(judge, case)
+    if len(trace.tops) < len(found.tops.arrays):
+        return None
+    tops = Tops(case.spec, trace.tops, found.tolerance)
+    tensors = [torch.from_numpy(case.inputs[blob]) for blob, _ in case.spec.inputs]
+    other = Examination(found.module, case, tops, found.tolerance, tensors, True)
+    other.search()
+    return other
+
+
+def _fold_notes(found: Examination) -> Iterator[str]:
     """What to do if a port seems to have folded layers but was given Caffe's weights."""
-    found = [pair for pair in pairs if any(has(layer.type, Trait.BATCH_STATISTICS) for layer in pair.after)]
-    if found and found[0].layer is not None:
-        yield (
-            f"Caffe's weights were copied into the port; if '{found[0].after[0].name}' is folded into the port's "
-            "weights, give those with --state FILE"
-        )
+    for (name, _), verdict in found.verdicts.items():
+        layer = found.case.spec.by_name[name]
+        before = found.case.spec.by_name[layer.producers[0][0]] if layer.producers else None
+        forgotten = has(layer.type, Trait.BATCH_STATISTICS) and verdict.call is None
+        if forgotten and before is not None and has_weights(before.type):
+            yield (
+                f"Caffe's weights were copied into the port; if '{name}' is folded into the port's weights, give those "
+                "with --state FILE"
+            )
+            return
+
+
+def _training_notes(found: Examination) -> Iterator[str]:
+    """A sentence for each difference that only matters in training."""
+    by_call = {call.index: call for call in found.free.calls}
+    for index, name in found.weights.layers.items():
+        layer, call = found.case.spec.by_name[name], by_call.get(index)
+        if call is None or layer.type != "BatchNorm" or call.named.get("momentum") is None:
+            continue
+        momentum, fraction = call.named["momentum"], layer.param.batch_norm_param.moving_average_fraction
+        if abs(momentum - (1 - fraction)) > 1e-6:
+            yield (
+                f"{call.name}: momentum {momentum:g}, Caffe's '{layer.name}' has moving_average_fraction "
+                f"{fraction:g}, which is momentum {1 - fraction:g}"
+            )
+    for layer in found.case.spec.layers:
+        if layer.type != "Dropout":
+            continue
+        for value in found.last.carriers.get((layer.name, 0), ()):
+            call = value.call
+            if call is None or call.kind != "Dropout" or not isinstance(call.named.get("p"), (int, float)):
+                continue
+            ours, theirs = call.named["p"], layer.param.dropout_param.dropout_ratio
+            if abs(ours - theirs) > 1e-6:
+                yield f"{call.name}: dropout ratio {ours:g}, Caffe's '{layer.name}' has {theirs:g}"
 
 
 def _floats(array: Array) -> Array:

@@ -54,7 +54,7 @@ def test_local_is_a_convolution_with_a_kernel_for_every_pixel():
 
 
 def test_losses_of_forks_are_labels_and_refuse_to_be_built():
-    for name in ("RegionLoss", "DetectionEvaluate", "CenterLoss", "SegAccuracy"):
+    for name in ("RegionLoss", "EvalDetection", "CenterLoss", "SegAccuracy"):
         assert lookup(name).labels
         with pytest.raises(SpecError, match="loss or metric of a fork"):
             build(name, "", (1, 2))

@@ -276,12 +276,25 @@ def test_detections_are_ssds_loop_and_opencvs(text, shared, images):
 
 def test_nothing_found_gives_a_row_of_minus_one_for_each_image():
     loc, conf, prior = predictions(2, 9, 3)
-    param = "detection_output_param { num_classes: 3 confidence_threshold: 1.5 }"
+    param = "detection_output_param { num_classes: 3 confidence_threshold: 1.5 nms_param {} }"
     layer = build("DetectionOutput", param, loc.shape, conf.shape, prior.shape)
     got = layer(loc, conf, prior)
     assert got.tolist() == [[[[0.0] + [-1.0] * 6, [1.0] + [-1.0] * 6]]]
     assert layer.infer(loc, conf, prior).shape == (1, 1, 1, 7)
     assert layer(loc.double(), conf.double(), prior.double()).dtype == torch.float64
+
+
+def test_without_an_nms_param_every_prior_is_found():
+    loc, conf, prior = predictions(2, 9, 3)
+    shapes = loc.shape, conf.shape, prior.shape
+    text = "detection_output_param { num_classes: 3 confidence_threshold: 0.5 background_label_id: 1 %s }"
+    rows = build("DetectionOutput", text % "", *shapes)(loc, conf, prior)[0, 0]
+    assert rows[:, 1].tolist() == ([0] * 9 + [2] * 9) * 2
+    assert torch.equal(rows[9:18, 2], conf.reshape(2, 9, 3)[0, :, 2])
+    best = build("DetectionOutput", text % "keep_top_k: 4", *shapes)(loc, conf, prior)[0, 0]
+    assert len(best) == 8
+    assert best[:4, 2].min() >= rows[:18, 2].sort().values[-4]
+    assert len(build("DetectionOutput", text % "nms_param {}", *shapes)(loc, conf, prior)[0, 0]) < 18
 
 
 def test_the_nms_fields_of_the_first_ssd_count_too():
@@ -467,13 +480,17 @@ def test_multibox_loss_is_ssds_loop(divisor, text):
     assert got.item() == pytest.approx(loop_multibox(message, divisor, *numbers, label), rel=1e-9)
     got.backward()
     step = 1e-6
+    variance = prior[0, 1].numpy() if message.encode_variance_in_target else np.ones(prior.shape[2])
     for tensor, index in ((loc, (0, int(loc.grad[0].abs().argmax()))), (conf, (2, int(conf.grad[2].abs().argmax())))):
         values = []
         for sign in (1, -1):
             moved = [t.copy() for t in numbers]
             moved[0 if tensor is loc else 1][index] += sign * step
             values.append(loop_multibox(message, divisor, *moved, label))
-        assert tensor.grad[index].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
+        slope = (values[0] - values[1]) / (2 * step)
+        if tensor is loc:  # Caffe leaves the division by the variance out
+            slope *= variance[index[1]]
+        assert tensor.grad[index].item() == pytest.approx(slope, rel=1e-4)
     assert layer.infer(loc, conf, prior).shape == ()
 
 
@@ -485,15 +502,104 @@ def test_multibox_loss_without_any_true_box_is_zero():
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "says"),
     [
-        "share_location: false",
-        "mining_type: HARD_EXAMPLE",
-        "bp_inside: true",
-        "conf_loss_type: LOGISTIC mining_type: NONE",
+        ("", "num_classes is missing"),
+        ("num_classes: 3 background_label_id: 3", "not in 0..2"),
+        ("num_classes: 3 share_location: false", "share_location: false needs mining_type: NONE"),
+        ("num_classes: 3 do_neg_mining: true mining_type: NONE", "contradicts"),
+        ("num_classes: 3 mining_type: HARD_EXAMPLE sample_size: 0", "sample_size must be positive"),
+        ("num_classes: 3 map_object_to_agnostic: true", "needs num_classes: 2"),
     ],
 )
-def test_what_multibox_loss_does_not_do_is_refused(text):
-    param = f"multibox_loss_param {{ num_classes: 3 {text} }}"
-    with pytest.raises(SpecError, match="is not supported"):
-        build("MultiBoxLoss", param, (1, 36), (1, 27), (1, 2, 36), (1, 1, 2, 8))
+def test_what_multibox_loss_refuses(text, says):
+    with pytest.raises(SpecError, match=says):
+        build("MultiBoxLoss", f"multibox_loss_param {{ {text} }}", (1, 36), (1, 27), (1, 2, 36), (1, 1, 2, 8))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"), [([True], "1 propagate_down"), ([True, True, True, False], "have no gradient")]
+)
+def test_propagate_down_of_multibox_loss(flags, says):
+    given = " ".join(f"propagate_down: {str(flag).lower()}" for flag in flags)
+    with pytest.raises(SpecError, match=says):
+        build(
+            "MultiBoxLoss",
+            f"multibox_loss_param {{ num_classes: 3 }} {given}",
+            (1, 36),
+            (1, 27),
+            (1, 2, 36),
+            (1, 1, 2, 8),
+        )
+
+
+# -- DetectionEvaluate --------------------------------------------------------------------------------------------
+
+
+def evaluate(text, found, true):
+    found, true = torch.tensor(found).reshape(1, 1, -1, 7), torch.tensor(true).reshape(1, 1, -1, 8)
+    layer = build("DetectionEvaluate", f"detection_evaluate_param {{ {text} }}", found.shape, true.shape)
+    rows = layer(found, true)
+    assert layer.infer(found, true).shape == rows.shape
+    return rows[0, 0].tolist()
+
+
+TRUE = [
+    [0, 1, 0, 0.1, 0.1, 0.5, 0.5, 0.0],
+    [0, 2, 1, 0.5, 0.5, 0.9, 0.9, 1.0],
+    [1, 1, 2, 0.2, 0.2, 0.4, 0.4, 0.0],
+    [-1, 1, 3, 0.2, 0.2, 0.4, 0.4, 0.0],
+    [1, 1, 4, 0.2, 0.2, 0.4, 0.4, 0.0],  # after the padding: Caffe stops there
+]
+FOUND = [
+    [0, 1, 0.5, 0.1, 0.1, 0.5, 0.5],
+    [0, 1, 0.75, 0.1, 0.1, 0.5, 0.45],
+    [0, 2, 0.25, 0.5, 0.5, 0.9, 0.9],
+    [2, 1, 0.125, 0.5, 0.5, 0.9, 0.9],
+    [-1, -1, -1, -1, -1, -1, -1.0],
+]
+
+
+def test_a_detection_is_right_once():
+    assert evaluate("num_classes: 3", FOUND, TRUE) == [
+        [-1, 1, 2, -1, -1],
+        [-1, 2, 1, -1, -1],
+        [0, 1, 0.75, 1, 0],
+        [0, 1, 0.5, 0, 1],
+        [0, 2, 0.25, 1, 0],
+        [2, 1, 0.125, 0, 1],
+        [0, 0, 0, 0, 0],
+    ]
+
+
+def test_a_difficult_box_is_neither():
+    rows = evaluate("num_classes: 3 evaluate_difficult_gt: false overlap_threshold: 0.9", FOUND, TRUE)
+    assert rows[1] == [-1, 2, 0, -1, -1]
+    assert rows[2:5] == [[0, 1, 0.75, 0, 1], [0, 1, 0.5, 1, 0], [0, 2, 0.25, 0, 0]]
+
+
+def test_in_pixels_the_last_one_belongs_to_a_box(tmp_path):
+    """Of 8 pixels down and 10 across: 4.2 x 5 in 4.2 x 5, (3.8 * 5) / (4.2 * 5); in fractions 0.875."""
+    sizes = tmp_path / "sizes.txt"
+    sizes.write_text("one 8 10\ntwo 20 20\n")
+    text = f'num_classes: 3 overlap_threshold: 0.89 name_size_file: "{sizes}"'
+    assert evaluate(text, FOUND[1:2], TRUE)[2] == [0, 1, 0.75, 1, 0]
+    assert evaluate("num_classes: 3 overlap_threshold: 0.89", FOUND[1:2], TRUE)[2] == [0, 1, 0.75, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "says"),
+    [
+        ("", (1, 1, 4, 7), "num_classes is missing"),
+        ("num_classes: 3 background_label_id: 5", (1, 1, 4, 7), "not in 0..2"),
+        ("num_classes: 3 overlap_threshold: 0", (1, 1, 4, 7), "must be positive"),
+        ("num_classes: 3", (1, 4, 7), "the detections have shape"),
+        ("num_classes: 3 resize_param {}", (1, 1, 4, 7), "resize_param is not supported"),
+        ('num_classes: 3 name_size_file: "%s"', (1, 1, 4, 7), "line 2 is 'two 20', expected: name height width"),
+    ],
+)
+def test_what_detection_evaluate_refuses(text, shape, says, tmp_path):
+    (tmp_path / "sizes").write_text("one 8 10\ntwo 20\n")
+    text = text % (tmp_path / "sizes") if "%s" in text else text
+    with pytest.raises(SpecError, match=says):
+        build("DetectionEvaluate", f"detection_evaluate_param {{ {text} }}", shape, (1, 1, 3, 8))

@@ -199,6 +199,29 @@ def test_the_python_proposal_layer_is_mapped():
     assert layer.infer(*bottoms).shape == (300, 5)
 
 
+def test_the_python_layers_scores_are_a_column():
+    bottoms = rpn()
+    rois, scores = build("Python", PYTHON % "", *(b.shape for b in bottoms), top=2)(*bottoms)
+    assert scores.shape == (len(rois), 1)
+
+
+def test_regions_that_are_too_small_come_last():
+    score, delta, info = rpn()
+    text = CPP.replace("min_size: 16", "min_size: 80").replace("nms_thresh: 0.6", "nms_thresh: 1")
+    layer = build(
+        "Proposal",
+        text.replace("topn: 20 ", "topn: 400 ").replace("topn: 200 ", "topn: 400 "),
+        *(b.shape for b in (score, delta, info)),
+        top=2,
+    )
+    rois, scores = layer(score, delta, info)
+    size = (rois[:, 3:] - rois[:, 1:3] + 1).amin(1)
+    large = int((scores > 0).sum())
+    assert 0 < large < len(rois) == 400
+    assert (size[:large] >= 104).all()  # 80 times the scale of the image
+    assert (size[large:] < 104).all()
+
+
 def test_its_param_str_says_ratios_and_scales():
     bottoms = rpn(anchors=8)
     said = r" \n'scales': !!python/tuple [4, 8, 16, 32]\n'ratios': [0.5, 2]"
@@ -214,8 +237,8 @@ def test_proposals_are_the_loop_and_opencvs():
     want = loop_proposals(settings | {"before": 200, "after": 20, "nms": 0.6}, *(b.numpy() for b in bottoms))
     rois, scores = layer(*bottoms)
     np.testing.assert_allclose(rois.numpy(), want[0], rtol=1e-5, atol=1e-3)
-    np.testing.assert_allclose(scores.numpy(), want[1], rtol=1e-6)
-    assert [t.shape for t in layer.infer(*bottoms)] == [(20, 5), (20, 1)]
+    np.testing.assert_allclose(scores.numpy(), want[1][:, 0], rtol=1e-6)  # PVANet's are (R)
+    assert [t.shape for t in layer.infer(*bottoms)] == [(20, 5), (20,)]
     # OpenCV leaves min_size out
     layer = build("Proposal", CPP.replace("min_size: 16", "min_size: 0"), *(b.shape for b in bottoms))
     theirs = opencv(layer_text("Proposal", 3, CPP), *(b.numpy() for b in bottoms))
@@ -238,6 +261,7 @@ def test_every_image_of_a_batch_gives_its_own_proposals():
         (CPP, [(1, 18, 7, 9), (1, 36, 7, 9), (1, 2)], "height, width, scale"),
         ("proposal_param { feat_stride: 16 }", [(1, 18, 7, 9), (1, 36, 7, 9), (1, 3)], "ratio and scale"),
         (CPP.replace("ratio: 1", "ratio: 0"), [(1, 18, 7, 9), (1, 36, 7, 9), (1, 3)], "must be positive"),
+        (CPP.replace("topn: 20 ", "topn: 0 "), [(1, 18, 7, 9), (1, 36, 7, 9), (1, 3)], "post_nms_topn must be"),
     ],
 )
 def test_bad_proposals_are_refused(text, shapes, says):
@@ -260,9 +284,23 @@ def test_deformable_convolution_without_offsets_is_a_convolution():
         torch.nn.init.normal_(parameter)
     want = torch.nn.functional.conv2d(x, layer.weight, layer.bias, 1, 2, 2, 2)
     np.testing.assert_allclose(layer(x, offset).detach().numpy(), want.detach().numpy(), rtol=1e-4, atol=1e-5)
-    module = eval(layer.torch_source(), {"torchvision": torchvision})
-    module.load_state_dict(layer.torch_state())
-    assert torch.equal(module(x, offset), layer(x, offset))
+    inner = random(2, 3 * 18, 9, 8, scale=0.1)  # torchvision agrees where no tap comes near the border
+    theirs = torchvision.ops.deform_conv2d(x, inner, layer.weight, layer.bias, 1, 2, 2)
+    torch.testing.assert_close(layer(x, inner)[:, :, 3:-3, 3:-3], theirs[:, :, 3:-3, 3:-3])
+
+
+def test_a_tap_of_a_deformable_convolution_beyond_the_border():
+    """The last pixel as long as the tap is less than a pixel beyond it, nothing before the first."""
+    x = torch.arange(1, 31.0).reshape(1, 1, 5, 6)
+    text = "deformable_convolution_param { num_output: 1 kernel_size: 1 bias_term: false }"
+    layer = build("DeformableConvolution", text, x.shape, (1, 2, 5, 6))
+    torch.nn.init.ones_(layer.weight)
+    for down, want in ((0.4, x[0, 0, 4]), (0.99, x[0, 0, 4]), (1.0, 0 * x[0, 0, 4])):
+        offset = torch.zeros(1, 2, 5, 6)
+        offset[:, 0] = down
+        torch.testing.assert_close(layer(x, offset)[0, 0, 4], want)
+    offset[:, 0] = -0.01
+    torch.testing.assert_close(layer(x, offset)[0, 0, 0], 0 * x[0, 0, 0])
 
 
 def test_deformable_convolution_moves_its_taps_vertically_first():

@@ -72,8 +72,18 @@ def test_a_file_of_2014(caffe: Path, tmp_path: Path) -> None:
     assert not [row for row in report.rows if row.by]
 
 
-def test_a_failed_check(caffe: Path) -> None:
-    with pytest.raises(CaffePortError, match=r"at layer 't1': Top blob 'x' produced by multiple sources\. \(net\.cpp"):
+def test_a_failed_check(caffe: Path, tmp_path: Path) -> None:
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
+        'layer { name: "o" type: "Eltwise" bottom: "x" top: "o" }'
+    )
+    with pytest.raises(CaffePortError, match=r"at layer 'o': Check failed: .*takes at least 2 bottom.* \(layer\.hpp"):
+        verify(net, against="caffe")
+
+
+def test_what_caffe_refuses_is_refused_in_its_words() -> None:
+    with pytest.raises(CaffePortError, match=r"overwrites 'x'.*\n.*Top blob 'x' produced by multiple sources"):
         verify(CASES / "fatal_message/net_two_inplace_consumers.prototxt", against="caffe")
 
 
@@ -84,6 +94,16 @@ def test_a_type_of_another_fork_is_compared_with_opencv(caffe: Path, golden: Pat
     (row,) = report.rows
     assert row.note == f"{CAFFE} has no layer Swish: compared with OpenCV"
     assert verdict(report).startswith("PASSED: all 1 compared tops agree with OpenCV 4.")
+
+
+def test_what_the_file_leaves_to_other_layers_is_left_to_caffe(caffe: Path) -> None:
+    """A Crop without crop_param: Caffe 1.0 takes offset 0, forks before it what the layers before it imply."""
+    report = verify(CASES / "crop_without_param/net.prototxt", against="caffe")
+    assert not report.passed
+    (row,) = report.broken
+    assert row.layer == "crop"
+    assert row.cause == "the file has no crop_param: Caffe takes its default, the net what the layers before it imply"
+    assert any("Caffe 1.0 itself uses 0" in note for note in report.notes)
 
 
 def test_equal_names(caffe: Path) -> None:
@@ -140,6 +160,91 @@ def test_dropout_in_train(caffe: Path, tmp_path: Path) -> None:
     assert rows["o:0"].status == rows["o:1"].status == "passed"
     assert "'dr' draws random numbers" in rows["data:0"].note
     assert rows["sc:0"].status == "not compared"
+
+
+SSD = SHARED / "golden/forks/ssd_train_equal_scales"
+
+
+def test_ssd_goes_backward(caffe: Path, shared: Path) -> None:
+    """Its loss refuses gradients for priors and labels, which force_backward asks for. The labels are true boxes."""
+    report = verify(
+        SSD.with_suffix(".prototxt"), SSD.with_suffix(".caffemodel"), against="caffe", keep_loss=True, backward=True
+    )
+    assert report.passed
+    assert (report.compared, report.not_compared) == (63, 0)
+    gradients = {row.layer: row for row in report.rows if row.type == "gradient"}
+    assert gradients["data"].status == gradients["label"].status == "passed"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_accuracy_with_equal_scores(caffe: Path, tmp_path: Path, backward: bool) -> None:
+    """This Caffe has an older rule, by which some equal scores count as worse."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'input: "x" input_shape { dim: 4 dim: 5 } input: "t" input_shape { dim: 4 }\n'
+        'layer { name: "r" type: "ReLU" bottom: "x" top: "r" }\n'
+        'layer { name: "a" type: "Accuracy" bottom: "r" bottom: "t" top: "a" accuracy_param { top_k: 2 } }\n'
+        'layer { name: "l" type: "SoftmaxWithLoss" bottom: "r" bottom: "t" top: "l" }'
+    )
+    report = verify(net, against="caffe", keep_loss=True, backward=backward)
+    assert report.passed
+    (row,) = (row for row in report.rows if row.layer == "a")
+    if backward:
+        assert row.status == "not compared"
+    else:
+        assert row.status == "passed"
+        assert "decides between equal scores by the order of the classes" in row.note
+        assert row.by.startswith("NumPy")
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ("", False),
+        ("loss_param { normalization: BATCH_SIZE }", False),
+        ("loss_param { normalize: false }", False),
+        ("loss_param { normalization: VALID }", True),
+        ("loss_param { ignore_label: 1 normalization: BATCH_SIZE }", True),
+        ("loss_param { normalize: true }", True),
+    ],
+)
+def test_older_sigmoid_cross_entropy_loss(caffe: Path, tmp_path: Path, own: str, other: bool) -> None:
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'input: "x" input_shape { dim: 4 dim: 5 } input: "t" input_shape { dim: 4 dim: 5 }\n'
+        f'layer {{ name: "l" type: "SigmoidCrossEntropyLoss" bottom: "x" bottom: "t" top: "l" {own} }}'
+    )
+    report = verify(net, against="caffe", keep_loss=True)
+    assert report.passed
+    assert bool(report.rows[0].by) is other
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_proposals_in_pixels_and_not(caffe: Path, tmp_path: Path, pixels: bool) -> None:
+    text = (CASES / "proposal_scale/proposal_one_image.prototxt").read_text()
+    net = tmp_path / "net.prototxt"
+    net.write_text(text.replace("proposal_param {", f"proposal_param {{ scale_in_pixels: {str(pixels).lower()}"))
+    report = verify(net, against="caffe")
+    assert report.passed
+    assert report.not_compared == 0
+    assert all(bool(row.by) is not pixels for row in report.rows)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "multibox_unshared/multiboxloss_unshared",
+        "multibox_inside/multiboxloss_inside",
+        "detectionoutput_no_nms/detectionoutput_no_nms",
+        "priorbox_clip_default/priorbox_clip_default",
+    ],
+)
+def test_detection_with_random_boxes(caffe: Path, case: str) -> None:
+    """Priors, true boxes and sizes of images that Caffe takes."""
+    report = verify((CASES / case).with_suffix(".prototxt"), against="caffe", keep_loss=True)
+    assert report.passed
+    assert report.not_compared == 0
+    assert not [row for row in report.rows if row.by]
 
 
 def test_its_data_layers_read_lmdb(caffe: Path, tmp_path: Path) -> None:

@@ -29,7 +29,12 @@ def softmax_with_loss(layer: Layer) -> Result:
     p = layer.param.loss_param
     valid = labels != p.ignore_label if p.has("ignore_label") else np.ones(labels.shape, bool)
     own = np.take_along_axis(scores, np.where(valid, labels, 0)[..., None], -1)[..., 0]
-    total = -(np.log(np.maximum(own, FLT_MIN)) * valid).sum()
+    each = np.log(np.maximum(own, FLT_MIN)) * valid
+    if p.weight_by_label_freqs:  # SegNet's fork
+        weights = np.array(p.class_weighting) if len(p.class_weighting) else None
+        for index in zip(*np.nonzero(valid), strict=True):
+            each[index] *= weights[labels[index]] if weights is not None else 1 / (labels == labels[index]).sum()
+    total = -each.sum()
     outer = int(np.prod(layer.x.shape[:axis]))
     by = max(1.0, _normalizer(p, labels.size, int(valid.sum()), outer, "VALID"))
     return [np.asarray(total / by), prob][: layer.tops]
@@ -99,3 +104,13 @@ def contrastive_loss(layer: Layer) -> Result:
     apart = np.maximum(0, p.margin - square) if p.legacy_version else np.maximum(0, p.margin - np.sqrt(square)) ** 2
     similar = layer.bottoms[2].reshape(-1).astype(int) != 0
     return np.asarray(np.where(similar, square, apart).sum() / len(a) / 2)
+
+
+@formula("SmoothL1Loss")
+def smooth_l1_loss(layer: Layer) -> Result:
+    """Quadratic below 1 / sigma^2, linear above, divided by N. Source: smooth_L1_loss_layer.cpp (Fast R-CNN)."""
+    p = layer.param.smooth_l1_loss_param
+    inside, outside = [*layer.bottoms[2:], np.ones(layer.x.shape), np.ones(layer.x.shape)][:2]
+    off = np.abs(inside.reshape(layer.x.shape) * (layer.x - layer.bottoms[1].reshape(layer.x.shape)))
+    each = np.where(off < 1 / p.sigma**2, off**2 * p.sigma**2 / 2, off - 0.5 / p.sigma**2)
+    return np.asarray((each * outside.reshape(layer.x.shape)).sum() / layer.x.shape[0])

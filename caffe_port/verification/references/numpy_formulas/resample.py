@@ -117,6 +117,8 @@ def reorg(layer: Layer) -> Result:
     """darknet's reorg_cpu, index by index, with its order of channels. Source: reorg_layer.cpp (YOLO v2)."""
     p, x = layer.param.reorg_yolo_param if layer.param.type == "ReorgYolo" else layer.param.reorg_param, layer.x
     stride, reverse = p.stride or 2, p.has("reverse") and p.reverse
+    if layer.param.type == "PassThrough":
+        stride, reverse = layer.param.pass_through_param.block_height or 2, False
     n, c, h, w = x.shape
     b, k, j, i = np.indices(x.shape)
     planes = c // stride**2

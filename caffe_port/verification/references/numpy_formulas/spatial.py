@@ -11,6 +11,7 @@ import numpy as np
 
 from caffe_port.formats.message import Message
 from caffe_port.typing import Array
+from caffe_port.verification.references.numpy_formulas.forks import pooling3d
 from caffe_port.verification.references.numpy_formulas.formulas import FLT_MAX, Layer, Result, formula, given, spatial
 
 Sides = tuple[int, ...]
@@ -60,7 +61,7 @@ def _last(*sides: Any) -> Any:
 def convolution(layer: Layer) -> Result:
     """y[o] = b[o] + sum over i, k of W[o, i, k] x[i, s * position + d * k - pad]. Source: base_conv_layer.cpp."""
     p = layer.param.convolution_param
-    if layer.param.type != "Convolution":  # depthwise types may omit both; ShuffleNet's fork reads neither
+    if layer.param.type not in ("Convolution", "NdConvolution"):  # depthwise: may omit both; ShuffleNet reads neither
         channels, reads = layer.x.shape[p.axis], layer.param.type != "ConvolutionDepthwise"
         p = p.copy(**{name: channels for name in ("num_output", "group") if not (reads and p.has(name))})
     return [_convolve(p, x, layer.blobs) for x in layer.bottoms]
@@ -164,7 +165,9 @@ def pool(x: Array, how: str, kernel: Sides, stride: Sides, pad: Sides, ceil: boo
 
 @formula("Pooling")
 def pooling(layer: Layer) -> Result:
-    """Maximum or mean over windows, and the mask. Source: pooling_layer.cpp."""
+    """Maximum or mean over windows, and the mask. Source: pooling_layer.cpp; of volumes as in C3D."""
+    if layer.x.ndim == 5:
+        return pooling3d(layer)
     p, x = layer.param.pooling_param, layer.x
     if p.pool == "STOCHASTIC":
         raise NotImplementedError("stochastic pooling")
@@ -176,6 +179,8 @@ def pooling(layer: Layer) -> Result:
         kernel = spatial(p.kernel_size, given(p, "kernel_h"), given(p, "kernel_w"), 2, 1)
         stride = spatial(p.stride, given(p, "stride_h"), given(p, "stride_w"), 2, 1)
         pad = spatial(p.pad, given(p, "pad_h"), given(p, "pad_w"), 2, 0)
+        if p.has("pad_t") or p.has("pad_l"):  # Synopsys' fork; equal on opposite sides
+            pad = (p.pad_t, p.pad_l)
     y, index = pool(x, p.pool, kernel, stride, pad, p.round_mode == "CEIL" and p.ceil_mode and not p.round_below)
     return [y, index][: layer.tops]
 
@@ -184,6 +189,8 @@ def pooling(layer: Layer) -> Result:
 def spatial_pyramid(layer: Layer) -> Result:
     """Pools into 1, 2 x 2, 4 x 4, ... bins and concatenates them. Source: spp_layer.cpp."""
     p, x = layer.param.spp_param, layer.x
+    if p.pyramid_height == 1:  # the top of the pooling, with its axes
+        return pool(x, p.pool, x.shape[2:], x.shape[2:], (0, 0))[0]
     parts = []
     for level in range(p.pyramid_height):
         bins = 2**level
