@@ -84,6 +84,8 @@ NAMED = {
     "pvanet": "sanghoon/caffe@dev_pvanet",
     "ctpn": "tianzhi0549/CTPN",
     "ctc": "ChWick/caffe@ctc",
+    "warp-ctc": "ChWick/caffe@warp-ctc",
+    "lrcn": "jeffdonahue/caffe@recurrent",
     "crf-rnn": "bittnt/caffe@crfrnn",
     "dorn": "hufu6371/DORN",
     "video-caffe": "BoLiu-SVCL/video-caffe",

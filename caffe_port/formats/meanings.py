@@ -92,7 +92,7 @@ def translate(
 
 @functools.cache
 def _writers() -> list[Dialect]:
-    return [dialect for dialect in dialects() if not dialect.reads and dialect.era == "V2"]
+    return [dialect for dialect in dialects() if dialect.short and not dialect.reads and dialect.era == "V2"]
 
 
 def for_caffe(net: Message) -> Message:
