@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 sys.path.insert(0, str(Path(__file__).parent))
 import dialect_nets
 from dialect_nets import delimited, varint
-from make_dialects import _schema
+from make_dialects import RENAMED, _schema
 
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED", Path(__file__).parents[2] / "shared"))
 _FIXED = {"float": "<f", "fixed32": "<I", "double": "<d"}
@@ -88,6 +88,7 @@ def layers(source: dict[str, Any], baseline: dict[str, Any]) -> Iterator[tuple[s
         if name in ("param", "blobs", "include", "exclude", "transform_param") or row[1] == "BlobProto":
             continue
         type_ = type_of(name)
+        place = RENAMED.get(source["name"], {}).get(f"LayerParameter.{name}", name)
         head = delimited(1, b"one") + delimited(2, type_.encode())
         if row[1] not in messages:
             data, value = written(row, messages, enums)
@@ -95,7 +96,7 @@ def layers(source: dict[str, Any], baseline: dict[str, Any]) -> Iterator[tuple[s
             continue
         for inner, one in messages[row[1]].items():
             data, value = written(one, messages, enums)
-            yield type_, [name, inner], value, delimited(100, head + delimited(row[0], data))
+            yield type_, [place, inner], value, delimited(100, head + delimited(row[0], data))
 
 
 def has_place(path: list[str]) -> bool:

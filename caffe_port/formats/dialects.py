@@ -485,6 +485,8 @@ def place(fact: Fact, own: Schema) -> Field | None:
     textual = ("string", "bytes", "enum")
     if (fact.kind in textual or field.kind in textual) and fact.kind != field.kind:
         return None
+    if field.kind == "bool" and fact.kind != "bool":  # a number would be lost
+        return None
     if fact.kind == "enum":
         known = field.values or {}
         named = {name: number for name, number in (fact.values or {}).items() if name in known}

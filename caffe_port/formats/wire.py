@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.dialects import View, canonical, written
+from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, View, canonical, written
 from caffe_port.formats.message import Field, Message, decimal
 from caffe_port.terminal import count
 
@@ -100,6 +100,8 @@ class Reader:
                     self.fail(f"a field of {name} is {count(length, 'byte')} long, with only {end - at:,} left", start)
                 if field is None:
                     message.unknown.setdefault(number, []).append(self.view[at:stop])
+                elif number > CAFFES_LAST_NUMBER and field.message_name and name == "LayerParameter":
+                    self.of_a_fork(message, view, field, at, stop, depth)
                 else:
                     self.delimited(message, view, field, at, stop, depth, arrays)
                     if of_type is not None and number == 2:  # a plain file states the type before what it owns
@@ -125,6 +127,15 @@ class Reader:
         if self.strict and name == "PoolingParameter" and not is_plain_pooling(message):
             raise NotPlain
         return message
+
+    def of_a_fork(self, message: Message, view: View, field: Field, at: int, stop: int, depth: int) -> None:
+        """Reads a message of a fork; what does not parse is another fork's, and an unknown field."""
+        try:
+            self.delimited(message, view, field, at, stop, depth, {})
+        except ParseError:
+            if self.strict:
+                raise NotPlain from None
+            message.unknown.setdefault(field.number, []).append(self.view[at:stop])
 
     def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """(number, wire type, start, stop) of each field of a message; a varint's value instead of start, stop 0. Of a
