@@ -321,6 +321,11 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
                 raise spec.error(f"top '{top}' is already produced by {maker}; a blob has only one source")
         readers.update(producers)
         _check_in_place(spec, producers, readers)
+        if _loses_its_bottom(spec):
+            notes.append(
+                f"{where}: layer '{name}' (Eltwise) works in place: Caffe 1.0 clears '{tops[0]}' before it reads it, "
+                "and loses it; here it counts, as in OpenCV. Give the top another name to have the same everywhere"
+            )
         for bottom, producer in zip(bottoms, producers, strict=True):
             if changer := overwritten.get(producer):
                 raise spec.error(
@@ -337,6 +342,15 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
         current.update({top: (name, k) for k, top in enumerate(spec.tops)})
         readers.update({(name, k): 1 for k, weight in enumerate(layer.loss_weight[: len(spec.tops)]) if weight})
         yield dataclasses.replace(spec, producers=producers)
+
+
+def _loses_its_bottom(layer: LayerSpec) -> bool:
+    """Whether Caffe's Eltwise overwrites its first bottom before it reads it: SUM, and MAX on a CPU.
+
+    Source: eltwise_layer.cpp; measured.
+    """
+    in_place = len(layer.bottoms) > 1 and layer.tops[:1] == layer.bottoms[:1]
+    return layer.type == "Eltwise" and in_place and layer.param.eltwise_param.operation != "PROD"
 
 
 def _check_in_place(layer: LayerSpec, producers: Sequence[Producer], readers: Mapping[Producer, int]) -> None:

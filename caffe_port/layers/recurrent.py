@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer
+from caffe_port.signatures.recurrent import says_who_goes_on
 from caffe_port.typing import Shape
 
 
@@ -46,23 +47,33 @@ def lstm_step(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
 class ContinuationIndicator(Layer):
     """The second bottom of LSTM and RNN where sequences begin at the first step: zeros, then ones. For OCR.
 
-    Reference: ChWick/caffe continuation_indicator_layer.cpp
+    A bottom gives the number of streams, its batch; or, if it has ``batch_size`` numbers, those streams begin with 1
+    where it is 1. With ``flag: true`` all of them do.
+
+    Reference: ChWick/caffe continuation_indicator_layer.cpp; dlunion/CC4.0's for a bottom; zhzhong11/video-caffe's for
+    flags
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return {"steps": p.time_step, "streams": p.batch_size}
+        flags = says_who_goes_on(p, bottoms)
+        args: dict[str, Any] = {"steps": p.time_step, "streams": p.batch_size if flags or not bottoms else None}
+        return args | ({"flags": True} if flags else {}) | ({"goes_on": True} if p.flag else {})
 
-    def __init__(self, steps: int, streams: int) -> None:
+    def __init__(self, steps: int, streams: int | None, flags: bool = False, goes_on: bool = False) -> None:
         super().__init__()
-        self.steps, self.streams = steps, streams
+        self.steps, self.streams, self.flags, self.goes_on = steps, streams, flags, goes_on
         self.register_buffer("like", torch.empty(0), persistent=False)  # says device and dtype, holds no numbers
 
     like: Tensor
 
-    def forward(self) -> Tensor:
-        first = self.like.new_zeros(1, self.streams)
-        return torch.cat((first, self.like.new_ones(self.steps - 1, self.streams)))
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        like = self.like if x is None else x
+        streams = x.shape[0] if self.streams is None and x is not None else self.streams or 0
+        first = like.new_full((1, streams), float(self.goes_on))
+        if self.flags and x is not None and not self.goes_on:
+            first = ((x.reshape(1, -1) - 1).abs() <= 0.01).to(x.dtype)
+        return torch.cat((first, like.new_ones(self.steps - 1, streams)))
 
 
 class LSTM(Layer):

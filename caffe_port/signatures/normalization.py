@@ -41,8 +41,10 @@ def bn_keeps_decay(p: Message) -> bool:
 
 
 def bn_is_segnets(p: Message) -> bool:
-    """Whether a BNParameter is SegNet's: no running statistics."""
-    return not bn_keeps_decay(p) and any(p.has(name) for name in ("bn_mode", "scale_filler", "shift_filler"))
+    """Whether a BNParameter is SegNet's: no running statistics. Synopsys' icnet says that there are."""
+    return not (bn_keeps_decay(p) or p.icnet) and any(
+        p.has(name) for name in ("bn_mode", "scale_filler", "shift_filler")
+    )
 
 
 def _batch_norm_kyle(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from caffe_port.errors import SpecError
-from caffe_port.formats import prototxt, wire
+from caffe_port.formats import prototxt, recognition, wire
 from caffe_port.formats.message import Message
 from caffe_port.layers import REGISTRY, Layer, class_of
 from caffe_port.net.net import infer_by_running
@@ -99,6 +99,44 @@ def _all() -> Iterator[Case]:
     yield from _same("EltwiseAffine", "", "eltwise_affine_param { channel_shared: true }")
     yield from _same("LRNRistretto", FLOATS)
     yield from _same("ShuffleChannel", "shuffle_channel_param { group: 2 }")
+    yield Case("Pad", "pad_param { paddings: [0, 1, 2, 0, 0, 3, 1, 4] constant_values: 0.5 }", (X,))
+    yield Case("Pad", "pad_param { paddings: [0, 0, 1, 2] }", ((3, 5),))
+    # Synopsys
+    yield Case("Squeeze", "", ((2, 1, 3, 1),))
+    yield Case("Squeeze", "squeeze_param { axis: -1 }", ((2, 1, 3, 1),))
+    yield Case("Squeeze", "squeeze_param { axis: 1 axis: 3 }", ((2, 1, 3, 1),))
+    for type_ in ("Add", "Mul"):
+        yield Case(type_, "", ((2, 4, 5, 7), (2, 4, 1, 1)))
+        yield Case(type_, "", ((4, 1, 7), (2, 1, 5, 7)))
+        yield Case(type_, "", ((2, 4, 5), ()))
+    yield Case("Mul", "mul_param { mul_shape: [4, 1, 1] }", ((2, 4, 5, 7),))
+    yield Case("MatMul", "", ((2, 4, 5, 7), (2, 4, 7, 3)))
+    yield Case("MatMul", "", ((2, 4, 5, 7), (7, 3)))
+    yield Case("MatMul", "matmul_param { transpose_a: true transpose_b: true }", ((2, 7, 5), (2, 3, 7)))
+    yield Case("MatMul", "matmul_param { transpose_b: true blob_shape: [3, 7] }", ((5, 7),))
+    for type_, ways in (
+        ("ResizeBilinear", ("align_corners", "half_pixel_centers", "pytorch_half_pixel")),
+        ("ResizeNearestNeighbor", ("align_corners", "half_pixel_centers", "half_pixel_onnx")),
+    ):
+        own = "resize_bilinear_param" if type_ == "ResizeBilinear" else "resize_nearest_neighbor_param"
+        for way in ("", *(f"{name}: true" for name in ways)):
+            for size in (
+                "output_height: 11 output_width: 5",
+                "scale_height: 1.5 scale_width: 0.75",
+                "output_height: 1",
+            ):
+                yield Case(type_, f'{own} {{ data_format: "NCHW" {size} {way} }}', (X,))
+        yield Case(type_, f"{own} {{ output_height: 11 output_width: 5 }}", (X,))
+    yield Case("UpsampleDarknet", "upsample_darknet_param { stride: 3 }", (X,))
+    for order in ("NCHW", "DCR", "CRD"):
+        yield Case("DepthToSpace", f'depth_to_space_param {{ block_size: 2 data_format: "{order}" }}', ((2, 12, 3, 5),))
+    yield Case("DepthToSpace", "depth_to_space_param { block_size: 2 }", ((2, 3, 5, 12),))
+    own = "space_to_batch_nd_param { block_shape: [2, 3] paddings: [0, 1, 2, 0] }"
+    yield Case("SpaceToBatchND", own, ((2, 5, 7, 4),))
+    yield Case("SpaceToBatchND", "space_to_batch_nd_param { block_shape: 3 paddings: [1, 0] }", ((2, 5, 7),))
+    own = "batch_to_space_nd_param { block_shape: [2, 3] crops: [0, 1, 2, 0] }"
+    yield Case("BatchToSpaceND", own, ((12, 5, 7, 4),))
+    yield Case("BatchToSpaceND", "batch_to_space_nd_param { block_shape: 3 crops: [1, 0] }", ((6, 5, 7),))
     yield Case("PixelShuffle", "pixelshuffle_param { upscale_factor: 2 }", ((2, 12, 3, 5),))
     yield Case("Unsqueeze", "unsqueeze_param { dim: 1 }", (X,))
     yield Case("Unsqueeze", "unsqueeze_param { dim: -1 }", ((3, 7),))
@@ -154,6 +192,11 @@ def _all() -> Iterator[Case]:
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Deconvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 axis: 2 }", ((2, 3, 4, 9, 8),))
+    for sides in ("pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 3", "pad_type: 1"):
+        yield Case("Convolution", f"convolution_param {{ num_output: 4 kernel_size: 4 stride: 3 {sides} }}", (X,))
+        for pool in ("MAX", "AVE", "AVE_EXC_PAD"):
+            yield Case("Pooling", f"pooling_param {{ pool: {pool} kernel_size: 4 stride: 3 {sides} }}", (X,))
+        yield Case("Pooling", f"pooling_param {{ kernel_size: 4 stride: 3 {sides} }}", (X,), 2)
     yield Case("Convolution3D", "convolution3d_param { num_output: 4 kernel_size: 3 kernel_depth: 2 }", (VIDEO,))
     for type_ in ("ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution"):
         yield Case(type_, "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 }", (X,))
@@ -177,6 +220,8 @@ def _all() -> Iterator[Case]:
             "kernel_size: 3 stride: 2",
             "kernel_h: 2 kernel_w: 3 stride: 2 pad: 1 pool: AVE",
             "global_pooling: true",
+            "kernel_h: 2 kernel_w: 3 stride: 2 pad: 1 pool: AVE_EXC_PAD",
+            "kernel_h: 2 kernel_w: 3 stride: 4 pad_h: 1 pad_w: 2 pool: AVE_EXC_PAD round_mode: FLOOR",
         ):
             yield from _same(type_, f"pooling_param {{ {own} }}")
         yield Case(type_, "pooling_param { kernel_size: 3 stride: 2 }", (X,), 2)
@@ -242,6 +287,11 @@ def _all() -> Iterator[Case]:
     yield Case("DummyData", "dummy_data_param { num: 2 channels: 3 channels: 4 height: 5 width: 7 }", (), 2)
     yield Case("Parameter", "parameter_param { shape { dim: 2 dim: 5 } }", ())
     yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ())
+    yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 }", ((3, 2, 5),))
+    yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ((3, 1),))
+    yield Case("CTCGreedyDecoder", "", ((5, 2, 3),))
+    yield Case("CTCGreedyDecoder", "ctc_decoder_param { blank_index: -1 ctc_merge_repeated: false }", ((5, 2, 3),))
+    yield Case("GRIDPooling", "grid_pooling_param { pooled_h: 3 pooled_w: 5 }", (X,))
     # sequences
     for type_, states in (("LSTM", 2), ("RNN", 1)):
         own, state = "recurrent_param {{ num_output: 6 expose_hidden: {} }}", (1, 3, 6)
@@ -462,7 +512,7 @@ def check_tops(case: Case) -> None:
 def check_binary(case: Case) -> None:
     """The rule gives the same for a message that was read from a binary file, whose lists of floats are arrays."""
     data = b"".join(wire.serialize(Message("NetParameter", layer=[case.message])))
-    (read,) = wire.parse(memoryview(data), "NetParameter", "x").layer
+    (read,) = recognition.read(memoryview(data), "NetParameter", "x")[0].layer
     signature = find(case.message)
     assert signature is not None
     names = [[name for name, _ in message.items()] for message in (case.message, read)]

@@ -45,7 +45,7 @@ _ONE_SIDE = _when(_one_side, "OpenCV ignores pad_h without pad_w, and pad_w with
 def _window_padding(layer: Message, bottoms: int) -> str:
     """How OpenCV deviates in the padding of a Convolution or Pooling."""
     param = layer.pooling_param if layer.has("pooling_param") else layer.convolution_param
-    four = any(param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b"))
+    four = any(param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b", "pad_type"))
     return "OpenCV's schema has no padding of four sides" if four else _ONE_SIDE(layer, bottoms)
 
 
@@ -82,6 +82,8 @@ def _pooling_window(layer: Message, bottoms: int) -> str:
     strides = [side for name in ("stride", "stride_h", "stride_w") for side in np.ravel(getattr(p, name))]
     if len(layer.top) > 1 and kernels and max(strides) > min(kernels):
         return "OpenCV gives windows beyond the bottom another mask"
+    if p.pool == "AVE_EXC_PAD":
+        return "OpenCV's schema has no AVE_EXC_PAD"
     return _window_padding(layer, bottoms)
 
 

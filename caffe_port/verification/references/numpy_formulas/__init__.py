@@ -25,6 +25,7 @@ from caffe_port.verification.references.numpy_formulas import (
     shape,
     sizes,
     spatial,
+    tensors,
 )
 from caffe_port.verification.references.numpy_formulas.formulas import FORMULAS, Layer
 from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
@@ -47,6 +48,7 @@ _FAMILIES = (
     shape,
     sizes,
     spatial,
+    tensors,
 )
 
 # A record's aliases mean the same layer.

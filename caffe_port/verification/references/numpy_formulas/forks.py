@@ -266,11 +266,15 @@ def reverse_time(layer: Layer) -> Result:
 
 @formula("CTCGreedyDecoder")
 def ctc_greedy_decoder(layer: Layer) -> Result:
-    """The best classes, without repetitions and blanks. Source: ctc_decoder_layer.cpp (ChWick)."""
+    """The best classes, without repetitions and blanks. Source: ctc_decoder_layer.cpp (ChWick; caffe_ocr's has the top
+    (N, T), and blank 0 by default, where there is no second bottom).
+    """
     p, x = layer.param.ctc_decoder_param, layer.x
     x = x.reshape(*x.shape[:2], -1)
-    going_on = layer.bottoms[1].reshape(x.shape[:2])
-    blank = p.blank_index if p.blank_index >= 0 else x.shape[2] - 1
+    alone = len(layer.bottoms) == 1
+    going_on = np.ones(x.shape[:2]) if alone else layer.bottoms[1].reshape(x.shape[:2])
+    blank = 0 if alone and not p.has("blank_index") else p.blank_index
+    blank = x.shape[2] - 1 if blank < 0 else blank
     sequences, scores = np.full(x.shape[:2], -1.0), np.zeros(x.shape[1])
     for stream in range(x.shape[1]):
         previous, length = -1, 0
@@ -283,6 +287,8 @@ def ctc_greedy_decoder(layer: Layer) -> Result:
                 sequences[length, stream] = best
                 length += 1
             previous = best
+    if alone:
+        return sequences.T[..., None, None]
     return [sequences[..., None, None], scores.reshape(-1, 1, 1, 1)][: layer.tops]
 
 

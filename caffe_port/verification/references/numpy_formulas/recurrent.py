@@ -94,6 +94,13 @@ def lstm_of_ocr(layer: Layer) -> Result:
 
 @formula("ContinuationIndicator")
 def continuation_indicator(layer: Layer) -> Result:
-    """0 at the first step, then 1. Source: continuation_indicator_layer.cpp (intel/caffe)."""
-    p = layer.param.continuation_indicator_param
-    return np.repeat(np.arange(p.time_step)[:, None] > 0, p.batch_size, 1).astype(float)
+    """0 at the first step, then 1.
+
+    Source: continuation_indicator_layer.cpp (intel/caffe; of CC4.0 and video-caffe where there is a bottom).
+    """
+    p, x = layer.param.continuation_indicator_param, layer.bottoms[0] if layer.bottoms else None
+    flags = x is not None and x.size == p.batch_size
+    y = np.ones((p.time_step, p.batch_size if x is None or flags else x.shape[0]))
+    if not p.flag:
+        y[0] = np.abs(x.reshape(-1) - 1) <= 0.01 if flags and x is not None else 0
+    return y

@@ -102,8 +102,12 @@ def bilinear_interpolate(layer: Layer) -> Result:
 
 @formula("Pad")
 def pad(layer: Layer) -> Result:
-    """Rows and columns of a constant, of the edge, or mirrored; negative ones are cut off. Source: pad_layer.cpp."""
+    """Rows and columns of a constant, of the edge, or mirrored; negative ones are cut off. Source: pad_layer.cpp, of
+    synopsys-caffe for ``paddings``.
+    """
     p, x = layer.param.pad_param, layer.x
+    if p.paddings:
+        return np.pad(x, np.reshape(list(p.paddings), (-1, 2)), constant_values=p.constant_values)
     if min(p.pad_u, p.pad_d, p.pad_l, p.pad_r) < 0:
         return x[:, :, -p.pad_u : p.pad_d, -p.pad_l : p.pad_r]
     width = ((0, 0), (0, 0), (p.pad_u, p.pad_d), (p.pad_l, p.pad_r))
