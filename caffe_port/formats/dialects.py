@@ -489,7 +489,11 @@ def place(fact: Fact, own: Schema) -> Field | None:
         return None
     if fact.kind == "enum":
         known = field.values or {}
-        named = {name: number for name, number in (fact.values or {}).items() if name in known}
+        named = {}
+        for name, number in (fact.values or {}).items():  # TI has the enum's name before its own
+            ours = name if name in known else next((one for one in known if name.endswith(f"_{one}")), None)
+            if ours is not None:
+                named[ours] = number
         return replace(field, number=fact.number, values=named)
     return replace(
         field,

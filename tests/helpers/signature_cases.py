@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from caffe_port.errors import SpecError
-from caffe_port.formats import prototxt, recognition, wire
+from caffe_port.formats import dialects, prototxt, wire
 from caffe_port.formats.message import Message
 from caffe_port.layers import REGISTRY, Layer, class_of
 from caffe_port.net.net import infer_by_running
@@ -511,8 +511,10 @@ def check_tops(case: Case) -> None:
 
 def check_binary(case: Case) -> None:
     """The rule gives the same for a message that was read from a binary file, whose lists of floats are arrays."""
+    if any(dialects.written(case.message.type, name, value)[1] for name, value in case.message.items()):
+        return  # under the numbers of a fork, which one layer alone does not tell
     data = b"".join(wire.serialize(Message("NetParameter", layer=[case.message])))
-    (read,) = recognition.read(memoryview(data), "NetParameter", "x")[0].layer
+    (read,) = wire.parse(memoryview(data), "NetParameter", "x").layer
     signature = find(case.message)
     assert signature is not None
     names = [[name for name, _ in message.items()] for message in (case.message, read)]
