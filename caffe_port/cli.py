@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from caffe_port.commands import health, nets, proof, training
+from caffe_port.commands import dialects, health, nets, proof, training
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.version import __version__
 
@@ -89,6 +89,7 @@ for _command in (
     training.evaluate,
     training.log,
     training.reproduce,
+    dialects.list_dialects,
     health.doctor,
     health.build_caffe,
     health.completion,

@@ -10,7 +10,7 @@ from torch import Tensor
 from caffe_port.api import Ported
 from caffe_port.emit import model_source
 from caffe_port.errors import CaffePortError, WeightsError
-from caffe_port.formats import caffemodel, dialects, prototxt
+from caffe_port.formats import caffemodel, meanings, prototxt
 from caffe_port.formats.message import Message
 from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.net import state_dict as state_files
@@ -40,7 +40,7 @@ def write_caffe(net: Net | Ported, folder: str | Path, name: str = "net") -> tup
     kept = {layer.name for layer in definition.layer}
     caffemodel.write(paths[1], definition, {layer: blobs for layer, blobs in net.blobs().items() if layer in kept})
     with atomic_write(paths[0], "w") as file:
-        file.write(prototxt.dump(dialects.for_caffe(definition)))
+        file.write(prototxt.dump(meanings.for_caffe(definition)))
     return paths
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Field:
     default: Any
     values: dict[str, int] | None = None
     message_name: str | None = None
+    cast: Callable[[Any], Any] | None = None
+    """Of a value that a file states in another type."""
 
     @property
     def message(self) -> Schema:

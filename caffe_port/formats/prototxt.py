@@ -3,7 +3,7 @@
 Written for files that people edit: every message knows its line, every error gives line and column, and fields that are
 not in the schema (a fork's own) are kept in ``Message.unknown``. A name that is one or two letters away from a name in
 the schema is treated as a typo and rejected, unless a fork is known to have it
-(:data:`~caffe_port.formats.fork_fields.TEXT_FIELDS`). Grammar: protobuf's text format specification, as
+(:data:`FORKS_FIELDS`). Grammar: protobuf's text format specification, as
 google::protobuf::TextFormat reads it for Caffe (io.cpp).
 """
 
@@ -16,10 +16,10 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from caffe_port.errors import ParseError, did_you_mean
-from caffe_port.formats import fork_fields
+from caffe_port.formats.dialects import ALIASES, names_field
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
 from caffe_port.storage.files import read_bytes
 
@@ -46,6 +46,27 @@ _INTEGER_RANGES = {
     "int64": (-(1 << 63), (1 << 63) - 1),
     "uint64": (0, (1 << 64) - 1),
 }
+#: Message type -> fields of forks that look like typos for fields of proto/caffe.proto, but are not.
+FORKS_FIELDS: Final[dict[str, frozenset[str]]] = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        # The third axis of volumes
+        "ConvolutionParameter": "dilation_h dilation_w kernel_d kernel_l kernel_t pad_d pad_l pad_t stride_d stride_l "
+        "stride_t",
+        "PoolingParameter": "kernel_d kernel_l kernel_t pad_d pad_l pad_t stride_d stride_l stride_t",
+        # How images are read
+        "TransformationParameter": "crop flip mean_files mean_values mirror_y scale_factor scales",
+        "DataParameter": "batch_sizes random_skip sources",
+        "ImageDataParameter": "new_heights new_widths sources",
+        # How a net is trained
+        "BatchNormParameter": "use_local_stats",
+        "LossParameter": "class_weight class_weights ignore_labels",
+        "FillerParameter": "values",
+        "ParamSpec": "l1_mult",
+        "SolverParameter": "larc larc_eta larc_policy weight_decay_policy weight_decay_power",
+    }.items()
+}
+
 _BOOLS = {"true": True, "t": True, "True": True, "1": True, "false": False, "f": False, "False": False, "0": False}
 
 
@@ -226,7 +247,7 @@ class _Parser:
         self.advance()
         if message.schema is None:
             return name
-        name = fork_fields.TEXT_ALIASES.get(message.schema.name, {}).get(name, name)
+        name = ALIASES.get(message.schema.name, {}).get(name, name)
         known = message.schema.fields.get(name)
         if known is not None:
             return known
@@ -381,9 +402,11 @@ def _slip_of(name: str, message: Message) -> str | None:
     """The field of which ``name`` is a typo; None if it is not close to any field, or is a fork's own."""
     assert message.schema is not None
     kind = message.schema.name
-    if name in fork_fields.TEXT_FIELDS.get(kind, ()):
+    if name in FORKS_FIELDS.get(kind, ()):
         return None
     slips = [field for field in message.schema.fields if _nearly(name, field) and not _specifies(name, field)]
+    if slips and kind not in _LAYERS and names_field(kind, name):
+        return None
     if not name.endswith("_param") or kind not in _LAYERS or not message.has("type"):
         return _nearest(name, slips)
     # A layer's parameters are a typo only if they are close to Caffe's for this type; otherwise they are a fork's own.
