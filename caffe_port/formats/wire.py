@@ -32,6 +32,7 @@ MAX_MESSAGES = 1_000_000
 _ARRAYS: dict[str, np.dtype[Any]] = {"float": np.dtype("<f4"), "double": np.dtype("<f8")}
 _FIXED = {"fixed32": "<I", "sfixed32": "<i", "fixed64": "<Q", "sfixed64": "<q", "float": "<f", "double": "<d"}
 _AMBIGUOUS = {number for numbers in WIRE_NUMBERS.values() for number in numbers} | {number for _, number in LAYOUTS}
+_GROUP, _GROUP_END = 3, 4
 _WIRE_FIXED_SIZE = {1: 8, 5: 4}
 
 
@@ -116,6 +117,10 @@ class _Reader:
                     if field.kind == "bool" and value > 1 and (name := NOT_A_BOOL.get(type_.name, {}).get(number)):
                         field = type_.fields[name]
                     _put(message, field, _integer(field, value))
+            elif wire_type == _GROUP:
+                stop = self.group(type_, number, start, at, end)
+                message.unknown.setdefault(number, []).append(self.view[at:stop])
+                at = self.varint(stop, end)[1]
             else:
                 self.fail(f"field {number} of {type_.name} has wire type {wire_type}", start)
         for name, chunks in arrays.items():
@@ -129,6 +134,38 @@ class _Reader:
             for name, value in layout.states.items():
                 message._fields.setdefault(name, value)
         return message
+
+    def group(self, type_: Schema, number: int, start: int, at: int, end: int) -> int:
+        """Where the end mark of a group (proto1's nested message, which Caffe's files never contain) begins.
+
+        Its fields are skipped; as in protobuf, groups in it must end, each with its own number.
+        """
+        open_groups = [number]
+        while at < end:
+            before = at
+            key, at = self.varint(at, end)
+            inner, wire_type = key >> 3, key & 7
+            if inner == 0:
+                self.fail(f"{type_.name} has a field with number 0", before)
+            if wire_type == _GROUP:
+                open_groups.append(inner)
+                if len(open_groups) > MAX_DEPTH:
+                    self.fail(f"messages are nested more than {MAX_DEPTH} deep", before)
+            elif wire_type == _GROUP_END:
+                if open_groups.pop() != inner:
+                    self.fail(f"a group of {type_.name} ends with the number of another, {inner}", before)
+                if not open_groups:
+                    return before
+            elif wire_type == 0:
+                at = self.varint(at, end)[1]
+            elif wire_type == 2:
+                length, at = self.varint(at, end)
+                at += length
+            elif wire_type in _WIRE_FIXED_SIZE:
+                at += _WIRE_FIXED_SIZE[wire_type]
+            else:
+                self.fail(f"field {inner} of a group of {type_.name} has wire type {wire_type}", before)
+        self.fail(f"group {number} of {type_.name} does not end", start)
 
     def is_read(self, message: Message, field: Field, start: int, stop: int, depth: int, number: int) -> bool:
         """Reads a field; False if it is a fork's and does not parse: another fork has the number for something else."""

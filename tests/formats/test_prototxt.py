@@ -160,7 +160,7 @@ def test_an_enum_named_by_number_keeps_its_first_name() -> None:
     ("literal", "want"),
     [
         (r'"\a\b\f\n\r\t\v\\\'\"\?"', "\a\b\f\n\r\t\v\\'\"?"),
-        (r'"\x41\X42\x4a"', "ABJ"),
+        (r'"\x41\x42\x4a"', "ABJ"),
         (r'"\101\7\0"', "A\x07\0"),
         (r'"\1011"', "A1"),
         (r'"\344\270\255"', "中"),
@@ -298,7 +298,7 @@ ERRORS = {
     'name: "a\\': "1:7: this string has no closing quote on its line",
     'name: "ab\\q"': "1:10: unknown escape '\\q' in a string",
     'name: "ab\\x"': "1:10: unknown escape '\\x' in a string",
-    'name: "\\400"': "1:8: escape '\\400' is larger than a byte",
+    'name: "\\X41"': "1:8: unknown escape '\\X' in a string",
     "input_dim: 1input_dim: 2": "1:12: this is not a number, or a space is missing after it",
     "input_dim: 0xfg": "1:12: this is not a number, or a space is missing after it",
     "layer { relu_param { negative_slope: 1.2.3 } }": "1:38: this is not a number, or a space is missing after it",
@@ -655,6 +655,7 @@ def test_what_protobuf_refuses_we_refuse(text: str) -> None:
             "Couldn't parse float: -",
             "utf-8",
             "UTF-8",
+            "latin-1",  # "\\777": the reader in C++, Caffe's, keeps the byte
             "V1LayerParameter.LayerType",
         )
         assert any(reason in refusal for reason in deliberate), refusal
