@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes deviations mutations ports layers fuzz crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes deviations mutations ports layers fuzz differential crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -86,6 +86,9 @@ $(VENV)/.installed-fuzz: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-fuzz  ## every reader of files, for SECONDS=60 in all; findings go to tests/corpus (ARGS=--only ...)
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(ARGS)
+
+differential: $(VENV)/.installed-test  ## random small nets beside Caffe itself (make caffe), for SECONDS=60 from SEED=0 (ARGS=--help)
+	$(BIN)/python benchmarks/differential --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(if $(PLANT),--plant "$(PLANT)") $(ARGS)
 
 crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train and download, TIMES=200
 	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real

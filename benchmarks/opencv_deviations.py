@@ -37,6 +37,7 @@ from caffe_port.formats.message import Message  # noqa: E402
 from caffe_port.signatures.plugins import find  # noqa: E402
 from caffe_port.signatures.signature import Holds  # noqa: E402
 from caffe_port.verification.comparison import difference  # noqa: E402
+from caffe_port.verification.inputs import random_boxes  # noqa: E402
 from caffe_port.verification.references import opencv  # noqa: E402
 from caffe_port.verification.references.numpy_formulas import FORMULAS, compute  # noqa: E402
 from caffe_port.verification.references.reference import computing  # noqa: E402
@@ -121,7 +122,7 @@ def measure(type_: str, seed: int, number: int, attempt: int) -> dict[str, Any]:
         parameter.data.copy_(parameter.new_tensor(rng.uniform(0.1, 1, tuple(parameter.shape))))
     plan = ported.net.plan
     layer = next(computing(plan.spec))
-    inputs = {blob: values(layer, plan.shapes[source], k, rng) for k, (blob, source) in enumerate(plan.spec.inputs)}
+    inputs = {blob: values(plan, layer, source, k, rng) for k, (blob, source) in enumerate(plan.spec.inputs)}
     case = case_of(ported, inputs)
     known = opencv.deviation(layer) or opencv._no_images(layer, case)
     right, _ = compute(layer, [inputs[b] for b in layer.bottoms], case.blobs.get(layer.name, ()))
@@ -212,33 +213,26 @@ def changed(param: Message, dice: random.Random, depth: int = 0) -> Message:
 
 def drawn_shapes(case: Case, dice: random.Random) -> list[tuple[int, ...]]:
     """The bottom shapes of the case, sometimes with other sides."""
-    if dice.random() < 0.5:
+    signature = find(case.message)
+    if dice.random() < 0.5 or (signature is not None and Holds.PRIORS in signature.holds):
         return list(case.bottoms)
     sides = {side for shape in case.bottoms for side in shape[2:]}
     other = {side: dice.choice((side, side + 1, side + 2, 2 * side, 4, 5, 9)) for side in sorted(sides)}
     return [(*shape[:2], *(other[side] for side in shape[2:])) for shape in case.bottoms]
 
 
-def values(layer: Any, shape: tuple[int, ...], index: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def values(plan: Any, layer: Any, source: Any, index: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """What a bottom of the layer holds."""
-    signature = find(layer.param)
+    signature, shape = find(layer.param), plan.shapes[source]
     held = signature.holds if signature is not None else ()
     what = held[index] if index < len(held) else Holds.NUMBERS
     if what in (Holds.LABELS, Holds.INDICES, Holds.FLAGS, Holds.CONTINUES):
         return rng.integers(0, 2, shape).astype(np.float32)
+    boxes = random_boxes(plan.spec, plan.shapes, source, rng)
+    if boxes is not None:
+        return boxes[0]
     found = rng.standard_normal(shape).astype(np.float32)
-    if what is Holds.BOXES:
-        rows = np.abs(found.reshape(shape[0], -1)) * np.float32(20)
-        rows[:, 0] = 0
-        rows[:, 3:5] += rows[:, 1:3]
-        return rows.reshape(shape)
     if layer.type == "DetectionOutput":
-        if index == 2:
-            corners = rng.uniform(0, 0.5, shape).astype(np.float32)
-            boxes = corners[:, 0].reshape(-1, 4)
-            boxes[:, 2:] += boxes[:, :2] + np.float32(0.1)
-            corners[:, 1] = 0.1
-            return corners
         return rng.uniform(0, 1, shape).astype(np.float32) if index % 2 else found * np.float32(0.3)
     return found
 

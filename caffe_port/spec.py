@@ -30,6 +30,7 @@ class LayerSpec:
         param: the LayerParameter, V2.
         where: ``file:line`` for messages.
         is_input: the tops come from outside: they are inputs of the net.
+        implied: the parameters in ``param`` that the file does not have, and that other layers imply.
     """
 
     name: str
@@ -40,6 +41,7 @@ class LayerSpec:
     param: Message = dataclasses.field(repr=False)
     where: str = dataclasses.field(repr=False)
     is_input: bool = False
+    implied: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:

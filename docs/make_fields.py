@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "fields.md"
 MEANINGS = {
     "followed": "read by the code that computes the layer, reads the data or trains",
     "type": "read only by layers of types that caffe-port does not know, which are refused with their type",
-    unfollowed.HARMLESS: "harmless: changes no number; a note says why",
+    unfollowed.HARMLESS: "harmless: changes no number",
     unfollowed.TRAINING: "concerns initial values and updates only; a note, and `train` refuses it",
     unfollowed.FEED: "changes what a data layer hands to the net: a note, `verify` names it in its verdict, `train` "
     "follows or refuses it",

@@ -1,6 +1,9 @@
 """Writes docs/layers.md: every layer type, from its class, its docstring and its golden cases.
 
 python docs/make_layers.py             writes docs/layers.md (seconds)
+python docs/make_layers.py --goldens FOLDER
+                                       before that, counts the nets of each type in a folder that a fork ran, and writes
+                                       docs/layers_goldens.json
 python docs/make_layers.py --measure   before that, exports every case to ONNX and pt2, runs what came out, and writes
                                        docs/layers_support.json (minutes; needs the test tools)
 """
@@ -26,7 +29,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
 GOLDEN = TESTS / "golden" / "layers"
-PAGE, SUPPORT = HERE / "layers.md", HERE / "layers_support.json"
+PAGE, SUPPORT, GOLDENS = HERE / "layers.md", HERE / "layers_support.json", HERE / "layers_goldens.json"
 sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]
 
 import golden_nets  # noqa: E402  tests/ was put on the path for it
@@ -41,6 +44,8 @@ from caffe_port.errors import CaffePortError  # noqa: E402
 from caffe_port.layers import REGISTRY, UNSUPPORTED, Layer  # noqa: E402
 from caffe_port.net.net import Net  # noqa: E402
 from caffe_port.net.state_dict import write_safetensors  # noqa: E402
+from caffe_port.signatures.signature import Trait, has  # noqa: E402
+from caffe_port.verification.references.numpy_formulas import FORMULAS, computes  # noqa: E402
 
 _NAMES = """
     AbsVal Accuracy ArgMax BNLL BatchNorm BatchReindex Bias Clip Concat ContrastiveLoss Convolution Crop Data
@@ -293,10 +298,25 @@ class Entry:
             else f"{good} of {len(found)}" * (good > 0) or "no"
         )
 
-    def proof(self) -> str:
-        if self.golden:
-            return str(len(self.golden))
-        return ", ".join(f"`{p.rpartition('/')[2]}`" for p in proofs([self.cls.__name__, *aliases(self.cls)]))
+    def verified(self) -> str:
+        """What tells that the numbers of a type are right."""
+        name = self.cls.__name__
+        if not computes(name):
+            return (
+                "an input"
+                if self.cls.source
+                else "no top"
+                if has(name, Trait.SINK)
+                else "not verified: caffe-port does not compute it"
+            )
+        forks = json.loads(GOLDENS.read_text(encoding="utf-8")) if GOLDENS.exists() else {}
+        means = [
+            f"Caffe 1.0 ({len(self.golden)})" if self.golden else "",
+            f"brocolli-caffe ({forks[name]})" if name in forks else "",
+            "OpenCV" if name in agrees_with_opencv() else "",
+            "a formula" if name in FORMULAS else "not verified by a formula",
+        ]
+        return ", ".join(filter(None, means))
 
     def row(self) -> str:
         names = " ".join([anchor(self.cls.__name__), *aliases(self.cls)[:3]]) + " ..." * (len(aliases(self.cls)) > 3)
@@ -308,7 +328,7 @@ class Entry:
             blobs,
             self.verdict("onnx"),
             self.verdict("pt2"),
-            self.proof(),
+            self.verified(),
         ]
         return f"| {' | '.join(cells)} |"
 
@@ -340,10 +360,25 @@ class Entry:
             told = "".join(f" {', '.join(names)}: {plain(reason)}." for reason, names in reasons.items())
             yield f"**{name}:** {self.verdict(kind)}.{told}"
         files = ", ".join(f"`{path}`" for path in proofs([cls.__name__, *aliases(cls)]))
+        yield f"**Verified by:** {self.verified()}"
         if self.golden:
             yield f"**Golden cases ({len(self.golden)}):** {', '.join(self.golden)}"
         elif files:
             yield f"**Tested by:** {files}"
+
+
+def count_goldens(folder: Path) -> None:
+    """Keeps how many nets of a folder are about each type: ``type_case.prototxt``."""
+    stems = [path.stem.partition("_")[0] for path in folder.glob("*.prototxt")]
+    counts = {name: stems.count(name.lower()) for name in sorted(classes(), key=str.lower) if name.lower() in stems}
+    GOLDENS.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def agrees_with_opencv() -> set[str]:
+    """The types of which benchmarks/opencv_deviations.py found cases in which OpenCV and the formula agree."""
+    table = (HERE / "verification.md").read_text("utf-8").split("<!-- opencv -->")[1].split("<!-- /opencv -->")[0]
+    rows = re.findall(r"^\| (\w+) \| \d+ \| (\d+) \|", table, re.MULTILINE)
+    return {type_ for type_, agrees in rows if int(agrees)}
 
 
 def plain(reason: str) -> str:
@@ -375,6 +410,10 @@ from the classes under `caffe_port/layers/`: do not edit it. Custom types:
 - **ONNX, pt2**: measured. The model.py of every case, in `eval()`, was exported with `--format onnx` and
   run in onnxruntime, and exported with `--format pt2` and loaded again; "yes" means that outputs agree within 1e-4 of
   the largest value. For "no" and "3 of 4", the reason is given below. With {versions}.
+- **Verified by**: what tells that the numbers are right: figures that **Caffe 1.0** or **brocolli-caffe** computed,
+  with the number of nets; **OpenCV**, where it agrees with Caffe; **a formula**, written in NumPy from the source of
+  the fork that owns the type, with which `verify --against numpy` compares. Where there is none, `verify` counts the
+  layer as not compared.
 - **Golden cases**: small nets of `tests/golden/layers`, {goldens} in total, that Caffe 1.0 itself ran; forward and
   gradients must agree. Caffe 1.0 cannot run the types of forks; the page names the file that tests them against
   OpenCV, a loop that follows the fork's source, or values computed by hand.
@@ -393,12 +432,12 @@ def page() -> str:
     standard = [e for e in found.values() if e.standard]
     forks = [e for e in found.values() if not e.standard]
     blocks.append(f"## Caffe 1.0\n\nAll {len(standard)} types.")
-    blocks.append("\n".join([HEAD.format("golden cases"), *(e.row() for e in standard)]))
+    blocks.append("\n".join([HEAD.format("verified by"), *(e.row() for e in standard)]))
     count = sum(1 + len(aliases(e.cls)) for e in forks)
     blocks.append(
         f"## Forks\n\n{count} types, {len(forks)} classes. Aliases are names that other forks use for the same type."
     )
-    blocks.append("\n".join([HEAD.format("tested by"), *(e.row() for e in forks)]))
+    blocks.append("\n".join([HEAD.format("verified by"), *(e.row() for e in forks)]))
     several = [name for name in golden_names() if not types_of(name)]
     blocks.append(f"Golden cases of several layers: {', '.join(several)}.")
     blocks.append("## Not supported\n\nThese types are rejected; the error says what to do instead.")
@@ -416,7 +455,11 @@ def page() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="*", metavar="CASE", help="export every case first, or those named")
-    only = parser.parse_args().measure
+    parser.add_argument("--goldens", type=Path, metavar="FOLDER", help="count the nets that a fork ran first")
+    options = parser.parse_args()
+    only = options.measure
+    if options.goldens is not None:
+        count_goldens(options.goldens)
     if only is not None:
         measure_all(only)
     PAGE.write_text(page(), encoding="utf-8")

@@ -58,6 +58,20 @@ def test_layers_md_is_fresh(make_layers: ModuleType) -> None:
     assert made == kept, "docs/layers.md is stale: run python docs/make_layers.py"
 
 
+def test_every_type_says_what_verifies_it(make_layers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = make_layers.entries()
+    told = {name: entry.verified() for name, entry in entries.items()}
+    assert "not verified by a formula" not in " ".join(told.values())
+    assert told["Nms"] == "a formula"
+    assert told["Convolution"].startswith("Caffe 1.0 (")
+    assert "OpenCV" in told["FlowWarp"]
+    assert "brocolli-caffe (" in told["Proposal"]
+    assert told["ForkLoss"] == told["Python"] == "not verified: caffe-port does not compute it"
+    assert (told["Data"], told["HDF5Output"]) == ("an input", "no top")
+    monkeypatch.delitem(make_layers.FORMULAS, "Nms")
+    assert entries["Nms"].verified() == "not verified by a formula"
+
+
 def test_every_type_has_its_place(make_layers: ModuleType) -> None:
     text = (DOCS / "layers.md").read_text(encoding="utf-8")
     assert len(make_layers.CAFFE_1_0) == 61

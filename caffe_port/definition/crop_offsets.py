@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.signatures.kernel_params import axis_values, dilation_field
+from caffe_port.signatures.kernel_params import axis_values, dilation_field, has_four_sides, is_same
 from caffe_port.signatures.signature import Trait, has, signature_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def align(layers: Iterable[LayerSpec], notes: list[str]) -> tuple[LayerSpec, ...
             raise
         if any(offsets):
             param = layer.param.copy(crop_param=Message("CropParameter", offset=offsets))
-            made[layer.name] = dataclasses.replace(layer, param=param)
+            made[layer.name] = dataclasses.replace(layer, param=param, implied=("crop_param",))
             told[layer.type].append(f"'{layer.name}' {' x '.join(map(str, offsets))}")
     if told["Crop"]:
         notes.append(
@@ -156,11 +156,13 @@ def _channels_first(window: Message) -> bool:
 
 def _window(layer: LayerSpec, p: Message) -> tuple[Line, Line]:
     """From where a window is laid to its middle, for H and W. Source: FilterMap of the forks' util/coords.hpp."""
-    hole = dilation_field(p)
+    if is_same(p):
+        raise layer.error("where SAME padding lies depends on the size, so the offset of a crop after it is unknown")
+    hole, pads = dilation_field(p), [p.pad_t, p.pad_l] if has_four_sides(p) else axis_values(p, "pad", 2)
     windows = zip(
         _pair(layer, axis_values(p, "kernel_size", 2)),
         _pair(layer, axis_values(p, "stride", 2) or [1]),
-        _pair(layer, axis_values(p, "pad", 2) or [0]),
+        _pair(layer, pads or [0]),
         _pair(layer, (axis_values(p, hole, 2) if p.schema and hole in p.schema.fields else []) or [1]),
         strict=True,
     )

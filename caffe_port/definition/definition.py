@@ -8,10 +8,11 @@ Sources: net.cpp (Init, FilterNet, StateMeetsRule, AppendTop), insert_splits.cpp
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -282,6 +283,9 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
     current: dict[str, Producer] = {}
     names: dict[str, Message] = {}
     split_of: dict[str, str] = {}
+    readers: collections.Counter[Producer] = collections.Counter()
+    memory: dict[Producer, Producer] = {}  # whose memory a blob is in, if not its own
+    overwritten: dict[Producer, LayerSpec] = {}
     for layer in layers:
         where = at(path, layer)
         bottoms = tuple(split_of.get(b, b) for b in layer.bottom)
@@ -302,8 +306,51 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
             if top in spec.tops[:index] or (top in current and not in_place):
                 maker = f"layer '{current[top][0]}'" if top in current else "this layer"
                 raise spec.error(f"top '{top}' is already produced by {maker}; a blob has only one source")
+        readers.update(producers)
+        _check_in_place(spec, producers, readers)
+        if _loses_its_bottom(spec):
+            notes.append(
+                f"{where}: layer '{name}' (Eltwise) works in place: Caffe 1.0 clears '{tops[0]}' before it reads it, "
+                "and loses it; here it counts, as in OpenCV. Give the top another name to have the same everywhere"
+            )
+        for bottom, producer in zip(bottoms, producers, strict=True):
+            if changer := overwritten.get(producer):
+                raise spec.error(
+                    f"reads '{bottom}', whose memory layer '{changer.name}' has overwritten",
+                    f"Caffe would read what that layer made. Give '{changer.name}' a top of its own.",
+                )
+        for index, (producer, top) in enumerate(zip(producers, tops, strict=False)):
+            if bottoms[index] == top:
+                mine = memory.get(producer, producer)
+                overwritten.update((one, spec) for one in {mine, *memory} if memory.get(one, one) == mine)
+        alone = len(producers) == len(tops) == 1 and has(layer.type, Trait.SHARES_ALONE)
+        if producers and (alone or has(layer.type, Trait.SHARES_MEMORY)):
+            memory.update({(name, k): memory.get(producers[0], producers[0]) for k in range(len(tops))})
         current.update({top: (name, k) for k, top in enumerate(spec.tops)})
+        readers.update({(name, k): 1 for k, weight in enumerate(layer.loss_weight[: len(spec.tops)]) if weight})
         yield dataclasses.replace(spec, producers=producers)
+
+
+def _loses_its_bottom(layer: LayerSpec) -> bool:
+    """Whether Caffe's Eltwise overwrites its first bottom before it reads it: SUM, and MAX on a CPU.
+
+    Source: eltwise_layer.cpp; measured.
+    """
+    in_place = len(layer.bottoms) > 1 and layer.tops[:1] == layer.bottoms[:1]
+    return layer.type == "Eltwise" and in_place and layer.param.eltwise_param.operation != "PROD"
+
+
+def _check_in_place(layer: LayerSpec, producers: Sequence[Producer], readers: Mapping[Producer, int]) -> None:
+    """Refuses to overwrite a blob that others read: Caffe gives each reader a copy, and then there is no such blob."""
+    for bottom, producer, top in zip(layer.bottoms, producers, layer.tops, strict=False):
+        if bottom == top and has(layer.type, Trait.NOT_IN_PLACE):
+            raise layer.error(f"cannot overwrite its bottom '{bottom}'", "Give the top a name of its own.")
+        if bottom == top and readers[producer] > 1:
+            raise layer.error(
+                f"overwrites '{bottom}', which other layers read, or a loss_weight counts",
+                f"Caffe's words: Top blob '{bottom}' produced by multiple sources. Give the top a name of its own, "
+                "for the layers that follow.",
+            )
 
 
 def _producer(layer: LayerSpec, bottom: str, current: dict[str, Producer], layers: Sequence[Message]) -> Producer:

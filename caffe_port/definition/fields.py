@@ -133,10 +133,12 @@ def _lacks_its_parameters(layer: Message, signature: Signature) -> bool:
 
 
 def notes(found: Collection[Unfollowed]) -> Iterator[str]:
-    """A note on each field that does not refuse the net; equal ones of several layers are told once."""
+    """A note on each field that does not refuse the net; equal ones of several layers are told once. Fields of the
+    schema that change no number, such as the kind of a database, need none.
+    """
     told: dict[tuple[str, str, str], list[Unfollowed]] = {}
     for one in found:
-        if one.effect != CHANGES:
+        if one.effect != CHANGES and not (one.effect == HARMLESS and one.known):
             told.setdefault((one.field, one.message, one.words), []).append(one)
     for (field, message, words), places in told.items():
         first, more = places[0], len(places) - 1

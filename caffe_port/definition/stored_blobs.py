@@ -1,9 +1,11 @@
 """The blobs of a weights file as the layers of a net hold them.
 
 Blobs that layers share by name are in every one of them in a caffemodel, in an HDF5 file only in the first one, the
-owner. NVIDIA's BatchNorm holds what are two layers here, see :mod:`caffe_port.definition.unfused`.
+owner. NVIDIA's BatchNorm holds what are two layers here, and a DenseBlock what are many, see
+:mod:`caffe_port.definition.unfused`.
 
-Sources: net.cpp (ToHDF5, CopyTrainedLayersFromHDF5); batch_norm_layer.cpp of NVIDIA/caffe.
+Sources: net.cpp (ToHDF5, CopyTrainedLayersFromHDF5); batch_norm_layer.cpp of NVIDIA/caffe; DenseBlock_layer.cpp and
+DenseBlock_layer.cu of senlinuc/caffe_ocr.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from caffe_port.errors import WeightsError
 from caffe_port.formats.caffemodel import LayerBlobs, Weights
 from caffe_port.formats.message import Message
 from caffe_port.typing import Array
@@ -59,16 +62,44 @@ def _filled(layer: LayerBlobs, blobs: dict[int, Array]) -> LayerBlobs:
 
 def _divided(weights: Weights, layers: Collection[str]) -> Weights:
     """With the blobs of NVIDIA's BatchNorm in two layers, where the net has the second one."""
-    if not any(f"{name}/scale" in layers for name in layers):
+    held = {layer.name for layer in weights.layers}
+    if not any(f"{name}/scale" in layers or f"{name}/0/bn" in layers for name in held):
         return weights
     found: list[LayerBlobs] = []
     for layer in weights.layers:
+        if f"{layer.name}/0/bn" in layers:
+            found += _of_dense_block(layer, layers)
+            continue
         parts = _parts(layer) if f"{layer.name}/scale" in layers else None
         if parts is None:
             found.append(layer)
         else:
             found += [dataclasses.replace(layer, blobs=parts[0]), LayerBlobs(f"{layer.name}/scale", "Scale", parts[1])]
     return dataclasses.replace(weights, layers=tuple(found))
+
+
+def _of_dense_block(layer: LayerBlobs, layers: Collection[str]) -> list[LayerBlobs]:
+    """The blobs of a DenseBlock: n filters, scales, shifts, means and variances each; with ``use_BC`` as many again for
+    the narrow convolutions; and a factor, by which the CPU divides statistics and which the GPU leaves at 0.
+
+    Filters are turned: this fork convolves, and Caffe correlates.
+    """
+    count = next(k for k in range(len(layers)) if f"{layer.name}/{k}/bn" not in layers)
+    groups = 10 if f"{layer.name}/0/bn1" in layers else 5
+    if len(layer.blobs) != groups * count + 1:
+        shown = f"holds {len(layer.blobs)} blobs, the DenseBlock of {count} transitions asks for {groups * count + 1}"
+        raise WeightsError(f"layer '{layer.name}' {shown}")
+    factor = float(layer.blobs[-1].reshape(-1)[0]) or 1.0
+    made = []
+    for k in range(count):
+        for first, bn, conv in ((0, "bn", "conv"), (5, "bn1", "conv1"))[: groups // 5]:
+            weight, *vectors = (layer.blobs[(first + group) * count + k] for group in range(5))
+            scale, shift, mean, variance = (vector.reshape(-1) for vector in vectors)
+            statistics = (scale, shift, mean / np.float32(factor), variance / np.float32(factor))
+            made.append(LayerBlobs(f"{layer.name}/{k}/{bn}", "BN", statistics))
+            turned = np.ascontiguousarray(weight[..., ::-1, ::-1])
+            made.append(LayerBlobs(f"{layer.name}/{k}/{conv}", "Convolution", (turned,)))
+    return made
 
 
 def _parts(layer: LayerBlobs) -> tuple[tuple[Array, ...], tuple[Array, ...]] | None:

@@ -4,8 +4,11 @@ Some do two things at once, and are taken apart: BatchNorm and Scale, Convolutio
 definition (``relu: true``, ``scale_bias: true``) or in the file alone: five blobs, or four, of NVIDIA's BatchNorm. The
 second layer works in place and is named after the first one: ``bn/scale``, ``conv1/relu``.
 
+DenseNet's DenseBlock is a chain of layers in one: ``block/0/bn``, ``block/0/relu``, ``block/0/conv``,
+``block/0/concat``, ``block/1/bn`` and so on.
+
 Sources: batch_norm_layer.cpp of NVIDIA/caffe; base_conv_layer.cpp, inner_product_layer.cpp and batch_norm_layer.cpp of
-intel/caffe.
+intel/caffe; DenseBlock_layer.cpp and DenseBlock_layer.cu of senlinuc/caffe_ocr.
 """
 
 from __future__ import annotations
@@ -28,15 +31,61 @@ def unfused(layers: Sequence[Message], held: Collection[str] = ()) -> list[Messa
     """
     result: list[Message] = []
     for layer in layers:
-        alone, relus = _without_relu(_rounded(layer))
+        if layer.type == "DenseBlock" and len(layer.bottom) == len(layer.top) == 1:
+            result += _dense_block(layer)
+            continue
+        alone, relus = _without_relu(_in_caffes_words(layer))
         result += _split(alone) if _has_scale(alone) or (alone.type == "BatchNorm" and alone.name in held) else [alone]
         result += relus
     return result
 
 
+def _in_caffes_words(layer: Message) -> Message:
+    """A layer whose fields make it one of another type, or say what others of Caffe's say."""
+    if layer.has("pooling_param"):
+        return _rounded(layer)
+    if layer.type == "ReLU":
+        return _stopped(layer)
+    return _shuffled(layer) if layer.type == "Reshape" else layer
+
+
+def _stopped(layer: Message) -> Message:
+    """A ReLU with ``relu6: true`` or a ``maximum`` above 0 is a ReLU6. Source: relu_layer.cpp of synopsys-caffe."""
+    p = layer.relu_param
+    limits = [6.0] * p.relu6 + [p.maximum] * (p.maximum > 0)
+    if not limits:
+        return layer.copy(relu_param=_cleared(p, "relu6", "maximum")) if layer.has("relu_param") else layer
+    stops = Message("ReLU6Parameter", layer.line)
+    if p.negative_slope:
+        stops.set("negative_slope", p.negative_slope)
+    if min(limits) != 6:
+        stops.set("threshold", min(limits))
+    stops.unknown = dict(p.unknown)
+    own = {"relu6_param": stops} if stops.items() or stops.unknown else {}
+    return layer.copy(type="ReLU6", relu_param=None, **own)
+
+
+def _shuffled(layer: Message) -> Message:
+    """A Reshape with ``pixelshuffler`` above 1 is a PixelShuffle. Source: reshape_layer.cpp of synopsys-caffe."""
+    p = layer.reshape_param
+    if not p.has("pixelshuffler"):
+        return layer
+    if p.pixelshuffler == 1:
+        return layer.copy(reshape_param=_cleared(p, "pixelshuffler"))
+    factor = Message("PixelShuffleParameter", layer.line, upscale_factor=p.pixelshuffler)
+    factor.unknown = dict(p.unknown)
+    return layer.copy(type="PixelShuffle", reshape_param=None, pixelshuffle_param=factor)
+
+
 def _rounded(layer: Message) -> Message:
-    """``torch_pooling: true`` is ``round_mode: FLOOR``. Source: legacy_pad in Caffe2's caffe_translator.py."""
+    """``torch_pooling: true`` is ``round_mode: FLOOR``, and AVE_TF another name of AVE_EXC_PAD.
+
+    Sources: legacy_pad in Caffe2's caffe_translator.py; caffe.proto of synopsys-caffe.
+    """
     p = layer.pooling_param
+    if p.pool == "AVE_TF":
+        p = p.copy(pool="AVE_EXC_PAD")
+        layer = layer.copy(pooling_param=p)
     if not p.has("torch_pooling"):
         return layer
     return layer.copy(pooling_param=p.copy(torch_pooling=None, **({"round_mode": "FLOOR"} if p.torch_pooling else {})))
@@ -81,6 +130,60 @@ def _split(layer: Message) -> Iterator[Message]:
             scale.set(name, getattr(p, own))
     rest = list(layer.param[_STATISTICS:]) or None
     yield from (_after(layer, "scale", top, "Scale", scale_param=scale, param=rest) for top in layer.top)
+
+
+def _dense_block(layer: Message) -> Iterator[Message]:
+    """Normalization, ReLU and a convolution, whose top is joined to what came before; with ``use_BC`` a narrow
+    convolution and another normalization in between. Size, stride and padding are fixed in the fork.
+    """
+    p, before = layer.denseblock_param, layer.bottom[0]
+    for k in range(p.numTransition):
+        last = k == p.numTransition - 1
+        names = [f"{layer.name}/{k}/{what}" for what in ("bn", "relu", "conv", "dropout", "concat")]
+        bn, relu, conv, dropout, concat = names
+        yield _inside(layer, bn, "BN", [before], bn, bn_param=_statistics_of(p, layer.line, p if k == 0 else None))
+        yield _inside(layer, relu, "ReLU", [bn], bn)
+        if p.use_BC:
+            narrow, second, again = (f"{layer.name}/{k}/{what}" for what in ("conv1", "bn1", "relu1"))
+            yield _inside(layer, narrow, "Convolution", [bn], narrow, convolution_param=_convolution(p, layer.line, 1))
+            yield _inside(layer, second, "BN", [narrow], second, bn_param=_statistics_of(p, layer.line))
+            yield _inside(layer, again, "ReLU", [second], second)
+            bn = second
+        yield _inside(layer, conv, "Convolution", [bn], conv, convolution_param=_convolution(p, layer.line, 3))
+        if p.use_dropout:
+            ratio = Message("DropoutParameter", layer.line, dropout_ratio=p.dropout_amount)
+            yield _inside(layer, dropout, "Dropout", [conv], conv, dropout_param=ratio)
+        top = layer.top[0] if last else concat
+        yield _inside(layer, concat, "Concat", [before, conv], top)
+        before = top
+
+
+def _inside(layer: Message, name: str, type_: str, bottoms: list[str], top: str, **own: Message) -> Message:
+    """A layer of a DenseBlock, where that one is included."""
+    made = _after(layer, "", top, type_, **own)
+    made.set("name", name)
+    made.set("bottom", bottoms)
+    return made
+
+
+def _statistics_of(p: Message, line: int, unknown: Message | None = None) -> Message:
+    made = Message("BNParameter", line, eps=1e-5, momentum=1 - p.moving_average_fraction)
+    for name, own in (("slope_filler", "BN_Scaler_Filler"), ("bias_filler", "BN_Bias_Filler")):
+        if p.has(own):
+            made.set(name, getattr(p, own))
+    if unknown is not None:
+        made.unknown = dict(unknown.unknown)
+    return made
+
+
+def _convolution(p: Message, line: int, kernel: int) -> Message:
+    outputs = p.growthRate if kernel == 3 else 4 * p.growthRate
+    made = Message("ConvolutionParameter", line, num_output=outputs, bias_term=False, kernel_size=[kernel])
+    if kernel == 3:
+        made.set("pad", [1])
+    if p.has("Filter_Filler"):
+        made.set("weight_filler", p.Filter_Filler)
+    return made
 
 
 def _cleared(p: Message, *names: str) -> Message:

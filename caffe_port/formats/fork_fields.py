@@ -51,11 +51,22 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     "BilinearInterpolate": {505: "bilinear_interpolate_param"},  # brocolli-caffe, as are the next four
     "MaxUnPool": {506: "max_unpool_param"},
     "Unsqueeze": {502: "unsqueeze_param"},
-    "Pad": {504: "pad_param"},
+    "Pad": {504: "pad_param", 224: "pad_param"},  # brocolli-caffe; Synopsys
     "Interp": dict.fromkeys((143, 150, 153, 166), "interp_param"),  # DeepLab v2; pytorch2caffe; its port; caffe2onnx
     "CropCenter": {149: "crop_center_param"},  # nagadomi/caffe, for waifu2x
     "Accum": {160: "accum_param"},  # FlowNet 2
     "DenseImageData": {138: "dense_image_data_param"},  # SegNet
+    "DenseBlock": {147: "denseblock_param"},  # caffe_ocr
+    # Synopsys
+    "UpsampleDarknet": {209: "upsample_darknet_param"},
+    "DepthToSpace": {208: "depth_to_space_param"},
+    "ResizeNearestNeighbor": {210: "resize_nearest_neighbor_param"},
+    "ResizeBilinear": {226: "resize_bilinear_param"},
+    "SpaceToBatchND": {236: "space_to_batch_nd_param"},
+    "BatchToSpaceND": {235: "batch_to_space_nd_param"},
+    "Squeeze": {241: "squeeze_param"},
+    "MatMul": {263: "matmul_param"},
+    "Mul": {278: "mul_param"},
     # Segmentation
     "SegAccuracy": {154: "seg_accuracy_param", 164: "seg_accuracy_param"},  # DeepLab v2; PSPNet
     "DenseCRF": {152: "dense_crf_param"},
@@ -112,12 +123,12 @@ WIRE_NUMBERS: Final[dict[str, dict[int, str]]] = {
     # CTC, OpenPose
     "CTCLoss": {148: "ctc_loss_param"},
     "CTCDecoder": {149: "ctc_decoder_param"},
-    "CTCGreedyDecoder": {149: "ctc_decoder_param"},
+    "CTCGreedyDecoder": {149: "ctc_decoder_param", 158: "ctc_decoder_param"},  # caffe_ocr's 158
     "ImResize": {147: "imresize_param"},
     "Nms": {148: "nms_param"},
     # Intel
     "MnActivation": {151: "mn_activation_param"},
-    "ContinuationIndicator": {200: "continuation_indicator_param"},
+    "ContinuationIndicator": {200: "continuation_indicator_param", 153: "continuation_indicator_param"},  # CC4.0's 153
     # Quantization
     "ConvolutionRistretto": {148: "quantization_param"},
     "DeconvolutionRistretto": {148: "quantization_param"},
@@ -150,6 +161,9 @@ _YJXIONG = {1: "slope_filler", 2: "bias_filler", 3: "momentum", 4: "eps", 5: "fr
 LAYOUTS: Final[dict[tuple[str, int], Layout]] = {
     # brocolli-caffe
     ("Upsample", 500): Layout({1: "scale", 2: "dims_num"}, {"dims_num": 4, "scale": 1}, "dims_num"),
+    # Synopsys
+    ("Pad", 224): Layout({1: "paddings", 2: "constant_values"}, {}, "paddings"),
+    # brocolli-caffe
     ("BN", 1111): Layout(_YJXIONG, {"inverse_std": True}, "inverse_std"),
     ("BatchNormKyle", 139): Layout({9: "use_alpha_beta", 10: "do_all_reduce", 8: "bias_filler", 7: "filler"}),
     ("ReLU6", 503): Layout({2: "threshold"}, {"threshold": 6.0}, "threshold"),
@@ -202,7 +216,11 @@ BY_WIRE_TYPE: Final[dict[str, dict[tuple[int, int], str]]] = {
         (7, 2): "filler",
         (8, 2): "bias_filler",
     },
-    "ConvolutionParameter": {(20, 5): "negative_slope"},  # Intel
+    "ConvolutionParameter": {
+        (20, 5): "negative_slope",  # Intel
+        **{(26 + k, 0): name for k, name in enumerate(("pad_l", "pad_r", "pad_t", "pad_b"))},  # Synopsys
+    },
+    "PoolingParameter": {(16 + k, 0): name for k, name in enumerate(("pad_l", "pad_r", "pad_t", "pad_b"))},  # Synopsys
     "PriorBoxParameter": {(14, 0): "denser_prior_boxes"},  # TextBoxes++
     "ROIPoolingParameter": {(4, 0): "pooled_size"},  # Intel
     "TransformationParameter": {(8, 0): "use_gpu_transform", (9, 0): "random_seed"},  # NVIDIA/caffe

@@ -107,6 +107,7 @@ _HARMLESS: Final = {
     "DataParameter.backend": "the kind of the database, which it says itself",
     "SolverParameter.test_compute_loss show_per_class_result": "what is printed",
     "SolverParameter.solver_mode device_id layer_wise_reduce per_parameter_reduce": "where the net is trained",
+    "LabelSpecificMarginParameter.margin_on_test": "nothing: the layer's own source does not read it in TEST",
     "SolverParameter.eval_type ap_version": "how detections are measured",
     "SolverParameter.engine": "which library trains",
     "SolverParameter.snapshot_diff snapshot_format store_blobs_in_old_format": "what a snapshot holds",
@@ -185,9 +186,6 @@ _FEED: Final = {
     "TransformationParameter.scale_factors": "resizes images at random (DeepLab)",
     "ResizeParameter.prob resize_mode height_scale width_scale pad_mode pad_value interp_mode": "resizes images (SSD)",
     # data layers
-    "DataParameter.rand_skip": "where reading begins",
-    "ImageDataParameter.rand_skip": "where reading begins",
-    "V0LayerParameter.rand_skip": "where reading begins",
     "DataParameter.force_encoded_color": "decodes images in color",
     "DataParameter.side": "the grid of labels (YOLO)",
     "ImageDataParameter.label_type ignore_label is_rsdata rs_channels": "what labels are (DeepLab)",
@@ -233,11 +231,11 @@ _CHANGES: Final = {
     "SolverParameter.disabled_update": "leaves the weights as they are (Intel)",
     # Of forks, outside the schema
     "ReLUParameter.upper_limit": "where the layer stops",
+    "NegReLU:relu6 maximum": "where the layer stops",
     "BatchNormParameter.add_eps_before_sqrt": "where eps is added",
     "EltwiseParameter.swap_xy": "exchanges the axes",
     "EltwiseParameter.relu": "takes the ReLU of the top",
     "PriorBoxParameter.additional_y_offset": "a second box for each, half a cell below (OpenCV)",
-    "ReshapeParameter.pixelshuffler": "moves channels into blocks of pixels",
     "*.use_polygon": "boxes are polygons (TextBoxes++)",
     "*.do_state_prediction": "predicts a state for each box",
 }

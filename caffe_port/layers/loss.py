@@ -173,7 +173,7 @@ class ContrastiveLoss(Layer):
         self.margin, self.legacy_version = margin, legacy_version
 
     def forward(self, a: Tensor, b: Tensor, similar: Tensor) -> Tensor:
-        squared = (a - b.reshape(a.shape)).flatten(1).square().sum(1)
+        squared = (a - b.reshape(a.shape)).reshape(a.shape[0], -1).square().sum(1)
         if self.legacy_version:
             apart = F.relu(self.margin - squared)
         else:
@@ -241,6 +241,7 @@ class InfogainLoss(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        expect_batch(bottoms)
         axis = class_axis(p.infogain_loss_param.axis, bottoms)
         matrix = infogain_matrix(p.infogain_loss_param.source, bottoms[0][axis]) if len(bottoms) == 2 else None
         return {
@@ -307,7 +308,7 @@ class MultinomialLogisticLoss(Layer):
         return {}
 
     def forward(self, probabilities: Tensor, label: Tensor) -> Tensor:
-        p = probabilities.flatten(1).gather(1, label.reshape(-1, 1).long())
+        p = probabilities.reshape(probabilities.shape[0], -1).gather(1, label.reshape(-1, 1).long())
         return -clamp_value(p, 1e-20).log().sum() / p.shape[0]
 
 
@@ -347,6 +348,8 @@ class SmoothL1Loss(Layer):
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         expect_equal_counts(bottoms)
+        if len({shape + (1,) * (4 - len(shape)) for shape in map(tuple, bottoms)}) > 1:
+            raise SpecError(f"bottoms {', '.join(map(str, bottoms))} differ in shape")
         return {"sigma": p.sigma}
 
     def __init__(self, sigma: float = 1.0) -> None:

@@ -29,7 +29,7 @@ class RunningStatistics(Layer, register=False):
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         both = p.use_global_stats
         return {
-            "num_features": bottoms[0][1] if len(bottoms[0]) > 1 else 1,
+            "num_features": bottoms[0][1],
             "eps": p.eps,
             "momentum": decimal(1 - p.moving_average_fraction),
             "global_stats": (both, both) if p.has("use_global_stats") else (False, True),
@@ -54,11 +54,6 @@ class RunningStatistics(Layer, register=False):
         self.register_buffer("scale_factor", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.dims == 1:
-            return self.normalize(x.unsqueeze(1)).squeeze(1)
-        return self.normalize(x)
-
-    def normalize(self, x: Tensor) -> Tensor:
         if self.global_stats[0] if self.training else self.global_stats[1]:
             return F.batch_norm(x, *self.running_statistics(), eps=self.eps)
         return self.normalize_by_batch(x)
@@ -91,7 +86,7 @@ class BatchNorm(RunningStatistics):
 
     Differs from PyTorch: ``mean`` and ``variance`` are sums, to be divided by ``scale_factor``; that makes the running
     average unbiased from the first iteration on, where PyTorch's starts at 0 and 1. ``use_global_stats`` may ask for
-    the running statistics in train(), or for those of the batch in eval(). A bottom (N) is one channel.
+    the running statistics in train(), or for those of the batch in eval().
     Blobs: mean (C), variance (C), scale_factor (1)
     Reference: batch_norm_layer.cpp
     """
@@ -143,7 +138,7 @@ class BatchNormKyle(RunningStatistics):
         self.bias = nn.Parameter(torch.empty(num_features)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.normalize(x)
+        y = super().forward(x)
         if self.weight is None or self.bias is None:
             return y
         shape = (-1,) + (1,) * (x.dim() - 2)
@@ -290,7 +285,7 @@ class MVN(Layer):
 
     Differs from PyTorch: nn.InstanceNorm2d adds eps to the variance, MVN to the standard deviation, and its gradient
     takes the two for the same. ``across_channels`` treats all channels of an image together;
-    ``normalize_variance: false`` subtracts the mean only.
+    ``normalize_variance: false`` subtracts the mean only. The top always has four axes: (N, C) becomes (N, C, 1, 1).
     Reference: mvn_layer.cpp
     """
 
@@ -305,6 +300,7 @@ class MVN(Layer):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(x.shape + (1,) * (4 - x.dim()))
         rows = x.flatten(1) if self.across_channels else x.reshape(x.shape[0] * x.shape[1], -1)
         rows = rows - rows.mean(1, keepdim=True)
         if self.normalize_variance:

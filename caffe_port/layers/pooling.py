@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer, constructor, scalar_if_equal
 from caffe_port.signatures.kernel_params import per_axis
-from caffe_port.signatures.pooling import rounds_up, spp_window, window_count
+from caffe_port.signatures.pooling import padding_of, rounds_up, spp_window, window_count
 from caffe_port.typing import Shape
 
 
@@ -25,13 +25,15 @@ class Pooling(Layer):
     or NaN. MAX skips NaN in Caffe, torch passes it on. STOCHASTIC draws, in train(), one value of each window with
     a probability proportional to it, and gives sum(x^2) / sum(x) in eval(); the bottom must not be negative.
     A second top holds the index of each maximum within its plane, as floats. A bottom (N, C, D, H, W) is pooled as by
-    Pooling3D.
-    Reference: pooling_layer.cpp, pooling_layer.cu
+    Pooling3D. AVE_EXC_PAD and AVE_TF are AVE with ``count_include_pad=False``; each side may have a padding of its own
+    (``pad_l``, ``pad_r``, ``pad_t``, ``pad_b``, or ``pad_type: 1``, TensorFlow's SAME).
+    Reference: pooling_layer.cpp, pooling_layer.cu; what 1.0 does not have: pooling_layer.cpp of
+    foss-for-synopsys-dwc-arc-processors/synopsys-caffe
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return pooling_arguments(p.pooling_param, 2) | ({"mask": True} if len(p.top) > 1 else {})
+        return pooling_arguments(p.pooling_param, bottoms[0]) | ({"mask": True} if len(p.top) > 1 else {})
 
     def __init__(
         self,
@@ -41,25 +43,27 @@ class Pooling(Layer):
         padding: tuple[int, int] = (0, 0),
         ceil_mode: bool = True,
         mask: bool = False,
+        end: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.pool = pool
         self.kernel_size = kernel_size  # None: the whole image
         self.stride = stride
         self.padding = padding
+        self.end = padding if end is None else end  # the padding below and right of the image
         self.ceil_mode = ceil_mode
         self.mask = mask
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        if self.kernel_size is None and self.pool == "AVE":
+        if self.kernel_size is None and self.pool in ("AVE", "AVE_EXC_PAD"):
             return F.adaptive_avg_pool2d(x, 1)
         kernel = (x.shape[2], x.shape[3]) if self.kernel_size is None else self.kernel_size
         if self.mask:
-            return max_pool_mask(x, kernel, self.stride, self.padding, self.ceil_mode)
+            return max_pool_mask(x, kernel, self.stride, self.padding, self.ceil_mode, self.end)
         if self.pool == "MAX":
-            return max_pool(x, kernel, self.stride, self.padding, self.ceil_mode)
-        if self.pool == "AVE":
-            return ave_pool(x, kernel, self.stride, self.padding, self.ceil_mode)
+            return max_pool(x, kernel, self.stride, self.padding, self.ceil_mode, self.end)
+        if self.pool in ("AVE", "AVE_EXC_PAD"):
+            return ave_pool(x, kernel, self.stride, self.padding, self.ceil_mode, self.end, self.pool == "AVE")
         return stochastic_pool(x, kernel, self.stride, self.ceil_mode, self.training)
 
     @classmethod
@@ -70,14 +74,15 @@ class Pooling(Layer):
     def torch_source(self) -> str | None:
         if self.mask or self.pool == "STOCHASTIC":
             return None
-        name = {"MAX": "Max", "AVE": "Avg"}[self.pool]
+        name = "Max" if self.pool == "MAX" else "Avg"
         if self.kernel_size is None:
             return f"nn.Adaptive{name}Pool2d(1)"
-        if not torch_has_windows(self.kernel_size, self.stride, self.padding, self.ceil_mode):
+        if not torch_has_windows(self.kernel_size, self.stride, self.padding, self.ceil_mode, self.end):
             return None
         options = {
             "padding": (scalar_if_equal(self.padding), 0),
             "ceil_mode": (self.ceil_mode and self.stride != (1, 1), False),
+            "count_include_pad": (self.pool != "AVE_EXC_PAD", True),
         }
         window = [scalar_if_equal(self.kernel_size), scalar_if_equal(self.stride)]
         return constructor(f"nn.{name}Pool2d", window, options)
@@ -96,7 +101,7 @@ class Pooling3D(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return pooling_arguments(cls.signature.parameters(p), 3)
+        return pooling_arguments(cls.signature.parameters(p), bottoms[0])
 
     def __init__(
         self,
@@ -168,16 +173,37 @@ class SPP(Layer):
         return levels[0] if len(levels) == 1 else torch.cat([y.flatten(1) for y in levels], dim=1)
 
 
+class GRIDPooling(Layer, nn.AdaptiveMaxPool2d):
+    """Same as torch.nn.AdaptiveMaxPool2d: the maximum of ``pooled_h`` x ``pooled_w`` bins of the image.
+
+    Reference: JiajianZeng/caffe-face-attributes grid_pooling_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"output_size": (p.pooled_h, p.pooled_w)}
+
+    def torch_source(self) -> str:
+        return f"nn.AdaptiveMaxPool2d({self.output_size})"
+
+
 # -- windows, in forward ------------------------------------------------------------------------------------------
 
 
 def torch_has_windows(
-    kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], ceil_mode: bool
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    ceil_mode: bool,
+    end: tuple[int, ...] | None = None,
 ) -> bool:
     """Whether torch's pooling places Caffe's windows on images of every size.
 
-    Torch pads half a kernel at most, and drops windows that begin beyond the image even where there is no padding.
+    Torch pads half a kernel at most, as much before the image as after it, and drops windows that begin beyond the
+    image even where there is no padding.
     """
+    if end not in (None, padding):
+        return False
     little_padding = all(2 * pad <= k for pad, k in zip(padding, kernel, strict=True))
     same_clipping = not ceil_mode or any(padding) or all(s <= k for s, k in zip(stride, kernel, strict=True))
     return little_padding and same_clipping
@@ -190,50 +216,74 @@ def fit_to_windows(
     padding: tuple[int, ...],
     ceil_mode: bool,
     value: float = 0.0,
+    end: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Pads (or crops) the image so that pooling without padding meets exactly Caffe's windows."""
     edges: list[int] = []
-    for size, k, s, pad in zip(x.shape[2:], kernel, stride, padding, strict=True):
-        count = window_count(size, k, s, pad, ceil_mode, any(padding))
+    end = padding if end is None else end
+    for size, k, s, pad, after in zip(x.shape[2:], kernel, stride, padding, end, strict=True):
+        count = window_count(size, k, s, pad, ceil_mode, any(padding + end), after)
         edges = [pad, (count - 1) * s + k - size - pad, *edges]
     return F.pad(x, edges, value=value)
 
 
 def max_pool(
-    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    ceil_mode: bool,
+    end: tuple[int, int] | None = None,
 ) -> Tensor:
-    if torch_has_windows(kernel, stride, padding, ceil_mode):
+    if torch_has_windows(kernel, stride, padding, ceil_mode, end):
         return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
-    return F.max_pool2d(fit_to_windows(x, kernel, stride, padding, ceil_mode, torch.finfo(x.dtype).min), kernel, stride)
+    lowest = torch.finfo(x.dtype).min
+    return F.max_pool2d(fit_to_windows(x, kernel, stride, padding, ceil_mode, lowest, end), kernel, stride)
 
 
 def max_pool_mask(
-    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    ceil_mode: bool,
+    end: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The maxima, and for each the index of its pixel in the plane; -1 for a window without pixels."""
-    if torch_has_windows(kernel, stride, padding, ceil_mode):
+    if torch_has_windows(kernel, stride, padding, ceil_mode, end):
         y, index = F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode, return_indices=True)
         return y, index.to(x.dtype)
     lowest = torch.finfo(x.dtype).min
-    wide = fit_to_windows(x, kernel, stride, padding, ceil_mode, lowest)
+    wide = fit_to_windows(x, kernel, stride, padding, ceil_mode, lowest, end)
     y, index = F.max_pool2d(wide, kernel, stride, return_indices=True)
     row, column = index // wide.shape[3] - padding[0], index % wide.shape[3] - padding[1]
     return y, torch.where(y > lowest, row * x.shape[3] + column, -1).to(x.dtype)
 
 
 def ave_pool(
-    x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    ceil_mode: bool,
+    end: tuple[int, int] | None = None,
+    with_padding: bool = True,
 ) -> Tensor:
-    """Means over the window, padding included, but cut off where the padding ends."""
-    if torch_has_windows(kernel, stride, padding, ceil_mode):
-        return F.avg_pool2d(x, kernel, stride, padding, ceil_mode)
-    wide = fit_to_windows(x, kernel, stride, padding, ceil_mode)
+    """Means over the window, padding included, but cut off where the padding ends; or over the image in it alone."""
+    if torch_has_windows(kernel, stride, padding, ceil_mode, end):
+        return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, with_padding)
+    end = padding if end is None else end
+    wide = fit_to_windows(x, kernel, stride, padding, ceil_mode, 0.0, end)
     total = F.avg_pool2d(wide, kernel, stride) * (kernel[0] * kernel[1])
-    top = torch.arange(total.shape[2], device=x.device) * stride[0] - padding[0]
-    left = torch.arange(total.shape[3], device=x.device) * stride[1] - padding[1]
-    rows = (x.shape[2] + padding[0] - top).clamp(max=kernel[0])
-    columns = (x.shape[3] + padding[1] - left).clamp(max=kernel[1])
-    return total / (rows[:, None] * columns)
+    lengths = []
+    for dim in (0, 1):
+        first = torch.arange(total.shape[2 + dim], device=x.device) * stride[dim] - padding[dim]
+        last, size = first + kernel[dim], x.shape[2 + dim]
+        if with_padding:
+            lengths.append(last.clamp(max=size + end[dim]) - first)
+        else:
+            lengths.append(last.clamp(max=size) - first.clamp(min=0))
+    return total / (lengths[0][:, None] * lengths[1])
 
 
 def stochastic_pool(
@@ -255,14 +305,16 @@ def stochastic_pool(
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------
 
 
-def pooling_arguments(p: Message, axes: int) -> dict[str, Any]:
+def pooling_arguments(p: Message, bottom: Shape) -> dict[str, Any]:
     """The constructor arguments that Pooling and Pooling3D share, of a PoolingParameter."""
+    axes, (padding, end) = len(bottom) - 2, ((), ()) if p.global_pooling else padding_of(p, bottom)
     if p.global_pooling:
         return {"pool": p.pool, "kernel_size": None}
     return {
         "pool": p.pool,
         "kernel_size": per_axis(p, "kernel_size", axes, None, least=1),
         "stride": per_axis(p, "stride", axes, 1, least=1),
-        "padding": per_axis(p, "pad", axes, 0),
+        "padding": padding,
         "ceil_mode": rounds_up(p),
+        **({"end": end} if end != padding else {}),
     }

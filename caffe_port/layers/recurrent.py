@@ -3,6 +3,7 @@
 Bottoms are x (T, N, ...), for T steps of N streams, and cont (T, N): 0 where a stream begins a new sequence, which
 clears its state, else 1; then optionally a static input (N, ...) that is added at every step.
 With ``expose_hidden`` the initial states follow as bottoms and the final states as tops, each (1, N, num_output).
+As in Caffe, no gradient passes through cont, nor through these states: it ends at the first and at the last step.
 
 Differs from Caffe: without ``expose_hidden`` Caffe continues from the final state of the previous forward, where
 cont is 1 at the first step. Here a forward begins with zeros, so that it depends on its inputs alone; set
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer
+from caffe_port.signatures.recurrent import says_who_goes_on
 from caffe_port.typing import Shape
 
 
@@ -45,23 +47,33 @@ def lstm_step(c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
 class ContinuationIndicator(Layer):
     """The second bottom of LSTM and RNN where sequences begin at the first step: zeros, then ones. For OCR.
 
-    Reference: ChWick/caffe continuation_indicator_layer.cpp
+    A bottom gives the number of streams, its batch; or, if it has ``batch_size`` numbers, those streams begin with 1
+    where it is 1. With ``flag: true`` all of them do.
+
+    Reference: ChWick/caffe continuation_indicator_layer.cpp; dlunion/CC4.0's for a bottom; zhzhong11/video-caffe's for
+    flags
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return {"steps": p.time_step, "streams": p.batch_size}
+        flags = says_who_goes_on(p, bottoms)
+        args: dict[str, Any] = {"steps": p.time_step, "streams": p.batch_size if flags or not bottoms else None}
+        return args | ({"flags": True} if flags else {}) | ({"goes_on": True} if p.flag else {})
 
-    def __init__(self, steps: int, streams: int) -> None:
+    def __init__(self, steps: int, streams: int | None, flags: bool = False, goes_on: bool = False) -> None:
         super().__init__()
-        self.steps, self.streams = steps, streams
+        self.steps, self.streams, self.flags, self.goes_on = steps, streams, flags, goes_on
         self.register_buffer("like", torch.empty(0), persistent=False)  # says device and dtype, holds no numbers
 
     like: Tensor
 
-    def forward(self) -> Tensor:
-        first = self.like.new_zeros(1, self.streams)
-        return torch.cat((first, self.like.new_ones(self.steps - 1, self.streams)))
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        like = self.like if x is None else x
+        streams = x.shape[0] if self.streams is None and x is not None else self.streams or 0
+        first = like.new_full((1, streams), float(self.goes_on))
+        if self.flags and x is not None and not self.goes_on:
+            first = ((x.reshape(1, -1) - 1).abs() <= 0.01).to(x.dtype)
+        return torch.cat((first, like.new_ones(self.steps - 1, streams)))
 
 
 class LSTM(Layer):
@@ -98,12 +110,12 @@ class LSTM(Layer):
         if self.weight_static is not None:
             gates = gates + F.linear(others[0].flatten(1), self.weight_static)
         if self.expose_hidden:
-            h, c = others[-2][0], others[-1][0]
+            h, c = others[-2][0].detach(), others[-1][0].detach()
         elif self.stateful and self.state is not None and self.state[0].shape[0] == x.shape[1]:
             h, c = self.state
         else:
             h = c = x.new_zeros(x.shape[1], self.hidden_size)
-        cont = cont.to(x.dtype).unsqueeze(-1)
+        cont = cont.detach().to(x.dtype).unsqueeze(-1)
         tops = []
         for t in range(x.shape[0]):
             c, h = lstm_step(c, gates[t] + F.linear(cont[t] * h, self.weight_h), cont[t])
@@ -111,7 +123,7 @@ class LSTM(Layer):
         if self.stateful:
             self.state = h.detach(), c.detach()
         top = torch.stack(tops)
-        return (top, h.unsqueeze(0), c.unsqueeze(0)) if self.expose_hidden else top
+        return (top, h.detach().unsqueeze(0), c.detach().unsqueeze(0)) if self.expose_hidden else top
 
 
 class Lstm(Layer):
@@ -193,12 +205,12 @@ class RNN(Layer):
         if self.weight_static is not None:
             inputs = inputs + F.linear(others[0].flatten(1), self.weight_static)
         if self.expose_hidden:
-            h = others[-1][0]
+            h = others[-1][0].detach()
         elif self.stateful and self.state is not None and self.state.shape[0] == x.shape[1]:
             h = self.state
         else:
             h = x.new_zeros(x.shape[1], self.hidden_size)
-        cont = cont.to(x.dtype).unsqueeze(-1)
+        cont = cont.detach().to(x.dtype).unsqueeze(-1)
         hidden = []
         for t in range(x.shape[0]):
             h = torch.tanh(inputs[t] + F.linear(cont[t] * h, self.weight_h))
@@ -206,7 +218,7 @@ class RNN(Layer):
         if self.stateful:
             self.state = h.detach()
         top = torch.tanh(F.linear(torch.stack(hidden), self.weight_o, self.bias_o))
-        return (top, h.unsqueeze(0)) if self.expose_hidden else top
+        return (top, h.detach().unsqueeze(0)) if self.expose_hidden else top
 
 
 class LSTMUnit(Layer):
@@ -216,4 +228,4 @@ class LSTMUnit(Layer):
     """
 
     def forward(self, c: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
-        return lstm_step(c, gates, cont.to(c.dtype).unsqueeze(-1))
+        return lstm_step(c, gates, cont.detach().to(c.dtype).unsqueeze(-1))

@@ -160,6 +160,7 @@ class Filter(Layer):
 class Flatten(Layer):
     """Same as torch.flatten.
 
+    Differs from PyTorch: an ``axis`` right after ``end_axis`` adds an axis of length 1 there.
     Reference: flatten_layer.cpp
     """
 
@@ -173,9 +174,13 @@ class Flatten(Layer):
         self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Tensor) -> Tensor:
+        if 0 <= self.end_dim < self.start_dim:
+            return x.unsqueeze(self.start_dim)
         return x.flatten(self.start_dim, self.end_dim)
 
     def call_source(self, *bottoms: str) -> str:
+        if 0 <= self.end_dim < self.start_dim:
+            return f"{bottoms[0]}.unsqueeze({self.start_dim})"
         return f"{bottoms[0]}.flatten({self.start_dim}{'' if self.end_dim == -1 else f', {self.end_dim}'})"
 
 
@@ -216,10 +221,10 @@ class Permute(Layer):
         self.dims = dims
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.permute(*self.dims)
+        return x.permute(self.dims)
 
     def call_source(self, *bottoms: str) -> str:
-        return f"{bottoms[0]}.permute({', '.join(map(str, self.dims))})"
+        return f"{bottoms[0]}.permute({', '.join(map(str, self.dims)) or '()'})"
 
 
 class Transpose(Permute):

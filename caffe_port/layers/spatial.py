@@ -135,7 +135,8 @@ class Im2col(Layer):
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         axis = canonical_axis(p.axis, len(bottoms[0]))
         args = {**window(kernel_of(p, len(bottoms[0]) - axis - 1, bottoms[0], axis)), "axis": axis}
-        return args | ({"extra_padding": extra_padding(p)} if any(extra_padding(p)) else {})
+        extra = extra_padding(p, bottoms[0])
+        return args | ({"extra_padding": extra} if any(extra) else {})
 
     def __init__(
         self,
@@ -184,7 +185,7 @@ def convolution_arguments(p: Message, bottoms: Sequence[Shape], traits: Trait = 
     channels = bottoms[0][axis]
     check_count("weight", (channels // group, outputs, *kernel.kernel_size))
     names = {"in_channels": channels, "out_channels": outputs, **window(kernel), "groups": group, "bias": p.bias_term}
-    extra = extra_padding(p)
+    extra = extra_padding(p, bottoms[0])
     return {**names, "axis": axis, **({"extra_padding": extra} if any(extra) else {})}
 
 

@@ -263,7 +263,6 @@ def _normalizes(norm: Any) -> bool:
     return (
         issubclass(kind, BatchNorm)
         and kind.forward is BatchNorm.forward
-        and kind.normalize is BatchNorm.normalize
         and kind.running_statistics is BatchNorm.running_statistics
     )
 

@@ -39,7 +39,7 @@ from caffe_port.signatures.normalization import row_shape
 from caffe_port.signatures.plugins import find_type
 from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED, Trait
 from caffe_port.spec import LayerSpec, NetSpec, Producer
-from caffe_port.terminal import human_bytes
+from caffe_port.terminal import count, human_bytes
 from caffe_port.typing import Array, Shape
 
 MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
@@ -151,6 +151,8 @@ class Net(nn.Module):
         for blob, producer in spec.inputs:
             if blob not in shapes:
                 raise SpecError(f"the shape of input '{blob}' is unknown", spec.path)
+            if 0 in shapes[blob]:
+                raise SpecError(f"input '{blob}' of shape {tuple(shapes[blob])} holds no numbers", spec.path)
             slot[producer], inferred[producer] = len(slot), tuple(shapes[blob])
         last_read = {s: i for i, layer in enumerate(spec.layers) for s in layer.producers}
         kept = {producer for _, producer in spec.outputs}
@@ -221,9 +223,12 @@ class Net(nn.Module):
         except RuntimeError as error:  # a shape beyond PyTorch's range
             raise layer.error(first_line(error)) from None
         for name in module.blob_names():
-            count = getattr(module, name).numel()
-            if count > MAX_ELEMENTS:
-                raise layer.error(f"{name} would contain {count} values; Caffe's limit is 2^31 - 1")
+            numbers = getattr(module, name).numel()
+            if numbers > MAX_ELEMENTS:
+                raise layer.error(f"{name} would contain {numbers} values; Caffe's limit is 2^31 - 1")
+        if len(layer.param.param) > len(module.blob_names()) and cls is not stand_in:
+            blobs = count(len(module.blob_names()), "blob")
+            raise layer.error(f"has {len(layer.param.param)} param entries, but {blobs}")
         if first is not None:
             attribute = f"{attribute}__train"
             while attribute in self.names.values():
@@ -491,6 +496,8 @@ def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Sh
     if len(tops) != len(layer.tops):
         raise layer.error(f"has {len(layer.tops)} tops, but this type produces {len(tops)} from {len(bottoms)} bottoms")
     for name, shape in zip(layer.tops, tops, strict=True):
+        if 0 in shape:
+            raise layer.error(f"top '{name}' of shape {shape} holds no numbers")
         if np.prod(shape, dtype=float) > MAX_ELEMENTS or min(shape, default=1) < 0:
             raise layer.error(f"top '{name}' of shape {shape} is too large for any memory")
     return tops
@@ -517,6 +524,8 @@ def infer_by_running(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) 
 
 def _loss_weights(layer: LayerSpec, module: Layer) -> list[float]:
     given = list(layer.param.loss_weight)
+    if module.loss and not given and len(layer.tops) > 1 and not module.signature.has(Trait.OTHERS):
+        raise layer.error(f"a loss with {len(layer.tops)} tops needs a loss_weight for each of them")
     if given and len(given) != len(layer.tops):
         raise layer.error(f"{len(given)} loss_weight values for {len(layer.tops)} tops; give one per top")
     return given or [1.0 if module.loss and k == 0 else 0.0 for k in range(len(layer.tops))]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import canonical_axis, expect_axes, same
-from caffe_port.signatures.signature import ANY, Trait, declare
+from caffe_port.signatures.signature import Trait, declare
 from caffe_port.typing import Shape
 
 
@@ -48,7 +48,7 @@ def _log(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 
 def _prelu(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
-    expect_axes(bottoms[0], 2, ANY)
+    expect_axes(bottoms[0], 2, 4)
     return bottoms
 
 
@@ -61,7 +61,7 @@ def _softmax(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return bottoms
 
 
-declare("AbsVal", same, traits=Trait.ELEMENTWISE)
+declare("AbsVal", same, traits=Trait.ELEMENTWISE | Trait.NOT_IN_PLACE)
 declare("BNLL", same, aliases=("Softplus",), traits=Trait.ACTIVATION)
 declare("Clip", _clip, message="clip_param", traits=Trait.ELEMENTWISE)
 declare("Dropout", _dropout, message="dropout_param", traits=Trait.ELEMENTWISE | Trait.NO_NUMBERS)

@@ -24,12 +24,12 @@ def crop_offsets(p: Message, bottom: Shape) -> tuple[int, tuple[int, ...]]:
 def _crop(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     x, like = bottoms
     axis, offsets = crop_offsets(layer.crop_param, x)
-    if len(like) != len(x):
-        raise SpecError(f"the bottom {x} cannot be cropped to {like}: the number of axes differs")
+    if len(like) < len(x):
+        raise SpecError(f"the bottom {x} cannot be cropped to {like}, which has fewer axes")
     for dim, offset in enumerate(offsets, axis):
         if offset + like[dim] > x[dim]:
             raise SpecError(f"axis {dim}: offset {offset} plus size {like[dim]} exceeds {x[dim]}")
-    return [(*x[:axis], *like[axis:])]
+    return [(*x[:axis], *like[axis : len(x)])]
 
 
 declare("Crop", _crop, message="crop_param", aliases=("AutoCrop",), bottoms=2, traits=Trait.REARRANGES)

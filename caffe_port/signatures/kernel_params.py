@@ -42,29 +42,61 @@ def kernel_of(p: Message, axes: int, bottom: Shape, axis: int) -> Kernel:
     )
 
 
-def extra_padding(p: Message) -> tuple[int, int, int, int]:
-    """What four-sided padding adds to the left, right, top and bottom beyond :func:`per_axis`, equal on both sides.
+def extra_padding(p: Message, bottom: Shape) -> tuple[int, int, int, int]:
+    """What padding adds to the left, right, top and bottom beyond :func:`per_axis`, which is equal on both sides.
+
+    Four-sided padding does, and ``pad_type: 1``, TensorFlow's SAME, where all padding is extra.
 
     Source: base_conv_layer.cpp and pooling_layer.cpp of foss-for-synopsys-dwc-arc-processors/synopsys-caffe.
 
     Raises:
         SpecError: another padding is given too.
     """
-    if not _has_four_sides(p):
+    if is_same(p):
+        (top, below), (left, right) = same_padding(p, bottom)
+        return left, right, top, below
+    if not has_four_sides(p):
         return 0, 0, 0, 0
     if other := [name for name in ("pad", "pad_h", "pad_w", "pad_shape") if p.has(name)]:
         raise SpecError(f"{other[0]} and pad_l, pad_r, pad_t, pad_b exclude each other", hint=f"remove {other[0]}")
-    left, right, top, bottom = (int(getattr(p, name)) for name in _FOUR_SIDES)
-    return left - min(left, right), right - min(left, right), top - min(top, bottom), bottom - min(top, bottom)
+    left, right, top, bottom_ = (int(getattr(p, name)) for name in FOUR_SIDES)
+    return left - min(left, right), right - min(left, right), top - min(top, bottom_), bottom_ - min(top, bottom_)
 
 
-_FOUR_SIDES: Final = ("pad_l", "pad_r", "pad_t", "pad_b")
+def is_same(p: Message) -> bool:
+    """Whether padding is TensorFlow's SAME."""
+    return "pad_type" in _names(p) and p.pad_type == 1
 
 
-def _has_four_sides(p: Message) -> bool:
+def same_padding(p: Message, bottom: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
+    """TensorFlow's SAME before and after each axis of an image: so much that there is a window for each stride.
+
+    Source: im2col.cpp and pooling_layer.cpp of foss-for-synopsys-dwc-arc-processors/synopsys-caffe.
+
+    Raises:
+        SpecError: another padding is given too; or dilation, which that fork does not count.
+    """
+    if other := [name for name in ("pad", "pad_h", "pad_w", "pad_shape", *FOUR_SIDES) if p.has(name)]:
+        raise SpecError(f"{other[0]} and pad_type exclude each other", hint=f"remove {other[0]}")
+    if len(bottom) != 4:
+        raise SpecError(f"pad_type: 1 needs a bottom (N, C, H, W), got {bottom}")
+    if "dilation" in _names(p) and set(per_axis(p, dilation_field(p), 2, 1)) != {1}:
+        raise SpecError("pad_type: 1 with dilation is not supported", hint="give pad_l, pad_r, pad_t and pad_b")
+    sides = []
+    kernel, stride = per_axis(p, "kernel_size", 2, None, least=1), per_axis(p, "stride", 2, 1, least=1)
+    for size, k, s in zip(bottom[2:], kernel, stride, strict=True):
+        whole = max(k - (size % s or s), 0)
+        sides.append((whole // 2, whole - whole // 2))
+    return sides[0], sides[1]
+
+
+FOUR_SIDES: Final = ("pad_l", "pad_r", "pad_t", "pad_b")
+
+
+def has_four_sides(p: Message) -> bool:
     """Whether pad_l and so on are the sides of an image, and not the third axis of volumes."""
     volume = any(p.has(name) for name in ("kernel_l", "stride_l", "kernel_t", "stride_t"))
-    return not volume and "pad_r" in _names(p) and any(p.has(name) for name in _FOUR_SIDES)
+    return not volume and "pad_r" in _names(p) and any(p.has(name) for name in FOUR_SIDES)
 
 
 def _names(p: Message) -> Collection[str]:
@@ -115,8 +147,10 @@ def axis_values(p: Message, field: str, axes: int) -> list[int]:
         SpecError: said in two ways, or for another number of axes.
     """
     short = field.removesuffix("_size")
-    if short == "pad" and axes == 2 and _has_four_sides(p):
-        extra_padding(p)
+    if short == "pad" and is_same(p):
+        return [0]
+    if short == "pad" and axes == 2 and has_four_sides(p):
+        extra_padding(p, ())
         return [int(min(p.pad_t, p.pad_b)), int(min(p.pad_l, p.pad_r))]
     if short in ("kernel", "stride", "pad") and p.has(f"{short}_shape"):
         return [int(n) for n in getattr(p, f"{short}_shape").dim]

@@ -74,7 +74,10 @@ def broadcast(p: Message, bottoms: Sequence[Shape]) -> tuple[Shape, int]:
 
 def broadcasts(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     """The rule of Scale, Bias and Scalar."""
-    broadcast(SIGNATURES[layer.type].parameters(layer), bottoms)
+    p = SIGNATURES[layer.type].parameters(layer)
+    broadcast(p, bottoms)
+    if p.schema is not None and "bias_term" in p.schema.fields and p.bias_term:
+        canonical_axis(p.axis, len(bottoms[0]))  # the Bias inside asks for it even if the second bottom is one number
     return bottoms[:1]
 
 

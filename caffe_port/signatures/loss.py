@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.signatures.checks import canonical_axis
+from caffe_port.signatures.checks import canonical_axis, expect_axes
 from caffe_port.signatures.signature import SIGNATURES, Holds, Trait, declare
 from caffe_port.typing import Shape
 
@@ -20,6 +20,21 @@ LABELLED = (Holds.NUMBERS, Holds.LABELS)
 
 def one_number(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     """The rule of a loss."""
+    return [()]
+
+
+def _legacy(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    """The rule of a loss that asks for the number of items by Blob::num, which four axes may have."""
+    expect_axes(bottoms[0], 1, 4)
+    return [()]
+
+
+def _contrastive(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    """Pairs are vectors: (N, C), or with axes of length 1 after them."""
+    for shape in bottoms[:2]:
+        expect_axes(shape, 1, 4)
+        if math.prod(shape[2:]) != 1:
+            raise SpecError(f"expected pairs (N, C), got {shape}")
     return [()]
 
 
@@ -63,7 +78,8 @@ def _accuracy(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(), (classes,)] if len(layer.top) > 1 else [()]
 
 
-def _smooth_l1(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+def _smooth_l1(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    expect_axes(bottoms[0], 1, 4)
     if layer.smooth_l1_loss_param.sigma == 0:
         raise SpecError("sigma must not be 0")
     return [()]
@@ -74,14 +90,14 @@ declare(
 )
 declare(
     "ContrastiveLoss",
-    one_number,
+    _contrastive,
     message="contrastive_loss_param",
     bottoms=3,
     holds=(Holds.NUMBERS, Holds.NUMBERS, Holds.FLAGS),
     traits=LOSS,
 )
-declare("EuclideanLoss", one_number, bottoms=2, traits=LOSS)
-declare("HingeLoss", one_number, message="hinge_loss_param", bottoms=2, holds=LABELLED, traits=LOSS)
+declare("EuclideanLoss", _legacy, bottoms=2, traits=LOSS)
+declare("HingeLoss", _legacy, message="hinge_loss_param", bottoms=2, holds=LABELLED, traits=LOSS)
 declare(
     "InfogainLoss",
     _infogain,
@@ -91,7 +107,7 @@ declare(
     holds=LABELLED,
     traits=LOSS | Trait.WHOLE_LAYER,
 )
-declare("MultinomialLogisticLoss", one_number, bottoms=2, holds=LABELLED, traits=LOSS)
+declare("MultinomialLogisticLoss", _legacy, bottoms=2, holds=LABELLED, traits=LOSS)
 declare(
     "SigmoidCrossEntropyLoss",
     one_number,

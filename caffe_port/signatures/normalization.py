@@ -15,13 +15,12 @@ IMAGE = Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES
 
 
 def _batch_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
-    expect_axes(bottoms[0], 1, ANY)
+    expect_axes(bottoms[0], 2, ANY)
     return bottoms
 
 
 def _batch_norm_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:  # noqa: ARG001
-    channels = bottoms[0][1] if len(bottoms[0]) > 1 else 1
-    return {"mean": (channels,), "variance": (channels,), "scale_factor": (1,)}
+    return {"mean": bottoms[0][1:2], "variance": bottoms[0][1:2], "scale_factor": (1,)}
 
 
 def _bn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
@@ -42,8 +41,10 @@ def bn_keeps_decay(p: Message) -> bool:
 
 
 def bn_is_segnets(p: Message) -> bool:
-    """Whether a BNParameter is SegNet's: no running statistics."""
-    return not bn_keeps_decay(p) and any(p.has(name) for name in ("bn_mode", "scale_filler", "shift_filler"))
+    """Whether a BNParameter is SegNet's: no running statistics. Synopsys' icnet says that there are."""
+    return not (bn_keeps_decay(p) or p.icnet) and any(
+        p.has(name) for name in ("bn_mode", "scale_filler", "shift_filler")
+    )
 
 
 def _batch_norm_kyle(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
@@ -77,8 +78,9 @@ def lrn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 
 def _mvn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
-    expect_axes(bottoms[0], 2, 4)
-    return bottoms
+    """The top always has four axes."""
+    expect_axes(bottoms[0], 0, 4)
+    return [(*bottoms[0], *[1] * (4 - len(bottoms[0])))]
 
 
 def _normalize(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:

@@ -5,24 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import expect_axes
-from caffe_port.signatures.kernel_params import extra_padding, per_axis
+from caffe_port.signatures.kernel_params import FOUR_SIDES, extra_padding, is_same, per_axis, same_padding
 from caffe_port.signatures.signature import SIGNATURES, Trait, declare
 from caffe_port.typing import Shape
 
 
-def window_count(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, clip: bool) -> int:
-    """How many windows Caffe places along an axis; with ``clip``, none begins beyond the image. pooling_layer.cpp"""
-    span = size + 2 * padding - kernel
+def window_count(
+    size: int, kernel: int, stride: int, padding: int, ceil_mode: bool, clip: bool, end: int | None = None
+) -> int:
+    """How many windows Caffe places along an axis; with ``clip``, none begins beyond the image. ``end`` is the padding
+    after the image where it is another. pooling_layer.cpp
+    """
+    span = size + padding + (padding if end is None else end) - kernel
     count = (-(-span // stride) if ceil_mode else span // stride) + 1
     return count - 1 if clip and (count - 1) * stride >= size + padding else count
 
 
 def rounds_up(p: Message) -> bool:
     """Whether the number of windows is rounded up, as Caffe does unless a newer field or a fork's says otherwise."""
-    return bool(p.round_mode == "CEIL" and p.ceil_mode and not p.round_below)
+    return bool(p.round_mode == "CEIL" and p.ceil_mode and not p.round_below) and not is_same(p)
 
 
 def spp_window(size: tuple[int, int], bins: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -31,17 +37,39 @@ def spp_window(size: tuple[int, int], bins: int) -> tuple[tuple[int, int], tuple
     return kernel, ((kernel[0] * bins - size[0] + 1) // 2, (kernel[1] * bins - size[1] + 1) // 2)
 
 
-def _pooled(bottom: Shape, pool: str, kernel: Shape, stride: Shape, padding: Shape, ceil_mode: bool) -> Shape:
+def padding_of(p: Message, bottom: Shape) -> tuple[Shape, Shape]:
+    """The padding before and after each axis that windows slide along.
+
+    Source: pooling_layer.cpp; for other padding after than before, that of
+    foss-for-synopsys-dwc-arc-processors/synopsys-caffe.
+    """
+    axes = len(bottom) - 2
+    if axes == 2 and is_same(p):
+        sides = same_padding(p, bottom)
+        return (sides[0][0], sides[1][0]), (sides[0][1], sides[1][1])
+    padding = per_axis(p, "pad", axes, 0)
+    left, right, top, below = extra_padding(p, bottom) if axes == 2 else (0, 0, 0, 0)
+    return (
+        (padding, padding)
+        if axes != 2
+        else ((padding[0] + top, padding[1] + left), (padding[0] + below, padding[1] + right))
+    )
+
+
+def _pooled(
+    bottom: Shape, pool: str, kernel: Shape, stride: Shape, padding: Shape, ceil_mode: bool, end: Shape | None = None
+) -> Shape:
     """The top of windows, unless Caffe refuses them."""
-    if any(padding) and pool == "STOCHASTIC":
+    end = padding if end is None else end
+    if any(padding + end) and pool == "STOCHASTIC":
         raise SpecError(
             "STOCHASTIC pooling does not support padding in Caffe", hint="padding works only with MAX or AVE"
         )
-    for pad, k in zip(padding, kernel, strict=True):
+    for pad, k in zip(map(max, padding, end), kernel, strict=True):
         if pad >= k:
             raise SpecError(f"pad {pad} must be less than the kernel, {k}: a window would contain only padding")
-    axes = zip(bottom[2:], kernel, stride, padding, strict=True)
-    sizes = [window_count(*axis, ceil_mode, any(padding)) for axis in axes]
+    axes = zip(bottom[2:], kernel, stride, padding, end, strict=True)
+    sizes = [window_count(n, k, s, pad, ceil_mode, any(padding + end), after) for n, k, s, pad, after in axes]
     if min(sizes) < 1:
         raise SpecError(f"no window of {' x '.join(map(str, kernel))} fits a bottom {bottom}")
     return (*bottom[:2], *sizes)
@@ -57,24 +85,25 @@ def _pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         raise SpecError("a second top (the mask) needs a bottom (N, C, H, W)")
     if tops > 1 and p.pool != "MAX":
         raise SpecError(f"a second top (the mask) needs pool: MAX, got {p.pool}")
-    if axes == 3 and p.pool == "STOCHASTIC":
+    if axes == 3 and p.pool not in ("MAX", "AVE"):
         raise SpecError(f"a bottom (N, C, D, H, W) needs pool: MAX or AVE, got {p.pool}")
+    if axes == 2 and p.has("pad_h") != p.has("pad_w"):
+        raise SpecError("pad_h and pad_w need each other")
     if p.global_pooling:
-        if axes == 2:
-            _expect_no_window(p)
+        _expect_no_window(p, axes)
         return [(*bottom[:2], *[1] * axes)] * min(tops, 2)
-    if any(extra_padding(p)):
-        raise SpecError("pad_l, pad_r, pad_t, pad_b must be equal on opposite sides; others are not supported here")
     kernel = per_axis(p, "kernel_size", axes, None, least=1)
-    stride, padding = per_axis(p, "stride", axes, 1, least=1), per_axis(p, "pad", axes, 0)
-    return [_pooled(bottom, p.pool, kernel, stride, padding, rounds_up(p))] * min(tops, 2)
+    stride, (padding, end) = per_axis(p, "stride", axes, 1, least=1), padding_of(p, bottom)
+    return [_pooled(bottom, p.pool, kernel, stride, padding, rounds_up(p), end)] * min(tops, 2)
 
 
-def _expect_no_window(p: Message) -> None:
+def _expect_no_window(p: Message, axes: int) -> None:
     if p.has("kernel_size") or p.has("kernel_h") or p.has("kernel_w"):
         raise SpecError("global_pooling pools the whole image: remove the kernel size")
-    stride, padding = per_axis(p, "stride", 2, 1, least=1), per_axis(p, "pad", 2, 0)
-    if stride != (1, 1) or padding != (0, 0):
+    if axes == 2 and (is_same(p) or any(p.has(name) and getattr(p, name) for name in FOUR_SIDES)):
+        raise SpecError("global_pooling requires pad 0: remove pad_type, pad_l, pad_r, pad_t and pad_b")
+    stride, padding = per_axis(p, "stride", axes, 1, least=1), per_axis(p, "pad", axes, 0)
+    if set(stride) != {1} or any(padding):
         raise SpecError(f"global_pooling requires stride 1 and pad 0, got {stride} and {padding}")
 
 
@@ -105,4 +134,24 @@ declare(
     message=("pooling3d_param", "pooling_param"),
     traits=Trait.SLIDES | Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER,
 )
+
+
+def _grid_pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """Bins that may share a row or column; the fork finds their edges in single precision."""
+    bottom, p = bottoms[0], layer.grid_pooling_param
+    expect_axes(bottom, 4)
+    if min(p.pooled_h, p.pooled_w) < 1:
+        raise SpecError(f"pooled_h {p.pooled_h} and pooled_w {p.pooled_w} must be positive")
+    for size, bins in zip(bottom[2:], (p.pooled_h, p.pooled_w), strict=True):
+        step = np.float32(size) / np.float32(bins)
+        for k in range(bins):
+            first, last = int(np.floor(np.float32(k) * step)), min(int(np.ceil(np.float32(k + 1) * step)), size)
+            if (first, last) != (k * size // bins, -(-(k + 1) * size // bins)):
+                raise SpecError(
+                    f"{bins} bins of {size} pixels lie elsewhere in single precision, which is not supported"
+                )
+    return [(*bottom[:2], p.pooled_h, p.pooled_w)]
+
+
 declare("SPP", _spp, message="spp_param")
+declare("GRIDPooling", _grid_pooling, message="grid_pooling_param", traits=Trait.KEEPS_CHANNELS)

@@ -79,11 +79,20 @@ def _rnn_macs(layer: Message, bottoms: Sequence[Shape], tops: Sequence[Shape]) -
     return _matrices(_rnn_blobs(layer, bottoms), *bottoms[0][:2])
 
 
-def _continuation_indicator(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+def says_who_goes_on(p: Message, bottoms: Sequence[Shape]) -> bool:
+    """Whether the bottom of a ContinuationIndicator has a flag for each stream (video-caffe).
+
+    Else only its batch size counts (CC4.0).
+    """
+    return bool(bottoms) and math.prod(bottoms[0]) == p.batch_size
+
+
+def _continuation_indicator(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.continuation_indicator_param
-    if p.time_step < 1 or p.batch_size < 1:
-        raise SpecError(f"time_step {p.time_step} and batch_size {p.batch_size} must be 1 or more")
-    return [(p.time_step, p.batch_size)]
+    streams = p.batch_size if not bottoms or says_who_goes_on(p, bottoms) else bottoms[0][0]
+    if p.time_step < 1 or streams < 1:
+        raise SpecError(f"time_step {p.time_step} and batch_size {streams} must be 1 or more")
+    return [(p.time_step, streams)]
 
 
 def _old_lstm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
@@ -137,7 +146,7 @@ declare(
     optional=("weight_static",),
     macs=_rnn_macs,
 )
-declare("ContinuationIndicator", _continuation_indicator, message="continuation_indicator_param", bottoms=0)
+declare("ContinuationIndicator", _continuation_indicator, message="continuation_indicator_param", bottoms=(0, 1))
 declare(
     "Lstm",
     _old_lstm,

@@ -73,7 +73,7 @@ def _filter(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noq
 def _flatten(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     bottom, p = bottoms[0], layer.flatten_param
     start, end = canonical_axis(p.axis, len(bottom)), canonical_axis(p.end_axis, len(bottom))
-    if start > end:
+    if start > end + 1:  # right after it, an axis of length 1 is added
         raise SpecError(f"axis {p.axis} comes after end_axis {p.end_axis} in a bottom of shape {bottom}")
     return [(*bottom[:start], math.prod(bottom[start : end + 1]), *bottom[end + 1 :])]
 
@@ -173,7 +173,13 @@ _SAME_NUMBERS = Trait.REARRANGES | Trait.NO_NUMBERS | Trait.SHARES_MEMORY
 
 declare("ArgMax", _argmax, message="argmax_param", traits=Trait.AGGREGATES)
 declare("BatchReindex", _batch_reindex, bottoms=2, holds=(Holds.NUMBERS, Holds.INDICES))
-declare("Concat", _concat, message="concat_param", bottoms=(1, ANY), traits=Trait.REARRANGES | Trait.KEEPS_PLACES)
+declare(
+    "Concat",
+    _concat,
+    message="concat_param",
+    bottoms=(1, ANY),
+    traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.SHARES_ALONE,
+)
 declare(
     "Eltwise",
     _eltwise,
@@ -183,11 +189,11 @@ declare(
     traits=Trait.ELEMENTWISE,
 )
 declare("Filter", _filter, bottoms=(2, ANY), holds=(Holds.NUMBERS, Holds.FLAGS))
-declare("Flatten", _flatten, message="flatten_param", traits=_SAME_NUMBERS)
+declare("Flatten", _flatten, message="flatten_param", traits=_SAME_NUMBERS | Trait.NOT_IN_PLACE)
 declare("Permute", _permute, message="permute_param", traits=Trait.REARRANGES)
 declare("Transpose", _transpose, message="transpose_param", traits=Trait.REARRANGES)
 declare("Reduction", _reduction, message="reduction_param", traits=Trait.AGGREGATES)
-declare("Reshape", _reshape, message="reshape_param", traits=_SAME_NUMBERS)
+declare("Reshape", _reshape, message="reshape_param", traits=_SAME_NUMBERS | Trait.NOT_IN_PLACE)
 declare(
     "ShuffleChannel",
     _shuffle_channel,
@@ -198,11 +204,16 @@ declare(
 declare(
     "Silence",
     nothing,
-    bottoms=(0, ANY),
+    bottoms=(1, ANY),
     aliases=("BlackHole",),
     traits=Trait.SINK | Trait.NO_NUMBERS | Trait.SHARES_MEMORY,
 )
-declare("Slice", _slice, message="slice_param", traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.WHOLE_LAYER)
-declare("Split", _split, traits=_SAME_NUMBERS | Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
+declare(
+    "Slice",
+    _slice,
+    message="slice_param",
+    traits=Trait.REARRANGES | Trait.KEEPS_PLACES | Trait.WHOLE_LAYER | Trait.SHARES_ALONE,
+)
+declare("Split", _split, traits=_SAME_NUMBERS | Trait.NOT_IN_PLACE | Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
 declare("Unsqueeze", _unsqueeze, message="unsqueeze_param", traits=_SAME_NUMBERS | Trait.NO_BACKWARD)
 declare("Tile", _tile, message="tile_param", traits=Trait.REARRANGES)

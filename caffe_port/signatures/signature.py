@@ -65,6 +65,10 @@ class Trait(enum.Flag):
     """In TEST the tops hold the numbers of the bottom, in their order: none is changed."""
     SHARES_MEMORY = enum.auto()
     """The tops share the memory of the bottoms (ShareData in Caffe)."""
+    SHARES_ALONE = enum.auto()
+    """A single top shares the memory of a single bottom."""
+    NOT_IN_PLACE = enum.auto()
+    """Refuses to overwrite its bottom."""
     REARRANGES = enum.auto()
     """Moves, joins, cuts or copies numbers, and computes none."""
     AGGREGATES = enum.auto()
@@ -91,6 +95,8 @@ class Trait(enum.Flag):
     """The backward pass of a fork's layer does nothing: its bottoms keep a gradient of zeros."""
     OTHERS = enum.auto()
     """Stands for types of several forks, whose parameters are not known here."""
+    FOREIGN = enum.auto()
+    """Runs code that is not part of Caffe, so that a record says nothing about its numbers."""
 
 
 class Holds(enum.Enum):

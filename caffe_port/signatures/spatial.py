@@ -85,7 +85,7 @@ def convolution(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if len(set(bottoms)) > 1:
         raise SpecError(f"all bottoms must have the same shape, got {', '.join(map(str, bottoms))}")
     axis, outputs, _, kernel = _arguments(layer, bottom)
-    extra = extra_padding(SIGNATURES[layer.type].parameters(layer))
+    extra = extra_padding(SIGNATURES[layer.type].parameters(layer), bottom)
     if SIGNATURES[layer.type].has(Trait.SPREADS):
         if any(extra):
             raise SpecError("pad_l, pad_r, pad_t, pad_b are not supported here, unless both sides are equal")
@@ -119,7 +119,7 @@ def _im2col(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     axis = canonical_axis(p.axis, len(bottom))
     kernel = kernel_of(p, len(bottom) - axis - 1, bottom, axis)
     channels = bottom[axis] * math.prod(kernel.kernel_size)
-    return [(*bottom[:axis], channels, *slide(padded(bottom, extra_padding(p)), axis, kernel))]
+    return [(*bottom[:axis], channels, *slide(padded(bottom, extra_padding(p, bottom)), axis, kernel))]
 
 
 def declare_convolution(

@@ -63,7 +63,7 @@ def batch_norm_and_scale(norm: Any, scale: Any, x: Tensor) -> Tensor:
         mean, variance = norm.running_statistics()
         return F.batch_norm(x, mean, variance, weight, bias, eps=norm.eps)
     if x.numel() == norm.mean.numel():
-        y = norm.normalize(x)
+        y = norm.forward(x)
         shape = (-1,) + (1,) * (x.ndim - 2)
         return torch.addcmul(bias.reshape(shape), y, weight.reshape(shape))
     mean, variance = torch.zeros_like(norm.mean), torch.zeros_like(norm.variance)

@@ -397,15 +397,13 @@ def learnables(net: Net) -> list[Learnable]:
     """The net's blobs in Caffe's order; shared blobs are listed once.
 
     Raises:
-        SpecError: two layers that share a blob set different factors, or a layer has more ``param`` than blobs.
+        SpecError: two layers that share a blob set different factors.
     """
     found: dict[int, Learnable] = {}
     said: dict[int, set[str]] = {}
     for step in net.plans[True].steps:
         module: Any = getattr(net, step.attribute)
         names, params = module.blob_names(), step.layer.param.param
-        if len(params) > len(names):
-            raise step.layer.error(f"has {len(params)} param entries, but {count(len(names), 'blob')}")
         for index, name in enumerate(names):
             tensor: Tensor = getattr(module, name)
             p = params[index] if index < len(params) else Message("ParamSpec")

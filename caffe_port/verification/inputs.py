@@ -38,7 +38,7 @@ def random_inputs(
     arrays, words = {}, {}
     for index, (blob, producer) in enumerate(spec.inputs):
         below = _integers_below(spec, shapes, producer)
-        boxes = _boxes(spec, shapes, producer, np.random.Generator(np.random.PCG64([seed, index])))
+        boxes = random_boxes(spec, shapes, producer, np.random.Generator(np.random.PCG64([seed, index])))
         if boxes is not None:
             arrays[blob], what = boxes
             words[blob] = f"random {what}, seed {seed}"
@@ -64,7 +64,7 @@ def _integers_below(spec: NetSpec, shapes: Mapping[Producer, Shape], producer: P
     return None
 
 
-def _boxes(
+def random_boxes(
     spec: NetSpec, shapes: Mapping[Producer, Shape], producer: Producer, rng: np.random.Generator
 ) -> tuple[Array, str] | None:
     """An input in which a reader expects boxes, and what they are; otherwise None. Caffe refuses other numbers."""

@@ -216,6 +216,9 @@ def _as_formula(
     if not difference(right[row.top], tops[row.top].cpu().numpy(), tolerance).passed:
         return ""
     who = made.by.partition(" ")[0]
+    if step.layer.implied:
+        missing = " and ".join(step.layer.implied)
+        return f"the file has no {missing}: {who} takes its default, the net what the layers before it imply"
     return (
         f"{who} and Caffe's formula disagree here, and the net follows the formula; "
         "Caffe itself decides: caffe-port build-caffe, and --against caffe"

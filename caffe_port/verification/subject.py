@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from caffe_port.api import Ported, Prototxt, Stored, build, read
 from caffe_port.data.preprocessing import Preprocessing
@@ -147,7 +148,9 @@ def prepare(
 
 
 def _draw_zeros(ported: Ported, seed: int) -> list[str]:
-    """Draws the parameters of layers that have nothing but zeros, for those hide every difference; their names."""
+    """Draws the parameters of layers that have nothing but zeros, for those hide every difference, and statistics that
+    were never taken, for a variance of 0 multiplies by hundreds; the names of these layers.
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for name, module in ported.net.caffe_layers().items():
@@ -157,13 +160,20 @@ def _draw_zeros(ported: Ported, seed: int) -> list[str]:
             for p in own:
                 spread = max(1, p[0].numel()) ** -0.5 if p.dim() > 1 else 1.0
                 p.data.copy_(spread * torch.randn(p.shape, generator=generator))
-    return drawn
+        mean, variance = (getattr(module, statistic, None) for statistic in ("mean", "variance"))
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor) and not variance.any():
+            drawn.append(name)
+            mean.copy_(torch.randn(mean.shape, generator=generator))
+            variance.copy_(0.5 + torch.rand(variance.shape, generator=generator))
+            if isinstance(factor := getattr(module, "scale_factor", None), Tensor):
+                factor.fill_(1)
+    return list(dict.fromkeys(drawn))
 
 
 def _drawn(names: Sequence[str]) -> Iterator[str]:
     if names:
         few = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        yield f"{count(len(names), 'layer')} without weights and fillers: normal values for the comparison ({few})"
+        yield f"{count(len(names), 'layer')} with nothing but zeros: random values for the comparison ({few})"
 
 
 def _spec(

@@ -59,12 +59,12 @@ def test_what_changes_numbers_refuses_the_net(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (layer("ReLU", "relu_param { engine: CUDNN }"), "changes no number: which library computes the layer"),
-        (layer("ReLU", "debug: true"), "changes no number: what is printed"),
+        (layer("ReLU", "relu_param { engine: CUDNN }"), ""),  # of the schema, and harmless
+        (layer("ReLU", "debug: true"), ""),
         (layer("Scale", "scale_param { filler { glow: 1 } }"), "a net with its weights computes the same"),
         (layer("Scale", "param { l1_mult: 1 }"), "a net with its weights computes the same"),
         (layer("ELU", "elu_param { lambda: 1 }"), ""),  # as without it
-        (layer("Im2col", "convolution_param { kernel_size: 1 num_output: 3 }"), "Im2col looks at the window alone"),
+        (layer("Im2col", "convolution_param { kernel_size: 1 num_output: 3 }"), ""),
     ],
 )
 def test_what_does_not_is_told(text: str, said: str) -> None:
@@ -73,7 +73,7 @@ def test_what_does_not_is_told(text: str, said: str) -> None:
 
 
 def test_equal_notes_are_told_once() -> None:
-    text = "".join(layer("ReLU", "relu_param { engine: CAFFE }").replace('"l"', f'"l{k}"') for k in range(3))
+    text = "".join(layer("Scale", "scale_param { filler { glow: 1 } }").replace('"l"', f'"l{k}"') for k in range(3))
     net = definition(text.replace('top: "y"', 'top: "x"'))
     assert len([note for note in net.spec().notes if "in 2 more" in note]) == 1
 
@@ -134,7 +134,6 @@ def test_a_verdict_without_fields_of_the_data_names_them() -> None:
     ("case", "fields"),
     [
         ("unknown_fields/additional_y_offset", ["additional_y_offset"]),
-        ("unknown_field_hidden/net", ["pixelshuffler"]),
         ("unknown_field_hidden/bn", ["add_eps_before_sqrt", "upper_limit", "swap_xy"]),
     ],
 )

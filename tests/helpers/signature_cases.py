@@ -36,6 +36,7 @@ SMALL: Shape = (3, 4, 5, 7)
 VIDEO: Shape = (2, 3, 7, 9, 8)
 ROIS: Shape = (5, 5)
 PRIORS: Shape = (1, 2, 16)
+_SSD: tuple[Shape, ...] = ((2, 16), (2, 12), PRIORS)
 CONV = "convolution_param { num_output: 4 kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 }"
 BITS = "quantization_param { bw_layer_in: 8 bw_layer_out: 8 bw_params: 8 fl_layer_in: 4 fl_layer_out: 4 fl_params: 6 }"
 FLOATS = "quantization_param { precision: MINIFLOAT mant_bits: 3 exp_bits: 4 }"
@@ -98,6 +99,44 @@ def _all() -> Iterator[Case]:
     yield from _same("EltwiseAffine", "", "eltwise_affine_param { channel_shared: true }")
     yield from _same("LRNRistretto", FLOATS)
     yield from _same("ShuffleChannel", "shuffle_channel_param { group: 2 }")
+    yield Case("Pad", "pad_param { paddings: [0, 1, 2, 0, 0, 3, 1, 4] constant_values: 0.5 }", (X,))
+    yield Case("Pad", "pad_param { paddings: [0, 0, 1, 2] }", ((3, 5),))
+    # Synopsys
+    yield Case("Squeeze", "", ((2, 1, 3, 1),))
+    yield Case("Squeeze", "squeeze_param { axis: -1 }", ((2, 1, 3, 1),))
+    yield Case("Squeeze", "squeeze_param { axis: 1 axis: 3 }", ((2, 1, 3, 1),))
+    for type_ in ("Add", "Mul"):
+        yield Case(type_, "", ((2, 4, 5, 7), (2, 4, 1, 1)))
+        yield Case(type_, "", ((4, 1, 7), (2, 1, 5, 7)))
+        yield Case(type_, "", ((2, 4, 5), ()))
+    yield Case("Mul", "mul_param { mul_shape: [4, 1, 1] }", ((2, 4, 5, 7),))
+    yield Case("MatMul", "", ((2, 4, 5, 7), (2, 4, 7, 3)))
+    yield Case("MatMul", "", ((2, 4, 5, 7), (7, 3)))
+    yield Case("MatMul", "matmul_param { transpose_a: true transpose_b: true }", ((2, 7, 5), (2, 3, 7)))
+    yield Case("MatMul", "matmul_param { transpose_b: true blob_shape: [3, 7] }", ((5, 7),))
+    for type_, ways in (
+        ("ResizeBilinear", ("align_corners", "half_pixel_centers", "pytorch_half_pixel")),
+        ("ResizeNearestNeighbor", ("align_corners", "half_pixel_centers", "half_pixel_onnx")),
+    ):
+        own = "resize_bilinear_param" if type_ == "ResizeBilinear" else "resize_nearest_neighbor_param"
+        for way in ("", *(f"{name}: true" for name in ways)):
+            for size in (
+                "output_height: 11 output_width: 5",
+                "scale_height: 1.5 scale_width: 0.75",
+                "output_height: 1",
+            ):
+                yield Case(type_, f'{own} {{ data_format: "NCHW" {size} {way} }}', (X,))
+        yield Case(type_, f"{own} {{ output_height: 11 output_width: 5 }}", (X,))
+    yield Case("UpsampleDarknet", "upsample_darknet_param { stride: 3 }", (X,))
+    for order in ("NCHW", "DCR", "CRD"):
+        yield Case("DepthToSpace", f'depth_to_space_param {{ block_size: 2 data_format: "{order}" }}', ((2, 12, 3, 5),))
+    yield Case("DepthToSpace", "depth_to_space_param { block_size: 2 }", ((2, 3, 5, 12),))
+    own = "space_to_batch_nd_param { block_shape: [2, 3] paddings: [0, 1, 2, 0] }"
+    yield Case("SpaceToBatchND", own, ((2, 5, 7, 4),))
+    yield Case("SpaceToBatchND", "space_to_batch_nd_param { block_shape: 3 paddings: [1, 0] }", ((2, 5, 7),))
+    own = "batch_to_space_nd_param { block_shape: [2, 3] crops: [0, 1, 2, 0] }"
+    yield Case("BatchToSpaceND", own, ((12, 5, 7, 4),))
+    yield Case("BatchToSpaceND", "batch_to_space_nd_param { block_shape: 3 crops: [1, 0] }", ((6, 5, 7),))
     yield Case("PixelShuffle", "pixelshuffle_param { upscale_factor: 2 }", ((2, 12, 3, 5),))
     yield Case("Unsqueeze", "unsqueeze_param { dim: 1 }", (X,))
     yield Case("Unsqueeze", "unsqueeze_param { dim: -1 }", ((3, 7),))
@@ -114,7 +153,6 @@ def _all() -> Iterator[Case]:
     yield from _same("ChannelShuffle", "shuffle_channel_param { group: 2 }")
     yield from _same("Reverse", "reverse_param { axis: 2 }")
     yield from _same("ReverseAxis", "reverse_axis_param { axis: -1 }")
-    yield Case("BatchNorm", "", ((7,),))
     yield Case("BatchNorm", "", ((3, 7),))
     yield Case("BatchNormKyle", "batch_norm_param { use_alpha_beta: true }", (X,))
     yield Case("BatchNormKyle", "batch_norm_param { use_alpha_beta: true }", ((3, 7),))
@@ -154,6 +192,11 @@ def _all() -> Iterator[Case]:
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Deconvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 axis: 2 }", ((2, 3, 4, 9, 8),))
+    for sides in ("pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 3", "pad_type: 1"):
+        yield Case("Convolution", f"convolution_param {{ num_output: 4 kernel_size: 4 stride: 3 {sides} }}", (X,))
+        for pool in ("MAX", "AVE", "AVE_EXC_PAD"):
+            yield Case("Pooling", f"pooling_param {{ pool: {pool} kernel_size: 4 stride: 3 {sides} }}", (X,))
+        yield Case("Pooling", f"pooling_param {{ kernel_size: 4 stride: 3 {sides} }}", (X,), 2)
     yield Case("Convolution3D", "convolution3d_param { num_output: 4 kernel_size: 3 kernel_depth: 2 }", (VIDEO,))
     for type_ in ("ConvolutionDepthwise", "DepthwiseConv", "DepthwiseConvolution"):
         yield Case(type_, "convolution_param { kernel_h: 3 kernel_w: 2 stride: 2 }", (X,))
@@ -177,6 +220,8 @@ def _all() -> Iterator[Case]:
             "kernel_size: 3 stride: 2",
             "kernel_h: 2 kernel_w: 3 stride: 2 pad: 1 pool: AVE",
             "global_pooling: true",
+            "kernel_h: 2 kernel_w: 3 stride: 2 pad: 1 pool: AVE_EXC_PAD",
+            "kernel_h: 2 kernel_w: 3 stride: 4 pad_h: 1 pad_w: 2 pool: AVE_EXC_PAD round_mode: FLOOR",
         ):
             yield from _same(type_, f"pooling_param {{ {own} }}")
         yield Case(type_, "pooling_param { kernel_size: 3 stride: 2 }", (X,), 2)
@@ -204,6 +249,7 @@ def _all() -> Iterator[Case]:
     yield Case("Filter", "", (X, (2, 3), (2, 1, 1)), 2)
     yield Case("Flatten", "", (X,))
     yield Case("Flatten", "flatten_param { axis: 1 end_axis: 2 }", (X,))
+    yield Case("Flatten", "flatten_param { axis: 2 end_axis: 1 }", (X,))
     yield Case("Permute", "permute_param { order: 0 order: 2 order: 3 order: 1 }", (X,))
     yield Case("Permute", "permute_param { order: 3 }", (X,))
     yield Case("Transpose", "transpose_param { dim: 3 dim: 0 dim: 2 dim: 1 }", (X,))
@@ -234,13 +280,18 @@ def _all() -> Iterator[Case]:
         "MatWrite",
         "PFMWriter",
     ):
-        for count in (0, 1, 3):
+        for count in (0, 1, 3) if type_ == "HDF5Output" or type_.endswith(("Writer", "Write")) else (1, 3):
             yield Case(type_, "", (X, SMALL, (2,))[:count], 0)
     # constants
     yield Case("DummyData", "dummy_data_param { shape { dim: 2 dim: 5 } }", (), 2)
     yield Case("DummyData", "dummy_data_param { num: 2 channels: 3 channels: 4 height: 5 width: 7 }", (), 2)
     yield Case("Parameter", "parameter_param { shape { dim: 2 dim: 5 } }", ())
     yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ())
+    yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 }", ((3, 2, 5),))
+    yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ((3, 1),))
+    yield Case("CTCGreedyDecoder", "", ((5, 2, 3),))
+    yield Case("CTCGreedyDecoder", "ctc_decoder_param { blank_index: -1 ctc_merge_repeated: false }", ((5, 2, 3),))
+    yield Case("GRIDPooling", "grid_pooling_param { pooled_h: 3 pooled_w: 5 }", (X,))
     # sequences
     for type_, states in (("LSTM", 2), ("RNN", 1)):
         own, state = "recurrent_param {{ num_output: 6 expose_hidden: {} }}", (1, 3, 6)
@@ -325,6 +376,8 @@ def _all() -> Iterator[Case]:
     own = "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }"
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS))
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 8), (2, 16)))
+    own = "num_classes: 3 keep_top_k: 20 code_type: CENTER_SIZE nms_param { nms_threshold: 0.45 top_k: 10 }"
+    yield Case("DetectionOutput", f"detection_output_param {{ {own} confidence_threshold: 0.3 }}", _SSD)
     own = "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }"
     yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)))
     yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)), 2)
@@ -332,7 +385,7 @@ def _all() -> Iterator[Case]:
     yield Case("Python", own, ((2, 18, 5, 7), (2, 36, 5, 7), (2, 3)))
     own = "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }"
     yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7),))
-    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 3, 50, 60)))
+    yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 16, 10, 14)))
     own = "num_box: 1 num_classes: 3 biases: [9, 8]"
     one = f"yolov3_detection_output_param {{ {own} mask: 0 anchors_scale: 9 mask_group_num: 1 }}"
     yield Case("Yolov3DetectionOutput", one, ((2, 8, 5, 7),))

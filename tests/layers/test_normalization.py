@@ -73,14 +73,6 @@ def test_batch_norm_of_one_number_for_each_channel():
     assert layer.scale_factor.tolist() == [1.5]
 
 
-def test_batch_norm_of_one_axis_is_one_channel():
-    layer = build("BatchNorm", "", (5,)).train()
-    x = torch.tensor([1.0, 2, 3, 4, 10])
-    torch.testing.assert_close(layer(x), (x - 4) / 10**0.5)
-    assert layer.mean.tolist() == [4]
-    assert layer.torch_source() is None
-
-
 def test_batch_norm_statistics_of_either_phase():
     x = torch.randn(2, 3, 5, 7)
     layers = {flag: build("BatchNorm", f"batch_norm_param {{ {flag} }}", x.shape) for flag in ("", "eps: 0.1")}
@@ -168,17 +160,18 @@ def test_lrn_within_channel_counts_the_padding_and_ignores_k():
 # -- MVN ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 5), (2, 3, 5, 4)])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3), (2, 3, 5), (2, 3, 5, 4)])
 @pytest.mark.parametrize("across", [False, True])
 @pytest.mark.parametrize("variance", [False, True])
 def test_mvn(shape, across, variance):
     text = f"mvn_param {{ across_channels: {across} normalize_variance: {variance} eps: 0.01 }}".lower()
     x = torch.randn(shape, dtype=torch.float64)
-    rows = x.numpy().reshape(2 if across else 6, -1)
+    four = shape + (1,) * (4 - len(shape))  # which the top always has
+    rows = x.numpy().reshape(four[0] if across else four[0] * four[1], -1)
     want = rows - rows.mean(1, keepdims=True)
     want = want / (rows.std(1, keepdims=True) + 0.01) if variance else want
     got = build("MVN", text, shape)(x)
-    np.testing.assert_allclose(got.numpy(), want.reshape(shape), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(got.numpy(), want.reshape(four), rtol=1e-9, atol=1e-12)
 
 
 def test_mvn_of_a_constant_image_is_zero_and_so_is_its_gradient():
@@ -241,14 +234,14 @@ def test_l2_normalization():
     ("kind", "text", "shapes", "message"),
     [
         ("BatchNorm", "", [(2, 3), (2, 3)], "2 bottoms; the layer takes 1"),
-        ("BatchNorm", "", [()], "at least 1 axis"),
+        ("BatchNorm", "", [(7,)], "at least 2 axes"),
         ("BN", "", [(3,)], "2 to 5 axes"),
         ("BN", "bn_param { axis: 2 }", [(2, 3, 4, 5)], "axis 2"),
         ("BN", "bn_param { decay: 0.1 }", [(2, 3, 4, 5)], "moving_average"),
         ("LRN", "", [(2, 3)], r"\(N, C, H, W\)"),
         ("LRN", "lrn_param { local_size: 4 }", [(2, 3, 4, 5)], "must be odd, got 4"),
         ("LRN", "lrn_param { local_size: 0 }", [(2, 3, 4, 5)], "must be odd, got 0"),
-        ("MVN", "", [(3,)], "2 to 4 axes"),
+        ("MVN", "", [(3, 2, 1, 2, 1)], "0 to 4 axes"),
         ("Normalize", "", [(3,)], "2 to 4 axes"),
         ("L2Normalization", "", [(3,)], "at least 2 axes"),
         ("L2Normalization", "l2_normalization_param { beta: 2 }", [(3, 2)], "parameters of this fork"),

@@ -152,8 +152,8 @@ def test_continuation_indicator() -> None:
     assert not module.state_dict()
     with pytest.raises(SpecError, match="time_step 0 and batch_size 3 must be 1 or more"):
         found.build(prototxt.parse(text.replace(f"time_step: {T}", ""), "LayerParameter"), ())
-    with pytest.raises(SpecError, match="1 bottoms; the layer takes 0"):
-        found.build(prototxt.parse(text, "LayerParameter"), ((T, N),))
+    with pytest.raises(SpecError, match="2 bottoms; the layer takes 0 to 1"):
+        found.build(prototxt.parse(text, "LayerParameter"), ((T, N), (T, N)))
 
 
 def lstm_fork(shapes: list[Shape], more: str = "") -> Layer:

@@ -191,7 +191,7 @@ def test_layers_without_tops() -> None:
         ("Concat", "concat_param { concat_dim: 4 }", [SHAPE, SHAPE], 1, "axis 4 does not exist"),
         ("Crop", "crop_param { offset: 5 }", [SHAPE, SHAPE], 1, "offset 5 plus size 7 exceeds 7"),
         ("Crop", "crop_param { axis: 1 offset: 1 offset: 1 }", [SHAPE, SHAPE], 1, "2 offsets, expected 1 or 3"),
-        ("Crop", "", [SHAPE, (2, 3)], 1, "the number of axes differs"),
+        ("Crop", "", [SHAPE, (2, 3)], 1, "which has fewer axes"),
         ("Eltwise", "", [SHAPE, (2, 6, 7, 4)], 1, "differ in shape"),
         ("Eltwise", "eltwise_param { coeff: 1 }", [SHAPE, SHAPE], 1, "1 coefficients for 2 bottoms"),
         (

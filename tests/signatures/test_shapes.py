@@ -98,15 +98,7 @@ def test_as_forks(path: Path) -> None:
     unknown += [layer.type for layer in definition.net.layer if has(layer.type, Trait.OTHERS)]
     if unknown:
         pytest.skip(f"not known: {', '.join(unknown)}")
-    if path.stem in REFUSED:
-        with pytest.raises(SpecError, match=REFUSED[path.stem]):
-            assert_as_caffe(path)
-    else:
-        assert_as_caffe(path)
-
-
-REFUSED: dict[str, str] = {}
-"""What that fork can do and we refuse, with our words."""
+    assert_as_caffe(path)
 
 
 def assert_as_caffe(path: Path) -> tuple[NetSpec, dict[str, tuple[int, ...]]]:

@@ -110,7 +110,22 @@ def test_layers_without_fillers_get_values_that_tell() -> None:
     report = verify(CASES / "vacuous/zero.prototxt")
     assert report.passed
     assert report.constant == 0
-    assert "2 layers without weights and fillers: normal values for the comparison (c, p)" in report.notes
+    assert "2 layers with nothing but zeros: random values for the comparison (c, p)" in report.notes
+
+
+def test_statistics_that_were_never_taken_are_drawn(tmp_path: Path) -> None:
+    """A variance of 0 multiplies by 316, and by as much again in the next layer."""
+    path = tmp_path / "net.prototxt"
+    chain = "".join(f'layer {{ name: "bn{k}" type: "BatchNorm" bottom: "{k}" top: "{k + 1}" }}\n' for k in range(12))
+    path.write_text('input: "0" input_shape { dim: 2 dim: 3 dim: 7 dim: 5 }\n' + chain)
+    report = verify(path, against="numpy")
+    assert report.passed
+    assert (
+        "12 layers with nothing but zeros: random values for the comparison (bn0, bn1, bn2, bn3, ...)" in report.notes
+    )
+    last = rows(report)["bn11"].isolated
+    assert last is not None
+    assert last.unit < 10
 
 
 def test_zeros_prove_nothing(tmp_path: Path) -> None:

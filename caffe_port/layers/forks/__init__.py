@@ -16,6 +16,7 @@ from caffe_port.layers.forks import (  # noqa: F401  each registers its types
     resample,
     resize,
     sequence,
+    tensors,
     transform,
     volume,
     yolo,

@@ -18,13 +18,13 @@ from caffe_port.typing import Shape
 
 
 class ROIWarping(Layer):
-    """The greatest of several values between pixels, in each bin of each region. From MNC.
+    """The value at the upper left corner of each bin of each region, between pixels. From MNC.
 
     Takes features and regions as ROIPooling does. Corners are scaled, then rounded, and the region ends at its last
-    pixel; the values lie on a grid that spans the bin, its edges included, with steps of a pixel at most. Between
-    pixels they are interpolated; those more than half a pixel off the image do not count.
+    pixel. Between pixels values are interpolated; more than half a pixel off the image they are 0.
 
-    Differs from PyTorch: torchvision.ops.roi_align takes the mean of values within the bin.
+    Differs from PyTorch: torchvision.ops.roi_align takes the mean of values within the bin. Differs from Caffe: MNC's
+    first version, until October 2016, took the greatest of several values in a bin.
     Reference: daijifeng001/caffe-mnc roi_warping_layer.cu
     """
 
@@ -39,28 +39,23 @@ class ROIWarping(Layer):
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
         rois = regions(rois, x)
         corners = round_away(rois[:, 1:] * self.spatial_scale)
-        rows, in_rows = self.places(corners[:, 1], corners[:, 3], self.output_size[0], x.shape[2])
-        columns, in_columns = self.places(corners[:, 0], corners[:, 2], self.output_size[1], x.shape[3])
-        image, top = rois[:, :1].long(), []
-        for r in range(rois.shape[0]):  # one by one: all at once would need very much memory
-            values = torch.einsum("chw,pih,qjw->cpiqj", x.index_select(0, image[r])[0], rows[r], columns[r])
-            inside = in_rows[r][:, :, None, None] & in_columns[r]
-            best = values.where(inside, -math.inf).amax((2, 4))
-            top.append(best.where(best > -math.inf, 0))
+        rows = self.taps(corners[:, 1], corners[:, 3], self.output_size[0], x.shape[2])
+        columns = self.taps(corners[:, 0], corners[:, 2], self.output_size[1], x.shape[3])
+        image = rois[:, :1].long()
+        top = [  # one by one: all at once would need very much memory
+            torch.einsum("chw,ph,qw->cpq", x.index_select(0, image[r])[0], rows[r], columns[r])
+            for r in range(rois.shape[0])
+        ]
         return torch.stack(top)
 
-    def places(self, start: Tensor, end: Tensor, bins: int, size: int) -> tuple[Tensor, Tensor]:
-        """For each region, bin and step: what each pixel adds, (R, bins, steps, size), and whether it counts."""
-        length = (end - start).clamp(min=0)
-        steps = (length / bins).ceil()
-        step = torch.arange(math.ceil(size / bins) + 1, device=start.device)  # regions are not larger than the image
-        fraction = step / steps[:, None].clamp(min=1)
-        bin_ = torch.arange(bins, device=start.device)[None, :, None] + fraction[:, None]
-        place = start[:, None, None] + bin_ * (length / bins)[:, None, None]
-        counts = (step <= steps[:, None])[:, None] & (place >= -0.5) & (place <= size - 0.5)
-        place = place.clamp(0, size - 1)
+    def taps(self, start: Tensor, end: Tensor, bins: int, size: int) -> Tensor:
+        """What each pixel adds to each bin of each region, (R, bins, size)."""
+        step = (end - start).clamp(min=0) / bins
+        place = start[:, None] + torch.arange(bins, device=start.device) * step[:, None]
+        counts = (place >= -0.5) & (place <= size - 0.5)
         pixel = torch.arange(size, device=start.device)
-        return (1 - (pixel - place[..., None]).abs()).clamp(min=0), counts
+        taps = (1 - (pixel - place.clamp(0, size - 1)[..., None]).abs()).clamp(min=0)
+        return taps * counts[..., None]
 
 
 class MaskPooling(Layer):
@@ -159,14 +154,17 @@ class BoxOutput(Layer):
 
 
 class Nms(Layer):
-    """The peaks of heat maps (N, C, H, W): pixels above ``threshold`` that are greater than their four neighbors.
+    """The peaks of heat maps (N, C, H, W): pixels above ``threshold`` that are greater than their eight neighbors.
 
     Gives (N, num_parts, max_peaks + 1, 3): first how many peaks there are, then x, y and value of each, in the order of
-    the pixels. The map after the last part (the background) is left out.
+    the pixels. x and y are the center of the positive values at most 3 pixels away, which the value weighs. The map
+    after the last part (the background) is left out.
 
-    Differs from Caffe: places without a peak hold zeros, not what was there before; and the number of peaks does not
-    exceed max_peaks.
-    Reference: CMU-Perceptual-Computing-Lab/caffe_rtpose nms_layer.cpp, nms_layer.cu
+    Differs from Caffe: places without a peak hold zeros, not what was there before; the number of peaks does not exceed
+    max_peaks; and every image of a batch is treated by itself, the original takes one image. As in the original, the
+    first row and column do not count in a center, nor do rows from the width on; a row after the last is read from the
+    map that follows.
+    Reference: CMU-Perceptual-Computing-Lab/caffe_rtpose nms_layer.cu
     """
 
     @classmethod
@@ -178,21 +176,38 @@ class Nms(Layer):
         self.parts, self.peaks, self.threshold = parts, peaks, threshold
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[:, : self.parts]
-        wide = torch.nn.functional.pad(x, (1, 1, 1, 1))
-        neighbours = (wide[:, :, :-2, 1:-1], wide[:, :, 2:, 1:-1], wide[:, :, 1:-1, :-2], wide[:, :, 1:-1, 2:])
-        peak = x > self.threshold
-        for other in neighbours:
-            peak = peak & (x > other)
-        peak, values = peak.flatten(2), x.flatten(2)
+        maps, (height, width) = x[:, : self.parts], x.shape[2:]
+        wide = torch.nn.functional.pad(maps, (1, 1, 1, 1), value=torch.inf)  # none of the border is a peak
+        peak = maps > self.threshold
+        for down, right in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)):
+            peak = peak & (maps > wide[:, :, down : down + height, right : right + width])
+        peak, values = peak.flatten(2), maps.flatten(2)
         place = torch.where(peak, peak.long().cumsum(2), 0).clamp(max=self.peaks + 1)
-        pixel = torch.arange(values.shape[2], device=x.device)
-        at = [(part.to(x.dtype)).expand_as(values) for part in (pixel % x.shape[3], pixel // x.shape[3])]
+        at = [part.flatten(2) for part in self.centers(x)]
         row = torch.stack((*at, values), 3)
-        top = x.new_zeros(*x.shape[:2], self.peaks + 2, 3).scatter(2, place[..., None].expand_as(row), row)
+        top = x.new_zeros(*maps.shape[:2], self.peaks + 2, 3).scatter(2, place[..., None].expand_as(row), row)
         count = peak.sum(2).clamp(max=self.peaks).to(x.dtype)
         first = torch.stack((count, torch.zeros_like(count), torch.zeros_like(count)), 2)
         return torch.cat((first[:, :, None], top[:, :, 1:-1]), 2)
+
+    def centers(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y of the center of the positive values around every pixel of every part."""
+        (n, channels, height, width), reach = x.shape, 3
+        column = torch.arange(width, device=x.device)
+        weight = x.clamp(min=0).reshape(n, channels * height, width) * (column > 0)
+        spread = torch.stack((weight, weight * column), 1)
+        across = torch.nn.functional.pad(spread, (reach, reach)).unfold(3, 2 * reach + 1, 1).sum(4)
+        line = torch.arange(height, device=x.device)
+        first = torch.arange(self.parts, device=x.device)[:, None] * height
+        total = moment_x = moment_y = x.new_zeros(n, self.parts, height, width)
+        for down in range(-reach, reach + 1):
+            row = line + down
+            counts = ((row > 0) & (row < width) & (first + row < channels * height))[..., None]
+            index = (first + row).clamp(0, channels * height - 1).flatten()
+            near = across.index_select(2, index).reshape(n, 2, self.parts, height, width) * counts
+            total, moment_x = total + near[:, 0], moment_x + near[:, 1]
+            moment_y = moment_y + near[:, 0] * row[:, None]
+        return moment_x / total, moment_y / total
 
 
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------

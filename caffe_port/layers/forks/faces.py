@@ -29,7 +29,8 @@ class MarginInnerProduct(Layer):
     Differs from PyTorch: there is no module for it. A forward in training scales every row of the weight to length 1.
     The gradients are SphereFace's: that of x through the true class has the length of x's other gradients, that of the
     weight knows no margin.
-    Differs from Caffe: k counts the forwards in training only; Caffe's phases have a counter each.
+    Differs from Caffe: k counts the forwards in training only, and in evaluation is that of the next; Caffe's phases
+    have a counter each.
     Blobs: weight (num_output, K)
     Reference: wy1iu/sphereface margin_inner_product_layer.cpp
     """
@@ -68,7 +69,7 @@ class MarginInnerProduct(Layer):
                 self.weight.copy_(F.normalize(self.weight))
         x = x.flatten(self.axis)
         weight = self.weight.detach() if self.training else F.normalize(self.weight)
-        mix = margin_lambda(max(1, self.iteration), self.base, self.gamma, self.power, self.lambda_min)
+        mix = margin_lambda(self.iteration + (not self.training), self.base, self.gamma, self.power, self.lambda_min)
         length = x.norm(dim=-1, keepdim=True)
         plain = F.linear(x, weight)
         y = plain
@@ -87,7 +88,8 @@ class MarginInnerProduct(Layer):
 class LargeMarginInnerProduct(Layer):
     """L-Softmax: as MarginInnerProduct, but the weights keep their lengths, and the gradients are the true ones.
 
-    Differs from Caffe: k counts the forwards in training only; Caffe's phases have a counter each.
+    Differs from Caffe: k counts the forwards in training only, and in evaluation is that of the next; Caffe's phases
+    have a counter each.
     Blobs: weight (num_output, K)
     Reference: wy1iu/LargeMargin_Softmax_Loss largemargin_inner_product_layer.cpp
     """
@@ -123,7 +125,7 @@ class LargeMarginInnerProduct(Layer):
         if self.training:
             self.iteration += 1
         x = x.flatten(self.axis)
-        mix = margin_lambda(max(1, self.iteration), self.base, self.gamma, self.power, self.lambda_min)
+        mix = margin_lambda(self.iteration + (not self.training), self.base, self.gamma, self.power, self.lambda_min)
         plain = F.linear(x, self.weight)
         y = plain
         if self.margin > 1:
@@ -160,8 +162,8 @@ class LabelSpecificMargin(Layer):
     """ArcFace: in training the cosine of the true class becomes that of an angle greater by the margin (in degrees).
 
     The margin is the first number of the blob, or, where ``margin_base`` is given,
-    ``margin_base + (1 + gamma k)^power - 1`` in the k-th forward, ``margin_max`` at most. The identity in evaluation,
-    unless ``margin_on_test``. A second top gives the blob.
+    ``margin_base + (1 + gamma k)^power - 1`` in the k-th forward, ``margin_max`` at most. The identity in evaluation:
+    the original reads ``margin_on_test`` in training only, where it changes nothing. A second top gives the blob.
 
     Blobs: statistics (5), of which the last four are not used
     Reference: happynear/caffe-windows label_specific_margin.cpp
@@ -179,7 +181,6 @@ class LabelSpecificMargin(Layer):
             "gamma": p.gamma,
             "power": p.power,
             "iteration": p.iteration,
-            "on_test": p.margin_on_test,
             "with_margin": with_margin,
         }
 
@@ -194,13 +195,12 @@ class LabelSpecificMargin(Layer):
         gamma: float = 0.0,
         power: float = 1.0,
         iteration: int = 0,
-        on_test: bool = False,
         with_margin: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("statistics", torch.zeros(5))
         self.base, self.most, self.gamma, self.power = base, most, gamma, power
-        self.iteration, self.on_test, self.with_margin = iteration, on_test, with_margin
+        self.iteration, self.with_margin = iteration, with_margin
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.training and self.base is not None:
@@ -209,7 +209,7 @@ class LabelSpecificMargin(Layer):
         if self.most is not None:
             self.statistics[0] = self.statistics[0].clamp(max=self.most)
         y = x
-        if self.training or self.on_test:
+        if self.training:
             angle = self.statistics[0] * (math.pi / 180)
             flat = x.flatten(1)
             moved = flat * angle.cos() - (1 - flat.square() + 1e-12).clamp(min=1e-12).sqrt() * angle.sin()

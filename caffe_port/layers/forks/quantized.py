@@ -156,10 +156,12 @@ class FcRistretto(InnerProduct):
 
 
 class LRNRistretto(LRN):
-    """An LRN whose bottom and top are rounded in evaluation; MINIFLOAT only.
+    """An LRN over channels whose bottom, top and numbers in between are rounded, in training too; MINIFLOAT only.
 
-    Differs from Caffe: the numbers in between are not rounded.
-    Reference: pmgysel/caffe lrn_ristretto_layer.cpp
+    The sum of squares moves along the channels: it gains a square, is rounded, loses one, and is rounded. The gradient
+    is that of an LRN that does not round.
+
+    Reference: pmgysel/caffe lrn_ristretto_layer.cpp, lrn_ristretto_layer.cu
     """
 
     @classmethod
@@ -180,9 +182,23 @@ class LRNRistretto(LRN):
         self.bits = bits
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return super().forward(x)
-        return rounded(super().forward(rounded(x, self.bits)), self.bits)
+        exact = super().forward(x)
+        return exact + (self.rounded_forward(x) - exact).detach() if self.training else self.rounded_forward(x)
+
+    def rounded_forward(self, x: Tensor) -> Tensor:
+        """Channel by channel, as the original's kernel goes."""
+        x, size = rounded(x, self.bits), self.size
+        squares, after = rounded(x * x, self.bits), size // 2
+        total, top = torch.zeros_like(x[:, 0]), []
+        for head in range(x.shape[1] + after):
+            if head < x.shape[1]:
+                total = rounded(total + squares[:, head], self.bits)
+            if head >= size:
+                total = rounded(total - squares[:, head - size], self.bits)
+            if head >= after:
+                scale = rounded(self.k + rounded(total * (self.alpha / size), self.bits), self.bits)
+                top.append(rounded(x[:, head - after] * rounded(scale**-self.beta, self.bits), self.bits))
+        return torch.stack(top, 1)
 
     def torch_source(self) -> None:
         return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.forks.detection import suppress
-from caffe_port.layers.layer import Layer, check_count, constructor, scalar_if_equal
+from caffe_port.layers.layer import Layer, check_count
 from caffe_port.signatures.forks.rcnn import anchors_of, deformable_kernel, pooled_size, settled_scale
 from caffe_port.typing import Shape
 
@@ -255,10 +255,11 @@ class Proposal(Layer):
 
 
 class DeformableConvolution(Layer):
-    """Same as torchvision.ops.DeformConv2d: a convolution whose taps are moved by the second bottom.
+    """A convolution whose taps are moved by the second bottom; one that leaves the image is 0.
 
     Takes x (N, C_in, H, W) and the offsets (N, 2 * deformable_group * kH * kW, H', W'), vertical, horizontal in turn.
 
+    Differs from PyTorch: torchvision.ops.DeformConv2d mixes in zeros over a pixel's width beyond the border.
     Blobs: weight (C_out, C_in / group, kH, kW), bias (C_out)
     Reference: msracver/Deformable-ConvNets, in Caffe's form deformable_conv_layer.cpp
     """
@@ -297,23 +298,23 @@ class DeformableConvolution(Layer):
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         import torchvision  # here: it takes as long to load as torch itself, and few nets need it
 
+        offset = self.within(offset, x.shape[2], x.shape[3])
         return torchvision.ops.deform_conv2d(  # type: ignore[no-any-return]
             x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation
         )
 
-    def torch_source(self) -> str:
-        channels = [self.weight.shape[1] * self.groups, self.weight.shape[0], scalar_if_equal(self.weight.shape[2:])]
-        return constructor(
-            "torchvision.ops.DeformConv2d",
-            channels,
-            {
-                "stride": (scalar_if_equal(self.stride), 1),
-                "padding": (scalar_if_equal(self.padding), 0),
-                "dilation": (scalar_if_equal(self.dilation), 1),
-                "groups": (self.groups, 1),
-                "bias": (self.bias is not None, True),
-            },
-        )
+    def within(self, offset: Tensor, height: int, width: int) -> Tensor:
+        """The offsets of taps that stay within the image, at most at its last row and column; others lead far away."""
+        (kh, kw), (rows, columns) = self.weight.shape[2:], offset.shape[2:]
+        tap = torch.arange(kh * kw, device=offset.device)[:, None, None]
+        row, column = (torch.arange(n, device=offset.device) for n in (rows, columns))
+        upper = row[:, None] * self.stride[0] - self.padding[0] + tap // kw * self.dilation[0]
+        left = column * self.stride[1] - self.padding[1] + tap % kw * self.dilation[1]
+        moved = offset.reshape(offset.shape[0], -1, kh * kw, 2, rows, columns)
+        y, x = moved[:, :, :, 0] + upper, moved[:, :, :, 1] + left
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        y, x = y.clamp(max=height - 1).where(inside, -2), x.clamp(max=width - 1).where(inside, -2)
+        return torch.stack((y - upper, x - left), 3).flatten(1, 3)
 
 
 # -- numbers, in forward and __init__ -----------------------------------------------------------------------------

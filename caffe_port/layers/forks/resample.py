@@ -146,19 +146,25 @@ class BilinearInterpolate(Layer):
 class Pad(Layer):
     """Same as torch.nn.functional.pad on the images of a batch: ``pad_u``, ``pad_d``, ``pad_l`` and ``pad_r`` rows and
     columns of a constant, of the edge (REPLICATE), or mirrored at the edge (REFLECT). Where all four are negative, that
-    many are cut off.
+    many are cut off. ``paddings`` has two numbers for every axis, of what surrounds it with ``constant_values``.
 
-    Reference: pad_layer.cpp (brocolli-caffe 9.0.2; its backward pass does nothing)
+    Reference: pad_layer.cpp (brocolli-caffe 9.0.2; its backward pass does nothing; the last form:
+    foss-for-synopsys-dwc-arc-processors/synopsys-caffe)
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        if p.paddings:
+            edges = [int(n) for k in reversed(range(len(bottoms[0]))) for n in p.paddings[2 * k : 2 * k + 2]]
+            while len(edges) > 2 and edges[-2:] == [0, 0]:
+                edges = edges[:-2]
+            return {"pad": tuple(edges)} | ({"value": p.constant_values} if p.constant_values else {})
         pad = (p.pad_l, p.pad_r, p.pad_u, p.pad_d)
         if p.pad_type == "CONSTANT" or min(pad) < 0:
             return {"pad": pad} | ({"value": p.pad_value} if p.pad_value and max(pad) > 0 else {})
         return {"pad": pad, "mode": p.pad_type.lower()}
 
-    def __init__(self, pad: tuple[int, int, int, int], mode: str = "constant", value: float = 0.0) -> None:
+    def __init__(self, pad: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> None:
         super().__init__()
         self.pad, self.mode, self.value = pad, mode, value
 

@@ -21,30 +21,34 @@ class CTCGreedyDecoder(Layer):
     classes (T, N, 1, 1), then -1; as a second top minus the sum of the best scores (N, 1, 1, 1). ``blank_index`` is the
     last class unless it says otherwise; ``ctc_merge_repeated: false`` keeps repetitions.
 
+    Without cont, all steps count, the top is (N, T, 1, 1), and ``blank_index`` is 0 unless it says otherwise.
+
     Not supported: a third bottom, the true sequences, for accuracy.
-    Reference: ChWick/caffe ctc_decoder_layer.cpp
+    Reference: ChWick/caffe ctc_decoder_layer.cpp; senlinuc/caffe_ocr's without cont
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         with_scores, p = len(p.top) > 1, p.ctc_decoder_param
-        blank = p.blank_index if p.blank_index >= 0 else math.prod(bottoms[0][2:]) - 1
+        blank = p.blank_index if p.has("blank_index") or len(bottoms) > 1 else 0
+        blank = blank if blank >= 0 else math.prod(bottoms[0][2:]) - 1
         return {"blank": blank, "merge": p.ctc_merge_repeated} | ({"with_scores": True} if with_scores else {})
 
     def __init__(self, blank: int, merge: bool = True, with_scores: bool = False) -> None:
         super().__init__()
         self.blank, self.merge, self.with_scores = blank, merge, with_scores
 
-    def forward(self, x: Tensor, cont: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cont: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         best, index = x.flatten(2).max(2)
-        ended = (cont.reshape(index.shape)[1:] == 0).long().cumsum(0)
+        goes_on = torch.ones_like(index) if cont is None else cont.reshape(index.shape)
+        ended = (goes_on[1:] == 0).long().cumsum(0)
         inside = torch.cat((torch.ones_like(index[:1]), (ended == 0).long()))
         keep = (index != self.blank) & (inside > 0)
         if self.merge:
             keep = keep & torch.cat((torch.ones_like(keep[:1]), index[1:] != index[:-1]))
         place = torch.where(keep, keep.long().cumsum(0), 0)
         top = x.new_full((x.shape[0] + 1, x.shape[1]), -1).scatter(0, place, index.to(x.dtype))[1:]
-        top = top.reshape(*index.shape, 1, 1)
+        top = (top.T if cont is None else top)[..., None, None]
         return (top, -(best * inside).sum(0).reshape(-1, 1, 1, 1)) if self.with_scores else top
 
 

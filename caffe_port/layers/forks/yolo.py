@@ -18,9 +18,10 @@ from caffe_port.typing import Shape
 class YoloDetectionOutput(Layer):
     """YOLO v2's last step: decodes the boxes of a grid, and keeps the best that do not overlap, whatever their class.
 
-    Takes (N, num_box * (5 + num_classes), H, W) and gives (1, 1, found, 7), a row for each box: image, label (from 1),
-    score, x1, y1, x2, y2, in fractions of the image, the best score first. Nothing found at all: a row of -1 for each
-    image. Each box has the class of the greatest softmax; ``biases`` are widths and heights in cells of the grid.
+    Takes (N, num_box * (5 + num_classes), H, W), or two such grids, and gives (1, 1, found, 7), a row for each box:
+    image, label (from 1), score, x1, y1, x2, y2, in fractions of the image, the best score first. Nothing found at all:
+    a row of -1 for each image. Each box has the class of the greatest softmax; ``biases`` are widths and heights in
+    cells of the grid.
 
     Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
     Differs from Caffe: every image of a batch is treated by itself; the original takes one image.
@@ -47,15 +48,19 @@ class YoloDetectionOutput(Layer):
         self.num_classes, self.anchors = num_classes, anchors
         self.confidence_threshold, self.nms_threshold = confidence_threshold, nms_threshold
 
-    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
-        grid, height, width = cells(x, len(self.anchors))
-        boxes = grid_boxes(grid, height, width, self.anchors, (height, width))
-        score, label = grid[..., 5:].softmax(3).max(3)
-        score = score * grid[..., 4].sigmoid()
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        boxes, scores, labels = [], [], []
+        for one in (x,) if other is None else (x, other):
+            grid, height, width = cells(one, len(self.anchors))
+            score, label = grid[..., 5:].softmax(3).max(3)
+            boxes.append(grid_boxes(grid, height, width, self.anchors, (height, width)).flatten(1, 2))
+            scores.append((score * grid[..., 4].sigmoid()).flatten(1))
+            labels.append(label.flatten(1))
+        box, score, label = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1)
         found = []
         for n in range(x.shape[0]):
             keep = score[n] >= self.confidence_threshold
-            found.append(best_boxes(boxes[n][keep], score[n][keep], label[n][keep], self.nms_threshold))
+            found.append(best_boxes(box[n][keep], score[n][keep], label[n][keep], self.nms_threshold))
         return detection_rows(found, x)
 
     def infer(self, *bottoms: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from caffe_port.signatures.forks import (  # noqa: F401  each declares its types
     resample,
     resize,
     sequence,
+    tensors,
     transform,
     volume,
     yolo,

@@ -53,6 +53,8 @@ def _lrn(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.quantization_param
     if p.precision != "MINIFLOAT":
         raise SpecError(f"precision {p.precision}: Ristretto's LRN rounds to MINIFLOAT only")
+    if layer.lrn_param.norm_region != "ACROSS_CHANNELS":
+        raise SpecError(f"norm_region {layer.lrn_param.norm_region}: Ristretto's LRN goes across channels only")
     return lrn(layer, bottoms)
 
 

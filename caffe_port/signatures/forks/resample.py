@@ -123,9 +123,17 @@ def _bilinear_interpolate(layer: Message, bottoms: Sequence[Shape]) -> Sequence[
 
 
 def _pad(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    """Rows and columns; the fork writes outside of the top where some are negative and others are not."""
-    p, (n, c, *size) = layer.pad_param, bottoms[0]
+    """Rows and columns; the fork writes outside of the top where some are negative and others are not.
+
+    That of Synopsys has two numbers for every axis.
+    """
+    p = layer.pad_param
+    if p.paddings:
+        if len(p.paddings) != 2 * len(bottoms[0]):
+            raise SpecError(f"{len(p.paddings)} paddings; a bottom {bottoms[0]} needs {2 * len(bottoms[0])}")
+        return [tuple(n + sum(p.paddings[2 * k : 2 * k + 2]) for k, n in enumerate(bottoms[0]))]
     expect_images(bottoms)
+    n, c, *size = bottoms[0]
     by_axis = ((p.pad_u, p.pad_d), (p.pad_l, p.pad_r))
     pads = [pad for pair in by_axis for pad in pair]
     if min(pads) < 0 <= max(pads):
@@ -243,7 +251,7 @@ declare(
     message="bilinear_interpolate_param",
     traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD,
 )
-declare("Pad", _pad, message="pad_param", traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD)
+declare("Pad", _pad, message="pad_param", traits=Trait.REARRANGES | Trait.NO_BACKWARD | Trait.NOT_IN_PLACE)
 declare(
     "Unpooling", _unpooling, message="unpooling_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER
 )

@@ -12,7 +12,12 @@ from caffe_port.typing import Shape
 
 
 def _ctc_decoder(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    x, cont = bottoms
+    x = bottoms[0]
+    if len(bottoms) == 1:
+        if len(x) < 3 or set(x[3:]) - {1} or len(layer.top) > 1:
+            raise SpecError(f"expected scores (T, N, C) and one top, got {x} and {len(layer.top)} tops")
+        return [(x[1], x[0], 1, 1)]
+    cont = bottoms[1]
     if len(x) < 3 or math.prod(cont) != x[0] * x[1]:
         raise SpecError(f"expected scores (T, N, C) and cont (T, N), got {x} and {cont}")
     return [(*x[:2], 1, 1), (x[1], 1, 1, 1)][: max(1, len(layer.top))]
@@ -29,7 +34,7 @@ declare(
     "CTCGreedyDecoder",
     _ctc_decoder,
     message="ctc_decoder_param",
-    bottoms=2,
+    bottoms=(1, 2),
     holds=(Holds.NUMBERS, Holds.CONTINUES),
     traits=Trait.WHOLE_LAYER,
 )

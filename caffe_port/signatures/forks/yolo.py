@@ -31,7 +31,8 @@ def _yolo2(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
         raise SpecError(f"coords {p.coords} is not supported, only 4")
     if len(widths_and_heights(p.biases)) != p.num_box:
         raise SpecError(f"{len(p.biases)} biases for {p.num_box} boxes; each needs a width and a height")
-    _check_grid(bottoms[0], p.num_box, p.num_classes)
+    for shape in bottoms:
+        _check_grid(shape, p.num_box, p.num_classes)
     return [(1, 1, 1, 7)]
 
 

@@ -305,7 +305,7 @@ def definition(
             Message("LayerParameter", name=f"{_INPUT}{blob}", type="Input", top=[blob], input_param=parameter)
         )
     for layer in layers:
-        bare = layer.param.copy(include=None, exclude=None, phase=None, blobs=None)
+        bare = layer.param.copy(include=None, exclude=None, phase=None, blobs=None, **dict.fromkeys(layer.implied))
         entries.append(bare.copy(name=layer.name, bottom=list(layer.bottoms)))
     return Message("NetParameter", name=case.spec.name or "net", layer=entries), fed
 

@@ -45,7 +45,7 @@ _ONE_SIDE = _when(_one_side, "OpenCV ignores pad_h without pad_w, and pad_w with
 def _window_padding(layer: Message, bottoms: int) -> str:
     """How OpenCV deviates in the padding of a Convolution or Pooling."""
     param = layer.pooling_param if layer.has("pooling_param") else layer.convolution_param
-    four = any(param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b"))
+    four = any(param.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b", "pad_type"))
     return "OpenCV's schema has no padding of four sides" if four else _ONE_SIDE(layer, bottoms)
 
 
@@ -61,6 +61,15 @@ def _deconvolution(layer: Message, bottoms: int) -> str:
     return "OpenCV ignores the dilation of Deconvolution" if dilated else _ONE_SIDE(layer, bottoms)
 
 
+def _detections_beyond(layer: Message, _bottoms: int) -> str:
+    p = layer.detection_output_param
+    if p.keep_top_k <= 0:
+        return "OpenCV writes beyond its array where keep_top_k does not bound the rows"
+    if p.has("nms_param") and (p.has("top_k") or p.has("nms_threshold")):
+        return "OpenCV prefers top_k and nms_threshold of the layer to those of its nms_param"
+    return ""
+
+
 def _inner_product(layer: Message, _bottoms: int) -> str:
     p = layer.inner_product_param
     given = [name for name in ("transpose", "normalize") if getattr(p, name)]
@@ -73,6 +82,8 @@ def _pooling_window(layer: Message, bottoms: int) -> str:
     strides = [side for name in ("stride", "stride_h", "stride_w") for side in np.ravel(getattr(p, name))]
     if len(layer.top) > 1 and kernels and max(strides) > min(kernels):
         return "OpenCV gives windows beyond the bottom another mask"
+    if p.pool == "AVE_EXC_PAD":
+        return "OpenCV's schema has no AVE_EXC_PAD"
     return _window_padding(layer, bottoms)
 
 
@@ -103,7 +114,12 @@ DEVIATIONS: dict[str, Check] = {
     "BatchNorm": _batch_norm,
     "Convolution": _window_padding,
     "ConvolutionDepthwise": _window_padding,
+    "Correlation": _when(
+        lambda p, _: p.correlation_param.correlation_type != "MULTIPLY",
+        "OpenCV ignores correlation_type and multiplies",
+    ),
     "Deconvolution": _deconvolution,
+    "DetectionOutput": _detections_beyond,
     "Dropout": _when(lambda p, _: not p.dropout_param.scale_train, "OpenCV ignores scale_train: false of Dropout"),
     "InnerProduct": _inner_product,
     "Interp": _when(
@@ -340,7 +356,19 @@ def _slice(entry: Message, layer: LayerSpec, case: Case) -> None:
         entry.set("slice_param", p.copy(axis=axis, slice_dim=None, slice_point=points))
 
 
-_EXPLICIT: dict[str, Callable[[Message, LayerSpec, Case], None]] = {"LRN": _lrn, "Pooling": _pooling, "Slice": _slice}
+def _detection_output(entry: Message, _layer: LayerSpec, _case: Case) -> None:
+    """OpenCV refuses a layer that leaves one of these open."""
+    p = entry.detection_output_param
+    explicit = {name: getattr(p, name) for name in ("share_location", "background_label_id", "code_type")}
+    entry.set("detection_output_param", p.copy(**explicit))
+
+
+_EXPLICIT: dict[str, Callable[[Message, LayerSpec, Case], None]] = {
+    "DetectionOutput": _detection_output,
+    "LRN": _lrn,
+    "Pooling": _pooling,
+    "Slice": _slice,
+}
 
 
 def _cv2() -> Any:

@@ -134,7 +134,6 @@ ARCHITECTURES = {
                 "Eltwise": "of one bottom, as FlowNet's fork allows",
                 "Resample": "OpenCV aligns the corners of pixels, FlowNet their centres",
             },
-            uncompared=("Resample",),
             unread="inputs.size() >= 2",
         ),
         Architecture(
@@ -164,7 +163,6 @@ ARCHITECTURES = {
             {"TEST": 50_655_389},
             loss=False,
             elsewhere={"YoloDetectionOutput": "a fork's"},
-            uncompared=("YoloDetectionOutput",),
             unread='of type "YoloDetectionOutput"',
         ),
         Architecture(

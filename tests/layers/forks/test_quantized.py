@@ -101,10 +101,15 @@ def test_powers_of_two_leave_data_and_bias_alone():
     torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, weight, layer.bias))
 
 
-def test_lrn_rounds_to_minifloat_only():
-    x = random(2, 3, 5, 6)
-    layer = build("LRNRistretto", "quantization_param { precision: MINIFLOAT mant_bits: 4 exp_bits: 5 }", x.shape)
-    bits = ("float", 4, 5)
-    assert torch.equal(layer(x), rounded(build("LRN", "", x.shape)(rounded(x, bits)), bits))
+def test_lrn_rounds_every_number_to_minifloat_only():
+    x = torch.tensor([[1.0, 3, 5]]).reshape(1, 3, 1, 1)
+    text = "lrn_param { local_size: 3 alpha: 3 beta: 1 } quantization_param { precision: MINIFLOAT mant_bits: 2 }"
+    layer = build("LRNRistretto", text, x.shape)
+    # Squares 1, 10, 24; sums 12, 40, 40 (40 - 1); scales 14, 40, 40; their powers 5 / 64, 3 / 128, 3 / 128.
+    got = layer(x).flatten().tolist()
+    assert got == [5 / 64, 5 / 64, 1 / 8]
+    assert layer.train()(x).flatten().tolist() == got
+    with pytest.raises(SpecError, match="across channels only"):
+        build("LRNRistretto", text.replace("local", "norm_region: WITHIN_CHANNEL local"), x.shape)
     with pytest.raises(SpecError, match="MINIFLOAT only"):
         build("LRNRistretto", "", x.shape)

@@ -164,20 +164,13 @@ def test_roi_warping_is_mncs_kernel():
     for r, c, ph, pw in np.ndindex(want.shape):
         plane = x[int(rois[r, 0]), c].double().numpy()
         x1, y1, x2, y2 = (math.floor(v * 0.1 + 0.5) for v in rois[r, 1:].tolist())
-        height, width = max(y2 - y1, 0), max(x2 - x1, 0)
-        steps = [math.ceil(height / 3), math.ceil(width / 2)]
-        best = -math.inf
-        for a in range(steps[0] + 1):
-            for b in range(steps[1] + 1):
-                y = y1 + (ph + (a / steps[0] if steps[0] else 0)) * height / 3
-                z = x1 + (pw + (b / steps[1] if steps[1] else 0)) * width / 2
-                if -0.5 <= y <= 8.5 and -0.5 <= z <= 10.5:
-                    y, z = min(max(y, 0), 8), min(max(z, 0), 10)
-                    top, left = min(int(y), 7), min(int(z), 9)
-                    u, v = y - top, z - left
-                    patch = plane[top : top + 2, left : left + 2]
-                    best = max(best, float(np.array([1 - u, u]) @ patch @ np.array([1 - v, v])))
-        want[r, c, ph, pw] = best if best > -math.inf else 0
+        y = y1 + ph * max(y2 - y1, 0) / 3
+        z = x1 + pw * max(x2 - x1, 0) / 2
+        if -0.5 <= y <= 8.5 and -0.5 <= z <= 10.5:
+            y, z = min(max(y, 0), 8), min(max(z, 0), 10)
+            top, left = min(int(y), 7), min(int(z), 9)
+            u, v = y - top, z - left
+            want[r, c, ph, pw] = np.array([1 - u, u]) @ plane[top : top + 2, left : left + 2] @ np.array([1 - v, v])
     np.testing.assert_allclose(layer(x, rois).numpy(), want, rtol=1e-4, atol=1e-5)
 
 
@@ -217,23 +210,24 @@ def test_box_output_is_ms_cnns_loop():
     assert nothing[0].tolist() == [[0, 1, 1, 10, 10]]
 
 
-def test_peaks_are_greater_than_their_neighbours():
-    x = random(2, 4, 6, 7)
-    y = build("Nms", "nms_param { num_parts: 3 max_peaks: 4 threshold: 0.3 }", x.shape)(x)
-    assert y.shape == (2, 3, 5, 3)
-    for n, c in np.ndindex(2, 3):
-        wide = np.pad(x[n, c].numpy(), 1)
-        peaks = [
-            [j, i, wide[i + 1, j + 1]]
-            for i, j in np.ndindex(6, 7)
-            if wide[i + 1, j + 1] > 0.3
-            and all(
-                wide[i + 1, j + 1] > wide[a, b] for a, b in ((i, j + 1), (i + 2, j + 1), (i + 1, j), (i + 1, j + 2))
-            )
-        ]
-        assert y[n, c, 0].tolist() == [min(len(peaks), 4), 0, 0]
-        np.testing.assert_allclose(y[n, c, 1 : 1 + len(peaks)].numpy(), np.array(peaks[:4]).reshape(-1, 3), rtol=1e-6)
-        assert not y[n, c, 1 + len(peaks) :].any()
+def test_peaks_are_greater_than_their_eight_neighbors():
+    maps = torch.zeros(1, 3, 6, 7)
+    maps[0, 0, 2, 3], maps[0, 0, 2, 5], maps[0, 0, 0, 1] = 2.0, 0.5, 9.0  # the last one is on the border
+    maps[0, 1, 3, 3], maps[0, 1, 4, 4] = 1.0, 1.5  # a diagonal neighbor
+    layer = build("Nms", "nms_param { num_parts: 2 max_peaks: 2 threshold: 0.3 }", maps.shape)
+    first, second = layer(maps)[0]
+    # Two peaks, each drawn to the other; row 0 does not count.
+    between = (2 * 3 + 0.5 * 5) / 2.5
+    np.testing.assert_allclose(first, [[2, 0, 0], [between, 2, 2], [between, 2, 0.5]], rtol=1e-6)
+    center = (3 + 1.5 * 4) / 2.5
+    np.testing.assert_allclose(second, [[1, 0, 0], [center, center, 1.5], [0, 0, 0]], rtol=1e-6)
+
+
+def test_the_center_of_a_peak_reads_the_rows_that_follow_the_map():
+    maps = torch.zeros(1, 3, 5, 9)
+    maps[0, 0, 3, 4], maps[0, 1, 1, 4] = 1.0, 3.0
+    layer = build("Nms", "nms_param { num_parts: 2 max_peaks: 1 threshold: 0.3 }", maps.shape)
+    assert layer(maps)[0, 0, 1].tolist() == [4, (3 + 3 * 6) / 4, 1]  # row 1 of the next map is row 6 of this one
 
 
 @pytest.mark.parametrize(

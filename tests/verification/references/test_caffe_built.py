@@ -72,8 +72,18 @@ def test_a_file_of_2014(caffe: Path, tmp_path: Path) -> None:
     assert not [row for row in report.rows if row.by]
 
 
-def test_a_failed_check(caffe: Path) -> None:
-    with pytest.raises(CaffePortError, match=r"at layer 't1': Top blob 'x' produced by multiple sources\. \(net\.cpp"):
+def test_a_failed_check(caffe: Path, tmp_path: Path) -> None:
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
+        'layer { name: "o" type: "Eltwise" bottom: "x" top: "o" }'
+    )
+    with pytest.raises(CaffePortError, match=r"at layer 'o': Check failed: .*takes at least 2 bottom.* \(layer\.hpp"):
+        verify(net, against="caffe")
+
+
+def test_what_caffe_refuses_is_refused_in_its_words() -> None:
+    with pytest.raises(CaffePortError, match=r"overwrites 'x'.*\n.*Top blob 'x' produced by multiple sources"):
         verify(CASES / "fatal_message/net_two_inplace_consumers.prototxt", against="caffe")
 
 
@@ -84,6 +94,16 @@ def test_a_type_of_another_fork_is_compared_with_opencv(caffe: Path, golden: Pat
     (row,) = report.rows
     assert row.note == f"{CAFFE} has no layer Swish: compared with OpenCV"
     assert verdict(report).startswith("PASSED: all 1 compared tops agree with OpenCV 4.")
+
+
+def test_what_the_file_leaves_to_other_layers_is_left_to_caffe(caffe: Path) -> None:
+    """A Crop without crop_param: Caffe 1.0 takes offset 0, forks before it what the layers before it imply."""
+    report = verify(CASES / "crop_without_param/net.prototxt", against="caffe")
+    assert not report.passed
+    (row,) = report.broken
+    assert row.layer == "crop"
+    assert row.cause == "the file has no crop_param: Caffe takes its default, the net what the layers before it imply"
+    assert any("Caffe 1.0 itself uses 0" in note for note in report.notes)
 
 
 def test_equal_names(caffe: Path) -> None:

@@ -7,26 +7,54 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from caffe_port.signatures.signature import SIGNATURES, Trait
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas import (
     detection,
     elementwise,
+    faces,
+    flow,
     forks,
     linear,
     losses,
+    quantized,
     recurrent,
+    regions,
     resample,
     shape,
+    sizes,
     spatial,
+    tensors,
 )
 from caffe_port.verification.references.numpy_formulas.formulas import FORMULAS, Layer
 from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
 
-__all__ = ["FORMULAS", "Layer", "NumPyReference", "compute"]
+__all__ = ["FORMULAS", "Layer", "NumPyReference", "compute", "computes"]
 
 # imported because that registers the formulas
-_FAMILIES = (detection, elementwise, forks, linear, losses, recurrent, resample, shape, spatial)
+_FAMILIES = (
+    detection,
+    elementwise,
+    faces,
+    flow,
+    forks,
+    linear,
+    losses,
+    quantized,
+    recurrent,
+    regions,
+    resample,
+    shape,
+    sizes,
+    spatial,
+    tensors,
+)
+
+# A record's aliases mean the same layer.
+for _type, _signature in SIGNATURES.items():
+    if _signature.type in FORMULAS:
+        FORMULAS.setdefault(_type, FORMULAS[_signature.type])
 
 
 @dataclass(frozen=True)
@@ -81,3 +109,11 @@ def compute(
         return None, f"the formula fails: {str(error)[:120]}"
     tops = (made,) if isinstance(made, np.ndarray) else tuple(made)
     return tuple(np.asarray(top, np.float64) for top in tops), ""
+
+
+def computes(type_: str) -> bool:
+    """Whether a formula is needed to verify a registered type: no source of inputs, no sink, and not one that stands
+    for code that is not known (losses of forks, Python).
+    """
+    exempt = Trait.SOURCE, Trait.SINK, Trait.OTHERS, Trait.FOREIGN
+    return not any(map(SIGNATURES[type_].has, exempt))

@@ -35,7 +35,8 @@ def prior_box(layer: Layer) -> Result:
 
     Sources: prior_box_layer.cpp (SSD, OpenCV; TextBoxes++: every box again at the lower edge of its cell), OpenVINO.
     """
-    p = layer.param.prior_box_param
+    own = layer.param
+    p = own.prior_box_clustered_param if own.has("prior_box_clustered_param") else own.prior_box_param
     unknown = ("offset_h", "offset_w", "fixed_size", "fixed_ratio", "density")
     if any(p.has(name) for name in unknown):
         raise NotImplementedError("a PriorBox of another fork")
@@ -53,7 +54,7 @@ def prior_box(layer: Layer) -> Result:
     for row, column in itertools.product(*map(range, cells)):
         y, x = (row + p.offset) * step[0], (column + p.offset) * step[1]
         for width, height in _sizes(p):
-            for down in (0, step[0] * (1 - p.offset)) if p.denser_prior_boxes else (0,):
+            for down in (0, step[0] * (1 - p.offset)) if p.has("denser_prior_boxes") and p.denser_prior_boxes else (0,):
                 corners.append([x - width / 2, y + down - height / 2, x + width / 2, y + down + height / 2])
     boxes = np.array(corners) / [image[1], image[0], image[1], image[0]]
     variance = np.broadcast_to(list(p.variance) or [0.1], boxes.shape)
@@ -329,11 +330,13 @@ def psroi_pooling(layer: Layer) -> Result:
     count = p.group_size
     channels = x.reshape(len(x), p.output_dim, count, count, *x.shape[2:])
     top = np.zeros((len(rois), p.output_dim, count, count))
+    single = np.float32  # as the source: an edge that is a whole number in exact arithmetic is rounded to a side
     for r, roi in enumerate(rois):
-        start = _half_away(roi[1:3]) * p.spatial_scale
-        side = np.maximum((_half_away(roi[3:]) + 1) * p.spatial_scale - start, 0.1) / count
+        start = _half_away(roi[1:3]).astype(single) * single(p.spatial_scale)
+        end = (_half_away(roi[3:]) + 1).astype(single) * single(p.spatial_scale)
+        side = np.maximum(end - start, single(0.1)) / single(count)
         for row, column in np.ndindex(count, count):
-            at = np.array([column, row])
+            at = np.array([column, row], single)
             first = np.floor(at * side + start).clip(0, x.shape[:1:-1]).astype(int)
             last = np.ceil((at + 1) * side + start).clip(0, x.shape[:1:-1]).astype(int)
             window = channels[int(roi[0]), :, row, column, first[1] : last[1], first[0] : last[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -200,26 +201,6 @@ def upsampling(layer: Layer) -> Result:
     return y
 
 
-@formula("Resize")
-def resize(layer: Layer) -> Result:
-    """Pixel i lies at i old / new, between four pixels, of which those beyond the edge count 0. Source: util_img.cpp
-    (bearpaw/caffe, brocolli-caffe).
-    """
-    p, x = layer.param.resize_param, layer.x
-    if p.has("zoom") or p.has("zoom_h") or p.has("inter"):
-        raise NotImplementedError("a Resize by OpenCV")
-    scales = (p.out_height_scale, p.out_width_scale) if p.is_pyramid_test else None
-    for axis, size in ((2, p.height), (3, p.width)):
-        old = x.shape[axis]
-        new = int(np.float32(scales[axis - 2]) * np.float32(old)) if scales is not None else size
-        place = np.arange(new) * old / new
-        low = np.floor(place).astype(int)
-        share = (place - low).reshape(-1, *[1] * (3 - axis))
-        beyond = np.concatenate([x, np.zeros_like(x.take([0], axis))], axis)
-        x = (1 - share) * beyond.take(low, axis) + share * beyond.take(low + 1, axis)
-    return x
-
-
 @formula("MaskResize")
 def mask_resize(layer: Layer) -> Result:
     """Pixel i is at i * old / new; 0 more than half a pixel after the last. Source: mask_resize_layer.cu (MNC)."""
@@ -285,11 +266,15 @@ def reverse_time(layer: Layer) -> Result:
 
 @formula("CTCGreedyDecoder")
 def ctc_greedy_decoder(layer: Layer) -> Result:
-    """The best classes, without repetitions and blanks. Source: ctc_decoder_layer.cpp (ChWick)."""
+    """The best classes, without repetitions and blanks. Source: ctc_decoder_layer.cpp (ChWick; caffe_ocr's has the top
+    (N, T), and blank 0 by default, where there is no second bottom).
+    """
     p, x = layer.param.ctc_decoder_param, layer.x
     x = x.reshape(*x.shape[:2], -1)
-    going_on = layer.bottoms[1].reshape(x.shape[:2])
-    blank = p.blank_index if p.blank_index >= 0 else x.shape[2] - 1
+    alone = len(layer.bottoms) == 1
+    going_on = np.ones(x.shape[:2]) if alone else layer.bottoms[1].reshape(x.shape[:2])
+    blank = 0 if alone and not p.has("blank_index") else p.blank_index
+    blank = x.shape[2] - 1 if blank < 0 else blank
     sequences, scores = np.full(x.shape[:2], -1.0), np.zeros(x.shape[1])
     for stream in range(x.shape[1]):
         previous, length = -1, 0
@@ -302,6 +287,8 @@ def ctc_greedy_decoder(layer: Layer) -> Result:
                 sequences[length, stream] = best
                 length += 1
             previous = best
+    if alone:
+        return sequences.T[..., None, None]
     return [sequences[..., None, None], scores.reshape(-1, 1, 1, 1)][: layer.tops]
 
 
@@ -321,18 +308,22 @@ def _sides(p: Message, field: str, default: int) -> tuple[int, ...]:
 def convolution3d(layer: Layer) -> Result:
     """One product per kernel offset; filter_group has no effect. Source: convolution3d_layer.cpp (C3D)."""
     own = layer.param
-    p, x = own.convolution3d_param if own.has("convolution3d_param") else own.convolution_param, layer.x
+    p = own.convolution3d_param if own.has("convolution3d_param") else own.convolution_param
+    return [_convolve_3d(p, x, layer.blobs) for x in layer.bottoms]
+
+
+def _convolve_3d(p: Message, x: Array, blobs: Sequence[Array]) -> Array:
     kernel, stride, pad = _sides(p, "kernel_size", 1), _sides(p, "stride", 1), _sides(p, "pad", 0)
     x = np.pad(x, [(0, 0), (0, 0), *((n, n) for n in pad)])
     out = [(n - k) // s + 1 for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
-    weight = layer.blobs[0].reshape(p.num_output, x.shape[1], *kernel)
+    weight = blobs[0].reshape(p.num_output, x.shape[1], *kernel)
     y = np.zeros((x.shape[0], p.num_output, *out))
     for offset in itertools.product(*(range(k) for k in kernel)):
         steps = (slice(o, o + s * (n - 1) + 1, s) for o, s, n in zip(offset, stride, out, strict=True))
         y += np.einsum(
             "oc,ncdhw->nodhw", weight[:, :, offset[0], offset[1], offset[2]], x[(slice(None), slice(None), *steps)]
         )
-    return y + (layer.blobs[1].reshape(-1, 1, 1, 1) if p.bias_term else 0)
+    return np.asarray(y + (blobs[1].reshape(-1, 1, 1, 1) if p.bias_term else 0))
 
 
 @formula("Pooling3D")

@@ -118,7 +118,7 @@ def bn(layer: Layer) -> Result:
 @formula("MVN")
 def mvn(layer: Layer) -> Result:
     """(x - mean) / (standard deviation + eps), over a plane or a whole item. Source: mvn_layer.cpp."""
-    p, x = layer.param.mvn_param, layer.x
+    p, x = layer.param.mvn_param, layer.x.reshape(layer.x.shape + (1,) * (4 - layer.x.ndim))
     axes = tuple(range(1 if p.across_channels else 2, x.ndim))
     centered = x - x.mean(axes, keepdims=True)
     if not p.normalize_variance:

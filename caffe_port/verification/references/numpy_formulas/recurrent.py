@@ -66,3 +66,41 @@ def rnn(layer: Layer) -> Result:
         hidden = np.tanh((k * hidden) @ recurrent.T + x[t].reshape(n, -1) @ weight.T + constant)
         tops.append(np.tanh(hidden @ out.T + out_bias))
     return [np.stack(tops), *([hidden[None]] if p.expose_hidden else [])]
+
+
+@formula("Lstm")
+def lstm_of_ocr(layer: Layer) -> Result:
+    """Gates i, f, o, g of W_x x + b + W_h h; a forward begins with zeros. Sources: lstm_layer.cpp (caffe-lstm, CTPN).
+
+    Where there is a second bottom, the source goes on from the end of the forward before.
+    """
+    p, x = layer.param.lstm_param, layer.x
+    streams = p.batch_size if x.ndim == 2 or p.has("batch_size") else x.shape[1]
+    steps = x.reshape(-1, streams, layer.blobs[0].reshape(4 * p.num_output, -1).shape[1])
+    keep = np.ones(steps.shape[:2])
+    keep[0] = 0
+    if len(layer.bottoms) > 1:
+        keep = layer.bottoms[1].reshape(keep.shape)
+    weight, recurrent = (blob.reshape(4 * p.num_output, -1) for blob in layer.blobs[:2])
+    hidden = cell = np.zeros((streams, p.num_output))
+    tops = []
+    for now, go_on in zip(steps, keep != 0, strict=True):
+        gates = now @ weight.T + layer.blobs[2].reshape(-1) + go_on[:, None] * (hidden @ recurrent.T)
+        cell, hidden = _lstm_unit(gates, cell, go_on[:, None])
+        tops.append(hidden)
+    top = np.stack(tops)
+    return top.reshape(-1, p.num_output) if x.shape[:2] != steps.shape[:2] else top
+
+
+@formula("ContinuationIndicator")
+def continuation_indicator(layer: Layer) -> Result:
+    """0 at the first step, then 1.
+
+    Source: continuation_indicator_layer.cpp (intel/caffe; of CC4.0 and video-caffe where there is a bottom).
+    """
+    p, x = layer.param.continuation_indicator_param, layer.bottoms[0] if layer.bottoms else None
+    flags = x is not None and x.size == p.batch_size
+    y = np.ones((p.time_step, p.batch_size if x is None or flags else x.shape[0]))
+    if not p.flag:
+        y[0] = np.abs(x.reshape(-1) - 1) <= 0.01 if flags and x is not None else 0
+    return y

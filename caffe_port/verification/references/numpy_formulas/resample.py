@@ -110,8 +110,12 @@ def bilinear_interpolate(layer: Layer) -> Result:
 
 @formula("Pad")
 def pad(layer: Layer) -> Result:
-    """Rows and columns of a constant, of the edge, or mirrored; negative ones are cut off. Source: pad_layer.cpp."""
+    """Rows and columns of a constant, of the edge, or mirrored; negative ones are cut off. Source: pad_layer.cpp, of
+    synopsys-caffe for ``paddings``.
+    """
     p, x = layer.param.pad_param, layer.x
+    if p.paddings:
+        return np.pad(x, np.reshape(list(p.paddings), (-1, 2)), constant_values=p.constant_values)
     if min(p.pad_u, p.pad_d, p.pad_l, p.pad_r) < 0:
         return x[:, :, -p.pad_u : p.pad_d, -p.pad_l : p.pad_r]
     width = ((0, 0), (0, 0), (p.pad_u, p.pad_d), (p.pad_l, p.pad_r))
@@ -125,6 +129,8 @@ def reorg(layer: Layer) -> Result:
     """darknet's reorg_cpu, index by index, with its order of channels. Source: reorg_layer.cpp (YOLO v2)."""
     p, x = layer.param.reorg_yolo_param if layer.param.type == "ReorgYolo" else layer.param.reorg_param, layer.x
     stride, reverse = p.stride or 2, p.has("reverse") and p.reverse
+    if layer.param.type == "PassThrough":
+        stride, reverse = layer.param.pass_through_param.block_height or 2, False
     n, c, h, w = x.shape
     b, k, j, i = np.indices(x.shape)
     planes = c // stride**2

@@ -151,7 +151,10 @@ def parameter(layer: Layer) -> Result:
 def dummy_data(layer: Layer) -> Result:
     """Constant tops. Source: dummy_data_layer.cpp."""
     p = layer.param.dummy_data_param
-    shapes = [tuple(s.dim) for s in p.shape] or list(zip(p.num, p.channels, p.height, p.width, strict=True))
+    shapes = [tuple(s.dim) for s in p.shape] or [
+        tuple(side[k] if len(side) > 1 else side[0] for side in (p.num, p.channels, p.height, p.width))
+        for k in range(layer.tops)
+    ]
     fillers = [(f.type, f.value) for f in p.data_filler] or [("constant", 0.0)]
     if any(kind != "constant" for kind, _ in fillers):
         raise NotImplementedError("a random layer")

@@ -11,6 +11,7 @@ import numpy as np
 
 from caffe_port.formats.message import Message
 from caffe_port.typing import Array
+from caffe_port.verification.references.numpy_formulas.forks import pooling3d
 from caffe_port.verification.references.numpy_formulas.formulas import FLT_MAX, Layer, Result, formula, given, spatial
 
 Sides = tuple[int, ...]
@@ -29,9 +30,20 @@ def _windows(p: Message, count: int) -> tuple[Sides, Sides, Sides, Sides]:
 
 def _bordered(p: Message, x: Array) -> Array:
     """The image with zeros around it, where each side has a number of its own. Source: synopsys-caffe."""
+    if p.pad_type == 1:
+        (top, below), (left, right) = _same(p, x)
+        return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(top, below), (left, right)])
     if not any(p.has(name) for name in ("pad_r", "pad_t", "pad_b")):
         return x
     return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(p.pad_t, p.pad_b), (p.pad_l, p.pad_r)])
+
+
+def _same(p: Message, x: Array) -> list[Sides]:
+    """TensorFlow's padding before and after both sides: ceil(n / s) windows, the odd pixel after. Source: as above."""
+    kernel = spatial(p.kernel_size, given(p, "kernel_h"), given(p, "kernel_w"), 2, 1)
+    stride = spatial(p.stride, given(p, "stride_h"), given(p, "stride_w"), 2, 1)
+    missing = [max((math.ceil(n / s) - 1) * s + k - n, 0) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+    return [(n // 2, math.ceil(n / 2)) for n in missing]
 
 
 def _shaped(p: Message, word: str) -> list[int]:
@@ -60,7 +72,7 @@ def _last(*sides: Any) -> Any:
 def convolution(layer: Layer) -> Result:
     """y[o] = b[o] + sum over i, k of W[o, i, k] x[i, s * position + d * k - pad]. Source: base_conv_layer.cpp."""
     p = layer.param.convolution_param
-    if layer.param.type != "Convolution":  # depthwise types may omit both; ShuffleNet's fork reads neither
+    if layer.param.type not in ("Convolution", "NdConvolution"):  # depthwise: may omit both; ShuffleNet reads neither
         channels, reads = layer.x.shape[p.axis], layer.param.type != "ConvolutionDepthwise"
         p = p.copy(**{name: channels for name in ("num_output", "group") if not (reads and p.has(name))})
     return [_convolve(p, x, layer.blobs) for x in layer.bottoms]
@@ -127,17 +139,21 @@ def im2col(layer: Layer) -> Result:
     return np.stack(columns, axis=2).reshape(x.shape[0], -1, *out)
 
 
-def pool(x: Array, how: str, kernel: Sides, stride: Sides, pad: Sides, ceil: bool = True) -> tuple[Array, Array]:
+def pool(
+    x: Array, how: str, kernel: Sides, stride: Sides, pad: Sides, ceil: bool = True, end: Sides | None = None
+) -> tuple[Array, Array]:
     """The pooled values and, for MAX, the index of each within its plane (-1 for an empty window).
 
     Windows may extend beyond the right and bottom edges; if there is padding, a last window that would start beyond the
-    image and its padding is dropped. AVE divides by the window clipped to the padded image. Source: pooling_layer.cpp.
+    image and its padding is dropped. AVE divides by the window clipped to the padded image, AVE_EXC_PAD by what is left
+    of it in the image. ``end`` is the padding below and on the right, where it is another. Source: pooling_layer.cpp,
+    and that of synopsys-caffe for what 1.0 does not have.
     """
-    sides = x.shape[2:]
+    sides, end = x.shape[2:], pad if end is None else end
     out = []
-    for n, k, s, q in zip(sides, kernel, stride, pad, strict=True):
-        count = (math.ceil((n + 2 * q - k) / s) if ceil else (n + 2 * q - k) // s) + 1
-        out.append(count - 1 if any(pad) and (count - 1) * s >= n + q else count)
+    for n, k, s, q, r in zip(sides, kernel, stride, pad, end, strict=True):
+        count = (math.ceil((n + q + r - k) / s) if ceil else (n + q + r - k) // s) + 1
+        out.append(count - 1 if any(pad + end) and (count - 1) * s >= n + q else count)
     starts = [[i * s - q for i in range(m)] for m, s, q in zip(out, stride, pad, strict=True)]
     y = np.zeros((*x.shape[:2], *out))
     index = np.full(y.shape, -1.0)
@@ -146,9 +162,11 @@ def pool(x: Array, how: str, kernel: Sides, stride: Sides, pad: Sides, ceil: boo
             rows = slice(max(top, 0), min(top + kernel[0], sides[0]))
             columns = slice(max(left, 0), min(left + kernel[1], sides[1]))
             window = x[:, :, rows, columns]
-            if how == "AVE":
-                height = min(top + kernel[0], sides[0] + pad[0]) - top
-                width = min(left + kernel[1], sides[1] + pad[1]) - left
+            if how == "AVE_EXC_PAD":
+                y[:, :, i, j] = window.mean(axis=(2, 3))
+            elif how == "AVE":
+                height = min(top + kernel[0], sides[0] + end[0]) - top
+                width = min(left + kernel[1], sides[1] + end[1]) - left
                 with np.errstate(invalid="ignore", divide="ignore"):
                     y[:, :, i, j] = window.sum(axis=(2, 3)) / np.float64(height * width)
             elif window.size == 0:
@@ -164,7 +182,9 @@ def pool(x: Array, how: str, kernel: Sides, stride: Sides, pad: Sides, ceil: boo
 
 @formula("Pooling")
 def pooling(layer: Layer) -> Result:
-    """Maximum or mean over windows, and the mask. Source: pooling_layer.cpp."""
+    """Maximum or mean over windows, and the mask. Source: pooling_layer.cpp; of volumes as in C3D."""
+    if layer.x.ndim == 5:
+        return pooling3d(layer)
     p, x = layer.param.pooling_param, layer.x
     if p.pool == "STOCHASTIC":
         raise NotImplementedError("stochastic pooling")
@@ -172,13 +192,17 @@ def pooling(layer: Layer) -> Result:
         kernel: Sides = x.shape[2:]
         stride: Sides = (1, 1)
         pad: Sides = (0, 0)
+        end: Sides = pad
     else:
         kernel = spatial(p.kernel_size, given(p, "kernel_h"), given(p, "kernel_w"), 2, 1)
         stride = spatial(p.stride, given(p, "stride_h"), given(p, "stride_w"), 2, 1)
-        pad = spatial(p.pad, given(p, "pad_h"), given(p, "pad_w"), 2, 0)
-        if p.has("pad_t") or p.has("pad_l"):  # Synopsys' fork; equal on opposite sides
-            pad = (p.pad_t, p.pad_l)
-    y, index = pool(x, p.pool, kernel, stride, pad, p.round_mode == "CEIL" and p.ceil_mode and not p.round_below)
+        pad = end = spatial(p.pad, given(p, "pad_h"), given(p, "pad_w"), 2, 0)
+        if p.pad_type == 1:
+            pad, end = zip(*_same(p, x), strict=True)
+        elif any(p.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b")):
+            pad, end = (p.pad_t, p.pad_l), (p.pad_b, p.pad_r)
+    ceil = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below and p.pad_type != 1
+    y, index = pool(x, p.pool, kernel, stride, pad, ceil, end)
     return [y, index][: layer.tops]
 
 
@@ -186,6 +210,8 @@ def pooling(layer: Layer) -> Result:
 def spatial_pyramid(layer: Layer) -> Result:
     """Pools into 1, 2 x 2, 4 x 4, ... bins and concatenates them. Source: spp_layer.cpp."""
     p, x = layer.param.spp_param, layer.x
+    if p.pyramid_height == 1:  # the top of the pooling, with its axes
+        return pool(x, p.pool, x.shape[2:], x.shape[2:], (0, 0))[0]
     parts = []
     for level in range(p.pyramid_height):
         bins = 2**level
@@ -193,6 +219,21 @@ def spatial_pyramid(layer: Layer) -> Result:
         pad = tuple((k * bins - n + 1) // 2 for k, n in zip(kernel, x.shape[2:], strict=True))
         parts.append(pool(x, p.pool, kernel, kernel, pad)[0].reshape(x.shape[0], -1))
     return np.concatenate(parts, axis=1)
+
+
+@formula("GRIDPooling")
+def grid_pooling(layer: Layer) -> Result:
+    """The maximum of each bin, from the floor of its first edge to the ceiling of its last one.
+
+    Source: grid_pooling_layer.cpp (JiajianZeng/caffe-face-attributes).
+    """
+    p, x = layer.param.grid_pooling_param, layer.x
+    for axis, bins in ((2, p.pooled_h), (3, p.pooled_w)):
+        step = np.float32(x.shape[axis]) / np.float32(bins)
+        edges = [(math.floor(np.float32(k) * step), math.ceil(np.float32(k + 1) * step)) for k in range(bins)]
+        cut = [x.take(range(first, min(last, x.shape[axis])), axis) for first, last in edges]
+        x = np.stack([part.max(axis) for part in cut], axis)
+    return x
 
 
 @formula("LRN")

@@ -1,0 +1,287 @@
+"""What is read at places between pixels, and boxes of grids: loops over regions, as in the sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from caffe_port.typing import Array
+from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula, given, spatial
+
+# -- between pixels -----------------------------------------------------------------------------------------------
+
+
+def _between(image: Array, y: float, x: float) -> Array:
+    """The four pixels around a place within an image (C, H, W); beyond the middle of the last ones, they count."""
+    places = []
+    for at, size in zip((y, x), image.shape[1:], strict=True):
+        at = max(at, 0.0)
+        low = int(at)
+        if low >= size - 1:
+            low, at = size - 1, float(size - 1)
+        places.append((low, min(low + 1, size - 1), at - low))
+    (upper, lower, b), (left, right, a) = places
+    above = (1 - a) * image[:, upper, left] + a * image[:, upper, right]
+    below = (1 - a) * image[:, lower, left] + a * image[:, lower, right]
+    return np.asarray((1 - b) * above + b * below)
+
+
+def _regions(layer: Layer) -> Array:
+    return layer.bottoms[1].reshape(len(layer.bottoms[1]), -1)[:, :5]
+
+
+@formula("ROIAlign")
+def roi_align(layer: Layer) -> Result:
+    """The mean of samples within every bin. Sources: Mask R-CNN's operator; Ascend's documentation of roi_end_mode."""
+    own = layer.param.has("roi_align_param")
+    p, x = layer.param.roi_align_param if own else layer.param.roi_pooling_param, layer.x
+    end, samples = (p.roi_end_mode, p.sampling_ratio) if own else (0, 0)
+    size = (p.pooled_h, p.pooled_w)
+    if end not in (0, 1) or not all(size):
+        raise NotImplementedError("a ROIAlign of another fork")
+    regions = _regions(layer)
+    top = np.zeros((len(regions), x.shape[1], *size))
+    for r, (image, *corners) in enumerate(regions):
+        x1, y1, x2, y2 = (corner * p.spatial_scale for corner in corners)
+        first = (y1, x1)
+        sides = [max(e - s + end * p.spatial_scale, 1.0) for s, e in ((y1, y2), (x1, x2))]
+        grid = [samples if samples > 0 else math.ceil(side / bins) for side, bins in zip(sides, size, strict=True)]
+        for row, column in np.ndindex(*size):
+            total = np.zeros(x.shape[1])
+            for k in np.ndindex(*grid):
+                at = [
+                    f + (cell + (i + 0.5) / n) * side / bins
+                    for f, cell, i, n, side, bins in zip(first, (row, column), k, grid, sides, size, strict=True)
+                ]
+                if all(-1 <= place <= n for place, n in zip(at, x.shape[2:], strict=True)):
+                    total += _between(x[int(image)], *at)
+            top[r, :, row, column] = total / max(math.prod(grid), 1)
+    return top
+
+
+@formula("ROIWarping")
+def roi_warping(layer: Layer) -> Result:
+    """The value at the upper left corner of every bin. Source: roi_warping_layer.cu (caffe-mnc, as MNC pins it)."""
+    p, x, regions = layer.param.roi_warping_param, layer.x, _regions(layer)
+    size = (p.pooled_h, p.pooled_w)
+    top = np.zeros((len(regions), x.shape[1], *size))
+    for r, (image, *corners) in enumerate(regions):
+        x1, y1, x2, y2 = (math.copysign(math.floor(abs(c * p.spatial_scale) + 0.5), c) for c in corners)
+        for row, column in np.ndindex(*size):
+            y = y1 + row * max(y2 - y1, 0) / size[0]
+            at = x1 + column * max(x2 - x1, 0) / size[1]
+            if -0.5 <= y <= x.shape[2] - 0.5 and -0.5 <= at <= x.shape[3] - 0.5:
+                top[r, :, row, column] = _between(x[int(image)], y, at)
+    return top
+
+
+@formula("DeformableConvolution")
+def deformable_convolution(layer: Layer) -> Result:
+    """A convolution whose taps are moved; one that leaves the image is 0. Source: deformable_im2col.cu (unsky/
+    Deformable-ConvNets-caffe; MXNet's, by the authors).
+    """
+    p, (x, offset) = layer.param.deformable_convolution_param, layer.bottoms
+    kernel = spatial(p.kernel_size, given(p, "kernel_h"), given(p, "kernel_w"), 2, 1)
+    stride = spatial(p.stride, given(p, "stride_h"), given(p, "stride_w"), 2, 1)
+    pad = spatial(p.pad, given(p, "pad_h"), given(p, "pad_w"), 2, 0)
+    dilation = spatial(p.dilation, None, None, 2, 1)
+    (n, channels, height, width), out = x.shape, offset.shape[2:]
+    moved = offset.reshape(n, p.deformable_group, kernel[0] * kernel[1], 2, *out)
+    each = channels // p.deformable_group
+    columns = np.zeros((n, channels, kernel[0] * kernel[1], *out))
+    for image, group, tap, row, column in np.ndindex(n, p.deformable_group, kernel[0] * kernel[1], *out):
+        i, j = divmod(tap, kernel[1])
+        down, right = moved[image, group, tap, :, row, column]
+        y = row * stride[0] - pad[0] + i * dilation[0] + down
+        at = column * stride[1] - pad[1] + j * dilation[1] + right
+        if 0 <= y < height and 0 <= at < width:
+            own = slice(group * each, (group + 1) * each)
+            columns[image, own, tap, row, column] = _between(x[image, own], y, at)
+    weight = layer.blobs[0].reshape(p.group, p.num_output // p.group, -1)
+    y = weight @ columns.reshape(n, p.group, -1, out[0] * out[1])
+    y = y.reshape(n, p.num_output, *out)
+    return y + layer.blobs[1].reshape(-1, 1, 1) if p.bias_term else y
+
+
+@formula("SpatialTransformer")
+def spatial_transformer(layer: Layer) -> Result:
+    """theta (2i / H' - 1, 2j / W' - 1, 1), vertical first; between four pixels, 0 around. Source: st_layer.cu."""
+    p, (x, theta) = layer.param.st_param, layer.bottoms
+    n, channels, height, width = x.shape
+    names = [f"theta_{row}_{column}" for row in (1, 2) for column in (1, 2, 3)]
+    free = iter(theta.reshape(n, -1).T)
+    full = np.stack([np.full(n, getattr(p, name)) if p.has(name) else next(free) for name in names], 1)
+    size = (p.output_H if p.has("output_H") else height, p.output_W if p.has("output_W") else width)
+    wide = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    top = np.zeros((n, channels, *size))
+    for image, row, column in np.ndindex(n, *size):
+        at = full[image].reshape(2, 3) @ [2 * row / size[0] - 1, 2 * column / size[1] - 1, 1]
+        y, z = (at + 1) / 2 * [height, width]
+        for m in (math.floor(y), math.floor(y) + 1):
+            for k in (math.floor(z), math.floor(z) + 1):
+                if 0 <= m < height and 0 <= k < width:
+                    top[image, :, row, column] += (1 - abs(y - m)) * (1 - abs(z - k)) * wide[image, :, m + 1, k + 1]
+    return top
+
+
+# -- grids of boxes -----------------------------------------------------------------------------------------------
+
+
+def _shared(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area that two boxes of corners have in common."""
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+@formula("BoxOutput")
+def box_output(layer: Layer) -> Result:
+    """MS-CNN's proposals: of every grid, of the same image, the best that do not overlap. Source: box_output_layer.cpp.
+
+    Of equal scores the later comes first there (std::greater of pairs).
+    """
+    p, images = layer.param.box_output_param, len(layer.x)
+    normal = layer.param.bbox_reg_param if layer.param.has("bbox_reg_param") else None
+    if normal is not None and not (normal.has("bbox_mean") and normal.has("bbox_std")):
+        normal = None
+    rows: list[list[float]] = []
+    for image in range(images):
+        found: list[list[float]] = []
+        for x, high, wide, rate in zip(layer.bottoms, p.field_h, p.field_w, p.downsample_rate, strict=True):
+            for row, column in np.ndindex(*x.shape[2:]):
+                *scores, cx, cy, w, h = x[image, :, row, column]
+                score = max(scores[1:]) - scores[0]
+                if score < p.fg_thr:
+                    continue
+                if normal is not None:
+                    code = np.array([cx, cy, w, h]) * list(normal.bbox_std) + list(normal.bbox_mean)
+                    cx, cy, w, h = code
+                cx, cy = (min(max(c, -1 / p.field_xyr), 1 / p.field_xyr) for c in (cx, cy))
+                w, h = (min(max(c, -math.log(p.field_whr)), math.log(p.field_whr)) for c in (w, h))
+                w, h = wide * math.exp(w), high * math.exp(h)
+                left = max(cx * wide + (column + 0.5) * rate - w / 2, 0)
+                upper = max(cy * high + (row + 0.5) * rate - h / 2, 0)
+                w, h = min(w, x.shape[3] * rate - left), min(h, x.shape[2] * rate - upper)
+                if w >= p.min_size and h >= p.min_size:
+                    found.append([left, upper, left + w, upper + h, score])
+        order = sorted(range(len(found)), key=lambda k: (found[k][4], k), reverse=True)
+        found = [found[k] for k in order][: p.max_nms_num or None]
+        kept: list[list[float]] = []
+        for box in found:
+            if all(_overlap(p.nms_type, other, box) <= p.iou_thr for other in kept):
+                kept.append(box)
+        rows += [[image, *box] for box in kept[: p.max_post_nms_num or None]]
+    if not rows:
+        return [np.array([[0.0, 1, 1, 10, 10]]), np.zeros((1, 6))][: layer.tops]
+    return [np.array(rows)[:, :5], np.array(rows)][: layer.tops]
+
+
+def _overlap(kind: str, a: Sequence[float], b: Sequence[float]) -> float:
+    """BoxIOU of math_functions.cpp."""
+    both = _shared(a, b)
+    by = {"IOMU": min(_area(a), _area(b)), "IOFU": _area(a)}.get(kind, _area(a) + _area(b) - both)
+    return both / by
+
+
+Found = tuple[float, int, float, float, float, float]
+"""Score, class, center and size of a box."""
+
+
+def _best(images: Sequence[list[Found]], threshold: float) -> Array:
+    """The boxes that overlap no better one by ``threshold`` or more, whatever their class; each image by itself.
+
+    The source is written for one image: it puts the boxes of a batch together, and calls them all image 0.
+    """
+    rows = []
+    for image, found in enumerate(images):
+        kept: list[list[float]] = []
+        for score, label, x, y, w, h in sorted(found, key=lambda box: -box[0]):
+            box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+            if all(_overlap("IOU", other[2:], box) < threshold for other in kept):
+                kept.append([label + 1, score, *box])
+        rows += [[image, *box] for box in kept]
+    if not rows:
+        rows = [[image, *[-1] * 6] for image in range(len(images))]
+    return np.array(rows, float).reshape(1, 1, -1, 7)
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+@formula("YoloDetectionOutput")
+def yolo_detection_output(layer: Layer) -> Result:
+    """YOLO v2's boxes of one or two grids: the best class of each. Source: yolo_detection_output_layer.cpp (MobileNet-
+    YOLO).
+    """
+    p = layer.param.yolo_detection_output_param
+    images: list[list[Found]] = [[] for _ in layer.x]
+    cells = ((x, *at) for x in layer.bottoms for at in np.ndindex(len(x), *x.shape[2:], p.num_box))
+    for x, image, row, column, k in cells:
+        (height, width), each = x.shape[2:], x.shape[1] // p.num_box
+        own = x[image, k * each : (k + 1) * each, row, column]
+        powers = np.exp(own[5 : 5 + p.num_classes] - own[5 : 5 + p.num_classes].max())
+        label = int(powers.argmax())
+        score = float(_sigmoid(own[4]) * powers[label] / powers.sum())
+        if score >= p.confidence_threshold:
+            at = (column + _sigmoid(own[0])) / width, (row + _sigmoid(own[1])) / height
+            size = [math.exp(own[2 + s]) * p.biases[2 * k + s] / (width, height)[s] for s in (0, 1)]
+            images[image].append((score, label, float(at[0]), float(at[1]), *size))
+    return _best(images, p.nms_threshold)
+
+
+@formula("Yolov3DetectionOutput")
+def yolov3_detection_output(layer: Layer) -> Result:
+    """YOLO v3's boxes: once for every class above the threshold. Source: yolov3_detection_output_layer.cpp."""
+    p = layer.param.yolov3_detection_output_param
+    images: list[list[Found]] = [[] for _ in range(len(layer.x))]
+    per_grid = len(p.mask) // p.mask_group_num
+    for t, x in enumerate(layer.bottoms):
+        n, _, height, width = x.shape
+        for image, row, column, k in np.ndindex(n, height, width, p.num_box):
+            each = 5 + p.num_classes
+            own = x[image, k * each : (k + 1) * each, row, column]
+            scores = _sigmoid(own[5:]) * _sigmoid(own[4])
+            anchor = int(p.mask[k + t * per_grid])
+            at = (column + _sigmoid(own[0])) / width, (row + _sigmoid(own[1])) / height
+            net = (width * p.anchors_scale[t], height * p.anchors_scale[t])
+            size = [math.exp(own[2 + s]) * p.biases[2 * anchor + s] / net[s] for s in (0, 1)]
+            for label in np.flatnonzero(scores > p.confidence_threshold):
+                images[image].append((float(scores[label]), int(label), float(at[0]), float(at[1]), *size))
+    return _best(images, p.nms_threshold)
+
+
+# -- peaks --------------------------------------------------------------------------------------------------------
+
+
+@formula("Nms")
+def nms(layer: Layer) -> Result:
+    """OpenPose's peaks: pixels greater than their eight neighbors, at the center of the positive scores around.
+
+    The source bounds rows by the width, so that those after the last are read from the map that follows, and reads the
+    maps of one image only. Source: nms_layer.cu (caffe_rtpose).
+    """
+    p, x = layer.param.nms_param, layer.x
+    height, width = x.shape[2:]
+    top = np.zeros((len(x), p.num_parts, p.max_peaks + 1, 3))
+    for image, part in np.ndindex(*top.shape[:2]):
+        rows = x[image, part:].reshape(-1, width)
+        peaks = []
+        for row, column in np.ndindex(height, width):
+            around = rows[row - 1 : row + 2, column - 1 : column + 2]
+            inner = 0 < row < height - 1 and 0 < column < width - 1
+            if inner and rows[row, column] > p.threshold and (around >= rows[row, column]).sum() == 1:
+                peaks.append((row, column))
+        for k, (row, column) in enumerate(peaks[: p.max_peaks]):
+            total = np.zeros(3)
+            for y in range(row - 3, row + 4):
+                for at in range(column - 3, column + 4):
+                    if 0 < y < min(width, len(rows)) and 0 < at < width and rows[y, at] > 0:
+                        total += rows[y, at] * np.array([at, y, 1])
+            top[image, part, k + 1] = [*total[:2] / total[2], rows[row, column]]
+        top[image, part, 0, 0] = min(len(peaks), p.max_peaks)
+    return top
