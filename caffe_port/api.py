@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from caffe_port.definition import odd_values
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.embeds import fitted
@@ -231,7 +232,7 @@ def build(
             report = net.load_weights(stored, share)
         except WeightsError as error:
             raise _with_remedy(error, definition, stored) from None
-        notes += load_notes(report)
+        notes += [*load_notes(report), *odd_values.notes(stored, definition.net.layer)]
     else:
         notes.append(f"no weights given: parameters initialized from the fillers (seed {seed})")
     if made := sorted({module.caffe_type for module in net.modules() if isinstance(module, Stub)}):

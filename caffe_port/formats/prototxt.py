@@ -38,7 +38,12 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _INSIDE = {'"': re.compile(r'[^"\\\n]+|\\.'), "'": re.compile(r"[^'\\\n]+|\\.")}
-_ESCAPE = re.compile(r"\\(?:([abfnrtv\\'\"?])|[xX]([0-9a-fA-F]{1,2})|([0-7]{1,3})|u([0-9a-fA-F]{4}))|\\(.)", re.DOTALL)
+_ESCAPE = re.compile(
+    r"""\\(?:([abfnrtv\\'\"?]) | x([0-9a-fA-F]{1,2}) | ([0-7]{1,3})
+    | u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})  # a surrogate pair
+    | u([0-9a-fA-F]{4}) | U(00[01][0-9a-fA-F]{5})) | \\(.)""",
+    re.DOTALL | re.VERBOSE,
+)
 _SIMPLE_ESCAPES = dict(zip("abfnrtv\\'\"?", "\a\b\f\n\r\t\v\\'\"?", strict=True))
 _INTEGER_RANGES = {
     "int32": (-(1 << 31), (1 << 31) - 1),
@@ -67,7 +72,7 @@ FORKS_FIELDS: Final[dict[str, frozenset[str]]] = {
     }.items()
 }
 
-_BOOLS = {"true": True, "t": True, "True": True, "1": True, "false": False, "f": False, "False": False, "0": False}
+_BOOLS = {"true": True, "t": True, "True": True, "false": False, "f": False, "False": False}  # or an integer, 0 or 1
 
 
 def read(path: str | Path, message_type: str, unknown: Collection[str] = ()) -> Message:
@@ -327,9 +332,11 @@ class _Parser:
                 self.fail(f"'{field.name}' is a number, got {shown}", at)
             return sign * (decimal(number) if field.kind == "float" else number)
         if field.kind == "bool":
-            if token not in _BOOLS or negative:
+            number = _integer(token) if kind == "number" else None
+            truth = _BOOLS.get(token) if number is None else {0: False, 1: True}.get(number)
+            if truth is None or negative:
                 self.fail(f"'{field.name}' is true or false, got {shown}", at)
-            return _BOOLS[token]
+            return truth
         if field.kind == "enum":
             assert field.values is not None
             number = _integer(token) if kind == "number" else None
@@ -357,7 +364,7 @@ class _Parser:
             value = _integer(token)
             number = value if value is not None else _float(token)
             if number is None:
-                self.fail(f"'{token[:40]}' has too many digits")
+                self.fail(f"'{token[:40]}' is not a number, or has too many digits")
             return -number if negative else number
         if token in ("true", "false"):
             return token == "true"
@@ -369,20 +376,27 @@ class _Parser:
         for match in _ESCAPE.finditer(text):
             encoded += text[position : match.start()].encode("utf-8", "surrogatepass")
             position = match.end()
-            simple, hexadecimal, octal, code_point, wrong = match.groups()
+            simple, hexadecimal, octal, high, low, short, long, wrong = match.groups()
             if wrong is not None:
                 self.fail(f"unknown escape '\\{wrong}' in a string", at + match.start())
             if simple:
                 encoded += _SIMPLE_ESCAPES[simple].encode()
-            elif code_point:
-                encoded += chr(int(code_point, 16)).encode("utf-8", "surrogatepass")
+            elif high:
+                encoded += _utf8(0x10000 + (int(high, 16) - 0xD800 << 10) + int(low, 16) - 0xDC00)
+            elif short or long:
+                encoded += _utf8(int(short or long, 16))
             else:
-                byte = int(hexadecimal, 16) if hexadecimal else int(octal, 8)
-                if byte > 255:
-                    self.fail(f"escape '\\{octal}' is larger than a byte", at + match.start())
-                encoded.append(byte)
+                encoded.append(int(hexadecimal, 16) if hexadecimal else int(octal, 8) & 255)  # as in protobuf
         encoded += text[position:].encode("utf-8", "surrogatepass")
         return bytes(encoded)
+
+
+def _utf8(code_point: int) -> bytes:
+    """What protobuf's text format makes of a code point: above Unicode's last one, the escape itself.
+
+    Source: io/tokenizer.cc (AppendUTF8)
+    """
+    return (chr(code_point) if code_point <= 0x10FFFF else f"\\U{code_point:08x}").encode("utf-8", "surrogatepass")
 
 
 def _name(field: Field | str) -> str:
@@ -469,12 +483,12 @@ def _float(token: str) -> float | None:
         return math.inf
     if token.lower() == "nan":
         return math.nan
+    if token[0] == "0" and token[1:2].isdecimal() and set(token) != {"0"}:
+        return None
     try:
-        number = float(token.rstrip("fF")) if token[0] in "0123456789." else None
+        return float(token.rstrip("fF")) if token[0] in "0123456789." else None
     except ValueError:
         return None
-    octal = _integer(token) if token[0] == "0" else None
-    return number if octal is None or octal == number else None
 
 
 # -- writing ------------------------------------------------------------------------------------------------------

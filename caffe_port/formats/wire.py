@@ -23,6 +23,7 @@ MAX_MESSAGES = 1_000_000
 
 _ARRAYS: dict[str, np.dtype[Any]] = {"float": np.dtype("<f4"), "double": np.dtype("<f8")}
 _FIXED = {"fixed32": "<I", "sfixed32": "<i", "fixed64": "<Q", "sfixed64": "<q", "float": "<f", "double": "<d"}
+_GROUP, _GROUP_END = 3, 4
 _WIRE_FIXED_SIZE = {1: 8, 5: 4}
 
 
@@ -120,6 +121,10 @@ class Reader:
                     raise NotPlain
                 else:
                     _put(message, field, _integer(field, value))
+            elif wire_type == _GROUP:
+                stop = self.group(name, number, start, at, end)
+                message.unknown.setdefault(number, []).append(self.view[at:stop])
+                at = self.varint(stop, end)[1]
             else:
                 self.fail(f"field {number} of {name} has wire type {wire_type}", start)
         for field_name, chunks in arrays.items():
@@ -127,6 +132,38 @@ class Reader:
         if self.strict and name == "PoolingParameter" and not is_plain_pooling(message):
             raise NotPlain
         return message
+
+    def group(self, name: str, number: int, start: int, at: int, end: int) -> int:
+        """Where the end mark of a group (proto1's nested message, which Caffe's files never contain) begins.
+
+        Its fields are skipped; as in protobuf, groups in it must end, each with its own number.
+        """
+        open_groups = [number]
+        while at < end:
+            before = at
+            key, at = self.varint(at, end)
+            inner, wire_type = key >> 3, key & 7
+            if inner == 0:
+                self.fail(f"{name} has a field with number 0", before)
+            if wire_type == _GROUP:
+                open_groups.append(inner)
+                if len(open_groups) > MAX_DEPTH:
+                    self.fail(f"messages are nested more than {MAX_DEPTH} deep", before)
+            elif wire_type == _GROUP_END:
+                if open_groups.pop() != inner:
+                    self.fail(f"a group of {name} ends with the number of another, {inner}", before)
+                if not open_groups:
+                    return before
+            elif wire_type == 0:
+                at = self.varint(at, end)[1]
+            elif wire_type == 2:
+                length, at = self.varint(at, end)
+                at += length
+            elif wire_type in _WIRE_FIXED_SIZE:
+                at += _WIRE_FIXED_SIZE[wire_type]
+            else:
+                self.fail(f"field {inner} of a group of {name} has wire type {wire_type}", before)
+        self.fail(f"group {number} of {name} does not end", start)
 
     def of_a_fork(self, message: Message, view: View, field: Field, at: int, stop: int, depth: int) -> None:
         """Reads a message of a fork; what does not parse is another fork's, and an unknown field."""
@@ -147,6 +184,9 @@ class Reader:
             if wire_type == 0:
                 value, at = self.varint(at, end)
                 yield number, 0, value, 0
+                continue
+            if wire_type == _GROUP:
+                at = self.varint(self.group("a message", number, start, at, end), end)[1]
                 continue
             if wire_type == 2:
                 length, at = self.varint(at, end)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from caffe_port.definition import odd_values
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, SpecError, printable
 from caffe_port.formats import caffemodel, prototxt
@@ -204,6 +205,7 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
             errors.append(f"the weights do not fit: {compared.summary} See `caffe-port inspect --diff`.")
         elif compared.counts["missing"] or compared.counts["extra"]:
             notes.append(f"net and weights: {compared.summary} See `caffe-port inspect --diff`.")
+        notes += odd_values.notes(weights, definition.net.layer)
     return Inspection(
         str(path),
         "net",
@@ -237,6 +239,7 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
             compared = compare(definition, weights, options, found)
             if not compared.fits and compared.rows:  # a net without parameters has none
                 errors.append(f"the definition inside the file does not fit its blobs: {compared.summary}")
+    notes += odd_values.notes(weights)
     size_ = Path(path).stat().st_size
     return Inspection(
         str(path), "weights", size_, tuple(facts), rows, _numbers(weights, options), tuple(notes), tuple(errors)

@@ -39,6 +39,11 @@ def delimited(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
+def group(number: int, payload: bytes) -> bytes:
+    """proto1's nested message, between two marks."""
+    return varint(number << 3 | 3) + payload + varint(number << 3 | 4)
+
+
 def by_schema(value: Message) -> bool:
     """Whether all LayerParameters inside are written under the schema's own numbers, and not under a fork's."""
     for name, one in dict(value.items()).items():
@@ -275,11 +280,17 @@ def test_fields_that_caffe_writes_unpacked(name: str, field: str, value: list[fl
         (9000, varint(9000 << 3 | 5) + b"1234", [b"1234"]),
         (9000, varint(9000 << 3 | 1) + b"12345678", [b"12345678"]),
         (9000, delimited(9000, b"a") * 2, [b"a", b"a"]),
+        (9000, group(9000, b""), [b""]),
+        (9000, group(9000, b"\x08\x01" + delimited(2, b"ab")), [b"\x08\x01\x12\x02ab"]),
+        (9000, group(9000, group(3, b"\x2d1234") + group(9000, b"")), [group(3, b"\x2d1234") + group(9000, b"")]),
+        (1, group(1, b"\x0d1234"), [b"\x0d1234"]),  # a known field that is no group
     ],
 )
 def test_unknown_numbers_are_kept(number: int, data: bytes, kept: list[Any]) -> None:
-    got = wire.parse(b"\x0a\x01n" + data + b"\x12\x01T", "LayerParameter")
+    data = b"\x0a\x01n" + data + b"\x12\x01T"
+    got = wire.parse(data, "LayerParameter")
     assert (got.name, got.type) == ("n", "T")
+    assert oracle.of("LayerParameter").FromString(data).type == "T", "as protobuf reads it"
     assert [bytes(v) if isinstance(v, memoryview) else v for v in got.unknown[number]] == kept
 
 
@@ -364,7 +375,12 @@ def test_any_bytes_end_in_a_message_or_a_parse_error(data: bytes, name: str) -> 
         (b"\x2a\x05ab", "a field of BlobProto is 5 bytes long, with only 2 left (at byte 0 of 4)"),
         (b"\x2a\x05abcde", "'data' is 5 bytes long, not a whole number of floats (at byte 2 of 7)"),
         (b"\x2d\x00\x00", "the data ends inside a value (at byte 0 of 3)"),
-        (b"\x0b", "field 1 of BlobProto has wire type 3 (at byte 0 of 1)"),
+        (b"\x0b", "group 1 of BlobProto does not end (at byte 0 of 1)"),
+        (b"\x0b\x0d\x00", "group 1 of BlobProto does not end (at byte 0 of 3)"),
+        (b"\x0b\x14", "a group of BlobProto ends with the number of another, 2 (at byte 1 of 2)"),
+        (b"\x0b\x04", "BlobProto has a field with number 0 (at byte 1 of 2)"),
+        (b"\x0b" * 200, "messages are nested more than 100 deep"),
+        (b"\x0c", "field 1 of BlobProto has wire type 4 (at byte 0 of 1)"),
         (b"\x0f", "field 1 of BlobProto has wire type 7 (at byte 0 of 1)"),
         (b"\x3a\x03\x0a\x05\x01", "a field of BlobShape is 5 bytes long, with only 1 left (at byte 2 of 5)"),
         (
