@@ -118,6 +118,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
             return "ReLU6 with a negative_slope below 0: Caffe's Backward looks at the bottom, not at the top"
     if any(one.type == "Upsample" and len(one.bottom) > 1 for one in case.computing):
         return "Upsample with two bottoms: SegNet's mask; this Caffe's reads the first bottom only"
+    if verdict.word == "differs" and "BilinearInterpolate" in at:
+        return "BilinearInterpolate of one row or column: this Caffe reads outside of the bottom"
     unclipped = any(one.type == "PriorBox" and not one.prior_box_param.has("clip") for one in case.computing)
     if verdict.word == "differs" and unclipped:
         return "PriorBox without clip: the default of this Caffe is true"

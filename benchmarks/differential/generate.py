@@ -55,6 +55,10 @@ POSITIVE = (0.5, 1.0, 2.0)
 MASKS = ("Upsample", "MaxUnPool")
 """Types whose second bottom holds places of the top: the first is always there."""
 
+NOT_DRAWN = ("DetectionEvaluate", "DetectionOutput", "MultiBoxLoss", "Proposal", "InfogainLoss", "PSROIPooling")
+"""Types that are drawn only if asked for: those whose bottoms hold priors, annotations or scores that must fit each
+other, and two of which this Caffe has an older version, or none for a CPU."""
+
 LEFT_OUT = ("engine", "source", "filler", "param_str", "debug", "force", "root_folder", "mean_file", "weight_filler")
 """Fields that change no number, or name files."""
 
@@ -71,7 +75,7 @@ class Nets:
     def __init__(self, knows: Mapping[str, Any], only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
         self.fields: Mapping[str, Mapping[str, list[str] | None]] = knows["messages"]
         both = [name for name in knows["types"] if name in SIGNATURES and SIGNATURES[name].tops is not None]
-        asked = [name for name in both if (name in only if only else name not in without)]
+        asked = [name for name in both if (name in only if only else name not in (*without, *NOT_DRAWN))]
         self.types = [name for name in asked if not _unsuited(SIGNATURES[name])]
         self.cases: dict[str, list[signature_cases.Case]] = {}
         for one in signature_cases.CASES:
@@ -423,7 +427,7 @@ class _Net:
         if field.kind in ("float", "double"):
             if "eps" in field.name:
                 return rng.choice(SMALL)
-            if field.name == "k":  # LRN divides by a power of what begins with it
+            if field.name in ("k", "alpha"):  # LRN divides by a power of k and alpha times something
                 return rng.choice(POSITIVE)
             return rng.choice((field.default or 0.0, *FLOATS))
         if field.kind in ("int32", "uint32", "int64", "uint64"):

@@ -83,7 +83,9 @@ def compare(case: Case, caffe: Outcome, mine: Outcome, backward: bool = True) ->
     outputs = [blob for blob in caffe.outputs if "_split_" not in blob]  # a loss that is read, too
     if sorted(outputs) != sorted(mine.outputs):
         return Verdict("differs", "outputs", "", f"{mine.outputs}, expected {outputs}")
-    a, b = caffe.arrays, mine.arrays
+    a, b = caffe.arrays, dict(mine.arrays)
+    for key in [key for key in a if key.startswith("after:")]:  # what a forward pass here leaves as it was
+        b.setdefault(key, a[key.replace("after:", "blob:")])
     gradients = ("grad:", "gradparam:") if backward else ()
     for kind in ("top:", "after:", "loss", *gradients):
         for key in [key for key in a if key.startswith(kind)]:
