@@ -252,15 +252,16 @@ def test_a_huge_file_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.
 
 # -- errors: where and what -----------------------------------------------------------------------------------------
 
+POOLS = "MAX, AVE, STOCHASTIC, AVE_EXC_PAD, AVE_TF"
 ERRORS = {
     'name: "a"\nlayer {\n  nme: "x"\n}': "3:3: LayerParameter has no field 'nme'. Did you mean 'name'?",
     "layer {\n  convolution_param { num_outputs: 3 }\n}": "2:23: ConvolutionParameter has no field 'num_outputs'. "
     "Did you mean 'num_output'?",
     "layer {\n  name: conv1\n}": "2:9: 'name' is a string: put 'conv1' in quotes",
-    "layer { pooling_param { pool: AVG } }": "1:31: 'pool' is MAX, AVE, STOCHASTIC, AVE_EXC_PAD, AVE_TF; got 'AVG'. Did you mean 'AVE'?",
-    "layer { pooling_param { pool: max } }": "1:31: 'pool' is MAX, AVE, STOCHASTIC, AVE_EXC_PAD, AVE_TF; got 'max'. Did you mean 'MAX'?",
+    "layer { pooling_param { pool: AVG } }": f"1:31: 'pool' is {POOLS}; got 'AVG'. Did you mean 'AVE'?",
+    "layer { pooling_param { pool: max } }": f"1:31: 'pool' is {POOLS}; got 'max'. Did you mean 'MAX'?",
     "layers { type: CONVOLUTON }": "1:16: 'type' is one of 54 names; got 'CONVOLUTON'. Did you mean 'CONVOLUTION'?",
-    "layer { pooling_param { pool: 9 } }": "1:31: 'pool' is MAX, AVE, STOCHASTIC, AVE_EXC_PAD, AVE_TF; got '9'.",
+    "layer { pooling_param { pool: 9 } }": f"1:31: 'pool' is {POOLS}; got '9'.",
     "layer { pooling_param { kernel_size: -1 } }": "1:38: 'kernel_size' is a uint32 (0 to 4294967295), got '-1'",
     "layer { pooling_param { kernel_size: 4294967296 } }": "1:38: 'kernel_size' is a uint32 (0 to 4294967295), "
     "got '4294967296'",
