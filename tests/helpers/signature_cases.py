@@ -94,6 +94,7 @@ SINKS = "Silence BlackHole HDF5Output ImgWriter FLOWriter FloatWriter MatWrite P
 def _all() -> Iterator[Case]:
     for type_ in ALIKE.split():
         yield from _same(type_)
+    yield from _same("Dropout", "dropout_param { dropout_ratio: 0.25 scale_train: false }")
     yield from _same("Clip", "clip_param { min: -1 max: 2 }")
     yield from _same("PReLU", "", "prelu_param { channel_shared: true }")
     yield from _same("EltwiseAffine", "", "eltwise_affine_param { channel_shared: true }")
