@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes deviations mutations ports layers fuzz differential crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects deviations mutations ports layers fuzz differential crashes build compat clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in piece
 
 plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type's record, and show that each is caught
 	$(BIN)/python benchmarks/plant_shapes.py $(ARGS)
+
+dialects: $(VENV)/.installed-test  ## one-field layers and nets under the numbers of every dialect: how many are read as written
+	$(BIN)/python benchmarks/dialect_layers.py $(ARGS)
 
 deviations: $(VENV)/.installed-test  ## measure where OpenCV deviates from Caffe, and write the table of docs/verification.md
 	$(BIN)/python benchmarks/opencv_deviations.py --each 300 --write docs/verification.md

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from caffe_port.definition import odd_values
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.embeds import fitted
@@ -14,6 +15,7 @@ from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.dialects import assuming
 from caffe_port.layers import fillers
 from caffe_port.layers.stub import Stub
 from caffe_port.net.net import LoadReport, Net
@@ -61,6 +63,7 @@ def load(
     seed: int = 0,
     stub: bool = False,
     ignore_fields: Collection[str] = (),
+    dialect: str | None = None,
 ) -> Net:
     """Loads a Caffe net.
 
@@ -70,7 +73,7 @@ def load(
             None: the definition inside the weights.
         weights: a .caffemodel or .caffemodel.h5, or its parsed contents; None: parameters are initialized from the
             fillers.
-        input_shapes, keep_loss, level, stages, seed, stub, ignore_fields: as for :func:`port`.
+        input_shapes, keep_loss, level, stages, seed, stub, ignore_fields, dialect: as for :func:`port`.
 
     Returns:
         The Net in phase TEST, on the CPU, in float32.
@@ -88,6 +91,7 @@ def load(
         seed=seed,
         stub=stub,
         ignore_fields=ignore_fields,
+        dialect=dialect,
     ).net
 
 
@@ -136,6 +140,7 @@ def port(
     stub: bool = False,
     share: bool = False,
     ignore_fields: Collection[str] = (),
+    dialect: str | None = None,
 ) -> Ported:
     """Like :func:`load`, but returns the Net together with its sources, a load report and notes.
 
@@ -152,8 +157,11 @@ def port(
         ignore_fields: names of fields to go without. A net is refused if a field changes what a layer computes and
             nothing here follows it; the names of those that you know to change nothing are recorded, and a
             verification says that it passed without them.
+        dialect: the fork whose meaning numbers and fields have on which forks disagree, one of
+            ``caffe-port dialects``; None: as the files tell.
     """
-    definition, stored = read(prototxt, weights, share, ignore_fields)
+    with assuming(dialect):
+        definition, stored = read(prototxt, weights, share, ignore_fields)
     return build(
         definition,
         stored,
@@ -224,7 +232,7 @@ def build(
             report = net.load_weights(stored, share)
         except WeightsError as error:
             raise _with_remedy(error, definition, stored) from None
-        notes += load_notes(report)
+        notes += [*load_notes(report), *odd_values.notes(stored, definition.net.layer)]
     else:
         notes.append(f"no weights given: parameters initialized from the fillers (seed {seed})")
     if made := sorted({module.caffe_type for module in net.modules() if isinstance(module, Stub)}):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import NoReturn
 
 import click
 
-from caffe_port.commands import health, nets, proof, training
+from caffe_port.commands import dialects, guard, health, nets, proof, training
+from caffe_port.commands.command import TRACEBACK, TRACEBACK_HELP
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.version import __version__
 
@@ -32,8 +34,13 @@ def main() -> NoReturn:
     except BrokenPipeError:  # `caffe-port inspect ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's last flush
         code = 0
-    except OSError as error:
-        code = _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 - the last resort: no file may cause a traceback
+        if TRACEBACK in sys.argv:
+            traceback.print_exc()
+        if isinstance(error, OSError) and error.strerror:
+            code = _complain(f"{error.filename or 'file'}: {error.strerror}")
+        else:
+            code = _complain(guard.sentence(error))
     sys.exit(code or 0)
 
 
@@ -69,6 +76,7 @@ def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> N
     callback=_tell_versions,
     help="Show the versions of caffe-port and of the packages that it uses.",
 )
+@click.option(TRACEBACK, is_flag=True, expose_value=False, help=TRACEBACK_HELP)
 @click.pass_context
 def cli(context: click.Context) -> int | None:
     """Convert Caffe models to PyTorch, verify them layer by layer, and train them with Caffe's solvers."""
@@ -89,6 +97,7 @@ for _command in (
     training.evaluate,
     training.log,
     training.reproduce,
+    dialects.list_dialects,
     health.doctor,
     health.build_caffe,
     health.completion,

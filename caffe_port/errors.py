@@ -1,7 +1,7 @@
 """One base class for every error in what the user provided.
 
 An error says where (file, line, layer), what (got and expected) and, where that is known, what to do.
-The command line prints it as it is and exits with code 2; it catches nothing else.
+The command line prints it as it is and exits with code 2. Any other exception is an error in caffe-port.
 """
 
 from __future__ import annotations
@@ -55,6 +55,26 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``" Did you mean 'x'?"`` for the closest match in ``known``, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut; the error's type where it has none."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
+_MEMORY = (
+    "allocate memory",  # PyTorch on a CPU, mmap and the loader of shared libraries
+    "out of memory",  # PyTorch on a GPU
+    "Insufficient memory",  # OpenCV
+    "bad_alloc",
+    "failed to map segment",
+    "can't start new thread",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left, as under ``ulimit -v``."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY)
 
 
 def printable(text: str) -> str:

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from caffe_port.errors import SpecError
-from caffe_port.formats.message import Message
+from caffe_port.errors import SpecError, first_line
+from caffe_port.formats.message import Message, not_finite
 
 Producer = tuple[str, int]
 """The producer of a blob: (layer name, top index)."""
@@ -49,6 +51,17 @@ class LayerSpec:
     def error(self, what: str, hint: str = "") -> SpecError:
         """A SpecError that names this layer and its line."""
         return SpecError(f"layer '{self.name}' ({self.type}): {what}", self.where, hint)
+
+    @contextlib.contextmanager
+    def checked(self) -> Iterator[None]:
+        """Errors about the values of the layer's fields (a NaN in place of a size) become errors that name it."""
+        try:
+            yield
+        except SpecError as error:
+            raise self.error(error.what, error.hint) from None
+        except (ArithmeticError, ValueError) as error:
+            what = not_finite(self.param) or f"the values of its fields make no layer: {first_line(error)}"
+            raise self.error(what) from None
 
 
 @dataclass(frozen=True)

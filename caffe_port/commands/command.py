@@ -15,6 +15,11 @@ from caffe_port.errors import printable
 
 F = Callable[..., Any]
 
+TRACEBACK = "--traceback"
+"""An option of every command, which :func:`caffe_port.cli.main` reads."""
+
+TRACEBACK_HELP = "Show the Python traceback of an error in caffe-port."
+
 
 def note(text: str) -> None:
     """Prints a note to stderr."""
@@ -28,6 +33,9 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         head, mark, tail = inspect.cleandoc(self.help or "").partition("\b\nExamples:")
         self.help, self.epilog = head.rstrip(), mark + tail
+        self.params.append(
+            click.Option([TRACEBACK], is_flag=True, expose_value=False, hidden=True, help=TRACEBACK_HELP)
+        )
 
 
 command = functools.partial(click.command, cls=Command)

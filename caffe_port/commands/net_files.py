@@ -12,7 +12,6 @@ import click
 
 from caffe_port.commands.command import F
 from caffe_port.errors import CaffePortError
-from caffe_port.formats.fork_fields import DIALECTS
 from caffe_port.storage.files import opened
 
 
@@ -76,8 +75,9 @@ class NetFiles:
 
 dialect_option = click.option(
     "--dialect",
-    type=click.Choice(DIALECTS),
-    help="The fork whose meaning fields have on which forks disagree. Default: as the net tells.",
+    metavar="NAME",
+    help="The fork whose meaning numbers and fields have on which forks disagree; `caffe-port dialects` lists them. "
+    "Default: as the files tell.",
 )
 
 

@@ -20,7 +20,7 @@ from caffe_port.definition import crop_offsets, fields
 from caffe_port.definition.stored_blobs import with_scale
 from caffe_port.definition.unfused import unfused
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.formats import caffemodel, dialects, prototxt
+from caffe_port.formats import caffemodel, meanings, prototxt
 from caffe_port.formats.message import Message, at
 from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.signatures.plugins import find
@@ -41,8 +41,9 @@ class Definition:
         path: the file.
         saved_in: the phase whose rules were already applied when Caffe wrote it into a weights file; None for text.
         ignored: names of fields that were left out at the user's request.
-        notes: which fork's meaning fields have; see :mod:`caffe_port.formats.dialects`.
-        dialect: that fork, and why it is this one; empty strings where nothing tells.
+        notes: which fork's meaning fields have; see :mod:`caffe_port.formats.meanings`.
+        dialect: the fork whose meaning holds where no field tells, and why it is this one; empty strings where nothing
+            tells. See :func:`caffe_port.formats.meanings.recognized`.
     """
 
     net: Message
@@ -70,8 +71,8 @@ class Definition:
         """The Definition of a NetParameter that was read as text."""
         if not (net.has("layer") or net.has("layers")):
             raise SpecError("is a label map, not a net" if "item" in net.unknown else "contains no layers", path)
-        net, notes = dialects.translate(_upgraded(net, path), binary=False)
-        return cls(net, path, notes=notes, dialect=dialects.recognized(net.layer))
+        net, notes = meanings.translate(_upgraded(net, path))
+        return cls(net, path, notes=notes, dialect=meanings.recognized(net.layer))
 
     @classmethod
     def embedded(cls, weights: caffemodel.Weights) -> Definition:
@@ -82,28 +83,40 @@ class Definition:
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
-        net, notes = dialects.translate(_upgraded(weights.net, weights.path), binary=True)
+        net, notes = meanings.translate(_upgraded(weights.net, weights.path), whose=weights.recognition)
+        if weights.recognition is not None and weights.recognition.note:
+            notes = (f"{weights.path}: {weights.recognition.note}", *notes)
         path = weights.path
         saved_in = next((p for p in PHASES if all(_included(layer, p, 0, (), path) for layer in net.layer)), None)
         explicit = {layer.phase for layer in net.layer if layer.has("phase")}
         if saved_in and len(explicit) == 1:
             saved_in = explicit.pop()
-        return cls(net, weights.path, saved_in, notes=notes, dialect=dialects.recognized(net.layer))
+        return cls(
+            net, weights.path, saved_in, notes=notes, dialect=meanings.recognized(net.layer, weights.recognition)
+        )
 
     def beside(self, weights: caffemodel.Weights | None) -> Definition:
         """The definition for these weights: a BatchNorm that holds a scale and a shift there becomes two layers, and
         fields have the meanings of the fork that wrote the weights, where these tell it.
+
+        Raises:
+            CaffePortError: the definition contradicts the weights as they were read, and fits another dialect.
         """
         if weights is None:
             return self
-        net, notes, dialect = self.net, self.notes, self.dialect
+        net, notes, known, dialect = self.net, self.notes, weights.recognition, self.dialect
         if weights.net is not None and self.saved_in is None and self.path != weights.path:
-            net, notes = dialects.translate(net, False, weights.net.layer)
-            dialect = dialects.recognized([*net.layer, *weights.net.layer])
+            known = None if known is None else known.agree(net.layer, weights.path, self.path)
+            theirs = upgrade(weights.net, weights.path).layer
+            net, notes = meanings.translate(net, theirs, known)
+            dialect = meanings.recognized([*net.layer, *theirs], known)
+            if known is not None and known.note:
+                notes = (f"{weights.path}: {known.note}", *notes)
         names = {layer.name for layer in net.layer}
         held = {name for name in with_scale(weights) if name in names and f"{name}/scale" not in names}
         net = net.copy(layer=unfused(net.layer, held)) if held else net
-        return dataclasses.replace(self, net=net, notes=notes, dialect=dialect)
+        same = net is self.net and (notes, dialect) == (self.notes, self.dialect)
+        return self if same else dataclasses.replace(self, net=net, notes=notes, dialect=dialect)
 
     def without(self, names: Collection[str], everywhere: bool = True) -> Definition:
         """The definition without the fields of these names, which nothing here follows.

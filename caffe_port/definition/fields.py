@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.formats.fork_fields import CAFFES_LAST_NUMBER
+from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, told
 from caffe_port.formats.message import Message, at, schema
 from caffe_port.formats.unfollowed import CHANGES, FEED, HARMLESS, TRAINING, Rule, is_neutral, rule_of
 from caffe_port.signatures.plugins import find
@@ -69,6 +69,8 @@ def _fields(
         if rule is None and message is layer and key in (owned or ()):
             continue
         effect, words = (_effect(rule, signature), rule.words) if rule else _unknown(message, key, layer, signature)
+        if isinstance(key, int) and (users := told(kind, key)):
+            words += f" ({key} is {users})"
         yield Unfollowed(name, type_, str(key), kind, where, effect, words, known=False)
 
 

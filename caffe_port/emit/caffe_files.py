@@ -9,13 +9,13 @@ from torch import Tensor
 
 from caffe_port.api import Ported
 from caffe_port.emit import model_source
-from caffe_port.errors import CaffePortError, WeightsError
-from caffe_port.formats import caffemodel, dialects, prototxt
+from caffe_port.errors import WeightsError
+from caffe_port.formats import caffemodel, meanings, prototxt
 from caffe_port.formats.message import Message
 from caffe_port.layers.normalization import BN, BatchNorm
 from caffe_port.net import state_dict as state_files
 from caffe_port.net.net import Net
-from caffe_port.storage.files import atomic_write
+from caffe_port.storage import output_folder
 
 
 def write_caffe(net: Net | Ported, folder: str | Path, name: str = "net") -> tuple[Path, Path]:
@@ -27,21 +27,20 @@ def write_caffe(net: Net | Ported, folder: str | Path, name: str = "net") -> tup
         The two paths.
 
     Raises:
-        CaffePortError: the folder cannot be written.
+        CaffePortError: the folder cannot be written. Both files are written, or neither.
     """
     net = net.net if isinstance(net, Ported) else net
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CaffePortError(f"cannot be written: {error.strerror}", str(folder)) from None
+    output_folder.check(folder, force=True)
     definition = caffe_definition(net)
-    paths = folder / f"{name}.prototxt", folder / f"{name}.caffemodel"
+    files = f"{name}.prototxt", f"{name}.caffemodel"
     kept = {layer.name for layer in definition.layer}
-    caffemodel.write(paths[1], definition, {layer: blobs for layer, blobs in net.blobs().items() if layer in kept})
-    with atomic_write(paths[0], "w") as file:
-        file.write(prototxt.dump(dialects.for_caffe(definition)))
-    return paths
+    with output_folder.beside(folder) as temporary:
+        blobs = {layer: blobs for layer, blobs in net.blobs().items() if layer in kept}
+        caffemodel.write(temporary / files[1], definition, blobs)
+        (temporary / files[0]).write_text(prototxt.dump(meanings.for_caffe(definition)), encoding="utf-8")
+        output_folder.move_in(temporary, folder, files)
+    return folder / files[0], folder / files[1]
 
 
 def caffe_definition(net: Net) -> Message:

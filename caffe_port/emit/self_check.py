@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from caffe_port.errors import CaffePortError
+from caffe_port.errors import CaffePortError, first_line
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
 from caffe_port.net.state_dict import write_safetensors as write_safetensors
@@ -185,8 +185,3 @@ def _compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], exact: boo
         if not torch.allclose(value, other, rtol=0, atol=tolerance, equal_nan=True):
             raise CaffePortError(f"{what} differs from the Net's by {difference:.3g}", MODEL, REPORT_IT)
     return "outputs are bit-equal to the Net's" if exact else f"outputs differ from the Net's by {worst:.3g} at most"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut; the error's type where it has none."""
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -155,8 +155,9 @@ class Predictor:
                 raise CaffePortError(what, str(path)) from None
         tops: Mapping[str, Tensor] = made if isinstance(made, dict) else {next(iter(self.types)): made}
         frame = _frame(plan, image.shape)
+        scores = () if "Softmax" in self.types.values() else ("InnerProduct",)  # else they are of something else
         outputs = tuple(
-            _output(blob, self.types.get(blob, ""), top.float().cpu().numpy(), frame)
+            _output(blob, self.types.get(blob, ""), top.float().cpu().numpy(), frame, scores)
             for blob, top in tops.items()
             if self.wanted in (None, blob)
         )
@@ -222,7 +223,9 @@ def _frame(plan: Preprocessing, shape: Shape) -> tuple[float, float, float, floa
     return (width - wide) // 2 * scale_x, (height - tall) // 2 * scale_y, wide * scale_x, tall * scale_y
 
 
-def _output(blob: str, type_: str, top: Array, frame: tuple[float, float, float, float]) -> Output:
+def _output(
+    blob: str, type_: str, top: Array, frame: tuple[float, float, float, float], scores: Sequence[str]
+) -> Output:
     if type_ == "DetectionOutput" or (top.ndim == 4 and top.shape[:2] == (1, 1) and top.shape[3] == 7):
         left, up, width, height = frame
         rows = top.reshape(-1, 7)
@@ -234,7 +237,7 @@ def _output(blob: str, type_: str, top: Array, frame: tuple[float, float, float,
         return Output(blob, "boxes", rows, tuple(sorted(boxes, key=lambda box: -box.score)))
     values = top[0] if top.ndim > 1 else top
     flat = values.reshape(-1)
-    if values.ndim and values.shape[0] == flat.size >= 2 and type_ in ("Softmax", "InnerProduct", ""):
+    if values.ndim and values.shape[0] == flat.size >= 2 and type_ in ("Softmax", "", *scores):
         likely = type_ == "Softmax" or (flat.min() >= 0 and abs(float(flat.sum()) - 1) < 1e-3)
         return Output(blob, "classes", flat if likely else _softmax(flat))
     if values.ndim == 3 and min(values.shape[1:]) > 1:

@@ -12,12 +12,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import wire
+from caffe_port.formats.dialects import assumed
 from caffe_port.formats.message import Message
+from caffe_port.formats.recognition import Recognition
+from caffe_port.formats.recognition import read as recognize
 from caffe_port.storage import hdf5
 from caffe_port.storage.files import MappedFile, atomic_write, map_file, sha256
 from caffe_port.terminal import count
@@ -65,6 +69,7 @@ class Weights:
         layers: the layers that have blobs, in the file's order.
         net: the definition that the file carries (a NetParameter without blobs); None for HDF5.
         mapping: the mapped file that the blobs are views of; None if they are not views.
+        recognition: whose numbers the file has; None for a file that every dialect of Caffe reads alike.
     """
 
     path: str
@@ -72,6 +77,7 @@ class Weights:
     layers: tuple[LayerBlobs, ...]
     net: Message | None = field(repr=False)
     mapping: MappedFile | None = field(default=None, repr=False, compare=False)
+    recognition: Recognition | None = field(default=None, repr=False, compare=False)
 
     @property
     def parameters(self) -> int:
@@ -93,11 +99,12 @@ class Weights:
         return table
 
 
-def read(path: str | Path, writable: bool = False) -> Weights:
+def read(path: str | Path, writable: bool = False, dialect: str | None = None) -> Weights:
     """Reads a .caffemodel or .caffemodel.h5.
 
     Args:
         writable: whether the blobs may be written to; the file itself never changes.
+        dialect: whose numbers the file has; None: as :func:`~caffe_port.formats.dialects.assume` said, or as it tells.
 
     Raises:
         ParseError: the file is damaged or of another kind; the message says which.
@@ -112,9 +119,10 @@ def read(path: str | Path, writable: bool = False) -> Weights:
             raise ParseError(f"is {kind}, not a .caffemodel", where)
     if _looks_like_text(bytes(data[:512])):
         raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first and the weights second.")
-    weights = from_message(wire.parse(data, "NetParameter", where), where)
+    net, recognition = recognize(data, "NetParameter", where, dialect or assumed())
+    weights = from_message(net, where)
     assert isinstance(data.obj, MappedFile)
-    return dataclasses.replace(weights, mapping=data.obj)
+    return dataclasses.replace(weights, mapping=data.obj, recognition=recognition)
 
 
 def from_message(net: Message, where: str = "<message>") -> Weights:
@@ -150,7 +158,8 @@ def _without_blobs(layer: Message) -> Message:
 
 
 def blob_array(proto: Message) -> Array:
-    """The array of a BlobProto: float32 or float64 views, float16 of ``raw_data`` (NVCaffe, OpenCV) as it is.
+    """The array of a BlobProto: float32 or float64 views, float16 of ``raw_data`` (NVCaffe,
+    OpenCV), ``half_data`` (TI) and ``packed_data`` (Caffe's OpenCL branch) as it is. C3D's have a length.
 
     Raises:
         ParseError: the shape is invalid or does not match the number of values.
@@ -158,13 +167,18 @@ def blob_array(proto: Message) -> Array:
     if proto.has("double_data"):
         data: Array = np.asarray(proto.double_data, np.float64)
     elif proto.has("raw_data"):
-        data = _raw_array(proto)
+        data = _raw_array(proto.raw_data, proto.raw_data_type)
+    elif proto.has("packed_data"):
+        data = _raw_array(proto.packed_data, proto.data_type)
+    elif proto.has("half_data"):
+        data = np.asarray(proto.half_data, np.uint16).view(np.float16)
     else:
         data = np.asarray(proto.data, np.float32)
     if proto.has("shape"):
         shape = tuple(proto.shape.dim)
     elif any(proto.has(name) for name in ("num", "channels", "height", "width")):
-        shape = (proto.num, proto.channels, proto.height, proto.width)
+        length = (proto.length,) if proto.has("length") else ()
+        shape = (proto.num, proto.channels, *length, proto.height, proto.width)
     else:
         shape = (data.size,)
     if len(shape) > MAX_AXES:
@@ -198,16 +212,15 @@ def shapes_agree(held: Shape, asked: Shape, row: bool = False) -> bool:
     return not asked and held == (1,)
 
 
-def _raw_array(proto: Message) -> Array:
+def _raw_array(data: Any, type_: str | int) -> Array:
     dtypes = {"FLOAT": "<f4", "FLOAT16": "<f2", "DOUBLE": "<f8"}
-    dtype = dtypes.get(proto.raw_data_type)
+    dtypes |= {"CAFFE_FLOAT": "<f4", "CAFFE_HALF": "<f2", "CAFFE_DOUBLE": "<f8"}
+    dtype = dtypes.get(str(type_))
     if dtype is None:
-        raise ParseError(f"raw_data of type {proto.raw_data_type} is not a float type")
-    if len(proto.raw_data) % np.dtype(dtype).itemsize:
-        raise ParseError(
-            f"raw_data of {count(len(proto.raw_data), 'byte')} is not a whole number of {proto.raw_data_type} values"
-        )
-    return np.frombuffer(proto.raw_data, dtype)
+        raise ParseError(f"raw_data of type {type_} is not a float type")
+    if len(data) % np.dtype(dtype).itemsize:
+        raise ParseError(f"raw_data of {count(len(data), 'byte')} is not a whole number of {type_} values")
+    return np.frombuffer(data, dtype)
 
 
 def _looks_like_text(head: bytes) -> bool:
@@ -246,7 +259,7 @@ def read_mean(path: str | Path) -> Array:
     Raises:
         ParseError: the file is not a BlobProto or not a single image.
     """
-    proto = wire.parse(map_file(path), "BlobProto", str(path))
+    proto, _ = recognize(map_file(path), "BlobProto", str(path), assumed())
     if not (proto.has("data") or proto.has("double_data")):
         raise ParseError("contains no data: not a .binaryproto mean", str(path))
     try:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ class Field:
     default: Any
     values: dict[str, int] | None = None
     message_name: str | None = None
+    cast: Callable[[Any], Any] | None = None
+    """Of a value that a file states in another type."""
 
     @property
     def message(self) -> Schema:
@@ -240,3 +244,19 @@ def _same(a: Any, b: Any) -> bool:
 def at(where: str, message: Message) -> str:
     """``file:line``; the file alone for a message of a binary file."""
     return f"{where}:{message.line}" if message.line else where
+
+
+def not_finite(message: Message) -> str:
+    """The first field that is infinite or NaN, as ``prior_box_param: max_size is inf``; an empty string for none.
+
+    Arrays (blobs) are not looked at.
+    """
+    for name, value in message.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, Message):
+                found = not_finite(one)
+                if found:
+                    return f"{name}: {found}"
+            elif isinstance(one, float) and not math.isfinite(one):
+                return f"{name} is {one}"
+    return ""

@@ -3,7 +3,7 @@
 Written for files that people edit: every message knows its line, every error gives line and column, and fields that are
 not in the schema (a fork's own) are kept in ``Message.unknown``. A name that is one or two letters away from a name in
 the schema is treated as a typo and rejected, unless a fork is known to have it
-(:data:`~caffe_port.formats.fork_fields.TEXT_FIELDS`). Grammar: protobuf's text format specification, as
+(:data:`FORKS_FIELDS`). Grammar: protobuf's text format specification, as
 google::protobuf::TextFormat reads it for Caffe (io.cpp).
 """
 
@@ -16,10 +16,10 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from caffe_port.errors import ParseError, did_you_mean
-from caffe_port.formats import fork_fields
+from caffe_port.formats.dialects import ALIASES, names_field
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
 from caffe_port.storage.files import read_bytes
 
@@ -38,7 +38,12 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _INSIDE = {'"': re.compile(r'[^"\\\n]+|\\.'), "'": re.compile(r"[^'\\\n]+|\\.")}
-_ESCAPE = re.compile(r"\\(?:([abfnrtv\\'\"?])|[xX]([0-9a-fA-F]{1,2})|([0-7]{1,3})|u([0-9a-fA-F]{4}))|\\(.)", re.DOTALL)
+_ESCAPE = re.compile(
+    r"""\\(?:([abfnrtv\\'\"?]) | x([0-9a-fA-F]{1,2}) | ([0-7]{1,3})
+    | u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})  # a surrogate pair
+    | u([0-9a-fA-F]{4}) | U(00[01][0-9a-fA-F]{5})) | \\(.)""",
+    re.DOTALL | re.VERBOSE,
+)
 _SIMPLE_ESCAPES = dict(zip("abfnrtv\\'\"?", "\a\b\f\n\r\t\v\\'\"?", strict=True))
 _INTEGER_RANGES = {
     "int32": (-(1 << 31), (1 << 31) - 1),
@@ -46,7 +51,28 @@ _INTEGER_RANGES = {
     "int64": (-(1 << 63), (1 << 63) - 1),
     "uint64": (0, (1 << 64) - 1),
 }
-_BOOLS = {"true": True, "t": True, "True": True, "1": True, "false": False, "f": False, "False": False, "0": False}
+#: Message type -> fields of forks that look like typos for fields of proto/caffe.proto, but are not.
+FORKS_FIELDS: Final[dict[str, frozenset[str]]] = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        # The third axis of volumes
+        "ConvolutionParameter": "dilation_h dilation_w kernel_d kernel_l kernel_t pad_d pad_l pad_t stride_d stride_l "
+        "stride_t",
+        "PoolingParameter": "kernel_d kernel_l kernel_t pad_d pad_l pad_t stride_d stride_l stride_t",
+        # How images are read
+        "TransformationParameter": "crop flip mean_files mean_values mirror_y scale_factor scales",
+        "DataParameter": "batch_sizes random_skip sources",
+        "ImageDataParameter": "new_heights new_widths sources",
+        # How a net is trained
+        "BatchNormParameter": "use_local_stats",
+        "LossParameter": "class_weight class_weights ignore_labels",
+        "FillerParameter": "values",
+        "ParamSpec": "l1_mult",
+        "SolverParameter": "larc larc_eta larc_policy weight_decay_policy weight_decay_power",
+    }.items()
+}
+
+_BOOLS = {"true": True, "t": True, "True": True, "false": False, "f": False, "False": False}  # or an integer, 0 or 1
 
 
 def read(path: str | Path, message_type: str, unknown: Collection[str] = ()) -> Message:
@@ -226,7 +252,7 @@ class _Parser:
         self.advance()
         if message.schema is None:
             return name
-        name = fork_fields.TEXT_ALIASES.get(message.schema.name, {}).get(name, name)
+        name = ALIASES.get(message.schema.name, {}).get(name, name)
         known = message.schema.fields.get(name)
         if known is not None:
             return known
@@ -306,9 +332,11 @@ class _Parser:
                 self.fail(f"'{field.name}' is a number, got {shown}", at)
             return sign * (decimal(number) if field.kind == "float" else number)
         if field.kind == "bool":
-            if token not in _BOOLS or negative:
+            number = _integer(token) if kind == "number" else None
+            truth = _BOOLS.get(token) if number is None else {0: False, 1: True}.get(number)
+            if truth is None or negative:
                 self.fail(f"'{field.name}' is true or false, got {shown}", at)
-            return _BOOLS[token]
+            return truth
         if field.kind == "enum":
             assert field.values is not None
             number = _integer(token) if kind == "number" else None
@@ -336,7 +364,7 @@ class _Parser:
             value = _integer(token)
             number = value if value is not None else _float(token)
             if number is None:
-                self.fail(f"'{token[:40]}' has too many digits")
+                self.fail(f"'{token[:40]}' is not a number, or has too many digits")
             return -number if negative else number
         if token in ("true", "false"):
             return token == "true"
@@ -348,20 +376,27 @@ class _Parser:
         for match in _ESCAPE.finditer(text):
             encoded += text[position : match.start()].encode("utf-8", "surrogatepass")
             position = match.end()
-            simple, hexadecimal, octal, code_point, wrong = match.groups()
+            simple, hexadecimal, octal, high, low, short, long, wrong = match.groups()
             if wrong is not None:
                 self.fail(f"unknown escape '\\{wrong}' in a string", at + match.start())
             if simple:
                 encoded += _SIMPLE_ESCAPES[simple].encode()
-            elif code_point:
-                encoded += chr(int(code_point, 16)).encode("utf-8", "surrogatepass")
+            elif high:
+                encoded += _utf8(0x10000 + (int(high, 16) - 0xD800 << 10) + int(low, 16) - 0xDC00)
+            elif short or long:
+                encoded += _utf8(int(short or long, 16))
             else:
-                byte = int(hexadecimal, 16) if hexadecimal else int(octal, 8)
-                if byte > 255:
-                    self.fail(f"escape '\\{octal}' is larger than a byte", at + match.start())
-                encoded.append(byte)
+                encoded.append(int(hexadecimal, 16) if hexadecimal else int(octal, 8) & 255)  # as in protobuf
         encoded += text[position:].encode("utf-8", "surrogatepass")
         return bytes(encoded)
+
+
+def _utf8(code_point: int) -> bytes:
+    """What protobuf's text format makes of a code point: above Unicode's last one, the escape itself.
+
+    Source: io/tokenizer.cc (AppendUTF8)
+    """
+    return (chr(code_point) if code_point <= 0x10FFFF else f"\\U{code_point:08x}").encode("utf-8", "surrogatepass")
 
 
 def _name(field: Field | str) -> str:
@@ -381,9 +416,11 @@ def _slip_of(name: str, message: Message) -> str | None:
     """The field of which ``name`` is a typo; None if it is not close to any field, or is a fork's own."""
     assert message.schema is not None
     kind = message.schema.name
-    if name in fork_fields.TEXT_FIELDS.get(kind, ()):
+    if name in FORKS_FIELDS.get(kind, ()):
         return None
     slips = [field for field in message.schema.fields if _nearly(name, field) and not _specifies(name, field)]
+    if slips and kind not in _LAYERS and names_field(kind, name):
+        return None
     if not name.endswith("_param") or kind not in _LAYERS or not message.has("type"):
         return _nearest(name, slips)
     # A layer's parameters are a typo only if they are close to Caffe's for this type; otherwise they are a fork's own.
@@ -446,12 +483,12 @@ def _float(token: str) -> float | None:
         return math.inf
     if token.lower() == "nan":
         return math.nan
+    if token[0] == "0" and token[1:2].isdecimal() and set(token) != {"0"}:
+        return None
     try:
-        number = float(token.rstrip("fF")) if token[0] in "0123456789." else None
+        return float(token.rstrip("fF")) if token[0] in "0123456789." else None
     except ValueError:
         return None
-    octal = _integer(token) if token[0] == "0" else None
-    return number if octal is None or octal == number else None
 
 
 # -- writing ------------------------------------------------------------------------------------------------------

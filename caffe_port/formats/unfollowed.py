@@ -82,6 +82,7 @@ _HARMLESS: Final = {
     "BatchNorm:use_alpha_beta": "BatchNormKyle alone reads it (brocolli-caffe)",
     "PythonParameter.share_in_parallel": "whether several GPUs share the layer",
     # The type of numbers; caffe-port computes in float32
+    "LayerParameter.12 13 14": "the precision; float32 is used",  # Caffe's OpenCL branch
     "LayerParameter.forward_type backward_type forward_math backward_math": "the precision; float32 is used",
     "NetParameter.default_forward_type default_backward_type default_forward_math default_backward_math": "the "
     "precision; float32 is used",

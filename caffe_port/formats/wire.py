@@ -13,16 +13,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.fork_fields import (
-    BY_WIRE_TYPE,
-    CAFFES_LAST_NUMBER,
-    LAYOUTS,
-    NOT_A_BOOL,
-    PLACEHOLDERS,
-    WIRE_NUMBERS,
-    Layout,
-)
-from caffe_port.formats.message import Field, Message, Schema, decimal, schema
+from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, View, canonical, written
+from caffe_port.formats.message import Field, Message, decimal
 from caffe_port.terminal import count
 
 MAX_DEPTH = 100  # protobuf's own recursion limit
@@ -31,26 +23,37 @@ MAX_MESSAGES = 1_000_000
 
 _ARRAYS: dict[str, np.dtype[Any]] = {"float": np.dtype("<f4"), "double": np.dtype("<f8")}
 _FIXED = {"fixed32": "<I", "sfixed32": "<i", "fixed64": "<Q", "sfixed64": "<q", "float": "<f", "double": "<d"}
-_AMBIGUOUS = {number for numbers in WIRE_NUMBERS.values() for number in numbers} | {number for _, number in LAYOUTS}
+_GROUP, _GROUP_END = 3, 4
 _WIRE_FIXED_SIZE = {1: 8, 5: 4}
 
 
-def parse(data: Any, message_type: str, where: str = "<bytes>") -> Message:
+class NotPlain(Exception):  # noqa: N818 - a question, not an error
+    """A message holds what more than one dialect of Caffe uses, see :mod:`caffe_port.formats.recognition`."""
+
+
+def parse(
+    data: Any, message_type: str, where: str = "<bytes>", view: View | None = None, strict: bool = False
+) -> Message:
     """Parses a buffer as a message of proto/caffe.proto.
 
     Args:
         data: any object with a buffer; the message's float arrays and bytes are views of it.
+        view: the numbers of the file; None: those of proto/caffe.proto.
+        strict: raise NotPlain for what the view does not hold.
 
     Raises:
         ParseError: the data is truncated or not in this format; gives the byte offset.
     """
-    view = memoryview(data).cast("B")
-    return _Reader(view, where).message(schema(message_type), 0, len(view), 0)
+    buffer = memoryview(data).cast("B")
+    reader = Reader(buffer, where, strict)
+    return reader.message(canonical(message_type) if view is None else view, 0, len(buffer), 0)
 
 
-class _Reader:
-    def __init__(self, view: memoryview, where: str) -> None:
-        self.view, self.where, self.messages = view, where, 0
+class Reader:
+    """Reads messages of one buffer."""
+
+    def __init__(self, view: memoryview, where: str, strict: bool = False) -> None:
+        self.view, self.where, self.strict, self.messages = view, where, strict, 0
 
     def fail(self, what: str, at: int) -> NoReturn:
         raise ParseError(
@@ -71,40 +74,40 @@ class _Reader:
                 self.fail("a varint is longer than ten bytes", start)
         self.fail("the data ends inside a varint", start)
 
-    def message(self, type_: Schema, at: int, end: int, depth: int, layout: Layout | None = None) -> Message:
+    def message(self, view: View, at: int, end: int, depth: int) -> Message:
         if depth > MAX_DEPTH:
             self.fail(f"messages are nested more than {MAX_DEPTH} deep", at)
         self.messages += 1
         if self.messages > MAX_MESSAGES:
             self.fail(f"there are more than {MAX_MESSAGES} messages", at)
-        message = Message(type_)
+        of_type = view.of_type
+        if of_type is not None and not self.strict:
+            view, of_type = of_type(self.type_of(view.schema.name, at, end)), None
+        name, by_number, message = view.schema.name, view.by_number, Message(view.schema)
         arrays: dict[str, list[np.ndarray[Any, Any]]] = {}
-        deferred: list[tuple[int, int, int]] = []
         while at < end:
             start = at
             key, at = self.varint(at, end)
             number, wire_type = key >> 3, key & 7
             if number == 0:
-                self.fail(f"{type_.name} has a field with number 0", start)
-            field = type_.by_number.get(number)
-            if layout is not None and number in layout.numbers:
-                field = type_.fields[layout.numbers[number]]
-            elif field is None or not _fits(field, wire_type):
-                name = BY_WIRE_TYPE.get(type_.name, {}).get((number, wire_type))
-                field = type_.fields[name] if name else field
+                self.fail(f"{name} has a field with number 0", start)
+            field = by_number.get(number)
+            if self.strict and (field is None or not _fits(field, wire_type)):
+                raise NotPlain
             if wire_type == 2:
                 length, at = self.varint(at, end)
                 stop = at + length
                 if stop > end:
-                    self.fail(
-                        f"a field of {type_.name} is {count(length, 'byte')} long, with only {end - at:,} left", start
-                    )
-                if type_.name == "LayerParameter" and (number in _AMBIGUOUS or number > CAFFES_LAST_NUMBER):
-                    deferred.append((number, at, stop))
-                elif field is None:
+                    self.fail(f"a field of {name} is {count(length, 'byte')} long, with only {end - at:,} left", start)
+                if field is None:
                     message.unknown.setdefault(number, []).append(self.view[at:stop])
+                elif number > CAFFES_LAST_NUMBER and field.message_name and name == "LayerParameter":
+                    self.of_a_fork(message, view, field, at, stop, depth)
                 else:
-                    self.delimited(message, field, at, stop, depth, arrays)
+                    self.delimited(message, view, field, at, stop, depth, arrays)
+                    if of_type is not None and number == 2:  # a plain file states the type before what it owns
+                        view = of_type(message.type)
+                        by_number, of_type = view.by_number, None
                 at = stop
             elif wire_type in _WIRE_FIXED_SIZE:
                 at = self.fixed(message, field, number, wire_type, start, at, end, arrays)
@@ -112,46 +115,115 @@ class _Reader:
                 value, at = self.varint(at, end)
                 if field is None or field.wire_type != 0:
                     message.unknown.setdefault(number, []).append(value)
+                elif self.strict and (
+                    value > 1 if field.kind == "bool" else field.kind == "enum" and value not in field.value_names
+                ):  # none of Caffe's
+                    raise NotPlain
                 else:
-                    if field.kind == "bool" and value > 1 and (name := NOT_A_BOOL.get(type_.name, {}).get(number)):
-                        field = type_.fields[name]
                     _put(message, field, _integer(field, value))
+            elif wire_type == _GROUP:
+                stop = self.group(name, number, start, at, end)
+                message.unknown.setdefault(number, []).append(self.view[at:stop])
+                at = self.varint(stop, end)[1]
             else:
-                self.fail(f"field {number} of {type_.name} has wire type {wire_type}", start)
-        for name, chunks in arrays.items():
-            message._fields[name] = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        for number, start, stop in deferred:
-            name = WIRE_NUMBERS.get(message.type, {}).get(number)
-            chosen = type_.fields[name] if name else type_.by_number.get(number)
-            if chosen is None or chosen.wire_type != 2 or not self.is_read(message, chosen, start, stop, depth, number):
-                message.unknown.setdefault(number, []).append(self.view[start:stop])
-        if layout is not None:
-            for name, value in layout.states.items():
-                message._fields.setdefault(name, value)
+                self.fail(f"field {number} of {name} has wire type {wire_type}", start)
+        for field_name, chunks in arrays.items():
+            message._fields[field_name] = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        if self.strict and name == "PoolingParameter" and not is_plain_pooling(message):
+            raise NotPlain
         return message
 
-    def is_read(self, message: Message, field: Field, start: int, stop: int, depth: int, number: int) -> bool:
-        """Reads a field; False if it is a fork's and does not parse: another fork has the number for something else."""
+    def group(self, name: str, number: int, start: int, at: int, end: int) -> int:
+        """Where the end mark of a group (proto1's nested message, which Caffe's files never contain) begins.
+
+        Its fields are skipped; as in protobuf, groups in it must end, each with its own number.
+        """
+        open_groups = [number]
+        while at < end:
+            before = at
+            key, at = self.varint(at, end)
+            inner, wire_type = key >> 3, key & 7
+            if inner == 0:
+                self.fail(f"{name} has a field with number 0", before)
+            if wire_type == _GROUP:
+                open_groups.append(inner)
+                if len(open_groups) > MAX_DEPTH:
+                    self.fail(f"messages are nested more than {MAX_DEPTH} deep", before)
+            elif wire_type == _GROUP_END:
+                if open_groups.pop() != inner:
+                    self.fail(f"a group of {name} ends with the number of another, {inner}", before)
+                if not open_groups:
+                    return before
+            elif wire_type == 0:
+                at = self.varint(at, end)[1]
+            elif wire_type == 2:
+                length, at = self.varint(at, end)
+                at += length
+            elif wire_type in _WIRE_FIXED_SIZE:
+                at += _WIRE_FIXED_SIZE[wire_type]
+            else:
+                self.fail(f"field {inner} of a group of {name} has wire type {wire_type}", before)
+        self.fail(f"group {number} of {name} does not end", start)
+
+    def of_a_fork(self, message: Message, view: View, field: Field, at: int, stop: int, depth: int) -> None:
+        """Reads a message of a fork; what does not parse is another fork's, and an unknown field."""
         try:
-            self.delimited(message, field, start, stop, depth, {}, LAYOUTS.get((message.type, number)))
+            self.delimited(message, view, field, at, stop, depth, {})
         except ParseError:
-            if field.number <= CAFFES_LAST_NUMBER:
-                raise
-            return False
-        return True
+            if self.strict:
+                raise NotPlain from None
+            message.unknown.setdefault(field.number, []).append(self.view[at:stop])
+
+    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """(number, wire type, start, stop) of each field of a message; a varint's value instead of start, stop 0. Of a
+        run of values with one tag, only the first."""
+        while at < end:
+            start = at
+            key, at = self.varint(at, end)
+            number, wire_type = key >> 3, key & 7
+            if wire_type == 0:
+                value, at = self.varint(at, end)
+                yield number, 0, value, 0
+                continue
+            if wire_type == _GROUP:
+                at = self.varint(self.group("a message", number, start, at, end), end)[1]
+                continue
+            if wire_type == 2:
+                length, at = self.varint(at, end)
+            elif wire_type in _WIRE_FIXED_SIZE:
+                length = _WIRE_FIXED_SIZE[wire_type]
+            else:
+                self.fail(f"field {number} has wire type {wire_type}", start)
+            if at + length > end or number == 0:
+                self.fail(f"field {number} does not end", start)
+            yield number, wire_type, at, at + length
+            if wire_type == 2:
+                at += length
+            else:
+                stride = at + length - start
+                at = start + stride * self.run(start, at - start, stride, (end - start) // stride)
+
+    def type_of(self, name: str, at: int, end: int) -> str | int:
+        """The type of a layer: a string, of a V1LayerParameter a number."""
+        wanted = (5, 0) if name == "V1LayerParameter" else (2, 2)
+        found: str | int = 0 if wanted[1] == 0 else ""
+        for number, wire_type, start, stop in self.fields(at, end):
+            if (number, wire_type) == wanted:
+                found = start if wire_type == 0 else str(self.view[start:stop], "utf-8", "replace")
+        return found
 
     def delimited(
         self,
         message: Message,
+        view: View,
         field: Field,
         at: int,
         stop: int,
         depth: int,
         arrays: dict[str, list[np.ndarray[Any, Any]]],
-        layout: Layout | None = None,
     ) -> None:
         if field.message_name is not None:
-            child = self.message(field.message, at, stop, depth + 1, layout)
+            child = self.message(view.child(field), at, stop, depth + 1)
             previous = message._fields.get(field.name)
             if previous is None or field.repeated:
                 _put(message, field, child)
@@ -222,6 +294,19 @@ class _Reader:
         return n
 
 
+def is_plain_pooling(p: Message) -> bool:
+    """Whether the numbers of a PoolingParameter make sense as BVLC's alone: Intel's releases 1.0.5 to 1.1.1 have pad,
+    kernel_size, stride at 2, 3, 4 where BVLC has kernel_size, stride, pad. The pad must be less than the kernel.
+    """
+    kernel, stride, pad = (p._fields.get(name) or [0] for name in ("kernel_size", "stride", "pad"))
+    if kernel[0]:
+        return bool(0 < stride[0] <= kernel[0] and pad[0] < kernel[0])
+    if p.has("kernel_h") and p.has("kernel_w"):
+        sizes = ((p.pad_h, p.kernel_h, p.stride_h), (p.pad_w, p.kernel_w, p.stride_w))
+        return all(before < window and 0 < step <= window for before, window, step in sizes)
+    return bool(p.global_pooling) and not (p.has("stride") or p.has("pad"))
+
+
 def _fits(field: Field, wire_type: int) -> bool:
     return field.wire_type == wire_type or (field.repeated and wire_type == 2)
 
@@ -246,6 +331,8 @@ def _merge(into: Message, other: Message) -> None:
 
 
 def _put(message: Message, field: Field, value: Any) -> None:
+    if field.cast is not None:
+        value = field.cast(value)
     if field.repeated:
         message._fields.setdefault(field.name, []).append(value)
     else:
@@ -283,12 +370,14 @@ def serialize(message: Message) -> Iterator[bytes | memoryview]:
     yield from chunks
 
 
-def _serialize(message: Message, layout: Layout | None = None) -> tuple[list[bytes | memoryview], int]:
+def _serialize(message: Message, given: dict[str, int] | None = None) -> tuple[list[bytes | memoryview], int]:
     chunks: list[bytes | memoryview] = []
     assert message.schema is not None
-    numbers = _wire_numbers(message)
-    if layout is not None:
-        numbers |= {name: number for number, name in layout.numbers.items()}
+    numbers, inside = {name: field.number for name, field in message.schema.fields.items()}, dict[str, dict[str, int]]()
+    numbers |= given or {}
+    if message.schema.name == "LayerParameter":
+        for name, value in message.items():
+            numbers[name], inside[name] = written(message.type, name, value)
     for field in sorted((message.schema.fields[n] for n, _ in message.items()), key=lambda f: numbers[f.name]):
         value, number = message._fields[field.name], numbers[field.name]
         if field.packed and field.repeated:
@@ -297,7 +386,7 @@ def _serialize(message: Message, layout: Layout | None = None) -> tuple[list[byt
             continue
         for one in value if field.repeated else [value]:
             if field.message_name is not None:
-                inner, size = _serialize(one, _layout(message, number))
+                inner, size = _serialize(one, inside.get(field.name))
                 chunks += [_varint(number << 3 | 2) + _varint(size), *inner]
             elif field.wire_type == 2:
                 data = one.encode("utf-8", "surrogatepass") if isinstance(one, str) else bytes(one)
@@ -305,25 +394,6 @@ def _serialize(message: Message, layout: Layout | None = None) -> tuple[list[byt
             else:
                 chunks.append(_varint(number << 3 | field.wire_type) + _scalar(field, one))
     return chunks, sum(len(c) for c in chunks)
-
-
-def _wire_numbers(message: Message) -> dict[str, int]:
-    assert message.schema is not None
-    numbers = {name: field.number for name, field in message.schema.fields.items()}
-    if message.schema.name == "LayerParameter":
-        for number, name in WIRE_NUMBERS.get(message.type, {}).items():
-            layout = LAYOUTS.get((message.type, number))
-            own = layout is not None and layout.tells and getattr(message, name).has(layout.tells)
-            if numbers[name] in PLACEHOLDERS or own:  # the first one listed counts, or that of the field's fork
-                numbers[name] = number
-    return numbers
-
-
-def _layout(message: Message, number: int) -> Layout | None:
-    """How the fields of a layer's message with this number are numbered, where that is not the schema's way."""
-    if message.schema is None or message.schema.name != "LayerParameter":
-        return None
-    return LAYOUTS.get((message.type, number))
 
 
 def _packed(field: Field, value: Any) -> bytes | memoryview:

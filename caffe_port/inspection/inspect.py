@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from caffe_port.definition import odd_values
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, SpecError, printable
 from caffe_port.formats import caffemodel, prototxt
@@ -30,6 +31,9 @@ from caffe_port.typing import Array, PathLike
 
 __all__ = ["Diff", "Inspection", "Options", "diff", "inspect_file", "inspect_files", "kind_of", "render"]
 
+
+_MOST_PLACES = 12
+"""Places that are listed where dialects differ, and numbers without a meaning."""
 
 _SUMMED = ("parameters", "statistics", "macs", "activation_bytes")
 
@@ -96,7 +100,7 @@ class Inspection:
             "path": self.path,
             "kind": self.kind,
             "bytes": self.bytes,
-            "facts": dict(self.facts),
+            "facts": {label: "\n".join(v for name, v in self.facts if name == label) for label, _ in self.facts},
             "totals": self.totals,
             "unknown": self.unknown,
             "layers": [dataclasses.asdict(row) for row in self.rows],
@@ -195,12 +199,13 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
     notes, errors = list(found.notes), list(found.errors)
     if weights is not None:
         label, value = _weights_fact(weights)
-        facts.append((label, f"{Path(weights.path).name}, {value}"))
+        facts += [(label, f"{Path(weights.path).name}, {value}"), *_dialect_facts(weights)]
         compared = compare(definition, weights, options)
         if not compared.fits and compared.rows:
             errors.append(f"the weights do not fit: {compared.summary} See `caffe-port inspect --diff`.")
         elif compared.counts["missing"] or compared.counts["extra"]:
             notes.append(f"net and weights: {compared.summary} See `caffe-port inspect --diff`.")
+        notes += odd_values.notes(weights, definition.net.layer)
     return Inspection(
         str(path),
         "net",
@@ -215,7 +220,7 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
 
 def _inspect_weights(path: PathLike, options: Options) -> Inspection:
     weights = caffemodel.read(path)
-    facts = [("format", f"weights, {weights.format}"), _weights_fact(weights)]
+    facts = [("format", f"weights, {weights.format}"), *_dialect_facts(weights), _weights_fact(weights)]
     rows = tuple(_stored_row(layer.name, layer.type, layer.blobs) for layer in weights.layers)
     notes: list[str] = []
     errors: list[str] = []
@@ -234,10 +239,26 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
             compared = compare(definition, weights, options, found)
             if not compared.fits and compared.rows:  # a net without parameters has none
                 errors.append(f"the definition inside the file does not fit its blobs: {compared.summary}")
+    notes += odd_values.notes(weights)
     size_ = Path(path).stat().st_size
     return Inspection(
         str(path), "weights", size_, tuple(facts), rows, _numbers(weights, options), tuple(notes), tuple(errors)
     )
+
+
+def _dialect_facts(weights: Weights) -> list[tuple[str, str]]:
+    """Whose numbers a file has, how it shows, what it leaves open, and what has no meaning here."""
+    known = weights.recognition
+    if known is None:  # as Caffe and any of its forks would write it
+        return []
+    facts = [("written by", f"{known.written_by}{' (--dialect)' if known.given else ''}")]
+    facts += [("evidence", "; ".join(known.evidence))] if known.evidence else []
+    left = (("open", (*known.open, *known.defaults)), ("unlikely", known.unlikely), ("unknown", known.unknown))
+    for label, found in left:
+        facts += [(label, str(one)) for one in found[:_MOST_PLACES]]
+        if len(found) > _MOST_PLACES:
+            facts.append((label, f"and {len(found) - _MOST_PLACES} more"))
+    return facts
 
 
 def _net_facts(definition: Definition, found: Survey) -> list[tuple[str, str]]:

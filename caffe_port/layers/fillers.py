@@ -67,15 +67,17 @@ def _fan(filler: Message, shape: Sequence[int]) -> float:
 
 def _uniform(rng: np.random.Generator, low: float, high: float, shape: Sequence[int]) -> Array:
     values = rng.random(tuple(shape), np.float32)
-    values *= np.float32(high - low)
-    values += np.float32(low)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values *= np.float32(high - low)
+        values += np.float32(low)
     return values
 
 
 def _gaussian(rng: np.random.Generator, mean: float, std: float, shape: Sequence[int]) -> Array:
     values = rng.standard_normal(tuple(shape), np.float32)
-    values *= np.float32(std)
-    values += np.float32(mean)
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite std gives infinite values, as in Caffe
+        values *= np.float32(std)
+        values += np.float32(mean)
     return values
 
 

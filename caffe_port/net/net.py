@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from caffe_port import layers
 from caffe_port.definition.stored_blobs import for_layers
-from caffe_port.errors import CaffePortError, SpecError, UnsupportedLayerError, WeightsError, did_you_mean
+from caffe_port.errors import (
+    CaffePortError,
+    SpecError,
+    UnsupportedLayerError,
+    WeightsError,
+    did_you_mean,
+    first_line,
+    out_of_memory,
+)
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
 from caffe_port.layers import fillers
@@ -31,7 +39,7 @@ from caffe_port.signatures.normalization import row_shape
 from caffe_port.signatures.plugins import find_type
 from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED, Trait
 from caffe_port.spec import LayerSpec, NetSpec, Producer
-from caffe_port.terminal import count
+from caffe_port.terminal import count, human_bytes
 from caffe_port.typing import Array, Shape
 
 MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
@@ -103,8 +111,7 @@ class Net(nn.Module):
                 self.plans[True] = self.plans[False]
             else:
                 self.plans[training] = self._plan(spec, shapes, built, training, stand_in)
-        self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # to_empty would import sympy, for a second
-        self._tie()
+        self._allocate()
         self.scales = fusion.scales(self, self.plans)
         self.plans = {training: fusion.with_operations(self, plan) for training, plan in self.plans.items()}
         self.plans[False] = fusion.together(self.plans[False], self.scales, fusion.affine)
@@ -113,6 +120,23 @@ class Net(nn.Module):
         self.eval()
 
     # -- building -----------------------------------------------------------------------------------------------
+
+    def _allocate(self) -> None:
+        """Gives the parameters, which are on the meta device so far, memory."""
+        try:
+            self._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))  # to_empty would import sympy, for a second
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            sizes = {
+                step.attribute: (sum(t.nbytes for t in getattr(self, step.attribute).parameters()), step.layer)
+                for plan in self.plans.values()
+                for step in plan.steps
+            }
+            size, layer = max(sizes.values(), key=lambda pair: pair[0])
+            what = f"not enough memory for its parameters, {human_bytes(size)}"
+            whole = human_bytes(sum(size for size, _ in sizes.values()))
+            raise layer.error(what, f"The net needs {whole} for all parameters.") from None
 
     def _plan(
         self,
@@ -184,7 +208,7 @@ class Net(nn.Module):
             if first[0].param is layer.param and same_shapes:
                 return getattr(self, attribute)  # type: ignore[no-any-return]
         try:
-            with torch.device("meta"):
+            with layer.checked(), torch.device("meta"):
                 module = cls.build(layer.param, bottoms)
                 if first is not None:
                     other: Layer = getattr(self, attribute)
@@ -196,10 +220,8 @@ class Net(nn.Module):
                             module = cls.make(merged)
                             self.add_module(attribute, module)
                             return module
-        except SpecError as error:
-            raise layer.error(error.what, error.hint) from None
         except RuntimeError as error:  # a shape beyond PyTorch's range
-            raise layer.error(str(error).splitlines()[0][:200]) from None
+            raise layer.error(first_line(error)) from None
         for name in module.blob_names():
             numbers = getattr(module, name).numel()
             if numbers > MAX_ELEMENTS:
@@ -349,7 +371,8 @@ class Net(nn.Module):
             if only is not None and name not in only:
                 filled.update(id(getattr(module, blob)) for blob in module.blob_names())
                 continue
-            by_blob = module.fillers(module.own_message(specs[name].param)) if module.blob_names() else {}
+            layer = specs[name]
+            by_blob = module.fillers(module.own_message(layer.param)) if module.blob_names() else {}
             for blob in module.blob_names():
                 if id(getattr(module, blob)) in filled:
                     continue
@@ -358,7 +381,7 @@ class Net(nn.Module):
                 try:
                     value = fillers.fill(by_blob[blob], shape, rng) if blob in by_blob else np.zeros(shape, np.float32)
                 except SpecError as error:
-                    raise specs[name].error(error.what, error.hint) from None
+                    raise layer.error(error.what, error.hint) from None
                 module.set_blob(blob, torch.from_numpy(value))
         self._copy(())
 
@@ -494,8 +517,7 @@ def infer_by_running(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) 
         raise layer.error(error.what, error.hint) from None
     except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
         shown = ", ".join(str(tuple(s)) for s in bottoms) or "none"
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise layer.error(f"does not fit its bottoms of shape {shown}: {reason}") from None
+        raise layer.error(f"does not fit its bottoms of shape {shown}: {first_line(error)}") from None
     tops = made if isinstance(made, tuple) else () if made is None else (made,)
     return [tuple(top.shape) for top in tops]
 

@@ -60,10 +60,8 @@ def top_shapes(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
         UnknownShape, SpecError: as :func:`infer`.
     """
     signature = _known(layer)
-    try:
+    with layer.checked():
         tops = signature.top_shapes(layer.param, bottoms)
-    except SpecError as error:
-        raise layer.error(error.what, error.hint) from None
     if len(tops) != len(layer.tops) and not (tops == [()] and not layer.tops):  # a loss may leave its top unnamed
         raise layer.error(f"has {len(layer.tops)} tops, but this type produces {len(tops)} from {len(bottoms)} bottoms")
     return tops
@@ -80,7 +78,10 @@ def blob_shapes(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
         return []
     top_shapes(layer, bottoms)
     rule = _known(layer).blob_shapes
-    return list(rule(layer.param, [tuple(shape) for shape in bottoms]).values()) if rule is not None else []
+    if rule is None:
+        return []
+    with layer.checked():
+        return list(rule(layer.param, [tuple(shape) for shape in bottoms]).values())
 
 
 def statistics(layer: LayerSpec) -> frozenset[int]:
@@ -115,7 +116,10 @@ def macs(layer: LayerSpec, bottoms: Sequence[Shape], tops: Sequence[Shape]) -> i
     """
     signature = find(layer.param)
     rule = signature.macs if signature is not None else None
-    return rule(layer.param, bottoms, tops) if rule is not None else 0
+    if rule is None:
+        return 0
+    with layer.checked():
+        return rule(layer.param, bottoms, tops)
 
 
 def _known(layer: LayerSpec) -> Signature:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from caffe_port.errors import SpecError
-from caffe_port.formats.message import Message
+from caffe_port.formats.message import Message, not_finite
 from caffe_port.typing import Shape
 
 ANY = 1 << 30
@@ -189,7 +189,9 @@ class Signature:
         bottoms = [tuple(shape) for shape in bottoms]
         try:
             return [tuple(shape) for shape in self.tops(layer, bottoms)]
-        except (IndexError, ValueError, ZeroDivisionError, OverflowError):
+        except (IndexError, ValueError, ArithmeticError):
+            if (what := not_finite(self.parameters(layer))) != "":
+                raise SpecError(what) from None
             raise SpecError(f"does not fit its bottoms of shape {', '.join(map(str, bottoms))}") from None
 
 

@@ -62,14 +62,19 @@ def check(folder: Path, force: bool) -> None:
 def beside(folder: Path) -> Iterator[Path]:
     """A temporary folder next to where ``folder`` will be; removed at the end, with any parents created for it.
 
+    A symbolic link is followed. The temporary folder is inside ``folder`` where it cannot be next to it: ``folder`` is
+    a mount point, or its parent is read-only.
+
     Raises:
         CaffePortError: it cannot be created or written to.
     """
-    missing = [parent for parent in folder.absolute().parents if not parent.exists()]
+    real = Path(os.path.realpath(folder))
+    missing = [parent for parent in real.parents if not parent.exists()]
     temporary = None
     try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".caffe-port.", suffix=".part", dir=folder.absolute().parent))
+        real.parent.mkdir(parents=True, exist_ok=True)
+        inside = real.is_dir() and (os.path.ismount(real) or not os.access(real.parent, os.W_OK))
+        temporary = Path(tempfile.mkdtemp(prefix=".caffe-port.", suffix=".part", dir=real if inside else real.parent))
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
@@ -89,19 +94,69 @@ def beside(folder: Path) -> Iterator[Path]:
 
 
 def move_in(temporary: Path, folder: Path, files: Sequence[str]) -> None:
-    """Moves ``files`` from a temporary folder to ``folder``, port.json last; other files there are kept."""
+    """Moves ``files`` from a temporary folder to ``folder``, port.json last; other files there are kept.
+
+    All of them are moved, or none: after an error, the files that they replaced are there again.
+
+    Raises:
+        CaffePortError: a folder has the name of one of the files; or the old files could not be put back, and where
+            they are.
+        OSError: a file cannot be moved.
+    """
     for path in list(temporary.iterdir()):
         if path.name not in files:
             path.unlink()
-    if folder.is_dir() and any(folder.iterdir()):
-        with lock(folder, "the folder is being written to"):
-            (folder / REPORT).unlink(missing_ok=True)  # it comes last, so that all files it lists are complete
+    real = Path(os.path.realpath(folder))
+    if not real.exists():
+        os.rename(temporary, real)
+        return
+    for name in files:
+        if (real / name).is_dir() and not (real / name).is_symlink():
+            raise CaffePortError("is a folder; expected a file", str(folder / name), "Remove it, or choose another -o.")
+    with lock(real, "the folder is being written to"):
+        _replace(temporary, real, files)
+
+
+def _replace(temporary: Path, folder: Path, files: Sequence[str]) -> None:
+    """Moves files to an existing folder. Each name always refers to a whole file, old or new, even after a kill."""
+    old = Path(tempfile.mkdtemp(prefix=".caffe-port.old.", suffix=".part", dir=temporary.parent))
+    keep = False
+    try:
+        kept = {name for name in files if os.path.lexists(folder / name)}
+        for name in kept:
+            _keep(folder / name, old / name)
+        moved: list[str] = []
+        try:
+            if REPORT in files:  # it comes last, so that all files it lists are complete
+                (folder / REPORT).unlink(missing_ok=True)
             for name in files:
                 os.replace(temporary / name, folder / name)
-    else:
-        if folder.is_dir():
-            folder.rmdir()
-        os.rename(temporary, folder)
+                moved.append(name)
+        except BaseException:
+            keep = True
+            for name in moved:
+                if name not in kept:
+                    (folder / name).unlink()
+            for name in sorted(kept & {*moved, REPORT}, key=lambda name: name == REPORT):
+                os.replace(old / name, folder / name)
+            keep = False
+            raise
+    except OSError as error:
+        if not keep:
+            raise
+        what = f"was written in part, and the files of before could not be put back: {error.strerror or error}"
+        raise CaffePortError(what, str(folder), f"They are in {old}") from None
+    finally:
+        if not keep:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep(path: Path, copy: Path) -> None:
+    """A second name for a file, or a copy of it where the file system has no hard links."""
+    try:
+        os.link(path, copy, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(path, copy, follow_symlinks=False)
 
 
 # -- port.json ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import nn
 from caffe_port.api import Prototxt, Stored
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
+from caffe_port.formats.dialects import assuming
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
@@ -53,6 +54,7 @@ def verify(
     backward: bool = False,
     details: Details | None = None,
     ignore_fields: Collection[str] = (),
+    dialect: str | None = None,
 ) -> Report:
     """Converts a net and compares every layer with an independent implementation.
 
@@ -81,6 +83,7 @@ def verify(
             of Caffe itself.
         details: collects what the HTML report shows, see :class:`~caffe_port.verification.details.Details`.
         ignore_fields: names of fields to go without, see :func:`caffe_port.port`; the verdict names them.
+        dialect: whose meaning numbers and fields have, see :func:`caffe_port.port`.
 
     Raises:
         CaffePortError: bad input; DependencyError if OpenCV is the reference and not installed.
@@ -94,22 +97,23 @@ def verify(
             raise CaffePortError(
                 f"{word} applies only to a converted net; a hand-written port is compared layer by layer, forward only"
             )
-        return verify_port(
-            against,
-            prototxt,
-            weights,
-            state=state,
-            input=input,
-            seed=seed,
-            preprocess=preprocess,
-            input_shapes=input_shapes,
-            keep_loss=keep_loss,
-            level=level,
-            stages=stages,
-            atol=atol,
-            rtol=rtol,
-            ignore_fields=ignore_fields,
-        )
+        with assuming(dialect):
+            return verify_port(
+                against,
+                prototxt,
+                weights,
+                state=state,
+                input=input,
+                seed=seed,
+                preprocess=preprocess,
+                input_shapes=input_shapes,
+                keep_loss=keep_loss,
+                level=level,
+                stages=stages,
+                atol=atol,
+                rtol=rtol,
+                ignore_fields=ignore_fields,
+            )
     if state is not None:
         raise CaffePortError("a state needs a hand-written port: --against path/to/file.py:Class --state FILE")
     tolerance = Tolerance(atol, rtol)
@@ -121,19 +125,20 @@ def verify(
             "gradients are compared with a trace that holds them, or with Caffe itself",
             hint="Give --against TRACE.npz or --against caffe.",
         )
-    subject = prepare(
-        prototxt,
-        weights,
-        trace=trace,
-        input=input,
-        seed=seed,
-        preprocess=preprocess,
-        input_shapes=input_shapes,
-        keep_loss=keep_loss,
-        level=level,
-        stages=stages,
-        ignore_fields=ignore_fields,
-    )
+    with assuming(dialect):
+        subject = prepare(
+            prototxt,
+            weights,
+            trace=trace,
+            input=input,
+            seed=seed,
+            preprocess=preprocess,
+            input_shapes=input_shapes,
+            keep_loss=keep_loss,
+            level=level,
+            stages=stages,
+            ignore_fields=ignore_fields,
+        )
     if backward and isinstance(caffe, CaffeReference):
         trace = caffe.trace(subject.case, backward=True)
         reference = StoredReference(trace)

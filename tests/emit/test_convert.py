@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 import caffe_port
 from caffe_port.api import Ported
+from caffe_port.emit import caffe_files
 from caffe_port.emit import convert as convert_module
 from caffe_port.emit import model_source as emit_source
 from caffe_port.emit.convert import convert
@@ -222,6 +223,104 @@ def test_an_existing_folder(port: Callable[[str], Ported], tmp_path: Path) -> No
     with pytest.raises(CaffePortError, match="is a file; expected a folder"):
         convert(ported, folder / "mine.txt", force=True)
     assert sorted(os.listdir(tmp_path)) == ["net.prototxt", "out"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["model.py", "weights.safetensors", "model.onnx", "port.json"])
+def test_a_folder_in_place_of_a_file_destroys_nothing(name: str, port: Callable[[str], Ported], tmp_path: Path) -> None:
+    """One of the files cannot be written: the old conversion stays as it was."""
+    folder = tmp_path / "out"
+    convert(port(SMALL), folder)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    before = contents(folder)
+    formats = ["torch", "onnx"] if name == "model.onnx" else ["torch"]
+    with pytest.raises(CaffePortError, match=rf"{name}: is a folder; expected a file\n  Remove it"):
+        convert(port('name: "Other"\n' + SMALL), folder, force=True, formats=formats)
+    assert contents(folder) == before
+    assert sorted(os.listdir(tmp_path)) == ["net.prototxt", "out"]
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_move_that_fails_is_taken_back(
+    number: int, error: BaseException, port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The n-th file cannot be moved: the old files are there again, and no new one (blobs.safetensors) is."""
+    folder = tmp_path / "out"
+    ported = port(SMALL)
+    caffemodel.write(tmp_path / "w.caffemodel", ported.definition.net, ported.net.blobs())
+    convert(ported, folder)
+    before, calls, replace = contents(folder), [0], os.replace
+    other = caffe_port.port(tmp_path / "net.prototxt", tmp_path / "w.caffemodel")
+
+    def fails(source: Any, target: Any) -> None:
+        if Path(target).parent == folder:
+            calls[0] += 1
+            if calls[0] == number + 1:
+                raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    if number == 4:  # four files
+        convert(other, folder, force=True, formats=["torch", "safetensors"])
+        assert contents(folder).keys() == {*before, "blobs.safetensors"}
+        return
+    with pytest.raises(CaffePortError if isinstance(error, OSError) else KeyboardInterrupt):
+        convert(other, folder, force=True, formats=["torch", "safetensors"])
+    assert contents(folder) == before
+    assert sorted(os.listdir(tmp_path)) == ["net.prototxt", "out", "w.caffemodel"]
+
+
+def test_old_files_that_cannot_be_put_back_are_kept(
+    port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    convert(port(SMALL), folder)
+    before, replace = contents(folder), os.replace
+
+    def fails(source: Any, target: Any) -> None:
+        if Path(target).name == "weights.safetensors" or ".old." in str(source):
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(CaffePortError, match="could not be put back: Input/output error") as caught:
+        convert(port('name: "Other"\n' + SMALL), folder, force=True)
+    assert contents(Path(caught.value.hint.removeprefix("They are in "))) == before
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_link_to_a_folder(filled: bool, port: Callable[[str], Ported], tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    if filled:
+        convert(port(SMALL), tmp_path / "real")
+    convert(port('name: "Other"\n' + SMALL), tmp_path / "link", force=filled)
+    assert (tmp_path / "link").is_symlink()
+    assert "class Other" in (tmp_path / "real" / "model.py").read_text()
+    assert sorted(os.listdir(tmp_path)) == ["link", "net.prototxt", "real"]
+
+
+def test_the_current_folder(port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(port(SMALL), ".")
+    assert sorted(os.listdir(tmp_path / "here")) == ["model.py", "port.json", "weights.safetensors"]
+
+
+def test_back_to_caffe_writes_both_files_or_none(port: Callable[[str], Ported], tmp_path: Path) -> None:
+    ported = port(SMALL)
+    caffe_files.write_caffe(ported, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "net.prototxt").unlink()
+    (tmp_path / "out" / "net.prototxt").mkdir()
+    with pytest.raises(CaffePortError, match=r"net\.prototxt: is a folder; expected a file"):
+        caffe_files.write_caffe(port('name: "Other"\n' + SMALL), tmp_path / "out")
+    assert contents(tmp_path / "out")["net.caffemodel"] == before["net.caffemodel"]
 
 
 def test_a_folder_that_cannot_be_made(port: Callable[[str], Ported], tmp_path: Path) -> None:

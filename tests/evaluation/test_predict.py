@@ -273,6 +273,22 @@ def test_a_map_and_an_image(tmp_path: Path) -> None:
     assert draw(found, predictor)[0, 0].tolist() == [4, 5, 203]
 
 
+def test_what_stands_beside_probabilities_is_no_class(tmp_path: Path) -> None:
+    """MTCNN's R-Net has two outputs: two probabilities, and four numbers that move a box."""
+    text = (
+        COLORS % "mean_value: 0"
+        + """
+layer { name: "box" type: "InnerProduct" bottom: "flat" top: "box"
+  inner_product_param { num_output: 4 bias_filler { type: "constant" value: 2 } } }
+"""
+    )
+    (tmp_path / "net.prototxt").write_text(text)
+    predictor = Predictor(api.port(tmp_path / "net.prototxt", input_shapes=SHAPE))
+    found = predictor.predict(picture(tmp_path / "p.png", (9, 9, 200)))
+    assert {output.blob: output.kind for output in found.outputs} == {"prob": "classes", "box": "values"}
+    assert "  box: 4 values, 2 to 2: 2, 2, 2, 2" in list(lines(found, predictor, 5))
+
+
 def test_folders_are_sorted(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "c.txt"):
         (tmp_path / name).touch()

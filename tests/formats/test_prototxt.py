@@ -160,7 +160,7 @@ def test_an_enum_named_by_number_keeps_its_first_name() -> None:
     ("literal", "want"),
     [
         (r'"\a\b\f\n\r\t\v\\\'\"\?"', "\a\b\f\n\r\t\v\\'\"?"),
-        (r'"\x41\X42\x4a"', "ABJ"),
+        (r'"\x41\x42\x4a"', "ABJ"),
         (r'"\101\7\0"', "A\x07\0"),
         (r'"\1011"', "A1"),
         (r'"\344\270\255"', "中"),
@@ -252,15 +252,16 @@ def test_a_huge_file_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.
 
 # -- errors: where and what -----------------------------------------------------------------------------------------
 
+POOLS = "MAX, AVE, STOCHASTIC, AVE_EXC_PAD, AVE_TF"
 ERRORS = {
     'name: "a"\nlayer {\n  nme: "x"\n}': "3:3: LayerParameter has no field 'nme'. Did you mean 'name'?",
     "layer {\n  convolution_param { num_outputs: 3 }\n}": "2:23: ConvolutionParameter has no field 'num_outputs'. "
     "Did you mean 'num_output'?",
     "layer {\n  name: conv1\n}": "2:9: 'name' is a string: put 'conv1' in quotes",
-    "layer { pooling_param { pool: AVG } }": "1:31: 'pool' is MAX, AVE, STOCHASTIC; got 'AVG'. Did you mean 'AVE'?",
-    "layer { pooling_param { pool: max } }": "1:31: 'pool' is MAX, AVE, STOCHASTIC; got 'max'. Did you mean 'MAX'?",
+    "layer { pooling_param { pool: AVG } }": f"1:31: 'pool' is {POOLS}; got 'AVG'. Did you mean 'AVE'?",
+    "layer { pooling_param { pool: max } }": f"1:31: 'pool' is {POOLS}; got 'max'. Did you mean 'MAX'?",
     "layers { type: CONVOLUTON }": "1:16: 'type' is one of 54 names; got 'CONVOLUTON'. Did you mean 'CONVOLUTION'?",
-    "layer { pooling_param { pool: 9 } }": "1:31: 'pool' is MAX, AVE, STOCHASTIC; got '9'.",
+    "layer { pooling_param { pool: 9 } }": f"1:31: 'pool' is {POOLS}; got '9'.",
     "layer { pooling_param { kernel_size: -1 } }": "1:38: 'kernel_size' is a uint32 (0 to 4294967295), got '-1'",
     "layer { pooling_param { kernel_size: 4294967296 } }": "1:38: 'kernel_size' is a uint32 (0 to 4294967295), "
     "got '4294967296'",
@@ -298,7 +299,7 @@ ERRORS = {
     'name: "a\\': "1:7: this string has no closing quote on its line",
     'name: "ab\\q"': "1:10: unknown escape '\\q' in a string",
     'name: "ab\\x"': "1:10: unknown escape '\\x' in a string",
-    'name: "\\400"': "1:8: escape '\\400' is larger than a byte",
+    'name: "\\X41"': "1:8: unknown escape '\\X' in a string",
     "input_dim: 1input_dim: 2": "1:12: this is not a number, or a space is missing after it",
     "input_dim: 0xfg": "1:12: this is not a number, or a space is missing after it",
     "layer { relu_param { negative_slope: 1.2.3 } }": "1:38: this is not a number, or a space is missing after it",
@@ -655,6 +656,7 @@ def test_what_protobuf_refuses_we_refuse(text: str) -> None:
             "Couldn't parse float: -",
             "utf-8",
             "UTF-8",
+            "latin-1",  # "\\777": the reader in C++, Caffe's, keeps the byte
             "V1LayerParameter.LayerType",
         )
         assert any(reason in refusal for reason in deliberate), refusal

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, SHARED, needs_shared, real_files
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from caffe_port.formats import fork_fields
+from caffe_port.formats.dialects import PLACEHOLDERS
 
 COMPILED = ROOT / "caffe_port" / "formats" / "caffe.binpb"
 
@@ -99,8 +99,6 @@ ENUMS = {
     "Type": "DOUBLE FLOAT FLOAT16 INT UINT",
 }
 
-WIRE_TYPES = {"DOUBLE": 1, "FLOAT": 5, "STRING": 2, "BYTES": 2, "MESSAGE": 2}  # FieldDescriptorProto: all others are 0
-
 
 def _pool() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
@@ -174,71 +172,9 @@ def test_no_field_has_the_name_of_a_method() -> None:
     assert not [(m, f.name) for m, message in MESSAGES.items() for f in message.field if f.name in taken]
 
 
-def test_wire_numbers_name_fields_of_the_schema() -> None:
-    fields = {f.name: f.number for f in MESSAGES["LayerParameter"].field}
-    for layer_type, numbers in fork_fields.WIRE_NUMBERS.items():
-        for number, name in numbers.items():
-            assert name in fields, f"{layer_type}: {number}: {name}"
-            assert number not in fork_fields.PLACEHOLDERS
-            assert fields[name] != number, f"{layer_type}: {name} is {number} already"
-
-
-def test_wire_numbers_reach_every_placeholder_with_a_known_number() -> None:
-    """A placeholder of LayerParameter is a layer's parameter in WIRE_NUMBERS, or stands here with the reason."""
-    reached = {name for numbers in fork_fields.WIRE_NUMBERS.values() for name in numbers.values()}
-    reached |= set(fork_fields.BY_WIRE_TYPE["LayerParameter"].values())
-    number_unknown = {
-        "channel_scale_param",
-        "compact_bilinear_param",
-        "convolution3d_param",
-        "inner_distance_param",
-        "label_specific_add_param",
-        "label_specific_margin_param",
-        "lstm_param",
-        "mask_resize_param",
-        "multi_stage_meanfield_param",
-        "normalize_param",
-        "pass_through_param",
-        "pooling3d_param",
-        "reverse_axis_param",
-        "reverse_time_param",
-        "roi_warping_param",
-        "scalar_param",
-        "selu_param",
-        "softmax_focal_loss_param",
-        "transpose_param",
-        "truncation_param",
-        "upsampling_param",
-    }
-    any_layer = {"multinode", "mn_grad_compress_param"}  # Intel's, for training on several machines
-    only_openvino = {"cosine_similarity_batch_param", "rss_loss_param"}
-    placeholders = {f.name for f in MESSAGES["LayerParameter"].field if f.number in fork_fields.PLACEHOLDERS}
-    assert placeholders - reached == number_unknown | any_layer | only_openvino
-
-
 def test_placeholders_are_used_once() -> None:
-    numbers = [f.number for m in MESSAGES.values() for f in m.field if f.number in fork_fields.PLACEHOLDERS]
+    numbers = [f.number for m in MESSAGES.values() for f in m.field if f.number in PLACEHOLDERS]
     assert len(numbers) == len(set(numbers))
-
-
-def test_wire_types_tell_the_fields_apart() -> None:
-    for message, entries in fork_fields.BY_WIRE_TYPE.items():
-        fields = {f.name: f for f in MESSAGES[message].field}
-        by_number = {f.number: f for f in MESSAGES[message].field}
-        for (number, wire_type), name in entries.items():
-            assert _wire_type(fields[name]) == wire_type, f"{message}.{name}"
-            assert number not in by_number or _wire_type(by_number[number]) != wire_type, f"{message} {number}"
-    for message, bools in fork_fields.NOT_A_BOOL.items():
-        by_number = {f.number: f for f in MESSAGES[message].field}
-        for number, name in bools.items():
-            assert by_number[number].type == by_number[number].TYPE_BOOL
-            assert name in {f.name for f in MESSAGES[message].field}
-
-
-def _wire_type(field: descriptor_pb2.FieldDescriptorProto) -> int:
-    if field.options.packed:
-        return 2
-    return WIRE_TYPES.get(field.Type.Name(field.type).removeprefix("TYPE_"), 0)
 
 
 def _parse(text: str, message: str) -> Any:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caffe_port.errors import ParseError
-from caffe_port.formats import fork_fields, prototxt, wire
-from caffe_port.formats.message import Message, schema
+from caffe_port.formats import dialects, prototxt, wire
+from caffe_port.formats.message import Message
 
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ROOTS = ("NetParameter", "SolverParameter", "LayerParameter", "V1LayerParameter", "BlobProto", "Datum")
@@ -39,13 +39,22 @@ def delimited(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
+def group(number: int, payload: bytes) -> bytes:
+    """proto1's nested message, between two marks."""
+    return varint(number << 3 | 3) + payload + varint(number << 3 | 4)
+
+
 def by_schema(value: Message) -> bool:
-    """Whether all LayerParameters inside are of types whose fields have the schema's own numbers."""
-    for one in dict(value.items()).values():
+    """Whether all LayerParameters inside are written under the schema's own numbers, and not under a fork's."""
+    for name, one in dict(value.items()).items():
+        if value.schema is not None and value.schema.name == "LayerParameter":
+            number, inside = dialects.written(value.type, name, one)
+            if inside or number != value.schema.fields[name].number:
+                return False
         for child in one if isinstance(one, list) else [one]:
             if isinstance(child, Message) and not by_schema(child):
                 return False
-    return value.schema is None or value.schema.name != "LayerParameter" or value.type not in fork_fields.WIRE_NUMBERS
+    return True
 
 
 # -- against protobuf -----------------------------------------------------------------------------------------------
@@ -57,9 +66,8 @@ def test_what_protobuf_writes_we_read(name: str) -> None:
     @given(oracle.messages(name))
     def check(theirs: Any) -> None:
         ours = wire.parse(theirs.SerializePartialToString(), name)
-        if by_schema(ours):
-            assert oracle.plain(ours) == oracle.plain(theirs)
-            assert not ours.unknown
+        assert oracle.plain(ours) == oracle.plain(theirs)
+        assert not ours.unknown
 
     check()
 
@@ -87,8 +95,7 @@ def test_two_messages_in_a_row_are_merged(one: Any, two: Any) -> None:
     """Protobuf joins what comes twice, at every depth."""
     data = one.SerializePartialToString() + two.SerializePartialToString()
     ours = wire.parse(data, "LayerParameter")
-    if by_schema(ours):
-        assert oracle.plain(ours) == oracle.plain(oracle.of("LayerParameter").FromString(data))
+    assert oracle.plain(ours) == oracle.plain(oracle.of("LayerParameter").FromString(data))
 
 
 def test_merging_by_hand() -> None:
@@ -273,11 +280,17 @@ def test_fields_that_caffe_writes_unpacked(name: str, field: str, value: list[fl
         (9000, varint(9000 << 3 | 5) + b"1234", [b"1234"]),
         (9000, varint(9000 << 3 | 1) + b"12345678", [b"12345678"]),
         (9000, delimited(9000, b"a") * 2, [b"a", b"a"]),
+        (9000, group(9000, b""), [b""]),
+        (9000, group(9000, b"\x08\x01" + delimited(2, b"ab")), [b"\x08\x01\x12\x02ab"]),
+        (9000, group(9000, group(3, b"\x2d1234") + group(9000, b"")), [group(3, b"\x2d1234") + group(9000, b"")]),
+        (1, group(1, b"\x0d1234"), [b"\x0d1234"]),  # a known field that is no group
     ],
 )
 def test_unknown_numbers_are_kept(number: int, data: bytes, kept: list[Any]) -> None:
-    got = wire.parse(b"\x0a\x01n" + data + b"\x12\x01T", "LayerParameter")
+    data = b"\x0a\x01n" + data + b"\x12\x01T"
+    got = wire.parse(data, "LayerParameter")
     assert (got.name, got.type) == ("n", "T")
+    assert oracle.of("LayerParameter").FromString(data).type == "T", "as protobuf reads it"
     assert [bytes(v) if isinstance(v, memoryview) else v for v in got.unknown[number]] == kept
 
 
@@ -290,87 +303,6 @@ def test_enums_and_bools_of_other_values() -> None:
 
 def test_a_string_that_is_not_utf8_is_readable() -> None:
     assert wire.parse(b"\x0a\x02\xff!", "LayerParameter").name == "\N{REPLACEMENT CHARACTER}!"
-
-
-# -- forks ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("type_", "number", "field"),
-    [
-        (t, n, f)
-        for t, numbers in fork_fields.WIRE_NUMBERS.items()
-        for n, f in numbers.items()
-        if schema("LayerParameter").fields[f].message_name
-    ],
-)
-def test_a_forks_number_is_read_by_the_layers_type(type_: str, number: int, field: str) -> None:
-    own = schema(schema("LayerParameter").fields[field].message_name or "")
-    layout = fork_fields.LAYOUTS.get((type_, number))
-    scalars = (
-        f
-        for f in own.fields.values()
-        if f.kind in ("uint32", "int32", "float", "bool", "string")
-        and not f.repeated
-        and (own.name, f.number) not in _SHIFTED
-        and (layout is None or (type_ == "ReLU6" and f.number == 1) or f.name in layout.numbers.values())
-    )
-    one = next(scalars, None)
-    value = {"float": 0.5, "bool": True, "string": "x"}.get(one.kind, 3) if one else None
-    payload = serialized(Message(own, **{one.name: value})) if one else b""
-    if layout is not None and one is not None:
-        by_name = {name: n for n, name in layout.numbers.items()}
-        payload = (
-            varint(by_name.get(one.name, one.number) << 3 | one.wire_type)
-            + payload[-(4 if one.wire_type == 5 else 1) :]
-        )
-    data = b"\x12" + varint(len(type_)) + type_.encode() + delimited(number, payload)
-    for order in (data, delimited(number, payload) + data[: 2 + len(type_)]):
-        got = wire.parse(order, "LayerParameter")
-        assert got.has(field)
-        if one:
-            assert getattr(getattr(got, field), one.name) == value
-        assert not got.unknown
-
-
-_SHIFTED = {("BNParameter", 3), ("BNParameter", 4), ("ROIPoolingParameter", 4)}
-
-
-@pytest.mark.parametrize("type_", sorted(fork_fields.WIRE_NUMBERS))
-def test_a_forks_parameter_survives_writing(type_: str) -> None:
-    """A placeholder number never stands in a file: it is written under a number that its type is read by."""
-    for field in dict.fromkeys(fork_fields.WIRE_NUMBERS[type_].values()):
-        name = schema("LayerParameter").fields[field].message_name
-        assert name is not None
-        layer = Message("LayerParameter", type=type_, **{field: Message(name)})
-        again = wire.parse(serialized(layer), "LayerParameter")
-        assert again == layer, field
-
-
-def test_the_same_number_means_what_the_type_says() -> None:
-    kernel = delimited(150, b"\x08\x01")
-    assert wire.parse(b"\x12\x0bCorrelation" + kernel, "LayerParameter").has("correlation_param")
-    assert wire.parse(b"\x12\x04Mish" + kernel, "LayerParameter").has("mish_param")
-    assert wire.parse(kernel + b"\x12\x04Mish", "LayerParameter").has("mish_param")
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "field", "value"),
-    [
-        ("BlobProto", delimited(10, b"\x80\x78"), "half_data", [15360]),
-        ("BlobProto", b"\x50\x02", "raw_data_type", "FLOAT16"),
-        ("LayerParameter", varint(145 << 3) + b"\x02", "forward_type", "FLOAT16"),
-        ("BNParameter", b"\x18\x01", "bn_mode", "INFERENCE"),
-        ("BatchNormParameter", b"\x28\x01", "use_weight_bias", True),
-        ("ROIPoolingParameter", b"\x20\x07", "pooled_size", [7]),
-        ("ConvolutionParameter", varint(17 << 3) + b"\x04", "hole", 4),
-        ("ConvolutionParameter", varint(17 << 3) + b"\x01", "force_nd_im2col", True),
-        ("ConvolutionParameter", varint(20 << 3 | 5) + struct.pack("<f", 0.25), "negative_slope", 0.25),
-    ],
-)
-def test_the_wire_type_tells_forks_apart(name: str, data: bytes, field: str, value: Any) -> None:
-    got = wire.parse(data, name)
-    assert getattr(got, field) == value
 
 
 # -- damage ---------------------------------------------------------------------------------------------------------
@@ -443,7 +375,12 @@ def test_any_bytes_end_in_a_message_or_a_parse_error(data: bytes, name: str) -> 
         (b"\x2a\x05ab", "a field of BlobProto is 5 bytes long, with only 2 left (at byte 0 of 4)"),
         (b"\x2a\x05abcde", "'data' is 5 bytes long, not a whole number of floats (at byte 2 of 7)"),
         (b"\x2d\x00\x00", "the data ends inside a value (at byte 0 of 3)"),
-        (b"\x0b", "field 1 of BlobProto has wire type 3 (at byte 0 of 1)"),
+        (b"\x0b", "group 1 of BlobProto does not end (at byte 0 of 1)"),
+        (b"\x0b\x0d\x00", "group 1 of BlobProto does not end (at byte 0 of 3)"),
+        (b"\x0b\x14", "a group of BlobProto ends with the number of another, 2 (at byte 1 of 2)"),
+        (b"\x0b\x04", "BlobProto has a field with number 0 (at byte 1 of 2)"),
+        (b"\x0b" * 200, "messages are nested more than 100 deep"),
+        (b"\x0c", "field 1 of BlobProto has wire type 4 (at byte 0 of 1)"),
         (b"\x0f", "field 1 of BlobProto has wire type 7 (at byte 0 of 1)"),
         (b"\x3a\x03\x0a\x05\x01", "a field of BlobShape is 5 bytes long, with only 1 left (at byte 2 of 5)"),
         (

@@ -134,7 +134,7 @@ def names_in_code() -> set[str]:
     ]
     found: set[str] = set()
     for path in files:
-        if path.name in ("unfollowed.py", "fork_fields.py"):
+        if path.name in ("unfollowed.py", "dialects.py", "recognition.py", "unstated.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Attribute):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from caffe_port.definition.definition import Definition
-from caffe_port.formats import prototxt, wire
+from caffe_port.formats import caffemodel, prototxt
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Reading:
 def counted() -> Iterator[Reading]:
     """Counts within the block."""
     found = Reading()
-    open_, parse_text, parse_bytes, spec = os.open, prototxt.parse, wire.parse, Definition.spec
+    open_, parse_text, parse_bytes, spec = os.open, prototxt.parse, caffemodel.recognize, Definition.spec
 
     def opening(path: Any, *args: Any, **kwargs: Any) -> int:
         found.opened[Path(os.fsdecode(path)).name] += 1
@@ -60,6 +60,6 @@ def counted() -> Iterator[Reading]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", opening)
         patch.setattr(prototxt, "parse", parsing_text)
-        patch.setattr(wire, "parse", parsing_bytes)
+        patch.setattr(caffemodel, "recognize", parsing_bytes)
         patch.setattr(Definition, "spec", resolving)
         yield found

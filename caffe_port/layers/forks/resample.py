@@ -112,7 +112,11 @@ class MaxUnPool(Layer):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         places = mask.flatten(2).long()
         order = torch.arange(1, places.shape[2] + 1, device=x.device).expand_as(places)
-        last = order.new_zeros(*x.shape[:2], self.size[0] * self.size[1]).scatter_reduce(2, places, order, "amax")
+        last = order.new_zeros(*x.shape[:2], self.size[0] * self.size[1])
+        try:
+            last = last.scatter_reduce(2, places, order, "amax")
+        except RuntimeError:
+            raise outside(places, last.shape[2]) from None
         y = x.flatten(2).gather(2, (last - 1).clamp(min=0))
         return torch.where(last > 0, y, 0).reshape(*x.shape[:2], *self.size)
 
@@ -342,5 +346,15 @@ class Reverse(Layer):
 
 def scatter_to(x: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
     """A plane of ``size`` that has every value of ``x`` at the index which ``mask`` says, and zeros elsewhere."""
-    y = x.new_zeros(*x.shape[:2], size[0] * size[1])
-    return y.scatter(2, mask.flatten(2).long(), x.flatten(2)).reshape(*x.shape[:2], *size)
+    y, places = x.new_zeros(*x.shape[:2], size[0] * size[1]), mask.flatten(2).long()
+    try:
+        return y.scatter(2, places, x.flatten(2)).reshape(*x.shape[:2], *size)
+    except RuntimeError:
+        raise outside(places, y.shape[2]) from None
+
+
+def outside(places: Tensor, count: int) -> IndexError:
+    """What to say of a mask that does not fit a plane of ``count`` values."""
+    wrong = places[(places < 0) | (places >= count)]
+    what = f"index {int(wrong[0])}" if len(wrong) else f"{tuple(places.shape)} indices"
+    return IndexError(f"the mask holds {what}; the top has the places 0 to {count - 1}")

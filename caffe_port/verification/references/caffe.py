@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe_port.errors import CaffePortError, DependencyError
-from caffe_port.formats import caffemodel, dialects, prototxt
+from caffe_port.formats import caffemodel, meanings, prototxt
 from caffe_port.formats.message import Message
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
@@ -258,7 +258,7 @@ class CaffeReference:
         with tempfile.TemporaryDirectory(prefix="caffe-port-") as folder:
             here = Path(folder)
             (here / "dump.py").write_text(script(), "utf-8")
-            (here / "net.prototxt").write_text(prototxt.dump(dialects.for_caffe(net)), "utf-8")
+            (here / "net.prototxt").write_text(prototxt.dump(meanings.for_caffe(net)), "utf-8")
             caffemodel.write(here / "w.caffemodel", net, blobs)
             command = [*self.caffe.command, "dump.py", "net.prototxt", "w.caffemodel" if blobs else "-", "trace.npz"]
             command += ["--phase", case.spec.phase, "--at", "at", *(["--backward"] if backward else [])]

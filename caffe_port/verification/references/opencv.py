@@ -120,7 +120,6 @@ DEVIATIONS: dict[str, Check] = {
     ),
     "Deconvolution": _deconvolution,
     "DetectionOutput": _detections_beyond,
-    "Dropout": _when(lambda p, _: not p.dropout_param.scale_train, "OpenCV ignores scale_train: false of Dropout"),
     "InnerProduct": _inner_product,
     "Interp": _when(
         lambda p, _: bool(p.interp_param.pad_beg or p.interp_param.pad_end or p.interp_param.has("shrink_factor")),

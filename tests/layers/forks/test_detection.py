@@ -323,13 +323,13 @@ def test_priors_in_pixels_have_five_numbers_and_a_size():
 
 
 def test_clustered_priors_of_a_binary_file_have_numbers_of_their_own():
-    from caffe_port.formats import wire
+    from caffe_port.formats import recognition, wire
     from caffe_port.formats.message import Message
 
     own = Message("PriorBoxClusteredParameter", width=[9.0, 20.0], height=[12.0, 7.0], step=10.0)
     layer = Message("LayerParameter", name="l", type="PriorBoxClustered", prior_box_clustered_param=own)
     data = b"".join(wire.serialize(Message("NetParameter", layer=[layer])))
-    read = wire.parse(memoryview(data), "NetParameter", "x").layer[0]
+    read = recognition.read(memoryview(data), "NetParameter", "x")[0].layer[0]
     assert list(read.prior_box_clustered_param.height) == [12, 7]
     assert not read.has("prior_box_param")
     shapes = [(2, 3, 5, 6), (2, 3, 50, 60)]

@@ -105,7 +105,7 @@ def compute(
             made = formula(question)
     except NotImplementedError as error:
         return None, f"no formula for {error}"
-    except (ValueError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, IndexError, ZeroDivisionError, MemoryError) as error:
         return None, f"the formula fails: {str(error)[:120]}"
     tops = (made,) if isinstance(made, np.ndarray) else tuple(made)
     return tuple(np.asarray(top, np.float64) for top in tops), ""

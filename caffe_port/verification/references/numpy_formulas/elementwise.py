@@ -120,10 +120,13 @@ def clip(layer: Layer) -> Result:
 
 @formula("Dropout")
 def dropout(layer: Layer) -> Result:
-    """The identity in TEST, because TRAIN scales by 1 / (1 - ratio). Source: dropout_layer.cpp."""
-    if layer.train:
+    """The identity in TEST, because TRAIN scales by 1 / (1 - ratio); with ``scale_train: false`` (forks of R-CNN) TEST
+    multiplies by what TRAIN keeps. Source: dropout_layer.cpp.
+    """
+    p = layer.param.dropout_param
+    if layer.train or p.sample_weights_test:
         raise NotImplementedError("a random layer")
-    return layer.x
+    return layer.x if p.scale_train else layer.x * (1 - p.dropout_ratio)
 
 
 @formula("Eltwise", "ShortCut", "Shortcut")

@@ -36,6 +36,12 @@ def _stretch(x: Array, axis: int, count: int) -> Array:
     return np.asarray((1 - share) * x.take(low, axis) + share * x.take(np.minimum(low + 1, last), axis))
 
 
+def _inside(places: Array, count: int) -> None:
+    """Refuses a negative index, which NumPy would count from the end and Caffe writes before the memory of the top."""
+    if places.size and not (places.min() >= 0 and places.max() < count):
+        raise IndexError("the mask holds an index outside the top")
+
+
 @formula("Upsample")
 def upsample(layer: Layer) -> Result:
     """Puts each value where the mask says, with zeros elsewhere; without a mask, repeats it in a block of pixels.
@@ -65,6 +71,7 @@ def upsample(layer: Layer) -> Result:
     size = fixed or [n * s - bool(pad) for n, s, pad in zip(x.shape[2:], scale, padded, strict=True)]
     planes, places = x.reshape(-1, x[0, 0].size), layer.bottoms[1].astype(int).reshape(-1, x[0, 0].size)
     top = np.zeros((len(planes), size[0] * size[1]))
+    _inside(places, top.shape[1])
     np.put_along_axis(top, places, planes, 1)
     return top.reshape(*x.shape[:2], *size)
 
@@ -75,6 +82,7 @@ def max_unpool(layer: Layer) -> Result:
     p, x = layer.param.max_unpool_param, layer.x
     top = np.zeros((x.shape[0] * x.shape[1], p.dst_h * p.dst_w))
     planes, places = (b.reshape(len(top), -1) for b in layer.bottoms)
+    _inside(places, top.shape[1])
     for k in range(planes.shape[1]):  # a later one replaces an earlier one
         top[np.arange(len(top)), places[:, k].astype(int)] = planes[:, k]
     return top.reshape(*x.shape[:2], p.dst_h, p.dst_w)

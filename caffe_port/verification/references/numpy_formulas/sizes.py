@@ -40,6 +40,8 @@ def unpooling(layer: Layer) -> Result:
         elif len(layer.bottoms) > 1:
             for image, channel in np.ndindex(n, channels):
                 place = int(layer.bottoms[1][image, channel, row, column])
+                if place < 0:  # NumPy would count from the end
+                    raise IndexError("the mask holds a negative index")
                 flat[image, channel, place] = x[image, channel, row, column]
         else:
             top[:, :, min(first[0], size[0] - 1), min(first[1], size[1] - 1)] = x[:, :, row, column]
