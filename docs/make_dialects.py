@@ -23,6 +23,7 @@ from typing import Any
 import caffe_port.signatures  # noqa: F401 - registers the records
 from caffe_port.formats import dialects
 from caffe_port.formats.message import schema
+from caffe_port.layers import REGISTRY
 from caffe_port.signatures.signature import SIGNATURES
 
 ROOT = Path(__file__).parents[1]
@@ -394,7 +395,8 @@ ALSO_OWNED = {
 
 def owners() -> dict[str, list[str]]:
     """Type -> the fields of LayerParameter that layers of it read, of the records of this package."""
-    own = {name: {*record.messages, *record.also} for name, record in SIGNATURES.items()}
+    plugins = {name for name, cls in REGISTRY.items() if not cls.__module__.startswith("caffe_port.")}
+    own = {name: {*r.messages, *r.also} for name, r in SIGNATURES.items() if name not in plugins}
     for name, fields in ALSO_OWNED.items():
         own.setdefault(name, set()).update(fields)
     return {name: sorted(fields) for name, fields in sorted(own.items())}
