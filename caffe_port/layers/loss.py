@@ -166,6 +166,8 @@ class ContrastiveLoss(Layer):
         expect_equal_counts(bottoms[:2])
         if math.prod(bottoms[2]) != bottoms[0][0]:
             raise SpecError(f"label {bottoms[2]} holds {math.prod(bottoms[2])} values for {bottoms[0][0]} pairs")
+        if math.prod(bottoms[2][1:]) != 1:
+            raise SpecError(f"label {bottoms[2]} must have one value per item, (N) or (N, 1, 1, 1), as in Caffe")
         return {"margin": p.margin, "legacy_version": p.legacy_version}
 
     def __init__(self, margin: float = 1.0, legacy_version: bool = False) -> None:
