@@ -154,6 +154,7 @@ LOOSE = {
     (151, "focal_loss_param"): "focal loss forks",
     (147, "imresize_param"): "OpenPose",
     (148, "nms_param"): "OpenPose",
+    (153, "continuation_indicator_param"): "CC4.0",
 }
 
 _CODES = {

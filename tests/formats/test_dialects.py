@@ -97,6 +97,20 @@ Pooling quantization_param 158
 ReLU quantization_param 158
 Eltwise quantization_param 158
 Concat quantization_param 158
+DenseBlock denseblock_param 147
+UpsampleDarknet upsample_darknet_param 209
+DepthToSpace depth_to_space_param 208
+ResizeNearestNeighbor resize_nearest_neighbor_param 210
+ResizeBilinear resize_bilinear_param 226
+SpaceToBatchND space_to_batch_nd_param 236
+BatchToSpaceND batch_to_space_nd_param 235
+Squeeze squeeze_param 241
+MatMul matmul_param 263
+Mul mul_param 278
+Pad pad_param 224
+HardSigmoid hard_sigmoid_param 258
+CTCGreedyDecoder ctc_decoder_param 158
+ContinuationIndicator continuation_indicator_param 153
 """
 """Layer type, field of LayerParameter, its numbers in forks: what could be read before there was a table."""
 
