@@ -33,6 +33,8 @@ _OLD_TYPES = {
     "ADADELTA": "AdaDelta",
     "ADAM": "Adam",
 }
+_SWITCHES = {"larc": False, "weight_decay_policy": "fixed"}
+"""Fields outside the schema that switch on those whose names begin like theirs -> the value that leaves them off."""
 _ELSEWHERE = {"learning_rate": "base_lr", "lr": "base_lr", "epochs": "max_iter"}
 """What other programs call a field."""
 _AT_LEAST = {
@@ -280,10 +282,9 @@ def _has_no_effect(p: Message, name: str, field: Field | None) -> bool:
     """Whether the field has its default; or is one of a fork that is switched off, or goes with one."""
     if field is not None:
         return is_neutral(field, getattr(p, name)) or getattr(p, name) == "fixed"
-    stem = name.partition("_")[0]
-    switches = {stem: False, f"{stem}_decay_policy": "fixed"}
+    switch = next((one for one in _SWITCHES if name.startswith(one.removesuffix("_policy"))), None)
     given = {str(key): values[-1] for key, values in p.unknown.items()}
-    return all(given.get(key, off) == off for key, off in switches.items())
+    return switch is not None and given.get(switch, _SWITCHES[switch]) == _SWITCHES[switch]
 
 
 def _shown(name: str, known: Sequence[str]) -> str:
