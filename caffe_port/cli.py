@@ -91,6 +91,7 @@ for _command in (
     nets.inspect,
     nets.demo,
     proof.verify,
+    proof.compare,
     proof.dump,
     training.train,
     nets.predict,
