@@ -306,7 +306,7 @@ def _show_run(result: TrainResult) -> None:
         note(f"stopped by {result.stopped} after {done}; continue with --resume")
 
 
-_OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device")
+_OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device", "tensorboard")
 
 
 def _train_fast(
@@ -329,30 +329,37 @@ def _train_fast(
         chosen["net"] = str(net)
 
     def hear(event: dict[str, Any]) -> None:
-        if event["kind"] == "note":
-            note(event["text"])
-        elif event["kind"] == "epoch":
+        kind = event["kind"]
+        if kind == "note":
+            progress.say(f"note: {event['text']}")
+        elif kind == "progress":
+            progress.update("training", event["update"], event["updates"], "update")
+        elif kind == "testing":
+            progress.update("testing", event["done"], event["total"], "image")
+        elif kind == "epoch":
+            text = f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, {event['seconds']:.2f} s"
+            progress.say(text)
+        elif kind == "end":
+            tested = "not tested yet"
+            if event["accuracy"] is not None:
+                tested = "{:.2f} % (95 % interval {:.2f} to {:.2f})".format(event["accuracy"], *event["interval"])
+            length = event["updates_per_epoch"]
+            rest = event["updates_done"] - event["epochs_done"] * length
+            done = fast_recipe.done_in_words(event["epochs_done"], rest, length)
             click.echo(
-                f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, {event['seconds']:.2f} s",
-                err=True,
-            )
-        elif event["kind"] == "end":
-            low, high = event["interval"]
-            click.echo(
-                f"seed {event['seed']}: {event['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}) after "
-                f"{count(event['epochs_done'], 'epoch')}; {event['train_seconds']:.1f} s of training, "
+                f"seed {event['seed']}: {tested} after {done}; {event['train_seconds']:.1f} s of training, "
                 f"{event['images_per_s']:,.0f} images/s"
             )
 
-    results = fast_recipe.train(out, fast_recipe.FastOptions(resume=resume is not None, **chosen), hear, seeds)
-    if seeds > 1:
-        click.echo(fast_recipe.summary(results))
+    with Progress() as progress:
+        results = fast_recipe.train(out, fast_recipe.FastOptions(resume=resume is not None, **chosen), hear, seeds)
+    if seeds > 1 and (text := fast_recipe.summary(results)):
+        click.echo(text)
     click.echo(f"run: {printable(str(out))}")
     stopped = results[-1]["stopped"]
     if stopped:
         reason = "--max-seconds" if stopped == "max_seconds" else stopped
-        epoch = results[-1]["epochs_done"]
-        note(f"stopped by {reason} after epoch {epoch}; run the same command with --resume to continue")
+        note(f"stopped by {reason}; run the same command with --resume to continue")
     return {"SIGINT": 130, "SIGTERM": 143}.get(stopped, 0)
 
 

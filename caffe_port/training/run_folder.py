@@ -303,6 +303,12 @@ def used(path: str | Path) -> bool:
     return (Path(path) / "config.json").exists() or (Path(path) / "metrics.jsonl").exists()
 
 
+def check_unused(path: str | Path, resume: object = False) -> None:
+    """Raises CaffePortError if a folder contains a run that is not to be resumed."""
+    if used(path) and not resume:
+        raise CaffePortError("already contains a run", str(path), "Give another folder, or --resume to continue it.")
+
+
 def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -45,8 +45,7 @@ def train(
     """
     began, options = time.monotonic(), options or TrainOptions()
     spec = SolverSpec.read(solver_path, options.ignore_fields)
-    if run_folder.used(out) and not options.resume:
-        raise CaffePortError("already contains a run", str(out), "Give another folder, or --resume to continue it.")
+    run_folder.check_unused(out, options.resume)
     with processes.group(options.device) as device, run_folder.hold(out) as claim:
         hear = listen if listen is not None and processes.is_first() else (lambda _: None)
         training, start = set_up(spec, Path(out), options, device, hear, claim)

@@ -56,7 +56,7 @@ def test_the_lines_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].startswith("training: 61 of 400 iterations, loss 0.01639, lr 0.1, 1,234 images/s, 5 min 39 s left")
     assert lines[4] == "testing #1: 42 of 100 batches, iteration 199, 58 s left"
     assert lines[-1] == "iteration 199: test #1  accuracy 0.5000"
-    assert len(lines) == 7
+    assert len(lines) == 6
 
 
 def test_the_bar_has_a_label_and_no_figures_that_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
