@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from caffe_port.commands.command import command, note, progress_bar
+from caffe_port.commands.command import command, console, note
 from caffe_port.commands.net_files import (
     NetFiles,
     Shape,
@@ -18,6 +18,7 @@ from caffe_port.commands.net_files import (
     net_options,
     sort_files,
 )
+from caffe_port.commands.progress import progress_bar
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.terminal import count, human_bytes
 
@@ -243,8 +244,6 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
       1  a layer differs
       2  bad usage or bad input
     """
-    from rich.console import Console
-
     from caffe_port import api
     from caffe_port.commands import demo_files as demonstration
     from caffe_port.emit.convert import convert as write
@@ -260,7 +259,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
         _show(result)
         click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
         found = run(ported)
-    terminal.render(found, Console(), all_rows=False)
+    terminal.render(found, console(), all_rows=False)
     click.secho("4. use it", bold=True)
     click.echo(demonstration.usage(folder, result.class_name))
     return 0 if found.passed else 1
@@ -336,7 +335,7 @@ def predict(
     for text in predictor.notes:
         note(text)
     written = []
-    with progress_bar("predicting", as_json or len(images) < _MANY) as progress:
+    with progress_bar("predicting", as_json or len(images) < _MANY, "image") as progress:
         for number, path in enumerate(images, 1):
             found = predictor.predict(path)
             if as_json:

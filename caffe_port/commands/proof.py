@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from caffe_port.commands.command import F, command
+from caffe_port.commands.command import F, command, console
 from caffe_port.commands.net_files import NetFiles, Shape, ignore_field, net_options, sort_files
 from caffe_port.errors import printable
 from caffe_port.storage.files import atomic_write
@@ -146,9 +146,7 @@ def verify(
     if as_json:
         click.echo(terminal.to_json(found))
     else:
-        from rich.console import Console
-
-        terminal.render(found, Console(), all_rows)
+        terminal.render(found, console(), all_rows)
     return 0 if found.passed else 1
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from caffe_port.commands.command import command, note, progress_bar
+from caffe_port.commands.command import command, note
 from caffe_port.commands.net_files import NetFiles, ignore_field, net_options
+from caffe_port.commands.progress import Progress, progress_bar
 from caffe_port.errors import printable
 from caffe_port.terminal import count, table
 
@@ -91,7 +92,7 @@ def evaluate(
 
     if net.weights is None:
         raise click.UsageError("evaluate needs weights")
-    with progress_bar("evaluating", as_json) as progress:
+    with progress_bar("evaluating", as_json, "image") as progress:
         found = evaluation.evaluate_files(
             net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options, **net.options
         )
@@ -232,6 +233,7 @@ def _std(text: str | None) -> list[float] | None:
     help="With several processes: compute BatchNorm's statistics over the whole batch, or per process.",
 )
 @click.option("--reference-log", metavar="FILE", type=click.Path(), help="A Caffe log to compare with.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard's events, to RUN/tensorboard.")
 @ignore_field
 @click.pass_context
 def train(
@@ -278,29 +280,33 @@ def train(
 
     resumed = resume if resume not in (None, "newest") else resume is not None
     chosen = TrainOptions(resume=resumed, ignore_fields=ignored, **options)
-    with _Teller() as teller:
+    with Progress() as progress:
+        teller = _Teller(progress)
         result = run(solver, out, chosen, teller.hear)
     if teller.ended:  # only in the first of several processes
-        _show_run(result, teller.tested)
+        _show_run(result)
     return {"": 0, "max_seconds": 0, "SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
 
 
-def _show_run(result: TrainResult, tested: int) -> None:
+def _show_run(result: TrainResult) -> None:
     for name, value in result.outputs.items():
-        click.echo(f"{printable(name)} = {value:.6g} after {count(tested, 'iteration')}")
+        click.echo(f"{printable(name)} = {value:.6g} after {count(result.outputs_iter[name], 'iteration')}")
+    if result.train:
+        loss, trained = result.train["loss"], result.train["iter"]
+        click.echo(f"training loss = {loss:.6g} in iteration {trained:,}")
     if result.best:
-        click.echo(
-            f"best: {printable(result.best['name'])} = {result.best['value']:.6g} at iteration {result.best['iter']:,}"
-        )
+        name, value, at = result.best["name"], result.best["value"], result.best["iter"]
+        click.echo(f"best: {printable(name)} = {value:.6g} after {count(at, 'iteration')}")
     click.echo(f"run: {printable(str(result.run))}")
     if result.stopped == "max_seconds":
         done = count(result.iter, "iteration")
         note(f"stopped by --max-seconds after {done}; run the same command with --resume to continue")
     elif result.stopped:
-        note(f"stopped by {result.stopped} at iteration {result.iter}; continue with --resume")
+        done = count(result.iter, "iteration")
+        note(f"stopped by {result.stopped} after {done}; continue with --resume")
 
 
-_OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device")
+_OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device", "tensorboard")
 
 
 def _train_fast(
@@ -323,82 +329,80 @@ def _train_fast(
         chosen["net"] = str(net)
 
     def hear(event: dict[str, Any]) -> None:
-        if event["kind"] == "note":
-            note(event["text"])
-        elif event["kind"] == "epoch":
+        kind = event["kind"]
+        if kind == "note":
+            progress.say(f"note: {event['text']}")
+        elif kind == "progress":
+            progress.update("training", event["update"], event["updates"], "update")
+        elif kind == "testing":
+            progress.update("testing", event["done"], event["total"], "image")
+        elif kind == "epoch":
+            text = f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, {event['seconds']:.2f} s"
+            progress.say(text)
+        elif kind == "end":
+            tested = "not tested yet"
+            if event["accuracy"] is not None:
+                tested = "{:.2f} % (95 % interval {:.2f} to {:.2f})".format(event["accuracy"], *event["interval"])
+            length = event["updates_per_epoch"]
+            rest = event["updates_done"] - event["epochs_done"] * length
+            done = fast_recipe.done_in_words(event["epochs_done"], rest, length)
             click.echo(
-                f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, {event['seconds']:.2f} s",
-                err=True,
-            )
-        elif event["kind"] == "end":
-            low, high = event["interval"]
-            click.echo(
-                f"seed {event['seed']}: {event['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}) after "
-                f"{count(event['epochs_done'], 'epoch')}; {event['train_seconds']:.1f} s of training, "
+                f"seed {event['seed']}: {tested} after {done}; {event['train_seconds']:.1f} s of training, "
                 f"{event['images_per_s']:,.0f} images/s"
             )
 
-    results = fast_recipe.train(out, fast_recipe.FastOptions(resume=resume is not None, **chosen), hear, seeds)
-    if seeds > 1:
-        click.echo(fast_recipe.summary(results))
+    with Progress() as progress:
+        results = fast_recipe.train(out, fast_recipe.FastOptions(resume=resume is not None, **chosen), hear, seeds)
+    if seeds > 1 and (text := fast_recipe.summary(results)):
+        click.echo(text)
     click.echo(f"run: {printable(str(out))}")
     stopped = results[-1]["stopped"]
     if stopped:
         reason = "--max-seconds" if stopped == "max_seconds" else stopped
-        epoch = results[-1]["epochs_done"]
-        note(f"stopped by {reason} after epoch {epoch}; run the same command with --resume to continue")
+        note(f"stopped by {reason}; run the same command with --resume to continue")
     return {"SIGINT": 130, "SIGTERM": 143}.get(stopped, 0)
 
 
 class _Teller:
-    """Shows the events of a training run: a progress bar on a terminal, and lines for tests and snapshots."""
+    """Shows the events of a training run: its progress, and lines for tests and snapshots."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-        self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task: Any = None
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.total = 0
+        self.detail = ""
         self.ended = False
-        self.tested = 0  # the iteration of the last test
-
-    def __enter__(self) -> _Teller:  # noqa: PYI034 - Self is Python 3.11's
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.task is not None:
-            self.bar.stop()
 
     def hear(self, event: dict[str, Any]) -> None:
         """Shows one event of :func:`caffe_port.training.train.train`."""
         kind = event["kind"]
         if kind == "note":
-            self.say(f"note: {event['text']}")
+            self.progress.say(f"note: {event['text']}")
         elif kind == "start":
-            self.bar.start()
-            self.task = self.bar.add_task("", total=event["max_iter"], completed=event["iter"])
+            self.total = event["max_iter"]
+            self.progress.update("training", event["iter"], self.total, "iteration")
         elif kind == "train":
-            text = f"loss {event['loss']:.4g}  lr {event['lr']:.3g}  {event['images_per_s']:,.0f} images/s"
-            self.bar.update(self.task, description=text)
-            if not self.console.is_terminal:
-                self.say(f"iteration {event['iter']}: {text}")
+            first, self.detail = (
+                not self.detail,
+                (f"loss {event['loss']:.4g}, lr {event['lr']:.3g}, {event['images_per_s']:,.0f} images/s"),
+            )
+            if first and not self.progress.is_terminal:
+                self.progress.say(f"iteration {event['iter']:,}: {self.detail}")
         elif kind == "progress":
-            self.bar.update(self.task, completed=event["iter"])
+            detail = self.detail or f"loss {event['loss']:.4g}, lr {event['lr']:.3g}"
+            self.progress.update("training", event["iter"], self.total, "iteration", detail)
+        elif kind == "testing":
+            label = f"testing #{event['net']}" if event["net"] else "testing"
+            at = f"iteration {event['iter']:,}"
+            self.progress.update(label, event["batch"], event["batches"], "batch", at, plural="batches")
         elif kind == "test":
             shown = "  ".join(f"{name} {value:.4f}" for name, value in event["outputs"].items())
             ahead = {None: "", True: "  above the reference", False: "  at or below the reference"}[event.get("ahead")]
             of_net = f" #{event['net']}" if "net" in event else ""
-            self.say(f"iteration {event['iter']}: test{of_net} {shown}{ahead}")
-            self.tested = event["iter"]
+            self.progress.say(f"iteration {event['iter']:,}: test{of_net}  {shown}{ahead}")
         elif kind == "snapshot":
-            self.say(f"iteration {event['iter']}: snapshot {event['file']}")
+            self.progress.say(f"iteration {event['iter']:,}: snapshot {event['file']}")
         elif kind == "end":
             self.ended = True
-
-    def say(self, text: str) -> None:
-        self.bar.console.print(printable(text), markup=False, soft_wrap=True)
 
 
 @command()

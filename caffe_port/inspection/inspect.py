@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from caffe_port import terminal
 from caffe_port.definition import odd_values
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, SpecError, printable
@@ -396,11 +397,13 @@ def diff(definition: PathLike, weights: PathLike, options: Options | None = None
 
 
 def render(result: Inspection | Diff, width: int | None = None) -> str:
-    """A table for a terminal, ``width`` columns wide (None: the terminal's, 80 to 120). Names are escaped.
+    """A table for a terminal, ``width`` columns wide. Names are escaped.
+
+    Without a width it is that of the terminal, 80 to 120; nothing is wrapped or shortened in a pipe.
 
     Below 100 columns the wiring is left out, below 90 the memory.
     """
-    width = width or min(max(shutil.get_terminal_size((110, 24)).columns, 80), 120)
+    width = width or terminal.width(sys.stdout, most=120)
     lines = _diff_lines(result, width) if isinstance(result, Diff) else _inspection_lines(result, width)
     return "\n".join(lines)
 

@@ -44,9 +44,11 @@ def train(
             the layer where this began.
     """
     began, options = time.monotonic(), options or TrainOptions()
-    with processes.group(options.device) as device, run_folder.hold(out):
+    spec = SolverSpec.read(solver_path, options.ignore_fields)
+    run_folder.check_unused(out, options.resume)
+    with processes.group(options.device) as device, run_folder.hold(out) as claim:
         hear = listen if listen is not None and processes.is_first() else (lambda _: None)
-        training, start = set_up(SolverSpec.read(solver_path, options.ignore_fields), Path(out), options, device, hear)
+        training, start = set_up(spec, Path(out), options, device, hear, claim)
         with signals.caught() as stop, contextlib.closing(training):
             training.began = began
             return _loop(training, start, stop)
@@ -110,6 +112,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
                 },
             )
         it += 1
+        t.claim.begun = True
         t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
         if _time_over(t) and it < spec.max_iter and not stop:
             stop.append(processes.TIME_OVER)
@@ -122,7 +125,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
     wanted = spec.snapshot_after_train or bool(stop)  # a run that was stopped must be able to go on
     if wanted and not (spec.snapshot and it % spec.snapshot == 0) and it > start:
         _snapshot(t, it)
-    if not stop and spec.tests and it % spec.test_interval == 0:
+    if not stop and spec.tests:
         _test(t, it, stop, stoppable=False)
     return _finish(t, it, stop[0] if stop else "")
 
@@ -206,7 +209,7 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
     """Solver::TestAll: the mean of every output over test_iter batches, for every test net.
 
     The batches go on where the last test stopped. A signal stops a test without a result, and so does the time limit
-    if ``stoppable``.
+    if ``stoppable``. Unlike in Caffe, there is always a test at the end, also between two multiples of test_interval.
     """
     for number, test in enumerate(t.tests):
         if test.net is not t.net:
@@ -222,6 +225,7 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
             named = outputs if isinstance(outputs, dict) else {test.net.outputs[0]: outputs}
             for name, value in _scalars(named):
                 sums[name] = sums[name] + value if name in sums else value
+            t.listen({"kind": "testing", "iter": it, "net": number, "batch": k + 1, "batches": test.batches})
         means = {name: processes.total(value) / max(test.batches, 1) for name, value in sums.items()}
         _tested(t, it, number, means)
 
@@ -242,21 +246,19 @@ def _scalars(outputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 def _tested(t: Training, it: int, number: int, means: dict[str, float]) -> None:
     """Reports the result of a test net; the first one decides which weights are best."""
-    plan = t.tests[number].net.plans[False]
-    weights = dict(plan.losses)
-    losses = {blob: weights[slot] for blob, slot in plan.outputs if slot in weights}
-    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": losses}
+    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": t.loss_weights(number)}
     if number:
-        t.tested |= {f"#{number} {name}": value for name, value in means.items()}
         _report(t, {**event, "net": number})
         return
-    t.tested = dict(means)
     name = plots.judge(event)
     if name is not None:
         higher = not plots.is_loss(name, event)
-        value = t.tested[name]
-        if t.best is None or (value > t.best["value"] if higher else value < t.best["value"]):
-            t.best = {"iter": it, "name": name, "value": value}
+        value = means[name]
+        found = {"iter": it, "name": name, "value": value}
+        if it == 0 and not t.fine_tuned:
+            t.untrained = found
+        elif math.isfinite(value) and (t.best is None or _better(found, t.best, higher)):
+            t.best = found
             if processes.is_first():
                 t.run.save_weights("best", t.net, t.definition)
         event["best"] = t.best
@@ -302,14 +304,19 @@ def _snapshot(t: Training, it: int) -> None:
             t.optimizer,
             t.spec,
             it,
-            {"best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
+            {"best": t.best, "untrained": t.untrained, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
             t.plateau,
         )
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
     processes.barrier()
 
 
+def _better(a: dict[str, Any], b: dict[str, Any], higher: bool) -> bool:
+    return bool(a["value"] > b["value"] if higher else a["value"] < b["value"])
+
+
 def _report(t: Training, event: dict[str, Any]) -> None:
+    t.remember(event)
     if processes.is_first():
         t.run.log({**event, "time": round(time.time(), 3)})
         t.listen(event)
@@ -330,8 +337,11 @@ def _plot(t: Training, always: bool = False) -> None:
 
 def _finish(t: Training, it: int, stopped: str) -> TrainResult:
     if processes.is_first():
+        t.claim.begun = True
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
+        if text := _about_best(t):
+            t.listen({"kind": "note", "iter": it, "text": text})
         t.run.write_json(
             "run.json",
             facts(t)
@@ -341,12 +351,30 @@ def _finish(t: Training, it: int, stopped: str) -> TrainResult:
                 "seconds": round(t.seconds(), 3),
                 "peak_memory_bytes": _peak_memory(t.device),
                 "best": t.best,
+                "untrained": t.untrained,
                 "outputs": t.tested,
+                "outputs_iter": t.tested_at,
+                "train": t.trained,
                 "sha256": t.run.checksums(),
             },
         )
         t.listen({"kind": "end", "iter": it, "stopped": stopped, "best": t.best, "outputs": t.tested})
-    return TrainResult(it, t.tested, t.best, stopped, t.run.path)
+    return TrainResult(it, t.tested, t.best, stopped, t.run.path, t.tested_at, t.trained)
+
+
+def _about_best(t: Training) -> str:
+    """What must be known of best.caffemodel: that training improved nothing, or an empty string."""
+    if t.best is not None and t.best["iter"] == 0:
+        return "best.caffemodel has the weights that training started from: no later test was better"
+    if t.best is None or t.untrained is None or t.best["name"] != t.untrained["name"]:
+        return ""
+    name, before = t.best["name"], t.untrained["value"]
+    higher = not plots.is_loss(name, {"losses": t.loss_weights()})
+    if not math.isfinite(before) or _better(t.best, t.untrained, higher):
+        return ""
+    return (
+        f"no test was better than that of the untrained net ({name} = {before:.6g}); best.caffemodel is of a later one"
+    )
 
 
 def _interpolated(points: list[tuple[int, float]], it: int) -> float | None:
