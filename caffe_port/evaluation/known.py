@@ -128,7 +128,7 @@ def of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))["preprocessing"]
             return Preprocessing.from_dict(table, str(path)), folder
-        except (OSError, ValueError, KeyError, TypeError, CaffePortError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, CaffePortError):
             continue
     return None
 

@@ -198,7 +198,7 @@ def _read_folder(
         types = report.get("output_types", {})
         outputs = {str(blob): str(types.get(blob, "")) for blob in report["outputs"]}
         model = read_model(source, report["class"], folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} in {REPORT}"
         raise CaffePortError(f"is not a folder that convert wrote: {what}", str(folder)) from None
     found = of_folder(report, folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,13 @@ class Weights:
     def parameters(self) -> int:
         """The number of values in all blobs."""
         return sum(blob.size for layer in self.layers for blob in layer.blobs)
+
+    @property
+    def bare(self) -> list[str]:
+        """Names of the layers of the file that have no blobs; none where the file lists only layers with blobs."""
+        entries = () if self.net is None else self.net.layer or self.net.layers
+        names = Counter((entry.layer if self.format == "V0" else entry).name for entry in entries)
+        return list(names - Counter(layer.name for layer in self.layers))
 
     @functools.cached_property
     def sha256(self) -> str | None:
@@ -174,11 +182,11 @@ def blob_array(proto: Message) -> Array:
         data = np.asarray(proto.half_data, np.uint16).view(np.float16)
     else:
         data = np.asarray(proto.data, np.float32)
-    if proto.has("shape"):
-        shape = tuple(proto.shape.dim)
-    elif any(proto.has(name) for name in ("num", "channels", "height", "width")):
+    if any(proto.has(name) for name in ("num", "channels", "height", "width")):  # as in Caffe, before shape
         length = (proto.length,) if proto.has("length") else ()
         shape = (proto.num, proto.channels, *length, proto.height, proto.width)
+    elif proto.has("shape"):
+        shape = tuple(proto.shape.dim)
     else:
         shape = (data.size,)
     if len(shape) > MAX_AXES:
@@ -198,7 +206,7 @@ def shapes_agree(held: Shape, asked: Shape, row: bool = False) -> bool:
 
     The shapes must be equal, with three exceptions that leave the order of the values in no doubt: old files have four
     axes (C3D: five), with leading ones, (1, 1, 1, n) for a bias and (1, 1, m, n) for a matrix; some forks store a
-    vector as (1, n, 1, 1); a blob without axes is stored without a shape and read as (1).
+    vector as (1, n, 1, 1); values without a shape are read as a vector (a blob without axes is stored so).
 
     Args:
         row: a vector may also be stored as (1, n), as one fork's BN does.

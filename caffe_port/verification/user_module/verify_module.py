@@ -137,7 +137,7 @@ def _converted_state(where: str) -> Path | None:
     state = folder / "weights.safetensors"
     try:
         written = json.loads((folder / "port.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(written, dict) and written.get("class") == name and Path(file).name == "model.py"
     return state if ours and state.is_file() else None
