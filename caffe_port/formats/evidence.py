@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -174,17 +175,17 @@ class Evidence:
         return bytes(self.reader.view[start:stop]) if stop - start <= _SHORT else (start, stop)
 
     def _shape(self, start: int, stop: int) -> Shape:
-        """Of a blob, as every dialect but C3D's has it; empty if the blob does not say."""
+        """Of a blob; empty if the blob does not say. C3D has five axes, the last under 5, which is data elsewhere."""
         old: dict[int, int] = {}
         try:
             for number, wire_type, begin, finish in self.reader.fields(start, stop):
                 if (number, wire_type) == (7, 2):
                     return self._dims(begin, finish)
-                if wire_type == 0 and number <= 4:
+                if wire_type == 0 and number <= 5:
                     old[number] = begin
         except ParseError:
             return ()
-        return tuple(old.get(n, 0) for n in (1, 2, 3, 4)) if old else ()
+        return tuple(old.get(n, 0) for n in range(1, 6 if 5 in old else 5)) if old else ()
 
     def _dims(self, start: int, stop: int) -> Shape:
         dims: list[int] = []
@@ -292,12 +293,18 @@ class Evidence:
                 miss, odd = miss + more[0], odd + more[1]
             else:
                 miss += self._contradicts(fact, wire_type, begin, finish)
-                values[fact.name] = begin if wire_type == 0 else True
+                values[fact.name] = self._value(fact, wire_type, begin)
         names = _names(dialect, message)
         odd += oddities(message, values, names)
         miss += misfits(message, values, names, place.blobs)
         self._explained[memo] = miss, odd
         return miss, odd
+
+    def _value(self, fact: Fact, wire_type: int, start: int) -> Any:
+        """Of a field, for :func:`oddities`; True for what is packed or text."""
+        if fact.kind == "float" and wire_type == 5:
+            return struct.unpack_from("<f", self.reader.view, start)[0]
+        return start if wire_type == 0 else True
 
     def _contradicts(self, fact: Fact, wire_type: int, start: int, stop: int) -> bool:
         if wire_type == 0:
@@ -445,6 +452,8 @@ def oddities(message: str, values: dict[str, Any], names: Collection[str]) -> fl
         if name.endswith(_SIDES):
             partner = name[:-2] + ("_w" if name.endswith("_h") else "_h")
             odd += partner in names and partner not in values
+        odd += name in _SMALL and value > 0.1
+        odd += name in _FRACTIONS and value < 1e-4
     if message == "PoolingParameter":
         for pad, kernel in (("pad", "kernel_size"), ("pad_h", "kernel_h"), ("pad_w", "kernel_w")):
             odd += pad in values and kernel in values and values[pad] >= values[kernel]
@@ -457,6 +466,8 @@ def oddities(message: str, values: dict[str, Any], names: Collection[str]) -> fl
 
 
 _SIDES = ("_h", "_w")
+_SMALL = frozenset({"eps", "var_eps"})
+_FRACTIONS = frozenset({"momentum", "decay", "moving_average_fraction"})
 _POSITIVE = frozenset({"kernel_size", "kernel_h", "kernel_w", "stride", "num_output", "group", "dilation", "hole"})
 
 

@@ -21,7 +21,7 @@ dialect, and so does being little known.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,6 +86,31 @@ class Recognition:
         more = f"; and {count(len(left) - 1, 'more place')}" if len(left) > 1 else ""
         return f"read as written by {self.dialect.label}: {left[0]}{more}. --dialect NAME decides, inspect tells more"
 
+    @property
+    def readings(self) -> list[tuple[Dialect, ...]]:
+        """Dialects that read alike what is open, this one's first."""
+        found: dict[frozenset[int], list[Dialect]] = {frozenset(): [self.dialect, *self.like]}
+        for dialect in dict.fromkeys(d for one in self.open for d in one.dialects):
+            places = frozenset(i for i, one in enumerate(self.open) if dialect in one.dialects)
+            found.setdefault(places, []).append(dialect)
+        return list(map(tuple, found.values()))
+
+    def settled(self, dialect: Dialect, impossible: Collection[Dialect]) -> Recognition:
+        """What is left open if the sizes in the net carry through as a dialect reads them, and as others do not."""
+        if self.source is None:
+            return self
+        decision = Decision(self.source.evidence, dialect)
+        others = [
+            d for d in (self.dialect, *self.like, *(d for one in self.open for d in one.dialects)) if d != dialect
+        ]
+        left, gone = (
+            differences(decision, [d.index for d in others if (d in impossible) is out]) for out in (False, True)
+        )
+        like = _others(others, (*left, *gone))
+        told = ("the sizes in the net carry through", *self.evidence)
+        unlikely = (*gone, *self.unlikely)
+        return replace(self, dialect=dialect, like=like, evidence=told, open=left, unlikely=unlikely, source=decision)
+
     def agree(self, layers: Sequence[Message], where: str, text: str) -> Recognition:
         """What is left open, decided by a definition in text.
 
@@ -148,9 +173,14 @@ def _told(decision: Decision) -> Recognition:
     evidence, best = decision.evidence, decision.dialect
     likely, unlikely = evidence.alike(best.index)
     opened, rest = (differences(decision, some) for some in (likely, unlikely))
-    differing = {d for reading in (*opened, *rest) for d in reading.dialects}
-    like = tuple(d for d in (evidence.dialects[i] for i in (*likely, *unlikely)) if d != best and d not in differing)
+    like = _others([d for d in (evidence.dialects[i] for i in (*likely, *unlikely)) if d != best], (*opened, *rest))
     return Recognition(best, False, like, evidence_for(evidence, best), opened, rest, source=decision)
+
+
+def _others(among: Iterable[Dialect], differing: Iterable[Reading]) -> tuple[Dialect, ...]:
+    """Those that read nothing differently."""
+    differ = {dialect for reading in differing for dialect in reading.dialects}
+    return tuple(dict.fromkeys(dialect for dialect in among if dialect not in differ))
 
 
 def _named(decision: Decision) -> Recognition:

@@ -215,3 +215,113 @@ def test_a_mean_of_c3d(tmp_path: Path) -> None:
 def test_types_of_opencl_are_harmless() -> None:
     net, _ = read(layer("ReLU", *(varint(n << 3) + b"\x00" for n in (12, 13, 14))))
     assert set(net.layer[0].unknown) == {12, 13, 14}
+
+
+# -- sizes that carry through ---------------------------------------------------------------------------------------
+
+
+def _chain(pooling: bytes, columns: int, size: int = 9, extra: bytes = b"") -> bytes:
+    """Input (1, 3, size, size), Pooling, ReLU, Dropout, InnerProduct with weights (2, columns)."""
+    weight = delimited(7, delimited(7, delimited(1, varint(2) + varint(columns))) + delimited(5, bytes(8 * columns)))
+    shape = delimited(143, delimited(1, delimited(1, b"\x01\x03" + varint(size) * 2)))
+    layers = (
+        ("Input", "x", "x", shape),
+        ("Pooling", "x", "p", delimited(121, pooling)),
+        ("ReLU", "p", "p", extra),
+        ("Dropout", "p", "p", b""),
+        ("InnerProduct", "p", "y", delimited(117, b"\x08\x02\x10\x00") + weight),
+    )
+    return b"".join(
+        delimited(
+            100,
+            delimited(1, f"{type_.lower()}".encode())
+            + delimited(2, type_.encode())
+            + (delimited(3, bottom.encode()) if type_ != "Input" else b"")
+            + delimited(4, top.encode())
+            + rest,
+        )
+        for type_, bottom, top, rest in layers
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "dialect", "kernel"),
+    [
+        (3 * 4 * 4, "caffe", 1),  # kernel 1, stride 3
+        (3 * 9 * 9, "intel-1.0.5", 3),  # pad 1, kernel 3
+    ],
+)
+def test_the_sizes_in_a_net_decide(columns: int, dialect: str, kernel: int, tmp_path: Path) -> None:
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(_chain(b"\x10\x01\x18\x03", columns))
+    assert caffemodel.read(path).recognition.note, "the numbers alone tell nothing"
+    ported = port(None, path)
+    assert ported.net.pooling.kernel_size == (kernel, kernel)
+    assert not [note for note in ported.notes if "--dialect" in note]
+    facts = dict(inspect_file(path).facts)
+    assert facts["written by"].startswith(str(dialects.find(dialect)))
+    assert facts["evidence"].startswith("the sizes in the net carry through")
+    assert "open" not in facts
+    assert "unlikely" in facts
+
+
+def test_sizes_that_no_reading_carries_through_decide_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(_chain(b"\x10\x01\x18\x03", 7))
+    facts = dict(inspect_file(path).facts)
+    assert facts["written by"].startswith("BVLC/caffe") or facts["written by"].startswith("caffe ")
+    assert "open" in facts
+
+
+# -- shapes of blobs ------------------------------------------------------------------------------------------------
+
+
+def _blob(*shape: int) -> bytes:
+    data = np.ones(int(np.prod(shape)), "<f4").tobytes()
+    return delimited(7, delimited(7, delimited(1, b"".join(map(varint, shape)))) + delimited(5, data))
+
+
+FILLERS = delimited(137, delimited(1, delimited(1, b"constant")) + delimited(2, delimited(1, b"constant")))
+
+
+@pytest.mark.parametrize(("shape", "said", "out"), [((1, 4, 1, 1), "scale_filler", "yjxiong"), ((1, 4), "", "")])
+def test_the_form_of_a_bn_by_its_blobs(shape: tuple[int, ...], said: str, out: str) -> None:
+    """Number 137 has three layouts; happynear's vectors have four axes, yjxiong's two. PSPNet's first schema has the
+    fields of both."""
+    _, found = read(layer("BN", FILLERS))
+    assert {"yjxiong", "happynear-2015", "pspnet-2016-12-04"} <= _left(found)
+    net, found = read(layer("BN", *[_blob(*shape)] * 4, FILLERS))
+    assert (out or "happynear-2015") not in _left(found)
+    assert not said or net.layer[0].bn_param.has(said)
+
+
+def _left(found: Any) -> set[str]:
+    return {found.dialect.label, *(d.label for d in (*found.like, *(d for one in found.open for d in one.dialects)))}
+
+
+def test_the_form_of_a_bn_by_its_values() -> None:
+    """yjxiong's momentum is happynear's var_eps: 0.9 is no epsilon, and 1e-9 no momentum."""
+    for value, name, label in ((0.9, "momentum", "yjxiong"), (1e-9, "var_eps", "pspnet-2016-12-04")):
+        bn = layer("BN", delimited(137, varint(3 << 3 | 5) + np.array(value, "<f4").tobytes()))
+        net, found = read(b"".join([bn, *[layer("ReLU")] * 4]))
+        assert net.layer[0].bn_param.has(name)
+        assert (found.dialect.label, found.open) == (label, ())
+
+
+def test_five_blobs_of_a_batch_norm_exclude_who_has_three() -> None:
+    """Field 4 alone is Intel's engine, or whether to update the statistics, and so on; the blobs leave Intel's."""
+    three, five = ([_blob(4), _blob(4), _blob(1), _blob(4), _blob(4)][:n] for n in (3, 5))
+    field = delimited(139, varint(4 << 3) + b"\x01")
+    assert read(layer("BatchNorm", *three, field))[1].dialect.label == "intel"
+    _, found = read(layer("BatchNorm", *five, field))
+    assert "intel" in _left(found)
+    assert not _left(found) & {"deeplab-v2", "pspnet", "opencl"}
+
+
+def test_a_kernel_of_c3d() -> None:
+    """C3D 1.0 has kernel_depth at 6, where Caffe has the stride, and blobs of five axes."""
+    blob = delimited(6, b"\x08\x04\x10\x02\x18\x03\x20\x03\x28\x03" + delimited(6, bytes(4 * 4 * 2 * 27)))
+    head = delimited(4, b"c") + varint(5 << 3) + varint(30)
+    net, found = read(delimited(2, head + blob + delimited(10, b"\x08\x04\x20\x03\x30\x03")))
+    assert found.dialect.label == "c3d-1.0"
+    assert net.layers[0].convolution_param.kernel_depth == 3
