@@ -76,6 +76,11 @@ class Recognition:
         return ", ".join([str(self.dialect), *told])
 
     @property
+    def completed(self) -> bool:
+        """Whether the message that was read states what its dialect takes for granted: that of V2 does."""
+        return self.source is not None and self.source.evidence.layer_message == "LayerParameter"
+
+    @property
     def note(self) -> str:
         """What is left open, in a line; empty if nothing."""
         left = [*self.open, *(one for one in self.defaults if not one.chosen.startswith(unstated.SETTLED))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dialect_nets import delimited, varint
 
 from caffe_port.api import port
 from caffe_port.commands.net_files import sort_files
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError
 from caffe_port.formats import caffemodel, dialects, recognition
 from caffe_port.formats.message import Message
@@ -100,6 +102,65 @@ def test_a_default_of_nvidias() -> None:
     assert "batch_norm_param.eps is not stated, 1e-05 is assumed; in nvidia-0.16.1: 0.0001" in found.note
     got, _ = read(dialect_nets.written(net, dialects.find("nvidia-0.16"), "NetParameter"), "nvidia-0.16.1")
     assert next(one for one in got.layer if one.name == "bn").batch_norm_param.eps == 1e-4
+
+
+def old_layer(type_: int, *fields: bytes) -> bytes:
+    return delimited(2, delimited(4, b"one") + varint(5 << 3) + varint(type_) + b"".join(fields))
+
+
+@pytest.mark.parametrize(
+    ("data", "path", "assumed", "note", "dialect", "value"),
+    [
+        (old_layer(6), "dropout_param.scale_train", True, "true is assumed; in spp-net: false", "spp-net", False),
+        (layer("Upsample"), "upsample_param.scale", 2, "2 is assumed; in mobilenet-yolo", "mobilenet-yolo", 1),
+        (layer("ReverseTime"), "reverse_time_param.copy_remaining", True, "in warp-ctc: false", "warp-ctc", False),
+        (layer("Scalar"), "scalar_param.axis", 1, "1 is assumed; in lrcn: 0", "lrcn", 0),
+        (
+            layer("PriorBox", delimited(203, b"\x0d\x00\x00\x80\x3f")),
+            "prior_box_param.clip",
+            False,
+            "older SSD, TextBoxes",
+            "textboxes",
+            True,
+        ),
+        (
+            layer("BatchNorm", delimited(139, b"\x38\x01"), varint(145 << 3) + b"\x01"),
+            "batch_norm_param.eps",
+            1e-5,
+            "1e-05 is assumed; in nvidia-0.16.1",
+            "nvidia-0.16.1",
+            1e-4,
+        ),
+        (
+            layer("SoftmaxWithLoss", delimited(101, b"\x18\x03")),
+            "loss_param.normalization",
+            "NONE",
+            "in r-fcn, microsoft, intel",
+            "r-fcn",
+            "PRE_FIXED",
+        ),
+    ],
+    ids=["Dropout", "Upsample", "ReverseTime", "Scalar", "PriorBox", "BatchNorm", "normalization"],
+)
+def test_what_a_file_does_not_state_is_assumed_and_told(
+    data: bytes, path: str, assumed: Any, note: str, dialect: str, value: Any, tmp_path: Path
+) -> None:
+    """The note says what was assumed and what others give; ``--dialect`` decides, and then there is no such note."""
+    file_ = tmp_path / "net.caffemodel"
+    file_.write_bytes(data)
+
+    def definition(named: str | None) -> Definition:
+        with dialects.assuming(named):
+            return Definition.embedded(caffemodel.read(file_))
+
+    def of(net: Message) -> Any:
+        return functools.reduce(getattr, path.split("."), net.layer[0])
+
+    free, told = definition(None), definition(dialect)
+    assert of(free.net) == assumed
+    assert of(told.net) == value
+    assert sum(note in one for one in free.spec().notes) == 1
+    assert not any(note in one for one in told.spec().notes)
 
 
 @pytest.mark.parametrize(("number", "word"), [(3, "PRE_FIXED"), (3, "NONE")])
