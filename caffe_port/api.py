@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from caffe_port.definition import odd_values
+from caffe_port.definition.chained import settled
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.embeds import fitted
@@ -123,6 +124,7 @@ def read(
         definition = Definition.read(prototxt, ignore_fields)
     else:
         assert stored is not None
+        stored = settled(stored)
         definition = Definition.embedded(stored).without(ignore_fields)
     definition = definition.beside(stored)
     return definition, None if stored is None else for_layers(stored, definition.net.layer)

@@ -83,7 +83,8 @@ class Definition:
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
-        net, notes = meanings.translate(_upgraded(weights.net, weights.path), whose=weights.recognition)
+        upgraded, era = _upgraded(weights.net, weights.path), "V2" if weights.format == "V2" else "V1"
+        net, notes = meanings.translate(upgraded, whose=weights.recognition, era=era)
         if weights.recognition is not None and weights.recognition.note:
             notes = (f"{weights.path}: {weights.recognition.note}", *notes)
         path = weights.path

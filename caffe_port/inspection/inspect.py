@@ -19,6 +19,7 @@ import numpy as np
 
 from caffe_port import terminal
 from caffe_port.definition import odd_values
+from caffe_port.definition.chained import settled
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, SpecError, printable
 from caffe_port.formats import caffemodel, prototxt
@@ -220,7 +221,7 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
 
 
 def _inspect_weights(path: PathLike, options: Options) -> Inspection:
-    weights = caffemodel.read(path)
+    weights = settled(caffemodel.read(path))
     facts = [("format", f"weights, {weights.format}"), *_dialect_facts(weights), _weights_fact(weights)]
     rows = tuple(_stored_row(layer.name, layer.type, layer.blobs) for layer in weights.layers)
     notes: list[str] = []
