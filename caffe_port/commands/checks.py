@@ -11,12 +11,14 @@ import importlib.util
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caffe_port.errors import CaffePortError, DependencyError
-from caffe_port.storage import npz
 from caffe_port.storage.files import opened, read_bytes
 from caffe_port.typing import PathLike
+
+if TYPE_CHECKING:
+    from caffe_port.training.solver_file import SolverSpec
 
 REFERENCES = ("opencv", "numpy", "caffe", "pycaffe")
 
@@ -95,7 +97,65 @@ def reference(against: str, state: str | None) -> None:
     if not against.endswith(".npz") and not Path(against).exists():
         hint = "It is opencv, numpy, caffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."
         raise CaffePortError(f"cannot compare with '{against}'", hint=hint)
+    from caffe_port.storage import npz
+
     npz.names(against, "a trace")
+
+
+def training(
+    solver: str, out: Path, ignored: tuple[str, ...], resume: bool | str, options: Mapping[str, Any]
+) -> SolverSpec:
+    """Checks the files of a training, and reads the solver and its nets.
+
+    Args:
+        solver, out, ignored, resume: the solver.prototxt, the run's folder, fields to go without, and what to resume.
+        options: ``data``, ``root``, ``download``, ``weights``, ``reference_log`` and ``tensorboard``.
+    """
+    run_folder(out, resume)
+    if isinstance(resume, str):
+        if resume.lower().endswith((".caffemodel", ".caffemodel.h5")):
+            hint = "Start a new training from it with --weights; --resume takes the .solverstate beside it."
+            raise CaffePortError("holds weights, not the state of a training", resume, hint)
+        readable(resume)
+    given = options["weights"]
+    for path in () if given is None else [given] if Path(given).is_file() else given.split(","):
+        if path.strip().lower().endswith((".solverstate", ".solverstate.h5")):
+            hint = "Continue its training with --resume; --weights takes the .caffemodel beside it."
+            raise CaffePortError("is the state of a training, not weights", path.strip(), hint)
+        readable(path.strip())
+    readable(options["reference_log"])
+    if options["tensorboard"]:
+        package(("tensorboard",), "--tensorboard", "tensorboard")
+    from caffe_port.training.solver_file import SolverSpec
+
+    spec = SolverSpec.read(solver, ignored)
+    nets = [(spec.definition(), "TRAIN", 0)]
+    nets += [(spec.definition("TEST", k), "TEST", k) for k in range(len(spec.tests))]
+    if options["data"] is not None:
+        data_set(options["data"], options["root"], options["download"], ("train", "test") if spec.tests else ("train",))
+        return spec
+    from caffe_port.data import sources
+
+    for definition, phase, number in nets:
+        sources.check(definition.spec(phase, *spec.state(phase, number)))
+    return spec
+
+
+def run_folder(out: Path, resume: object) -> None:
+    """Checks that a run may be written to a folder."""
+    if out.exists() and not out.is_dir():
+        raise CaffePortError("is a file; expected a folder", str(out))
+    from caffe_port.training.run_files import check_unused
+
+    check_unused(out, resume)
+
+
+def data_set(data: str, root: PathLike | None, download: bool, splits: Iterable[str]) -> None:
+    """Checks that the parts of a data set are there."""
+    from caffe_port.data import set_files
+
+    for split in splits:
+        set_files.check(data, split, root, download)
 
 
 def _module(path: str, name: str) -> None:

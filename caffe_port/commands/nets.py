@@ -22,7 +22,6 @@ from caffe_port.commands.net_files import (
     sort_files,
 )
 from caffe_port.commands.progress import progress_bar
-from caffe_port.data import image_files
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.storage import output_folder
 from caffe_port.terminal import count, human_bytes
@@ -336,6 +335,8 @@ def predict(
       2  bad usage or bad input
     """
     net, paths = _net_and_images(files)
+    from caffe_port.data import image_files
+
     images = image_files.expand(paths)
     for path in images[:_MANY]:
         image_files.check(path)
