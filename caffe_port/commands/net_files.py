@@ -13,7 +13,7 @@ import click
 
 from caffe_port.commands.command import F
 from caffe_port.errors import CaffePortError
-from caffe_port.storage.files import opened
+from caffe_port.formats.kinds import holds_weights
 
 if TYPE_CHECKING:
     from caffe_port.definition.definition import Definition
@@ -29,25 +29,12 @@ def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
     if not 1 <= len(files) <= 2:
         raise CaffePortError(f"give a prototxt, a weights file, or both; got {len(files)} files")
     files = [located(str(file)) for file in files]
-    kinds = [_holds_weights(file) for file in files]
+    kinds = [holds_weights(file) for file in files]
     if len(files) == 2 and kinds[0] == kinds[1]:
         kind = "weights files" if kinds[0] else "prototxt texts"
         raise CaffePortError(f"{files[0]} and {files[1]} are both {kind}; give one prototxt and one weights file")
     by_kind = {kind: str(file) for kind, file in zip(kinds, files, strict=True)}
     return by_kind.get(False), by_kind.get(True)
-
-
-def _holds_weights(file: str | Path) -> bool:
-    name = str(file).lower()
-    if name.endswith((".caffemodel", ".h5", ".hdf5", ".binaryproto", ".solverstate")):
-        return True
-    if name.endswith(".prototxt"):
-        return False
-    try:
-        with opened(file) as head:
-            return b"\0" in head.read(4096)
-    except (OSError, CaffePortError):
-        return False  # reading it as text reports the error
 
 
 class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no parameters

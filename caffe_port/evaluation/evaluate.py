@@ -20,7 +20,7 @@ from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
-from caffe_port.definition.input_shapes import resolve
+from caffe_port.definition.input_shapes import channels_read
 from caffe_port.devices import find_device
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
@@ -288,11 +288,11 @@ def evaluate_files(
     mirror = None if tta is None else tta == "mirror"
     given = {"std": std, "scale": scale, "channel_order": order, "mean": mean, "mirror_test": mirror}
     changed = [name for name, value in given.items() if value is not None]
-    if pictures.channel_order == "GRAY" and _channels(spec, stored, input_shapes or {}) == 3:
+    if channels_read(spec, _only_input(spec)[1], stored) == 3:
         pictures = pictures.colored()
     plan, origin = _plan(spec, stored, pictures, changed, notes)
     plan = plan.changed(**given)
-    if pictures.channel_order == "GRAY" and plan.channel_order in ("RGB", "BGR"):
+    if plan.channel_order in ("RGB", "BGR"):
         pictures = pictures.colored()
     if plan.lacks_mean_image:
         plan = datasets.with_mean_image(plan, datasets.load(data, "train", root, download))
@@ -391,15 +391,6 @@ def port_for(
     except SpecError as error:
         hint = f"The preprocessed images of {data} have shape {tuple(shape)}."
         raise type(error)(error.what, error.where, f"{error.hint} {hint}".strip()) from None
-
-
-def _channels(spec: NetSpec, stored: Weights | None, given: Mapping[str, Sequence[int]]) -> int | None:
-    """The channels of the net's input, if the definition, the options or the weights tell."""
-    try:
-        shape = resolve(spec, stored, given, guess=True).shapes[_only_input(spec)[0]]
-    except (CaffePortError, KeyError):
-        return None
-    return shape[1] if len(shape) == 4 else None
 
 
 def _plan(
