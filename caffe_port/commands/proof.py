@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
+from caffe_port.commands import checks
 from caffe_port.commands.command import F, command, console
 from caffe_port.commands.net_files import NetFiles, Shape, ignore_field, net_options, sort_files
-from caffe_port.errors import printable
+from caffe_port.errors import CaffePortError, printable
 from caffe_port.storage.files import atomic_write
 from caffe_port.terminal import count, table
 
@@ -123,19 +124,25 @@ def verify(
       1  a layer differs, or nothing could be compared
       2  bad usage or bad input
     """
+    given: Any = _named_files(inputs)
+    checks.reference(options["against"], options["state"])
+    checks.writable(junit, page)
+    checks.values(given)
+    checks.mean(options["mean"])
+    _check_options(**options)
+    read = net.read()
     from caffe_port.verification.details import Details
     from caffe_port.verification.reports import html, terminal
     from caffe_port.verification.reports.junit import to_junit
     from caffe_port.verification.verify import verify as run
 
-    given: Any = _named_files(inputs)
     details = Details() if page is not None else None
     found = run(
-        net.prototxt,
-        net.weights,
+        read.prototxt,
+        read.weights,
         input=given,
         details=details,
-        **net.options,
+        **read.options,
         **{name: value for name, value in options.items() if value is not None},
     )
     found = dataclasses.replace(found, provenance=_how() | dict(found.provenance))
@@ -154,6 +161,20 @@ def _how() -> dict[str, str]:
     """The command line and the date, for a report."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return {"command": shlex.join(["caffe-port", *sys.argv[1:]]), "date": now.strftime("%Y-%m-%d %H:%M UTC")}
+
+
+def _check_options(against: str, backward: bool, strict: bool, mode: str, **_: Any) -> None:
+    """Raises CaffePortError for options that exclude each other."""
+    if ".py:" in against and (strict or backward or mode != "both"):
+        word = "strict" if strict else "backward" if backward else "mode"
+        raise CaffePortError(
+            f"{word} applies only to a converted net; a hand-written port is compared layer by layer, forward only"
+        )
+    if backward and against.lower() in ("opencv", "numpy"):
+        raise CaffePortError(
+            "gradients are compared with a trace that holds them, or with Caffe itself",
+            hint="Give --against TRACE.npz or --against caffe.",
+        )
 
 
 def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
@@ -291,21 +312,24 @@ def dump(
     if output is None:
         raise click.UsageError("dump needs -o FILE.npz")
     from caffe_port.data.preprocessing import Preprocessing
+
+    given: Any = _named_files(inputs)
+    checks.writable(output)
+    checks.values(given)
+    how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
+    net = NetFiles(*sort_files(files), {"ignore_fields": ignored}).read()
     from caffe_port.verification.dump import dump as record
 
-    prototxt, weights = sort_files(files)
-    how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
-    given: Any = _named_files(inputs)
     trace = record(
         output,
-        prototxt,
-        weights,
+        net.prototxt,
+        net.weights,
         by=by,
         input=given,
         seed=seed,
         preprocess=how,
         input_shapes=dict(shapes),
         keep_loss=keep_loss,
-        ignore_fields=ignored,
+        **net.options,
     )
     click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from caffe_port.commands import checks
 from caffe_port.commands.command import command, note
-from caffe_port.commands.net_files import NetFiles, ignore_field, net_options
+from caffe_port.commands.net_files import NetFiles, ignore_field, located, net_options
 from caffe_port.commands.progress import Progress, progress_bar
 from caffe_port.errors import printable
+from caffe_port.storage.files import atomic_write
 from caffe_port.terminal import count, table
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ if TYPE_CHECKING:
 @click.option(
     "--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Plot the confusion matrix to this file."
 )
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the result to this file, as JSON."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     net: NetFiles,
@@ -62,6 +67,7 @@ def evaluate(
     std: str | None,
     expect: float | None,
     confusion: Path | None,
+    output: Path | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -88,31 +94,36 @@ def evaluate(
       1  with --expect: worse by more than chance explains
       2  bad usage or bad input
     """
-    from caffe_port.evaluation import evaluate as evaluation
-
     if net.weights is None:
         raise click.UsageError("evaluate needs weights")
+    numbers, divisors = _numbers(mean), _std(std)
+    checks.data_set(options["data"], options["root"], options["download"], (options["split"],))
+    checks.mean(numbers)
+    checks.plot(confusion)
+    checks.writable(output)
+    read = net.read()
+    assert read.weights is not None
+    from caffe_port.evaluation import evaluate as evaluation
+
     with progress_bar("evaluating", as_json, "image") as progress:
         found = evaluation.evaluate_files(
-            net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options, **net.options
+            read.weights, read.prototxt, mean=numbers, std=divisors, progress=progress, **options, **read.options
         )
     result = found.result
     verdict = None if expect is None else result.verdict(expect)
     if confusion is not None:
         evaluation.plot_confusion(result, confusion)
+    figures = result.as_dict() | {
+        "data": found.data,
+        "preprocessing": str(found.preprocessing),
+        "expected": expect,
+        "verdict": verdict,
+    }
+    if output is not None:
+        with atomic_write(output, "w") as file:
+            file.write(json.dumps(figures, indent=2) + "\n")
     if as_json:
-        click.echo(
-            json.dumps(
-                result.as_dict()
-                | {
-                    "data": found.data,
-                    "preprocessing": str(found.preprocessing),
-                    "expected": expect,
-                    "verdict": verdict,
-                },
-                indent=2,
-            )
-        )
+        click.echo(json.dumps(figures, indent=2))
     else:
         for text in found.notes:
             note(text)
@@ -275,14 +286,15 @@ def train(
         return _train_fast(context, solver, seeds, out, resume, options)
     if solver is None or seeds != 1:
         raise click.UsageError("give a SOLVER or --recipe; --seeds requires --recipe")
+    resumed = resume if resume not in (None, "newest") else resume is not None
+    spec = checks.training(located(str(solver)), out, ignored, resumed, options)
     from caffe_port.training.set_up import TrainOptions
     from caffe_port.training.train import train as run
 
-    resumed = resume if resume not in (None, "newest") else resume is not None
     chosen = TrainOptions(resume=resumed, ignore_fields=ignored, **options)
     with Progress() as progress:
         teller = _Teller(progress)
-        result = run(solver, out, chosen, teller.hear)
+        result = run(spec, out, chosen, teller.hear)
     if teller.ended:  # only in the first of several processes
         _show_run(result)
     return {"": 0, "max_seconds": 0, "SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
@@ -319,14 +331,19 @@ def _train_fast(
         raise click.UsageError("--recipe requires --data")
     if resume not in (None, "newest"):
         raise click.UsageError("with --recipe, --resume takes no file: the run is resumed from its folder")
-    from caffe_port.training import fast_recipe
-
     chosen = {name: options[name] for name in _OF_RECIPES} | {"seed": options["seed"] or 0}
     if (epochs := chosen["epochs"]) is not None and epochs != int(epochs):
         raise click.UsageError("with --recipe, --epochs must be a whole number")
     chosen["epochs"] = None if epochs is None else int(epochs)
     if net is not None:
-        chosen["net"] = str(net)
+        chosen["net"] = located(str(net))
+        checks.readable(chosen["net"])
+    for seed in range(seeds):
+        checks.run_folder(out / f"seed-{chosen['seed'] + seed}" if seeds > 1 else out, resume)
+    if chosen["tensorboard"]:
+        checks.package(("tensorboard",), "--tensorboard", "tensorboard")
+    checks.data_set(chosen["data"], chosen["root"], chosen["download"], ("train", "test"))
+    from caffe_port.training import fast_recipe
 
     def hear(event: dict[str, Any]) -> None:
         kind = event["kind"]
@@ -437,6 +454,9 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
     """
     from caffe_port.training import caffe_log
 
+    checks.writable(csv)
+    for one in plots:
+        checks.plot(one)
     found = caffe_log.read(path)
     if csv is not None:
         caffe_log.to_csv(found, csv)

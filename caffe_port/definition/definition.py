@@ -162,6 +162,8 @@ class Definition:
             used = dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage)
             hint = f"Its layers belong to stages; choose one: --stage {' | '.join(used)}" if used else ""
             raise SpecError(f"contains no layers in phase {phase}", self.path, hint)
+        if not stages and self.saved_in is None:
+            notes += self._unchosen(phase, level)
         layers = self._with_sources(layers, inputs, notes)
         unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
         notes += fields.notes(unfollowed)
@@ -177,6 +179,23 @@ class Definition:
         return NetSpec(
             self.net.name, phase, resolved, self.path, tuple(notes), unfollowed=unfollowed, ignored=self.ignored
         )
+
+    def _unchosen(self, phase: str, level: int) -> list[str]:
+        """Notes on stages that would bring layers other than data and losses: DIGITS' ``deploy`` has the Softmax."""
+        found = []
+        for stage in dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage):
+            names = [
+                entry.name
+                for entry in self.net.layer
+                if (entry.type == "Input" or not (has(entry.type, Trait.SOURCE) or has(entry.type, Trait.LABELS)))
+                and _included(entry, phase, level, (stage,), self.path)
+                and not _included(entry, phase, level, (), self.path)
+            ]
+            if names:
+                what = f"{count(len(names), 'layer')} of stage '{stage}' ({', '.join(names)})"
+                verb = "is" if len(names) == 1 else "are"
+                found.append(f"{what} {verb} left out; --stage {stage} takes {'it' if len(names) == 1 else 'them'}")
+        return found
 
     def _with_sources(self, layers: Sequence[Message], inputs: Collection[str], notes: list[str]) -> list[Message]:
         """The layers of a phase, and what makes the blobs that they lack: data layers of other phases and stages (and

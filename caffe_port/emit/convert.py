@@ -21,7 +21,7 @@ from caffe_port.definition.definition import Definition
 from caffe_port.emit import blobs, export, preprocess_source
 from caffe_port.emit.model_source import Model, model
 from caffe_port.emit.self_check import MODEL, REPORT_IT, WEIGHTS, example_inputs, read_model, run_once, self_check
-from caffe_port.errors import CaffePortError, first_line
+from caffe_port.errors import CaffePortError, first_line, suggests_keywords
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
@@ -40,6 +40,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """The files that a format writes, in addition to port.json."""
 
 
+@suggests_keywords
 def convert(
     ported: Ported,
     folder: str | Path,

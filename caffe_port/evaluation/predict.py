@@ -23,9 +23,6 @@ from caffe_port.storage.files import read_bytes
 from caffe_port.storage.output_folder import REPORT
 from caffe_port.typing import Array, Shape
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-"""The files of a folder that are taken as images."""
-
 
 @dataclass(frozen=True)
 class Box:
@@ -167,24 +164,6 @@ class Predictor:
         """The name of a class."""
         classes = self.known.classes
         return classes[label] if label < len(classes) else str(label)
-
-
-def expand(paths: Sequence[str | Path]) -> list[Path]:
-    """The images: the files themselves, and those of folders, sorted.
-
-    Raises:
-        CaffePortError: a folder has no images.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise CaffePortError(f"contains no images ({', '.join(SUFFIXES)})", str(path))
-            found += inside
-        else:
-            found.append(path)
-    return found
 
 
 def _read_folder(

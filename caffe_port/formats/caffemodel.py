@@ -125,6 +125,9 @@ def read(path: str | Path, writable: bool = False, dialect: str | None = None) -
     for magic, kind in _NOT_WEIGHTS:
         if data[: len(magic)] == magic:
             raise ParseError(f"is {kind}, not a .caffemodel", where)
+    if bytes(data[8:10]) == b'{"' and int.from_bytes(data[:8], "little") < len(data):
+        hint = "convert writes such files. Give the .caffemodel from which it was converted."
+        raise ParseError("is a .safetensors file, not a .caffemodel", where, hint)
     if _looks_like_text(bytes(data[:512])):
         raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first and the weights second.")
     net, recognition = recognize(data, "NetParameter", where, dialect or assumed())

@@ -35,6 +35,9 @@ from caffe_port.net.net import Net
 from caffe_port.storage.files import atomic_write, lock, read_bytes, sha256
 from caffe_port.training import processes
 from caffe_port.training.optimizers import CaffeOptimizer
+from caffe_port.training.run_files import check_unused as check_unused
+from caffe_port.training.run_files import read_metrics as read_metrics
+from caffe_port.training.run_files import used as used
 from caffe_port.training.snapshot import capture, own_blobs
 from caffe_port.training.solver import Plateau, SolverSpec
 
@@ -298,17 +301,6 @@ class RunFolder:
         return {name: sha256(self.path / name) for name in names if (self.path / name).is_file()}
 
 
-def used(path: str | Path) -> bool:
-    """Whether a folder already contains a run."""
-    return (Path(path) / "config.json").exists() or (Path(path) / "metrics.jsonl").exists()
-
-
-def check_unused(path: str | Path, resume: object = False) -> None:
-    """Raises CaffePortError if a folder contains a run that is not to be resumed."""
-    if used(path) and not resume:
-        raise CaffePortError("already contains a run", str(path), "Give another folder, or --resume to continue it.")
-
-
 def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -317,22 +309,6 @@ def _summary_writer() -> Any:
             "--tensorboard requires tensorboard", hint="pip install 'caffe-port[tensorboard]'"
         ) from None
     return SummaryWriter
-
-
-def read_metrics(run: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if there is no such file.
-
-    Raises:
-        CaffePortError: the file cannot be read.
-    """
-    path = Path(run) / "metrics.jsonl"
-    if not path.exists():
-        return
-    for text in read_bytes(path).decode("utf-8", "replace").split("\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("iter"), int) and isinstance(line.get("kind"), str):
-                yield line
 
 
 def random_states() -> dict[str, Any]:

@@ -494,6 +494,8 @@ def _image_feed(
     training = phase == "TRAIN"
     pictures = datasets.load(options.data, "train" if training else "test", options.root, options.download).to(device)
     plan = _plan(layer, spec, options, pictures, notes)
+    if plan.channel_order in ("RGB", "BGR"):
+        pictures = pictures.colored()
     if plan.lacks_mean_image:
         training_set = pictures if training else datasets.load(options.data, "train", options.root)
         plan = datasets.with_mean_image(plan, training_set)

@@ -29,12 +29,15 @@ __all__ = ["Listener", "TrainOptions", "TrainResult", "train"]
 
 
 def train(
-    solver_path: str | Path, out: str | Path, options: TrainOptions | None = None, listen: Listener | None = None
+    solver_path: str | Path | SolverSpec,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    listen: Listener | None = None,
 ) -> TrainResult:
     """Trains a net as its solver.prototxt specifies.
 
     Args:
-        solver_path: the solver.prototxt.
+        solver_path: the solver.prototxt, or what was read from it, with the fields to ignore.
         out: the run's folder.
         options: additional options, which override the solver's.
         listen: called with every event, in the first process only.
@@ -44,7 +47,9 @@ def train(
             the layer where this began.
     """
     began, options = time.monotonic(), options or TrainOptions()
-    spec = SolverSpec.read(solver_path, options.ignore_fields)
+    spec = solver_path
+    if not isinstance(spec, SolverSpec):
+        spec = SolverSpec.read(spec, options.ignore_fields)
     run_folder.check_unused(out, options.resume)
     with processes.group(options.device) as device, run_folder.hold(out) as claim:
         hear = listen if listen is not None and processes.is_first() else (lambda _: None)

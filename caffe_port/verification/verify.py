@@ -14,7 +14,7 @@ from torch import nn
 
 from caffe_port.api import Prototxt, Stored
 from caffe_port.data.preprocessing import Preprocessing
-from caffe_port.errors import CaffePortError
+from caffe_port.errors import CaffePortError, suggests_keywords
 from caffe_port.formats.dialects import assuming
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
@@ -32,6 +32,7 @@ from caffe_port.version import __version__
 MODES = ("both", "free", "isolated")
 
 
+@suggests_keywords
 def verify(
     prototxt: Prototxt | None = None,
     weights: Stored | None = None,

@@ -14,13 +14,14 @@ import torch
 from caffe_port import api
 from caffe_port.cli import main
 from caffe_port.data import class_names
+from caffe_port.data.image_files import expand
 from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.emit import preprocess_source
 from caffe_port.emit.convert import convert
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation.known import UNKNOWN, known_of
-from caffe_port.evaluation.predict import Predictor, draw, expand, lines
+from caffe_port.evaluation.predict import Predictor, draw, lines
 
 cv2 = pytest.importorskip("cv2")
 
