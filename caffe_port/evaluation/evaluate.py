@@ -28,6 +28,7 @@ from caffe_port.evaluation.known import known
 from caffe_port.evaluation.registry import Entry
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.spec import NetSpec, Producer
+from caffe_port.storage.files import atomic_write
 from caffe_port.terminal import count
 
 Progress = Callable[[int, int], None]
@@ -441,6 +442,7 @@ def plot_confusion(result: Evaluation, path: str | Path) -> None:
                     color="white" if share[row, column] > 0.5 else "black",
                 )
     try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
+        with atomic_write(path) as file:
+            figure.savefig(file, dpi=120, format=Path(path).suffix[1:] or None)
+    except ValueError as error:
         raise CaffePortError(f"cannot be written: {error}", str(path)) from None
