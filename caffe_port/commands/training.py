@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 @net_options
 @click.option(
     "--data",
-    required=True,
     metavar="NAME|PATH",
-    help="Data set: mnist, cifar10, cifar100, svhn, an .npz file, or a folder of class folders.",
+    help="Data set: mnist, cifar10, cifar100, svhn, an .npz file, or a folder of class folders. For a detector: a "
+    "folder as of PASCAL VOC, a list of images and annotations, or an LMDB of AnnotatedDatum. Default: what the net's "
+    "own AnnotatedData layer reads.",
 )
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the data set.")
 @click.option("--download", is_flag=True, help="Let torchvision download the data set to --root.")
@@ -43,10 +44,26 @@ if TYPE_CHECKING:
     type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False),
     help="Channel order of the net's input.",
 )
+@click.option(
+    "--labels",
+    type=click.Path(),
+    metavar="FILE",
+    help="For a detector: names of the classes, a labelmap.prototxt or one name per line.",
+)
+@click.option(
+    "--ap",
+    type=click.Choice(["11point", "MaxIntegral", "Integral"]),
+    default="11point",
+    show_default=True,
+    help="For a detector: the average precision to list by class and to compare with --expect.",
+)
 @click.option("--tta", type=click.Choice(["none", "mirror"]), help="Whether to mirror images at random in the test.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N images.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=250, show_default=True, metavar="N", help="Images per batch."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images per batch. Default: 250, or 16 for a detector.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
@@ -62,9 +79,13 @@ def evaluate(
     expect: float | None,
     confusion: Path | None,
     as_json: bool,
+    data: str | None,
+    batch_size: int | None,
+    labels: str | None,
+    ap: str,
     **options: Any,
 ) -> int:
-    """Measure a net's accuracy on a data set.
+    """Measure a net's accuracy on a data set, or a detector's mean average precision.
 
     \b
     Arguments:
@@ -74,12 +95,16 @@ def evaluate(
     The preprocessing is that of the registry if it knows the weights, otherwise that of the training run or of
     transform_param. --mean, --std, --scale and --channel-order override it:  x' = (x - mean) * scale / std.
 
+    A net that ends in DetectionOutput is measured as SSD's solver does, in all three versions of the average precision.
+
     \b
     Examples:
       caffe-port evaluate lenet.prototxt lenet.caffemodel --data mnist \\
           --root data --scale 0.00390625
       caffe-port evaluate net.caffemodel --data mnist --root data \\
           --expect 99.72
+      caffe-port evaluate ssd/deploy.prototxt ssd.caffemodel \\
+          --data VOCdevkit/VOC2007 --mean 104,117,123
 
     \b
     Exit codes:
@@ -87,10 +112,18 @@ def evaluate(
       1  with --expect: worse by more than chance explains
       2  bad usage or bad input
     """
+    from caffe_port.data.annotated import is_annotated
     from caffe_port.evaluation import evaluate as evaluation
 
     if net.weights is None:
         raise click.UsageError("evaluate needs weights")
+    if data is None or is_annotated(Path(data)):
+        batch = {} if batch_size is None else {"batch_size": batch_size}
+        chosen = {name: options[name] for name in ("split", "scale", "channel_order", "limit", "device")}
+        return _evaluate_detections(
+            net, expect, as_json, ap, data=data, labels=labels, mean=_numbers(mean), **chosen | batch
+        )
+    options |= {"data": data, "batch_size": batch_size or evaluation.BATCH_SIZE}
     with progress_bar("evaluating", as_json) as progress:
         found = evaluation.evaluate_files(
             net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options, **net.options
@@ -125,6 +158,36 @@ def evaluate(
             click.echo(f"top-5 {result.top5:.2f} %")
         if verdict is not None:
             click.echo(f"reported {expect:.2f} %: {verdict}")
+    return 1 if verdict == "worse" else 0
+
+
+def _evaluate_detections(net: NetFiles, expect: float | None, as_json: bool, version: str, **options: Any) -> int:
+    from caffe_port.evaluation.average_precision import VERSIONS
+    from caffe_port.evaluation.detections import evaluate_detections
+
+    assert net.weights is not None
+    with progress_bar("evaluating", as_json) as progress:
+        result = evaluate_detections(net.weights, net.prototxt, progress=progress, **options, **net.options)
+    verdict = None if expect is None else result.verdict(expect, version)
+    if as_json:
+        more = {"data": result.data, "preprocessing": result.preprocessing, "expected": expect, "verdict": verdict}
+        click.echo(json.dumps(result.as_dict(version) | more, indent=2))
+        return 1 if verdict == "worse" else 0
+    for text in result.notes:
+        note(text)
+    click.echo(f"{printable(result.data)}: {printable(result.preprocessing)} ({printable(result.origin)})")
+    objects = sum(result.found.objects.values())
+    not_counted = "" if result.difficult else ", difficult ones not counted"
+    click.echo(
+        f"mean average precision of {result.images:,} images with {objects:,} objects, at an overlap of "
+        f"{result.overlap:g}{not_counted}:"
+    )
+    click.echo("  " + "   ".join(f"{name} {result.mean(name):.2f} %" for name in VERSIONS))
+    rows = [(printable(name), f"{value:.2f} %", f"{number:,}") for name, value, number in result.per_class(version)]
+    for line in table(("class", version, "objects"), rows, right=(1, 2)):
+        click.echo(line)
+    if verdict is not None:
+        click.echo(f"reported {expect:.2f} %: {verdict}")
     return 1 if verdict == "worse" else 0
 
 
@@ -391,6 +454,8 @@ class _Teller:
             ahead = {None: "", True: "  above the reference", False: "  at or below the reference"}[event.get("ahead")]
             of_net = f" #{event['net']}" if "net" in event else ""
             self.say(f"iteration {event['iter']}: test{of_net} {shown}{ahead}")
+            for name, values in event.get("per_class", {}).items():
+                self.say(f"  {name}: " + "  ".join(f"class{label} {value:.4f}" for label, value in values.items()))
             self.tested = event["iter"]
         elif kind == "snapshot":
             self.say(f"iteration {event['iter']}: snapshot {event['file']}")

@@ -318,7 +318,7 @@ def _deploy_spec(
     return phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
 
 
-def _only_input(spec: NetSpec) -> tuple[str, Producer]:
+def only_input(spec: NetSpec) -> tuple[str, Producer]:
     """The net's only input: its blob and source.
 
     Raises:
@@ -340,7 +340,7 @@ def _check_shape(
     data: str,
 ) -> None:
     """Raises CaffePortError if the net was built, or is requested, for another image shape than (C, H, W)."""
-    blob, producer = _only_input(spec)
+    blob, producer = only_input(spec)
     wanted = built.get(producer, asked.get(blob))
     if wanted is not None and tuple(wanted[1:]) != shape:
         raise CaffePortError(
@@ -379,7 +379,7 @@ def port_for(
         return api.build(
             definition,
             stored,
-            input_shapes={_only_input(spec)[0]: (batch, *shape)},
+            input_shapes={only_input(spec)[0]: (batch, *shape)},
             level=level,
             stages=stages,
             resolved=spec,

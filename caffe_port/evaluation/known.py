@@ -64,7 +64,7 @@ def known(
     for spec in specs:
         for layer in spec.layers:
             if layer.param.has("transform_param"):
-                plan = Preprocessing.from_transform_param(layer, channel_order, notes)
+                plan = Preprocessing.from_transform_param(layer, channel_order, notes, inference=True)
                 return Known(plan, f"transform_param of layer '{layer.name}'")
     return None
 
