@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
-from caffe_port.definition import odd_values
+from caffe_port.definition import model_archive, odd_values
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.definition.embeds import fitted
@@ -68,7 +69,8 @@ def load(
     """Loads a Caffe net.
 
     Args:
-        prototxt: the prototxt, in any format version, for training or deployment; or a parsed
+        prototxt: the prototxt, in any format version, for training or deployment; or a model archive of DIGITS
+            (.tar.gz, .zip), which includes its weights; or a parsed
             :class:`~caffe_port.definition.definition.Definition`; or a :class:`Ported`, which includes its weights.
             None: the definition inside the weights.
         weights: a .caffemodel or .caffemodel.h5, or its parsed contents; None: parameters are initialized from the
@@ -116,6 +118,11 @@ def read(
         prototxt = prototxt.definition
     if prototxt is None and weights is None:
         raise CaffePortError("give a prototxt, a caffemodel, or both")
+    if weights is None and isinstance(prototxt, (str, Path)) and model_archive.is_archive(prototxt):
+        prototxt, weights = None, prototxt
+    if isinstance(weights, (str, Path)) and model_archive.is_archive(weights):
+        model = model_archive.read(weights, writable, ignore_fields)
+        weights, prototxt = model.weights, model.definition if prototxt is None else prototxt
     stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
     if isinstance(prototxt, Definition):
         definition = prototxt.without(ignore_fields)
