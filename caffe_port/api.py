@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from caffe_port.definition import odd_values
+from caffe_port.definition import model_archive, odd_values
 from caffe_port.definition.chained import settled
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
@@ -73,7 +73,8 @@ def load(
 
     Args:
         prototxt: the prototxt, in any format version, for training or deployment; or the weights, if they are to be
-            loaded by the definition inside them (the order of the two does not matter); or a parsed
+            loaded by the definition inside them (the order of the two does not matter); or a model archive of DIGITS
+            (.tar.gz, .zip), which includes its weights; or a parsed
             :class:`~caffe_port.definition.definition.Definition`; or a :class:`Ported`, which includes its weights.
             None: the definition inside the weights.
         weights: a .caffemodel or .caffemodel.h5, or its parsed contents; None: parameters are initialized from the
@@ -126,6 +127,11 @@ def read(
             prototxt, weights = weights, prototxt
     if prototxt is None and weights is None:
         raise CaffePortError("give a prototxt, a caffemodel, or both")
+    if weights is None and isinstance(prototxt, (str, Path)) and model_archive.is_archive(prototxt):
+        prototxt, weights = None, prototxt
+    if isinstance(weights, (str, Path)) and model_archive.is_archive(weights):
+        model = model_archive.read(weights, writable, ignore_fields)
+        weights, prototxt = model.weights, model.definition if prototxt is None else prototxt
     stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
     if isinstance(prototxt, Definition):
         definition = prototxt.without(ignore_fields)

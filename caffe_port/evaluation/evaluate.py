@@ -289,7 +289,7 @@ def evaluate_files(
     mirror = None if tta is None else tta == "mirror"
     given = {"std": std, "scale": scale, "channel_order": order, "mean": mean, "mirror_test": mirror}
     changed = [name for name, value in given.items() if value is not None]
-    if channels_read(spec, _only_input(spec)[1], stored) == 3:
+    if channels_read(spec, only_input(spec)[1], stored) == 3:
         pictures = pictures.colored()
     plan, origin = _plan(spec, stored, pictures, changed, notes)
     plan = plan.changed(**given)
@@ -323,7 +323,7 @@ def _deploy_spec(
     return phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
 
 
-def _only_input(spec: NetSpec) -> tuple[str, Producer]:
+def only_input(spec: NetSpec) -> tuple[str, Producer]:
     """The net's only input: its blob and source.
 
     Raises:
@@ -345,7 +345,7 @@ def _check_shape(
     data: str,
 ) -> None:
     """Raises CaffePortError if the net was built, or is requested, for another image shape than (C, H, W)."""
-    blob, producer = _only_input(spec)
+    blob, producer = only_input(spec)
     wanted = built.get(producer, asked.get(blob))
     if wanted is not None and tuple(wanted[1:]) != shape:
         raise CaffePortError(
@@ -384,7 +384,7 @@ def port_for(
         return api.build(
             definition,
             stored,
-            input_shapes={_only_input(spec)[0]: (batch, *shape)},
+            input_shapes={only_input(spec)[0]: (batch, *shape)},
             level=level,
             stages=stages,
             resolved=spec,

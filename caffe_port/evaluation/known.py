@@ -43,8 +43,8 @@ class Known:
 def known(
     specs: Sequence[NetSpec], stored: Weights | None, channel_order: str | None, notes: list[str]
 ) -> Known | None:
-    """The preprocessing of a net: of the registry, by the checksum of the weights; of the run that trained them; or of
-    the data layers' transform_param.
+    """The preprocessing of a net: of the registry, by the checksum of the weights; of the run that trained them; of the
+    archive that holds them; or of the data layers' transform_param.
 
     Args:
         specs: the net in its phases, TEST first.
@@ -62,10 +62,13 @@ def known(
             return Known(entry.preprocessing, f"registry entry '{entry.name}'", classes)
         if (trained := of_run(Path(stored.path))) is not None:
             return Known(trained[0], f"the run in {trained[1]}")
+        if (facts := stored.images) is not None:
+            plan = Preprocessing("BGR", scale=facts.scale).changed(mean=facts.mean)
+            return Known(plan, facts.origin, facts.classes)
     for spec in specs:
         for layer in spec.layers:
             if layer.param.has("transform_param"):
-                plan = Preprocessing.from_transform_param(layer, channel_order, notes)
+                plan = Preprocessing.from_transform_param(layer, channel_order, notes, inference=True)
                 return Known(plan, f"transform_param of layer '{layer.name}'")
     return None
 

@@ -106,10 +106,9 @@ _HARMLESS: Final = {
     "BlobProto.diff double_diff raw_diff raw_diff_type": "gradients of the last update",
     "Datum.record_id": "the number of a record",
     "DataParameter.backend": "the kind of the database, which it says itself",
-    "SolverParameter.test_compute_loss show_per_class_result": "what is printed",
+    "SolverParameter.test_compute_loss": "what is printed",
     "SolverParameter.solver_mode device_id layer_wise_reduce per_parameter_reduce": "where the net is trained",
     "LabelSpecificMarginParameter.margin_on_test": "nothing: the layer's own source does not read it in TEST",
-    "SolverParameter.eval_type ap_version": "how detections are measured",
     "SolverParameter.engine": "which library trains",
     "SolverParameter.snapshot_diff snapshot_format store_blobs_in_old_format": "what a snapshot holds",
     # What has no reader in the code of its own fork

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from caffe_port import terminal
-from caffe_port.definition import odd_values
+from caffe_port.definition import model_archive, odd_values
 from caffe_port.definition.chained import settled
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, printable
 from caffe_port.evaluation.known import known
 from caffe_port.formats import caffemodel, prototxt
@@ -62,7 +63,7 @@ class Inspection:
 
     Attributes:
         path: the file; for a net and its weights, that of the net.
-        kind: ``net``, ``weights``, ``solver``, ``mean`` or ``solverstate``.
+        kind: ``net``, ``weights``, ``solver``, ``mean``, ``solverstate`` or ``archive``.
         bytes: size of the file.
         facts: labels and values, in display order.
         rows: layers, in the file's order.
@@ -123,7 +124,7 @@ def inspect_files(paths: Sequence[PathLike], options: Options | None = None) -> 
     Raises:
         CaffePortError: a file cannot be read, or is of an unknown kind.
     """
-    kinds = [kind_of(path) for path in paths]
+    kinds = ["archive" if model_archive.is_archive(path) else kind_of(path) for path in paths]
     found: list[Inspection] = []
     for k, path in enumerate(paths):
         paired = kinds[k : k + 2] == ["net", "weights"]
@@ -136,7 +137,8 @@ def inspect_file(path: PathLike, weights: PathLike | None = None, options: Optio
     """The contents of a file.
 
     Args:
-        path: a net or solver prototxt, .caffemodel, .caffemodel.h5, .binaryproto or .solverstate.
+        path: a net or solver prototxt, .caffemodel, .caffemodel.h5, .binaryproto, .solverstate, or a model archive of
+            DIGITS (.tar.gz, .zip).
         weights: the weights of the net that ``path`` defines.
         options: how to inspect it.
 
@@ -144,6 +146,8 @@ def inspect_file(path: PathLike, weights: PathLike | None = None, options: Optio
         CaffePortError: the file cannot be read, or is of an unknown kind.
     """
     options = options or Options()
+    if model_archive.is_archive(path):
+        return _inspect_archive(path, options)
     kind = kind_of(path)
     if weights is not None and kind != "net":
         raise CaffePortError(f"is a {kind} file; expected a net's prototxt before the weights", str(path))
@@ -192,6 +196,21 @@ def kind_of(path: PathLike) -> str:
         if not depth:
             names.add(token)
     return "solver" if names & _SOLVER_FIELDS and not names & {"layer", "layers"} else "net"
+
+
+def _inspect_archive(path: PathLike, options: Options) -> Inspection:
+    model = model_archive.read(path, ignore_fields=options.ignore_fields)
+    definition = model.definition.without(options.ignore_fields).beside(model.weights)
+    weights = for_layers(model.weights, definition.net.layer)
+    found = survey(definition, options, weights)
+    facts = [("format", "model archive"), *model.facts, *_net_facts(definition, found), _weights_fact(weights)]
+    compared = compare(definition, weights, options)
+    errors = list(found.errors)
+    if not compared.fits and compared.rows:
+        errors.append(f"the weights do not fit: {compared.summary}")
+    notes = (*found.notes, *odd_values.notes(weights, definition.net.layer))
+    size_, numbers = Path(path).stat().st_size, _numbers(weights, options)
+    return Inspection(str(path), "archive", size_, tuple(facts), found.rows, numbers, notes, tuple(errors))
 
 
 def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> Inspection:

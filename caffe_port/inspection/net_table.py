@@ -147,7 +147,7 @@ def survey(
 
 def _converted(definition: Definition, options: Options, inputs: Collection[str]) -> NetSpec:
     """What converting keeps; the whole net where that is only losses."""
-    spec = definition.spec(options.phase, options.level, options.stages, inputs)
+    spec = definition.spec(options.phase, options.level, options.stages or None, inputs)
     try:
         return view(spec, {layer.name for layer in spec.layers if find(layer.param) is None})
     except SpecError:
@@ -204,7 +204,7 @@ def agree(asked: Dims, held: Shape, row: bool = False) -> bool | None:
 def _spec(definition: Definition, options: Options) -> tuple[NetSpec, list[str]]:
     """The net in its phase; one without any input layer takes the blobs that nobody makes for its inputs."""
     try:
-        return definition.spec(options.phase, options.level, options.stages, tuple(options.input_shapes)), []
+        return definition.spec(options.phase, options.level, options.stages or None, tuple(options.input_shapes)), []
     except SpecError:
         if any(has(layer.type, Trait.SOURCE) for layer in definition.net.layer):
             raise
@@ -213,7 +213,7 @@ def _spec(definition: Definition, options: Options) -> tuple[NetSpec, list[str]]
         missing = tuple(blob for blob in read if blob not in made)
         if not missing:
             raise
-        spec = definition.spec(options.phase, options.level, options.stages, missing)
+        spec = definition.spec(options.phase, options.level, options.stages or None, missing)
         return spec, [f"the net has no input layer; treated as inputs: {', '.join(missing)}"]
 
 
