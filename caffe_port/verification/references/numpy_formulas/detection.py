@@ -305,13 +305,16 @@ def _half_away(x: Array) -> Array:
 
 @formula("ROIPooling")
 def roi_pooling(layer: Layer) -> Result:
-    """The greatest number in every bin of a region. Source: roi_pooling_layer.cpp (Fast R-CNN)."""
+    """The greatest number in every bin of a region. Source: roi_pooling_layer.cpp (Fast R-CNN, MS-CNN)."""
     p, x, rois = layer.param.roi_pooling_param, layer.x, layer.bottoms[1].reshape(len(layer.bottoms[1]), 5)
-    if p.pad_ratio or p.has("spatial_scale_h") or p.has("spatial_scale_w") or p.pooled_size:
+    if p.has("spatial_scale_h") or p.has("spatial_scale_w"):
         raise NotImplementedError("a ROIPooling of another fork")
-    bins, top = (p.pooled_h, p.pooled_w), np.zeros((len(rois), x.shape[1], p.pooled_h, p.pooled_w))
+    sizes = [int(n) for n in p.pooled_size] or [p.pooled_h, p.pooled_w]
+    bins = (sizes[0], sizes[-1])  # Intel's pooled_size is given once or twice
+    top = np.zeros((len(rois), x.shape[1], *bins))
     for r, roi in enumerate(rois):
-        corners = _half_away(roi[1:] * p.spatial_scale)
+        more = (roi[3:] - roi[1:3] + 1) * p.pad_ratio
+        corners = _half_away(np.concatenate((roi[1:3] - more, roi[3:] + more)) * p.spatial_scale)
         for bin_ in itertools.product(*map(range, bins)):
             cut = []
             for axis, (k, count) in enumerate(zip(bin_, bins, strict=True)):
