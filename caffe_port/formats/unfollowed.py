@@ -134,6 +134,7 @@ _HARMLESS: Final = {
     "PriorBoxClustered:denser_prior_boxes": "each box has its own width and height",
     "PriorBoxClustered:flip": "each box has its own width and height",
     "PriorBoxClustered:fixed_size fixed_ratio density": "each box has its own width and height",
+    "PriorBoxClustered:faceboxes tf keras": "each box has its own width and height",
     "UpsampleParameter.stride_w": "stride counts in both directions",
     "BatchNormKyle:scale_bias scale_filler bias_filler": "the layer has no scale and shift of NVIDIA's",
     "ConvolutionDepthwise:num_output group": "the channels of the bottom count",
@@ -247,7 +248,8 @@ _CHANGES: Final = {
     "EltwiseParameter.swap_xy": "exchanges the axes",
     "EltwiseParameter.relu": "takes the ReLU of the top",
     "PriorBoxParameter.additional_y_offset": "a second box for each, half a cell below (OpenCV)",
-    "*.use_polygon": "boxes are polygons (TextBoxes++)",
+    "MultiBoxLossParameter.use_polygon": "boxes are polygons (TextBoxes++)",
+    "AnnotatedDataParameter.use_polygon": "boxes are polygons (TextBoxes++)",
     "*.do_state_prediction": "predicts a state for each box",
 }
 

@@ -371,6 +371,14 @@ def _all() -> Iterator[Case]:
     boxes = "prior_box_param { min_size: 5 max_size: 9 aspect_ratio: 2 aspect_ratio: 3 "
     for own in ("", "flip: false", "denser_prior_boxes: true", "aspect_ratio: 1 min_size: 7 max_size: 8"):
         yield Case("PriorBox", f"{boxes} {own} }}", (X, (2, 3, 50, 60)))
+    boxes = "prior_box_param { min_size: [20, 60] max_size: [30, 90] aspect_ratio: [2, 3] clip: true"
+    for own in ("tf: true", "keras: true", "tf: true yx_order: true", "yx_order: true denser_prior_boxes: true"):
+        yield Case("PriorBox", f"{boxes} {own} }}", (X, (2, 3, 50, 60)))
+    for sizes in ("32, 64, 128", "256"):
+        yield Case("PriorBox", f"prior_box_param {{ min_size: [{sizes}] faceboxes: true }}", (X, (2, 3, 50, 60)))
+    for type_ in ("PriorBox", "PriorBoxClustered"):
+        own = "prior_box_param { box_width: [9, 4] box_height: [7, 2] min_size: 5 yx_order: true }"
+        yield Case(type_, own, (X, (2, 3, 50, 60)))
     for type_ in ("PriorBox", "PriorBoxClustered"):
         yield Case(type_, "prior_box_param { width: [9, 4, 1] height: [7, 2, 3] }", (X, (2, 3, 50, 60)))
     own = "prior_box_clustered_param { width: [9, 4] height: [7, 2] }"
@@ -378,6 +386,16 @@ def _all() -> Iterator[Case]:
     own = "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }"
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS))
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 8), (2, 16)))
+    yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 3, 5, 7)))  # an image to show
+    own = "detection_output_param { num_classes: 3 use_polygon: true code_type: CENTER_SIZE nms_param {} }"
+    yield Case("DetectionOutput", own, ((2, 48), (2, 12), PRIORS))
+    maps = ((3, 4, 2, 30), (3, 4, 1, 8), (3, 8, 5, 6), (3, 4, 2, 4), (1, 2, 272))
+    many = "num_classes: 4 nbottom: 2 nms_param { nms_threshold: 0.45 } code_type: CENTER_SIZE"
+    yield Case("DetectionOutput", f"detection_output_param {{ {many} no_permute: true }}", maps)
+    flat = ((3, 16), (3, 8), (3, 64), (3, 32), (1, 2, 16), (1, 2, 8))
+    yield Case("DetectionOutput", f"detection_output_param {{ {many} share_location: false }}", flat)
+    one = "num_classes: 3 nbottom: 1 nms_param {}"
+    yield Case("DetectionOutput", f"detection_output_param {{ {one} }}", ((2, 12), (2, 16), PRIORS))
     own = "num_classes: 3 keep_top_k: 20 code_type: CENTER_SIZE nms_param { nms_threshold: 0.45 top_k: 10 }"
     yield Case("DetectionOutput", f"detection_output_param {{ {own} confidence_threshold: 0.3 }}", _SSD)
     own = "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }"
