@@ -11,7 +11,7 @@ from caffe_port.definition import model_archive, odd_values
 from caffe_port.definition.chained import settled
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
-from caffe_port.definition.embeds import fitted
+from caffe_port.definition.fits import fitted
 from caffe_port.definition.input_shapes import channels_read, resolve
 from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, WeightsError, suggests_keywords

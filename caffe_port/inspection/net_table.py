@@ -13,8 +13,8 @@ from typing import Any
 
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import view
-from caffe_port.definition.embeds import fitted
 from caffe_port.definition.fields import refusals
+from caffe_port.definition.fits import fitted
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import LayerBlobs, Weights, shapes_agree
