@@ -329,6 +329,8 @@ def _all() -> Iterator[Case]:
     for own in ("kernel_size: 2 stride: 2", "kernel_h: 3 kernel_w: 2 unpool: TILE", "kernel_size: 2 unpool_size: 20"):
         yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
     yield Case("Unpooling", "unpooling_param { kernel_size: 2 stride: 2 }", (X, X))
+    own = "kernel_size: 2 stride_h: 2 stride_w: 1 pad_h: 0 pad_w: 0 unpool_h: 20 unpool_w: 15"
+    yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
     yield Case("Resample", "resample_param { height: 9 width: 11 type: CUBIC }", (X,))
     yield Case("Resample", "resample_param { type: LINEAR }", (X, SMALL))
     yield Case("Resize", "resize_param { height: 9 width: 11 }", (X,))
@@ -399,6 +401,8 @@ def _all() -> Iterator[Case]:
         grids = ((2, 8, 5, 7), (2, 8, 3, 4))[:count]
         for tops in (1, 2):
             yield Case("BoxOutput", f"box_output_param {{ {own} }}", grids, tops)
+    norm = "bbox_reg_param { bbox_mean: [0, 0, 0.1, 0.2] bbox_std: [0.1, 0.1, 0.2, 0.2] }"
+    yield Case("BoxOutput", f"box_output_param {{ field_h: 20 field_w: 30 downsample_rate: 8 }} {norm}", (grids[0],))
     yield Case("Nms", "nms_param { num_parts: 2 max_peaks: 4 threshold: 0.2 }", (X,))
     # faces
     for type_, own in (("MarginInnerProduct", "margin"), ("LargeMarginInnerProduct", "largemargin")):
