@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--ap",
-    type=click.Choice(["11point", "MaxIntegral", "Integral"]),
+    type=click.Choice(["11point", "MaxIntegral", "Integral", "101point"]),
     default="11point",
     show_default=True,
     help="For a detector: the average precision to list by class and to compare with --expect.",
