@@ -88,6 +88,7 @@ class Weights:
         mapping: the mapped file that the blobs are views of; None if they are not views.
         recognition: whose numbers the file has; None for a file that every dialect of Caffe reads alike.
         images: what the archive says that holds the file; None if it is in none.
+        bare: names of layers that the file has without blobs.
     """
 
     path: str
@@ -97,6 +98,7 @@ class Weights:
     mapping: MappedFile | None = field(default=None, repr=False, compare=False)
     recognition: Recognition | None = field(default=None, repr=False, compare=False)
     images: ImageFacts | None = field(default=None, repr=False, compare=False)
+    bare: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def parameters(self) -> int:
@@ -149,6 +151,7 @@ def from_message(net: Message, where: str = "<message>") -> Weights:
     """The Weights of a NetParameter that holds blobs."""
     layers: list[LayerBlobs] = []
     bare: list[Message] = []
+    empty: list[str] = []
     format_, entries = ("V2", net.layer) if net.has("layer") else ("V1", net.layers)
     for entry in entries:
         inner = entry
@@ -163,11 +166,13 @@ def from_message(net: Message, where: str = "<message>") -> Weights:
                 except ParseError as error:
                     raise ParseError(f"layer '{inner.name}', blob {index}: {error.what}", where) from None
             layers.append(LayerBlobs(inner.name, str(inner.type), tuple(arrays)))
+        else:
+            empty.append(inner.name)
         bare.append(_without_blobs(entry))
     if not bare:
         raise ParseError("contains no layers: it is damaged or not a .caffemodel", where)
     names = "layer" if format_ == "V2" else "layers"
-    return Weights(where, format_, tuple(layers), net.copy(**{names: bare}))
+    return Weights(where, format_, tuple(layers), net.copy(**{names: bare}), bare=tuple(empty))
 
 
 def _without_blobs(layer: Message) -> Message:
@@ -254,7 +259,7 @@ def vector(values: Sequence[float]) -> Array:
 
 def _read_hdf5(path: str | Path, where: str) -> Weights:
     h5py = hdf5.library(where)
-    found = []
+    found, empty = [], []
     try:
         with h5py.File(path, "r") as file:
             if "data" not in file or not isinstance(hdf5.member(file, "data", where), h5py.Group):
@@ -268,11 +273,13 @@ def _read_hdf5(path: str | Path, where: str) -> Weights:
                     indices = tuple(map(int, keys))
                     gaps = indices != tuple(range(len(keys)))
                     found.append(LayerBlobs(name, "", tuple(arrays), indices if gaps else ()))
+                else:
+                    empty.append(name)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
     if not found:
         raise ParseError("contains no layers with weights", where)
-    return Weights(where, "HDF5", tuple(found), None)
+    return Weights(where, "HDF5", tuple(found), None, bare=tuple(empty))
 
 
 def read_mean(path: str | Path) -> Array:

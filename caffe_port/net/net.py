@@ -414,8 +414,13 @@ class Net(nn.Module):
             for name in (*matched, *bare)
             if (text := modules[name].mismatch(stored[name].blobs))
         ]
+        shared = {id(getattr(modules[name], blob)) for name in matched for blob in targets[name].blob_names()}
+        for name in weights.bare:  # Caffe refuses them, too; a layer that the file does not have is another matter
+            if name in targets and name not in stored and not _all_of(targets[name], shared):
+                wrong.append(f"layer '{name}' {modules[name].mismatch(())}")
         if wrong:
-            count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
+            of = len(set(matched).union(name for name in weights.bare if name in targets))
+            count = f"; {len(wrong)} of {of} layers differ" if of > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
         absent = [name for name in targets if name not in stored]
         if absent and fill:  # first, for a layer of the file may share their blobs
@@ -439,6 +444,11 @@ class Net(nn.Module):
             for name, module in self.caffe_layers().items()
             if module.blob_names()
         }
+
+
+def _all_of(module: Layer, tensors: Collection[int]) -> bool:
+    """Whether all blobs of a layer are among these tensors, by id."""
+    return all(id(getattr(module, blob)) in tensors for blob in module.blob_names())
 
 
 def _stored(blob: Tensor, module: Layer, param: Message | None) -> Array:
