@@ -18,7 +18,7 @@ from caffe_port.typing import Shape
 
 _SIDES = (224, 227, 32, 28, 64, 96, 112, 128, 256, 299, 300, 321, 384, 500, 512)
 _PAIRS = ((360, 480), (480, 640), (384, 512), (112, 96), (512, 1024), (448, 448), (416, 416), (473, 473), (600, 800))
-"""Heights and widths of CamVid, cameras, FlyingChairs, faces, Cityscapes, ...: for nets that fit none of these sides."""
+"""Heights and widths of CamVid, cameras, FlyingChairs, faces, Cityscapes, ..., for nets that fit no side above."""
 _DATA_SETS = {"mnist": (1, 28, 28), "lenet": (1, 28, 28), "cifar": (3, 32, 32), "svhn": (3, 32, 32)}
 _VECTORS = ((re.compile(r"im_?info"), (1, 3)), (re.compile(r"rois|boxes|^gt"), (1, 5)))
 """What blobs of detectors hold, by name: height, width and scale of an image; image and corners of boxes."""
