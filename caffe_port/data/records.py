@@ -17,19 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.data.annotated import AnnotatedDatabase, AnnotatedFeed, BoxTransform
+from caffe_port.data.annotated import AnnotatedFeed, BoxTransform
+from caffe_port.data.annotations import AnnotatedDatabase
 from caffe_port.data.batches import Feed, positions
 from caffe_port.data.leveldb import LevelDB
 from caffe_port.data.lmdb import LMDB
 from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
+from caffe_port.data.sources import locate as locate
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, SpecError
 from caffe_port.formats import wire
 from caffe_port.formats.message import Message
 from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec
 from caffe_port.storage import hdf5, images
-from caffe_port.storage.files import find, opened, read_bytes
+from caffe_port.storage.files import opened, read_bytes
 from caffe_port.terminal import count
 from caffe_port.typing import Array
 
@@ -40,21 +42,6 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Array, int]: ...
-
-
-def locate(name: str, folder: Path, layer: LayerSpec) -> Path:
-    """Finds a file that a layer names: relative to the prototxt's or the current folder, or by its last part.
-
-    Raises:
-        SpecError: it does not exist.
-    """
-    found = find(name, folder)
-    if found is not None:
-        return found
-    raise layer.error(
-        f"'{name}' does not exist (looked in {folder} and in the current folder)",
-        "--data feeds the net from a data set instead.",
-    )
 
 
 # -- records --------------------------------------------------------------------------------------------------------

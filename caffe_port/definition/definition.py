@@ -87,7 +87,8 @@ class Definition:
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
-        net, notes = meanings.translate(_upgraded(weights.net, weights.path), whose=weights.recognition)
+        upgraded, era = _upgraded(weights.net, weights.path), "V2" if weights.format == "V2" else "V1"
+        net, notes = meanings.translate(upgraded, whose=weights.recognition, era=era)
         if weights.recognition is not None and weights.recognition.note:
             notes = (f"{weights.path}: {weights.recognition.note}", *notes)
         path = weights.path
@@ -169,6 +170,8 @@ class Definition:
             used = dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage)
             hint = f"Its layers belong to stages; choose one: --stage {' | '.join(used)}" if used else ""
             raise SpecError(f"contains no layers in phase {phase}", self.path, hint)
+        if not stages and self.saved_in is None:
+            notes += self._unchosen(phase, level)
         layers = self._with_sources(layers, inputs, notes)
         unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
         notes += fields.notes(unfollowed)
@@ -184,6 +187,23 @@ class Definition:
         return NetSpec(
             self.net.name, phase, resolved, self.path, tuple(notes), unfollowed=unfollowed, ignored=self.ignored
         )
+
+    def _unchosen(self, phase: str, level: int) -> list[str]:
+        """Notes on stages that would bring layers other than data and losses: DIGITS' ``deploy`` has the Softmax."""
+        found = []
+        for stage in dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage):
+            names = [
+                entry.name
+                for entry in self.net.layer
+                if (entry.type == "Input" or not (has(entry.type, Trait.SOURCE) or has(entry.type, Trait.LABELS)))
+                and _included(entry, phase, level, (stage,), self.path)
+                and not _included(entry, phase, level, (), self.path)
+            ]
+            if names:
+                what = f"{count(len(names), 'layer')} of stage '{stage}' ({', '.join(names)})"
+                verb = "is" if len(names) == 1 else "are"
+                found.append(f"{what} {verb} left out; --stage {stage} takes {'it' if len(names) == 1 else 'them'}")
+        return found
 
     def _has_stage(self, name: str) -> bool:
         return any(name in rule.stage for layer in self.net.layer for rule in layer.include)

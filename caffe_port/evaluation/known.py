@@ -6,17 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from caffe_port.api import Ported
 from caffe_port.data import class_names
 from caffe_port.data.preprocessing import MEAN_IMAGE, Preprocessing
-from caffe_port.emit.preprocess_source import MEAN
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.spec import NetSpec
-from caffe_port.storage.output_folder import REPORT
+from caffe_port.storage.output_folder import MEAN, REPORT
+
+if TYPE_CHECKING:  # inspect asks this module, and does not import torch
+    from caffe_port.api import Ported
 
 UNKNOWN = (
     "how images become its input is not known; Caffe nets usually take them in BGR order, 0..255, minus a mean such as "
@@ -131,7 +132,7 @@ def of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))["preprocessing"]
             return Preprocessing.from_dict(table, str(path)), folder
-        except (OSError, ValueError, KeyError, TypeError, CaffePortError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, CaffePortError):
             continue
     return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ class Weights:
         mapping: the mapped file that the blobs are views of; None if they are not views.
         recognition: whose numbers the file has; None for a file that every dialect of Caffe reads alike.
         images: what the archive says that holds the file; None if it is in none.
-        bare: names of layers that the file has without blobs.
+        empty: names of the layers of an HDF5 file that have no blobs of their own.
     """
 
     path: str
@@ -98,12 +99,19 @@ class Weights:
     mapping: MappedFile | None = field(default=None, repr=False, compare=False)
     recognition: Recognition | None = field(default=None, repr=False, compare=False)
     images: ImageFacts | None = field(default=None, repr=False, compare=False)
-    bare: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    empty: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def parameters(self) -> int:
         """The number of values in all blobs."""
         return sum(blob.size for layer in self.layers for blob in layer.blobs)
+
+    @property
+    def bare(self) -> list[str]:
+        """Names of the layers of the file that have no blobs; none where the file lists only layers with blobs."""
+        entries = () if self.net is None else self.net.layer or self.net.layers
+        names = Counter((entry.layer if self.format == "V0" else entry).name for entry in entries)
+        return list(names - Counter(layer.name for layer in self.layers))
 
     @functools.cached_property
     def sha256(self) -> str | None:
@@ -139,6 +147,9 @@ def read(path: str | Path, writable: bool = False, dialect: str | None = None, *
     for magic, kind in _NOT_WEIGHTS:
         if data[: len(magic)] == magic:
             raise ParseError(f"is {kind}, not a .caffemodel", where)
+    if bytes(data[8:10]) == b'{"' and int.from_bytes(data[:8], "little") < len(data):
+        hint = "convert writes such files. Give the .caffemodel from which it was converted."
+        raise ParseError("is a .safetensors file, not a .caffemodel", where, hint)
     if _looks_like_text(bytes(data[:512])):
         raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first and the weights second.")
     net, recognition = recognize(data, "NetParameter", where, dialect or assumed())
@@ -151,7 +162,6 @@ def from_message(net: Message, where: str = "<message>") -> Weights:
     """The Weights of a NetParameter that holds blobs."""
     layers: list[LayerBlobs] = []
     bare: list[Message] = []
-    empty: list[str] = []
     format_, entries = ("V2", net.layer) if net.has("layer") else ("V1", net.layers)
     for entry in entries:
         inner = entry
@@ -166,13 +176,11 @@ def from_message(net: Message, where: str = "<message>") -> Weights:
                 except ParseError as error:
                     raise ParseError(f"layer '{inner.name}', blob {index}: {error.what}", where) from None
             layers.append(LayerBlobs(inner.name, str(inner.type), tuple(arrays)))
-        else:
-            empty.append(inner.name)
         bare.append(_without_blobs(entry))
     if not bare:
         raise ParseError("contains no layers: it is damaged or not a .caffemodel", where)
     names = "layer" if format_ == "V2" else "layers"
-    return Weights(where, format_, tuple(layers), net.copy(**{names: bare}), bare=tuple(empty))
+    return Weights(where, format_, tuple(layers), net.copy(**{names: bare}))
 
 
 def _without_blobs(layer: Message) -> Message:
@@ -199,11 +207,11 @@ def blob_array(proto: Message) -> Array:
         data = np.asarray(proto.half_data, np.uint16).view(np.float16)
     else:
         data = np.asarray(proto.data, np.float32)
-    if proto.has("shape"):
-        shape = tuple(proto.shape.dim)
-    elif any(proto.has(name) for name in ("num", "channels", "height", "width")):
+    if any(proto.has(name) for name in ("num", "channels", "height", "width")):  # as in Caffe, before shape
         length = (proto.length,) if proto.has("length") else ()
         shape = (proto.num, proto.channels, *length, proto.height, proto.width)
+    elif proto.has("shape"):
+        shape = tuple(proto.shape.dim)
     else:
         shape = (data.size,)
     if len(shape) > MAX_AXES:
@@ -223,7 +231,7 @@ def shapes_agree(held: Shape, asked: Shape, row: bool = False) -> bool:
 
     The shapes must be equal, with three exceptions that leave the order of the values in no doubt: old files have four
     axes (C3D: five), with leading ones, (1, 1, 1, n) for a bias and (1, 1, m, n) for a matrix; some forks store a
-    vector as (1, n, 1, 1); a blob without axes is stored without a shape and read as (1).
+    vector as (1, n, 1, 1); values without a shape are read as a vector (a blob without axes is stored so).
 
     Args:
         row: a vector may also be stored as (1, n), as one fork's BN does.
@@ -279,7 +287,7 @@ def _read_hdf5(path: str | Path, where: str) -> Weights:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
     if not found:
         raise ParseError("contains no layers with weights", where)
-    return Weights(where, "HDF5", tuple(found), None, bare=tuple(empty))
+    return Weights(where, "HDF5", tuple(found), None, empty=tuple(empty))
 
 
 def read_mean(path: str | Path) -> Array:

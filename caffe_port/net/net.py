@@ -399,7 +399,8 @@ class Net(nn.Module):
         """
         modules = self.caffe_layers()
         params = [step.layer.param for training in (False, True) for step in self.plans[training].steps]
-        stored = for_layers(weights, params).by_name()
+        held = for_layers(weights, params)
+        stored = held.by_name()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
         bare = [name for name in modules if name in stored and name not in targets]
@@ -409,18 +410,16 @@ class Net(nn.Module):
                 f"contains no layer of this net; the net has {_few(targets)}, the file has {_few(stored)}.{near}",
                 weights.path,
             )
-        wrong = [
-            f"layer '{name}' {text}"
-            for name in (*matched, *bare)
-            if (text := modules[name].mismatch(stored[name].blobs))
-        ]
+        entries = [(layer.name, layer.blobs) for layer in held.layers if layer.name in modules]
+        entries += [(name, ()) for name in weights.bare if name in targets]
         shared = {id(getattr(modules[name], blob)) for name in matched for blob in targets[name].blob_names()}
-        for name in weights.bare:  # Caffe refuses them, too; a layer that the file does not have is another matter
-            if name in targets and name not in stored and not _all_of(targets[name], shared):
-                wrong.append(f"layer '{name}' {modules[name].mismatch(())}")
+        for name in targets.keys() & weights.empty:  # what is shared is stored with its owner
+            if any(id(getattr(modules[name], blob)) not in shared for blob in targets[name].blob_names()):
+                entries.append((name, ()))
+        differ = {name: text for name, blobs in reversed(entries) if (text := modules[name].mismatch(blobs))}
+        wrong = [f"layer '{name}' {differ[name]}" for name in modules if name in differ]
         if wrong:
-            of = len(set(matched).union(name for name in weights.bare if name in targets))
-            count = f"; {len(wrong)} of {of} layers differ" if of > 1 else ""
+            count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)
         absent = [name for name in targets if name not in stored]
         if absent and fill:  # first, for a layer of the file may share their blobs
@@ -444,11 +443,6 @@ class Net(nn.Module):
             for name, module in self.caffe_layers().items()
             if module.blob_names()
         }
-
-
-def _all_of(module: Layer, tensors: Collection[int]) -> bool:
-    """Whether all blobs of a layer are among these tensors, by id."""
-    return all(id(getattr(module, blob)) in tensors for blob in module.blob_names())
 
 
 def _stored(blob: Tensor, module: Layer, param: Message | None) -> Array:

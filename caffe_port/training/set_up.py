@@ -39,14 +39,15 @@ from caffe_port.storage.files import find
 from caffe_port.terminal import count
 from caffe_port.training import fused_layers, processes, solver
 from caffe_port.training.optimizers import CaffeOptimizer
-from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
+from caffe_port.training.run_folder import Claim, RunFolder, restore_random_states, seed_everything
 from caffe_port.training.snapshot import restore
 from caffe_port.training.solver import SolverSpec
 from caffe_port.typing import Array
 from caffe_port.version import __version__
 
 Listener = Callable[[dict[str, Any]], None]
-"""Called with every event: a dict with ``kind`` (start, progress, train, test, snapshot, note, end) and ``iter``."""
+"""Called with every event: a dict with ``iter`` and a ``kind``: start, progress, train, testing (after every ``batch``
+of ``batches``), test, snapshot, note or end."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class TrainOptions:
         keep: number of snapshots to keep; 0: all.
         reference_log: a Caffe log; every test is compared with its accuracy curve.
         ignore_fields: names of fields of the nets to go without, see :func:`caffe_port.port`.
+        tensorboard: also write TensorBoard's events, to ``tensorboard`` in the run's folder.
     """
 
     data: str | None = None
@@ -104,6 +106,7 @@ class TrainOptions:
     keep: int = 3
     reference_log: str | None = None
     ignore_fields: tuple[str, ...] = ()
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,12 @@ class TrainResult:
     Attributes:
         iter: number of updates done.
         outputs: outputs of the last test, by blob name; those of further test nets as ``"#1 NAME"``.
-        best: the best test: ``{"iter": ..., "name": ..., "value": ...}``; None without tests.
+        best: the best test: ``{"iter": ..., "name": ..., "value": ...}``; None without tests of a trained net.
         stopped: what stopped it early: a signal's name, ``"max_seconds"``, or empty.
         run: the run's folder.
+        outputs_iter: the iteration at which each of ``outputs`` was tested.
+        train: the last training loss that was reported: ``{"iter": ..., "loss": ...}``, the mean of ``average_loss``
+            iterations; None before the first iteration.
     """
 
     iter: int
@@ -123,6 +129,8 @@ class TrainResult:
     best: dict[str, Any] | None
     stopped: str
     run: Path
+    outputs_iter: dict[str, int] = field(default_factory=dict)
+    train: dict[str, Any] | None = None
 
 
 class WithLoss(nn.Module):
@@ -163,7 +171,14 @@ class TestNet:
 
 @dataclass
 class Training:
-    """Everything that the training loop needs."""
+    """Everything that the training loop needs.
+
+    Attributes:
+        best: the best test so far; ``untrained``: that of iteration 0, of a net that was not initialized from weights.
+        tested, tested_at: the last value of every output of the test nets, and its iteration.
+        trained: the last training loss and its iteration.
+        fine_tuned: the net was initialized from weights.
+    """
 
     spec: SolverSpec
     options: TrainOptions
@@ -177,8 +192,13 @@ class Training:
     run: RunFolder
     listen: Listener
     notes: list[str] = field(default_factory=list)
+    claim: Claim = field(default_factory=Claim)
     best: dict[str, Any] | None = None
+    untrained: dict[str, Any] | None = None
     tested: dict[str, float] = field(default_factory=dict)
+    tested_at: dict[str, int] = field(default_factory=dict)
+    trained: dict[str, Any] | None = None
+    fine_tuned: bool = False
     losses: deque[float] = field(default_factory=deque)
     unread: list[Tensor] = field(default_factory=list)
     read_every: int = 1
@@ -203,11 +223,27 @@ class Training:
         """The run's total time, including the time before it was resumed."""
         return self.seconds_before + time.monotonic() - self.began
 
+    def loss_weights(self, test: int = 0) -> dict[str, float]:
+        """The outputs of a test net that are losses, with their weights."""
+        plan = self.tests[test].net.plans[False]
+        weights = dict(plan.losses)
+        return {blob: weights[slot] for blob, slot in plan.outputs if slot in weights}
+
+    def remember(self, line: dict[str, Any]) -> None:
+        """Takes in the figures of a line of metrics.jsonl."""
+        if line["kind"] == "train":
+            self.trained = {name: line[name] for name in ("iter", "loss")}
+        elif line["kind"] == "test":
+            prefix = f"#{line['net']} " if line.get("net") else ""
+            self.tested |= {f"{prefix}{name}": value for name, value in line["outputs"].items()}
+            self.tested_at |= {f"{prefix}{name}": line["iter"] for name in line["outputs"]}
+
     def close(self) -> None:
         """Stops the threads that prepare batches."""
         for feed in (*self.feeds["TRAIN"], *(feed for test in self.tests for feed in test.feeds)):
             if isinstance(feed, Prefetch):
                 feed.close()
+        self.run.close()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         # no cache: every weight is cast once per pass anyway, and a cache could keep tensors that a CUDA graph captured
@@ -215,12 +251,11 @@ class Training:
 
 
 def set_up(
-    spec: SolverSpec, out: Path, options: TrainOptions, device: torch.device, listen: Listener
+    spec: SolverSpec, out: Path, options: TrainOptions, device: torch.device, listen: Listener, claim: Claim
 ) -> tuple[Training, int]:
     options = _for_device(options, device)
-    run = RunFolder(out, Path(spec.snapshot_prefix).name or Path(spec.path).stem.removesuffix("_solver"), options.keep)
-    if run.used() and not options.resume:
-        raise CaffePortError("already contains a run", str(out), "Give another folder, or --resume to continue it.")
+    name = Path(spec.snapshot_prefix).name or Path(spec.path).stem.removesuffix("_solver")
+    run = RunFolder(out, name, options.keep, options.tensorboard)
     random_seed = spec.random_seed if spec.random_seed >= 0 else 0
     seed = options.seed if options.seed is not None else random_seed
     torch.backends.cudnn.benchmark = not options.deterministic
@@ -267,8 +302,9 @@ def set_up(
         tests[-1].net.to(device)
     seed_everything(seed + 1000 * processes.rank())
     training = Training(
-        spec, options, net, WithLoss(net), optimizer, feeds, tests, definition, device, run, listen, notes
+        spec, options, net, WithLoss(net), optimizer, feeds, tests, definition, device, run, listen, notes, claim
     )
+    training.fine_tuned = bool(loaded)
     training.losses = deque(maxlen=spec.average_loss)
     training.read_every = options.read_loss_every or (1 if device.type == "cpu" else 100)
     if spec.lr_policy == "plateau":
@@ -468,6 +504,8 @@ def _image_feed(
     training = phase == "TRAIN"
     pictures = datasets.load(options.data, "train" if training else "test", options.root, options.download).to(device)
     plan = _plan(layer, spec, options, pictures, notes)
+    if plan.channel_order in ("RGB", "BGR"):
+        pictures = pictures.colored()
     if plan.lacks_mean_image:
         training_set = pictures if training else datasets.load(options.data, "train", options.root)
         plan = datasets.with_mean_image(plan, training_set)
@@ -561,8 +599,14 @@ def _resume(t: Training) -> int:
         t.best, losses = extra["best"], extra["losses"]
         t.losses.extend(losses)
         t.seconds_before = float(extra.get("seconds", 0))
+        t.untrained = extra.get("untrained")
     if processes.is_first():
+        t.claim.begun = True
         t.run.rewind(state.iter)
+        for line in t.run.metrics():
+            t.remember(line)
+            if not extra and line.get("best"):  # resumed from a .solverstate, which does not have it
+                t.best = line["best"]
     return state.iter
 
 

@@ -31,12 +31,15 @@ __all__ = ["Listener", "TrainOptions", "TrainResult", "train"]
 
 
 def train(
-    solver_path: str | Path, out: str | Path, options: TrainOptions | None = None, listen: Listener | None = None
+    solver_path: str | Path | SolverSpec,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    listen: Listener | None = None,
 ) -> TrainResult:
     """Trains a net as its solver.prototxt specifies.
 
     Args:
-        solver_path: the solver.prototxt.
+        solver_path: the solver.prototxt, or what was read from it, with the fields to ignore.
         out: the run's folder.
         options: additional options, which override the solver's.
         listen: called with every event, in the first process only.
@@ -46,9 +49,13 @@ def train(
             the layer where this began.
     """
     began, options = time.monotonic(), options or TrainOptions()
-    with processes.group(options.device) as device, run_folder.hold(out):
+    spec = solver_path
+    if not isinstance(spec, SolverSpec):
+        spec = SolverSpec.read(spec, options.ignore_fields)
+    run_folder.check_unused(out, options.resume)
+    with processes.group(options.device) as device, run_folder.hold(out) as claim:
         hear = listen if listen is not None and processes.is_first() else (lambda _: None)
-        training, start = set_up(SolverSpec.read(solver_path, options.ignore_fields), Path(out), options, device, hear)
+        training, start = set_up(spec, Path(out), options, device, hear, claim)
         with signals.caught() as stop, contextlib.closing(training):
             training.began = began
             return _loop(training, start, stop)
@@ -112,6 +119,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
                 },
             )
         it += 1
+        t.claim.begun = True
         t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
         if _time_over(t) and it < spec.max_iter and not stop:
             stop.append(processes.TIME_OVER)
@@ -124,7 +132,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
     wanted = spec.snapshot_after_train or bool(stop)  # a run that was stopped must be able to go on
     if wanted and not (spec.snapshot and it % spec.snapshot == 0) and it > start:
         _snapshot(t, it)
-    if not stop and spec.is_test(it):
+    if not stop and spec.tests:
         _test(t, it, stop, stoppable=False)
     return _finish(t, it, stop[0] if stop else "")
 
@@ -209,7 +217,7 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
     "detection", the mean average precision of every output.
 
     The batches go on where the last test stopped. A signal stops a test without a result, and so does the time limit
-    if ``stoppable``.
+    if ``stoppable``. Unlike in Caffe, there is always a test at the end, also between two multiples of test_interval.
     """
     for number, test in enumerate(t.tests):
         if test.net is not t.net:
@@ -228,6 +236,7 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
                 found.setdefault(name, Detections()).add(named[name].float().cpu().numpy())
             for name, value in _scalars({name: top for name, top in named.items() if name not in found}):
                 sums[name] = sums[name] + value if name in sums else value
+            t.listen({"kind": "testing", "iter": it, "net": number, "batch": k + 1, "batches": test.batches})
         means = {name: processes.total(value) / max(test.batches, 1) for name, value in sums.items()}
         means |= {name: one.mean(t.spec.ap_version) for name, one in found.items()}
         per_class = {name: one.by_class(t.spec.ap_version) for name, one in found.items()}
@@ -257,23 +266,21 @@ def _tested(
     t: Training, it: int, number: int, means: dict[str, float], per_class: Mapping[str, Mapping[int, float]]
 ) -> None:
     """Reports the result of a test net; the first one decides which weights are best."""
-    plan = t.tests[number].net.plans[False]
-    weights = dict(plan.losses)
-    losses = {blob: weights[slot] for blob, slot in plan.outputs if slot in weights}
-    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": losses}
+    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": t.loss_weights(number)}
     if per_class:
         event["per_class"] = {name: {str(k): value for k, value in one.items()} for name, one in per_class.items()}
     if number:
-        t.tested |= {f"#{number} {name}": value for name, value in means.items()}
         _report(t, {**event, "net": number})
         return
-    t.tested = dict(means)
     name = plots.judge(event)
     if name is not None:
         higher = not plots.is_loss(name, event)
-        value = t.tested[name]
-        if t.best is None or (value > t.best["value"] if higher else value < t.best["value"]):
-            t.best = {"iter": it, "name": name, "value": value}
+        value = means[name]
+        found = {"iter": it, "name": name, "value": value}
+        if it == 0 and not t.fine_tuned:
+            t.untrained = found
+        elif math.isfinite(value) and (t.best is None or _better(found, t.best, higher)):
+            t.best = found
             if processes.is_first():
                 t.run.save_weights("best", t.net, t.definition)
         event["best"] = t.best
@@ -319,14 +326,19 @@ def _snapshot(t: Training, it: int) -> None:
             t.optimizer,
             t.spec,
             it,
-            {"best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
+            {"best": t.best, "untrained": t.untrained, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
             t.plateau,
         )
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
     processes.barrier()
 
 
+def _better(a: dict[str, Any], b: dict[str, Any], higher: bool) -> bool:
+    return bool(a["value"] > b["value"] if higher else a["value"] < b["value"])
+
+
 def _report(t: Training, event: dict[str, Any]) -> None:
+    t.remember(event)
     if processes.is_first():
         t.run.log({**event, "time": round(time.time(), 3)})
         t.listen(event)
@@ -347,8 +359,11 @@ def _plot(t: Training, always: bool = False) -> None:
 
 def _finish(t: Training, it: int, stopped: str) -> TrainResult:
     if processes.is_first():
+        t.claim.begun = True
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
+        if text := _about_best(t):
+            t.listen({"kind": "note", "iter": it, "text": text})
         t.run.write_json(
             "run.json",
             facts(t)
@@ -358,12 +373,30 @@ def _finish(t: Training, it: int, stopped: str) -> TrainResult:
                 "seconds": round(t.seconds(), 3),
                 "peak_memory_bytes": _peak_memory(t.device),
                 "best": t.best,
+                "untrained": t.untrained,
                 "outputs": t.tested,
+                "outputs_iter": t.tested_at,
+                "train": t.trained,
                 "sha256": t.run.checksums(),
             },
         )
         t.listen({"kind": "end", "iter": it, "stopped": stopped, "best": t.best, "outputs": t.tested})
-    return TrainResult(it, t.tested, t.best, stopped, t.run.path)
+    return TrainResult(it, t.tested, t.best, stopped, t.run.path, t.tested_at, t.trained)
+
+
+def _about_best(t: Training) -> str:
+    """What must be known of best.caffemodel: that training improved nothing, or an empty string."""
+    if t.best is not None and t.best["iter"] == 0:
+        return "best.caffemodel has the weights that training started from: no later test was better"
+    if t.best is None or t.untrained is None or t.best["name"] != t.untrained["name"]:
+        return ""
+    name, before = t.best["name"], t.untrained["value"]
+    higher = not plots.is_loss(name, {"losses": t.loss_weights()})
+    if not math.isfinite(before) or _better(t.best, t.untrained, higher):
+        return ""
+    return (
+        f"no test was better than that of the untrained net ({name} = {before:.6g}); best.caffemodel is of a later one"
+    )
 
 
 def _interpolated(points: list[tuple[int, float]], it: int) -> float | None:
