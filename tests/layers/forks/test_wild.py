@@ -33,6 +33,7 @@ TYPES = (
     "FrcnnOutput",
     "GRIDPooling",
     "MatMul",
+    "MultiStageMeanfield",
     "Mul",
     "Pad",
     "Pooling",
