@@ -66,7 +66,7 @@ class RunningStatistics(Layer, register=False):
             y, mean, variance = x - x, x.detach().reshape(-1), torch.zeros_like(self.variance)
         else:
             mean, variance = torch.zeros_like(self.mean), torch.zeros_like(self.variance)
-            y = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=self.eps)  # fills both
+            y = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=self.eps or self.root_eps)
             if self.root_eps:
                 others = [axis for axis in range(x.dim()) if axis != 1]
                 deviation, center = torch.std_mean(x, others, correction=0, keepdim=True)
