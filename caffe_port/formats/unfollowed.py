@@ -251,7 +251,6 @@ _CHANGES: Final = {
     # Of forks, outside the schema
     "ReLUParameter.upper_limit": "where the layer stops",
     "NegReLU:relu6 maximum": "where the layer stops",
-    "BatchNormParameter.add_eps_before_sqrt": "where eps is added",
     "EltwiseParameter.swap_xy": "exchanges the axes",
     "EltwiseParameter.relu": "takes the ReLU of the top",
     "PriorBoxParameter.additional_y_offset": "a second box for each, half a cell below (OpenCV)",
