@@ -19,7 +19,7 @@ from caffe_port.api import Ported
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.emit import blobs, export, preprocess_source
-from caffe_port.emit.model_source import Model, model
+from caffe_port.emit.model_source import MARK, Model, model
 from caffe_port.emit.self_check import MODEL, REPORT_IT, WEIGHTS, example_inputs, read_model, run_once, self_check
 from caffe_port.errors import CaffePortError, first_line
 from caffe_port.formats.caffemodel import Weights
@@ -49,6 +49,7 @@ def convert(
     channels_last: bool = False,
     formats: Sequence[str] = ("torch",),
     dynamic: str = "size",
+    plain_pooling: bool = False,
     seed: int = 0,
     preprocessing: Preprocessing | None = None,
     classes: Sequence[str] = (),
@@ -66,6 +67,8 @@ def convert(
             "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
         dynamic: for "onnx" and "pt2": "size" (batch, height and width may differ from the net's own, as far as it
             allows that), "batch", or "none".
+        plain_pooling: for "onnx" and "pt2": write pooling and local response normalization as PyTorch's exporter does,
+            not in the forms on which runtimes agree.
         seed: for the input of the check.
         preprocessing: how images become the net's input, if it is known; ``preprocess`` in model.py then does it.
         classes: names by label, for model.py and port.json.
@@ -116,11 +119,11 @@ def convert(
         if (temporary / preprocess_source.MEAN).exists():
             files.append(preprocess_source.MEAN)
         if "onnx" in formats or "pt2" in formats:
-            module = read_model(source.source, source.class_name, temporary / WEIGHTS)
+            exported = _to_export(ported.net, source, temporary / WEIGHTS, fold, channels_last)
             example = _fitting_inputs(ported.net, seed)
             for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
                 if name in formats:
-                    check += "; " + write(module, example, plan, temporary / path, dynamic)
+                    check += "; " + write(exported, example, temporary / path, dynamic, plain_pooling)
         if "safetensors" in formats:
             assert ported.weights is not None
             blobs.write(temporary / blobs.BLOBS, ported.weights, ported.definition.net)
@@ -178,6 +181,18 @@ def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) 
             copy = torch.empty_like(tensor, requires_grad=False)
             np.copyto(copy.numpy(), tensor.detach().numpy())
             tensor.data = copy
+
+
+def _to_export(net: Net, source: Model, weights: Path, fold: bool, channels_last: bool) -> export.Source:
+    """The written model, and the same marked with the layers' names."""
+
+    def make() -> nn.Module:
+        from caffe_port.emit.operators import named  # here: torch.library takes a while to load
+
+        marked = model(net, fold, channels_last, marked=True)
+        return read_model(marked.source, marked.class_name, weights, {MARK: named})
+
+    return export.Source(read_model(source.source, source.class_name, weights), net.plans[False], make)
 
 
 def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:

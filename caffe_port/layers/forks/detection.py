@@ -175,6 +175,17 @@ class DetectionOutput(Layer):
         self.code_type, self.variance_encoded_in_target = code_type, variance_encoded_in_target
 
     def forward(self, loc: Tensor, conf: Tensor, priors: Tensor, *first_stage: Tensor) -> Tensor:
+        boxes, scores = self.candidates(loc, conf, priors, *first_stage)
+        rows = []
+        for image in range(boxes.shape[0]):
+            found = self.detect(boxes[image], scores[image])
+            rows.append(torch.cat((torch.full_like(found[:, :1], image), found), 1))
+        if not any(len(found) for found in rows):
+            rows = [torch.tensor([[image] + [-1] * 6]).to(loc) for image in range(boxes.shape[0])]
+        return torch.cat(rows)[None, None]
+
+    def candidates(self, loc: Tensor, conf: Tensor, priors: Tensor, *first_stage: Tensor) -> tuple[Tensor, Tensor]:
+        """The boxes (N, P, 1 or classes, 4) and their scores (N, P, classes), before any is dropped."""
         boxes, variances = split_priors(priors) if self.pixels is None else priors_in_pixels(priors, self.pixels)
         if self.variance_encoded_in_target:
             variances = torch.ones_like(variances)
@@ -186,14 +197,7 @@ class DetectionOutput(Layer):
             objectness = first_stage[0].reshape(conf.shape[0], -1, 2)[..., 1:]
             scores = scores.where(objectness >= self.objectness_score, 0)
             boxes = decode(first_stage[1].reshape(loc.shape[0], -1, 1, 4), boxes, variances, self.code_type)
-        decoded = decode(loc, boxes, variances, self.code_type)
-        rows = []
-        for image in range(loc.shape[0]):
-            found = self.detect(decoded[image], scores[image])
-            rows.append(torch.cat((torch.full_like(found[:, :1], image), found), 1))
-        if not any(len(found) for found in rows):
-            rows = [torch.tensor([[image] + [-1] * 6]).to(loc) for image in range(loc.shape[0])]
-        return torch.cat(rows)[None, None]
+        return decode(loc, boxes, variances, self.code_type), scores
 
     def infer(self, *bottoms: Tensor) -> Tensor:
         return bottoms[0].new_empty(1, 1, 1, 7)
