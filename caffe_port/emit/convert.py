@@ -6,6 +6,7 @@ Everything is built in a temporary folder next to the target and moved there at 
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from caffe_port.api import Ported
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
-from caffe_port.emit import blobs, export, preprocess_source
+from caffe_port.emit import blobs, export, operators, preprocess_source
 from caffe_port.emit.model_source import MARK, Model, model
 from caffe_port.emit.self_check import MODEL, REPORT_IT, WEIGHTS, example_inputs, read_model, run_once, self_check
 from caffe_port.errors import CaffePortError, first_line
@@ -186,13 +187,19 @@ def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) 
 def _to_export(net: Net, source: Model, weights: Path, fold: bool, channels_last: bool) -> export.Source:
     """The written model, and the same marked with the layers' names."""
 
-    def make() -> nn.Module:
-        from caffe_port.emit.operators import named  # here: torch.library takes a while to load
+    marked = model(net, fold, channels_last, marked=True)
+    module, traced = (
+        read_model(one.source, one.class_name, weights, {MARK: operators.named}) for one in (source, marked)
+    )
+    return export.Source(module, traced, net.plans[False])
 
-        marked = model(net, fold, channels_last, marked=True)
-        return read_model(marked.source, marked.class_name, weights, {MARK: named})
 
-    return export.Source(read_model(source.source, source.class_name, weights), net.plans[False], make)
+def to_export(net: Net) -> export.Source:
+    """A net for :mod:`caffe_port.emit.export`, without a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = model(net)
+        write_safetensors(Path(folder) / WEIGHTS, source.state)
+        return _to_export(net, source, Path(folder) / WEIGHTS, False, False)
 
 
 def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:

@@ -30,18 +30,18 @@ DYNAMIC = ("size", "batch", "none")
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: a module that computes the net, and the same to be traced.
+    """What is exported.
 
     Attributes:
-        module: gives the numbers that are right.
+        module: computes the net.
+        marked: the same, whose calls are marked with the names of their tops by
+            :func:`caffe_port.emit.operators.named`; to be traced for ONNX.
         plan: the net's, for the names of inputs and outputs.
-        make: a new copy of the module, whose calls are marked with the names of their tops (by
-            :func:`caffe_port.emit.operators.named`); None: without names.
     """
 
     module: nn.Module
+    marked: nn.Module
     plan: Plan
-    make: Callable[[], nn.Module] | None = None
 
     @property
     def outputs(self) -> list[str]:
@@ -156,21 +156,20 @@ class _Head:
 
     def __init__(self, source: Source, as_operators: bool) -> None:
         self.module, self.outputs, self.said = source.module.eval(), source.outputs, ""
-        self.traced = source.make().eval() if source.make else source.module
+        self.traced = source.marked.eval()
         self.detections = source.detections
         layers = detection_head.of(self.module)
         if not layers:
             return
         if as_operators and all(map(detection_head.is_operator, layers)):
-            if self.traced is self.module:
-                self.traced = copy.deepcopy(self.module)
+            self.traced = copy.deepcopy(self.traced)
             for layer in detection_head.of(self.traced):
                 detection_head.as_operator(layer)
             return
         if sum(self.detections) != len(layers):
             what = "a layer reads what DetectionOutput found, whose number depends on the values"
             raise CaffePortError(what, "", "Cut the net there, and export its first part.")
-        self.module = copy.deepcopy(self.module)
+        self.module, self.traced = copy.deepcopy(self.module), copy.deepcopy(self.traced)
         for module in (self.module, self.traced):
             for layer in detection_head.of(module):
                 detection_head.as_candidates(layer)
