@@ -330,7 +330,7 @@ def main() -> None:
     left_out = prepare(cache, given.models, names)
     for name, why in left_out.items():
         print(f"{name}: {why}")
-    for key in given.only.split(","):
+    for key in filter(None, given.only.split(",")):
         measure(cache, key, [name for name in names if name not in left_out])
     lines = list(tables(cache, names))
     if given.write:

@@ -67,9 +67,9 @@ def mnn(path: Path, _inputs: Sequence[Any]) -> Run:
     graph = onnx.load(path).graph
     names, outputs = [i.name for i in graph.input], [o.name for o in graph.output]
     made = path.with_suffix(".mnn")
-    tool = Path(sys.executable).parent / "mnnconvert"
+    tool = [sys.executable, "-c", "import sys, MNN, _tools; _tools.mnnconvert(sys.argv)"]  # mnnconvert runs pip install
     options = ["-f", "ONNX", "--modelFile", path, "--MNNModel", made, "--bizCode", "x"]
-    done = subprocess.run([tool, *options], capture_output=True, text=True)
+    done = subprocess.run([*tool, *options], capture_output=True, text=True)
     if not made.exists():
         raise RuntimeError(_last(done.stdout + done.stderr))
     net = nn.load_module_from_file(str(made), names, outputs)

@@ -68,8 +68,8 @@ def _avg_pool(
         return plain(x, kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
     wide = F.pad(x, _edges(pad, pad)) if any(pad) else x
     y = plain(wide, kernel, step, 0, ceil_mode and max(step) > 1, False)
-    if ceil_mode and _may_begin_in_padding(kernel, step, pad):
-        for axis, (s, p) in enumerate(zip(step, pad, strict=True), 2):
+    for axis, (k, s, p) in enumerate(zip(kernel, step, pad, strict=True), 2):
+        if ceil_mode and _may_begin_in_padding(k, s, p):
             y = y.narrow(axis, 0, (x.shape[axis] + p + s - 1) // s)  # the windows that begin before the padding
     return y
 
@@ -88,7 +88,8 @@ def _max_pool(
     others."""
     kernel, step, pad = (_per_axis(v, axes) for v in (kernel_size, stride or kernel_size, padding))
     plain = F.max_pool2d if axes == 2 else F.max_pool3d
-    if not ceil_mode or set(_per_axis(dilation, axes)) != {1} or not _may_begin_in_padding(kernel, step, pad):
+    clipped = any(map(_may_begin_in_padding, kernel, step, pad))
+    if not ceil_mode or set(_per_axis(dilation, axes)) != {1} or not clipped:
         return plain(x, kernel, step, pad, dilation, ceil_mode and max(step) > 1)
     end = tuple(min(p + s, k) - 1 for k, s, p in zip(kernel, step, pad, strict=True))
     return plain(F.pad(x, _edges(pad, end), value=torch.finfo(x.dtype).min), kernel, step)
@@ -118,10 +119,10 @@ _FORMS: dict[Callable[..., Any], Callable[..., Tensor]] = {
 }
 
 
-def _may_begin_in_padding(kernel: _Axes, stride: _Axes, padding: _Axes) -> bool:
+def _may_begin_in_padding(kernel: int, stride: int, padding: int) -> bool:
     """Whether there are sizes at which rounding up finds a window that begins in the padding, which Caffe and torch
     drop. Not for kernel 3, stride 2, padding 1; for kernel 2, stride 2, padding 1."""
-    return any(p and p > k - s for k, s, p in zip(kernel, stride, padding, strict=True))
+    return padding > max(0, kernel - stride)
 
 
 def _per_axis(value: Any, axes: int) -> _Axes:
