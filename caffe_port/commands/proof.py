@@ -12,6 +12,7 @@ from caffe_port.commands.command import F, command, console
 from caffe_port.commands.net_files import NetFiles, Shape, ignore_field, net_options, sort_files
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.storage.files import atomic_write
+from caffe_port.terminal import count
 
 
 def feed_options(function: F) -> F:
@@ -262,4 +263,4 @@ def dump(
         keep_loss=keep_loss,
         **net.options,
     )
-    click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")
+    click.echo(f"{printable(str(output))}: {count(len(trace.tops), 'top')}")

@@ -180,20 +180,19 @@ class Definition:
         )
 
     def _unchosen(self, phase: str, level: int) -> list[str]:
-        """Notes on stages that would bring layers other than data and losses: DIGITS' ``deploy`` has the Softmax."""
+        """Notes on stages with an input of their own, if none is chosen: DIGITS' ``deploy`` has the Softmax."""
         found = []
         for stage in dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage):
-            names = [
-                entry.name
+            brought = [
+                entry
                 for entry in self.net.layer
-                if (entry.type == "Input" or not (has(entry.type, Trait.SOURCE) or has(entry.type, Trait.LABELS)))
-                and _included(entry, phase, level, (stage,), self.path)
+                if _included(entry, phase, level, (stage,), self.path)
                 and not _included(entry, phase, level, (), self.path)
             ]
-            if names:
-                what = f"{count(len(names), 'layer')} of stage '{stage}' ({', '.join(names)})"
-                verb = "is" if len(names) == 1 else "are"
-                found.append(f"{what} {verb} left out; --stage {stage} takes {'it' if len(names) == 1 else 'them'}")
+            if any(entry.type == "Input" for entry in brought):
+                what = f"{count(len(brought), 'layer')} of stage '{stage}' ({', '.join(each.name for each in brought)})"
+                verb, them = ("is", "it") if len(brought) == 1 else ("are", "them")
+                found.append(f"{what} {verb} left out; --stage {stage} takes {them}")
         return found
 
     def _with_sources(self, layers: Sequence[Message], inputs: Collection[str], notes: list[str]) -> list[Message]:
