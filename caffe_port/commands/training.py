@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--tta", type=click.Choice(["none", "mirror"]), help="Whether to mirror images at random in the test.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N images.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=250, show_default=True, metavar="N", help="Images per batch."
+    "--batch-size", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="Images per batch."
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
