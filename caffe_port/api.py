@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from caffe_port.definition import odd_values
+from caffe_port.definition import model_archive, odd_values
+from caffe_port.definition.chained import settled
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
-from caffe_port.definition.embeds import fitted
+from caffe_port.definition.fits import fitted
 from caffe_port.definition.input_shapes import channels_read, resolve
 from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, WeightsError, suggests_keywords
@@ -72,7 +73,8 @@ def load(
 
     Args:
         prototxt: the prototxt, in any format version, for training or deployment; or the weights, if they are to be
-            loaded by the definition inside them (the order of the two does not matter); or a parsed
+            loaded by the definition inside them (the order of the two does not matter); or a model archive of DIGITS
+            (.tar.gz, .zip), which includes its weights; or a parsed
             :class:`~caffe_port.definition.definition.Definition`; or a :class:`Ported`, which includes its weights.
             None: the definition inside the weights.
         weights: a .caffemodel or .caffemodel.h5, or its parsed contents; None: parameters are initialized from the
@@ -125,6 +127,11 @@ def read(
             prototxt, weights = weights, prototxt
     if prototxt is None and weights is None:
         raise CaffePortError("give a prototxt, a caffemodel, or both")
+    if weights is None and isinstance(prototxt, (str, Path)) and model_archive.is_archive(prototxt):
+        prototxt, weights = None, prototxt
+    if isinstance(weights, (str, Path)) and model_archive.is_archive(weights):
+        model = model_archive.read(weights, writable, ignore_fields)
+        weights, prototxt = model.weights, model.definition if prototxt is None else prototxt
     stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
     if isinstance(prototxt, Definition):
         definition = prototxt.without(ignore_fields)
@@ -132,6 +139,7 @@ def read(
         definition = Definition.read(prototxt, ignore_fields)
     else:
         assert stored is not None
+        stored = settled(stored)
         definition = Definition.embedded(stored).without(ignore_fields)
     definition = definition.beside(stored)
     return definition, None if stored is None else for_layers(stored, definition.net.layer)

@@ -80,14 +80,19 @@ class NetFiles:
         Args:
             writable: as for :func:`caffe_port.formats.caffemodel.read`.
         """
+        from caffe_port.definition import model_archive
         from caffe_port.definition.definition import Definition
         from caffe_port.formats import caffemodel
 
-        stored = None if self.weights is None else caffemodel.read(self.weights, writable)
-        if self.prototxt is None:
-            return Contents(None, stored, self.options)
-        definition = Definition.read(self.prototxt, self.options.get("ignore_fields", ()))
-        return Contents(definition, stored, self.options | {"ignore_fields": ()})
+        ignored = self.options.get("ignore_fields", ())
+        definition = None if self.prototxt is None else Definition.read(self.prototxt, ignored)
+        stored = None
+        if self.weights is not None and model_archive.is_archive(self.weights):
+            model = model_archive.read(self.weights, writable, ignored)
+            stored, definition = model.weights, definition or model.definition.without(ignored)
+        elif self.weights is not None:
+            stored = caffemodel.read(self.weights, writable)
+        return Contents(definition, stored, self.options | ({} if definition is None else {"ignore_fields": ()}))
 
 
 def located(path: str) -> str:

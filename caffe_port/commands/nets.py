@@ -76,6 +76,7 @@ def convert(
                 deployment; optional with a .caffemodel, which has its own
       WEIGHTS   .caffemodel or .caffemodel.h5; without it, parameters are
                 initialized from the fillers
+    or one archive from DIGITS (.tar.gz, .zip) in place of both
 
     The order of the two does not matter. The output is weights.safetensors, port.json (a record of the conversion), and
     model.py, which depends only on torch.
@@ -187,7 +188,8 @@ def inspect(
     \b
     Arguments:
       FILE  a prototxt (net or solver), .caffemodel, .caffemodel.h5,
-            .binaryproto or .solverstate; may be repeated
+            .binaryproto or .solverstate, or an archive from DIGITS;
+            may be repeated
 
     \b
     Examples:
@@ -315,8 +317,8 @@ def predict(
 
     \b
     Arguments:
-      NET    a prototxt, a caffemodel, or both; or a folder that convert wrote,
-             whose model.py is run
+      NET    a prototxt, a caffemodel, or both; an archive from DIGITS; or a
+             folder that convert wrote, whose model.py is run
       IMAGE  image files, and folders of images
 
     Images are prepared as is known of the net: from port.json, the registry of published weights, or the
@@ -377,7 +379,7 @@ def predict(
 
 
 _MANY = 10
-_OF_NET = (".prototxt", ".caffemodel", ".h5", ".hdf5", ".pbtxt")
+_OF_NET = (".prototxt", ".caffemodel", ".h5", ".hdf5", ".pbtxt", ".tar", ".gz", ".tgz", ".bz2", ".zip")
 
 
 def _net_and_images(files: tuple[str, ...]) -> tuple[Path | tuple[str | None, str | None], list[str]]:

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from caffe_port.commands import checks
 from caffe_port.commands.command import command, note
-from caffe_port.commands.net_files import NetFiles, ignore_field, located, net_options
+from caffe_port.commands.net_files import Contents, NetFiles, ignore_field, located, net_options
 from caffe_port.commands.progress import Progress, progress_bar
 from caffe_port.errors import printable
 from caffe_port.storage.files import atomic_write
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 @net_options
 @click.option(
     "--data",
-    required=True,
     metavar="NAME|PATH",
-    help="Data set: mnist, cifar10, cifar100, svhn, an .npz file, or a folder of class folders.",
+    help="Data set: mnist, cifar10, cifar100, svhn, an .npz file, or a folder of class folders. For a detector: a "
+    "folder as of PASCAL VOC, a list of images and annotations, or an LMDB of AnnotatedDatum. Default: what the net's "
+    "own AnnotatedData layer reads.",
 )
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the data set.")
 @click.option("--download", is_flag=True, help="Let torchvision download the data set to --root.")
@@ -46,10 +47,26 @@ if TYPE_CHECKING:
     type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False),
     help="Channel order of the net's input.",
 )
+@click.option(
+    "--labels",
+    type=click.Path(),
+    metavar="FILE",
+    help="For a detector: names of the classes, a labelmap.prototxt or one name per line.",
+)
+@click.option(
+    "--ap",
+    type=click.Choice(["11point", "MaxIntegral", "Integral"]),
+    default="11point",
+    show_default=True,
+    help="For a detector: the average precision to list by class and to compare with --expect.",
+)
 @click.option("--tta", type=click.Choice(["none", "mirror"]), help="Whether to mirror images at random in the test.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N images.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="Images per batch."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images per batch. Default: 100, or 16 for a detector.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
@@ -69,9 +86,13 @@ def evaluate(
     confusion: Path | None,
     output: Path | None,
     as_json: bool,
+    data: str | None,
+    batch_size: int | None,
+    labels: str | None,
+    ap: str,
     **options: Any,
 ) -> int:
-    """Measure a net's accuracy on a data set.
+    """Measure a net's accuracy on a data set, or a detector's mean average precision.
 
     \b
     Arguments:
@@ -81,12 +102,16 @@ def evaluate(
     The preprocessing is that of the registry if it knows the weights, otherwise that of the training run or of
     transform_param. --mean, --std, --scale and --channel-order override it:  x' = (x - mean) * scale / std.
 
+    A net that ends in DetectionOutput is measured as SSD's solver does, in all three versions of the average precision.
+
     \b
     Examples:
       caffe-port evaluate lenet.prototxt lenet.caffemodel --data mnist \\
           --root data --scale 0.00390625
       caffe-port evaluate net.caffemodel --data mnist --root data \\
           --expect 99.72
+      caffe-port evaluate ssd/deploy.prototxt ssd.caffemodel \\
+          --data VOCdevkit/VOC2007 --mean 104,117,123
 
     \b
     Exit codes:
@@ -97,14 +122,20 @@ def evaluate(
     if net.weights is None:
         raise click.UsageError("evaluate needs weights")
     numbers, divisors = _numbers(mean), _std(std)
-    checks.data_set(options["data"], options["root"], options["download"], (options["split"],))
     checks.mean(numbers)
     checks.plot(confusion)
     checks.writable(output)
+    if data is None or _has_boxes(data):
+        batch = {} if batch_size is None else {"batch_size": batch_size}
+        chosen = {name: options[name] for name in ("split", "scale", "channel_order", "limit", "device")}
+        chosen |= batch | {"data": data, "labels": labels, "mean": numbers}
+        return _evaluate_detections(net.read(), expect, output, as_json, ap, **chosen)
+    checks.data_set(data, options["root"], options["download"], (options["split"],))
     read = net.read()
     assert read.weights is not None
     from caffe_port.evaluation import evaluate as evaluation
 
+    options |= {"data": data, "batch_size": batch_size or evaluation.BATCH_SIZE}
     with progress_bar("evaluating", as_json, "image") as progress:
         found = evaluation.evaluate_files(
             read.weights, read.prototxt, mean=numbers, std=divisors, progress=progress, **options, **read.options
@@ -137,6 +168,52 @@ def evaluate(
             click.echo(f"top-5 {result.top5:.2f} %")
         if verdict is not None:
             click.echo(f"reported {expect:.2f} %: {verdict}")
+    return 1 if verdict == "worse" else 0
+
+
+def _has_boxes(data: str) -> bool:
+    from caffe_port.data import set_files
+
+    if not set_files.may_have_boxes(data):
+        return False
+    from caffe_port.data.annotated import is_annotated
+
+    return is_annotated(Path(data))
+
+
+def _evaluate_detections(
+    net: Contents, expect: float | None, output: Path | None, as_json: bool, version: str, **options: Any
+) -> int:
+    from caffe_port.evaluation.average_precision import VERSIONS
+    from caffe_port.evaluation.detections import evaluate_detections
+
+    assert net.weights is not None
+    with progress_bar("evaluating", as_json, "image") as progress:
+        result = evaluate_detections(net.weights, net.prototxt, progress=progress, **options, **net.options)
+    verdict = None if expect is None else result.verdict(expect, version)
+    more = {"data": result.data, "preprocessing": result.preprocessing, "expected": expect, "verdict": verdict}
+    figures = json.dumps(result.as_dict(version) | more, indent=2)
+    if output is not None:
+        with atomic_write(output, "w") as file:
+            file.write(figures + "\n")
+    if as_json:
+        click.echo(figures)
+        return 1 if verdict == "worse" else 0
+    for text in result.notes:
+        note(text)
+    click.echo(f"{printable(result.data)}: {printable(result.preprocessing)} ({printable(result.origin)})")
+    objects = sum(result.found.objects.values())
+    not_counted = "" if result.difficult else ", difficult ones not counted"
+    click.echo(
+        f"mean average precision of {result.images:,} images with {objects:,} objects, at an overlap of "
+        f"{result.overlap:g}{not_counted}:"
+    )
+    click.echo("  " + "   ".join(f"{name} {result.mean(name):.2f} %" for name in VERSIONS))
+    rows = [(printable(name), f"{value:.2f} %", f"{number:,}") for name, value, number in result.per_class(version)]
+    for line in table(("class", version, "objects"), rows, right=(1, 2)):
+        click.echo(line)
+    if verdict is not None:
+        click.echo(f"reported {expect:.2f} %: {verdict}")
     return 1 if verdict == "worse" else 0
 
 
@@ -416,6 +493,8 @@ class _Teller:
             ahead = {None: "", True: "  above the reference", False: "  at or below the reference"}[event.get("ahead")]
             of_net = f" #{event['net']}" if "net" in event else ""
             self.progress.say(f"iteration {event['iter']:,}: test{of_net}  {shown}{ahead}")
+            for name, values in event.get("per_class", {}).items():
+                self.progress.say(f"  {name}: " + "  ".join(f"class {k} {v:.4f}" for k, v in values.items()))
         elif kind == "snapshot":
             self.progress.say(f"iteration {event['iter']:,}: snapshot {event['file']}")
         elif kind == "end":

@@ -307,7 +307,7 @@ class ImageFeed:
     ) -> None:
         self.data, self.preprocessor, self.batch_size, self.train = data, preprocessor, batch_size, train
         self.seed, self.shuffle, self.size = seed, seed if shuffle else None, len(data)
-        self.shapes: tuple[tuple[int, ...], ...] = (preprocessor.shape(data.shape), ())
+        self.shapes: tuple[tuple[int, ...], ...] = ((batch_size, *preprocessor.shape(data.shape)), (batch_size,))
         self.generator = torch.Generator(data.images.device)
         self._orders: dict[int, Tensor] = {}
 

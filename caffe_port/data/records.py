@@ -1,4 +1,4 @@
-"""Batches of what a net's data layers read: LMDB and LevelDB of Datum, image lists, HDF5.
+"""Batches of what a net's data layers read: LMDB and LevelDB of Datum or AnnotatedDatum, image lists, HDF5.
 
 For transform_param, see :mod:`caffe_port.data.preprocessing`.
 Sources: data_layer.cpp, image_data_layer.cpp, hdf5_data_layer.cpp, io.cpp, db_lmdb.cpp.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port.data.annotated import AnnotatedDatabase, AnnotatedFeed, BoxTransform
 from caffe_port.data.batches import Feed, positions
 from caffe_port.data.leveldb import LevelDB
 from caffe_port.data.lmdb import LMDB
@@ -169,7 +170,8 @@ class RecordFeed:
         self.classes: int | None = None  # if set, labels are checked
         first, _ = records[0]
         self.labels, self.skip = labels, skip
-        self.shapes: tuple[tuple[int, ...], ...] = (plan.shape(first.shape), ())[: 1 + labels]
+        self._shape = plan.shape(first.shape)
+        self.shapes: tuple[tuple[int, ...], ...] = ((batch_size, *self._shape), (batch_size,))[: 1 + labels]
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng((self.seed, number, 1))
@@ -178,9 +180,9 @@ class RecordFeed:
             picture, label = self.records[int(index)]
             rows.append(prepare(picture, self.plan, train=self.train, rng=rng))
             labels.append(label)
-            if rows[-1].shape != self.shapes[0]:
+            if rows[-1].shape != self._shape:
                 hint = "Images of different sizes need crop_size (or new_height and new_width)."
-                shapes = f"has shape {rows[-1].shape}, the first has {self.shapes[0]}"
+                shapes = f"has shape {rows[-1].shape}, the first has {self._shape}"
                 raise CaffePortError(f"record {index} {shapes}", hint=hint)
             if self.classes is not None and not 0 <= label < self.classes:
                 raise CaffePortError(
@@ -237,7 +239,7 @@ class Hdf5Feed:
         self.size = len(self._data[0])
         if not self.size:
             raise CaffePortError("contains no rows", str(files[0]))
-        self.shapes: tuple[tuple[int, ...], ...] = tuple(tuple(d.shape[1:]) for d in self._data)
+        self.shapes: tuple[tuple[int, ...], ...] = tuple((batch_size, *d.shape[1:]) for d in self._data)
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         rows = torch.from_numpy(positions(number, self.batch_size, self.size, self.shuffle))
@@ -253,7 +255,7 @@ def from_layer(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
 ) -> Feed:
-    """The feed for a Data, ImageData or HDF5Data layer.
+    """The feed for a Data, ImageData, HDF5Data or AnnotatedData layer.
 
     Args:
         layer: a data layer of the net in this phase.
@@ -318,10 +320,25 @@ def _images(
         return RecordFeed(records, size, plan, train=train, shuffle=shuffle, skip=skip, **options)
 
 
+def _annotated(
+    layer: LayerSpec, own: Message, size: int, train: bool, shuffle: bool | None, options: dict[str, Any]
+) -> Feed:
+    p, source = layer.param.transform_param, locate(own.source, layer.folder, layer)
+    if len(layer.tops) not in (1, 2):
+        raise layer.error(f"has {count(len(layer.tops), 'top')}, expected data, or data and label")
+    with _names(layer):
+        color = 1 if p.force_color else 0 if p.force_gray else -1
+        records = AnnotatedDatabase(source, color, layer.param.annotated_data_param.has("anno_type"))
+        options["labels"] = len(layer.tops) == 2
+        transform = BoxTransform.of(layer)
+        return AnnotatedFeed(records, size, transform, train=train, shuffle=bool(shuffle), **options)
+
+
 _READERS: dict[str, Callable[[LayerSpec, Message, int, bool, bool | None, dict[str, Any]], Feed]] = {
     "Data": _database,
     "ImageData": _images,
     "HDF5Data": _hdf5,
+    "AnnotatedData": _annotated,
 }
 
 

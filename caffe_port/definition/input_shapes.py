@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from caffe_port.definition import embeds
+from caffe_port.definition import fits
 from caffe_port.definition.input_guesses import cuts, try_shapes
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats.caffemodel import Weights
@@ -268,7 +268,7 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
     stored = weights.by_name() if weights else {}
     try:
         complete = {blob: known.get(blob, (1,)) for blob, _ in spec.inputs}
-        tops = shapes.infer(embeds.fitted(spec, complete), complete)
+        tops = shapes.infer(fits.fitted(spec, complete), complete)
     except shapes.UnknownShape:
         raise
     except SpecError as error:

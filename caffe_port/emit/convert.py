@@ -98,7 +98,7 @@ def convert(
         origins = [pool.submit(_origin, file) for path, file in read.items() if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
         if fitted is not None and fitted.mean_image is not None:
-            np.save(temporary / preprocess_source.MEAN, fitted.mean_image)
+            np.save(temporary / output_folder.MEAN, fitted.mean_image)
         write_safetensors(temporary / WEIGHTS, source.state, mapping)
         digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
         stored = _read_back(temporary / WEIGHTS, source.state, mapping)
@@ -114,8 +114,8 @@ def convert(
             seed=seed,
         )
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
-        if (temporary / preprocess_source.MEAN).exists():
-            files.append(preprocess_source.MEAN)
+        if (temporary / output_folder.MEAN).exists():
+            files.append(output_folder.MEAN)
         if "onnx" in formats or "pt2" in formats:
             module = read_model(source.source, source.class_name, temporary / WEIGHTS)
             example = _fitting_inputs(ported.net, seed)

@@ -28,6 +28,7 @@ from caffe_port.evaluation.known import known
 from caffe_port.evaluation.registry import Entry
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.spec import NetSpec, Producer
+from caffe_port.storage.files import atomic_write
 from caffe_port.terminal import count
 
 Progress = Callable[[int, int], None]
@@ -289,7 +290,7 @@ def evaluate_files(
     mirror = None if tta is None else tta == "mirror"
     given = {"std": std, "scale": scale, "channel_order": order, "mean": mean, "mirror_test": mirror}
     changed = [name for name, value in given.items() if value is not None]
-    if channels_read(spec, _only_input(spec)[1], stored) == 3:
+    if channels_read(spec, only_input(spec)[1], stored) == 3:
         pictures = pictures.colored()
     plan, origin = _plan(spec, stored, pictures, changed, notes)
     plan = plan.changed(**given)
@@ -325,7 +326,7 @@ def _deploy_spec(
     return phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
 
 
-def _only_input(spec: NetSpec) -> tuple[str, Producer]:
+def only_input(spec: NetSpec) -> tuple[str, Producer]:
     """The net's only input: its blob and source.
 
     Raises:
@@ -347,7 +348,7 @@ def _check_shape(
     data: str,
 ) -> None:
     """Raises CaffePortError if the net was built, or is requested, for another image shape than (C, H, W)."""
-    blob, producer = _only_input(spec)
+    blob, producer = only_input(spec)
     wanted = built.get(producer, asked.get(blob))
     if wanted is not None and tuple(wanted[1:]) != shape:
         raise CaffePortError(
@@ -386,7 +387,7 @@ def port_for(
         return api.build(
             definition,
             stored,
-            input_shapes={_only_input(spec)[0]: (batch, *shape)},
+            input_shapes={only_input(spec)[0]: (batch, *shape)},
             level=level,
             stages=stages,
             resolved=spec,
@@ -444,6 +445,7 @@ def plot_confusion(result: Evaluation, path: str | Path) -> None:
                     color="white" if share[row, column] > 0.5 else "black",
                 )
     try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
+        with atomic_write(path) as file:
+            figure.savefig(file, dpi=120, format=Path(path).suffix[1:] or None)
+    except ValueError as error:
         raise CaffePortError(f"cannot be written: {error}", str(path)) from None

@@ -156,7 +156,7 @@ def _earlier(name: str) -> dict[tuple[float, str], Finding]:
         found = [
             Finding(**{**line, "interval": line["interval"] and tuple(line["interval"])}) for line in stored["findings"]
         ]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
     return {(finding.reported, finding.source): finding for finding in found}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port.errors import CaffePortError, DependencyError
+from caffe_port.storage.files import atomic_write
 
 Points = Sequence[tuple[int, float]]
 
@@ -78,8 +79,9 @@ def curves(metrics: Sequence[dict[str, Any]], *paths: str | Path, reference: Poi
         figure.suptitle(title)
     for path in paths:
         try:
-            figure.savefig(path, dpi=110)
-        except (OSError, ValueError) as error:
+            with atomic_write(path) as file:
+                figure.savefig(file, dpi=110, format=Path(path).suffix[1:] or None)
+        except ValueError as error:
             raise CaffePortError(f"cannot be written: {error}", str(path)) from None
 
 

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from caffe_port import devices
 from caffe_port.api import load_notes
 from caffe_port.data import datasets
+from caffe_port.data.annotated import AnnotatedFeed
 from caffe_port.data.batches import Feed, Prefetch
 from caffe_port.data.datasets import ImageFeed
 from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.data.records import RecordFeed, from_layer
-from caffe_port.definition.fields import refuse
+from caffe_port.definition.fields import read_by_data, refuse
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, solverstate
@@ -265,6 +266,9 @@ def set_up(
     definition, specs, others = _specs(spec, notes)
     phases = ("TRAIN", "TEST") if spec.tests else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
+    if any(isinstance(feed, AnnotatedFeed) for feed in feeds["TRAIN"]) and (options.cuda_graph or options.compile):
+        notes.append("the number of boxes differs from batch to batch: without compilation and CUDA graphs")
+        options = replace(options, cuda_graph=False, compile=False)
     if options.epochs is not None:
         if not feeds["TRAIN"]:
             raise SpecError("reads no data, which could be counted in epochs", specs["TRAIN"].path, "Use --max-iter.")
@@ -288,6 +292,8 @@ def set_up(
     for parameter in net.parameters():
         parameter.requires_grad_(id(parameter) in learned)
     _check_classes(net, feeds)
+    if spec.detects and spec.tests:
+        _check_detections(net.plans[False].spec)
     feeds = {phase: _prefetched(own) for phase, own in feeds.items()}
     tests = [TestNet(net, feeds["TEST"], spec.tests[0])] if spec.tests else []
     for k, other in enumerate(others, 1):
@@ -372,7 +378,7 @@ def _specs(spec: SolverSpec, notes: list[str]) -> tuple[Message, dict[str, NetSp
     specs = [refuse(train.spec("TRAIN", *spec.state("TRAIN")), training=True)]
     for k, test in enumerate(tests):
         specs.append(refuse(test.spec("TEST", *spec.state("TEST", k)), training=True))
-    notes += dict.fromkeys(note for one in specs for note in one.notes)
+    notes += dict.fromkeys(note for one in specs for note in one.notes if note not in read_by_data(one))
     return train.net, {"TRAIN": specs[0], "TEST": specs[min(1, len(tests))]}, specs[2:]
 
 
@@ -404,7 +410,7 @@ def _notes(reports: Sequence[LoadReport]) -> list[str]:
 
 def _shapes(net: NetSpec, feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:
     """The shapes of the inputs, by blob name."""
-    tops = [(feed.batch_size // processes.world_size(), *shape) for feed in feeds for shape in feed.shapes]
+    tops = [(shape[0] // processes.world_size() or 1, *shape[1:]) for feed in feeds for shape in feed.shapes]
     blobs = [blob for blob, _ in net.inputs]
     if len(blobs) != len(tops):
         raise SpecError(
@@ -450,7 +456,7 @@ def _arrays(module: Layer) -> list[Array]:
 
 
 def _prefetched(feeds: Sequence[Feed]) -> list[Feed]:
-    return [Prefetch(feed) if isinstance(feed, RecordFeed) else feed for feed in feeds]
+    return [Prefetch(feed) if isinstance(feed, (RecordFeed, AnnotatedFeed)) else feed for feed in feeds]
 
 
 def _feeds(
@@ -473,6 +479,10 @@ def _feeds(
             raise SpecError(f"has {found}; --data provides two, images and labels", net.path)
         feeds = [_image_feed(layers[0], phase, spec, options, size, seed, device, notes)]
     for feed in feeds:
+        if isinstance(feed, AnnotatedFeed) and processes.world_size() > 1:
+            raise CaffePortError(
+                f"has images with boxes; they need one process, got {processes.world_size()}", net.path
+            )
         if feed.batch_size % processes.world_size():
             raise CaffePortError(
                 f"batch size {feed.batch_size} is not divisible by {processes.world_size()} processes", net.path
@@ -553,6 +563,17 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
                     feed.data.check_labels(classes)
                 elif isinstance(feed, RecordFeed):
                     feed.classes = classes
+
+
+def _check_detections(test: NetSpec) -> None:
+    """Raises SpecError if the outputs of a test net are not what eval_type "detection" measures."""
+    for blob, (layer, _) in test.outputs:
+        if (kind := test.by_name[layer].type) != "DetectionEvaluate":
+            what = f"eval_type detection needs outputs of DetectionEvaluate, but '{blob}' is one of {kind}"
+            hint = 'Feed it to a Silence layer in phase TEST, or use eval_type: "classification".'
+            raise SpecError(what, test.path, hint)
+    if processes.world_size() > 1:
+        raise SpecError("eval_type detection needs one process", test.path)
 
 
 def _resume(t: Training) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.evaluation.average_precision import check_version
 from caffe_port.formats import prototxt
 from caffe_port.formats.message import Field, Message
 from caffe_port.formats.solverstate import NO_LOSS
@@ -68,6 +69,8 @@ class SolverSpec:
             iterations (Intel's Caffe).
         min_lr: the rate never falls below it, and "poly" ends there (NVIDIA/caffe).
         test_iter: number of batches of each test net.
+        eval_type: "classification": outputs are averaged; "detection": they are rows of DetectionEvaluate, of which the
+            mean average precision is computed by ap_version (SSD).
         param: the SolverParameter, for all other fields.
         path: the file.
         ignore_fields: names of fields of the nets to go without.
@@ -105,6 +108,9 @@ class SolverSpec:
     snapshot_prefix: str = ""
     snapshot_format: str = "BINARYPROTO"
     snapshot_after_train: bool = True
+    eval_type: str = "classification"
+    ap_version: str = "Integral"
+    show_per_class_result: bool = False
     random_seed: int = -1
     param: Message | None = None
     path: str = "<text>"
@@ -175,6 +181,9 @@ class SolverSpec:
         if self.lr_policy == "multifixed" and (not self.stagelrs or len(self.stagelrs) != len(self.stageiters)):
             counts = f"{len(self.stagelrs)} stagelr and {len(self.stageiters)} stageiter"
             raise SpecError(f"lr_policy multifixed needs as many stagelr as stageiter, got {counts}", self.path)
+        if self.eval_type not in ("classification", "detection"):
+            raise SpecError(f"eval_type '{self.eval_type}' is neither classification nor detection", self.path)
+        check_version(self.ap_version, self.path)
         numbers = [self.base_lr, self.gamma, self.power, self.momentum, self.momentum2, self.delta, self.weight_decay]
         numbers += [self.warmup_start_lr, self.min_lr, *self.stagelrs]
         if not all(map(math.isfinite, numbers)):
@@ -202,6 +211,11 @@ class SolverSpec:
         """Names of the solver's own fields that were left out at the user's request."""
         own = {str(name) for name in self.param.unknown} | set(dict(self.param.items())) if self.param else set()
         return {name for name in self.ignore_fields if name in own}
+
+    @property
+    def detects(self) -> bool:
+        """Whether tests measure detections."""
+        return self.eval_type == "detection"
 
     @property
     def tests(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffePortError
+from caffe_port.evaluation.average_precision import Detections
 from caffe_port.net.net import Net
 from caffe_port.training import plots, processes, run_folder, signals, solver
 from caffe_port.training.cuda_graph import GraphedUpdate
@@ -211,7 +212,8 @@ def _read(t: Training, it: int, batches: list[list[Tensor]] | None = None) -> No
 
 @torch.no_grad()
 def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None:
-    """Solver::TestAll: the mean of every output over test_iter batches, for every test net.
+    """Solver::TestAll: the mean of every output over test_iter batches, for every test net; or, with eval_type
+    "detection", the mean average precision of every output.
 
     The batches go on where the last test stopped. A signal stops a test without a result, and so does the time limit
     if ``stoppable``. Unlike in Caffe, there is always a test at the end, also between two multiples of test_interval.
@@ -222,17 +224,24 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
         test.net.eval()
         first = t.spec.tests_before(it) * test.batches
         sums: dict[str, Tensor] = {}
+        found: dict[str, Detections] = {}
         for k in processes.share_of(test.batches):
             if processes.world_size() == 1 and (_over_within(t, it, stop) if stoppable else stop):
                 return
             with t.autocast():
                 outputs = test.net(*(top for feed in test.feeds for top in feed.batch(first + k)))
             named = outputs if isinstance(outputs, dict) else {test.net.outputs[0]: outputs}
+            if t.spec.detects:
+                for name, rows in named.items():
+                    found.setdefault(name, Detections()).add(rows.float().cpu().numpy())
+                continue
             for name, value in _scalars(named):
                 sums[name] = sums[name] + value if name in sums else value
             t.listen({"kind": "testing", "iter": it, "net": number, "batch": k + 1, "batches": test.batches})
         means = {name: processes.total(value) / max(test.batches, 1) for name, value in sums.items()}
-        _tested(t, it, number, means)
+        means |= {name: one.mean(t.spec.ap_version) for name, one in found.items()}
+        per_class = {name: one.by_class(t.spec.ap_version) for name, one in found.items()}
+        _tested(t, it, number, means, per_class if t.spec.show_per_class_result else {})
 
 
 MOST_VALUES = 100
@@ -249,9 +258,13 @@ def _scalars(outputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}[{k}]", one) for k, one in enumerate(value.double().flatten()))
 
 
-def _tested(t: Training, it: int, number: int, means: dict[str, float]) -> None:
+def _tested(
+    t: Training, it: int, number: int, means: dict[str, float], per_class: Mapping[str, Mapping[int, float]]
+) -> None:
     """Reports the result of a test net; the first one decides which weights are best."""
     event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": t.loss_weights(number)}
+    if per_class:
+        event["per_class"] = {name: {str(k): value for k, value in one.items()} for name, one in per_class.items()}
     if number:
         _report(t, {**event, "net": number})
         return

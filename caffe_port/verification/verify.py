@@ -114,6 +114,7 @@ def verify(
                 atol=atol,
                 rtol=rtol,
                 ignore_fields=ignore_fields,
+                details=details,
             )
     if state is not None:
         raise CaffePortError("a state needs a hand-written port: --against path/to/file.py:Class --state FILE")
@@ -144,7 +145,7 @@ def verify(
         trace = caffe.trace(subject.case, backward=True)
         reference = StoredReference(trace)
     if details is not None:
-        details.spec = subject.case.spec
+        details.case = subject.case
     with subject.in_phase() as net:
         before = {k: v.clone() for k, v in net.state_dict().items()} if backward else {}
         with torch.inference_mode():

@@ -274,6 +274,18 @@ def test_a_map_and_an_image(tmp_path: Path) -> None:
     assert draw(found, predictor)[0, 0].tolist() == [4, 5, 203]
 
 
+def test_an_image_is_drawn_in_the_units_of_the_input(tmp_path: Path) -> None:
+    path = tmp_path / "same.prototxt"
+    path.write_text(MAPS % ("Power", "power_param { shift: 0 }"))
+    file = picture(tmp_path / "p.png", (10, 60, 200))
+    image = cv2.imread(str(file))
+    image[0] = (250, 130, 20)
+    cv2.imwrite(str(file), image)
+    for given in ({"mean": "100,50,20", "scale": 0.02}, {"scale": 1 / 255, "channel_order": "RGB"}, {"scale": 1.0}):
+        predictor = Predictor(api.port(path), own_size=True, **({"channel_order": "BGR"} | given))
+        assert (draw(predictor.predict(file), predictor) == image).all(), given
+
+
 def test_what_stands_beside_probabilities_is_no_class(tmp_path: Path) -> None:
     """MTCNN's R-Net has two outputs: two probabilities, and four numbers that move a box."""
     text = (
