@@ -316,6 +316,7 @@ def dump(
     given: Any = _named_files(inputs)
     checks.writable(output)
     checks.values(given)
+    checks.caffe(by)
     how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
     net = NetFiles(*sort_files(files), {"ignore_fields": ignored}).read()
     from caffe_port.verification.dump import dump as record
