@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images per batch. Default: 250, or 16 for a detector.",
+    help="Images per batch. Default: 100, or 16 for a detector.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
@@ -125,9 +125,7 @@ def evaluate(
     checks.mean(numbers)
     checks.plot(confusion)
     checks.writable(output)
-    from caffe_port.data.annotations import is_annotated
-
-    if data is None or is_annotated(Path(data)):
+    if data is None or _has_boxes(data):
         batch = {} if batch_size is None else {"batch_size": batch_size}
         chosen = {name: options[name] for name in ("split", "scale", "channel_order", "limit", "device")}
         chosen |= batch | {"data": data, "labels": labels, "mean": numbers}
@@ -171,6 +169,16 @@ def evaluate(
         if verdict is not None:
             click.echo(f"reported {expect:.2f} %: {verdict}")
     return 1 if verdict == "worse" else 0
+
+
+def _has_boxes(data: str) -> bool:
+    from caffe_port.data import set_files
+
+    if not set_files.may_have_boxes(data):
+        return False
+    from caffe_port.data.annotations import is_annotated
+
+    return is_annotated(Path(data))
 
 
 def _evaluate_detections(
