@@ -282,9 +282,11 @@ class ModuleLayer(Layer):
         for leaf, wanted in zip(leaves, self.wanted, strict=True):
             leaf.requires_grad_(wanted)
         with torch.enable_grad():
-            made = self.compute(leaves)
-        self.record = leaves, tuple(value.clone() if any(value is leaf for leaf in leaves) else value for value in made)
-        return self.record[1]
+            made = tuple(
+                value.clone() if any(value is leaf for leaf in leaves) else value for value in self.compute(leaves)
+            )
+        self.record = leaves, made
+        return made
 
     def record_again(self, values: Sequence[Tensor]) -> None:
         """:meth:`record_of` a forward that was not recorded; it changes no parameter."""
@@ -356,18 +358,14 @@ class SplitLayer(Layer):
 
     type = "Split"
 
-    def setup(self, bottom: Blobs, top: Blobs) -> None:
-        for blob in top:
-            blob.memory = bottom[0].memory
-
     def reshape(self, bottom: Blobs, top: Blobs) -> None:
         for blob in top:
             blob._shape = bottom[0]._shape
 
     def forward(self, bottom: Blobs, top: Blobs) -> None:
-        shape = bottom[0]._shape
+        shape, memory = bottom[0]._shape, bottom[0].memory
         for blob in top:
-            blob._shape = shape
+            blob._shape, blob.memory = shape, memory
 
     def backward(self, top: Blobs, propagate_down: Sequence[bool], bottom: Blobs) -> None:
         if propagate_down[0]:

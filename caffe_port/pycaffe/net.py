@@ -812,7 +812,7 @@ def arranged(spec: NetSpec) -> list[Part]:
         for k, weight in enumerate(list(layer.param.loss_weight)[: len(layer.param.top)]):
             if weight:
                 readers[layer.name, k] += 1
-                weighted[layer.name, k] = float(weight)
+                weighted[layer.name, k] = float(np.float32(weight))
     used: collections.Counter[tuple[str, int]] = collections.Counter()
     parts = []
     for layer in spec.layers:
@@ -828,9 +828,11 @@ def arranged(spec: NetSpec) -> list[Part]:
         split = [k for k in range(len(layer.tops)) if readers[layer.name, k] > 1]
         given = [] if any((layer.name, k) in weighted for k in split) else list(layer.param.loss_weight)
         default = 1.0 if has(layer.type, Trait.LOSS) else 0.0
-        weights = [float(w) for w in given] or [default if k == 0 else 0.0 for k in range(len(tops))]
+        weights = [float(np.float32(w)) for w in given] or [default if k == 0 else 0.0 for k in range(len(tops))]
         if len(weights) != len(tops):
             raise layer.error(f"{len(weights)} loss_weight values for {len(tops)} tops; give one per top")
+        if default and not given and len(tops) > 1 and not has(layer.type, Trait.OTHERS):
+            raise layer.error(f"a loss with {len(tops)} tops needs a loss_weight for each of them")
         parts.append(Part(layer.name, layer, tuple(bottoms), tops, weights))
         for k in split:
             blob, producer = layer.tops[k], (layer.name, k)
