@@ -1,4 +1,4 @@
-"""pycaffe's own tests (python/caffe/test of BVLC/caffe) against caffe_port.pycaffe: how many pass, and why others do not.
+"""pycaffe's own tests (python/caffe/test of BVLC/caffe) against caffe_port.pycaffe: how many pass, why others do not.
 
     make pycaffe-tests FOLDER=caffe/python/caffe/test
 

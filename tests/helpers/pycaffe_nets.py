@@ -10,9 +10,11 @@ layer { name: "bn1" type: "BatchNorm" bottom: "conv1" top: "conv1" }
 layer { name: "sc1" type: "Scale" bottom: "conv1" top: "conv1" scale_param { bias_term: true } }
 layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
 layer { name: "drop1" type: "Dropout" bottom: "conv1" top: "conv1" include { phase: TEST } }
-layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1" pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
+  pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
 layer { name: "a" type: "Convolution" bottom: "pool1" top: "a" convolution_param { num_output: 4 kernel_size: 1 } }
-layer { name: "b" type: "Convolution" bottom: "pool1" top: "b" convolution_param { num_output: 4 kernel_size: 3 pad: 1 } }
+layer { name: "b" type: "Convolution" bottom: "pool1" top: "b"
+  convolution_param { num_output: 4 kernel_size: 3 pad: 1 } }
 layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" }
 layer { name: "relu2" type: "ReLU" bottom: "sum" top: "sum" relu_param { negative_slope: 0.1 } }
 layer { name: "cat" type: "Concat" bottom: "sum" bottom: "pool1" top: "cat" }

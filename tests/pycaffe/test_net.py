@@ -119,9 +119,9 @@ def test_blobs_outlive_their_net(make: Make) -> None:
 
 def test_data_cannot_be_replaced(make: Make) -> None:
     blob = make(IN_PLACE).blobs["data"]
-    with pytest.raises(AttributeError, match="blob.data\\[...\\] = value"):
+    with pytest.raises(AttributeError, match="write into it"):
         blob.data = np.zeros(3)
-    with pytest.raises(AttributeError, match="blob.diff"):
+    with pytest.raises(AttributeError, match="write into it"):
         blob.diff = np.zeros(3)
 
 
@@ -416,10 +416,10 @@ def test_share_with_shares_the_memory(make: Make) -> None:
 
 
 def test_missing_files_are_runtime_errors(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="Could not open file nothing.prototxt"):
+    with pytest.raises(RuntimeError, match="Could not open file nothing"):
         caffe.Net("nothing.prototxt", caffe.TEST)
     (tmp_path / "n.prototxt").write_text(DEPLOY)
-    with pytest.raises(RuntimeError, match="Could not open file nothing.caffemodel"):
+    with pytest.raises(RuntimeError, match="Could not open file nothing"):
         caffe.Net(str(tmp_path / "n.prototxt"), caffe.TEST, weights="nothing.caffemodel")
     with pytest.raises(TypeError):
         caffe.Net(str(tmp_path / "n.prototxt"))
