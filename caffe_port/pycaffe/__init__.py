@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from caffe_port.pycaffe.blob import Blob, BlobVec
 from caffe_port.pycaffe.layer import Layer, layer_type_list
 from caffe_port.pycaffe.net import Net
 from caffe_port.pycaffe.settings import (
@@ -50,6 +51,8 @@ __all__ = [
     "AdaDeltaSolver",
     "AdaGradSolver",
     "AdamSolver",
+    "Blob",
+    "BlobVec",
     "Classifier",
     "Detector",
     "Layer",
