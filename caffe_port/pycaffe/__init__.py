@@ -1,0 +1,1 @@
+"""pycaffe's API on PyTorch."""
