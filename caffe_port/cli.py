@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from caffe_port.commands import dialects, guard, health, nets, proof, training
+from caffe_port.commands import dialects, guard, health, nets, proof, scripts, training
 from caffe_port.commands.command import TRACEBACK, TRACEBACK_HELP
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.version import __version__
@@ -97,6 +97,7 @@ for _command in (
     training.evaluate,
     training.log,
     training.reproduce,
+    scripts.run,
     dialects.list_dialects,
     health.doctor,
     health.build_caffe,
