@@ -25,12 +25,27 @@ from caffe_port.formats import recognition, wire
 from caffe_port.formats.dialects import assumed, written
 from caffe_port.formats.message import Message
 
+_OPTIONAL = {
+    "PoolingParameter.kernel_size": "",
+    "PoolingParameter.stride": "1",
+    "PoolingParameter.pad": "0",
+    "TransformationParameter.resize_param": "",
+}
+"""Fields that proto/caffe.proto repeats for the sake of some forks, and Caffe and SSD do not, with their defaults. The
+last of several values in a file counts."""
+
 
 def _file() -> Any:
     """proto/caffe.proto in a pool of this module's own: its classes parse and write in their own way."""
     pool = descriptor_pool.DescriptorPool()
     data = Path(recognition.__file__).with_name("caffe.binpb").read_bytes()
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
+        for message in file.message_type:
+            for field in message.field:
+                if (key := f"{message.name}.{field.name}") in _OPTIONAL:
+                    field.label = field.LABEL_OPTIONAL
+                    if default := _OPTIONAL[key]:
+                        field.default_value = default
         pool.AddSerializedFile(file.SerializeToString())
     return pool.FindFileByName("caffe.proto")
 
