@@ -5,9 +5,10 @@ live beside a caffe_pb2 of somebody else. ``google.protobuf.text_format`` and ev
 
 Differs from a generated module: proto/caffe.proto holds the fields of many forks, each under one number, while forks
 give one number to several fields. Therefore a NetParameter or BlobProto is parsed as
-:mod:`caffe_port.formats.recognition` reads it, whichever fork wrote the file, and a NetParameter is written with the
-fork's numbers. Other messages have the numbers of proto/caffe.proto, which are Caffe's own and for fields of forks are
-those of most files or private ones.
+:mod:`caffe_port.formats.recognition` reads it, whichever fork wrote the file; what has no meaning in any is dropped,
+with a warning. A NetParameter is written with the numbers of a fork that has its layers; where several have, not always
+of the one that wrote the file. Other messages have the numbers of proto/caffe.proto: those of Caffe and SSD, and for
+other fields private ones.
 """
 
 from __future__ import annotations
