@@ -189,8 +189,10 @@ class Python(Layer):
             raise SpecError(
                 f"runs the Python code {name}, which works only with pycaffe.{did_you_mean(name, PYTHON_LAYERS)}",
                 hint=(
-                    f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
-                    "--stub inserts a placeholder.",
+                    (
+                        f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
+                        "--stub inserts a placeholder."
+                    ),
                     "A script of pycaffe's that uses the net runs, with this layer as it is, under `caffe-port run`.",
                 ),
             )
