@@ -1,14 +1,11 @@
-"""pycaffe's API on PyTorch: ``import caffe_port.pycaffe as caffe``, or ``caffe-port run script.py``.
-
-Scripts that begin with ``import caffe`` run unchanged under ``caffe-port run``, which alone makes that name mean this
-package. docs/pycaffe.md says what is offered, and what is not.
-"""
+"""Caffe's Python API on PyTorch, and the scripts that use it."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
+from caffe_port.pycaffe.blob import Blob, BlobVec
 from caffe_port.pycaffe.layer import Layer, layer_type_list
 from caffe_port.pycaffe.net import Net
 from caffe_port.pycaffe.settings import (
@@ -40,6 +37,9 @@ from caffe_port.pycaffe.solvers import (
 )
 from caffe_port.version import __version__ as _version
 
+# `import caffe_port.pycaffe as caffe`; or scripts that begin with `import caffe`, under `caffe-port run`, which alone makes
+# that name mean this package. docs/pycaffe.md says what is offered.
+
 __version__ = f"1.0.0 (caffe-port {_version})"
 """The version of Caffe whose behavior this follows, and of the program that runs instead of it."""
 
@@ -50,6 +50,8 @@ __all__ = [
     "AdaDeltaSolver",
     "AdaGradSolver",
     "AdamSolver",
+    "Blob",
+    "BlobVec",
     "Classifier",
     "Detector",
     "Layer",

@@ -54,6 +54,10 @@ class Memory:
         flat = tensor.detach().view(-1)
         return (flat if flat.numel() == size else flat[:size]).view(shape)
 
+    def held(self) -> bool:
+        """Whether a script holds an array of it."""
+        return self._array is not None and self._array() is not None
+
     def put(self, tensor: Tensor) -> None:
         """Takes new numbers, which nobody else will write to."""
         if self._array is None or self._array() is None:
@@ -100,7 +104,7 @@ class Memory:
             self.upload()
             if self.tensor is not None and not self.tensor.is_inference():
                 torch.autograd.graph.increment_version(self.tensor)
-            self.touched = self._array is not None and self._array() is not None
+            self.touched = self.held()
 
     def changed(self) -> None:
         """After the tensor was written to: arrays on the CPU show that of a GPU."""

@@ -120,6 +120,7 @@ class ModuleLayer(Layer):
         recording: whether a forward keeps what ``backward`` needs. Otherwise, that is computed again from the bottoms.
         record: the bottoms and the tops of the last forward, as autograd knows them.
         wanted: the bottoms that need a gradient.
+        passing: the bottoms that this layer or a later one overwrites in place.
         counts: the shapes of the tops may depend on what the bottoms hold (DetectionOutput).
         preset: the parameters come from a file, so that nothing needs to be drawn for them.
     """
@@ -138,6 +139,7 @@ class ModuleLayer(Layer):
         self.recording = False
         self.record: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None = None
         self.wanted: list[bool] = []
+        self.passing: list[bool] = []
         self.preset = False
         signature = found.signature
         self._shares = signature.has(Trait.SHARES_MEMORY) or signature.has(Trait.SHARES_ALONE)
@@ -243,7 +245,9 @@ class ModuleLayer(Layer):
         for blob in self.blobs:
             blob.memory.settle()
         if self.recording:
-            made = self.record_of([blob.value() for blob in bottom])
+            values = [blob.value() for blob in bottom]
+            pairs = zip(values, bottom, self.passing, strict=True)
+            made = self.record_of([v.clone() if passing and b.memory.held() else v for v, b, passing in pairs])
             for blob, value in zip(top, made, strict=True):
                 blob.put(self.owned(value.data, value, bottom, blob))
         else:

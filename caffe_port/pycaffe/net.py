@@ -210,6 +210,10 @@ class Net:
         for index, part in enumerate(self._parts):
             part.makers = [writers.get(i) for i in part.bottom_ids]
             writers.update(dict.fromkeys(part.top_ids, index))
+        last = {i: index for index, part in enumerate(self._parts) for i in part.top_ids}
+        for index, (part, layer) in enumerate(zip(self._parts, self.layers, strict=True)):
+            if isinstance(layer, ModuleLayer):
+                layer.passing = [last.get(i, -1) >= index for i in part.bottom_ids]
         self._made_by: dict[int, int] = {}  # blob -> the last layer that ran and wrote to it
         self._programs: dict[tuple[int, int], tuple[list[Operation], list[tuple[Blob, Any]], dict[int, int]]] = {}
         self._losses = [
@@ -233,6 +237,7 @@ class Net:
         spoilt = any(sources.intersection(p.top_ids) and p.bottom_ids for p in self._parts)
         self._always_record = any(layer.draws for layer in modules) or spoilt
         self._record, self._went_back = self._always_record, False
+        self._records: set[int] = set()  # layers that hold one
         self._before_forward: list[Callback] = []
         self._after_forward: list[Callback] = []
         self._before_backward: list[Callback] = []
@@ -350,9 +355,17 @@ class Net:
             self._step_through(start, end)  # which fits the layers to the shapes
             found = self._programs[start, end] = self._program(start, end)
             return
+        if self._records:
+            self._forget(start, end)
         for operation in found[0]:
             operation()
         self._made_by.update(found[2])
+
+    def _forget(self, start: int, end: int) -> None:
+        """Drops the records of layers that run again."""
+        for index in [index for index in self._records if start <= index <= end]:
+            self._module(index).record = None
+            self._records.discard(index)
 
     def _step_through(self, start: int, end: int) -> None:
         for index in range(start, end + 1):
@@ -364,6 +377,8 @@ class Net:
             elif _is_python(layer):
                 layer.reshape(part.bottom, part.top)
             layer.forward(part.bottom, part.top)
+            if self._record and isinstance(layer, ModuleLayer):
+                self._records.add(index)
             self._made_by.update(dict.fromkeys(part.top_ids, index))
             for after in self._after_forward:
                 after(index)
@@ -478,6 +493,7 @@ class Net:
         if layer.record is None:
             layer.fit(part.bottom)
             layer.record_again([self._bottom(index, k) for k in range(len(part.bottoms))])
+            self._records.add(index)
 
     def _bottom(self, index: int, k: int) -> Tensor:
         """What a layer read: what its bottom holds, or held until another layer overwrote it in place."""
@@ -685,10 +701,10 @@ class Net:
     def _move(self) -> None:
         """To the device that is set now."""
         self._device = settings.device
+        self._forget(0, len(self.layers))
         for layer in self.layers:
             if isinstance(layer, ModuleLayer):
                 layer.to(self._device)
-                layer.record = None
         for blob in self._blobs:
             blob.memory.to(self._device)
             blob.gradient.to(self._device)

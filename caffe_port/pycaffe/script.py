@@ -34,6 +34,7 @@ def as_caffe() -> None:
     if there is not None and there is not package:
         raise CaffePortError(f"another caffe is imported already: {getattr(there, '__file__', '')}")
     sys.modules["caffe"] = sys.modules["caffe.pycaffe"] = sys.modules["caffe._caffe"] = package
+    package.__dict__.update(pycaffe=package, _caffe=package)
     for module in _modules(package):
         sys.modules[f"caffe{module.__name__.removeprefix(package.__name__)}"] = module
 
@@ -53,18 +54,7 @@ def run(path: str | os.PathLike[str], arguments: Sequence[str] = ()) -> None:
         CaffePortError: there is no such script, or it is written for Python 2.
         SystemExit, Exception: what the script raises.
     """
-    file = Path(path)
-    try:
-        source = file.read_bytes()
-    except OSError as error:
-        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
-    try:
-        code = compile(source, str(path), "exec", dont_inherit=True)
-    except SyntaxError as error:
-        hint = python2(error, source.decode("utf-8", "replace"))
-        raise CaffePortError(f"is not Python 3: {error.msg}", f"{error.filename}:{error.lineno}", hint) from None
-    except ValueError as error:
-        raise CaffePortError(f"is not a Python script: {error}", str(path)) from None
+    code = _compiled(path)
     as_caffe()
     for name, kind in _REMOVED.items():
         if name not in np.__dict__:
@@ -73,8 +63,22 @@ def run(path: str | os.PathLike[str], arguments: Sequence[str] = ()) -> None:
     main.__dict__.update(__file__=str(path), __builtins__=__builtins__)
     sys.modules["__main__"] = main
     sys.argv = [str(path), *arguments]
-    sys.path[0:0] = [str(file.resolve().parent)]
+    sys.path[0:0] = [str(Path(path).resolve().parent)]
     exec(code, main.__dict__)  # noqa: S102 - the purpose of the command
+
+
+def _compiled(path: str | os.PathLike[str]) -> types.CodeType:
+    try:
+        source = Path(path).read_bytes()
+    except OSError as error:
+        raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
+    try:
+        return compile(source, str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        hint = python2(error, source.decode("utf-8", "replace"))
+        raise CaffePortError(f"is not Python 3: {error.msg}", f"{path}:{error.lineno}", hint) from None
+    except ValueError as error:
+        raise CaffePortError(f"is not a Python script: {error}", str(path)) from None
 
 
 def main(path: str | os.PathLike[str], arguments: Sequence[str] = ()) -> int:
