@@ -7,6 +7,7 @@ are kept, with ``keys``, ``vals`` and ``update`` of SSD's.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -31,7 +32,7 @@ def assign_proto(proto: Any, name: str, val: Any) -> None:
     """Sets a field of a message from a Python value.
 
     A dict becomes a message, a list a repeated field (a list of dicts: repeated messages), and a single value for a
-    repeated field a list of one.
+    repeated field a list of one. A whole float serves as an integer: `(kernel - 1) / 2` is one in Python 2.
 
     Raises:
         AttributeError: the message has no such field.
@@ -43,11 +44,20 @@ def assign_proto(proto: Any, name: str, val: Any) -> None:
             if isinstance(one, dict):
                 _assign_all(field.add(), one)
             else:
-                field.append(one)
+                _set(field.append, one)
     elif isinstance(val, dict):
         _assign_all(field, val)
     else:
-        setattr(proto, name, val)
+        _set(functools.partial(setattr, proto, name), val)
+
+
+def _set(setter: Callable[[Any], object], value: Any) -> None:
+    try:
+        setter(value)
+    except TypeError:
+        if not isinstance(value, float) or not value.is_integer():
+            raise
+        setter(int(value))
 
 
 def _assign_all(proto: Any, values: dict[str, Any]) -> None:

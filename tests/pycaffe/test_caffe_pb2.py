@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,11 @@ def test_enums_and_constants() -> None:
     assert caffe_pb2._PHASE.values_by_name["TEST"].number == 1
     with pytest.raises(AttributeError, match="no attribute 'NoSuchParameter'"):
         _ = caffe_pb2.NoSuchParameter
+
+
+def test_text_format_needs_no_import_of_its_own() -> None:
+    script = "from caffe_port.pycaffe.proto import caffe_pb2; import google.protobuf as pb2; pb2.text_format.Merge"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_messages_of_ssd() -> None:

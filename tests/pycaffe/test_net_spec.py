@@ -63,3 +63,14 @@ def test_a_spec_can_be_copied() -> None:
 def test_an_empty_list_leaves_a_field_alone() -> None:
     net = caffe.to_proto(caffe.layers.Input(shape=[], loss_weight=[]))
     assert MessageToString(net) == 'layer {\n  name: "Input1"\n  type: "Input"\n  top: "Input1"\n}\n'
+
+
+def test_a_whole_float_is_an_integer() -> None:
+    layers = caffe.layers
+    data = layers.Input(shape={"dim": [1, 3.0]})
+    conv = layers.Convolution(data, num_output=8 / 2, kernel_size=3, pad=[(3 - 1) / 2])
+    made = caffe.to_proto(conv)
+    assert list(made.layer[0].input_param.shape[0].dim) == [1, 3]
+    assert (made.layer[1].convolution_param.num_output, list(made.layer[1].convolution_param.pad)) == (4, [1])
+    with pytest.raises(TypeError):
+        caffe.to_proto(layers.Convolution(data, num_output=4.5))

@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import google.protobuf.text_format  # noqa: F401 - as protobuf 2: scripts use it after `import google.protobuf` alone
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
