@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from caffe_port.commands import dialects, guard, health, nets, proof, scripts, training
+from caffe_port.commands import dialects, guard, health, models, nets, proof, scripts, training
 from caffe_port.commands.command import TRACEBACK, TRACEBACK_HELP
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.version import __version__
@@ -91,6 +91,7 @@ for _command in (
     nets.inspect,
     nets.demo,
     proof.verify,
+    proof.compare,
     proof.dump,
     training.train,
     nets.predict,
@@ -98,6 +99,7 @@ for _command in (
     training.log,
     training.reproduce,
     scripts.run,
+    models.list_models,
     dialects.list_dialects,
     health.doctor,
     health.build_caffe,

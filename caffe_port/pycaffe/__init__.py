@@ -37,8 +37,8 @@ from caffe_port.pycaffe.solvers import (
 )
 from caffe_port.version import __version__ as _version
 
-# `import caffe_port.pycaffe as caffe`; or scripts that begin with `import caffe`, under `caffe-port run`, which alone makes
-# that name mean this package. docs/pycaffe.md says what is offered.
+# `import caffe_port.pycaffe as caffe`; or scripts that begin with `import caffe`, under `caffe-port run`, which alone
+# makes that name mean this package. docs/pycaffe.md says what is offered.
 
 __version__ = f"1.0.0 (caffe-port {_version})"
 """The version of Caffe whose behavior this follows, and of the program that runs instead of it."""

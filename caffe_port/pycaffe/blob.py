@@ -23,6 +23,11 @@ from caffe_port.typing import Array, Shape
 MAX_AXES, MAX_COUNT = 32, 2**31 - 1
 
 
+def is_apart(tensor: Tensor) -> bool:
+    """Whether NumPy cannot see a tensor's memory, so that its arrays show a copy on the CPU."""
+    return tensor.device.type != "cpu"
+
+
 class Memory:
     """Numbers that one or more blobs show.
 
@@ -81,10 +86,15 @@ class Memory:
         flat = self._array() if self._array is not None else None
         size = math.prod(shape)
         if flat is None or flat.size < size:
-            tensor = self.tensor if self.tensor is not None and self.tensor.numel() >= size else self.view(shape)
-            if tensor.device.type != "cpu":
-                tensor = self._host = tensor.detach().cpu()
-            flat = tensor.detach().view(-1).numpy()
+            if self.tensor is None or self.tensor.numel() < size:
+                self.view(shape)  # which makes it
+            held = self.tensor
+            assert held is not None
+            if is_apart(held):
+                if self._host is None or self._host.numel() < size:
+                    self._host = held.detach().to("cpu", copy=True)
+                held = self._host
+            flat = held.detach().view(-1).numpy()
             self._array = weakref.ref(flat)
         return (flat if flat.size == size else flat[:size]).reshape(shape)
 
@@ -111,26 +121,16 @@ class Memory:
         if self._host is not None and self.tensor is not None:
             self._host.view(-1)[: self.tensor.numel()].copy_(self.tensor.detach().reshape(-1))
 
-    def to(self, device: torch.device) -> None:
-        """Moves the numbers to a device. Arrays of it show the old ones."""
-        if self.tensor is not None and self.tensor.device != device:
-            self.upload()
-            self._host = self._array = None
-            moved = self.tensor.detach().to(device)
-            if isinstance(self.tensor, torch.nn.Parameter):
-                self.tensor.data = moved
-            else:
-                self.tensor = moved
-
-    def share(self, other: Memory) -> None:
-        """Shows the numbers of another memory from now on. The tensor itself stays, for modules hold it."""
-        assert self.tensor is not None
-        assert other.tensor is not None
-        other.upload()
-        self.tensor.data = other.tensor.detach().view(self.tensor.shape)
-        torch.autograd.graph.increment_version(self.tensor)
+    def leave(self) -> None:
+        """Before the tensor moves to another device: arrays that a script holds show the old numbers from then on."""
+        self.upload()
         self._host = self._array = None
-        self.touched = True
+
+    def to(self, device: torch.device) -> None:
+        """Moves numbers that belong to no module."""
+        self.leave()
+        if self.tensor is not None:
+            self.tensor = self.tensor.to(device)
 
 
 class Blob:

@@ -340,14 +340,25 @@ class ModuleLayer(Layer):
     def to(self, device: torch.device) -> None:
         """Moves the module and its parameters."""
         for blob in self.blobs:
-            blob.memory.upload()
+            blob.memory.leave()
         self.module.to(device)
         for blob, name in zip(self.blobs, self.module.blob_names(), strict=True):
-            blob.memory.to(device)
-            blob.gradient.to(device)
             tensor = getattr(self.module, name)
-            if tensor is not blob.memory.tensor:  # a buffer was replaced
-                blob.memory = Memory(tensor)
+            if not isinstance(tensor, nn.Parameter):  # buffers are replaced
+                blob.memory.tensor = tensor
+            blob.gradient.to(device)
+
+    def share(self, index: int, owner: Blob) -> None:
+        """Makes a parameter that of another layer."""
+        blob, name = self.blobs[index], self.module.blob_names()[index]
+        own, theirs = getattr(self.module, name), owner.memory.tensor
+        assert theirs is not None
+        if own.shape == theirs.shape:
+            setattr(self.module, name, theirs)
+        else:  # share_mode PERMISSIVE: the same numbers in another shape
+            own.data = theirs.detach().view(own.shape)
+        blob.memory = owner.memory
+        blob.memory.touched = True
 
 
 _ABSENT = object()

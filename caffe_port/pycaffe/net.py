@@ -162,7 +162,7 @@ class Net:
                     f"shape {tuple(owner.shape)}",
                     "Caffe's share_mode PERMISSIVE allows other shapes, of as many values.",
                 )
-            blob.memory.share(owner.memory)
+            _share(self.layers[index], k, owner)
             blob.gradient = owner.gradient
 
     def _params_of(self) -> list[Message]:
@@ -665,9 +665,10 @@ class Net:
             shapes = [tuple(blob.shape) for blob in blobs]
             if [tuple(blob.shape) for blob in targets[name]] != shapes:
                 raise WeightsError(f"layer '{name}' of the other net has blobs of shape {shapes}")
-            for blob, source in zip(targets[name], blobs, strict=True):
-                if blob.memory.tensor is not source.memory.tensor:
-                    blob.memory.share(source.memory)
+            layer = self.layer_dict[name]
+            for k, (blob, source) in enumerate(zip(targets[name], blobs, strict=True)):
+                if blob.memory is not source.memory:
+                    _share(layer, k, source)
 
     def set_input_arrays(self, data: Array, labels: Array) -> None:
         """Sets what the MemoryData layer that a net begins with gives: (N, C, H, W), and a label each.
@@ -721,6 +722,14 @@ def _check_file(path: str | os.PathLike[str]) -> None:
 def _is_python(layer: Layer) -> bool:
     own = (ModuleLayer, SplitLayer, layers.InputLayer, layers.DummyDataLayer, layers.FeedLayer, layers.MemoryDataLayer)
     return not isinstance(layer, own)
+
+
+def _share(layer: Layer, index: int, owner: Blob) -> None:
+    """Makes a parameter of a layer use the numbers of another's; its diff stays its own."""
+    if isinstance(layer, ModuleLayer):
+        layer.share(index, owner)
+    else:
+        layer.blobs[index].memory = owner.memory
 
 
 def _factor(param: Message, index: int, layer: Layer) -> float:

@@ -201,26 +201,28 @@ class Solver:
         rate = rules.set_iteration(optimizer, self.spec, self.iter, self._steps())
         if self.spec.display and self.iter % self.spec.display == 0:
             log(f"Iteration {self.iter}, lr = {rate:.6g}", "sgd_solver.cpp:112")
-        for blob, tensor, _ in self._learned:
+        for blob, tensor in self._learned.items():
             blob.memory.settle()
             tensor.grad = blob.gradient.view(tuple(tensor.shape))
         optimizer.step()
-        for blob, _, _ in self._learned:
+        for blob in self._learned:
             blob.memory.changed()
             blob.gradient.changed()
         self.iter += 1
 
     def optimizer(self) -> CaffeOptimizer:
-        """The optimizer, made at the first call."""
+        """The optimizer, made at the first call; made again where the net took over parameters of another."""
+        if self._optimizer is not None and any(b.memory.tensor is not t for b, t in self._learned.items()):
+            self._optimizer = None
         if self._optimizer is None:
             groups: dict[tuple[float, float], list[Tensor]] = {}
-            self._learned: list[tuple[Blob, Tensor, float]] = []
+            self._learned: dict[Blob, Tensor] = {}
             for blob, rate, decay in self.net._learnable_with_factors():
                 tensor = blob.memory.tensor
                 assert tensor is not None
                 if rate:
                     groups.setdefault((rate, decay), []).append(tensor)
-                    self._learned.append((blob, tensor, rate))
+                    self._learned[blob] = tensor
             cls, spec = OPTIMIZERS[self.spec.type], self.spec
             self._optimizer = cls(
                 [{"params": t, "lr_mult": rate, "decay_mult": decay} for (rate, decay), t in groups.items()]

@@ -20,14 +20,17 @@ import caffe_port
 import caffe_port.pycaffe as caffe
 from caffe_port.errors import CaffePortError
 from caffe_port.layers.activation import ReLU
+from caffe_port.pycaffe import blob as blob_module
 from caffe_port.pycaffe.blob import Blob
 
 Make = Callable[..., caffe.Net]
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """A net of a text, seeded."""
+@pytest.fixture(params=["cpu", "apart"])
+def make(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A net of a text, seeded; also as if its memory were that of a GPU, of which arrays are copies."""
+    if request.param == "apart":
+        monkeypatch.setattr(blob_module, "is_apart", lambda _: True)
 
     def made(text: str, phase: int = caffe.TEST, **options: object) -> caffe.Net:
         path = tmp_path / "net.prototxt"
@@ -91,6 +94,7 @@ def test_arrays_are_the_memory_of_the_net(make: Make) -> None:
     assert not np.allclose(part, before)  # so does a view of an array
 
 
+@pytest.mark.parametrize("make", ["cpu"], indirect=True)
 def test_a_blob_that_nobody_looks_at_is_not_copied(make: Make) -> None:
     net = make(IN_PLACE)
     net.forward()
