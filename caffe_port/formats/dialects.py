@@ -419,7 +419,7 @@ def fields(message: str) -> Iterator[Fact]:
     numbers = list(_line(1)["base"].get(message, ()))
     for dialect in dialects():
         numbers += dialect._own.get(message, ((), ()))[1]
-    yield from (_facts()[number] for number in dict.fromkeys(numbers))
+    yield from map(_fact, dict.fromkeys(numbers))
 
 
 def registered(type_: str) -> frozenset[str]:
