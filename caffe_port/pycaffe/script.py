@@ -41,8 +41,10 @@ def as_caffe() -> None:
 
 
 class _Folders(list[str]):
-    """Where modules of ``caffe`` are: here, then in any folder ``caffe`` of sys.path, for what a fork alone has, such as
-    SSD's ``caffe.model_libs``."""
+    """Where modules of ``caffe`` are: here, then in any folder ``caffe`` of sys.path, for what a fork alone has.
+
+    SSD's ``caffe.model_libs`` is one.
+    """
 
     def __iter__(self) -> Iterator[str]:
         yield from super().__iter__()
