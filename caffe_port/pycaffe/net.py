@@ -659,6 +659,7 @@ class Net:
             WeightsError: a layer has other blobs there.
         """
         targets = self.params
+        self._programs.clear()  # they hold the old parameters
         for name, blobs in other.params.items():
             if name not in targets:
                 continue
@@ -703,6 +704,7 @@ class Net:
         """To the device that is set now."""
         self._device = settings.device
         self._forget(0, len(self.layers))
+        self._programs.clear()
         for layer in self.layers:
             if isinstance(layer, ModuleLayer):
                 layer.to(self._device)

@@ -419,6 +419,19 @@ def test_share_with_shares_the_memory(make: Make) -> None:
     assert np.array_equal(one.forward(data=x)["fc" if "fc" in one.outputs else "prob"], other.forward(data=x)["prob"])
 
 
+def test_what_is_shared_later_is_used_by_forwards_that_ran_before(make: Make) -> None:
+    one, other = make(IN_PLACE), make(IN_PLACE)
+    x = np.random.default_rng(1).standard_normal((2, 3, 9, 11))
+    for _ in range(2):
+        other.forward(data=x)
+    other.share_with(one)
+    for _ in range(2):
+        for name in ("bn1", "sc1", "fc"):
+            one.params[name][0].data[...] *= 1.5
+        second = other.forward(data=x)["prob"].copy()  # before the first net takes over what was written
+        assert np.array_equal(one.forward(data=x)["prob"], second)
+
+
 def test_missing_files_are_runtime_errors(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="Could not open file nothing"):
         caffe.Net("nothing.prototxt", caffe.TEST)
