@@ -35,12 +35,24 @@ def as_caffe() -> None:
         raise CaffePortError(f"another caffe is imported already: {getattr(there, '__file__', '')}")
     sys.modules["caffe"] = sys.modules["caffe.pycaffe"] = sys.modules["caffe._caffe"] = package
     package.__dict__.update(pycaffe=package, _caffe=package)
+    package.__path__ = _Folders(package.__path__)
     for module in _modules(package):
         sys.modules[f"caffe{module.__name__.removeprefix(package.__name__)}"] = module
 
 
+class _Folders(list[str]):
+    """Where modules of ``caffe`` are: here, then in any folder ``caffe`` of sys.path, for what a fork alone has.
+
+    SSD's ``caffe.model_libs`` is one.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        yield from super().__iter__()
+        yield from filter(os.path.isdir, (os.path.join(entry, "caffe") for entry in sys.path))
+
+
 def _modules(package: types.ModuleType) -> Iterator[types.ModuleType]:
-    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    for found in pkgutil.walk_packages(package.__path__[:], f"{package.__name__}."):
         if not found.name.endswith("__main__"):
             yield importlib.import_module(found.name)
 

@@ -104,7 +104,7 @@ def test_fields_are_those_of_caffe_and_ssd(name: str) -> None:
 def test_labels_differ_from_our_schema_only_where_caffe_does() -> None:
     repeated = {
         f"{message}.{field.name}"
-        for message in caffe_pb2.DESCRIPTOR.message_types_by_name
+        for message in messages._pool().FindFileByName("caffe.proto").message_types_by_name
         for field in schema(message).fields.values()
         if field.repeated and not hasattr(getattr(getattr(caffe_pb2, message)(), field.name), "extend")
     }
@@ -115,6 +115,30 @@ def test_labels_differ_from_our_schema_only_where_caffe_does() -> None:
         "TransformationParameter.resize_param",
     }
     assert caffe_pb2.PoolingParameter().stride == 1
+
+
+def test_every_field_of_every_fork_is_there() -> None:
+    """Also those that proto/caffe.proto lacks; except for fields of messages within messages."""
+    ours = caffe_pb2.DESCRIPTOR.message_types_by_name
+    seen = 0
+    for name in dialects.messages():
+        for fact in dialects.fields(name) if "." not in name and name in ours else ():
+            assert fact.name in ours[name].fields_by_name or "." in (fact.message or ""), (name, fact.name)
+            seen += fact.name in ours[name].fields_by_name
+    assert seen > 4000
+
+
+def test_fields_that_our_schema_lacks_are_kept() -> None:
+    """TextBoxes++'s use_polygon, an enum of a fork's and a message of a fork's."""
+    made = net("""
+        layer { name: "loss" type: "MultiBoxLoss" top: "loss" multibox_loss_param { num_classes: 2 use_polygon: true } }
+        layer { name: "up" type: "Upsample" bottom: "loss" top: "up" upsample_param { scale: 2 } }
+        layer { name: "hot" type: "MILData" top: "hot" mil_data_param { n_classes: 3 } }
+    """)
+    assert "use_polygon" not in schema("MultiBoxLossParameter").fields
+    assert caffe_pb2.NetParameter.FromString(made.SerializeToString()) == pickle.loads(pickle.dumps(made)) == made
+    assert "use_polygon: true" in text_format.MessageToString(made)
+    assert caffe_pb2.TRTParameter().DESCRIPTOR.fields
 
 
 def test_other_classes_of_the_schema_parse_plainly() -> None:

@@ -8,7 +8,8 @@ give one number to several fields. Therefore a NetParameter or BlobProto is pars
 :mod:`caffe_port.formats.recognition` reads it, whichever fork wrote the file; what has no meaning in any is dropped,
 with a warning. A NetParameter is written with the numbers of a fork that has its layers; where several have, not always
 of the one that wrote the file. Other messages have the numbers of proto/caffe.proto: those of Caffe and SSD, and for
-other fields private ones.
+other fields private ones. Fields of forks that proto/caffe.proto lacks are there for text; in bytes only this module
+knows them.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from caffe_port.errors import CaffePortError
-from caffe_port.formats import recognition, wire
-from caffe_port.formats.dialects import assumed, written
+from caffe_port.formats import dialects, recognition, wire
+from caffe_port.formats.dialects import Fact, assumed, written
 from caffe_port.formats.message import Message
 
 _OPTIONAL = {
@@ -37,19 +38,65 @@ _OPTIONAL = {
 last of several values in a file counts."""
 
 
+_PRIVATE = range(800_000, 900_000)
+"""The numbers of fields that proto/caffe.proto lacks. No fork uses any of them."""
+_TYPES = {
+    name.removeprefix("TYPE_").lower(): number for name, number in descriptor_pb2.FieldDescriptorProto.Type.items()
+}
+
+
 def _file() -> Any:
-    """proto/caffe.proto in a pool of this module's own: its classes parse and write in their own way."""
+    """proto/caffe.proto in a pool of this module's own: its classes parse and write in their own way.
+
+    It has all other fields of the forks too, with which scripts make or edit text.
+    """
     pool = descriptor_pool.DescriptorPool()
     data = Path(recognition.__file__).with_name("caffe.binpb").read_bytes()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
-        for message in file.message_type:
-            for field in message.field:
-                if (key := f"{message.name}.{field.name}") in _OPTIONAL:
-                    field.label = field.LABEL_OPTIONAL
-                    if default := _OPTIONAL[key]:
-                        field.default_value = default
-        pool.AddSerializedFile(file.SerializeToString())
+    (file,) = descriptor_pb2.FileDescriptorSet.FromString(data).file
+    for message in file.message_type:
+        for field in message.field:
+            if (key := f"{message.name}.{field.name}") in _OPTIONAL:
+                field.label = field.LABEL_OPTIONAL
+                if default := _OPTIONAL[key]:
+                    field.default_value = default
+    known = {message.name: message for message in file.message_type}
+    enums = {enum.name for enum in file.enum_type}
+    added = [name for name in dialects.messages() if name not in known and name not in enums]
+    known |= {name: file.message_type.add(name=name) for name in added if "." not in name}
+    for name, message in known.items():
+        taken = {field.name for field in message.field}
+        for fact in dialects.fields(name):
+            if fact.name not in taken and (fact.message is None or fact.message in known):
+                taken.add(fact.name)
+                _add(message, fact, _PRIVATE[len(taken)])
+    pool.AddSerializedFile(file.SerializeToString())
     return pool.FindFileByName("caffe.proto")
+
+
+def _add(message: Any, fact: Fact, number: int) -> None:
+    """Adds a field of a fork to a descriptor."""
+    field = message.field.add(name=fact.name, json_name=fact.name, number=number, type=_TYPES[fact.kind])
+    field.label = field.LABEL_REPEATED if fact.repeated else field.LABEL_OPTIONAL
+    if fact.message is not None:
+        field.type_name = f".caffe.{fact.message}"
+    elif fact.kind == "enum":
+        field.type_name = _add_enum(message, fact)
+        if fact.default in (fact.values or {}):
+            field.default_value = fact.default
+    elif fact.default and not fact.repeated and fact.kind not in ("string", "bytes"):
+        field.default_value = fact.default
+
+
+def _add_enum(message: Any, fact: Fact) -> str:
+    """Adds the enum of a field, with its values in the message where their names are free there; its name."""
+    taken = {value.name for enum in message.enum_type for value in enum.value}
+    inside = message if taken.isdisjoint(fact.values or {}) else message.nested_type.add(name=f"Of_{fact.name}")
+    enum = inside.enum_type.add(name=f"Values_{fact.name}")
+    enum.options.allow_alias = len(set((fact.values or {}).values())) < len(fact.values or {})
+    for name, value in (fact.values or {}).items():
+        enum.value.add(name=name, number=value)
+    holder = message.name if inside is message else f"{message.name}.{inside.name}"
+    return f".caffe.{holder}.{enum.name}"
 
 
 DESCRIPTOR = _file()
@@ -100,7 +147,7 @@ def _read_as_recognized(class_: Any) -> None:
             message, found = recognition.read(serialized, kind, kind, assumed())
         except CaffePortError:
             return int(parse(self, serialized))  # protobuf's own error
-        if found is None:
+        if found is None or any(one.number in _PRIVATE for one in found.unknown):  # our own bytes
             return int(parse(self, serialized))
         for one in found.unknown:
             warnings.warn(f"dropped what has no meaning here: {one}", stacklevel=2)
@@ -125,12 +172,22 @@ def _write_with_numbers_of_forks(class_: Any) -> None:
         def serialize_to_string(self: Any, **options: Any) -> bytes:
             data: bytes = serialize(self, **options)
             message = wire.parse(data, class_.DESCRIPTOR.name)
-            return b"".join(wire.serialize(message)) if any(map(_of_a_fork, message.layer)) else data
+            if _has_private(message) or not any(map(_of_a_fork, message.layer)):
+                return data
+            return b"".join(wire.serialize(message))
 
         return serialize_to_string
 
     class_.SerializeToString = replaced(class_.SerializeToString)
     class_.SerializePartialToString = replaced(class_.SerializePartialToString)
+
+
+def _has_private(message: Message) -> bool:
+    """Whether a message has a field that proto/caffe.proto lacks."""
+    if any(number in _PRIVATE for number in message.unknown):
+        return True
+    values = (one for _, value in message.items() for one in (value if isinstance(value, list) else [value]))
+    return any(_has_private(one) for one in values if isinstance(one, Message))
 
 
 def _of_a_fork(layer: Message) -> bool:
