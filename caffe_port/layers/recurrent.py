@@ -132,7 +132,8 @@ class LSTM(Layer):
         top = torch.stack(tops)
         return (top, h.detach().unsqueeze(0), c.detach().unsqueeze(0)) if self.expose_hidden else top
 
-    def infer(self, x: Tensor, cont: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x, cont, *others = bottoms
         return _of_all_steps(len(x), self(x[:1], cont[:1], *others))
 
 
@@ -177,7 +178,8 @@ class Lstm(Layer):
         top = torch.stack(tops)
         return top if self.streams is None else top.flatten(0, 1)
 
-    def infer(self, x: Tensor, cont: Tensor | None = None) -> Tensor:
+    def infer(self, *bottoms: Tensor) -> Tensor:
+        x = bottoms[0]
         return x.new_empty(*x.shape[: 2 if self.streams is None else 1], self.hidden_size)
 
 
@@ -233,7 +235,8 @@ class RNN(Layer):
         top = torch.tanh(F.linear(torch.stack(hidden), self.weight_o, self.bias_o))
         return (top, h.detach().unsqueeze(0)) if self.expose_hidden else top
 
-    def infer(self, x: Tensor, cont: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x, cont, *others = bottoms
         return _of_all_steps(len(x), self(x[:1], cont[:1], *others))
 
 
