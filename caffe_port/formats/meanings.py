@@ -6,10 +6,12 @@ The schema has one name for each meaning. :func:`translate` is where a definitio
 2. Else a net that uses what only one fork has (:data:`MARKS`, a number in its weights) is that fork's.
 3. Else it has the meaning that most forks share, and a note says so.
 
-The one case so far: the fourth blob of a BN is the running variance; in brocolli-caffe the running inverse standard
-deviation. What a binary's numbers mean is the business of :mod:`caffe_port.formats.recognition`.
+The fourth blob of a BN is the running variance; in brocolli-caffe the running inverse standard deviation. A ROIAlign
+with roi_pooling_param gives the mean of each bin; in MS-CNN's and Cascade R-CNN's Caffe, which other layers tell, the
+values at the corners of the bins. What a binary's numbers mean is the business of
+:mod:`caffe_port.formats.recognition`.
 
-Source: bn_layer.cpp of brocolli-caffe 9.0.2.
+Sources: bn_layer.cpp of brocolli-caffe 9.0.2; roi_align_layer.cu of zhaoweicai/cascade-rcnn.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ NOT_IN_FILES: Final[dict[str, frozenset[str]]] = {
     "BNParameter": frozenset({"inverse_std"}),
     "EmbedParameter": frozenset({"last_axis"}),
     "ProposalParameter": frozenset({"scale_in_pixels"}),
+    "ROIPoolingParameter": frozenset({"corners"}),
 }
 
 
@@ -87,6 +90,7 @@ def translate(
         layers, unsaid = complete(layers, lambda *_: known, lambda: others, forks_only=era == "V2")
         notes += [f"{one}. --dialect NAME decides" for one in unsaid if not one.chosen.startswith(SETTLED)]
     layers = _inverse_std(layers, family, reason, notes)
+    layers = _corners(layers, [*layers, *also], notes)
     same = all(new is old for new, old in zip(layers, net.layer, strict=True))
     return net if same else net.copy(layer=layers), tuple(notes)
 
@@ -134,3 +138,24 @@ def _has_running_std(p: Message) -> bool:
     """Whether a BNParameter may be of the form that brocolli-caffe's copy has: yjxiong's."""
     others = ("scale_filler", "shift_filler", "var_eps", "moving_average", "decay", "bn_mode")
     return not any(p.has(name) for name in others)
+
+
+# -- ROIAlign -----------------------------------------------------------------------------------------------------
+
+_CASCADE: Final = ("BoxOutput", "BoxGroupOutput", "DecodeBBox", "ProposalTarget", "FrcnnOutput", "ScaleRoute")
+"""Types of MS-CNN's and Cascade R-CNN's Caffe alone."""
+
+
+def _corners(layers: list[Message], known: Sequence[Message], notes: list[str]) -> list[Message]:
+    found = [layer.type == "ROIAlign" and not layer.has("roi_align_param") for layer in layers]
+    mark = next((layer for layer in known if layer.type in _CASCADE), None)
+    if mark is None or not any(found):
+        return layers
+    notes.append(
+        f"{count(sum(found), 'ROIAlign layer')}: values at the corners of the bins, as in MS-CNN and Cascade R-CNN; "
+        f"layer '{mark.name}' ({mark.type}) is one of theirs"
+    )
+    return [
+        layer.copy(roi_pooling_param=layer.roi_pooling_param.copy(corners=True)) if one else layer
+        for layer, one in zip(layers, found, strict=True)
+    ]

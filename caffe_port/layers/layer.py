@@ -252,17 +252,18 @@ class Layer(nn.Module):
     def _load(self, arrays: Sequence[np.ndarray[Any, Any]], least: int | None) -> None:
         if wrong := self.mismatch(arrays):
             raise WeightsError(wrong)
-        for name, array in zip(self.blob_names(), arrays, strict=True):
-            own, blob = getattr(self, name), self.get_blob(name)
-            if blob is not own or not own.is_cpu or own.dtype != torch.float32:
-                self.set_blob(name, torch.tensor(np.asarray(array, np.float32)).reshape(blob.shape))
-                continue
-            value = np.reshape(array, tuple(own.shape))  # the file's layout is the parameter's
-            if least is not None and own.nbytes >= least and value.dtype == "<f4" and value.flags.c_contiguous:
-                own.data = torch.from_numpy(value)
-            else:  # NumPy also reads what is not aligned, and needs no tensor in between
-                np.copyto(own.detach().numpy(), value, casting="same_kind")
-            torch.autograd.graph.increment_version(own)  # which NumPy does not
+        with np.errstate(over="ignore", invalid="ignore"):  # a double beyond float32 becomes infinity, as in Caffe
+            for name, array in zip(self.blob_names(), arrays, strict=True):
+                own, blob = getattr(self, name), self.get_blob(name)
+                if blob is not own or not own.is_cpu or own.dtype != torch.float32:
+                    self.set_blob(name, torch.tensor(np.asarray(array, np.float32)).reshape(blob.shape))
+                    continue
+                value = np.reshape(array, tuple(own.shape))  # the file's layout is the parameter's
+                if least is not None and own.nbytes >= least and value.dtype == "<f4" and value.flags.c_contiguous:
+                    own.data = torch.from_numpy(value)
+                else:  # NumPy also reads what is not aligned, and needs no tensor in between
+                    np.copyto(own.detach().numpy(), value, casting="same_kind")
+                torch.autograd.graph.increment_version(own)  # which NumPy does not
 
     # -- to model.py --------------------------------------------------------------------------------------------
 

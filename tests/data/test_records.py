@@ -79,7 +79,7 @@ def test_a_transform_param_that_does_not_fit_is_found_at_once(tmp_path: Path) ->
 def test_force_gray_decodes_to_grey(tmp_path: Path) -> None:
     make_lmdb(tmp_path, datums(encoded=True))
     for text, channels in (("", 3), ("transform_param { force_gray: true }", 1)):
-        assert records.from_layer(data_layer(tmp_path, text), "TRAIN").shapes == ((channels, 7, 6), ())
+        assert records.from_layer(data_layer(tmp_path, text), "TRAIN").shapes == ((2, channels, 7, 6), (2,))
 
 
 # -- databases ------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_force_gray_decodes_to_grey(tmp_path: Path) -> None:
 def test_lmdb_is_read_in_sequence(tmp_path: Path, form: str) -> None:
     make_lmdb(tmp_path, datums(encoded=form == "encoded", floats=form == "floats"))
     feed = records.from_layer(data_layer(tmp_path), "TRAIN")
-    assert (feed.size, feed.shapes) == (5, ((3, 7, 6), ()))
+    assert (feed.size, feed.shapes) == (5, ((2, 3, 7, 6), (2,)))
     data, label = feed.batch(2)
     want = PICTURES[[4, 0]] / np.float32(7) if form == "floats" else PICTURES[[4, 0]]
     np.testing.assert_array_equal(data.numpy(), want.astype(np.float32))
@@ -288,7 +288,7 @@ def test_lists_of_pictures(tmp_path: Path) -> None:
         f'image_data_param {{ source: "list.txt" root_folder: "{tmp_path}/" new_height: 5 new_width: 4 is_color: 0 }}'
     )
     feed = records.from_layer(layer(tmp_path, text, "ImageData"), "TEST")
-    assert feed.shapes == ((1, 5, 4), ())
+    assert feed.shapes == ((1, 1, 5, 4), (1,))
     grey = cv2.imread(str(tmp_path / "a 2.png"), cv2.IMREAD_GRAYSCALE)
     np.testing.assert_array_equal(feed.batch(2)[0][0, 0].numpy(), cv2.resize(grey, (4, 5)).astype(np.float32))
 

@@ -15,7 +15,7 @@ from caffe_port import api
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.formats import prototxt, solverstate
 from caffe_port.net.net import Net
-from caffe_port.training import optimizers, solver
+from caffe_port.training import optimizers, solver, solver_file
 from caffe_port.training.snapshot import capture, restore
 from caffe_port.training.solver import SolverSpec, learning_rate
 
@@ -269,9 +269,10 @@ def test_how_many_tests_came_before(text: str, before: dict[int, int]) -> None:
 
 
 def test_the_old_type_is_understood() -> None:
-    for old, new in solver._OLD_TYPES.items():
+    for old, new in solver_file._OLD_TYPES.items():
         assert spec_of(f"base_lr: 1 solver_type: {old}").type == new
     assert spec_of("base_lr: 1").changed(max_iter=7, iter_size=None).max_iter == 7
+    assert set(optimizers.OPTIMIZERS) == set(solver_file.TYPES), "which are known without torch, too"
 
 
 def test_the_net_is_found_beside_the_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
