@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects deviations mutations ports layers fuzz differential crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects deviations mutations ports layers docs fuzz differential crashes build compat clean reading
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -93,11 +93,22 @@ fuzz: $(VENV)/.installed-fuzz  ## every reader of files, for SECONDS=60 in all; 
 differential: $(VENV)/.installed-test  ## random small nets beside Caffe itself (make caffe), for SECONDS=60 from SEED=0 (ARGS=--help)
 	$(BIN)/python benchmarks/differential --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(if $(PLANT),--plant "$(PLANT)") $(ARGS)
 
+reading: $(VENV)/.installed-test  ## random prototxt read beside protobuf's C++ parser as it comes with Caffe (make caffe), SECONDS=60
+	$(BIN)/python benchmarks/differential/reading.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0)
+
 crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train and download, TIMES=200
 	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real
 
 layers: $(VENV)/.installed-test  ## docs/layers.md from the docstrings
 	$(BIN)/python docs/make_layers.py
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.installed-docs  ## the pages of docs/ and the API reference as a site, in build/site
+	cd docs/site && NO_MKDOCS_2_WARNING=1 $(abspath $(BIN))/mkdocs build --quiet --strict
+	@echo build/site/index.html
 
 build: $(VENV)/.installed-test  ## wheel and sdist into dist/
 	$(BIN)/python -m build

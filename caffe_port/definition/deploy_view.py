@@ -46,7 +46,7 @@ def phase_spec(
     Raises:
         SpecError: a layer that stays has a field that changes what it computes and that no code follows.
     """
-    spec = definition.spec(phase, level, stages, given)
+    spec = definition.spec(phase, level, stages if stages or keep_loss else None, given)
     if keep_loss:
         return refuse(spec)
     return refuse(view(spec, () if keep_unknown else {la.name for la in spec.layers if find(la.param) is None}))

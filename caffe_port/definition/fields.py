@@ -156,6 +156,12 @@ def notes(found: Collection[Unfollowed]) -> Iterator[str]:
         yield f"{first.where}: {inside}{unknown}field '{field}' of {message} {end}"
 
 
+def read_by_data(spec: NetSpec) -> set[str]:
+    """The notes on fields that the code that reads the data follows, or refuses itself."""
+    messages = ("TransformationParameter", "ResizeParameter")
+    return set(notes([one for one in spec.unfollowed if one.effect == FEED and one.known and one.message in messages]))
+
+
 def refuse(spec: NetSpec, training: bool = False) -> NetSpec:
     """The net, if no field of its layers changes what they compute without being followed.
 

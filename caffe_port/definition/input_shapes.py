@@ -98,7 +98,7 @@ def _guessed(
         except shapes.UnknownShape:
             return ""
 
-    shapes_, reason = try_shapes(spec, unknown, known, _channels(spec, unknown[0][1], weights), refused)
+    shapes_, reason = try_shapes(spec, unknown, known, channels_read(spec, unknown[0][1], weights), refused)
     if reason:
         raise SpecError(f"{asked.what}; none of the common sizes fits: {reason}", asked.where, asked.hint)
     return shapes_
@@ -135,7 +135,7 @@ def _from_data(
     spec: NetSpec, blob: str, producer: Producer, weights: Weights | None, known: dict[str, Shape], notes: list[str]
 ) -> Shape:
     layer = spec.by_name[producer[0]]
-    channels = _channels(spec, producer, weights)
+    channels = channels_read(spec, producer, weights)
     crop = _crop(layer)
     lengths = [p.new_length for _, p in layer.param.items() if isinstance(p, Message) and p.has("new_length")]
     length = tuple(n for n in lengths[:1] if n > 1)  # of a video, in frames
@@ -207,7 +207,7 @@ def _likely(sides: Sequence[int], channels: int) -> int:
     return next((n for n in common if n in sides), sides[-1])
 
 
-def _channels(spec: NetSpec, producer: Producer, weights: Weights | None) -> int | None:
+def channels_read(spec: NetSpec, producer: Producer, weights: Weights | None) -> int | None:
     """Channels that the first convolution after ``producer`` expects, by its weights (C_out, C_in/group, kH, kW)."""
     if weights is None:
         return None

@@ -6,6 +6,7 @@ Everything is built in a temporary folder next to the target and moved there at 
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from caffe_port.api import Ported
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
-from caffe_port.emit import blobs, export, preprocess_source
-from caffe_port.emit.model_source import Model, model
+from caffe_port.emit import blobs, export, operators, preprocess_source
+from caffe_port.emit.model_source import MARK, Model, model
 from caffe_port.emit.self_check import MODEL, REPORT_IT, WEIGHTS, example_inputs, read_model, run_once, self_check
-from caffe_port.errors import CaffePortError, first_line
+from caffe_port.errors import CaffePortError, first_line, suggests_keywords
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
@@ -40,6 +41,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """The files that a format writes, in addition to port.json."""
 
 
+@suggests_keywords
 def convert(
     ported: Ported,
     folder: str | Path,
@@ -49,6 +51,7 @@ def convert(
     channels_last: bool = False,
     formats: Sequence[str] = ("torch",),
     dynamic: str = "size",
+    plain_pooling: bool = False,
     seed: int = 0,
     preprocessing: Preprocessing | None = None,
     classes: Sequence[str] = (),
@@ -66,6 +69,8 @@ def convert(
             "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
         dynamic: for "onnx" and "pt2": "size" (batch, height and width may differ from the net's own, as far as it
             allows that), "batch", or "none".
+        plain_pooling: for "onnx" and "pt2": write pooling and local response normalization as PyTorch's exporter does,
+            not in the forms on which runtimes agree.
         seed: for the input of the check.
         preprocessing: how images become the net's input, if it is known; ``preprocess`` in model.py then does it.
         classes: names by label, for model.py and port.json.
@@ -97,7 +102,7 @@ def convert(
         origins = [pool.submit(_origin, file) for path, file in read.items() if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
         if fitted is not None and fitted.mean_image is not None:
-            np.save(temporary / preprocess_source.MEAN, fitted.mean_image)
+            np.save(temporary / output_folder.MEAN, fitted.mean_image)
         write_safetensors(temporary / WEIGHTS, source.state, mapping)
         digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
         stored = _read_back(temporary / WEIGHTS, source.state, mapping)
@@ -113,14 +118,14 @@ def convert(
             seed=seed,
         )
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
-        if (temporary / preprocess_source.MEAN).exists():
-            files.append(preprocess_source.MEAN)
+        if (temporary / output_folder.MEAN).exists():
+            files.append(output_folder.MEAN)
         if "onnx" in formats or "pt2" in formats:
-            module = read_model(source.source, source.class_name, temporary / WEIGHTS)
+            exported = _to_export(ported.net, source, temporary / WEIGHTS, fold, channels_last)
             example = _fitting_inputs(ported.net, seed)
             for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
                 if name in formats:
-                    check += "; " + write(module, example, plan, temporary / path, dynamic)
+                    check += "; " + write(exported, example, temporary / path, dynamic, plain_pooling)
         if "safetensors" in formats:
             assert ported.weights is not None
             blobs.write(temporary / blobs.BLOBS, ported.weights, ported.definition.net)
@@ -178,6 +183,24 @@ def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) 
             copy = torch.empty_like(tensor, requires_grad=False)
             np.copyto(copy.numpy(), tensor.detach().numpy())
             tensor.data = copy
+
+
+def _to_export(net: Net, source: Model, weights: Path, fold: bool, channels_last: bool) -> export.Source:
+    """The written model, and the same marked with the layers' names."""
+
+    marked = model(net, fold, channels_last, marked=True)
+    module, traced = (
+        read_model(one.source, one.class_name, weights, {MARK: operators.named}) for one in (source, marked)
+    )
+    return export.Source(module, traced, net.plans[False])
+
+
+def to_export(net: Net) -> export.Source:
+    """A net for :mod:`caffe_port.emit.export`, without a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = model(net)
+        write_safetensors(Path(folder) / WEIGHTS, source.state)
+        return _to_export(net, source, Path(folder) / WEIGHTS, False, False)
 
 
 def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:

@@ -71,7 +71,7 @@ def _family(dialect: str) -> str:
 
 
 def translate(
-    net: Message, also: Sequence[Message] = (), whose: Recognition | None = None
+    net: Message, also: Sequence[Message] = (), whose: Recognition | None = None, era: str = "V2"
 ) -> tuple[Message, tuple[str, ...]]:
     """A NetParameter in the schema's names, and notes about what was assumed.
 
@@ -79,14 +79,15 @@ def translate(
         net: with ``layer`` entries only.
         also: layers of a further definition of the same net, whose fork tells this one's.
         whose: the dialect of its weights.
+        era: of the file, if it is one of weights: V2, or V1 for those before 2015.
     """
     family, reason = recognized([*net.layer, *also], whose)
     notes, layers = list[str](), list(net.layer)
     named = assumed() or ("brocolli" if family == "brocolli" else None)
     known = find(named) if named else None if whose is None else whose.dialect
-    if whose is None or whose.source is None or also:
-        others: Callable[[], list[Dialect]] = _writers if known is None else list
-        layers, unsaid = complete(layers, lambda *_: known, others, forks_only=True)
+    if whose is None or not whose.completed or also:
+        others = [] if named else [one for one in _writers(era) if whose is None or one in whose.like]
+        layers, unsaid = complete(layers, lambda *_: known, lambda: others, forks_only=era == "V2")
         notes += [f"{one}. --dialect NAME decides" for one in unsaid if not one.chosen.startswith(SETTLED)]
     layers = _inverse_std(layers, family, reason, notes)
     layers = _corners(layers, [*layers, *also], notes)
@@ -95,8 +96,8 @@ def translate(
 
 
 @functools.cache
-def _writers() -> list[Dialect]:
-    return [dialect for dialect in dialects() if dialect.short and not dialect.reads and dialect.era == "V2"]
+def _writers(era: str) -> list[Dialect]:
+    return [dialect for dialect in dialects() if dialect.short and not dialect.reads and dialect.era == era]
 
 
 def for_caffe(net: Message) -> Message:

@@ -354,7 +354,7 @@ class _Parser:
         if integer is None:
             self.fail(f"'{field.name}' is an integer, got {shown}", at)
         low, high = _INTEGER_RANGES[field.kind]
-        if not low <= sign * integer <= high:
+        if not low <= sign * integer <= high or (negative and not low):  # -0 is not unsigned, as in protobuf
             self.fail(f"'{field.name}' is {_article(field.kind)} ({low} to {high}), got {shown}", at)
         return sign * integer
 
@@ -468,9 +468,9 @@ def _article(kind: str) -> str:
 
 def _integer(token: str) -> int | None:
     try:
-        if token[:2] in ("0x", "0X") and len(token) < 64:
+        if token[:2] in ("0x", "0X") and len(token[2:].lstrip("0")) < 64:
             return int(token, 16)
-        if token.isdecimal() and len(token) < 64:
+        if token.isdecimal() and len(token.lstrip("0")) < 64:
             return int(token, 8 if len(token) > 1 and token[0] == "0" else 10)
     except ValueError:
         pass
@@ -483,7 +483,7 @@ def _float(token: str) -> float | None:
         return math.inf
     if token.lower() == "nan":
         return math.nan
-    if token[0] == "0" and token[1:2].isdecimal() and set(token) != {"0"}:
+    if token[0] == "0" and token[1:2].isdecimal():
         return None
     try:
         return float(token.rstrip("fF")) if token[0] in "0123456789." else None

@@ -330,6 +330,8 @@ def _all() -> Iterator[Case]:
     for own in ("kernel_size: 2 stride: 2", "kernel_h: 3 kernel_w: 2 unpool: TILE", "kernel_size: 2 unpool_size: 20"):
         yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
     yield Case("Unpooling", "unpooling_param { kernel_size: 2 stride: 2 }", (X, X))
+    own = "kernel_size: 2 stride_h: 2 stride_w: 1 pad_h: 0 pad_w: 0 unpool_h: 20 unpool_w: 15"
+    yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
     yield Case("Resample", "resample_param { height: 9 width: 11 type: CUBIC }", (X,))
     yield Case("Resample", "resample_param { type: LINEAR }", (X, SMALL))
     yield Case("Resize", "resize_param { height: 9 width: 11 }", (X,))
