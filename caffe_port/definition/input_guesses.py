@@ -85,11 +85,16 @@ def _candidates(spec: NetSpec, layer: LayerSpec, channels: int | None) -> Iterat
             if word in told:
                 yield (1, count, *shape[1:])
     mean_values = len(p.transform_param.mean_value)
-    frames = (_FRAMES,) if any(_is_video(one) for one in spec.layers) else ()
+    frames = frames_of(spec)
     likely = (channels,) if channels else (*((mean_values,) if mean_values > 1 else ()), *sliced, 3, 1, 2, 6)
     sizes = [*_named_sizes(spec), *((side, side) for side in _SIDES), *_PAIRS]
     for batch, count, size in itertools.product((1, *_batches(spec, layer)), likely, sizes):
         yield (batch, count, *frames, *size)
+
+
+def frames_of(spec: NetSpec) -> tuple[int, ...]:
+    """How many frames an input has that nobody counts, if the net is one for videos."""
+    return (_FRAMES,) if any(_is_video(layer) for layer in spec.layers) else ()
 
 
 def _is_video(layer: LayerSpec) -> bool:

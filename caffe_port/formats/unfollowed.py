@@ -71,7 +71,8 @@ _HARMLESS: Final = {
     "*.conv_algos_override": "which of cuDNN's algorithms convolves",
     "*.cudnn_convolution_algo_seeker": "how cuDNN's algorithm is chosen",
     "*.conv_algorithm": "which of Intel's algorithms convolves",
-    "DataParameter.threads parser_threads": "how many threads read",
+    "DataParameter.threads parser_threads disk_reader_threads huge_video_dataset": "how many threads read",
+    "DataParameter.verbose": "what is printed",
     "*.prefetch": "how many batches are read ahead",
     "DataParameter.cache": "whether records stay in memory",
     "WindowDataParameter.cache_images": "whether images stay in memory",
@@ -155,7 +156,7 @@ _HARMLESS: Final = {
     "LayerParameter.reshape_every_iter": "when shapes are computed",
     "BatchNormParameter.stats_batch_size": "how many images Intel's code takes the statistics of in training",
     "NetParameter.bn_stats_batch_size": "how many images Intel's code takes the statistics of in training",
-    "TransformationParameter.emit_constraint": "which boxes go with an image",
+    "*.emit_constraint": "which boxes go with an image",
     "NetParameter.force_backward": "whether gradients reach the inputs",
     "NetParameter.eltwise_mem_sharing": "whether a sum and its first bottom share memory (NVIDIA)",
 }
@@ -193,9 +194,16 @@ _FEED: Final = {
     "random (PSPNet)",
     "TransformationParameter.label_scalefactor label_offset": "changes labels (PSPNet)",
     "TransformationParameter.scale_factors": "resizes images at random (DeepLab)",
+    "DetectNetAugmentationParameter.resize_param noise_param distort_param expand_param": "varies images at random "
+    "(NVIDIA)",
     "ResizeParameter.prob resize_mode height_scale width_scale pad_mode pad_value interp_mode": "resizes images (SSD)",
     # data layers
     "DataParameter.force_encoded_color": "decodes images in color",
+    "DataParameter.preselection_file preselection_label range_start range_end limit_samples block_size": "which "
+    "records are read (FlowNet 2)",
+    "DataParameter.rand_permute rand_permute_order rand_permute_seed permute_every_iter": "the order of the records "
+    "(FlowNet 2)",
+    "DataParameter.slice_point encoding subtract": "what the channels of a record hold (FlowNet 2)",
     "DataParameter.side": "the grid of labels (YOLO)",
     "ImageDataParameter.label_type ignore_label is_rsdata rs_channels": "what labels are (DeepLab)",
     "ImageDataParameter.min_height min_width": "resizes images (Intel)",
@@ -242,7 +250,6 @@ _CHANGES: Final = {
     # Of forks, outside the schema
     "ReLUParameter.upper_limit": "where the layer stops",
     "NegReLU:relu6 maximum": "where the layer stops",
-    "BatchNormParameter.add_eps_before_sqrt": "where eps is added",
     "EltwiseParameter.swap_xy": "exchanges the axes",
     "EltwiseParameter.relu": "takes the ReLU of the top",
     "PriorBoxParameter.additional_y_offset": "a second box for each, half a cell below (OpenCV)",
