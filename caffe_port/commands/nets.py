@@ -49,6 +49,11 @@ from caffe_port.terminal import count, human_bytes
     help="For onnx and pt2: what may differ from the net's own input: batch, height and width as far as the net allows "
     "it; only the batch; nothing.",
 )
+@click.option(
+    "--plain-pooling",
+    is_flag=True,
+    help="For onnx and pt2: write pooling as PyTorch's exporter does, not in the forms on which runtimes agree.",
+)
 @click.option("--force", is_flag=True, help="Replace the files of an earlier convert.")
 @click.option(
     "--fold", is_flag=True, help="For inference: fold BatchNorm and Scale into the weights of the layer before them."

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_port.data.annotated import AnnotatedDatabase, AnnotatedFeed, BoxTransform
+from caffe_port.data.annotated import AnnotatedFeed, BoxTransform
+from caffe_port.data.annotations import AnnotatedDatabase
 from caffe_port.data.batches import Feed, positions
 from caffe_port.data.leveldb import LevelDB
 from caffe_port.data.lmdb import LMDB

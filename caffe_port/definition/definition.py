@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caffe_port.definition import crop_offsets, fields
+from caffe_port.definition.python_layers import translated
 from caffe_port.definition.stored_blobs import with_scale
 from caffe_port.definition.unfused import unfused
 from caffe_port.errors import SpecError, did_you_mean
@@ -249,7 +250,7 @@ class Definition:
 
 def _upgraded(net: Message, path: str) -> Message:
     net = upgrade(net, path)
-    return net.copy(layer=unfused(net.layer))
+    return net.copy(layer=unfused(translated(net.layer)))
 
 
 def _brings_data(layer: Message) -> bool:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from caffe_port.definition import fits
-from caffe_port.definition.input_guesses import cuts, try_shapes
+from caffe_port.definition.input_guesses import cuts, frames_of, try_shapes
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
@@ -139,6 +139,8 @@ def _from_data(
     crop = _crop(layer)
     lengths = [p.new_length for _, p in layer.param.items() if isinstance(p, Message) and p.has("new_length")]
     length = tuple(n for n in lengths[:1] if n > 1)  # of a video, in frames
+    if not lengths and (length := frames_of(spec)) and crop is not None:
+        notes.append(f"input '{blob}': the file does not say how many frames it has; {length[0]} assumed")
     if channels is None and crop is not None:
         channels = len(layer.param.transform_param.mean_value) or 3
         channels = 3 if channels == 1 else channels  # one mean value serves any number of channels

@@ -320,6 +320,17 @@ def told(message: str, number: int) -> str:
     return ", ".join(words[:3]) + (f" and {more} more meanings" if more > 0 else "")
 
 
+def value_told(message: str, field: str, value: int) -> str:
+    """Who has a value of an enum, and under which name, for a line of text; empty if nobody does."""
+    found: dict[str, list[Dialect]] = {}
+    for dialect in dialects():
+        for fact in dialect.layout(message).values():
+            names = (fact.values or {}).items() if fact.name == field else ()
+            for name in (name for name, number in names if number == value):
+                found.setdefault(name, []).append(dialect)
+    return ", ".join(f"{name} ({labels(who, 2)})" for name, who in list(found.items())[:3])
+
+
 def earlier() -> list[tuple[int, str, str, str, str]]:
     """Numbers of LayerParameter that a project gave up: number, field, project, first and last date."""
     return [(n, field, who, first, last) for n, field, who, first, last in _line(1)["earlier"]]
@@ -510,8 +521,10 @@ def place(fact: Fact, own: Schema) -> Field | None:
     if fact.kind == "enum":
         known = field.values or {}
         named = {}
-        for name, number in (fact.values or {}).items():  # TI has the enum's name before its own
-            ours = name if name in known else next((one for one in known if name.endswith(f"_{one}")), None)
+        for name, number in (fact.values or {}).items():
+            ours = name if name in known else None
+            if name.startswith(f"{own.name}_"):  # TI has the names of the message and the enum before the value's
+                ours = next((one for one in known if name.endswith(f"_{one}")), ours)
             if ours is not None:
                 named[ours] = number
         return replace(field, number=fact.number, values=named)

@@ -51,6 +51,10 @@ def _unknown_inside(message: Message, layer: str, type_: str) -> Iterator[Unknow
         if isinstance(number, int):
             yield Unknown(layer, type_, kind, number, table.told(kind, number))
     for name, value in message.items():
+        if message.schema.fields[name].kind == "enum":
+            values = value if isinstance(value, list) else [value]
+            for one in {one for one in values if isinstance(one, int)}:  # a value without a name here
+                yield Unknown(layer, type_, f"{kind}.{name}", one, table.value_told(kind, name, one))
         for child in (value if isinstance(value, list) else [value]) if name != "blobs" else ():
             if isinstance(child, Message):
                 yield from _unknown_inside(child, layer, type_)

@@ -71,7 +71,8 @@ _HARMLESS: Final = {
     "*.conv_algos_override": "which of cuDNN's algorithms convolves",
     "*.cudnn_convolution_algo_seeker": "how cuDNN's algorithm is chosen",
     "*.conv_algorithm": "which of Intel's algorithms convolves",
-    "DataParameter.threads parser_threads": "how many threads read",
+    "DataParameter.threads parser_threads disk_reader_threads huge_video_dataset": "how many threads read",
+    "DataParameter.verbose": "what is printed",
     "*.prefetch": "how many batches are read ahead",
     "DataParameter.cache": "whether records stay in memory",
     "WindowDataParameter.cache_images": "whether images stay in memory",
@@ -108,7 +109,7 @@ _HARMLESS: Final = {
     "BlobProto.diff double_diff raw_diff raw_diff_type": "gradients of the last update",
     "Datum.record_id": "the number of a record",
     "DataParameter.backend": "the kind of the database, which it says itself",
-    "SolverParameter.test_compute_loss": "what is printed",
+    "SolverParameter.test_compute_loss debug_display": "what is printed",
     "SolverParameter.solver_mode device_id layer_wise_reduce per_parameter_reduce": "where the net is trained",
     "LabelSpecificMarginParameter.margin_on_test": "nothing: the layer's own source does not read it in TEST",
     "SolverParameter.engine": "which library trains",
@@ -155,7 +156,7 @@ _HARMLESS: Final = {
     "LayerParameter.reshape_every_iter": "when shapes are computed",
     "BatchNormParameter.stats_batch_size": "how many images Intel's code takes the statistics of in training",
     "NetParameter.bn_stats_batch_size": "how many images Intel's code takes the statistics of in training",
-    "TransformationParameter.emit_constraint": "which boxes go with an image",
+    "*.emit_constraint": "which boxes go with an image",
     "NetParameter.force_backward": "whether gradients reach the inputs",
     "NetParameter.eltwise_mem_sharing": "whether a sum and its first bottom share memory (NVIDIA)",
 }
@@ -193,9 +194,16 @@ _FEED: Final = {
     "random (PSPNet)",
     "TransformationParameter.label_scalefactor label_offset": "changes labels (PSPNet)",
     "TransformationParameter.scale_factors": "resizes images at random (DeepLab)",
+    "DetectNetAugmentationParameter.resize_param noise_param distort_param expand_param": "varies images at random "
+    "(NVIDIA)",
     "ResizeParameter.prob resize_mode height_scale width_scale pad_mode pad_value interp_mode": "resizes images (SSD)",
     # data layers
     "DataParameter.force_encoded_color": "decodes images in color",
+    "DataParameter.preselection_file preselection_label range_start range_end limit_samples block_size": "which "
+    "records are read (FlowNet 2)",
+    "DataParameter.rand_permute rand_permute_order rand_permute_seed permute_every_iter": "the order of the records "
+    "(FlowNet 2)",
+    "DataParameter.slice_point encoding subtract": "what the channels of a record hold (FlowNet 2)",
     "DataParameter.side": "the grid of labels (YOLO)",
     "ImageDataParameter.label_type ignore_label is_rsdata rs_channels": "what labels are (DeepLab)",
     "ImageDataParameter.min_height min_width": "resizes images (Intel)",
@@ -215,6 +223,7 @@ _CHANGES: Final = {
     # Of the schema
     "AutoCrop:dimsize": "the size to crop to",
     "Crop:dimsize": "the size to crop to (OpenVINO)",
+    "BBoxRegParameter.cls_aware": "whether each class has boxes of its own (Cascade R-CNN)",
     "BatchReductionParameter.pos": "what is added to the levels",
     "CorrelationParameter.do_abs": "takes absolute values",
     "Correlation:single_direction": "compares in one direction alone",
@@ -234,8 +243,7 @@ _CHANGES: Final = {
     "BlobProto.half_data half_diff": "numbers in half precision, as NVIDIA once wrote them",
     "SolverParameter.rampup_interval rampup_lr": "raises the rate at first, linearly or not by release (NVIDIA)",
     "SolverParameter.momentum_policy max_momentum momentum_power": "changes the momentum (NVIDIA)",
-    "SolverParameter.local_lr_auto local_gw_ratio": "a rate for each blob: LARS (Intel; NVIDIA before larc)",
-    "SolverParameter.larc larc_policy larc_eta": "a rate for each blob: LARC (NVIDIA)",
+    "SolverParameter.larc larc_policy larc_eta": "a rate for each blob, by a formula of each release: LARC (NVIDIA)",
     "SolverParameter.weight_decay_policy weight_decay_power": "changes the weight decay (NVIDIA)",
     "SolverParameter.solver_data_type": "the precision of the updates (NVIDIA)",
     "SolverParameter.max_epoch epoch_size test_epoch_size test_interval_epoch": "counts in epochs (NVIDIA)",
@@ -243,7 +251,6 @@ _CHANGES: Final = {
     # Of forks, outside the schema
     "ReLUParameter.upper_limit": "where the layer stops",
     "NegReLU:relu6 maximum": "where the layer stops",
-    "BatchNormParameter.add_eps_before_sqrt": "where eps is added",
     "EltwiseParameter.swap_xy": "exchanges the axes",
     "EltwiseParameter.relu": "takes the ReLU of the top",
     "PriorBoxParameter.additional_y_offset": "a second box for each, half a cell below (OpenCV)",

@@ -435,17 +435,21 @@ class DummyDataLayer(Layer):
 
 
 class FeedLayer(Layer):
-    """Data, ImageData and HDF5Data: batches of what their files hold, one after the other."""
+    """Data, ImageData, HDF5Data and the like: batches of what their files hold, one after the other."""
 
     def __init__(self, spec: LayerSpec, phase: int) -> None:
         self.spec, self.type, self.phase = spec, spec.param.type, Phase(phase)
 
     def setup(self, bottom: Blobs, top: Blobs) -> None:
         seed = int(settings.rng.integers(1 << 31))
-        self.feed: Feed = from_layer(self.spec, str(self.phase), seed=seed)
+        try:
+            self.feed: Feed = from_layer(self.spec, str(self.phase), seed=seed)
+        except SpecError as error:  # --data is an option of other commands
+            hint = "" if "--data" in error.hint else error.hint
+            raise SpecError(error.what.removesuffix("; give the data with --data"), error.where, hint) from None
         self.number = 0
         for blob, shape in zip(top, self.feed.shapes, strict=True):
-            blob.reshape(self.feed.batch_size, *shape)
+            blob.reshape(*shape)
 
     def forward(self, bottom: Blobs, top: Blobs) -> None:
         for blob, value in zip(top, self.feed.batch(self.number), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from caffe_port.api import port
 from caffe_port.commands.net_files import sort_files
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError
-from caffe_port.formats import caffemodel, dialects, recognition
+from caffe_port.formats import caffemodel, dialects, prototxt, recognition
 from caffe_port.formats.message import Message
 from caffe_port.inspection.inspect import inspect_file
 
@@ -239,6 +240,46 @@ def test_a_text_that_contradicts_is_an_error(tmp_path: Path) -> None:
         port(text, weights, dialect="intel-1.0.5")
     assert "layer 'one': the prototxt says pooling_param.kernel_size 1" in str(caught.value)
     assert "--dialect caffe" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("writer", "other"),
+    [
+        ("ssd", "intel-1.0.5"),  # pooling
+        ("intel-1.0.5", "caffe"),
+        ("deeplab-v2", "yjxiong"),  # dilation, dilation_h
+        ("pspnet", "pspnet-2016-12-04"),  # dilation, hole
+        ("r-fcn", "nvidia-0.17"),  # pre_fixed_normalizer, label_smoothing
+    ],
+)
+def test_a_text_as_another_dialect_reads_the_file_is_an_error(writer: str, other: str, tmp_path: Path) -> None:
+    """The error names a dialect for which the file says what the text says; with it, all is well."""
+    path = file(tmp_path, dialect_nets.net(writer), writer)
+    text = tmp_path / "net.prototxt"
+    net, _ = read(path.read_bytes(), other)
+    text.write_text(prototxt.dump(net.copy(layer=[one.copy(blobs=None) for one in net.layer])))
+    definition = Definition.read(text)
+    with pytest.raises(CaffePortError) as caught:
+        definition.beside(caffemodel.read(path))
+    assert f"the weights as {writer} wrote them say" in str(caught.value)
+    named = re.search(r"--dialect (\S+)\. The", str(caught.value))
+    assert named is not None
+    theirs, _ = read(path.read_bytes(), named[1])
+    said = [one for one in definition.net.layer if f"layer '{one.name}'" in str(caught.value)]
+    same = [one for one in theirs.layer if one.name == said[0].name]
+    assert dialect_nets.comparable(same[0]) == dialect_nets.comparable(said[0])
+    with dialects.assuming(other):
+        assert definition.beside(caffemodel.read(path)).net.layer
+
+
+def test_a_text_as_the_writer_meant_it_is_well(tmp_path: Path) -> None:
+    for name in sorted(dialect_nets.NETS):
+        net = dialect_nets.net(name)
+        path, text = file(tmp_path, net, name), tmp_path / "net.prototxt"
+        layers = "layer" if net.has("layer") else "layers"
+        text.write_text(prototxt.dump(net.copy(**{layers: [one.copy(blobs=None) for one in getattr(net, layers)]})))
+        notes = Definition.read(text).beside(caffemodel.read(path)).notes
+        assert not [note for note in notes if "--dialect" in note], name
 
 
 def test_inspect_says_who_wrote_it(tmp_path: Path) -> None:

@@ -330,6 +330,8 @@ def _all() -> Iterator[Case]:
     for own in ("kernel_size: 2 stride: 2", "kernel_h: 3 kernel_w: 2 unpool: TILE", "kernel_size: 2 unpool_size: 20"):
         yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
     yield Case("Unpooling", "unpooling_param { kernel_size: 2 stride: 2 }", (X, X))
+    own = "kernel_size: 2 stride_h: 2 stride_w: 1 pad_h: 0 pad_w: 0 unpool_h: 20 unpool_w: 15"
+    yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
     yield Case("Resample", "resample_param { height: 9 width: 11 type: CUBIC }", (X,))
     yield Case("Resample", "resample_param { type: LINEAR }", (X, SMALL))
     yield Case("Resize", "resize_param { height: 9 width: 11 }", (X,))
@@ -376,6 +378,15 @@ def _all() -> Iterator[Case]:
         yield Case("PriorBox", f"{boxes} {own} }}", (X, (2, 3, 50, 60)))
     for sizes in ("32, 64, 128", "256"):
         yield Case("PriorBox", f"prior_box_param {{ min_size: [{sizes}] faceboxes: true }}", (X, (2, 3, 50, 60)))
+    yield Case("Warp", "", (X, (X[0], 2, *X[2:])))
+    own = "theta_alpha: 5 theta_beta: 0.25 theta_gamma: 1.5 num_iterations: 3"
+    scores = ((2, 5, 4, 6), (2, 5, 4, 6), (2, 3, 4, 6))
+    yield Case("MultiStageMeanfield", f"multi_stage_meanfield_param {{ {own} }}", scores)
+    yield Case("Warping", "", (X, (X[0], 1, *X[2:]), (X[0], 1, *X[2:])))
+    yield Case("Interp", "interp_param { use_blob_size: true height: 3 width: 9 }", (X, SMALL))
+    yield Case("BatchNorm", "batch_norm_param { add_eps_before_sqrt: false eps: 0.01 }", (X,))
+    yield Case("BatchNormKyle", "batch_norm_param { add_eps_before_sqrt: false use_alpha_beta: true }", (X,))
+    yield Case("Concat", "concat_param { per_fla_fuse: true }", (SMALL, (3, 2, 9, 4)))
     for type_ in ("PriorBox", "PriorBoxClustered"):
         own = "prior_box_param { box_width: [9, 4] box_height: [7, 2] min_size: 5 yx_order: true }"
         yield Case(type_, own, (X, (2, 3, 50, 60)))

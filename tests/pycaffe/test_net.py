@@ -478,6 +478,30 @@ def test_memory_data(make: Make) -> None:
         make(DEPLOY).set_input_arrays(data, labels)
 
 
+def test_data_comes_from_the_files_that_a_net_names(make: Make, tmp_path: Path) -> None:
+    pytest.importorskip("lmdb")
+    from small_lmdb import LABELS, PICTURES, datums, make_lmdb
+
+    make_lmdb(tmp_path, datums())
+    text = (
+        'layer { name: "d" type: "Data" top: "data" top: "label" transform_param { scale: 0.5 } '
+        'data_param { source: "db" batch_size: 2 backend: LMDB } } '
+        'layer { name: "y" type: "Power" bottom: "data" top: "y" power_param { scale: 2 } }'
+    )
+    net = make(text)
+    assert net.inputs == []
+    assert net.blobs["data"].shape == [2, 3, 7, 6]
+    assert net.blobs["label"].shape == [2]
+    for start in (0, 2, 4):
+        out = net.forward(blobs=["label"])
+        rows = [k % 5 for k in (start, start + 1)]
+        assert np.array_equal(out["y"], PICTURES[rows])
+        assert out["label"].tolist() == [LABELS[k] for k in rows]
+    with pytest.raises(CaffePortError, match=r"layer 'd'.*'nowhere' does not exist") as caught:
+        make(text.replace('"db"', '"nowhere"'))
+    assert "--data" not in str(caught.value)
+
+
 def test_recurrent_layers_go_on_in_the_next_forward(make: Make) -> None:
     net = make(
         'layer { name: "in" type: "Input" top: "data" top: "cont" input_param { shape { dim: 1 dim: 2 dim: 3 } '
