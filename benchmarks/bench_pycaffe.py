@@ -1,9 +1,10 @@
 """What net.forward() costs through pycaffe's API, beside the Net's own forward and Caffe itself, on SimpleNet.
 
     make bench-pycaffe
-    python benchmarks/bench_pycaffe.py --batches 1 64 --rounds 5
+    python benchmarks/bench_pycaffe.py --batches 1 64
 
-The three take turns; the fastest of their runs counts, for machines are shared. Caffe is left out where it is not built.
+Seconds of processor time, with one thread each, for machines are shared; the two take turns, and the least counts. Caffe
+is left out where it is not built.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,32 +38,33 @@ net.blobs["data"].data[...] = np.random.RandomState(0).standard_normal(net.blobs
 net.forward()
 found = []
 for _ in range(int(sys.argv[4])):
-    began = time.perf_counter()
+    began = time.process_time()
     net.forward()
-    found.append(time.perf_counter() - began)
-print("fastest", min(found))
+    found.append(time.process_time() - began)
+print("least", min(found))
 """
 
 
-def fastest(action: Callable[[], object], times: int) -> float:
-    """Seconds of the fastest run."""
-    found = []
+def least(actions: Sequence[Callable[[], object]], times: int) -> list[float]:
+    """The least seconds of each action; they take turns."""
+    found: list[list[float]] = [[] for _ in actions]
     for _ in range(times):
-        began = time.perf_counter()
-        action()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        for action, seconds in zip(actions, found, strict=True):
+            began = time.process_time()
+            action()
+            seconds.append(time.process_time() - began)
+    return [min(seconds) for seconds in found]
 
 
-def real(files: tuple[Path, Path], batch: int, times: int, threads: int) -> float | None:
-    """Seconds of Caffe's fastest forward; None where it is not built."""
+def real(files: tuple[Path, Path], batch: int, times: int) -> float | None:
+    """The least seconds of Caffe's forward; None where it is not built."""
     folder = build_caffe.folder()
     if build_caffe.stamp(folder) is None:
         return None
-    environment = {**os.environ, "GLOG_minloglevel": "2", "OPENBLAS_NUM_THREADS": str(threads), "PYTHONPATH": ""}
+    environment = {**os.environ, "GLOG_minloglevel": "2", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ""}
     command = [str(folder / "bin/python"), "-c", CAFFE, *map(str, files), str(batch), str(times)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found = re.search(r"fastest (\S+)", done.stdout)
+    found = re.search(r"least (\S+)", done.stdout)
     assert found is not None
     return float(found.group(1))
 
@@ -71,10 +73,8 @@ def main() -> int:
     """Prints a row for each batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64], help="batch sizes")
-    parser.add_argument("--rounds", type=int, default=4, help="turns that each takes")
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch and of Caffe's OpenBLAS")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     print(f"{'batch':>5}  {'Net':>9}  {'pycaffe':>9}  {'ratio':>5}  {'Caffe':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for batch in options.batches:
@@ -88,16 +88,12 @@ def main() -> int:
                 with torch.no_grad():
                     return own(x)
 
-            for action in (direct, net.forward):
-                action()
-                action()
-            seconds = [float("inf")] * 3
-            for _ in range(options.rounds):
-                found = fastest(direct, times), fastest(net.forward, times), real(files, batch, times, options.threads)
-                seconds = [min(a, b) if b is not None else a for a, b in zip(seconds, found, strict=True)]
-            shown = f"{1e3 * seconds[2]:9.1f}" if seconds[2] < float("inf") else "        -"
-            ratio = seconds[1] / seconds[0]
-            print(f"{batch:5}  {1e3 * seconds[0]:9.1f}  {1e3 * seconds[1]:9.1f}  {ratio:5.2f}  {shown}  ms")
+            least((direct, net.forward), 2)
+            own_seconds, seconds = least((direct, net.forward), times)
+            theirs = real(files, batch, times)
+            shown = "-" if theirs is None else f"{1e3 * theirs:.1f}"
+            ratio = seconds / own_seconds
+            print(f"{batch:5}  {1e3 * own_seconds:9.1f}  {1e3 * seconds:9.1f}  {ratio:5.2f}  {shown:>9}  ms")
     return 0
 
 
