@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects deviations mutations ports layers fuzz differential reading crashes build compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects deviations mutations ports layers docs fuzz differential crashes build compat clean reading
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -101,6 +101,14 @@ crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train
 
 layers: $(VENV)/.installed-test  ## docs/layers.md from the docstrings
 	$(BIN)/python docs/make_layers.py
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.installed-docs  ## the pages of docs/ and the API reference as a site, in build/site
+	cd docs/site && NO_MKDOCS_2_WARNING=1 $(abspath $(BIN))/mkdocs build --quiet --strict
+	@echo build/site/index.html
 
 build: $(VENV)/.installed-test  ## wheel and sdist into dist/
 	$(BIN)/python -m build

@@ -3,6 +3,7 @@
     python benchmarks/dialect_layers.py                all (minutes)
     python benchmarks/dialect_layers.py --every 20     each 20th
     python benchmarks/dialect_layers.py --list FILE    what is not right, a line each
+    python benchmarks/dialect_layers.py --publish      writes the figures into docs/dialects.md
 
 For each V2 schema of shared/dialects ($CAFFE_PORT_SHARED), each field of LayerParameter and each field of its message:
 a file of one layer, of a type that owns the field, with that field alone. It is written from the source, without
@@ -10,7 +11,8 @@ caffe-port's table. Outcomes:
 
 right     the value is where the field of that name is
 reported  caffe-port's schema has no such field; the number is reported with who uses it
-noted     read as something else, with a note that names other readings
+unknown   it has, and the number is reported all the same
+noted     read as something else, with a note that names the writer's reading, or reports a number or a value
 silent    read as something else, without a word
 """
 
@@ -21,8 +23,10 @@ import json
 import os
 import struct
 import sys
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +40,9 @@ from caffe_port.signatures.signature import SIGNATURES
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 sys.path.insert(0, str(Path(__file__).parent))
 import dialect_nets
+import make_dialects
 from dialect_nets import delimited, varint
-from make_dialects import RENAMED, _schema
+from make_dialects import PAGE, RENAMED, _schema
 
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED", Path(__file__).parents[2] / "shared"))
 _FIXED = {"float": "<f", "fixed32": "<I", "double": "<d"}
@@ -139,21 +144,39 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, memoryview):
         a = bytes(a).decode()
     if isinstance(a, str) or isinstance(b, str):
-        return str(a) == str(b) or (isinstance(a, int) and isinstance(b, str))  # an enum's value without a name here
+        named = str(a) == str(b) or (str(b).endswith(f"_{a}") and "Parameter_" in str(b))  # TI's names have prefixes
+        return named or (isinstance(a, int) and isinstance(b, str))  # without a name here
     return abs(float(a) - float(b)) < 1e-6
 
 
-def outcome(data: bytes, path: list[str], value: Any, dialect: str | None) -> str:
-    """See above."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file: whether the value is where it belongs; whether anything else is stated; what is told."""
+
+    right: bool
+    stated: bool
+    unknown: bool
+    others: frozenset[str]
+
+    def word(self, place: bool, writer: str) -> str:
+        """See above. ``place``: caffe-port's schema has the field; ``writer``: the dialect."""
+        if place and self.right:
+            return "right"
+        if self.unknown and not (place and self.stated):
+            return "unknown" if place else "reported"
+        return "noted" if self.unknown or writer in self.others else "silent"
+
+
+def outcome(data: bytes, path: list[str], value: Any, dialect: str | None) -> Outcome:
+    """Reads a file, told the dialect or not."""
     net, found = recognition.read(data, "NetParameter", "one", dialect)
     layer = net.layer[0]
-    if has_place(path) and holds(layer, path, value):
-        return "right"
-    told = found is not None and (found.open or found.defaults or found.unknown or found.contradicts)
-    stated = [name for name, _ in layer.items() if name not in ("name", "type")]
-    if found is not None and found.unknown and not any(_scalars(getattr(layer, n)) for n in stated):
-        return "reported" if not has_place(path) else "unknown"
-    return "noted" if told else "silent"
+    stated = any(_scalars(getattr(layer, n)) for n, _ in layer.items() if n not in ("name", "type"))
+    right = has_place(path) and holds(layer, path, value)
+    if found is None:
+        return Outcome(right, stated, False, frozenset())
+    others = frozenset(d.name for one in found.open for d in one.dialects)
+    return Outcome(right, stated, bool(found.unknown or found.contradicts), others)
 
 
 def _scalars(value: Any) -> bool:
@@ -163,13 +186,15 @@ def _scalars(value: Any) -> bool:
 def whole_nets() -> int:
     """Recognizes nets of known forks, and one of each dialect's own fields; the number of those wrong in silence."""
     print("\nwhole nets, in the words of the schema and the numbers of a dialect:")
-    first = 0
+    first = same = 0
     for name in dialect_nets.NETS:
         message = dialect_nets.net(name)
         found, right, _ = recognized(message, find(name))
-        first += found == name
-        print(f"  {name:18} recognized as {found:18} {'as it was written' if right else 'READ OTHERWISE'}")
-    print(f"the right dialect first in {first} of {len(dialect_nets.NETS)}")
+        also = name in _like(message, find(name))
+        first, same = first + (found == name), same + also
+        more = ", with the same numbers as it" if also else ""
+        print(f"  {name:18} recognized as {found:18} {'as it was written' if right else 'READ OTHERWISE'}{more}")
+    print(f"the right dialect first in {first} of {len(dialect_nets.NETS)}, named beside the first in {same}")
     counts: Counter[str] = Counter()
     for dialect in dialects():
         own = None if dialect.era != "V2" else dialect_nets.made_of(dialect)
@@ -196,26 +221,57 @@ def recognized(message: Message, dialect: Dialect) -> tuple[str, bool, str]:
     return found.dialect.label if found else "caffe", right, found.note if found else ""
 
 
+def _like(message: Message, dialect: Dialect) -> list[str]:
+    """The dialects that `inspect` names beside the one that a net is recognized as."""
+    found = recognition.read(dialect_nets.written(message, dialect, "NetParameter"), "NetParameter", "net")[1]
+    return [] if found is None else [d.label for d in found.like if d.label in found.written_by]
+
+
 def close_enough(wanted: dict[str, Any], got: dict[str, Any]) -> bool:
     """Whether what was written was read; a dialect's defaults may be added."""
     return all(path in got and as_text(got[path]) == as_text(value) for path, value in wanted.items())
+
+
+_COLUMNS = (
+    ("right", "right"),
+    ("noted", "read differently, and reported: the writer's reading, or a number or value without a name"),
+    ("unknown", "reported as unknown"),
+    ("reported", "no place in the schema: reported as unknown, with who uses the number"),
+    ("silent", "read differently, and not reported"),
+)
+
+
+def table(counts: dict[str, Counter[str]], schemas: int, lacking: int) -> str:
+    """The figures for docs/dialects.md."""
+    lines = ["| | the file alone | with `--dialect` |", "| --- | ---: | ---: |"]
+    totals = {how: sum(counts[how].values()) for how in counts}
+    for key, words in _COLUMNS:
+        cells = [f"{counts[how][key]:,} ({counts[how][key] / totals[how]:.2%})" for how in ("alone", "told")]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    text = (
+        f"Each field of each layer's parameters in {schemas} V2 schemas, alone in a file of one layer: "
+        f"{totals['alone']:,} files. {lacking:,} names, most of one project, have no place in `proto/caffe.proto`."
+    )
+    return "\n".join([*textwrap.wrap(text, 120), "", *lines])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, metavar="N")
     parser.add_argument("--list", metavar="FILE", help="write what is not right")
+    parser.add_argument("--publish", action="store_true", help="write the figures into docs/dialects.md")
     parser.add_argument("--source", default="", help="only schemas whose name contains this")
     options = parser.parse_args()
     source = json.loads((SHARED / "dialects/dialects.json").read_text("utf-8"))
     known = {name: d.name for d in dialects() for name in (d.name, *d.also)}
     counts: dict[str, Counter[str]] = {"alone": Counter(), "told": Counter()}
-    cache: dict[Any, str] = {}
+    cache: dict[Any, Outcome] = {}
     rows, lacking = [], defaultdict(set)
-    n = 0
+    n = schemas = 0
     for one in source["sources"]:
         if one.get("same_as") or one.get("era") or one.get("partial") or options.source not in one["name"]:
             continue
+        schemas += 1
         for type_, path, value, data in layers(one, source["baseline"]):
             n += 1
             if n % options.every:
@@ -224,7 +280,7 @@ def main() -> int:
                 key = (data, tuple(path), repr(value), dialect)
                 if key not in cache:
                     cache[key] = outcome(data, path, value, dialect)
-                result = cache[key]
+                result = cache[key].word(has_place(path), known[one["name"]])
                 counts[how][result] += 1
                 if not has_place(path):
                     lacking[".".join(path)].add(one["where"])
@@ -239,6 +295,9 @@ def main() -> int:
         parts = ", ".join(f"{name} {count:,}" for name, count in counts[how].most_common())
         print(f"{what}: {total:,} layers: {parts}; right {counts[how]['right'] / total:.2%}")
     print(f"fields that proto/caffe.proto has no place for: {len(lacking):,}")
+    if options.publish:
+        before, _, after = make_dialects.measured()
+        PAGE.write_text(before + table(counts, schemas, len(lacking)) + after, "utf-8")
     if options.list:
         rows += [f"no place\t{name}\t{len(users)}" for name, users in sorted(lacking.items())]
         Path(options.list).write_text("\n".join(rows) + "\n", "utf-8")

@@ -417,6 +417,16 @@ Further places with the same schema are not listed here; `caffe-port dialects NA
 """
 
 
+_MARKS = ("<!-- measured by benchmarks/dialect_layers.py --publish -->\n\n", "\n\n<!-- end -->\n")
+
+
+def measured() -> tuple[str, str, str]:
+    """The page before, in and after the figures that benchmarks/dialect_layers.py measured."""
+    before, mark, rest = PAGE.read_text("utf-8").partition(_MARKS[0])
+    figures, end, after = rest.partition(_MARKS[1])
+    return before + mark, figures, end + after
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -424,7 +434,16 @@ def _cell(text: str) -> str:
 def page() -> str:
     """docs/dialects.md."""
     found = dialects.dialects()
-    lines = [_INTRODUCTION, "## Names", "", "| name | source | date | fields of LayerParameter beside BVLC's |"]
+    figures = _MARKS[0] + measured()[1] + _MARKS[1]
+    lines = [
+        _INTRODUCTION,
+        "## How much is read right",
+        "",
+        figures,
+        "## Names",
+        "",
+        "| name | source | date | fields of LayerParameter beside BVLC's |",
+    ]
     lines += ["| --- | --- | --- | ---: |"]
     base = {(n, f.name) for n, f in found[0].layout("LayerParameter").items()}
     for one in found:

@@ -65,7 +65,10 @@ class HDF5Data(Layer):
 
 
 class AnnotatedData(Layer):
-    """Reads images and boxes from an LMDB; its tops (data, label) become inputs of the Net. From SSD.
+    """Reads images and boxes from an LMDB or LevelDB; its tops (data, label) become inputs of the Net. From SSD.
+
+    The label (1, 1, boxes, 8) has a row for each box of the batch: image, label, instance, x1, y1, x2, y2, difficult.
+    ``caffe-port train`` and ``evaluate`` do what ``transform_param`` and ``annotated_data_param`` say.
 
     Reference: annotated_data_layer.cpp (SSD)
     """

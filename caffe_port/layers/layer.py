@@ -222,7 +222,8 @@ class Layer(nn.Module):
         if len(arrays) != len(names):
             shown = ", ".join(str(tuple(a.shape)) for a in arrays)
             want = f"{len(names)} ({', '.join(names)})" if names else "none"
-            return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
+            held = f"{len(arrays)} blobs ({shown})" if arrays else "no blobs"
+            return f"holds {held}, the definition asks for {want}"
         for name, array in zip(names, arrays, strict=True):
             shape = tuple(self.get_blob(name).shape)
             if not shapes_agree(array.shape, shape, self.signature.has(Trait.ROWS)):

@@ -39,8 +39,17 @@ def _batch_reindex(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(*bottoms[1], *bottoms[0][1:])]
 
 
+def concat_flattens(p: Message, bottoms: Sequence[Shape]) -> bool:
+    """Whether each bottom (N, C, H, W) becomes (N, C * H * W, 1, 1) first: Intel's ``per_fla_fuse``."""
+    return bool(p.per_fla_fuse) and legacy_axis(p, "concat_dim", len(bottoms[0])) == 1
+
+
 def _concat(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     axis = legacy_axis(layer.concat_param, "concat_dim", len(bottoms[0]))
+    if concat_flattens(layer.concat_param, bottoms):
+        if len({(shape[0], len(shape)) for shape in bottoms}) > 1:
+            raise SpecError(f"bottoms {', '.join(map(str, bottoms))} cannot be flattened and concatenated")
+        bottoms = [(shape[0], math.prod(shape[1:]), *[1] * (len(shape) - 2)) for shape in bottoms]
     if len({(*shape[:axis], -1, *shape[axis + 1 :]) for shape in bottoms}) > 1:
         shapes = ", ".join(map(str, bottoms))
         raise SpecError(f"bottoms {shapes} cannot be concatenated along axis {axis}: their other axes differ")

@@ -210,7 +210,6 @@ LABEL_SUFFIXES = ("Loss", "LossOHEM", "Accuracy")
 
 UNSUPPORTED: dict[str, str] = {
     "DenseCRF": "a conditional random field after the net; leave the layer out, and apply one to the scores",
-    "MultiStageMeanfield": "the mean field of CRF-RNN; leave the layer out, and apply a CRF to the scores",
     "MatRead": "reads .mat files; make its top an Input",
 }
 """Types that cannot exist here: type -> reason and what to do instead."""

@@ -702,6 +702,6 @@ def test_a_message_named_after_its_layers_type_is_a_forks_own() -> None:
     """Though near to one of Caffe's: pooling_nd_param to pooling_param."""
     text = 'type: "PoolingND" pooling_nd_param { pad: 1 }'
     assert prototxt.parse(text, "LayerParameter").pooling_nd_param.pad == 1
-    for slip in ('type: "BatchNorm" batchnorm_param { }', 'type: "Pooling" poolng_param { }', "unpooling_param { }"):
+    for slip in ('type: "BatchNorm" batchnorm_param { }', 'type: "Pooling" poolng_param { }', "repooling_param { }"):
         with pytest.raises(ParseError, match="Did you mean"):
             prototxt.parse(f"layer {{ {slip} }}", "NetParameter")

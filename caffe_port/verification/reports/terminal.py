@@ -33,6 +33,7 @@ from rich.text import Text
 from caffe_port.errors import printable
 from caffe_port.verification.comparison import Difference, Distance, Report, Row
 
+FORMAT = "caffe-port verification"
 _STYLES = {"passed": "green", "failed": "bold red", "not compared": "yellow"}
 _MARKS = {"passed": "ok", "failed": "differs", "not compared": "-"}
 _WORST_SHOWN = 5
@@ -42,7 +43,7 @@ _FOLLOWING_SHOWN = 3
 def to_json(report: Report) -> str:
     """The report as JSON, indented."""
     value = {
-        "format": "caffe-port verification",
+        "format": FORMAT,
         "version": 1,
         "passed": report.passed,
         "compared": report.compared,
