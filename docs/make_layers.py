@@ -38,12 +38,11 @@ from fork_layers import random  # noqa: E402
 
 from caffe_port import api  # noqa: E402
 from caffe_port.emit import export  # noqa: E402
+from caffe_port.emit.convert import to_export  # noqa: E402
 from caffe_port.emit.model_source import model  # noqa: E402
-from caffe_port.emit.self_check import read_model  # noqa: E402
 from caffe_port.errors import CaffePortError  # noqa: E402
 from caffe_port.layers import REGISTRY, UNSUPPORTED, Layer  # noqa: E402
 from caffe_port.net.net import Net  # noqa: E402
-from caffe_port.net.state_dict import write_safetensors  # noqa: E402
 from caffe_port.signatures.signature import Trait, has  # noqa: E402
 from caffe_port.verification.references.numpy_formulas import FORMULAS, computes  # noqa: E402
 
@@ -168,17 +167,15 @@ def measure(name: str) -> tuple[str, dict[str, str]]:
     """Exports a case's model.py both ways and runs what was written; "" or the reason why not."""
     torch.set_num_threads(1)
     result = {"onnx": "", "pt2": ""}
+    at = case(name)
+    try:
+        source = to_export(at.net)
+    except CaffePortError as error:
+        return name, dict.fromkeys(result, f"there is no model.py: {error.what}")
     with tempfile.TemporaryDirectory() as folder:
-        at = case(name)
-        try:
-            source = model(at.net)
-        except CaffePortError as error:
-            return name, dict.fromkeys(result, f"there is no model.py: {error.what}")
-        write_safetensors(f"{folder}/w", source.state)
         for kind, write in (("onnx", export.onnx), ("pt2", export.pt2)):
-            module = read_model(source.source, source.class_name, f"{folder}/w")
             try:
-                said = write(module, at.inputs, at.net.plan, f"{folder}/model.{kind}")
+                said = write(source, at.inputs, f"{folder}/model.{kind}")
                 assert "differs from the model by" in said, said
             except CaffePortError as error:
                 result[kind] = " ".join(error.what.replace(folder, "").split())
