@@ -3,8 +3,8 @@
     make bench-pycaffe
     python benchmarks/bench_pycaffe.py --batches 1 64
 
-Seconds of processor time, with one thread each, for machines are shared; the two take turns, and the least counts. Caffe
-is left out where it is not built.
+Seconds of processor time, with one thread each, for machines are shared; the two take turns, and the least counts.
+Caffe is left out where it is not built.
 """
 
 from __future__ import annotations
