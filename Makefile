@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench-pycaffe bench gpu structure plant-shapes dialects pycaffe-tests deviations mutations ports layers docs fuzz differential crashes build compat clean reading
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects pycaffe-tests deviations mutations ports layers docs fuzz differential crashes build compat clean reading deploy bench-pycaffe
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -105,6 +105,9 @@ reading: $(VENV)/.installed-test  ## random prototxt read beside protobuf's C++ 
 
 crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train and download, TIMES=200
 	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real
+
+deploy: $(VENV)/.installed-test  ## try runtimes on exported nets, and write the tables of docs/deploy.md (installs them; ARGS=--only ...)
+	$(BIN)/python benchmarks/deploy --write docs/deploy.md $(ARGS)
 
 layers: $(VENV)/.installed-test  ## docs/layers.md from the docstrings
 	$(BIN)/python docs/make_layers.py

@@ -23,7 +23,6 @@ from caffe_port.commands.net_files import (
 )
 from caffe_port.commands.progress import progress_bar
 from caffe_port.errors import CaffePortError, printable
-from caffe_port.storage import output_folder
 from caffe_port.terminal import count, human_bytes
 
 
@@ -110,7 +109,7 @@ def convert(
 
         _show(blobs.convert(net.weights, folder, net.prototxt, force=how["force"]))
         return
-    output_folder.check(folder, how["force"])
+    checks.output_folder(folder, how["force"])
     checks.readable(trained, how["labels"])
     checks.mean(how["mean"])
     if "onnx" in formats:
@@ -263,7 +262,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
       1  a layer differs
       2  bad usage or bad input
     """
-    output_folder.check(folder, force)
+    checks.output_folder(folder, force)
     checks.readable(weights)
     from caffe_port import api
     from caffe_port.commands import demo_files as demonstration

@@ -318,6 +318,7 @@ def dump(
     given: Any = _named_files(inputs)
     checks.writable(output)
     checks.values(given)
+    checks.caffe(by)
     how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
     net = NetFiles(*sort_files(files), {"ignore_fields": ignored}).read()
     from caffe_port.verification.dump import dump as record
@@ -334,4 +335,4 @@ def dump(
         keep_loss=keep_loss,
         **net.options,
     )
-    click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")
+    click.echo(f"{printable(str(output))}: {count(len(trace.tops), 'top')}")

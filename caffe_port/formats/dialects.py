@@ -126,7 +126,7 @@ def _line(number: int) -> dict[str, Any]:
 
 def plain() -> dict[str, Any]:
     """What every file is read with: ``safe`` (message -> the numbers that mean the same in every dialect, with the
-    values of enums), ``contested`` (numbers of LayerParameter) and ``owners``.
+    values of enums), ``safe_v1`` (the same for V1 files), ``contested`` (numbers of LayerParameter) and ``owners``.
     """
     return _line(0)
 

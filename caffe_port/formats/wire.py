@@ -129,7 +129,10 @@ class Reader:
                 self.fail(f"field {number} of {name} has wire type {wire_type}", start)
         for field_name, chunks in arrays.items():
             message._fields[field_name] = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        if self.strict and name == "PoolingParameter" and not is_plain_pooling(message):
+        if self.strict and (
+            (name == "PoolingParameter" and not is_plain_pooling(message))
+            or (name == "V1LayerParameter" and not is_plain_v1(message))
+        ):
             raise NotPlain
         return message
 
@@ -305,6 +308,20 @@ def is_plain_pooling(p: Message) -> bool:
         sizes = ((p.pad_h, p.kernel_h, p.stride_h), (p.pad_w, p.kernel_w, p.stride_w))
         return all(before < window and 0 < step <= window for before, window, step in sizes)
     return bool(p.global_pooling) and not (p.has("stride") or p.has("pad"))
+
+
+def is_plain_v1(layer: Message) -> bool:
+    """Whether the numbers of a V1LayerParameter make sense as BVLC's alone. C3D has kernel_depth where BVLC has a
+    convolution's stride, but its blobs have five axes; in Robert0812/deepsaldet 35 and 36, which are loss_weight and
+    transform_param, are the parameters of a data layer and of a loss.
+    """
+    p, type_ = layer._fields.get("convolution_param"), str(layer.type)
+    strides = p is not None and p.has("stride") and not layer.has("blobs")
+    return (
+        not strides
+        and (not layer.has("transform_param") or "DATA" in type_)
+        and (not layer.has("loss_weight") or "LOSS" in type_)
+    )
 
 
 def _fits(field: Field, wire_type: int) -> bool:
