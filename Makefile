@@ -103,8 +103,9 @@ differential: $(VENV)/.installed-test  ## random small nets beside Caffe itself 
 reading: $(VENV)/.installed-test  ## random prototxt read beside protobuf's C++ parser as it comes with Caffe (make caffe), SECONDS=60
 	$(BIN)/python benchmarks/differential/reading.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0)
 
-crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train and download, TIMES=200
+crashes: $(VENV)/.installed-test  ## SIGKILL, full disks and lost folders at random times, for every command that writes, TIMES=200
 	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real
+	$(BIN)/python tests/crashes_far.py $(or $(TIMES),200) --torchrun 10
 
 deploy: $(VENV)/.installed-test  ## try runtimes on exported nets, and write the tables of docs/deploy.md (installs them; ARGS=--only ...)
 	$(BIN)/python benchmarks/deploy --write docs/deploy.md $(ARGS)
