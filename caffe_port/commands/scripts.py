@@ -9,7 +9,7 @@ from caffe_port.commands.command import command
 
 @command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("script", type=click.Path())
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="ARGUMENTS")
 def run(script: str, arguments: tuple[str, ...]) -> int:
     """Run a Python script that begins with `import caffe`, on PyTorch.
 
