@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--ap",
-    type=click.Choice(["11point", "MaxIntegral", "Integral"]),
+    type=click.Choice(["11point", "MaxIntegral", "Integral", "101point"]),
     default="11point",
     show_default=True,
     help="For a detector: the average precision to list by class and to compare with --expect.",
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images per batch. Default: 250, or 16 for a detector.",
+    help="Images per batch. Default: 100, or 16 for a detector.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
@@ -125,7 +125,7 @@ def evaluate(
     checks.mean(numbers)
     checks.plot(confusion)
     checks.writable(output)
-    from caffe_port.data.annotated import is_annotated
+    from caffe_port.data.annotations import is_annotated
 
     if data is None or is_annotated(Path(data)):
         batch = {} if batch_size is None else {"batch_size": batch_size}

@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from caffe_port.definition import fits
-from caffe_port.definition.input_guesses import cuts, try_shapes
+from caffe_port.definition.input_guesses import cuts, frames_of, try_shapes
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.caffemodel import MAX_AXES, Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.signatures.signature import Holds, Trait, compares_labels, has, has_weights, holds, signature_of
@@ -71,6 +71,8 @@ def resolve(
             asked = asked or error
             unknown.append((blob, producer))
             continue
+        if len(found[blob]) > MAX_AXES:
+            raise SpecError(f"input '{blob}' has {len(found[blob]):,} axes; Caffe's limit is {MAX_AXES}", layer.where)
         if any(n < 1 for n in found[blob]):
             raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis must be at least 1", layer.where)
         if (count := math.prod(found[blob])) > MAX_COUNT:
@@ -139,6 +141,8 @@ def _from_data(
     crop = _crop(layer)
     lengths = [p.new_length for _, p in layer.param.items() if isinstance(p, Message) and p.has("new_length")]
     length = tuple(n for n in lengths[:1] if n > 1)  # of a video, in frames
+    if not lengths and (length := frames_of(spec)) and crop is not None:
+        notes.append(f"input '{blob}': the file does not say how many frames it has; {length[0]} assumed")
     if channels is None and crop is not None:
         channels = len(layer.param.transform_param.mean_value) or 3
         channels = 3 if channels == 1 else channels  # one mean value serves any number of channels

@@ -44,9 +44,12 @@ class ModelArchive:
     facts: tuple[tuple[str, str], ...]
 
 
+_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".zip")
+
+
 def is_archive(path: str | Path) -> bool:
-    """Whether a file is an archive that may hold a model."""
-    return archive.is_archive(path)
+    """Whether a file is an archive that may hold a model, by its name and its first bytes."""
+    return str(path).lower().endswith(_SUFFIXES) and archive.is_archive(path)
 
 
 def read(path: str | Path, writable: bool = False, ignore_fields: Collection[str] = ()) -> ModelArchive:

@@ -13,8 +13,11 @@ import numpy as np
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.typing import Array
 
-VERSIONS = ("11point", "MaxIntegral", "Integral")
-"""``ap_version`` of a solver: of VOC 2007; of VOC 2012 and ILSVRC; and the area below the curve as it is."""
+VERSIONS = ("11point", "MaxIntegral", "Integral", "101point")
+"""``ap_version`` of a solver: of VOC 2007; of VOC 2012 and ILSVRC; the area below the curve as it is; and of COCO, but
+at one overlap (Cascade R-CNN).
+"""
+_POINTS = {"11point": 10, "101point": 100}
 _EPS = np.float32(1e-6)
 
 
@@ -82,10 +85,10 @@ def average_precision(scores: Array, right: Array, objects: int, version: str) -
     hits = np.cumsum(right[order])
     precision = hits.astype(np.float32) / np.arange(1, len(order) + 1).astype(np.float32)
     recall = hits.astype(np.float32) / np.float32(objects)
-    if version == "11point":
-        reached = recall.astype(np.float64)  # Caffe compares 0.7 in float32 with 0.7 in float64, which is more
-        points = [np.float32(precision[reached >= k / 10].max(initial=0)) for k in range(10, -1, -1)]
-        return float(sum((point / np.float32(11) for point in points), np.float32(0)))
+    if version in _POINTS:
+        reached, most = recall.astype(np.float64), _POINTS[version]  # 0.7 in float32 is less than 0.7 in float64
+        points = [np.float32(precision[reached >= k / most].max(initial=0)) for k in range(most, -1, -1)]
+        return float(sum((point / np.float32(most + 1) for point in points), np.float32(0)))
     if version == "MaxIntegral":
         precision = np.maximum.accumulate(precision[::-1])[::-1]
         later = np.append(recall[1:], recall[-1])

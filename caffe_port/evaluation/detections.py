@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from caffe_port.api import Prototxt, Stored, build, read
 from caffe_port.data import class_names
-from caffe_port.data.annotated import AnnotatedDatabase, AnnotatedFeed, AnnotatedFiles, BoxTransform, Examples
+from caffe_port.data.annotated import AnnotatedFeed, BoxTransform
+from caffe_port.data.annotations import AnnotatedDatabase, AnnotatedFiles, Examples
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.data.records import locate
 from caffe_port.definition.deploy_view import phase_spec

@@ -89,6 +89,7 @@ class Weights:
         mapping: the mapped file that the blobs are views of; None if they are not views.
         recognition: whose numbers the file has; None for a file that every dialect of Caffe reads alike.
         images: what the archive says that holds the file; None if it is in none.
+        empty: names of the layers of an HDF5 file that have no blobs of their own.
     """
 
     path: str
@@ -98,6 +99,7 @@ class Weights:
     mapping: MappedFile | None = field(default=None, repr=False, compare=False)
     recognition: Recognition | None = field(default=None, repr=False, compare=False)
     images: ImageFacts | None = field(default=None, repr=False, compare=False)
+    empty: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def parameters(self) -> int:
@@ -265,7 +267,7 @@ def vector(values: Sequence[float]) -> Array:
 
 def _read_hdf5(path: str | Path, where: str) -> Weights:
     h5py = hdf5.library(where)
-    found = []
+    found, empty = [], []
     try:
         with h5py.File(path, "r") as file:
             if "data" not in file or not isinstance(hdf5.member(file, "data", where), h5py.Group):
@@ -279,11 +281,13 @@ def _read_hdf5(path: str | Path, where: str) -> Weights:
                     indices = tuple(map(int, keys))
                     gaps = indices != tuple(range(len(keys)))
                     found.append(LayerBlobs(name, "", tuple(arrays), indices if gaps else ()))
+                else:
+                    empty.append(name)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
     if not found:
         raise ParseError("contains no layers with weights", where)
-    return Weights(where, "HDF5", tuple(found), None)
+    return Weights(where, "HDF5", tuple(found), None, empty=tuple(empty))
 
 
 def read_mean(path: str | Path) -> Array:

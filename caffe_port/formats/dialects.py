@@ -420,6 +420,19 @@ def names_field(message: str, name: str) -> bool:
     return any(name == fact.name for dialect in dialects() for fact in dialect.layout(message).values())
 
 
+def messages() -> tuple[str, ...]:
+    """The names of the messages of all dialects."""
+    return tuple(dict.fromkeys([*_line(1)["base"], *_line(1)["messages"]]))
+
+
+def fields(message: str) -> Iterator[Fact]:
+    """The fields that a message has in any dialect, in the order of the dialects; a name may come in several forms."""
+    numbers = list(_line(1)["base"].get(message, ()))
+    for dialect in dialects():
+        numbers += dialect._own.get(message, ((), ()))[1]
+    yield from map(_fact, dict.fromkeys(numbers))
+
+
 def registered(type_: str) -> frozenset[str]:
     """The projects whose sources register a layer type; empty where none does."""
     table = _line(1)

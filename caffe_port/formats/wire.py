@@ -378,21 +378,26 @@ def _signed(value: int, bits: int) -> int:
 # -- writing ------------------------------------------------------------------------------------------------------
 
 
-def serialize(message: Message) -> Iterator[bytes | memoryview]:
+def serialize(message: Message, own_numbers: bool = False) -> Iterator[bytes | memoryview]:
     """The message's bytes in chunks; arrays are separate chunks and are not copied.
 
     Fields are in the order of their numbers, as protobuf writes them.
+
+    Args:
+        own_numbers: with the numbers of proto/caffe.proto even where a fork's file has others.
     """
-    chunks, _ = _serialize(message)
+    chunks, _ = _serialize(message, None, own_numbers)
     yield from chunks
 
 
-def _serialize(message: Message, given: dict[str, int] | None = None) -> tuple[list[bytes | memoryview], int]:
+def _serialize(
+    message: Message, given: dict[str, int] | None, own_numbers: bool
+) -> tuple[list[bytes | memoryview], int]:
     chunks: list[bytes | memoryview] = []
     assert message.schema is not None
     numbers, inside = {name: field.number for name, field in message.schema.fields.items()}, dict[str, dict[str, int]]()
     numbers |= given or {}
-    if message.schema.name == "LayerParameter":
+    if message.schema.name == "LayerParameter" and not own_numbers:
         for name, value in message.items():
             numbers[name], inside[name] = written(message.type, name, value)
     for field in sorted((message.schema.fields[n] for n, _ in message.items()), key=lambda f: numbers[f.name]):
@@ -403,7 +408,7 @@ def _serialize(message: Message, given: dict[str, int] | None = None) -> tuple[l
             continue
         for one in value if field.repeated else [value]:
             if field.message_name is not None:
-                inner, size = _serialize(one, inside.get(field.name))
+                inner, size = _serialize(one, inside.get(field.name), own_numbers)
                 chunks += [_varint(number << 3 | 2) + _varint(size), *inner]
             elif field.wire_type == 2:
                 data = one.encode("utf-8", "surrogatepass") if isinstance(one, str) else bytes(one)

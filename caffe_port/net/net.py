@@ -412,6 +412,10 @@ class Net(nn.Module):
             )
         entries = [(layer.name, layer.blobs) for layer in held.layers if layer.name in modules]
         entries += [(name, ()) for name in weights.bare if name in targets]
+        shared = {id(getattr(modules[name], blob)) for name in matched for blob in targets[name].blob_names()}
+        for name in targets.keys() & weights.empty:  # what is shared is stored with its owner
+            if any(id(getattr(modules[name], blob)) not in shared for blob in targets[name].blob_names()):
+                entries.append((name, ()))
         differ = {name: text for name, blobs in reversed(entries) if (text := modules[name].mismatch(blobs))}
         wrong = [f"layer '{name}' {differ[name]}" for name in modules if name in differ]
         if wrong:

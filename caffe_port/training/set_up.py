@@ -293,7 +293,7 @@ def set_up(
         parameter.requires_grad_(id(parameter) in learned)
     _check_classes(net, feeds)
     if spec.detects and spec.tests:
-        _check_detections(net.plans[False].spec)
+        _check_detections(net.plans[False].spec, spec.eval_type == "detection")
     feeds = {phase: _prefetched(own) for phase, own in feeds.items()}
     tests = [TestNet(net, feeds["TEST"], spec.tests[0])] if spec.tests else []
     for k, other in enumerate(others, 1):
@@ -565,9 +565,9 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
                     feed.classes = classes
 
 
-def _check_detections(test: NetSpec) -> None:
-    """Raises SpecError if the outputs of a test net are not what eval_type "detection" measures."""
-    for blob, (layer, _) in test.outputs:
+def _check_detections(test: NetSpec, only: bool) -> None:
+    """Raises SpecError if the outputs of a test net are not what the eval_type measures: only detections."""
+    for blob, (layer, _) in test.outputs if only else ():
         if (kind := test.by_name[layer].type) != "DetectionEvaluate":
             what = f"eval_type detection needs outputs of DetectionEvaluate, but '{blob}' is one of {kind}"
             hint = 'Feed it to a Silence layer in phase TEST, or use eval_type: "classification".'

@@ -22,6 +22,7 @@ from caffe_port.terminal import count
 
 POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid", "plateau", "multifixed")
 """Caffe 1.0's policies; SSD's "plateau"; and "multifixed" of Intel's and other forks."""
+_EVAL_TYPES = ("classification", "detection", "detection_segmentation")
 _OLD_TYPES = {
     "SGD": "SGD",
     "NESTEROV": "Nesterov",
@@ -34,6 +35,8 @@ TYPES = tuple(_OLD_TYPES.values())
 """The types of solvers."""
 _SWITCHES = {"larc": False, "weight_decay_policy": "fixed"}
 """Fields outside the schema that switch on those whose names begin like theirs -> the value that leaves them off."""
+_READ = ("test_offset", "update_interval")
+"""Fields outside the schema that are followed: Intel's, and yjxiong's name of iter_size."""
 _ELSEWHERE = {"learning_rate": "base_lr", "lr": "base_lr", "epochs": "max_iter"}
 """What other programs call a field."""
 _AT_LEAST = {
@@ -68,9 +71,13 @@ class SolverSpec:
         warmup_iter, warmup_start_lr: the rate rises linearly from warmup_start_lr to base_lr in the first warmup_iter
             iterations (Intel's Caffe).
         min_lr: the rate never falls below it, and "poly" ends there (NVIDIA/caffe).
+        local_lr_auto, local_gw_ratio: with SGD, the rate of a blob is the solver's times the ratio times |w| / (|g| +
+            weight_decay |w|), in place of lr_mult: LARS (Intel's Caffe).
+        test_offset: tests are made this number of iterations later (Intel's Caffe).
         test_iter: number of batches of each test net.
         eval_type: "classification": outputs are averaged; "detection": they are rows of DetectionEvaluate, of which the
-            mean average precision is computed by ap_version (SSD).
+            mean average precision is computed by ap_version (SSD); "detection_segmentation": some of them are
+            (MobileNet-YOLO).
         param: the SolverParameter, for all other fields.
         path: the file.
         ignore_fields: names of fields of the nets to go without.
@@ -99,6 +106,9 @@ class SolverSpec:
     warmup_iter: int = 0
     warmup_start_lr: float = 0.0
     min_lr: float = 0.0
+    local_lr_auto: bool = False
+    local_gw_ratio: float = 0.001
+    test_offset: int = 0
     test_iter: tuple[int, ...] = ()
     test_interval: int = 0
     test_initialization: bool = True
@@ -139,10 +149,17 @@ class SolverSpec:
         if p.has("type") and p.has("solver_type"):
             raise SpecError("sets both type and its old form, solver_type", path)
         _check_fields(p, path, ignore_fields)
-        names = set(cls.__dataclass_fields__) - {"type", "param", "path", "ignore_fields", "nets", *_REPEATED.values()}
+        own = {"type", "param", "path", "ignore_fields", "nets", "test_offset", *_REPEATED.values()}
+        names = set(cls.__dataclass_fields__) - own
         values = {name: getattr(p, name) for name in names}
         values |= {name: tuple(getattr(p, field)) for field, name in _REPEATED.items()}
         values["lr_policy"] = p.lr_policy or "fixed"
+        read = {name: _whole(p, name, path) for name in _READ if name in p.unknown and name not in ignore_fields}
+        values["test_offset"] = read.get("test_offset", 0)
+        if "update_interval" in read:
+            if p.has("iter_size"):
+                raise SpecError("sets both iter_size and update_interval, which mean the same", path)
+            values["iter_size"] = read["update_interval"]
         kind = _OLD_TYPES[p.solver_type] if p.has("solver_type") else p.type
         spec = cls(type=kind, param=p, path=path, ignore_fields=tuple(ignore_fields), **values)
         spec.check()
@@ -163,7 +180,7 @@ class SolverSpec:
         if self.lr_policy not in POLICIES:
             near = did_you_mean(self.lr_policy, POLICIES)
             raise SpecError(f"lr_policy '{self.lr_policy}' is not one of {', '.join(POLICIES)}.{near}", self.path)
-        if self.param is not None and not self.param.has("base_lr"):
+        if self.param is not None and not self.param.has("base_lr") and self.lr_policy != "multifixed":
             raise SpecError("has no base_lr", self.path)
         if self.lr_policy == "step" and self.stepsize < 1:
             raise SpecError(f"lr_policy step needs a stepsize of at least 1, got {self.stepsize}", self.path)
@@ -181,11 +198,13 @@ class SolverSpec:
         if self.lr_policy == "multifixed" and (not self.stagelrs or len(self.stagelrs) != len(self.stageiters)):
             counts = f"{len(self.stagelrs)} stagelr and {len(self.stageiters)} stageiter"
             raise SpecError(f"lr_policy multifixed needs as many stagelr as stageiter, got {counts}", self.path)
-        if self.eval_type not in ("classification", "detection"):
-            raise SpecError(f"eval_type '{self.eval_type}' is neither classification nor detection", self.path)
-        check_version(self.ap_version, self.path)
+        if self.tests and self.eval_type not in _EVAL_TYPES:
+            near = did_you_mean(self.eval_type, _EVAL_TYPES)
+            raise SpecError(f"eval_type '{self.eval_type}' is not one of {', '.join(_EVAL_TYPES)}.{near}", self.path)
+        if self.detects:
+            check_version(self.ap_version, self.path)
         numbers = [self.base_lr, self.gamma, self.power, self.momentum, self.momentum2, self.delta, self.weight_decay]
-        numbers += [self.warmup_start_lr, self.min_lr, *self.stagelrs]
+        numbers += [self.warmup_start_lr, self.min_lr, self.local_gw_ratio, *self.stagelrs]
         if not all(map(math.isfinite, numbers)):
             raise SpecError("a rate, momentum or decay is not finite", self.path)
 
@@ -193,6 +212,8 @@ class SolverSpec:
         """Raises SpecError where the fields of the test nets disagree. Source: Solver::InitTestNets."""
         p, tests = self.param, len(self.test_iter)
         assert p is not None
+        if not self.test_interval and not (p.has("net") or p.has("net_param") or p.test_net or p.test_net_param):
+            return  # older Caffes did not look at test_iter, where nothing is tested
         own = len(p.test_net) + len(p.test_net_param)
         if tests < own or (tests > own and not (p.has("net") or p.has("net_param"))):
             raise SpecError(
@@ -215,7 +236,12 @@ class SolverSpec:
     @property
     def detects(self) -> bool:
         """Whether tests measure detections."""
-        return self.eval_type == "detection"
+        return self.eval_type.startswith("detection")
+
+    @property
+    def lars(self) -> float:
+        """The ratio of LARS; 0: every blob has its lr_mult."""
+        return self.local_gw_ratio if self.local_lr_auto else 0.0
 
     @property
     def tests(self) -> tuple[int, ...]:
@@ -275,13 +301,18 @@ class SolverSpec:
         """The number of tests of an uninterrupted run before the one at iteration ``it``. Source: Solver::Step."""
         if not self.test_interval:
             return 0
-        return max(-(-it // self.test_interval) - (not self.test_initialization), 0)
+        first = self.test_offset % self.test_interval
+        return max(-(-(it - first) // self.test_interval), 0) - (not self.test_initialization and not first and it > 0)
+
+    def is_test(self, it: int) -> bool:
+        """Whether the test nets are tested after ``it`` iterations. Source: Solver::Step, of Intel's Caffe."""
+        return bool(self.tests) and (it - self.test_offset) % self.test_interval == 0
 
 
 def _check_fields(p: Message, path: str, ignore: Collection[str]) -> None:
     """Raises SpecError for fields that Caffe does not know, and for those of forks that would change the training."""
     assert p.schema is not None
-    unknown = [str(name) for name in p.unknown if name not in ignore]
+    unknown = [str(name) for name in p.unknown if name not in ignore and name not in _READ]
     rules = {name: rule_of("", p.schema.name, name) for name in (*dict(p.items()), *unknown)}
     for name, rule in rules.items():
         field = p.schema.fields.get(name)
@@ -294,6 +325,14 @@ def _check_fields(p: Message, path: str, ignore: Collection[str]) -> None:
         raise SpecError(
             f"SolverParameter has no field {'; no field '.join(_shown(name, known) for name in wrong)}", path
         )
+
+
+def _whole(p: Message, name: str, path: str) -> int:
+    """The value of a field outside the schema, which some files give twice."""
+    values = p.unknown[name]
+    if any(type(value) is not int for value in values) or len(set(values)) > 1:
+        raise SpecError(f"{name} is {', '.join(map(str, values))}; expected a whole number", path)
+    return int(values[0])
 
 
 def _has_no_effect(p: Message, name: str, field: Field | None) -> bool:

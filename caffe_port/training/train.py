@@ -21,6 +21,7 @@ from torch import Tensor
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation.average_precision import Detections
 from caffe_port.net.net import Net
+from caffe_port.spec import NetSpec
 from caffe_port.training import plots, processes, run_folder, signals, solver
 from caffe_port.training.cuda_graph import GraphedUpdate
 from caffe_port.training.set_up import Listener, Training, TrainOptions, TrainResult, facts, set_up
@@ -70,7 +71,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
     graphed = GraphedUpdate(t.optimizer, functools.partial(_gradients, t)) if t.options.cuda_graph else None
     it, over = start, _all_stop(t, stop)
     while it < spec.max_iter and not over:
-        if spec.tests and it % spec.test_interval == 0 and (it > 0 or spec.test_initialization):
+        if spec.is_test(it) and (it > 0 or spec.test_initialization):
             _test(t, it, stop)
             if over := _all_stop(t, stop):
                 break
@@ -96,7 +97,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
                 rate = solver.set_iteration(t.optimizer, spec, it, t.plateau.current_step)
             t.optimizer.step()
         displayed = spec.display and it % spec.display == 0
-        due = displayed or any(n and (it + 1) % n == 0 for n in (spec.snapshot, spec.test_interval * bool(spec.tests)))
+        due = displayed or spec.is_test(it + 1) or bool(spec.snapshot and (it + 1) % spec.snapshot == 0)
         due = due or max(len(t.unread), 1) >= t.read_every or it + 1 == spec.max_iter
         if due:
             _read(t, it)
@@ -231,17 +232,20 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
             with t.autocast():
                 outputs = test.net(*(top for feed in test.feeds for top in feed.batch(first + k)))
             named = outputs if isinstance(outputs, dict) else {test.net.outputs[0]: outputs}
-            if t.spec.detects:
-                for name, rows in named.items():
-                    found.setdefault(name, Detections()).add(rows.float().cpu().numpy())
-                continue
-            for name, value in _scalars(named):
+            for name in _detections(test.net.plans[False].spec) if t.spec.detects else ():
+                found.setdefault(name, Detections()).add(named[name].float().cpu().numpy())
+            for name, value in _scalars({name: top for name, top in named.items() if name not in found}):
                 sums[name] = sums[name] + value if name in sums else value
             t.listen({"kind": "testing", "iter": it, "net": number, "batch": k + 1, "batches": test.batches})
         means = {name: processes.total(value) / max(test.batches, 1) for name, value in sums.items()}
         means |= {name: one.mean(t.spec.ap_version) for name, one in found.items()}
         per_class = {name: one.by_class(t.spec.ap_version) for name, one in found.items()}
         _tested(t, it, number, means, per_class if t.spec.show_per_class_result else {})
+
+
+def _detections(test: NetSpec) -> list[str]:
+    """The outputs of DetectionEvaluate."""
+    return [blob for blob, (layer, _) in test.outputs if test.by_name[layer].type == "DetectionEvaluate"]
 
 
 MOST_VALUES = 100

@@ -10,8 +10,9 @@ import pytest
 from conftest import HERE
 from small_ssd import COLORS, HEIGHT, NAMES, WIDTH, data, database, scenes, voc_folder
 
-from caffe_port.data import annotated, boxes, class_names, varied
-from caffe_port.data.annotated import AnnotatedDatabase, AnnotatedFeed, AnnotatedFiles, BoxTransform
+from caffe_port.data import annotations, boxes, class_names, varied
+from caffe_port.data.annotated import AnnotatedFeed, BoxTransform
+from caffe_port.data.annotations import AnnotatedDatabase, AnnotatedFiles
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.data.records import from_layer
 from caffe_port.definition.definition import Definition
@@ -382,9 +383,9 @@ def test_a_folder_of_voc_is_the_same_as_a_database(tmp_path: Path) -> None:
     (tmp_path / "voc/ImageSets/Main/test.txt").write_text("000004\n000001 1\n")
     chosen = AnnotatedFiles.of(tmp_path / "voc", labels)
     assert [path.stem for path, _ in chosen.pairs] == ["000004", "000001"]
-    assert annotated.is_annotated(tmp_path / "voc")
-    assert annotated.is_annotated(tmp_path / "db")
-    assert not annotated.is_annotated(tmp_path)
+    assert annotations.is_annotated(tmp_path / "voc")
+    assert annotations.is_annotated(tmp_path / "db")
+    assert not annotations.is_annotated(tmp_path)
 
 
 def test_lists_of_images_and_annotations(tmp_path: Path) -> None:
@@ -396,10 +397,10 @@ def test_lists_of_images_and_annotations(tmp_path: Path) -> None:
     found = AnnotatedFiles.of(tmp_path / "list.txt", {})[0].found
     assert found is not None
     assert sorted(found.labels.tolist()) == sorted(box[0] for box in images[1][1])
-    assert annotated.is_annotated(tmp_path / "list.txt")
+    assert annotations.is_annotated(tmp_path / "list.txt")
     for text, said in (("a.png 1\n", "expected an image and an annotation"), ("\n", "lists no images")):
         (tmp_path / "list.txt").write_text(text)
-        assert not annotated.is_annotated(tmp_path / "list.txt")
+        assert not annotations.is_annotated(tmp_path / "list.txt")
         with pytest.raises(CaffePortError, match=said):
             AnnotatedFiles.of(tmp_path / "list.txt", {})
 

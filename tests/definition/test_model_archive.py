@@ -412,6 +412,6 @@ def test_other_files_are_no_archives(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(WEIGHTS[5]))
     with pytest.raises(ParseError, match="is a gzip archive; unpack it first"):
         api.load(None, tmp_path / "a.gz")
-    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.zip")
     with pytest.raises(ParseError, match=r"is an archive without a \.caffemodel \(a PyTorch file\?\)"):
-        api.load(None, tmp_path / "a.pt")
+        api.load(None, tmp_path / "a.zip")

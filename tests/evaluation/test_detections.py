@@ -26,8 +26,9 @@ def defined(right: list[int], objects: int, version: str) -> float:
     """The average precision of detections in falling order, as the papers define it."""
     hits = np.cumsum(right)
     precision, recall = hits / np.arange(1, len(right) + 1), hits / objects
-    if version == "11point":
-        return float(np.mean([precision[recall >= point - 1e-9].max(initial=0) for point in np.linspace(0, 1, 11)]))
+    if version.endswith("point"):
+        points = np.linspace(0, 1, int(version.removesuffix("point")))
+        return float(np.mean([precision[recall >= point - 1e-9].max(initial=0) for point in points]))
     if version == "MaxIntegral":
         precision = np.array([precision[k:].max() for k in range(len(right))])
     return float(np.sum(precision * np.diff(np.append(0, recall))))
@@ -40,7 +41,7 @@ def test_by_definition(version: str) -> None:
         count, extra = int(rng.integers(1, 30)), int(rng.integers(0, 9))
         right = (rng.random(count) < 0.6).astype(int)
         objects = int(right.sum()) + extra
-        if any((objects * k) % 10 == 0 for k in range(1, 10)):
+        if any((objects * k) % 100 == 0 for k in range(1, 100)):
             continue  # where float32 decides; see below
         scores = rng.permutation(np.linspace(0.1, 0.9, count))
         order = np.argsort(-scores)
@@ -98,7 +99,7 @@ def test_an_ssd_beside_caffe(tmp_path: Path, caffe: Path) -> None:
     assert len(set(ours)) == 3
     events.clear()
     last = start_state(tmp_path / "theirs/ssd_iter_20.caffemodel")
-    for version in VERSIONS[1:]:
+    for version in VERSIONS[1:3]:
         (tmp_path / "again.prototxt").write_text(small_ssd.SOLVER.replace("11point", version).replace(": 20", ": 0"))
         log = caffe_train(caffe, tmp_path, "-solver", "again.prototxt", "-snapshot", str(last))
         (said,) = set(re.findall(r"detection_eval = (\S+)", log))
@@ -141,7 +142,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_ssd_learns_from_varied_images(trained: Path) -> None:
     events: list[dict[str, object]] = []
     train(trained / "solver.prototxt", trained / "run", TrainOptions(seed=1), events.append)
-    assert not [event for event in events if event["kind"] == "note"]
+    assert not [event for event in events if "is not followed" in str(event.get("text"))]
     losses = [float(event["loss"]) for event in events if event["kind"] == "train"]  # type: ignore[arg-type]
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
     before, after = (event for event in events if event["kind"] == "test")
@@ -181,7 +182,7 @@ def test_evaluate_on_the_command_line(
     code, out, _ = run(capfd, monkeypatch, *deploy, *voc, "--expect", "99.5", "--ap", "Integral")
     assert code == 1
     assert "mean average precision of 11 images with 12 objects" in out
-    assert re.search(r"11point [\d.]+ %   MaxIntegral [\d.]+ %   Integral [\d.]+ %\n", out)
+    assert re.search(r"11point [\d.]+ %   MaxIntegral [\d.]+ %   Integral [\d.]+ %   101point [\d.]+ %\n", out)
     assert re.search(r"^leaf +[\d.]+ % +7$", out, re.M)
     assert "reported 99.50 %: worse" in out
     found = json.loads(run(capfd, monkeypatch, *deploy, *voc, "--json")[1])
@@ -223,8 +224,8 @@ def test_solvers_that_measure_detections_need_them(tmp_path: Path) -> None:
     ):
         train(solver, tmp_path / "run")
     for field, said in (
-        ('eval_type: "segmentation"', "neither classification nor"),
-        ('ap_version: "12point"', "ap_version"),
+        ('eval_type: "segmentation"', "is not one of classification, detection"),
+        ('eval_type: "detection" ap_version: "12point"', "ap_version"),
     ):
         solver.write_text(text.replace('eval_type: "detection"', "").replace('ap_version: "11point"', "") + field)
         with pytest.raises(CaffePortError, match=said):

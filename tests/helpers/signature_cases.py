@@ -194,7 +194,7 @@ def _all() -> Iterator[Case]:
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Deconvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 axis: 2 }", ((2, 3, 4, 9, 8),))
-    for sides in ("pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 3", "pad_type: 1"):
+    for sides in ("pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 3", "pad_type: 1", "pad_type: 1 pad_h: 1 pad_w: 2"):
         yield Case("Convolution", f"convolution_param {{ num_output: 4 kernel_size: 4 stride: 3 {sides} }}", (X,))
         for pool in ("MAX", "AVE", "AVE_EXC_PAD"):
             yield Case("Pooling", f"pooling_param {{ pool: {pool} kernel_size: 4 stride: 3 {sides} }}", (X,))
@@ -378,6 +378,15 @@ def _all() -> Iterator[Case]:
         yield Case("PriorBox", f"{boxes} {own} }}", (X, (2, 3, 50, 60)))
     for sizes in ("32, 64, 128", "256"):
         yield Case("PriorBox", f"prior_box_param {{ min_size: [{sizes}] faceboxes: true }}", (X, (2, 3, 50, 60)))
+    yield Case("Warp", "", (X, (X[0], 2, *X[2:])))
+    own = "theta_alpha: 5 theta_beta: 0.25 theta_gamma: 1.5 num_iterations: 3"
+    scores = ((2, 5, 4, 6), (2, 5, 4, 6), (2, 3, 4, 6))
+    yield Case("MultiStageMeanfield", f"multi_stage_meanfield_param {{ {own} }}", scores)
+    yield Case("Warping", "", (X, (X[0], 1, *X[2:]), (X[0], 1, *X[2:])))
+    yield Case("Interp", "interp_param { use_blob_size: true height: 3 width: 9 }", (X, SMALL))
+    yield Case("BatchNorm", "batch_norm_param { add_eps_before_sqrt: false eps: 0.01 }", (X,))
+    yield Case("BatchNormKyle", "batch_norm_param { add_eps_before_sqrt: false use_alpha_beta: true }", (X,))
+    yield Case("Concat", "concat_param { per_fla_fuse: true }", (SMALL, (3, 2, 9, 4)))
     for type_ in ("PriorBox", "PriorBoxClustered"):
         own = "prior_box_param { box_width: [9, 4] box_height: [7, 2] min_size: 5 yx_order: true }"
         yield Case(type_, own, (X, (2, 3, 50, 60)))

@@ -127,11 +127,7 @@ class BoxOutput(Layer):
             found = found[found[:, 4].sort(descending=True, stable=True).indices][: self.pre_nms]
             kept = suppress(found[:, :4], found[:, 4], self.overlap)[: self.post_nms]
             rows.append(torch.cat((torch.full_like(found[kept, :1], image), found[kept]), 1))
-        top = torch.cat(rows)
-        if not len(top):
-            nothing = top.new_tensor([[0.0, 1, 1, 10, 10]])
-            return (nothing, top.new_zeros(1, 6)) if self.with_scores else nothing
-        return (top[:, :5], top) if self.with_scores else top[:, :5]
+        return proposals(torch.cat(rows), self.with_scores)
 
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         rois = bottoms[0].new_empty(1, 5)
@@ -220,11 +216,7 @@ class BoxGroupOutput(Layer):
             found = found[found[:, 4].sort(descending=True, stable=True).indices][: self.pre_nms]
             kept = apart(found[:, :4], self.overlap, self.of)[: self.post_nms]
             rows.append(torch.cat((torch.full_like(found[kept, :1], image), found[kept]), 1))
-        top = torch.cat(rows)
-        if not len(top):
-            nothing = top.new_tensor([[0.0, 1, 1, 10, 10]])
-            return (nothing, top.new_zeros(1, 6)) if self.with_scores else nothing
-        return (top[:, :5], top) if self.with_scores else top[:, :5]
+        return proposals(torch.cat(rows), self.with_scores)
 
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         rois = bottoms[0].new_empty(1, 5)
@@ -384,6 +376,14 @@ class ScaleRoute(Layer):
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         tops = tuple(x.new_empty(1, *x.shape[1:]) for x in bottoms)
         return tops[0] if len(tops) == 1 else tops
+
+
+def proposals(found: Tensor, with_scores: bool) -> Tensor | tuple[Tensor, Tensor]:
+    """Regions (R, 5), and with the score (R, 6); no region at all gives one, from (1, 1) to (10, 10)."""
+    if not len(found):
+        found = found.new_tensor([[0.0, 1, 1, 10, 10, 0]])
+        return (found[:, :5], torch.zeros_like(found)) if with_scores else found[:, :5]
+    return (found[:, :5], found) if with_scores else found[:, :5]
 
 
 def decoded(code: Tensor, corners: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:

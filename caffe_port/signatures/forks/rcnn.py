@@ -231,7 +231,7 @@ declare(
     also=("proposal_in_pixels_param",),
     bottoms=3,
     holds=(Holds.NUMBERS, Holds.NUMBERS, Holds.IMAGE_SIZES),
-    python=("rpn.proposal_layer.ProposalLayer",),
+    python=("rpn.proposal_layer.ProposalLayer", "pylayer.proposal_layer.ProposalLayer"),
     settles=settled_scale,
     traits=Trait.WHOLE_LAYER,
 )

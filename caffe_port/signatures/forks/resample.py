@@ -33,7 +33,11 @@ def _interp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if p.interp_type != "bilinear":
         raise SpecError(f"interp_type {p.interp_type} is not supported, only bilinear")
     cropped = [n + p.pad_beg + p.pad_end for n in bottom[2:]]
-    if p.has("shrink_factor") or p.has("zoom_factor"):
+    if p.use_blob_size:
+        if len(bottoms) < 2:
+            raise SpecError("use_blob_size takes the size of a second bottom, which is missing")
+        size = list(bottoms[1][2:])
+    elif p.has("shrink_factor") or p.has("zoom_factor"):
         if min(p.shrink_factor, p.zoom_factor) < 1:
             raise SpecError("shrink_factor and zoom_factor must be at least 1")
         size = [(n - 1) // p.shrink_factor * p.zoom_factor + 1 for n in cropped]

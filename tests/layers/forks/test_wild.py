@@ -33,6 +33,7 @@ TYPES = (
     "FrcnnOutput",
     "GRIDPooling",
     "MatMul",
+    "MultiStageMeanfield",
     "Mul",
     "Pad",
     "Pooling",
@@ -45,8 +46,10 @@ TYPES = (
     "SpaceToBatchND",
     "Squeeze",
     "UpsampleDarknet",
+    "Warp",
+    "Warping",
 )
-SIDES = ("pad_l", "pad_type", "AVE_EXC_PAD")
+OWN = ("pad_l", "pad_type", "AVE_EXC_PAD", "use_blob_size", "add_eps_before_sqrt", "per_fla_fuse")
 
 
 def load(text: str) -> Any:
@@ -54,7 +57,7 @@ def load(text: str) -> Any:
 
 
 def here(case: Case) -> bool:
-    return case.type in TYPES or (case.type == "Convolution" and any(side in case.param for side in SIDES))
+    return case.type in TYPES or any(field in case.param for field in OWN)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if here(case)], ids=str)
