@@ -102,7 +102,7 @@ def evaluate(
     The preprocessing is that of the registry if it knows the weights, otherwise that of the training run or of
     transform_param. --mean, --std, --scale and --channel-order override it:  x' = (x - mean) * scale / std.
 
-    A net that ends in DetectionOutput is measured as SSD's solver does, in all three versions of the average precision.
+    A net that ends in DetectionOutput is measured as SSD's solver does, in every version of the average precision.
 
     \b
     Examples:
