@@ -178,7 +178,7 @@ def measure(name: str) -> tuple[str, dict[str, str]]:
         for kind, write in (("onnx", export.onnx), ("pt2", export.pt2)):
             module = read_model(source.source, source.class_name, f"{folder}/w")
             try:
-                said = write(module, at.inputs, at.net.plan, f"{folder}/model.{kind}")
+                said = write(export.Source(module, module, at.net.plan), at.inputs, f"{folder}/model.{kind}")
                 assert "differs from the model by" in said, said
             except CaffePortError as error:
                 result[kind] = " ".join(error.what.replace(folder, "").split())
