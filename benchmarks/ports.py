@@ -34,7 +34,8 @@ from caffe_port.verification.comparison import Report
 from caffe_port.verification.user_module.verify_module import verify_port
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from port_nets import CASES, NETS, PortCase
+from port_cases import CASES, PortCase
+from port_nets import NETS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or ROOT.parent / "shared")
@@ -111,7 +112,7 @@ def _timed(entry: dict[str, Any], verify: Callable[[], Report]) -> Outcome:
 
 
 def own(only: str) -> Iterator[Outcome]:
-    """Verifies the ports of ``port_nets.py``."""
+    """Verifies the ports of ``port_cases.py``."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for case in CASES:

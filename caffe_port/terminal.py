@@ -22,8 +22,8 @@ def shorten(text: str, width: int) -> str:
     """Replaces the middle of a text that is too wide by ``..``: the beginning and end of a name say the most."""
     if columns_of(text) <= width:
         return text
-    head, tail = text, ""
     keep = max(width - 2, 0)
+    head, tail = text[: 4 * width], ""  # long enough, also with combining marks
     while columns_of(head) > keep - keep // 3:
         head = head[:-1]
     for c in reversed(text):

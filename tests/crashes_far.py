@@ -219,7 +219,8 @@ def _child(line: str, project: Path, out: Path, trouble: str, at: int, writer: i
         if trouble == "locked":
             _obey_permissions()
         sys.argv = ["caffe-port", *line.split()]
-        sys.setprofile(watch)
+        if trouble:  # watching makes it slower
+            sys.setprofile(watch)
         command_line()
     except SystemExit as end:
         code = int(end.code or 0)
@@ -279,10 +280,14 @@ class Breaker:
             out = self.folder / f"whole-{job.name.replace(' ', '-')}"
             out.mkdir()
             began = time.monotonic()
-            made = run(job.line, self.project, out, "nothing")
+            made = run(job.line, self.project, out)
+            seconds = time.monotonic() - began
             assert made.code in (0, 1), f"{job.name}: {made}"
             assert not damaged(out), damaged(out)
-            self.whole[job.name] = made.calls, time.monotonic() - began
+            (self.folder / "watched").mkdir()
+            watched = run(job.line, self.project, self.folder / "watched", "nothing")
+            shutil.rmtree(self.folder / "watched", ignore_errors=True)
+            self.whole[job.name] = watched.calls, seconds
         return self.whole[job.name]
 
     def break_off(self, job: Job, trouble: str) -> None:
@@ -390,23 +395,27 @@ def main() -> int:
     parser.add_argument("times", type=int)
     parser.add_argument("--torchrun", type=int, default=0, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], metavar="COMMAND")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # says what was done until then
     torch.set_num_threads(1)
     plots.curves = lambda *_, **__: None  # a second of matplotlib each; `log --plot` writes the same ones
     with tempfile.TemporaryDirectory(prefix="caffe-port-crashes.") as name:
         breaker = Breaker(Path(name), chosen.seed)
-        for job in breaker.jobs:
+        found = [job for job in breaker.jobs if not chosen.only or job.name.split()[0] in chosen.only]
+        plan = [(job, "kill") for job in found[:1] if job.again] * chosen.times
+        for job in found:
             breaker.undisturbed(job)
-        plan: list[tuple[Job, str]] = [(breaker.jobs[0], "kill")] * chosen.times
-        for job in breaker.jobs:
             for trouble in job.troubles:
                 share = 4 if job.again and trouble in ("call", "again") else 10 if job.again else 20
                 plan += [(job, trouble)] * max(chosen.times // share, 1)
-        for job, trouble in plan:
-            breaker.break_off(job, trouble)
-        if chosen.torchrun:
-            breaker.torchrun(chosen.torchrun)
-        print(json.dumps({"done": breaker.done, "violations": breaker.violations}, indent=1))
+        try:
+            for job, trouble in plan:
+                breaker.break_off(job, trouble)
+            if chosen.torchrun:
+                breaker.torchrun(chosen.torchrun)
+        finally:
+            print(json.dumps({"done": breaker.done, "violations": breaker.violations}, indent=1), flush=True)
     return int(bool(breaker.violations))
 
 

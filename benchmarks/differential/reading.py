@@ -110,6 +110,9 @@ FIELDS = b"""name: "x"; | type: "y", | top: "t" | bottom: ["a", 'b'] | top <> | 
   base_lr: 1e-3 base_lr: 2 | test_state { stage: "a" } | loss_weight: [-inf, nan, 1e-40, 3.4028235678e38]""".split(b"|")
 
 
+SEVERAL = "a pooling window may be a list, as in forks"
+
+
 class Caffe:
     """The C++ parser, in a process of Caffe's Python."""
 
@@ -147,6 +150,8 @@ def judge(text: bytes, kind: str, theirs: Message | None) -> tuple[str, str]:
         return f"only caffe-port refuses: {kind}", ""
     if theirs is None:
         mark = text.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"))
+        if not mark and b"pooling_param" in text and re.search(rb"\[\s*\]", text):
+            return "only Caffe refuses", SEVERAL  # an empty list leaves nothing in the message
         return "only Caffe refuses", "a byte order mark is skipped" if mark else reason(mine)
     return ("other values", "") if prototxt.dump(mine) != prototxt.dump(theirs) else ("", "")
 
@@ -165,6 +170,8 @@ def reason(message: Any) -> str:
             return "a field of a fork is followed"
         if field.values is not None and not set(value if isinstance(value, list) else [value]) <= set(field.values):
             return "a value that a fork gives an enum is followed"
+        if message.schema.name == "PoolingParameter" and isinstance(value, list) and len(value) > 1:
+            return SEVERAL
         if inner := reason(value):
             return inner
     return ""

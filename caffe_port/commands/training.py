@@ -125,7 +125,9 @@ def evaluate(
     checks.mean(numbers)
     checks.plot(confusion)
     checks.writable(output)
-    if data is None or _has_boxes(data):
+    from caffe_port.data.annotations import is_annotated
+
+    if data is None or is_annotated(Path(data)):
         batch = {} if batch_size is None else {"batch_size": batch_size}
         chosen = {name: options[name] for name in ("split", "scale", "channel_order", "limit", "device")}
         chosen |= batch | {"data": data, "labels": labels, "mean": numbers}
@@ -169,16 +171,6 @@ def evaluate(
         if verdict is not None:
             click.echo(f"reported {expect:.2f} %: {verdict}")
     return 1 if verdict == "worse" else 0
-
-
-def _has_boxes(data: str) -> bool:
-    from caffe_port.data import set_files
-
-    if not set_files.may_have_boxes(data):
-        return False
-    from caffe_port.data.annotations import is_annotated
-
-    return is_annotated(Path(data))
 
 
 def _evaluate_detections(

@@ -143,11 +143,16 @@ def cut(
 def resize(picture: Array, size: tuple[int, int]) -> Array:
     """Resizes an image (C, H, W) to (height, width) with OpenCV's INTER_LINEAR; the type stays the same.
 
+    Raises:
+        CaffePortError: the size is not one of an image.
+
     Source: ReadImageToCVMat in io.cpp, which calls cv::resize with this default.
     """
     if picture.shape[1:] == size:
         return picture
     cv2 = images.opencv()
+    if min(size) < 1 or size[0] * size[1] > images.MAX_PIXELS:
+        raise CaffePortError(f"an image cannot be resized to a height of {size[0]} and a width of {size[1]}")
     resized = cv2.resize(picture.transpose(1, 2, 0), size[::-1], interpolation=cv2.INTER_LINEAR)
     return np.atleast_3d(resized).transpose(2, 0, 1)
 

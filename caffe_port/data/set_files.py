@@ -50,16 +50,6 @@ def check(data: str | Path, split: str, root: str | Path | None = None, download
         raise CaffePortError(f"'{data}' is not a data set, file or folder.{did_you_mean(name, NAMES)}", hint=hint)
 
 
-def may_have_boxes(data: str) -> bool:
-    """Whether data may be images with boxes: a list, a database, or a folder with annotations; not a set by name, an
-    .npz file or a folder of class folders.
-    """
-    path = Path(data)
-    if data.lower() in NAMES or path.suffix.lower() in (".npz", *SUFFIXES) or not path.exists():
-        return False
-    return not path.is_dir() or any((path / name).exists() for name in ("Annotations", "data.mdb", "CURRENT"))
-
-
 def class_folder(path: Path, split: str) -> Path:
     """The folder with the class folders of a split: ``path`` itself, or ``train``, ``test`` or ``val`` in it.
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from caffe_port.definition import fits
 from caffe_port.definition.input_guesses import cuts, frames_of, try_shapes
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.caffemodel import MAX_AXES, Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.signatures.signature import Holds, Trait, compares_labels, has, has_weights, holds, signature_of
@@ -71,6 +71,8 @@ def resolve(
             asked = asked or error
             unknown.append((blob, producer))
             continue
+        if len(found[blob]) > MAX_AXES:
+            raise SpecError(f"input '{blob}' has {len(found[blob]):,} axes; Caffe's limit is {MAX_AXES}", layer.where)
         if any(n < 1 for n in found[blob]):
             raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis must be at least 1", layer.where)
         if (count := math.prod(found[blob])) > MAX_COUNT:

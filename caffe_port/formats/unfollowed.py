@@ -177,6 +177,7 @@ _TRAINING: Final = {
     "ladd_pow ladd_mult ladd_add col_rotate fog_amount fog_size motion_blur_angle motion_blur_size shadow_angle "
     "shadow_distance shadow_strength noise": "varies images at random in training (FlowNet)",
     "FillerParameter.file diag_val values": "initial values",
+    "MultiStageMeanfieldParameter.spatial_filter_weights_str bilateral_filter_weights_str": "initial values",
 }
 
 _FEED: Final = {
@@ -225,7 +226,6 @@ _CHANGES: Final = {
     # Of the schema
     "AutoCrop:dimsize": "the size to crop to",
     "Crop:dimsize": "the size to crop to (OpenVINO)",
-    "BBoxRegParameter.cls_aware": "whether each class has boxes of its own (Cascade R-CNN)",
     "BatchReductionParameter.pos": "what is added to the levels",
     "CorrelationParameter.do_abs": "takes absolute values",
     "Correlation:single_direction": "compares in one direction alone",

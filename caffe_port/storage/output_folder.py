@@ -54,8 +54,10 @@ def check(folder: Path, force: bool) -> None:
         if folder.is_dir():
             if not force and any(folder.iterdir()):
                 raise CaffePortError("is not empty", str(folder), "Use --force to replace the files of an earlier run.")
-        elif folder.exists() or folder.is_symlink():
+        elif folder.exists():
             raise CaffePortError("is a file; expected a folder", str(folder))
+        elif folder.is_symlink():
+            raise CaffePortError(f"is a link to {os.readlink(folder)}, which does not exist", str(folder))
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror}", str(folder)) from None
 

@@ -305,6 +305,12 @@ def test_a_link_to_a_folder(filled: bool, port: Callable[[str], Ported], tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["link", "net.prototxt", "real"]
 
 
+def test_a_link_to_nowhere(port: Callable[[str], Ported], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(CaffePortError, match="is a link to nowhere, which does not exist"):
+        convert(port(SMALL), tmp_path / "link")
+
+
 def test_the_current_folder(port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

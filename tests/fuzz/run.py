@@ -108,7 +108,8 @@ def child(target: str, seconds: float, work: Path) -> None:
     ]
     if words := seeds.words(target):
         path = work / f"{target}.words"
-        path.write_text("".join(f"{json.dumps(word)}\n" for word in words))
+        escaped = ("".join(f"\\x{byte:02x}" for byte in word.encode()) for word in words)
+        path.write_text("".join(f'"{word}"\n' for word in escaped))
         options.append(f"-dict={path}")
     atheris.Setup([sys.argv[0], str(corpus), *options], one)
     atheris.Fuzz()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,6 +225,46 @@ def _data() -> Iterator[bytes]:
         yield b"".join(wire.serialize(Message("Datum", data=picture, label=1, encoded=True)))
 
 
+def _annotated() -> Iterator[bytes]:
+    box = Message("NormalizedBBox", xmin=0.1, ymin=0.2, xmax=0.5, ymax=0.75, difficult=True)
+    group = Message("AnnotationGroup", group_label=2, annotation=[Message("Annotation", instance_id=1, bbox=box)])
+    plain = Message("Datum", channels=2, height=2, width=3, data=bytes(12), label=5)
+    for datum in (plain, *(Message("Datum", data=picture, encoded=True) for picture in _pictures())):
+        yield b"".join(wire.serialize(Message("AnnotatedDatum", datum=datum, type="BBOX", annotation_group=[group])))
+    yield b"".join(wire.serialize(Message("AnnotatedDatum", datum=plain)))
+
+
+def _annotations() -> Iterator[bytes]:
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5.5</xmax><ymax>4</ymax></bndbox>"
+    one = f"<object><name>cat</name><difficult>1</difficult>{box}</object>"
+    yield f"<annotation><size><width>7</width><height>5</height></size>{one}{one}</annotation>".encode()
+    yield b"\x001 1 2 5.5 4\n2 0 0 3 3\n"
+
+
+def _archives() -> Iterator[bytes]:
+    held = api.load(NET).blobs()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "w"
+        caffemodel.write(weights, prototxt.parse(NET.read_text(), "NetParameter"), held)
+        files = {"snapshot_iter_3.caffemodel": weights.read_bytes(), "deploy.prototxt": NET.read_bytes()}
+    files |= {"info.json": b'{"snapshot file": "snapshot_iter_3.caffemodel", "name": "n"}', "labels.txt": b"cat\ndog\n"}
+    files["mean.binaryproto"] = next(_means())
+    for mode in ("w", "w:gz", "w:bz2"):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode=mode) as tar:  # type: ignore[call-overload]
+            for name, data in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+        yield out.getvalue()
+    for pack in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", pack) as packed:
+            for name, data in files.items():
+                packed.writestr(name, data)
+        yield out.getvalue()
+
+
 def _leveldbs() -> Iterator[bytes]:
     for number, path in enumerate(sorted((GOLDEN / "leveldb" / "db").iterdir())):
         yield bytes([number]) + path.read_bytes()
@@ -290,6 +332,9 @@ _ALL = {
     "solverstate": lambda: _files("*.solverstate", GOLDEN),
     "solverstate_h5": _states_h5,
     "datum": _data,
+    "annotated_datum": _annotated,
+    "annotation": _annotations,
+    "archive": _archives,
     "leveldb": _leveldbs,
     "lmdb": _lmdbs,
     "picture_list": lambda: [b"a 1\n\na 2\0" + picture for picture in _pictures()],

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from caffe_port import api
-from caffe_port.data import class_names, records
+from caffe_port.data import annotations, class_names, records
 from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
+from caffe_port.definition import model_archive
 from caffe_port.definition.definition import Definition
 from caffe_port.emit import blobs, export, model_source
 from caffe_port.emit.convert import convert
@@ -151,6 +152,43 @@ def datum(data: bytes) -> None:
         records.datum(data, "record", color)
 
 
+class _One:
+    """A database of one record."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return 1
+
+    def key(self, index: int) -> bytes:
+        return b"00000000"
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.data
+
+
+def annotated_datum(data: bytes) -> None:
+    """A record of SSD's databases; the picture in it may be encoded."""
+    found = annotations.AnnotatedDatabase(LEVELDB)  # whose records are replaced
+    found._records = _One(data)  # type: ignore[assignment]
+    found.has_boxes()
+    found[0]
+
+
+def annotation(data: bytes) -> None:
+    """The boxes of an image, as XML, or, after a NUL, as lines of numbers."""
+    path = _file(data.removeprefix(b"\0"), "boxes.txt" if data.startswith(b"\0") else "boxes.xml")
+    annotations.AnnotatedFiles([(_converted() / "a.png", path)], {"cat": 1, "dog": 2})[0]
+
+
+def archive(data: bytes) -> None:
+    """A model in a .tar, .tar.gz, .tar.bz2 or .zip."""
+    path = _file(data, "model.tar")
+    if model_archive.is_archive(path):
+        model_archive.read(path)
+
+
 def leveldb(data: bytes) -> None:
     """A LevelDB; the first byte tells which of its files the others replace."""
     folder = Path(_FOLDER.name) / "leveldb"
@@ -245,6 +283,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "solverstate": solver_state,
     "solverstate_h5": solver_state,
     "datum": datum,
+    "annotated_datum": annotated_datum,
+    "annotation": annotation,
+    "archive": archive,
     "leveldb": leveldb,
     "lmdb": lmdb,
     "picture_list": picture_list,

@@ -32,6 +32,7 @@ def _benchmark(name: str) -> Any:
 
 
 NETS = _benchmark("port_nets")
+CASES = _benchmark("port_cases").CASES
 PORTS = _benchmark("ports")
 
 RIGHT = {
@@ -71,7 +72,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
 
 
 def _case(net: str, name: str) -> Any:
-    (case,) = [case for case in NETS.CASES if (case.net, case.name) == (net, name)]
+    (case,) = [case for case in CASES if (case.net, case.name) == (net, name)]
     return case
 
 
