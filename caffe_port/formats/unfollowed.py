@@ -129,6 +129,8 @@ _HARMLESS: Final = {
     "DecodeBBox:cls_aware": "FrcnnOutput alone reads it (Cascade R-CNN)",
     "ROIPooling:corners": "ROIAlign alone reads it, and no file has it",
     "RoiPooling:corners": "ROIAlign alone reads it, and no file has it",
+    "MultiStageMeanfieldParameter.compatibility_mode threshold spatial_filter_weight bilateral_filter_weight "
+    "forced_spatial_filter_weight forced_bilateral_filter_weight": "CRF-RNN's own code does not read it",
     "ProposalParameter.output_actual_rois_num": "the number of rows, which the top has anyhow",
     "RegionYoloParameter.anchors": "the reader of the boxes needs them, the layer does not",
     "PriorBoxClustered:denser_prior_boxes": "each box has its own width and height",
@@ -154,8 +156,6 @@ _HARMLESS: Final = {
     "ChannelNormalizeParameter.bp_norm": "whether a gradient is computed",
     "*.random_seed": "which random numbers are drawn",
     "LayerParameter.reshape_every_iter": "when shapes are computed",
-    "BatchNormParameter.stats_batch_size": "how many images Intel's code takes the statistics of in training",
-    "NetParameter.bn_stats_batch_size": "how many images Intel's code takes the statistics of in training",
     "*.emit_constraint": "which boxes go with an image",
     "NetParameter.force_backward": "whether gradients reach the inputs",
     "NetParameter.eltwise_mem_sharing": "whether a sum and its first bottom share memory (NVIDIA)",
@@ -166,6 +166,8 @@ _TRAINING: Final = {
     "LayerParameter.blobs_lr weight_decay blob_share_mode": "the old form of param, which layers of this form ignore",
     "LayerParameter.propagate_down": "stops gradients",
     "ParamSpec.l1_mult": "the factor of an L1 penalty",
+    "BatchNormParameter.stats_batch_size": "of how many images at a time training takes the statistics (Intel)",
+    "NetParameter.bn_stats_batch_size": "of how many images at a time training takes the statistics (Intel)",
     "BatchNormParameter.update_global_stats": "whether training updates the statistics",
     "RandomGeneratorParameter.rand_type prob apply_schedule discretize multiplier": "varies images at random (FlowNet)",
     "SegAccuracyParameter.output_label": "what a measure writes (PSPNet)",
@@ -175,6 +177,7 @@ _TRAINING: Final = {
     "ladd_pow ladd_mult ladd_add col_rotate fog_amount fog_size motion_blur_angle motion_blur_size shadow_angle "
     "shadow_distance shadow_strength noise": "varies images at random in training (FlowNet)",
     "FillerParameter.file diag_val values": "initial values",
+    "MultiStageMeanfieldParameter.spatial_filter_weights_str bilateral_filter_weights_str": "initial values",
 }
 
 _FEED: Final = {
