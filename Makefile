@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects deviations mutations ports layers fuzz differential crashes build deploy compat clean
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects pycaffe-tests deviations mutations ports layers docs fuzz differential crashes build deploy compat clean reading
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,10 @@ gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in piece
 plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type's record, and show that each is caught
 	$(BIN)/python benchmarks/plant_shapes.py $(ARGS)
 
+pycaffe-tests: $(VENV)/.installed-test  ## pycaffe's own tests, of a checkout of BVLC/caffe: FOLDER=caffe/python/caffe/test
+	$(BIN)/python -m pip install --quiet six
+	$(BIN)/python benchmarks/pycaffe_suite.py $(FOLDER) $(ARGS)
+
 dialects: $(VENV)/.installed-test  ## one-field layers and nets under the numbers of every dialect: how many are read as written
 	$(BIN)/python benchmarks/dialect_layers.py $(ARGS)
 
@@ -93,6 +97,9 @@ fuzz: $(VENV)/.installed-fuzz  ## every reader of files, for SECONDS=60 in all; 
 differential: $(VENV)/.installed-test  ## random small nets beside Caffe itself (make caffe), for SECONDS=60 from SEED=0 (ARGS=--help)
 	$(BIN)/python benchmarks/differential --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(if $(PLANT),--plant "$(PLANT)") $(ARGS)
 
+reading: $(VENV)/.installed-test  ## random prototxt read beside protobuf's C++ parser as it comes with Caffe (make caffe), SECONDS=60
+	$(BIN)/python benchmarks/differential/reading.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0)
+
 crashes: $(VENV)/.installed-test  ## SIGKILL at random times into convert, train and download, TIMES=200
 	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real
 
@@ -101,6 +108,14 @@ deploy: $(VENV)/.installed-test  ## try runtimes on exported nets, and write the
 
 layers: $(VENV)/.installed-test  ## docs/layers.md from the docstrings
 	$(BIN)/python docs/make_layers.py
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.installed-docs  ## the pages of docs/ and the API reference as a site, in build/site
+	cd docs/site && NO_MKDOCS_2_WARNING=1 $(abspath $(BIN))/mkdocs build --quiet --strict
+	@echo build/site/index.html
 
 build: $(VENV)/.installed-test  ## wheel and sdist into dist/
 	$(BIN)/python -m build

@@ -46,7 +46,8 @@ class Stage:
 
     def left(self) -> bool:
         """Whether it has still to be run or continued."""
-        return any(not found or self.at(found) < self.last for found in map(read, self.results.values()))
+        found = [read(path) for path in self.results.values()]
+        return any(not one or self.at(one) < self.last or one.get("accuracy", 0) is None for one in found)
 
     @staticmethod
     def at(found: dict[str, Any]) -> int:
@@ -128,7 +129,7 @@ def run(stage: Stage, out: Path, seconds: float) -> int:
 def accuracy(found: dict[str, Any]) -> float | None:
     """The accuracy in percent: of the recipe's test, or of the best of a solver's tests."""
     if "accuracy" in found:
-        return float(found["accuracy"])
+        return None if found["accuracy"] is None else float(found["accuracy"])
     best = found.get("best") or {}
     return 100 * best["value"] if "acc" in best.get("name", "") else None
 

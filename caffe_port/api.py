@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
-from caffe_port.definition import odd_values
+from caffe_port.definition import model_archive, odd_values
+from caffe_port.definition.chained import settled
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
-from caffe_port.definition.embeds import fitted
-from caffe_port.definition.input_shapes import resolve
+from caffe_port.definition.fits import fitted
+from caffe_port.definition.input_shapes import channels_read, resolve
 from caffe_port.definition.stored_blobs import for_layers
-from caffe_port.errors import CaffePortError, SpecError, WeightsError
+from caffe_port.errors import CaffePortError, SpecError, WeightsError, suggests_keywords
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.dialects import assuming
+from caffe_port.formats.kinds import holds_weights
 from caffe_port.layers import fillers
 from caffe_port.layers.stub import Stub
 from caffe_port.net.net import LoadReport, Net
@@ -52,6 +55,7 @@ Stored: TypeAlias = "PathLike | Weights"
 """Weights: a file, or its parsed contents."""
 
 
+@suggests_keywords
 def load(
     prototxt: Prototxt | None = None,
     weights: Stored | None = None,
@@ -68,7 +72,9 @@ def load(
     """Loads a Caffe net.
 
     Args:
-        prototxt: the prototxt, in any format version, for training or deployment; or a parsed
+        prototxt: the prototxt, in any format version, for training or deployment; or the weights, if they are to be
+            loaded by the definition inside them (the order of the two does not matter); or a model archive of DIGITS
+            (.tar.gz, .zip), which includes its weights; or a parsed
             :class:`~caffe_port.definition.definition.Definition`; or a :class:`Ported`, which includes its weights.
             None: the definition inside the weights.
         weights: a .caffemodel or .caffemodel.h5, or its parsed contents; None: parameters are initialized from the
@@ -114,8 +120,18 @@ def read(
     if isinstance(prototxt, Ported):
         weights = prototxt.weights if weights is None else weights
         prototxt = prototxt.definition
+    if isinstance(prototxt, (str, Path)) and holds_weights(prototxt):
+        if weights is None:
+            prototxt, weights = None, prototxt
+        elif isinstance(weights, (str, Path)) and not holds_weights(weights):
+            prototxt, weights = weights, prototxt
     if prototxt is None and weights is None:
         raise CaffePortError("give a prototxt, a caffemodel, or both")
+    if weights is None and isinstance(prototxt, (str, Path)) and model_archive.is_archive(prototxt):
+        prototxt, weights = None, prototxt
+    if isinstance(weights, (str, Path)) and model_archive.is_archive(weights):
+        model = model_archive.read(weights, writable, ignore_fields)
+        weights, prototxt = model.weights, model.definition if prototxt is None else prototxt
     stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
     if isinstance(prototxt, Definition):
         definition = prototxt.without(ignore_fields)
@@ -123,11 +139,13 @@ def read(
         definition = Definition.read(prototxt, ignore_fields)
     else:
         assert stored is not None
+        stored = settled(stored)
         definition = Definition.embedded(stored).without(ignore_fields)
     definition = definition.beside(stored)
     return definition, None if stored is None else for_layers(stored, definition.net.layer)
 
 
+@suggests_keywords
 def port(
     prototxt: Prototxt | None = None,
     weights: Stored | None = None,
@@ -231,7 +249,7 @@ def build(
         try:
             report = net.load_weights(stored, share)
         except WeightsError as error:
-            raise _with_remedy(error, definition, stored) from None
+            raise _with_remedy(error, definition, stored, test, input_shapes or {}) from None
         notes += [*load_notes(report), *odd_values.notes(stored, definition.net.layer)]
     else:
         notes.append(f"no weights given: parameters initialized from the fillers (seed {seed})")
@@ -271,8 +289,19 @@ def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:
     return [f"xavier is used for fillers that do not exist in Caffe: {told}"] if odd else []
 
 
-def _with_remedy(error: WeightsError, definition: Definition, stored: Weights) -> WeightsError:
-    """Adds a hint to the error for weights that do not match: most caffemodels carry a definition that does."""
+def _with_remedy(
+    error: WeightsError, definition: Definition, stored: Weights, spec: NetSpec, given: Mapping[str, Sequence[int]]
+) -> WeightsError:
+    """Adds a hint to the error for weights that do not match: an input shape that was given may be wrong, and most
+    caffemodels carry a definition that does match.
+    """
+    for blob, shape in given.items():
+        producer = dict(spec.inputs).get(blob)
+        asked = None if producer is None else channels_read(spec, producer, stored)
+        if asked is not None and len(shape) > 1 and asked != shape[1]:
+            fits = ",".join(map(str, (shape[0], asked, *shape[2:])))
+            what = f"the shape {tuple(shape)} that is given for '{blob}' has {count(shape[1], 'channel')}"
+            return WeightsError(f"{what}; the weights ask for {asked}", error.where, f"Give {blob}={fits}.")
     if definition.path == stored.path or stored.net is None:
         return error
     what = error.what.replace("the definition asks", "the prototxt asks")

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from caffe_port.commands import dialects, guard, health, nets, proof, training
+from caffe_port.commands import dialects, guard, health, models, nets, proof, scripts, survey, training
 from caffe_port.commands.command import TRACEBACK, TRACEBACK_HELP
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.version import __version__
@@ -89,14 +89,18 @@ def cli(context: click.Context) -> int | None:
 for _command in (
     nets.convert,
     nets.inspect,
+    survey.survey,
     nets.demo,
     proof.verify,
+    proof.compare,
     proof.dump,
     training.train,
     nets.predict,
     training.evaluate,
     training.log,
     training.reproduce,
+    scripts.run,
+    models.list_models,
     dialects.list_dialects,
     health.doctor,
     health.build_caffe,

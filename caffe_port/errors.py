@@ -7,7 +7,13 @@ The command line prints it as it is and exits with code 2. Any other exception i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class CaffePortError(Exception):
@@ -55,6 +61,21 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``" Did you mean 'x'?"`` for the closest match in ``known``, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def suggests_keywords(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: a TypeError for an unknown keyword argument says which one is close to it."""
+    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind != p.POSITIONAL_ONLY]
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs:
+            if name not in known:
+                near = did_you_mean(name, known)
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'.{near}")
+        return function(*args, **kwargs)
+
+    return call
 
 
 def first_line(error: BaseException) -> str:

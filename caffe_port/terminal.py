@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import unicodedata
 from collections.abc import Sequence
+from typing import IO
 
 from caffe_port.errors import printable
 
@@ -19,8 +22,8 @@ def shorten(text: str, width: int) -> str:
     """Replaces the middle of a text that is too wide by ``..``: the beginning and end of a name say the most."""
     if columns_of(text) <= width:
         return text
-    head, tail = text, ""
     keep = max(width - 2, 0)
+    head, tail = text[: 4 * width], ""  # long enough, also with combining marks
     while columns_of(head) > keep - keep // 3:
         head = head[:-1]
     for c in reversed(text):
@@ -78,6 +81,30 @@ def count(n: int, noun: str, plural: str = "") -> str:
     ('1 layer', '1,200 layers', '0 axes')
     """
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units.
+
+    >>> duration(7.4), duration(130), duration(11_520), duration(200_000)
+    ('7 s', '2 min 10 s', '3 h 12 min', '2 d 7 h')
+    """
+    left = round(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        amount, left = divmod(left, size)
+        if amount or parts or unit == "s":
+            parts.append(f"{amount} {unit}")
+    return " ".join(part for part in parts[:2] if not part.startswith("0 ") or len(parts) == 1)
+
+
+def width(stream: IO[str], most: int = 10_000) -> int:
+    """The columns for a table: ``$COLUMNS`` or those of a terminal, 80 to ``most``; in a pipe or a file, enough that
+    nothing is wrapped or shortened.
+    """
+    if stream.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        return min(max(shutil.get_terminal_size((110, 24)).columns, 80), most)
+    return 10_000
 
 
 def human_bytes(size: int) -> str:

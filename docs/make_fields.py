@@ -26,6 +26,7 @@ MEANINGS = {
     unfollowed.TRAINING: "concerns initial values and updates only; a note, and `train` refuses it",
     unfollowed.FEED: "changes what a data layer hands to the net: a note, `verify` names it in its verdict, `train` "
     "follows or refuses it",
+    unfollowed.PRECISION: "computes the same with fewer bits: a note, and `verify` names it in its verdict",
     unfollowed.CHANGES: "refused where it is set to anything but its default",
     "gap": "nothing accounts for it; a test fails",
 }
@@ -74,6 +75,7 @@ def text() -> str:
     lines += [f"| **{len(judged)}** | |", UNKNOWN]
     titles = {
         unfollowed.CHANGES: "Refused",
+        unfollowed.PRECISION: "Fewer bits",
         unfollowed.FEED: "Fields of data layers",
         unfollowed.TRAINING: "For training only",
         unfollowed.HARMLESS: "Harmless",

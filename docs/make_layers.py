@@ -420,6 +420,35 @@ from the classes under `caffe_port/layers/`: do not edit it. Custom types:
 - Data layers become **inputs** of the Net. Losses and Accuracy are left out unless `--keep-loss`.
 """.strip()
 
+SUMMARY = """
+How many types are verified, and by what. Aliases count as types; data layers and what makes no top, which compute
+nothing, do not.
+
+| | types | classes |
+| --- | ---: | ---: |
+"""
+
+
+def summary(found: list[Entry]) -> str:
+    """How many registered types have a formula, a golden of a real Caffe, or neither."""
+    forks = json.loads(GOLDENS.read_text(encoding="utf-8")) if GOLDENS.exists() else {}
+    computing = [e for e in found if computes(e.cls.__name__)]
+    golden = {e.cls.__name__ for e in computing if e.golden or e.cls.__name__ in forks}
+    formula = {e.cls.__name__ for e in computing if e.cls.__name__ in FORMULAS}
+    groups = {
+        "with a formula": formula,
+        "with a golden of a real Caffe": golden,
+        "with both": formula & golden,
+        "with neither": {e.cls.__name__ for e in computing} - formula - golden,
+    }
+    lines = []
+    for title, names in groups.items():
+        types = sum(1 + len(aliases(e.cls)) for e in computing if e.cls.__name__ in names)
+        listed = f": {', '.join(sorted(names))}" if title == "with neither" and names else ""
+        lines.append(f"| {title}{listed} | {types} | {len(names)} |")
+    return SUMMARY.strip("\n") + "\n" + "\n".join(lines)
+
+
 HEAD = "| type | family | in model.py | blobs | ONNX | pt2 | {} |\n| --- | --- | --- | --- | --- | --- | --- |"
 
 
@@ -428,7 +457,7 @@ def page() -> str:
     found = entries()
     told = json.loads(SUPPORT.read_text(encoding="utf-8"))["versions"] if SUPPORT.exists() else {}
     versions = ", ".join(f"{name} {version}" for name, version in told.items())
-    blocks = [INTRO.format(versions=versions, goldens=len(golden_names()))]
+    blocks = [INTRO.format(versions=versions, goldens=len(golden_names())), summary(list(found.values()))]
     standard = [e for e in found.values() if e.standard]
     forks = [e for e in found.values() if not e.standard]
     blocks.append(f"## Caffe 1.0\n\nAll {len(standard)} types.")

@@ -285,6 +285,37 @@ def test_the_index_names_every_page() -> None:
     assert {page for page in doc_pages.pages() if page.is_relative_to(DOCS)} - {DOCS / "README.md"} <= linked
 
 
+def test_the_site_shows_every_page() -> None:
+    shown = set(re.findall(r"([\w/-]+\.md)$", (DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = {page.relative_to(DOCS).as_posix() for page in doc_pages.pages() if page.is_relative_to(DOCS)}
+    assert shown == pages | {"api.md", "CONTRIBUTING.md", "CHANGELOG.md"}
+
+
+def test_the_workflow_verifies_a_model(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("prototxt", "caffemodel"):
+        shutil.copy(ROOT / f"tests/golden/layers/net_residual.{kind}", tmp_path / f"net.{kind}")
+    workflow = (DOCS / "examples" / "verify-model.yml").read_text(encoding="utf-8")
+    lines = re.findall(r"^ +(caffe-port .*)$", workflow, re.MULTILINE)
+    assert [line.split()[1] for line in lines] == ["convert", "verify"]
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        code, printed = run(line, capfd, monkeypatch)
+        assert code == 0, printed
+    assert all((tmp_path / name).exists() for name in ("port", "junit.xml", "report.html"))
+
+
+def test_the_image_copies_what_the_package_is_built_from() -> None:
+    image = (DOCS / "examples" / "Dockerfile").read_text(encoding="utf-8")
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", image, re.MULTILINE) for word in line.split()}
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    included = re.search(r"force-include\]\n(.*?)\n\n", settings, re.DOTALL)
+    assert included is not None
+    sources = {Path(source).parts[0] for source in re.findall(r"^\"?([\w/.]+)\"? =", included[1], re.MULTILINE)}
+    assert copied == {"caffe_port", "pyproject.toml", "README.md", "LICENSE"} | sources
+
+
 def test_troubleshooting_quotes_real_messages() -> None:
     """Every heading is a message: its fixed parts stand in a source of caffe_port."""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "caffe_port").rglob("*.py"))

@@ -28,6 +28,7 @@ from caffe_port.data import datasets, records
 from caffe_port.data.leveldb import LevelDB
 from caffe_port.data.lmdb import LMDB
 from caffe_port.data.preprocessing import Preprocessing
+from caffe_port.emit import model_source
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, prototxt, solverstate, wire
@@ -201,6 +202,7 @@ def test_pictures_that_declare_much(tmp_path: Path) -> None:
     code = """
 import struct, sys, zlib, resource
 from caffe_port.storage import images as pictures
+from caffe_port.emit import model_source
 from caffe_port.errors import CaffePortError
 pictures.opencv()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -389,6 +391,30 @@ def test_nets_that_ask_for_too_much(text: str, tmp_path: Path) -> None:
             else:
                 assert look is inspect.inspect_file
                 inspect.render(found, 100)
+
+
+@pytest.mark.parametrize("shape", ["dim: 1 " * 3_000_000, f"dim: [{'1, ' * 3_000_000} 1]"], ids=["fields", "list"])
+def test_many_axes(shape: str, tmp_path: Path) -> None:
+    """24 MB of `dim: 1` are read in seconds, and refused as Caffe refuses 33 axes."""
+    path = tmp_path / "n.prototxt"
+    path.write_text(f'layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {shape} }} }} }}')
+    with frugal(megabytes=2000, seconds=60), pytest.raises(CaffePortError, match=r"axes; Caffe's limit is 32"):
+        api.port(path)
+    with frugal(megabytes=2000, seconds=60):
+        found = inspect.inspect_file(path)
+    assert "axes; Caffe's limit is 32" in "; ".join(map(str, [*found.errors, *found.notes]))
+
+
+def test_many_steps(tmp_path: Path) -> None:
+    """A few bytes ask for a long sequence; nothing but the net's own forward takes its time."""
+    path = tmp_path / "n.prototxt"
+    path.write_text(
+        'layer { name: "x" type: "Input" top: "x" top: "c" input_param { shape { dim: [100000, 1, 2] }\n'
+        "shape { dim: [100000, 1] } } }\n"
+        'layer { name: "l" type: "LSTM" bottom: "x" bottom: "c" top: "y" recurrent_param { num_output: 3 } }'
+    )
+    with frugal(megabytes=2000, seconds=60):
+        model_source.model(api.port(path).net)
 
 
 def test_many_messages() -> None:

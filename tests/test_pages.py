@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from caffe_port.verification.comparison import Report, Row, Tolerance, difference, failure
 from caffe_port.verification.details import DECADES, Details, histogram
 from caffe_port.verification.references.numpy_formulas import NumPyReference
+from caffe_port.verification.reports.drawings import _lanes
 from caffe_port.verification.reports.html import to_html
 from caffe_port.verification.reports.junit import to_junit
 from caffe_port.verification.runner import run
@@ -73,7 +76,7 @@ def test_junit() -> None:
 
 def test_a_name_is_no_markup() -> None:
     page = Page(to_html(evil()))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert not page.links
     assert "\x1b" not in to_html(evil())
     to_html(evil()).encode("utf-8")
@@ -98,8 +101,10 @@ def test_the_page_of_a_good_net(net: Path) -> None:
     text = to_html(report, details)
     page = Page(text)
     assert "PASSED: all 3 compared tops agree" in text
-    assert page.tags.count("circle") >= 6
-    assert page.tags.count("rect") >= 4
+    assert page.tags.count("circle") >= 6 + 4
+    assert page.tags.count("rect") >= 3
+    assert "2\u00d73\u00d74\u00d74" in text
+    assert "<title>pool to relu, sum</title>" in text
     assert "Feature maps" not in text
     assert not page.links
     assert not re.search(r"(https?:)?//[a-z]", text)
@@ -111,7 +116,7 @@ def test_the_page_of_a_broken_net(net: Path, same_shape: bool) -> None:
     subject = prepare(net)
     module = subject.ported.net.pool
     setattr(module, *(("pool", "AVE") if same_shape else ("stride", (3, 3))))
-    details = Details(spec=subject.case.spec)
+    details = Details(case=subject.case)
     with torch.inference_mode():
         rows = tuple(run(subject.ported.net, NumPyReference(), subject.case, Tolerance(), details=details))
     report = subject.report(rows, Tolerance(), "NumPy", "us")
@@ -123,6 +128,50 @@ def test_the_page_of_a_broken_net(net: Path, same_shape: bool) -> None:
     assert "First to diverge: <b>pool</b>" in text
     assert "title='differs itself'" in text
     assert "title='largest difference when the layer is fed the reference&#x27;s inputs'>isolated" in text
+
+
+def test_the_pages_own_script_is_the_only_one_that_may_run(net: Path) -> None:
+    text = to_html(verify(net, against="numpy"))
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+    assert "default-src 'none'" in text
+
+
+def test_the_page_of_a_failing_port_has_what_that_of_a_net_has(tmp_path: Path, net: Path) -> None:
+    port = tmp_path / "port.py"
+    port.write_text("""
+import torch.nn.functional as F
+from torch import nn
+
+class Port(nn.Module):
+    def forward(self, x):
+        p = F.max_pool2d(x, 2, 2, ceil_mode=True)
+        return p + F.relu(p)
+""")
+    details = Details()
+    text = to_html(verify(net, against=f"{port}:Port", details=details), details)
+    assert "FAILED" in text
+    assert "Feature maps of pool" in text
+    assert "its kernel size is 2" in text
+    assert ("relu", 0) in details.histograms
+    assert "<h2>The net</h2>" in text
+
+
+def test_long_pages_of_a_failure_begin_with_what_differs() -> None:
+    good = tuple(Row(f"good{i}", 0, "ReLU", free=GOOD) for i in range(30))
+    failing = Report((Row("bad", 0, "ReLU", free=BAD, isolated=BAD), *good), Tolerance(), "NumPy")
+    assert "id='only' checked><label for='only'> hide the 30 that agree" in to_html(failing)
+    assert "checked>" not in to_html(Report(good, Tolerance(), "NumPy"))
+
+
+def test_lanes_do_not_meet() -> None:
+    spans = {("a", 0): (0, [5]), ("b", 0): (1, [3]), ("c", 0): (3, [4, 7]), ("d", 0): (4, [5])}
+    lanes, count = _lanes(spans)
+    assert set(lanes) == {("a", 0), ("b", 0), ("c", 0)}
+    assert count == 3 - 1
+    assert lanes["b", 0] == lanes["c", 0] != lanes["a", 0]
 
 
 def test_histogram_by_hand() -> None:

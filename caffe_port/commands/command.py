@@ -1,16 +1,16 @@
-"""Building blocks of all commands: help pages, notes and the progress bar."""
+"""Building blocks of all commands: help pages and notes."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
 
+from caffe_port import terminal
 from caffe_port.errors import printable
 
 F = Callable[..., Any]
@@ -24,6 +24,13 @@ TRACEBACK_HELP = "Show the Python traceback of an error in caffe-port."
 def note(text: str) -> None:
     """Prints a note to stderr."""
     click.echo(f"{click.style('note:', fg='yellow')} {printable(text)}", err=True)
+
+
+def console() -> Any:
+    """Rich's console for stdout; in a pipe or a file nothing is wrapped."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else terminal.width(sys.stdout))
 
 
 class Command(click.Command):
@@ -40,18 +47,3 @@ class Command(click.Command):
 
 command = functools.partial(click.command, cls=Command)
 """Decorator to use instead of click.command."""
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr; None if stderr is not a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

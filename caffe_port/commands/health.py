@@ -6,7 +6,8 @@ import json
 
 import click
 
-from caffe_port.commands.command import command, progress_bar
+from caffe_port.commands.command import command
+from caffe_port.commands.progress import progress_bar
 from caffe_port.errors import CaffePortError, printable
 
 
@@ -74,7 +75,7 @@ def build_caffe(jobs: int | None, where: bool) -> None:
             raise CaffePortError("is not there, or was built by another version", str(recipe.folder()), _BUILD)
         click.echo(str(recipe.folder()))
         return
-    with progress_bar("compiling", quiet=False) as progress:
+    with progress_bar("compiling", quiet=False, noun="file") as progress:
         recipe.build(lambda text: click.echo(printable(text)), progress, jobs)
 
 

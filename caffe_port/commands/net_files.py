@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from caffe_port.commands.command import F
 from caffe_port.errors import CaffePortError
-from caffe_port.storage.files import opened
+from caffe_port.formats.kinds import holds_weights
+
+if TYPE_CHECKING:
+    from caffe_port.definition.definition import Definition
+    from caffe_port.formats.caffemodel import Weights
 
 
 def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
@@ -23,25 +28,13 @@ def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
     """
     if not 1 <= len(files) <= 2:
         raise CaffePortError(f"give a prototxt, a weights file, or both; got {len(files)} files")
-    kinds = [_holds_weights(file) for file in files]
+    files = [located(str(file)) for file in files]
+    kinds = [holds_weights(file) for file in files]
     if len(files) == 2 and kinds[0] == kinds[1]:
         kind = "weights files" if kinds[0] else "prototxt texts"
         raise CaffePortError(f"{files[0]} and {files[1]} are both {kind}; give one prototxt and one weights file")
     by_kind = {kind: str(file) for kind, file in zip(kinds, files, strict=True)}
     return by_kind.get(False), by_kind.get(True)
-
-
-def _holds_weights(file: str | Path) -> bool:
-    name = str(file).lower()
-    if name.endswith((".caffemodel", ".h5", ".hdf5", ".binaryproto", ".solverstate")):
-        return True
-    if name.endswith(".prototxt"):
-        return False
-    try:
-        with opened(file) as head:
-            return b"\0" in head.read(4096)
-    except (OSError, CaffePortError):
-        return False  # reading it as text reports the error
 
 
 class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no parameters
@@ -65,12 +58,53 @@ class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no param
 
 
 @dataclass(frozen=True)
+class Contents:
+    """A net's parsed files; ``options`` are those of caffe_port.api.port."""
+
+    prototxt: Definition | None
+    weights: Weights | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class NetFiles:
     """A net given on the command line; ``options`` are those of caffe_port.api.port."""
 
     prototxt: str | None
     weights: str | None
     options: dict[str, Any]
+
+    def read(self, writable: bool = False) -> Contents:
+        """Reads the files, which needs no torch, so that an error in them appears at once.
+
+        Args:
+            writable: as for :func:`caffe_port.formats.caffemodel.read`.
+        """
+        from caffe_port.definition import model_archive
+        from caffe_port.definition.definition import Definition
+        from caffe_port.formats import caffemodel
+
+        ignored = self.options.get("ignore_fields", ())
+        definition = None if self.prototxt is None else Definition.read(self.prototxt, ignored)
+        stored = None
+        if self.weights is not None and model_archive.is_archive(self.weights):
+            model = model_archive.read(self.weights, writable, ignored)
+            stored, definition = model.weights, definition or model.definition.without(ignored)
+        elif self.weights is not None:
+            stored = caffemodel.read(self.weights, writable)
+        return Contents(definition, stored, self.options | ({} if definition is None else {"ignore_fields": ()}))
+
+
+def located(path: str) -> str:
+    """The path; ``model_defs/...`` also means the folder in the installed package, from wherever it is named."""
+    parts = Path(path).parts
+    if len(parts) > 1 and parts[0] == "model_defs" and not os.path.lexists(path):
+        from caffe_port.evaluation import registry
+
+        own = registry.model_defs().joinpath(*parts[1:])
+        if own.exists():
+            return str(own)
+    return path
 
 
 dialect_option = click.option(

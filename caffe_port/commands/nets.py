@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from caffe_port.commands.command import command, note, progress_bar
+from caffe_port.commands import checks
+from caffe_port.commands.command import command, console, note
 from caffe_port.commands.net_files import (
     NetFiles,
     Shape,
     dialect_option,
     ignore_field,
     image_options,
+    located,
     net_options,
     sort_files,
 )
+from caffe_port.commands.progress import progress_bar
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.terminal import count, human_bytes
 
@@ -76,6 +80,7 @@ def convert(
                 deployment; optional with a .caffemodel, which has its own
       WEIGHTS   .caffemodel or .caffemodel.h5; without it, parameters are
                 initialized from the fillers
+    or one archive from DIGITS (.tar.gz, .zip) in place of both
 
     The order of the two does not matter. The output is weights.safetensors, port.json (a record of the conversion), and
     model.py, which depends only on torch.
@@ -104,9 +109,16 @@ def convert(
 
         _show(blobs.convert(net.weights, folder, net.prototxt, force=how["force"]))
         return
+    checks.output_folder(folder, how["force"])
+    checks.readable(trained, how["labels"])
+    checks.mean(how["mean"])
+    if "onnx" in formats:
+        checks.package(("onnx", "onnxscript"), "--format onnx", "onnx")
+    read = net.read(writable=trained is None)
     from caffe_port import api
 
-    ported = api.port(net.prototxt, net.weights, keep_loss=keep_loss, stub=stub, share=trained is None, **net.options)
+    share = trained is None
+    ported = api.port(read.prototxt, read.weights, keep_loss=keep_loss, stub=stub, share=share, **read.options)
     if trained is None:
         from caffe_port.emit.convert import convert as write
         from caffe_port.evaluation.known import known_of
@@ -180,7 +192,8 @@ def inspect(
     \b
     Arguments:
       FILE  a prototxt (net or solver), .caffemodel, .caffemodel.h5,
-            .binaryproto or .solverstate; may be repeated
+            .binaryproto or .solverstate, or an archive from DIGITS;
+            may be repeated
 
     \b
     Examples:
@@ -199,6 +212,7 @@ def inspect(
     from caffe_port.inspection.net_table import Options
 
     dialects.assume(dialect)
+    files = tuple(map(located, files))
     options = Options(
         phase=phase, level=level, stages=stages, input_shapes=dict(shapes), numbers=numbers, ignore_fields=ignored
     )
@@ -248,8 +262,8 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
       1  a layer differs
       2  bad usage or bad input
     """
-    from rich.console import Console
-
+    checks.output_folder(folder, force)
+    checks.readable(weights)
     from caffe_port import api
     from caffe_port.commands import demo_files as demonstration
     from caffe_port.emit.convert import convert as write
@@ -265,7 +279,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
         _show(result)
         click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
         found = run(ported)
-    terminal.render(found, Console(), all_rows=False)
+    terminal.render(found, console(), all_rows=False)
     click.secho("4. use it", bold=True)
     click.echo(demonstration.usage(folder, result.class_name))
     return 0 if found.passed else 1
@@ -307,8 +321,8 @@ def predict(
 
     \b
     Arguments:
-      NET    a prototxt, a caffemodel, or both; or a folder that convert wrote,
-             whose model.py is run
+      NET    a prototxt, a caffemodel, or both; an archive from DIGITS; or a
+             folder that convert wrote, whose model.py is run
       IMAGE  image files, and folders of images
 
     Images are prepared as is known of the net: from port.json, the registry of published weights, or the
@@ -327,21 +341,31 @@ def predict(
       2  bad usage or bad input
     """
     net, paths = _net_and_images(files)
+    from caffe_port.data import image_files
+
+    images = image_files.expand(paths)
+    for path in images[:_MANY]:
+        image_files.check(path)
+    if isinstance(net, Path) and shapes:
+        raise click.UsageError("--input-shape does not apply to a converted folder")
+    checks.readable(options["labels"])
+    checks.mean(options["mean"])
+    if draw is not None:
+        _check_drawing(draw, images)
+    read = net if isinstance(net, Path) else NetFiles(*net, {}).read()
     from caffe_port.evaluation import predict as prediction
 
-    images = prediction.expand(paths)
-    if isinstance(net, Path):
-        if shapes:
-            raise click.UsageError("--input-shape does not apply to a converted folder")
-        predictor = prediction.Predictor(net, **options)
+    if isinstance(read, Path):
+        predictor = prediction.Predictor(read, **options)
     else:
         from caffe_port import api
 
-        predictor = prediction.Predictor(api.port(*net, input_shapes=dict(shapes)), **options)
+        ported = api.port(read.prototxt, read.weights, input_shapes=dict(shapes))
+        predictor = prediction.Predictor(ported, **options)
     for text in predictor.notes:
         note(text)
     written = []
-    with progress_bar("predicting", as_json or len(images) < _MANY) as progress:
+    with progress_bar("predicting", as_json or len(images) < _MANY, "image") as progress:
         for number, path in enumerate(images, 1):
             found = predictor.predict(path)
             if as_json:
@@ -359,7 +383,7 @@ def predict(
 
 
 _MANY = 10
-_OF_NET = (".prototxt", ".caffemodel", ".h5", ".hdf5", ".pbtxt")
+_OF_NET = (".prototxt", ".caffemodel", ".h5", ".hdf5", ".pbtxt", ".tar", ".gz", ".tgz", ".bz2", ".zip")
 
 
 def _net_and_images(files: tuple[str, ...]) -> tuple[Path | tuple[str | None, str | None], list[str]]:
@@ -378,6 +402,17 @@ def _net_and_images(files: tuple[str, ...]) -> tuple[Path | tuple[str | None, st
     return net, rest
 
 
+def _check_drawing(target: Path, images: Sequence[Path]) -> None:
+    """Raises CaffePortError if the drawings cannot be written there."""
+    if len(images) > 1:
+        if target.exists() and not target.is_dir():
+            raise CaffePortError("is a file; expected a folder, for several images", str(target))
+        return
+    checks.writable(target)
+    if target.suffix and target.suffix.lower() not in (".png", ".jpg", ".jpeg", ".bmp", ".webp"):
+        raise CaffePortError(f"cannot be written as '{target.suffix}'; use .png or .jpg", str(target))
+
+
 def _write_drawing(pixels: Any, target: Path, image: Path, several: bool) -> None:
     """Writes a PNG (or what the suffix says) in one piece."""
     from caffe_port.storage import images
@@ -387,8 +422,6 @@ def _write_drawing(pixels: Any, target: Path, image: Path, several: bool) -> Non
     if several:
         target.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower() or ".png"
-    if suffix not in (".png", ".jpg", ".jpeg", ".bmp", ".webp"):
-        raise CaffePortError(f"cannot be written as '{suffix}'; use .png or .jpg", str(path))
     done, data = images.opencv().imencode(suffix, pixels)
     assert done
     with atomic_write(path) as file:

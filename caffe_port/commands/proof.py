@@ -1,16 +1,24 @@
-"""The commands verify and dump."""
+"""The commands verify, compare and dump."""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import json
+import math
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from caffe_port.commands.command import F, command
+from caffe_port.commands import checks
+from caffe_port.commands.command import F, command, console
 from caffe_port.commands.net_files import NetFiles, Shape, ignore_field, net_options, sort_files
-from caffe_port.errors import printable
+from caffe_port.errors import CaffePortError, printable
 from caffe_port.storage.files import atomic_write
+from caffe_port.terminal import count, table
 
 
 def feed_options(function: F) -> F:
@@ -118,21 +126,28 @@ def verify(
       1  a layer differs, or nothing could be compared
       2  bad usage or bad input
     """
+    given: Any = _named_files(inputs)
+    checks.reference(options["against"], options["state"])
+    checks.writable(junit, page)
+    checks.values(given)
+    checks.mean(options["mean"])
+    _check_options(**options)
+    read = net.read()
     from caffe_port.verification.details import Details
     from caffe_port.verification.reports import html, terminal
     from caffe_port.verification.reports.junit import to_junit
     from caffe_port.verification.verify import verify as run
 
-    given: Any = _named_files(inputs)
-    details = Details() if page is not None and ".py:" not in options["against"] else None
+    details = Details() if page is not None else None
     found = run(
-        net.prototxt,
-        net.weights,
+        read.prototxt,
+        read.weights,
         input=given,
         details=details,
-        **net.options,
+        **read.options,
         **{name: value for name, value in options.items() if value is not None},
     )
+    found = dataclasses.replace(found, provenance=_how() | dict(found.provenance))
     for path, text in ((junit, junit and to_junit(found)), (page, page and html.to_html(found, details))):
         if path is not None:
             with atomic_write(path, "w") as file:
@@ -140,10 +155,28 @@ def verify(
     if as_json:
         click.echo(terminal.to_json(found))
     else:
-        from rich.console import Console
-
-        terminal.render(found, Console(), all_rows)
+        terminal.render(found, console(), all_rows)
     return 0 if found.passed else 1
+
+
+def _how() -> dict[str, str]:
+    """The command line and the date, for a report."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {"command": shlex.join(["caffe-port", *sys.argv[1:]]), "date": now.strftime("%Y-%m-%d %H:%M UTC")}
+
+
+def _check_options(against: str, backward: bool, strict: bool, mode: str, **_: Any) -> None:
+    """Raises CaffePortError for options that exclude each other."""
+    if ".py:" in against and (strict or backward or mode != "both"):
+        word = "strict" if strict else "backward" if backward else "mode"
+        raise CaffePortError(
+            f"{word} applies only to a converted net; a hand-written port is compared layer by layer, forward only"
+        )
+    if backward and against.lower() in ("opencv", "numpy"):
+        raise CaffePortError(
+            "gradients are compared with a trace that holds them, or with Caffe itself",
+            hint="Give --against TRACE.npz or --against caffe.",
+        )
 
 
 def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
@@ -155,6 +188,62 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
     if not all(equals for _, equals, _ in named):
         raise click.UsageError("several inputs need names: --input NAME=FILE")
     return {name: path for name, _, path in named}
+
+
+@command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(before: Path, after: Path, as_json: bool) -> int:
+    """Compare two reports of verify: which layers agree now and did not before, and which no longer do.
+
+    \b
+    Arguments:
+      BEFORE, AFTER  reports written by verify --json
+
+    A top is listed if its status changed, or if the tolerance that it needs grew or shrank tenfold.
+
+    \b
+    Examples:
+      caffe-port compare before.json after.json
+
+    \b
+    Exit codes:
+      0  nothing got worse
+      1  a top that agreed differs now, or is no longer compared
+      2  bad usage or bad input
+    """
+    from caffe_port.verification.reports import changes
+
+    found = changes.changes(changes.read(before), changes.read(after))
+    if as_json:
+        shown = [dataclasses.asdict(change) | {"needed": _finite(change.needed)} for change in found.tops]
+        value = {"worse": found.worse, "passed": found.passed, "tops": shown, "facts": found.facts}
+        click.echo(json.dumps(value, indent=2))
+        return int(found.worse)
+    for name, (was, now) in found.facts.items():
+        click.echo(printable(f"{name}: {was or '(none)'} -> {now or '(none)'}"))
+    rows = [
+        [
+            f"{change.layer}:{change.top}" if change.top else change.layer,
+            change.type,
+            change.before or "absent",
+            change.after or "absent",
+            *("" if math.isnan(needed) else f"{needed:.1e}" for needed in change.needed),
+        ]
+        for change in found.tops
+    ]
+    if rows:
+        head = ["layer", "type", "before", "after", "needed atol", "needs atol"]
+        click.echo("\n".join(table(head, rows, right=(4, 5), shrink=[(0, 20)])))
+    worse = sum(change.worse for change in found.tops)
+    verdicts = " -> ".join("PASSED" if passed else "FAILED" for passed in found.passed)
+    click.echo(f"verdict: {verdicts}; {count(len(rows), 'top')} changed, {worse} for the worse")
+    return int(found.worse)
+
+
+def _finite(values: tuple[float, float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]
 
 
 @command()
@@ -225,21 +314,25 @@ def dump(
     if output is None:
         raise click.UsageError("dump needs -o FILE.npz")
     from caffe_port.data.preprocessing import Preprocessing
+
+    given: Any = _named_files(inputs)
+    checks.writable(output)
+    checks.values(given)
+    checks.caffe(by)
+    how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
+    net = NetFiles(*sort_files(files), {"ignore_fields": ignored}).read()
     from caffe_port.verification.dump import dump as record
 
-    prototxt, weights = sort_files(files)
-    how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
-    given: Any = _named_files(inputs)
     trace = record(
         output,
-        prototxt,
-        weights,
+        net.prototxt,
+        net.weights,
         by=by,
         input=given,
         seed=seed,
         preprocess=how,
         input_shapes=dict(shapes),
         keep_loss=keep_loss,
-        ignore_fields=ignored,
+        **net.options,
     )
-    click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")
+    click.echo(f"{printable(str(output))}: {count(len(trace.tops), 'top')}")

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from caffe_port.commands.command import command, note, progress_bar
-from caffe_port.commands.net_files import NetFiles, ignore_field, net_options
+from caffe_port.commands import checks
+from caffe_port.commands.command import command, note
+from caffe_port.commands.net_files import Contents, NetFiles, ignore_field, located, net_options
+from caffe_port.commands.progress import Progress, progress_bar
 from caffe_port.errors import printable
+from caffe_port.storage.files import atomic_write
 from caffe_port.terminal import count, table
 
 if TYPE_CHECKING:
@@ -22,9 +25,10 @@ if TYPE_CHECKING:
 @net_options
 @click.option(
     "--data",
-    required=True,
     metavar="NAME|PATH",
-    help="Data set: mnist, cifar10, cifar100, svhn, an .npz file, or a folder of class folders.",
+    help="Data set: mnist, cifar10, cifar100, svhn, an .npz file, or a folder of class folders. For a detector: a "
+    "folder as of PASCAL VOC, a list of images and annotations, or an LMDB of AnnotatedDatum. Default: what the net's "
+    "own AnnotatedData layer reads.",
 )
 @click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the data set.")
 @click.option("--download", is_flag=True, help="Let torchvision download the data set to --root.")
@@ -43,16 +47,35 @@ if TYPE_CHECKING:
     type=click.Choice(["RGB", "BGR", "GRAY"], case_sensitive=False),
     help="Channel order of the net's input.",
 )
+@click.option(
+    "--labels",
+    type=click.Path(),
+    metavar="FILE",
+    help="For a detector: names of the classes, a labelmap.prototxt or one name per line.",
+)
+@click.option(
+    "--ap",
+    type=click.Choice(["11point", "MaxIntegral", "Integral", "101point"]),
+    default="11point",
+    show_default=True,
+    help="For a detector: the average precision to list by class and to compare with --expect.",
+)
 @click.option("--tta", type=click.Choice(["none", "mirror"]), help="Whether to mirror images at random in the test.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N images.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=250, show_default=True, metavar="N", help="Images per batch."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images per batch. Default: 100, or 16 for a detector.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
 @click.option("--expect", type=float, metavar="PERCENT", help="Reported accuracy; exit code 1 if the result is worse.")
 @click.option(
     "--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Plot the confusion matrix to this file."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the result to this file, as JSON."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
@@ -61,10 +84,15 @@ def evaluate(
     std: str | None,
     expect: float | None,
     confusion: Path | None,
+    output: Path | None,
     as_json: bool,
+    data: str | None,
+    batch_size: int | None,
+    labels: str | None,
+    ap: str,
     **options: Any,
 ) -> int:
-    """Measure a net's accuracy on a data set.
+    """Measure a net's accuracy on a data set, or a detector's mean average precision.
 
     \b
     Arguments:
@@ -74,12 +102,16 @@ def evaluate(
     The preprocessing is that of the registry if it knows the weights, otherwise that of the training run or of
     transform_param. --mean, --std, --scale and --channel-order override it:  x' = (x - mean) * scale / std.
 
+    A net that ends in DetectionOutput is measured as SSD's solver does, in all three versions of the average precision.
+
     \b
     Examples:
       caffe-port evaluate lenet.prototxt lenet.caffemodel --data mnist \\
           --root data --scale 0.00390625
       caffe-port evaluate net.caffemodel --data mnist --root data \\
           --expect 99.72
+      caffe-port evaluate ssd/deploy.prototxt ssd.caffemodel \\
+          --data VOCdevkit/VOC2007 --mean 104,117,123
 
     \b
     Exit codes:
@@ -87,31 +119,44 @@ def evaluate(
       1  with --expect: worse by more than chance explains
       2  bad usage or bad input
     """
-    from caffe_port.evaluation import evaluate as evaluation
-
     if net.weights is None:
         raise click.UsageError("evaluate needs weights")
-    with progress_bar("evaluating", as_json) as progress:
+    numbers, divisors = _numbers(mean), _std(std)
+    checks.mean(numbers)
+    checks.plot(confusion)
+    checks.writable(output)
+    from caffe_port.data.annotations import is_annotated
+
+    if data is None or is_annotated(Path(data)):
+        batch = {} if batch_size is None else {"batch_size": batch_size}
+        chosen = {name: options[name] for name in ("split", "scale", "channel_order", "limit", "device")}
+        chosen |= batch | {"data": data, "labels": labels, "mean": numbers}
+        return _evaluate_detections(net.read(), expect, output, as_json, ap, **chosen)
+    checks.data_set(data, options["root"], options["download"], (options["split"],))
+    read = net.read()
+    assert read.weights is not None
+    from caffe_port.evaluation import evaluate as evaluation
+
+    options |= {"data": data, "batch_size": batch_size or evaluation.BATCH_SIZE}
+    with progress_bar("evaluating", as_json, "image") as progress:
         found = evaluation.evaluate_files(
-            net.weights, net.prototxt, mean=_numbers(mean), std=_std(std), progress=progress, **options, **net.options
+            read.weights, read.prototxt, mean=numbers, std=divisors, progress=progress, **options, **read.options
         )
     result = found.result
     verdict = None if expect is None else result.verdict(expect)
     if confusion is not None:
         evaluation.plot_confusion(result, confusion)
+    figures = result.as_dict() | {
+        "data": found.data,
+        "preprocessing": str(found.preprocessing),
+        "expected": expect,
+        "verdict": verdict,
+    }
+    if output is not None:
+        with atomic_write(output, "w") as file:
+            file.write(json.dumps(figures, indent=2) + "\n")
     if as_json:
-        click.echo(
-            json.dumps(
-                result.as_dict()
-                | {
-                    "data": found.data,
-                    "preprocessing": str(found.preprocessing),
-                    "expected": expect,
-                    "verdict": verdict,
-                },
-                indent=2,
-            )
-        )
+        click.echo(json.dumps(figures, indent=2))
     else:
         for text in found.notes:
             note(text)
@@ -125,6 +170,42 @@ def evaluate(
             click.echo(f"top-5 {result.top5:.2f} %")
         if verdict is not None:
             click.echo(f"reported {expect:.2f} %: {verdict}")
+    return 1 if verdict == "worse" else 0
+
+
+def _evaluate_detections(
+    net: Contents, expect: float | None, output: Path | None, as_json: bool, version: str, **options: Any
+) -> int:
+    from caffe_port.evaluation.average_precision import VERSIONS
+    from caffe_port.evaluation.detections import evaluate_detections
+
+    assert net.weights is not None
+    with progress_bar("evaluating", as_json, "image") as progress:
+        result = evaluate_detections(net.weights, net.prototxt, progress=progress, **options, **net.options)
+    verdict = None if expect is None else result.verdict(expect, version)
+    more = {"data": result.data, "preprocessing": result.preprocessing, "expected": expect, "verdict": verdict}
+    figures = json.dumps(result.as_dict(version) | more, indent=2)
+    if output is not None:
+        with atomic_write(output, "w") as file:
+            file.write(figures + "\n")
+    if as_json:
+        click.echo(figures)
+        return 1 if verdict == "worse" else 0
+    for text in result.notes:
+        note(text)
+    click.echo(f"{printable(result.data)}: {printable(result.preprocessing)} ({printable(result.origin)})")
+    objects = sum(result.found.objects.values())
+    not_counted = "" if result.difficult else ", difficult ones not counted"
+    click.echo(
+        f"mean average precision of {result.images:,} images with {objects:,} objects, at an overlap of "
+        f"{result.overlap:g}{not_counted}:"
+    )
+    click.echo("  " + "   ".join(f"{name} {result.mean(name):.2f} %" for name in VERSIONS))
+    rows = [(printable(name), f"{value:.2f} %", f"{number:,}") for name, value, number in result.per_class(version)]
+    for line in table(("class", version, "objects"), rows, right=(1, 2)):
+        click.echo(line)
+    if verdict is not None:
+        click.echo(f"reported {expect:.2f} %: {verdict}")
     return 1 if verdict == "worse" else 0
 
 
@@ -232,6 +313,7 @@ def _std(text: str | None) -> list[float] | None:
     help="With several processes: compute BatchNorm's statistics over the whole batch, or per process.",
 )
 @click.option("--reference-log", metavar="FILE", type=click.Path(), help="A Caffe log to compare with.")
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard's events, to RUN/tensorboard.")
 @ignore_field
 @click.pass_context
 def train(
@@ -273,34 +355,39 @@ def train(
         return _train_fast(context, solver, seeds, out, resume, options)
     if solver is None or seeds != 1:
         raise click.UsageError("give a SOLVER or --recipe; --seeds requires --recipe")
+    resumed = resume if resume not in (None, "newest") else resume is not None
+    spec = checks.training(located(str(solver)), out, ignored, resumed, options)
     from caffe_port.training.set_up import TrainOptions
     from caffe_port.training.train import train as run
 
-    resumed = resume if resume not in (None, "newest") else resume is not None
     chosen = TrainOptions(resume=resumed, ignore_fields=ignored, **options)
-    with _Teller() as teller:
-        result = run(solver, out, chosen, teller.hear)
+    with Progress() as progress:
+        teller = _Teller(progress)
+        result = run(spec, out, chosen, teller.hear)
     if teller.ended:  # only in the first of several processes
-        _show_run(result, teller.tested)
+        _show_run(result)
     return {"": 0, "max_seconds": 0, "SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
 
 
-def _show_run(result: TrainResult, tested: int) -> None:
+def _show_run(result: TrainResult) -> None:
     for name, value in result.outputs.items():
-        click.echo(f"{printable(name)} = {value:.6g} after {count(tested, 'iteration')}")
+        click.echo(f"{printable(name)} = {value:.6g} after {count(result.outputs_iter[name], 'iteration')}")
+    if result.train:
+        loss, trained = result.train["loss"], result.train["iter"]
+        click.echo(f"training loss = {loss:.6g} in iteration {trained:,}")
     if result.best:
-        click.echo(
-            f"best: {printable(result.best['name'])} = {result.best['value']:.6g} at iteration {result.best['iter']:,}"
-        )
+        name, value, at = result.best["name"], result.best["value"], result.best["iter"]
+        click.echo(f"best: {printable(name)} = {value:.6g} after {count(at, 'iteration')}")
     click.echo(f"run: {printable(str(result.run))}")
     if result.stopped == "max_seconds":
         done = count(result.iter, "iteration")
         note(f"stopped by --max-seconds after {done}; run the same command with --resume to continue")
     elif result.stopped:
-        note(f"stopped by {result.stopped} at iteration {result.iter}; continue with --resume")
+        done = count(result.iter, "iteration")
+        note(f"stopped by {result.stopped} after {done}; continue with --resume")
 
 
-_OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device")
+_OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device", "tensorboard")
 
 
 def _train_fast(
@@ -313,92 +400,97 @@ def _train_fast(
         raise click.UsageError("--recipe requires --data")
     if resume not in (None, "newest"):
         raise click.UsageError("with --recipe, --resume takes no file: the run is resumed from its folder")
-    from caffe_port.training import fast_recipe
-
     chosen = {name: options[name] for name in _OF_RECIPES} | {"seed": options["seed"] or 0}
     if (epochs := chosen["epochs"]) is not None and epochs != int(epochs):
         raise click.UsageError("with --recipe, --epochs must be a whole number")
     chosen["epochs"] = None if epochs is None else int(epochs)
     if net is not None:
-        chosen["net"] = str(net)
+        chosen["net"] = located(str(net))
+        checks.readable(chosen["net"])
+    for seed in range(seeds):
+        checks.run_folder(out / f"seed-{chosen['seed'] + seed}" if seeds > 1 else out, resume)
+    if chosen["tensorboard"]:
+        checks.package(("tensorboard",), "--tensorboard", "tensorboard")
+    checks.data_set(chosen["data"], chosen["root"], chosen["download"], ("train", "test"))
+    from caffe_port.training import fast_recipe
 
     def hear(event: dict[str, Any]) -> None:
-        if event["kind"] == "note":
-            note(event["text"])
-        elif event["kind"] == "epoch":
+        kind = event["kind"]
+        if kind == "note":
+            progress.say(f"note: {event['text']}")
+        elif kind == "progress":
+            progress.update("training", event["update"], event["updates"], "update")
+        elif kind == "testing":
+            progress.update("testing", event["done"], event["total"], "image")
+        elif kind == "epoch":
+            text = f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, {event['seconds']:.2f} s"
+            progress.say(text)
+        elif kind == "end":
+            tested = "not tested yet"
+            if event["accuracy"] is not None:
+                tested = "{:.2f} % (95 % interval {:.2f} to {:.2f})".format(event["accuracy"], *event["interval"])
+            length = event["updates_per_epoch"]
+            rest = event["updates_done"] - event["epochs_done"] * length
+            done = fast_recipe.done_in_words(event["epochs_done"], rest, length)
             click.echo(
-                f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, {event['seconds']:.2f} s",
-                err=True,
-            )
-        elif event["kind"] == "end":
-            low, high = event["interval"]
-            click.echo(
-                f"seed {event['seed']}: {event['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}) after "
-                f"{count(event['epochs_done'], 'epoch')}; {event['train_seconds']:.1f} s of training, "
+                f"seed {event['seed']}: {tested} after {done}; {event['train_seconds']:.1f} s of training, "
                 f"{event['images_per_s']:,.0f} images/s"
             )
 
-    results = fast_recipe.train(out, fast_recipe.FastOptions(resume=resume is not None, **chosen), hear, seeds)
-    if seeds > 1:
-        click.echo(fast_recipe.summary(results))
+    with Progress() as progress:
+        results = fast_recipe.train(out, fast_recipe.FastOptions(resume=resume is not None, **chosen), hear, seeds)
+    if seeds > 1 and (text := fast_recipe.summary(results)):
+        click.echo(text)
     click.echo(f"run: {printable(str(out))}")
     stopped = results[-1]["stopped"]
     if stopped:
         reason = "--max-seconds" if stopped == "max_seconds" else stopped
-        epoch = results[-1]["epochs_done"]
-        note(f"stopped by {reason} after epoch {epoch}; run the same command with --resume to continue")
+        note(f"stopped by {reason}; run the same command with --resume to continue")
     return {"SIGINT": 130, "SIGTERM": 143}.get(stopped, 0)
 
 
 class _Teller:
-    """Shows the events of a training run: a progress bar on a terminal, and lines for tests and snapshots."""
+    """Shows the events of a training run: its progress, and lines for tests and snapshots."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-        self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task: Any = None
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.total = 0
+        self.detail = ""
         self.ended = False
-        self.tested = 0  # the iteration of the last test
-
-    def __enter__(self) -> _Teller:  # noqa: PYI034 - Self is Python 3.11's
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.task is not None:
-            self.bar.stop()
 
     def hear(self, event: dict[str, Any]) -> None:
         """Shows one event of :func:`caffe_port.training.train.train`."""
         kind = event["kind"]
         if kind == "note":
-            self.say(f"note: {event['text']}")
+            self.progress.say(f"note: {event['text']}")
         elif kind == "start":
-            self.bar.start()
-            self.task = self.bar.add_task("", total=event["max_iter"], completed=event["iter"])
+            self.total = event["max_iter"]
+            self.progress.update("training", event["iter"], self.total, "iteration")
         elif kind == "train":
-            text = f"loss {event['loss']:.4g}  lr {event['lr']:.3g}  {event['images_per_s']:,.0f} images/s"
-            self.bar.update(self.task, description=text)
-            if not self.console.is_terminal:
-                self.say(f"iteration {event['iter']}: {text}")
+            first, self.detail = (
+                not self.detail,
+                (f"loss {event['loss']:.4g}, lr {event['lr']:.3g}, {event['images_per_s']:,.0f} images/s"),
+            )
+            if first and not self.progress.is_terminal:
+                self.progress.say(f"iteration {event['iter']:,}: {self.detail}")
         elif kind == "progress":
-            self.bar.update(self.task, completed=event["iter"])
+            detail = self.detail or f"loss {event['loss']:.4g}, lr {event['lr']:.3g}"
+            self.progress.update("training", event["iter"], self.total, "iteration", detail)
+        elif kind == "testing":
+            label = f"testing #{event['net']}" if event["net"] else "testing"
+            at = f"iteration {event['iter']:,}"
+            self.progress.update(label, event["batch"], event["batches"], "batch", at, plural="batches")
         elif kind == "test":
             shown = "  ".join(f"{name} {value:.4f}" for name, value in event["outputs"].items())
             ahead = {None: "", True: "  above the reference", False: "  at or below the reference"}[event.get("ahead")]
             of_net = f" #{event['net']}" if "net" in event else ""
-            self.say(f"iteration {event['iter']}: test{of_net} {shown}{ahead}")
-            self.tested = event["iter"]
+            self.progress.say(f"iteration {event['iter']:,}: test{of_net}  {shown}{ahead}")
+            for name, values in event.get("per_class", {}).items():
+                self.progress.say(f"  {name}: " + "  ".join(f"class {k} {v:.4f}" for k, v in values.items()))
         elif kind == "snapshot":
-            self.say(f"iteration {event['iter']}: snapshot {event['file']}")
+            self.progress.say(f"iteration {event['iter']:,}: snapshot {event['file']}")
         elif kind == "end":
             self.ended = True
-
-    def say(self, text: str) -> None:
-        self.bar.console.print(printable(text), markup=False, soft_wrap=True)
 
 
 @command()
@@ -433,6 +525,9 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
     """
     from caffe_port.training import caffe_log
 
+    checks.writable(csv)
+    for one in plots:
+        checks.plot(one)
     found = caffe_log.read(path)
     if csv is not None:
         caffe_log.to_csv(found, csv)

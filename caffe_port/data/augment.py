@@ -57,11 +57,13 @@ class Epochs:
         """The number of batches in an epoch."""
         return len(self.labels) // self.batch_size
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images, labels) of an epoch; images are float32 (N, C, H, W) in channels-last memory."""
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields (images, labels) of an epoch, from its batch ``first`` on; images are float32 (N, C, H, W) in
+        channels-last memory.
+        """
         a, count = self.augmentation, len(self.labels)
         always = torch.Generator(self.device).manual_seed(self.seed << 20)
-        first = torch.randint(2, (count,), generator=always, device=self.device)
+        mirrored = torch.randint(2, (count,), generator=always, device=self.device)
         own = torch.Generator(self.device).manual_seed((self.seed << 20) + 1 + number)
         order = torch.randperm(count, generator=own, device=self.device)
 
@@ -71,10 +73,10 @@ class Epochs:
         height, width = (torch.arange(side, device=self.device) for side in self.size)
         rows, columns = height + draw(2 * a.shift + 1), width.expand(count, -1)
         if a.flip:
-            columns = torch.where((first + number)[:, None] % 2 == 1, columns.flip(1), columns)
+            columns = torch.where((mirrored + number)[:, None] % 2 == 1, columns.flip(1), columns)
         columns = columns + draw(2 * a.shift + 1)
         centres = draw(len(height)), draw(len(width))
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for start in range(first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             chosen = order[start : start + self.batch_size]
             images = self.images[chosen[:, None, None], rows[chosen][:, :, None], columns[chosen][:, None, :]]
             images = (images - self.mean) * self.factor

@@ -18,7 +18,7 @@ class Feed(Protocol):
     Attributes:
         batch_size: records per batch.
         size: total number of records; after the last one, the first follows, also within a batch, as in Caffe.
-        shapes: shapes of the tops, without the batch axis.
+        shapes: shapes of the tops of a batch; the number of objects in a label top differs from batch to batch.
     """
 
     batch_size: int

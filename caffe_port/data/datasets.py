@@ -18,15 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port.data import set_files
 from caffe_port.data.batches import positions
 from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
-from caffe_port.errors import CaffePortError, DependencyError, ParseError, did_you_mean
+from caffe_port.data.set_files import SPLITS as SPLITS
+from caffe_port.data.set_files import default_root as default_root
+from caffe_port.errors import CaffePortError, DependencyError, ParseError
 from caffe_port.storage import npz
-from caffe_port.storage.files import MAX_BYTES, cache_folder, opened
+from caffe_port.storage.files import MAX_BYTES, opened
+from caffe_port.terminal import count
 
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
-SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,12 @@ class ImageSet:
         """Only the first images."""
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
+    def colored(self) -> ImageSet:
+        """The same images with three channels."""
+        if self.channel_order != "GRAY":
+            return self
+        return replace(self, images=self.images.expand(-1, 3, -1, -1), channel_order="RGB")
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(images, labels), in order; the last batch may be smaller."""
         for start in range(0, len(self), size):
@@ -82,7 +91,9 @@ class ImageSet:
         """Raises CaffePortError if a label is outside 0..classes-1."""
         highest = int(self.labels.max())
         if highest >= classes:
-            raise CaffePortError(f"label {highest} is out of range: the net has {classes} classes", self.name)
+            raise CaffePortError(
+                f"label {highest} is out of range: the net has {count(classes, 'class', 'classes')}", self.name
+            )
 
 
 def from_arrays(
@@ -116,11 +127,6 @@ def from_arrays(
 # -- sets by name ---------------------------------------------------------------------------------------------------
 
 
-def default_root() -> Path:
-    """The default folder for data sets: ``data`` in :func:`caffe_port.storage.files.cache_folder`."""
-    return cache_folder() / "data"
-
-
 def load(data: str | Path, split: str = "test", root: str | Path | None = None, download: bool = False) -> ImageSet:
     """Loads a data set.
 
@@ -134,18 +140,11 @@ def load(data: str | Path, split: str = "test", root: str | Path | None = None, 
     Raises:
         CaffePortError: the set does not exist, is not found under ``root``, or is damaged.
     """
-    if split not in SPLITS:
-        raise CaffePortError(f"split '{split}' is neither train nor test")
-    name = str(data).lower()
-    if name in TORCHVISION:
+    name, path = str(data).lower(), Path(data)
+    if name in TORCHVISION and split in SPLITS:
         return _by_torchvision(name, split, Path(root) if root is not None else default_root(), download)
-    path = Path(data)
-    if path.is_dir():
-        return from_folder(path, split)
-    if path.suffix == ".npz":
-        return from_npz(path, split)
-    hint = f"Known data sets: {', '.join(TORCHVISION)}; or give an .npz file or a folder of class folders."
-    raise CaffePortError(f"'{data}' is not a data set, file or folder.{did_you_mean(name, TORCHVISION)}", hint=hint)
+    set_files.check(data, split, root, download)
+    return from_folder(path, split) if path.is_dir() else from_npz(path, split)
 
 
 def _by_torchvision(name: str, split: str, root: Path, download: bool) -> ImageSet:
@@ -162,6 +161,8 @@ def _by_torchvision(name: str, split: str, root: Path, download: bool) -> ImageS
         stored = cls(root=str(root), download=download, **wanted)
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         missing = "not found" in str(error).lower()
+        if missing:
+            set_files.check(name, split, root)
         what = f"{name} was not found or is incomplete" if missing else f"{name} cannot be read: {str(error)[:200]}"
         hint = "Set its folder with --root DIR" + ("." if download else ", or download it with --download.")
         raise CaffePortError(what, str(root), hint) from None
@@ -234,7 +235,8 @@ def from_npz(path: Path, split: str) -> ImageSet:
 
 
 def from_folder(path: Path, split: str) -> ImageSet:
-    """Reads images from one folder per class, in alphabetical order; below ``train`` or ``test`` if these exist.
+    """Reads images from one folder per class, in alphabetical order; below ``train`` or ``test`` if these exist. If all
+    images are gray, so is the set.
 
     Raises:
         CaffePortError: there are no class folders or images, or the images have different sizes.
@@ -243,13 +245,9 @@ def from_folder(path: Path, split: str) -> ImageSet:
         from torchvision.datasets import ImageFolder
     except ImportError:
         raise DependencyError("folders of images require torchvision", hint="pip install torchvision") from None
-    names = {"train": ("train",), "test": ("test", "val")}[split]
-    inner = next((path / n for n in names if (path / n).is_dir()), None)
-    if inner is None and any((path / n).is_dir() for n in ("train", "test", "val")):
-        raise CaffePortError(f"has no folder '{names[0]}'", str(path))
-    path = inner or path
+    path = set_files.class_folder(path, split)
     try:
-        stored = ImageFolder(str(path))
+        stored = ImageFolder(str(path), loader=_loaded)
     except FileNotFoundError as error:
         raise CaffePortError(f"is not a folder of class folders: {str(error).splitlines()[0]}", str(path)) from None
     arrays = []
@@ -258,11 +256,21 @@ def from_folder(path: Path, split: str) -> ImageSet:
             arrays.append(np.asarray(stored.loader(file)))
         except (OSError, ValueError, SyntaxError) as error:
             raise CaffePortError(f"cannot be read as an image: {error}", file) from None
-        if arrays[-1].shape != arrays[0].shape:
-            sizes = " and ".join(f"{w}x{h}" for h, w, _ in (arrays[0].shape, arrays[-1].shape))
+        if arrays[-1].shape[:2] != arrays[0].shape[:2]:
+            sizes = " and ".join(f"{w}x{h}" for h, w in (arrays[0].shape[:2], arrays[-1].shape[:2]))
             raise CaffePortError(f"images have different sizes: {sizes}; resize them first", file)
     labels = np.asarray([label for _, label in stored.samples])
+    if any(array.ndim == 3 for array in arrays):  # a gray image among colored ones
+        arrays = [array if array.ndim == 3 else np.stack([array] * 3, 2) for array in arrays]
     return from_arrays(np.stack(arrays), labels, str(path), stored.classes)
+
+
+def _loaded(path: str) -> Any:
+    """An image of Pillow, gray or in color."""
+    from PIL import Image
+
+    with opened(path) as file, Image.open(file) as image:
+        return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
 
 
 def mean_image(data: ImageSet, batch_size: int = 5000) -> Tensor:
@@ -299,7 +307,7 @@ class ImageFeed:
     ) -> None:
         self.data, self.preprocessor, self.batch_size, self.train = data, preprocessor, batch_size, train
         self.seed, self.shuffle, self.size = seed, seed if shuffle else None, len(data)
-        self.shapes: tuple[tuple[int, ...], ...] = (preprocessor.shape(data.shape), ())
+        self.shapes: tuple[tuple[int, ...], ...] = ((batch_size, *preprocessor.shape(data.shape)), (batch_size,))
         self.generator = torch.Generator(data.images.device)
         self._orders: dict[int, Tensor] = {}
 

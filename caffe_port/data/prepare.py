@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from caffe_port.data.preprocessing import MEAN_IMAGE, Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.storage import images
+from caffe_port.terminal import count
 from caffe_port.typing import Array, Shape
 
 
@@ -142,11 +143,16 @@ def cut(
 def resize(picture: Array, size: tuple[int, int]) -> Array:
     """Resizes an image (C, H, W) to (height, width) with OpenCV's INTER_LINEAR; the type stays the same.
 
+    Raises:
+        CaffePortError: the size is not one of an image.
+
     Source: ReadImageToCVMat in io.cpp, which calls cv::resize with this default.
     """
     if picture.shape[1:] == size:
         return picture
     cv2 = images.opencv()
+    if min(size) < 1 or size[0] * size[1] > images.MAX_PIXELS:
+        raise CaffePortError(f"an image cannot be resized to a height of {size[0]} and a width of {size[1]}")
     resized = cv2.resize(picture.transpose(1, 2, 0), size[::-1], interpolation=cv2.INTER_LINEAR)
     return np.atleast_3d(resized).transpose(2, 0, 1)
 
@@ -169,4 +175,6 @@ def _check(mean: Shape, factor: Shape, picture: Shape) -> None:
         raise CaffePortError(f"the mean image {tuple(mean)} does not match images {tuple(picture)}")
     for name, shape in (("mean", mean), ("std", factor)):
         if shape[0] not in (1, picture[0]):
-            raise CaffePortError(f"{name} has {shape[0]} values for {picture[0]} channels; expected 1 or {picture[0]}")
+            raise CaffePortError(
+                f"{name} has {count(shape[0], 'value')} for {count(picture[0], 'channel')}; expected 1 or {picture[0]}"
+            )

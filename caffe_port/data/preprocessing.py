@@ -25,15 +25,20 @@ from typing import TYPE_CHECKING, Any
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.storage import tables
 from caffe_port.storage.files import find
+from caffe_port.terminal import count
 from caffe_port.typing import Array, Shape
 
 if TYPE_CHECKING:
+    from caffe_port.formats.message import Message
     from caffe_port.spec import LayerSpec
 
 MEAN_IMAGE = "training-set mean image"
 CHANNEL_ORDERS = ("RGB", "BGR", "GRAY")
 
 _CAFFES_FIELDS = ("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray")
+_BOXES_FIELDS = ("resize_param", "crop_h", "crop_w", "noise_param", "distort_param", "expand_param")
+"""SSD's fields, all of which :class:`~caffe_port.data.annotated.BoxTransform` follows."""
+_RANDOM_FIELDS = ("noise_param", "distort_param", "expand_param")
 _WITHOUT_EFFECT = ("emit_constraint", "use_gpu_transform", "random_seed")
 """Fork fields of TransformationParameter: which boxes are kept, where to compute, the seed of the random numbers."""
 
@@ -85,7 +90,7 @@ class Preprocessing:
         for name, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and order is not None and len(value) not in (1, 3 if order != "GRAY" else 1):
                 takes = "1 or 3" if order != "GRAY" else "1"
-                raise CaffePortError(f"{name} has {len(value)} values; {order} takes {takes}")
+                raise CaffePortError(f"{name} has {count(len(value), 'value')}; {order} takes {takes}")
             if isinstance(value, tuple) and not value:
                 raise CaffePortError(f"{name} has no values")
             numbers += value if isinstance(value, tuple) else () if isinstance(value, str) else (value,)
@@ -137,7 +142,13 @@ class Preprocessing:
 
     @classmethod
     def from_transform_param(
-        cls, layer: LayerSpec, channel_order: str | None = None, notes: list[str] | None = None
+        cls,
+        layer: LayerSpec,
+        channel_order: str | None = None,
+        notes: list[str] | None = None,
+        *,
+        boxes: bool = False,
+        inference: bool = False,
     ) -> Preprocessing:
         """The preprocessing of a data layer's TransformationParameter, for both phases.
 
@@ -146,6 +157,9 @@ class Preprocessing:
             channel_order: channel order of the images; None: as stored in the database, as in Caffe.
             notes: receives a note if the mean_file does not exist; the mean image must then be computed. None: a
                 missing mean_file is an error.
+            boxes: the caller follows SSD's fields, which change boxes, too; the result has only mean, scale and
+                Caffe's own crop and mirror.
+            inference: leave out what SSD varies at random in training.
 
         Raises:
             SpecError: Caffe rejects it too, a fork's field would change the result, or the mean_file is missing.
@@ -156,8 +170,17 @@ class Preprocessing:
             raise layer.error("sets both mean_file and mean_value")
         if p.force_color and p.force_gray:
             raise layer.error("sets both force_color and force_gray")
+        followed = [*_CAFFES_FIELDS, *_WITHOUT_EFFECT]
+        followed += _BOXES_FIELDS if boxes else _RANDOM_FIELDS if inference else ()
+        resize, crop = None, p.crop_size
+        if not boxes:
+            resize = _resize_of(p, inference)
+            followed += ["resize_param"] if resize else []
+            if p.crop_h and p.crop_w:
+                followed += ["crop_h", "crop_w"]
+                crop = crop or (p.crop_h, p.crop_w)
         for name in (*(name for name, _ in p.items()), *p.unknown):
-            if name not in (*_CAFFES_FIELDS, *_WITHOUT_EFFECT):
+            if name not in followed:
                 raise layer.error(
                     f"transform_param {name} belongs to a fork of Caffe and is not supported",
                     "Preprocess the images beforehand, and remove the field.",
@@ -171,7 +194,7 @@ class Preprocessing:
             if found is None and notes is not None:
                 notes.append(f"mean_file '{p.mean_file}' does not exist: the mean of the training set is used instead")
             mean = found or MEAN_IMAGE
-        plan = cls(None, 0.0, float(p.scale), 1.0, 0, False, p.crop_size, p.mirror, p.mirror)
+        plan = cls(None, 0.0, float(p.scale), 1.0, 0, False, crop, p.mirror, p.mirror, resize)
         try:
             return plan.changed(mean=mean, channel_order=channel_order)
         except CaffePortError as error:
@@ -260,6 +283,19 @@ class Preprocessing:
             padded = " with padding" if self.pad else ""
             raise CaffePortError(f"crop {self._crop_text()} is larger than the image, {width}x{height}{padded}")
         return channels, *self.window
+
+
+def _resize_of(p: Message, inference: bool) -> tuple[int, int] | None:
+    """(height, width) of an SSD's resize_param that warps images by linear interpolation; None if there is none.
+
+    Args:
+        inference: of several interpolations, one of which is drawn in training, take the linear one.
+    """
+    one = p.resize_param[0] if len(p.resize_param) == 1 else None
+    if one is None or one.resize_mode != "WARP" or one.height < 1 or one.width < 1:
+        return None
+    modes = list(one.interp_mode) or ["LINEAR"]
+    return (one.height, one.width) if modes == ["LINEAR"] or (inference and "LINEAR" in modes) else None
 
 
 def read_mean(text: str | Path) -> Any:

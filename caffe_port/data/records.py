@@ -1,4 +1,4 @@
-"""Batches of what a net's data layers read: LMDB and LevelDB of Datum, image lists, HDF5.
+"""Batches of what a net's data layers read: LMDB and LevelDB of Datum or AnnotatedDatum, image lists, HDF5.
 
 For transform_param, see :mod:`caffe_port.data.preprocessing`.
 Sources: data_layer.cpp, image_data_layer.cpp, hdf5_data_layer.cpp, io.cpp, db_lmdb.cpp.
@@ -17,18 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caffe_port.data.annotated import AnnotatedFeed, BoxTransform
+from caffe_port.data.annotations import AnnotatedDatabase
 from caffe_port.data.batches import Feed, positions
 from caffe_port.data.leveldb import LevelDB
 from caffe_port.data.lmdb import LMDB
 from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
+from caffe_port.data.sources import locate as locate
 from caffe_port.errors import CaffePortError, DependencyError, ParseError, SpecError
 from caffe_port.formats import wire
 from caffe_port.formats.message import Message
 from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec
 from caffe_port.storage import hdf5, images
-from caffe_port.storage.files import find, opened, read_bytes
+from caffe_port.storage.files import opened, read_bytes
 from caffe_port.terminal import count
 from caffe_port.typing import Array
 
@@ -39,21 +42,6 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Array, int]: ...
-
-
-def locate(name: str, folder: Path, layer: LayerSpec) -> Path:
-    """Finds a file that a layer names: relative to the prototxt's or the current folder, or by its last part.
-
-    Raises:
-        SpecError: it does not exist.
-    """
-    found = find(name, folder)
-    if found is not None:
-        return found
-    raise layer.error(
-        f"'{name}' does not exist (looked in {folder} and in the current folder)",
-        "--data feeds the net from a data set instead.",
-    )
 
 
 # -- records --------------------------------------------------------------------------------------------------------
@@ -183,7 +171,8 @@ class RecordFeed:
         self.classes: int | None = None  # if set, labels are checked
         first, _ = records[0]
         self.labels, self.skip = labels, skip
-        self.shapes: tuple[tuple[int, ...], ...] = (plan.shape(first.shape), ())[: 1 + labels]
+        self._shape = plan.shape(first.shape)
+        self.shapes: tuple[tuple[int, ...], ...] = ((batch_size, *self._shape), (batch_size,))[: 1 + labels]
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng((self.seed, number, 1))
@@ -192,12 +181,14 @@ class RecordFeed:
             picture, label = self.records[int(index)]
             rows.append(prepare(picture, self.plan, train=self.train, rng=rng))
             labels.append(label)
-            if rows[-1].shape != self.shapes[0]:
+            if rows[-1].shape != self._shape:
                 hint = "Images of different sizes need crop_size (or new_height and new_width)."
-                shapes = f"has shape {rows[-1].shape}, the first has {self.shapes[0]}"
+                shapes = f"has shape {rows[-1].shape}, the first has {self._shape}"
                 raise CaffePortError(f"record {index} {shapes}", hint=hint)
             if self.classes is not None and not 0 <= label < self.classes:
-                raise CaffePortError(f"record {index} has label {label}; the net has {self.classes} classes")
+                raise CaffePortError(
+                    f"record {index} has label {label}; the net has {count(self.classes, 'class', 'classes')}"
+                )
         data = torch.from_numpy(np.stack(rows))
         if not self.labels:
             return (data.to(self.device),)
@@ -249,7 +240,7 @@ class Hdf5Feed:
         self.size = len(self._data[0])
         if not self.size:
             raise CaffePortError("contains no rows", str(files[0]))
-        self.shapes: tuple[tuple[int, ...], ...] = tuple(tuple(d.shape[1:]) for d in self._data)
+        self.shapes: tuple[tuple[int, ...], ...] = tuple((batch_size, *d.shape[1:]) for d in self._data)
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         rows = torch.from_numpy(positions(number, self.batch_size, self.size, self.shuffle))
@@ -265,7 +256,7 @@ def from_layer(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
 ) -> Feed:
-    """The feed for a Data, ImageData or HDF5Data layer.
+    """The feed for a Data, ImageData, HDF5Data or AnnotatedData layer.
 
     Args:
         layer: a data layer of the net in this phase.
@@ -330,10 +321,25 @@ def _images(
         return RecordFeed(records, size, plan, train=train, shuffle=shuffle, skip=skip, **options)
 
 
+def _annotated(
+    layer: LayerSpec, own: Message, size: int, train: bool, shuffle: bool | None, options: dict[str, Any]
+) -> Feed:
+    p, source = layer.param.transform_param, locate(own.source, layer.folder, layer)
+    if len(layer.tops) not in (1, 2):
+        raise layer.error(f"has {count(len(layer.tops), 'top')}, expected data, or data and label")
+    with _names(layer):
+        color = 1 if p.force_color else 0 if p.force_gray else -1
+        records = AnnotatedDatabase(source, color, layer.param.annotated_data_param.has("anno_type"))
+        options["labels"] = len(layer.tops) == 2
+        transform = BoxTransform.of(layer)
+        return AnnotatedFeed(records, size, transform, train=train, shuffle=bool(shuffle), **options)
+
+
 _READERS: dict[str, Callable[[LayerSpec, Message, int, bool, bool | None, dict[str, Any]], Feed]] = {
     "Data": _database,
     "ImageData": _images,
     "HDF5Data": _hdf5,
+    "AnnotatedData": _annotated,
 }
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caffe_port.definition import crop_offsets, fields
+from caffe_port.definition.python_layers import translated
 from caffe_port.definition.stored_blobs import with_scale
 from caffe_port.definition.unfused import unfused
 from caffe_port.errors import SpecError, did_you_mean
@@ -30,6 +31,8 @@ from caffe_port.storage.files import sha256
 from caffe_port.terminal import count
 
 PHASES = ("TRAIN", "TEST")
+DEPLOY = "deploy"
+"""The stage of DIGITS' nets that is for use, and not for training or validation."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Definition:
         notes: which fork's meaning fields have; see :mod:`caffe_port.formats.meanings`.
         dialect: the fork whose meaning holds where no field tells, and why it is this one; empty strings where nothing
             tells. See :func:`caffe_port.formats.meanings.recognized`.
+        remarks: notes on the archive that the file is from.
     """
 
     net: Message
@@ -52,6 +56,7 @@ class Definition:
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     dialect: tuple[str, str] = ("", "")
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: str | Path, ignore: Collection[str] = (), everywhere: bool = True) -> Definition:
@@ -83,7 +88,8 @@ class Definition:
         """
         if weights.net is None:
             raise SpecError("contains no definition (HDF5 stores only weights)", weights.path, "Add the prototxt.")
-        net, notes = meanings.translate(_upgraded(weights.net, weights.path), whose=weights.recognition)
+        upgraded, era = _upgraded(weights.net, weights.path), "V2" if weights.format == "V2" else "V1"
+        net, notes = meanings.translate(upgraded, whose=weights.recognition, era=era)
         if weights.recognition is not None and weights.recognition.note:
             notes = (f"{weights.path}: {weights.recognition.note}", *notes)
         path = weights.path
@@ -139,12 +145,13 @@ class Definition:
         return sha256(self.path) if Path(self.path).is_file() else None
 
     def spec(
-        self, phase: str = "TEST", level: int = 0, stages: Sequence[str] = (), inputs: Collection[str] = ()
+        self, phase: str = "TEST", level: int = 0, stages: Sequence[str] | None = (), inputs: Collection[str] = ()
     ) -> NetSpec:
         """The net in one phase.
 
         Args:
-            phase, level, stages: Caffe's NetState.
+            phase, level, stages: Caffe's NetState. None: no stages, but "deploy" in phase TEST if layers belong to it,
+                as in the nets of NVIDIA's DIGITS.
             inputs: blobs that may come from outside though no layer of this phase makes them: a net without a data
                 layer, as published architectures are, or whose data layers belong to other phases and stages.
 
@@ -152,8 +159,12 @@ class Definition:
             SpecError: with the line: rules that exclude each other, a bottom that does not exist, a top made twice.
         """
         state = self.net.state
-        level, stages = level or state.level, (*stages, *state.stage)
-        notes: list[str] = list(self.notes)
+        notes: list[str] = [*self.remarks, *self.notes]
+        if stages is None and phase == "TEST" and not state.stage and self._has_stage(DEPLOY):
+            stages = (DEPLOY,)
+            notes.append(f"{self.path}: its stage '{DEPLOY}' is used (--stage chooses another)")
+        chosen = stages is not None or state.stage
+        level, stages = level or state.level, (*(stages or ()), *state.stage)
         layers = list(self.net.layer)
         if self.saved_in is None:
             layers = [entry for entry in layers if _included(entry, phase, level, stages, self.path)]
@@ -161,6 +172,8 @@ class Definition:
             used = dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage)
             hint = f"Its layers belong to stages; choose one: --stage {' | '.join(used)}" if used else ""
             raise SpecError(f"contains no layers in phase {phase}", self.path, hint)
+        if not chosen and phase == "TEST" and self.saved_in is None:
+            notes += self._unchosen(phase, level)
         layers = self._with_sources(layers, inputs, notes)
         unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
         notes += fields.notes(unfollowed)
@@ -176,6 +189,25 @@ class Definition:
         return NetSpec(
             self.net.name, phase, resolved, self.path, tuple(notes), unfollowed=unfollowed, ignored=self.ignored
         )
+
+    def _unchosen(self, phase: str, level: int) -> list[str]:
+        """Notes on stages with an input of their own, if none is chosen: such a stage may be the net to deploy."""
+        found = []
+        for stage in dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage):
+            brought = [
+                entry
+                for entry in self.net.layer
+                if _included(entry, phase, level, (stage,), self.path)
+                and not _included(entry, phase, level, (), self.path)
+            ]
+            if any(entry.type == "Input" for entry in brought):
+                what = f"{count(len(brought), 'layer')} of stage '{stage}' ({', '.join(each.name for each in brought)})"
+                verb, them = ("is", "it") if len(brought) == 1 else ("are", "them")
+                found.append(f"{what} {verb} left out; --stage {stage} takes {them}")
+        return found
+
+    def _has_stage(self, name: str) -> bool:
+        return any(name in rule.stage for layer in self.net.layer for rule in layer.include)
 
     def _with_sources(self, layers: Sequence[Message], inputs: Collection[str], notes: list[str]) -> list[Message]:
         """The layers of a phase, and what makes the blobs that they lack: data layers of other phases and stages (and
@@ -218,7 +250,7 @@ class Definition:
 
 def _upgraded(net: Message, path: str) -> Message:
     net = upgrade(net, path)
-    return net.copy(layer=unfused(net.layer))
+    return net.copy(layer=unfused(translated(net.layer)))
 
 
 def _brings_data(layer: Message) -> bool:

@@ -23,8 +23,9 @@ _MEASURES = re.compile(r"Loss|Entropy|Accuracy|Eval|Recall|Precision|MMD|CTC(?!.
 _PREPARES = re.compile(r"Data|Transform|Augment|Label")
 """Parts of the names of layers that prepare images for training, if the type is unknown."""
 
-_SAMPLERS = ("ProposalTargetLayer",)
-"""Python layers that choose among the boxes of their first bottom those to train on. Faster R-CNN, R-FCN."""
+_SAMPLERS = ("ProposalTargetLayer", "ProposalTarget")
+"""Layers that choose among the boxes of their first bottom those to train on. Faster R-CNN and R-FCN (Python code),
+MS-CNN and Cascade R-CNN."""
 
 
 def phase_spec(
@@ -45,7 +46,7 @@ def phase_spec(
     Raises:
         SpecError: a layer that stays has a field that changes what it computes and that no code follows.
     """
-    spec = definition.spec(phase, level, stages, given)
+    spec = definition.spec(phase, level, stages if stages or keep_loss else None, given)
     if keep_loss:
         return refuse(spec)
     return refuse(view(spec, () if keep_unknown else {la.name for la in spec.layers if find(la.param) is None}))
@@ -117,12 +118,24 @@ def view(spec: NetSpec, unknown: Collection[str] = ()) -> NetSpec:
 
 
 def _without_samplers(layers: Sequence[LayerSpec], unknown: Collection[str], notes: list[str]) -> Iterator[LayerSpec]:
-    """The layers; one that samples boxes for training hands on its first bottom, as the test net does."""
+    """The layers; one that samples boxes for training hands on its first bottom, as the test net does.
+
+    What it says of true boxes, in its other tops, is an optional bottom of some layers, which the test net lacks.
+    """
     moved: dict[Producer, Producer] = {}
+    gone: set[str] = set()
     for layer in layers:
         producers = tuple(moved.get(s, s) for s in layer.producers)
+        signature = find(layer.param)
+        if signature is not None and len(producers) > signature.bottoms[0] and producers[-1][0] in gone:
+            producers = producers[:-1]
+            bottoms = layer.bottoms[:-1]
+            layer = dataclasses.replace(
+                layer, bottoms=bottoms, producers=producers, param=layer.param.copy(bottom=list(bottoms))
+            )
         if layer.name in unknown and _samples(layer) and producers:
             moved[layer.name, 0] = producers[0]
+            gone.add(layer.name)
             notes.append(
                 f"{layer.where}: layer '{layer.name}' ({_kind(layer)}) samples boxes for training and is left out: "
                 f"'{layer.tops[0]}' is '{layer.bottoms[0]}'"
@@ -134,7 +147,7 @@ def _without_samplers(layers: Sequence[LayerSpec], unknown: Collection[str], not
 
 
 def _samples(layer: LayerSpec) -> bool:
-    return layer.type == "Python" and layer.param.python_param.layer in _SAMPLERS
+    return (layer.param.python_param.layer if layer.type == "Python" else layer.type) in _SAMPLERS
 
 
 def _data_prepared(

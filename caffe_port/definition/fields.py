@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, told
 from caffe_port.formats.message import Message, at, schema
-from caffe_port.formats.unfollowed import CHANGES, FEED, HARMLESS, TRAINING, Rule, is_neutral, rule_of
+from caffe_port.formats.unfollowed import CHANGES, FEED, HARMLESS, PRECISION, TRAINING, Rule, is_neutral, rule_of
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Holds, Signature, Trait, compares_labels, holds
 from caffe_port.spec import NetSpec, Unfollowed
@@ -151,8 +151,15 @@ def notes(found: Collection[Unfollowed]) -> Iterator[str]:
             HARMLESS: f"changes no number: {words}",
             TRAINING: f"is not followed: {words}; a net with its weights computes the same",
             FEED: f"is not followed: {words}; the input must be prepared accordingly",
+            PRECISION: f"is not followed: {words}; caffe-port computes in float32",
         }[first.effect]
         yield f"{first.where}: {inside}{unknown}field '{field}' of {message} {end}"
+
+
+def read_by_data(spec: NetSpec) -> set[str]:
+    """The notes on fields that the code that reads the data follows, or refuses itself."""
+    messages = ("TransformationParameter", "ResizeParameter")
+    return set(notes([one for one in spec.unfollowed if one.effect == FEED and one.known and one.message in messages]))
 
 
 def refuse(spec: NetSpec, training: bool = False) -> NetSpec:
@@ -191,8 +198,8 @@ def _refuses(field: Unfollowed, training: bool) -> bool:
 def not_followed(spec: NetSpec) -> tuple[str, ...]:
     """Names of the fields without which a net of these layers is all that can be verified."""
     names = {layer.name for layer in spec.layers} | {""}
-    data = [one.field for one in spec.unfollowed if one.effect == FEED and one.layer in names]
-    return tuple(dict.fromkeys((*spec.ignored, *data)))
+    others = [one.field for one in spec.unfollowed if one.effect in (FEED, PRECISION) and one.layer in names]
+    return tuple(dict.fromkeys((*spec.ignored, *others)))
 
 
 def refusal(found: Collection[Unfollowed]) -> SpecError:

@@ -17,6 +17,8 @@ from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
 _SIDES = (224, 227, 32, 28, 64, 96, 112, 128, 256, 299, 300, 321, 384, 500, 512)
+_PAIRS = ((360, 480), (480, 640), (384, 512), (112, 96), (512, 1024), (448, 448), (416, 416), (473, 473), (600, 800))
+"""Heights and widths of CamVid, cameras, FlyingChairs, faces, Cityscapes, ..., for nets that fit no side above."""
 _DATA_SETS = {"mnist": (1, 28, 28), "lenet": (1, 28, 28), "cifar": (3, 32, 32), "svhn": (3, 32, 32)}
 _VECTORS = ((re.compile(r"im_?info"), (1, 3)), (re.compile(r"rois|boxes|^gt"), (1, 5)))
 """What blobs of detectors hold, by name: height, width and scale of an image; image and corners of boxes."""
@@ -83,11 +85,16 @@ def _candidates(spec: NetSpec, layer: LayerSpec, channels: int | None) -> Iterat
             if word in told:
                 yield (1, count, *shape[1:])
     mean_values = len(p.transform_param.mean_value)
-    frames = (_FRAMES,) if any(_is_video(one) for one in spec.layers) else ()
+    frames = frames_of(spec)
     likely = (channels,) if channels else (*((mean_values,) if mean_values > 1 else ()), *sliced, 3, 1, 2, 6)
-    sizes = [*_named_sizes(spec), *((side, side) for side in _SIDES)]
+    sizes = [*_named_sizes(spec), *((side, side) for side in _SIDES), *_PAIRS]
     for batch, count, size in itertools.product((1, *_batches(spec, layer)), likely, sizes):
         yield (batch, count, *frames, *size)
+
+
+def frames_of(spec: NetSpec) -> tuple[int, ...]:
+    """How many frames an input has that nobody counts, if the net is one for videos."""
+    return (_FRAMES,) if any(_is_video(layer) for layer in spec.layers) else ()
 
 
 def _is_video(layer: LayerSpec) -> bool:

@@ -10,10 +10,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from caffe_port.definition import embeds
-from caffe_port.definition.input_guesses import cuts, try_shapes
+from caffe_port.definition import fits
+from caffe_port.definition.input_guesses import cuts, frames_of, try_shapes
 from caffe_port.errors import SpecError, did_you_mean
-from caffe_port.formats.caffemodel import Weights
+from caffe_port.formats.caffemodel import MAX_AXES, Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
 from caffe_port.signatures.signature import Holds, Trait, compares_labels, has, has_weights, holds, signature_of
@@ -71,6 +71,8 @@ def resolve(
             asked = asked or error
             unknown.append((blob, producer))
             continue
+        if len(found[blob]) > MAX_AXES:
+            raise SpecError(f"input '{blob}' has {len(found[blob]):,} axes; Caffe's limit is {MAX_AXES}", layer.where)
         if any(n < 1 for n in found[blob]):
             raise SpecError(f"input '{blob}' of shape {found[blob]}: every axis must be at least 1", layer.where)
         if (count := math.prod(found[blob])) > MAX_COUNT:
@@ -98,7 +100,7 @@ def _guessed(
         except shapes.UnknownShape:
             return ""
 
-    shapes_, reason = try_shapes(spec, unknown, known, _channels(spec, unknown[0][1], weights), refused)
+    shapes_, reason = try_shapes(spec, unknown, known, channels_read(spec, unknown[0][1], weights), refused)
     if reason:
         raise SpecError(f"{asked.what}; none of the common sizes fits: {reason}", asked.where, asked.hint)
     return shapes_
@@ -135,10 +137,12 @@ def _from_data(
     spec: NetSpec, blob: str, producer: Producer, weights: Weights | None, known: dict[str, Shape], notes: list[str]
 ) -> Shape:
     layer = spec.by_name[producer[0]]
-    channels = _channels(spec, producer, weights)
+    channels = channels_read(spec, producer, weights)
     crop = _crop(layer)
     lengths = [p.new_length for _, p in layer.param.items() if isinstance(p, Message) and p.has("new_length")]
     length = tuple(n for n in lengths[:1] if n > 1)  # of a video, in frames
+    if not lengths and (length := frames_of(spec)) and crop is not None:
+        notes.append(f"input '{blob}': the file does not say how many frames it has; {length[0]} assumed")
     if channels is None and crop is not None:
         channels = len(layer.param.transform_param.mean_value) or 3
         channels = 3 if channels == 1 else channels  # one mean value serves any number of channels
@@ -205,7 +209,7 @@ def _likely(sides: Sequence[int], channels: int) -> int:
     return next((n for n in common if n in sides), sides[-1])
 
 
-def _channels(spec: NetSpec, producer: Producer, weights: Weights | None) -> int | None:
+def channels_read(spec: NetSpec, producer: Producer, weights: Weights | None) -> int | None:
     """Channels that the first convolution after ``producer`` expects, by its weights (C_out, C_in/group, kH, kW)."""
     if weights is None:
         return None
@@ -268,7 +272,7 @@ def _misfit(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) 
     stored = weights.by_name() if weights else {}
     try:
         complete = {blob: known.get(blob, (1,)) for blob, _ in spec.inputs}
-        tops = shapes.infer(embeds.fitted(spec, complete), complete)
+        tops = shapes.infer(fits.fitted(spec, complete), complete)
     except shapes.UnknownShape:
         raise
     except SpecError as error:

@@ -7,8 +7,11 @@ second layer works in place and is named after the first one: ``bn/scale``, ``co
 DenseNet's DenseBlock is a chain of layers in one: ``block/0/bn``, ``block/0/relu``, ``block/0/conv``,
 ``block/0/concat``, ``block/1/bn`` and so on.
 
+yjxiong's Gather and Scatter, of programs on several machines, hand on each bottom.
+
 Sources: batch_norm_layer.cpp of NVIDIA/caffe; base_conv_layer.cpp, inner_product_layer.cpp and batch_norm_layer.cpp of
-intel/caffe; DenseBlock_layer.cpp and DenseBlock_layer.cu of senlinuc/caffe_ocr.
+intel/caffe; DenseBlock_layer.cpp and DenseBlock_layer.cu of senlinuc/caffe_ocr; gather_layer.cpp and
+scatter_layer.cpp of yjxiong/caffe.
 """
 
 from __future__ import annotations
@@ -34,10 +37,21 @@ def unfused(layers: Sequence[Message], held: Collection[str] = ()) -> list[Messa
         if layer.type == "DenseBlock" and len(layer.bottom) == len(layer.top) == 1:
             result += _dense_block(layer)
             continue
+        if layer.type in ("Gather", "Scatter") and not layer.unknown and len(layer.bottom) == len(layer.top):
+            result += _alone(layer)
+            continue
         alone, relus = _without_relu(_in_caffes_words(layer))
         result += _split(alone) if _has_scale(alone) or (alone.type == "BatchNorm" and alone.name in held) else [alone]
         result += relus
     return result
+
+
+def _alone(layer: Message) -> Iterator[Message]:
+    """What yjxiong's Caffe collects from several machines, and shares out to them, is what this one has."""
+    for k, (bottom, top) in enumerate(zip(layer.bottom, layer.top, strict=True)):
+        yield layer.copy(
+            type="Split", name=f"{layer.name}/{k}" if k else layer.name, bottom=[bottom], top=[top], propagate_down=None
+        )
 
 
 def _in_caffes_words(layer: Message) -> Message:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from caffe_port.definition import model_archive
 from caffe_port.formats import caffemodel
 from caffe_port.formats.caffemodel import Weights, shapes_agree
 from caffe_port.formats.message import Message
@@ -74,7 +75,7 @@ def convert(
     """Writes blobs.safetensors and port.json.
 
     Args:
-        weights: .caffemodel or .caffemodel.h5.
+        weights: .caffemodel, .caffemodel.h5, or a model archive of DIGITS.
         folder: is made; an existing one must be empty.
         definition: a prototxt with the layers' types, which a .caffemodel also contains.
         force: replaces the files of an earlier run in ``folder``; other files stay.
@@ -84,7 +85,8 @@ def convert(
     """
     folder = Path(folder)
     output_folder.check(folder, force)
-    stored, net = caffemodel.read(weights), None
+    is_archive = model_archive.is_archive(weights)
+    stored, net = model_archive.read(weights).weights if is_archive else caffemodel.read(weights), None
     if definition is not None:
         from caffe_port.formats import prototxt
 

@@ -22,7 +22,7 @@ from caffe_port.definition.definition import Definition
 from caffe_port.emit import blobs, export, operators, preprocess_source
 from caffe_port.emit.model_source import MARK, Model, model
 from caffe_port.emit.self_check import MODEL, REPORT_IT, WEIGHTS, example_inputs, read_model, run_once, self_check
-from caffe_port.errors import CaffePortError, first_line
+from caffe_port.errors import CaffePortError, first_line, suggests_keywords
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
@@ -41,6 +41,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """The files that a format writes, in addition to port.json."""
 
 
+@suggests_keywords
 def convert(
     ported: Ported,
     folder: str | Path,
@@ -101,7 +102,7 @@ def convert(
         origins = [pool.submit(_origin, file) for path, file in read.items() if Path(path).is_file()]
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
         if fitted is not None and fitted.mean_image is not None:
-            np.save(temporary / preprocess_source.MEAN, fitted.mean_image)
+            np.save(temporary / output_folder.MEAN, fitted.mean_image)
         write_safetensors(temporary / WEIGHTS, source.state, mapping)
         digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
         stored = _read_back(temporary / WEIGHTS, source.state, mapping)
@@ -117,8 +118,8 @@ def convert(
             seed=seed,
         )
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
-        if (temporary / preprocess_source.MEAN).exists():
-            files.append(preprocess_source.MEAN)
+        if (temporary / output_folder.MEAN).exists():
+            files.append(output_folder.MEAN)
         if "onnx" in formats or "pt2" in formats:
             exported = _to_export(ported.net, source, temporary / WEIGHTS, fold, channels_last)
             example = _fitting_inputs(ported.net, seed)

@@ -91,11 +91,14 @@ class _Writer:
         self.net, self.channels_last, self.marked = net, channels_last, marked
         self.modules: dict[str, Layer] = {}
         self.layer_names: dict[str, str] = {}
+        self.steps: dict[str, list[Step]] = {}
         for training in (False, True):
             for step in net.plans[training].steps:
                 self.modules.setdefault(step.attribute, getattr(net, step.attribute))
                 self.layer_names.setdefault(step.attribute, step.layer.name)
+                self.steps.setdefault(step.attribute, []).append(step)
         self.unfixed = self._unfix_batches()
+        self.attributes = {id(module): attribute for attribute, module in self.modules.items()}
         self.order = _in_order(net)
         self.folded = {scale: norm for norm, scale in net.scales.items()}  # a layer -> the one it is folded into
         self.absorbed = folding.absorbed(net) if fold else {}
@@ -181,8 +184,7 @@ class _Writer:
 
     def _called(self, attribute: str) -> bool:
         """Whether the layer has an effect: Silence has no tops and no state."""
-        steps = [s for plan in self.net.plans.values() for s in plan.steps if s.attribute == attribute]
-        return any(s.tops for s in steps) or bool(self.modules[attribute].state_dict())
+        return any(s.tops for s in self.steps[attribute]) or bool(self.modules[attribute].state_dict())
 
     def _module_source(self, attribute: str, module: Layer) -> tuple[str, dict[str, Tensor]]:
         """The expression that constructs the module, and its state_dict."""
@@ -211,12 +213,7 @@ class _Writer:
         return f"{name}({', '.join(arguments)})", dict(module.state_dict())
 
     def _in_place(self, attribute: str) -> bool:
-        return all(
-            s.operation is fusion.overwrite
-            for plan in self.net.plans.values()
-            for s in plan.steps
-            if s.attribute == attribute
-        )
+        return all(s.operation is fusion.overwrite for s in self.steps[attribute])
 
     def _frozen(self, module: Layer, source: str) -> str:
         """The constructor call of a BatchNorm that never uses batch statistics, which torch.nn does not have."""
@@ -234,7 +231,7 @@ class _Writer:
         return None if module.state_dict() else module.call_source(*(bottoms or ["x"] * self._bottom_count(module)))
 
     def _bottom_count(self, module: Layer) -> int:
-        steps = (s for plan in self.net.plans.values() for s in plan.steps if self.modules[s.attribute] is module)
+        steps = self.steps.get(self.attributes.get(id(module), ""), ())
         return next((1 if s.per_bottom else len(s.bottoms) for s in steps), 1)
 
     def _ties(self) -> Iterator[tuple[str, str]]:
@@ -377,12 +374,13 @@ def _affine(norm: Layer, scale: Layer) -> tuple[str, dict[str, Tensor]]:
 def _in_order(net: Net) -> list[str]:
     """The attributes of both phases' steps, in the net's order; a TRAIN-only step comes before its successor."""
     test = list(dict.fromkeys(step.attribute for step in net.plans[False].steps))
+    ends = {attribute: place for place, attribute in enumerate(test, 1)}
     waiting: list[str] = []
     order: list[str] = []
     position = 0
     for attribute in dict.fromkeys(step.attribute for step in net.plans[True].steps):
-        if attribute in test:
-            until = test.index(attribute) + 1
+        if attribute in ends:
+            until = ends[attribute]
             order += [*test[position : until - 1], *waiting, attribute] if until > position else []
             waiting = [] if until > position else waiting
             position = max(position, until)

@@ -9,9 +9,8 @@ from caffe_port.data.preprocessing import MEAN_IMAGE, Preprocessing
 from caffe_port.emit.copied_classes import Import
 from caffe_port.emit.forward_method import wrap
 from caffe_port.errors import CaffePortError
+from caffe_port.storage.output_folder import MEAN
 from caffe_port.typing import Shape
-
-MEAN = "mean.npy"
 
 
 def fitted(plan: Preprocessing, shape: Shape) -> Preprocessing | None:

@@ -20,6 +20,7 @@ from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
+from caffe_port.definition.input_shapes import channels_read
 from caffe_port.devices import find_device
 from caffe_port.errors import CaffePortError, DependencyError, SpecError
 from caffe_port.evaluation import registry
@@ -27,13 +28,15 @@ from caffe_port.evaluation.known import known
 from caffe_port.evaluation.registry import Entry
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.spec import NetSpec, Producer
+from caffe_port.storage.files import atomic_write
 from caffe_port.terminal import count
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in total) after every batch."""
 
 CONFIDENCE_Z = 1.959963984540054  # two-sided 95 %
-BATCH_SIZE = 250
+BATCH_SIZE = 100
+"""On a CPU, larger batches take more time per image, because their tops do not stay in its caches."""
 
 
 def wilson(correct: int, total: int, z: float = CONFIDENCE_Z) -> tuple[float, float]:
@@ -254,7 +257,7 @@ def evaluate_files(
 
     Args:
         weights, prototxt: as for :func:`caffe_port.load`; or a :class:`caffe_port.Ported`, whose Net is evaluated as it
-            is, and is on the device afterwards.
+            is, and is on the device afterwards (on a CPU, in channels-last memory).
         data, root, split, download: as for :func:`caffe_port.data.datasets.load`.
         mean: values, ``"training-set mean image"``, or a .binaryproto or .npy file (in the net's channel order).
         std, scale, channel_order: like ``mean``, these override the registry and the net's own transform_param.
@@ -283,13 +286,16 @@ def evaluate_files(
     pictures = datasets.load(data, split, root, download)
     spec = ported.net.plans[False].spec if ported else _deploy_spec(definition, level, stages, input_shapes or {})
     notes: list[str] = []
-    plan, origin = _plan(spec, stored, pictures, notes)
     order = channel_order and channel_order.upper()
     mirror = None if tta is None else tta == "mirror"
     given = {"std": std, "scale": scale, "channel_order": order, "mean": mean, "mirror_test": mirror}
-    if changed := [name for name, value in given.items() if value is not None]:
-        plan = plan.changed(**given)
-        origin += f", overridden: {', '.join(changed)}"
+    changed = [name for name, value in given.items() if value is not None]
+    if channels_read(spec, only_input(spec)[1], stored) == 3:
+        pictures = pictures.colored()
+    plan, origin = _plan(spec, stored, pictures, changed, notes)
+    plan = plan.changed(**given)
+    if plan.channel_order in ("RGB", "BGR"):
+        pictures = pictures.colored()
     if plan.lacks_mean_image:
         plan = datasets.with_mean_image(plan, datasets.load(data, "train", root, download))
     preprocessor = Preprocessor(plan, pictures.channel_order, device)
@@ -299,6 +305,8 @@ def evaluate_files(
         ported = port_for(definition, stored, spec, shape, level=level, stages=stages, data=pictures.name)
     if limit is not None:
         pictures = pictures.first(limit)
+    if device.type == "cpu" and all(type(m).__module__.startswith("caffe_port.") for m in ported.net.modules()):
+        ported.net.to(memory_format=torch.channels_last)  # nearly twice as fast; layers of others may not expect it
     result = evaluate(
         ported.net,
         pictures,
@@ -318,7 +326,7 @@ def _deploy_spec(
     return phase_spec(definition, "TEST", level, stages, given, keep_loss=False)
 
 
-def _only_input(spec: NetSpec) -> tuple[str, Producer]:
+def only_input(spec: NetSpec) -> tuple[str, Producer]:
     """The net's only input: its blob and source.
 
     Raises:
@@ -340,7 +348,7 @@ def _check_shape(
     data: str,
 ) -> None:
     """Raises CaffePortError if the net was built, or is requested, for another image shape than (C, H, W)."""
-    blob, producer = _only_input(spec)
+    blob, producer = only_input(spec)
     wanted = built.get(producer, asked.get(blob))
     if wanted is not None and tuple(wanted[1:]) != shape:
         raise CaffePortError(
@@ -379,7 +387,7 @@ def port_for(
         return api.build(
             definition,
             stored,
-            input_shapes={_only_input(spec)[0]: (batch, *shape)},
+            input_shapes={only_input(spec)[0]: (batch, *shape)},
             level=level,
             stages=stages,
             resolved=spec,
@@ -389,11 +397,17 @@ def port_for(
         raise type(error)(error.what, error.where, f"{error.hint} {hint}".strip()) from None
 
 
-def _plan(spec: NetSpec, stored: Weights | None, pictures: ImageSet, notes: list[str]) -> tuple[Preprocessing, str]:
-    """The preprocessing, and its source."""
+def _plan(
+    spec: NetSpec, stored: Weights | None, pictures: ImageSet, changed: Sequence[str], notes: list[str]
+) -> tuple[Preprocessing, str]:
+    """The preprocessing, and its source; ``changed`` are the settings that the user gives."""
     found = known([spec], stored, pictures.channel_order, notes)
     if found is not None:
-        return found.preprocessing, found.origin
+        return found.preprocessing, ", overridden: ".join([found.origin, *([", ".join(changed)] if changed else [])])
+    if changed:
+        options = ", ".join(changed)
+        notes.append(f"no preprocessing is known from the registry or the net: only what is given ({options}) is done")
+        return Preprocessing(channel_order=pictures.channel_order), f"given: {options}"
     notes.append("no preprocessing is known from the registry or the net: images are used as they are, 0..255")
     return Preprocessing(channel_order=pictures.channel_order), "none"
 
@@ -431,6 +445,7 @@ def plot_confusion(result: Evaluation, path: str | Path) -> None:
                     color="white" if share[row, column] > 0.5 else "black",
                 )
     try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
+        with atomic_write(path) as file:
+            figure.savefig(file, dpi=120, format=Path(path).suffix[1:] or None)
+    except ValueError as error:
         raise CaffePortError(f"cannot be written: {error}", str(path)) from None

@@ -6,17 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from caffe_port.api import Ported
 from caffe_port.data import class_names
 from caffe_port.data.preprocessing import MEAN_IMAGE, Preprocessing
-from caffe_port.emit.preprocess_source import MEAN
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.spec import NetSpec
-from caffe_port.storage.output_folder import REPORT
+from caffe_port.storage.output_folder import MEAN, REPORT
+
+if TYPE_CHECKING:  # inspect asks this module, and does not import torch
+    from caffe_port.api import Ported
 
 UNKNOWN = (
     "how images become its input is not known; Caffe nets usually take them in BGR order, 0..255, minus a mean such as "
@@ -42,8 +43,8 @@ class Known:
 def known(
     specs: Sequence[NetSpec], stored: Weights | None, channel_order: str | None, notes: list[str]
 ) -> Known | None:
-    """The preprocessing of a net: of the registry, by the checksum of the weights; of the run that trained them; or of
-    the data layers' transform_param.
+    """The preprocessing of a net: of the registry, by the checksum of the weights; of the run that trained them; of the
+    archive that holds them; or of the data layers' transform_param.
 
     Args:
         specs: the net in its phases, TEST first.
@@ -61,10 +62,13 @@ def known(
             return Known(entry.preprocessing, f"registry entry '{entry.name}'", classes)
         if (trained := of_run(Path(stored.path))) is not None:
             return Known(trained[0], f"the run in {trained[1]}")
+        if (facts := stored.images) is not None:
+            plan = Preprocessing("BGR", scale=facts.scale).changed(mean=facts.mean)
+            return Known(plan, facts.origin, facts.classes)
     for spec in specs:
         for layer in spec.layers:
             if layer.param.has("transform_param"):
-                plan = Preprocessing.from_transform_param(layer, channel_order, notes)
+                plan = Preprocessing.from_transform_param(layer, channel_order, notes, inference=True)
                 return Known(plan, f"transform_param of layer '{layer.name}'")
     return None
 
@@ -128,7 +132,7 @@ def of_run(weights: Path) -> tuple[Preprocessing, Path] | None:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))["preprocessing"]
             return Preprocessing.from_dict(table, str(path)), folder
-        except (OSError, ValueError, KeyError, TypeError, CaffePortError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, CaffePortError):
             continue
     return None
 

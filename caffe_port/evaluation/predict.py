@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,6 @@ from caffe_port.storage import images
 from caffe_port.storage.files import read_bytes
 from caffe_port.storage.output_folder import REPORT
 from caffe_port.typing import Array, Shape
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-"""The files of a folder that are taken as images."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +152,9 @@ class Predictor:
                 raise CaffePortError(what, str(path)) from None
         tops: Mapping[str, Tensor] = made if isinstance(made, dict) else {next(iter(self.types)): made}
         frame = _frame(plan, image.shape)
-        scores = () if "Softmax" in self.types.values() else ("InnerProduct",)  # else they are of something else
+        alone = "Softmax" not in self.types.values()
         outputs = tuple(
-            _output(blob, self.types.get(blob, ""), top.float().cpu().numpy(), frame, scores)
+            _output(blob, self.types.get(blob, ""), top.float().cpu().numpy(), frame, alone)
             for blob, top in tops.items()
             if self.wanted in (None, blob)
         )
@@ -167,24 +164,6 @@ class Predictor:
         """The name of a class."""
         classes = self.known.classes
         return classes[label] if label < len(classes) else str(label)
-
-
-def expand(paths: Sequence[str | Path]) -> list[Path]:
-    """The images: the files themselves, and those of folders, sorted.
-
-    Raises:
-        CaffePortError: a folder has no images.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise CaffePortError(f"contains no images ({', '.join(SUFFIXES)})", str(path))
-            found += inside
-        else:
-            found.append(path)
-    return found
 
 
 def _read_folder(
@@ -198,7 +177,7 @@ def _read_folder(
         types = report.get("output_types", {})
         outputs = {str(blob): str(types.get(blob, "")) for blob in report["outputs"]}
         model = read_model(source, report["class"], folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} in {REPORT}"
         raise CaffePortError(f"is not a folder that convert wrote: {what}", str(folder)) from None
     found = of_folder(report, folder)
@@ -223,9 +202,8 @@ def _frame(plan: Preprocessing, shape: Shape) -> tuple[float, float, float, floa
     return (width - wide) // 2 * scale_x, (height - tall) // 2 * scale_y, wide * scale_x, tall * scale_y
 
 
-def _output(
-    blob: str, type_: str, top: Array, frame: tuple[float, float, float, float], scores: Sequence[str]
-) -> Output:
+def _output(blob: str, type_: str, top: Array, frame: tuple[float, float, float, float], alone: bool) -> Output:
+    """What an output is. ``alone``: no output is a Softmax; where one is, others are not scores of classes."""
     if type_ == "DetectionOutput" or (top.ndim == 4 and top.shape[:2] == (1, 1) and top.shape[3] == 7):
         left, up, width, height = frame
         rows = top.reshape(-1, 7)
@@ -237,13 +215,18 @@ def _output(
         return Output(blob, "boxes", rows, tuple(sorted(boxes, key=lambda box: -box.score)))
     values = top[0] if top.ndim > 1 else top
     flat = values.reshape(-1)
-    if values.ndim and values.shape[0] == flat.size >= 2 and type_ in ("Softmax", "", *scores):
+    if (
+        values.ndim
+        and values.shape[0] == flat.size >= 2
+        and (type_ in ("Softmax", "") or (alone and type_ == "InnerProduct"))
+    ):
         likely = type_ == "Softmax" or (flat.min() >= 0 and abs(float(flat.sum()) - 1) < 1e-3)
         return Output(blob, "classes", flat if likely else _softmax(flat))
     if values.ndim == 3 and min(values.shape[1:]) > 1:
         if values.shape[0] in (1, 3):
             return Output(blob, "image", values)
-        return Output(blob, "map", values.argmax(0))
+        if alone or type_ in ("Softmax", ""):
+            return Output(blob, "map", values.argmax(0))
     return Output(blob, "values", values)
 
 
@@ -281,7 +264,7 @@ def draw(prediction: Prediction, predictor: Predictor, least: float = 0.3) -> Ar
             palette = np.array([_color(k) for k in range(int(output.values.max()) + 1)], np.uint8)
             return palette[output.values]
         if output.kind == "image":
-            return np.asarray(_as_image(output.values))
+            return np.asarray(_as_image(output.values, predictor.known.preprocessing))
     raise CaffePortError("the net gives neither boxes nor an image: there is nothing to draw", predictor.where)
 
 
@@ -297,16 +280,18 @@ def _color(label: int) -> tuple[int, int, int]:
     return (bits[0], bits[1], bits[2])
 
 
-def _as_image(values: Array) -> Array:
-    """Values (C, H, W) in 0..1 or 0..255 as bytes; others from the least to the greatest."""
-    low, high = float(values.min()), float(values.max())
-    if low >= -0.1 and high <= 1.1:
-        scaled = values * 255
-    elif low >= -16 and high <= 271:
-        scaled = values
+def _as_image(values: Array, plan: Preprocessing) -> Array:
+    """Values (C, H, W) as bytes, BGR: in the units of the net's input or from 0 to 1, else from least to greatest."""
+    mean, std = (np.asarray(v if not isinstance(v, str) else 0.0).reshape(-1, 1, 1) for v in (plan.mean, plan.std))
+    fits = len(values) in (len(mean), 1) or len(mean) == 1
+    for scaled in (values * (std / plan.scale) + mean if fits and plan.scale else values, values * 255):
+        low, high = np.percentile(scaled, (1, 99))
+        if low >= -16 and high <= 271 and high - low > 2:
+            break
     else:
-        scaled = (values - low) * (255 / max(high - low, 1e-12))
+        scaled = (values - values.min()) * (255 / max(float(np.ptp(values)), 1e-12))
     pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    pixels = pixels[:, :, ::-1] if plan.channel_order == "RGB" else pixels
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 

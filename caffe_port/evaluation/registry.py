@@ -52,6 +52,15 @@ class WeightsFile:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """The result of ``caffe-port verify``: how many tops agree, and with which versions of the references."""
+
+    tops: int
+    opencv: str = ""
+    caffe: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """A table of registry.toml. The fields are explained at the top of that file."""
 
@@ -64,6 +73,7 @@ class Entry:
     model: str = ""
     solver: str = ""
     weights: WeightsFile | None = None
+    verified: Verified | None = None
     note: str = field(default="", repr=False)
 
     @property
@@ -151,6 +161,7 @@ def _entry(name: str, table: Any, where: str) -> Entry:
     nested["reported"] = tuple(tables.build(Reported, r, f"{at} reported") for r in reported)
     nested["preprocessing"] = Preprocessing.from_dict(table.get("preprocessing"), f"{at} preprocessing")
     nested["weights"] = tables.build(WeightsFile, table["weights"], f"{at} weights") if "weights" in table else None
+    nested["verified"] = tables.build(Verified, table["verified"], f"{at} verified") if "verified" in table else None
     plain = {key: value for key, value in table.items() if key not in nested}
     built: Entry = tables.build(Entry, {"name": name, **plain}, at, nested)
     _check_files(built, at)

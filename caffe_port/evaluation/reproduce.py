@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caffe_port.data import set_files
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.evaluation import download, registry
@@ -155,7 +156,7 @@ def _earlier(name: str) -> dict[tuple[float, str], Finding]:
         found = [
             Finding(**{**line, "interval": line["interval"] and tuple(line["interval"])}) for line in stored["findings"]
         ]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
     return {(finding.reported, finding.source): finding for finding in found}
 
@@ -248,12 +249,6 @@ def reproduce(
     Raises:
         CaffePortError: the entry, its weights or its data is not available; says what to do.
     """
-    from caffe_port.data import datasets
-    from caffe_port.emit.convert import convert
-    from caffe_port.evaluation import evaluate
-    from caffe_port.verification.reports import terminal
-    from caffe_port.verification.verify import verify
-
     began = time.monotonic()
     step = step or (lambda *_: None)
     entry = registry.entry(name)
@@ -265,9 +260,15 @@ def reproduce(
     step("fetch", 0, 0)
     weights = fetch(entry.weights, mirror=mirror, offline=offline, step=step)
     where = data_root(entry.dataset, mirror, root)
-    pictures = datasets.load(
-        data or entry.dataset, "test", where, download=not offline and data is None and where is None
-    )
+    wanted, download = data or entry.dataset, not offline and data is None and where is None
+    set_files.check(wanted, "test", where, download)
+    from caffe_port.data import datasets  # here, because these import torch, and the errors above come without it
+    from caffe_port.emit.convert import convert
+    from caffe_port.evaluation import evaluate
+    from caffe_port.verification.reports import terminal
+    from caffe_port.verification.verify import verify
+
+    pictures = datasets.load(wanted, "test", where, download)
 
     step("convert", 0, 0)
     stored = caffemodel.read(weights)

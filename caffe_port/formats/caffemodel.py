@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,23 @@ class LayerBlobs:
 
 
 @dataclass(frozen=True)
+class ImageFacts:
+    """What an archive says about the images of the net in it, which are BGR if they have color.
+
+    Attributes:
+        mean: an image (C, H, W), one value per channel, or None: nothing is subtracted.
+        scale: factor.
+        classes: names by label.
+        origin: the archive.
+    """
+
+    mean: Array | None
+    scale: float
+    classes: tuple[str, ...]
+    origin: str
+
+
+@dataclass(frozen=True)
 class Weights:
     """The contents of a weights file.
 
@@ -70,6 +88,8 @@ class Weights:
         net: the definition that the file carries (a NetParameter without blobs); None for HDF5.
         mapping: the mapped file that the blobs are views of; None if they are not views.
         recognition: whose numbers the file has; None for a file that every dialect of Caffe reads alike.
+        images: what the archive says that holds the file; None if it is in none.
+        empty: names of the layers of an HDF5 file that have no blobs of their own.
     """
 
     path: str
@@ -78,11 +98,20 @@ class Weights:
     net: Message | None = field(repr=False)
     mapping: MappedFile | None = field(default=None, repr=False, compare=False)
     recognition: Recognition | None = field(default=None, repr=False, compare=False)
+    images: ImageFacts | None = field(default=None, repr=False, compare=False)
+    empty: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def parameters(self) -> int:
         """The number of values in all blobs."""
         return sum(blob.size for layer in self.layers for blob in layer.blobs)
+
+    @property
+    def bare(self) -> list[str]:
+        """Names of the layers of the file that have no blobs; none where the file lists only layers with blobs."""
+        entries = () if self.net is None else self.net.layer or self.net.layers
+        names = Counter((entry.layer if self.format == "V0" else entry).name for entry in entries)
+        return list(names - Counter(layer.name for layer in self.layers))
 
     @functools.cached_property
     def sha256(self) -> str | None:
@@ -99,11 +128,12 @@ class Weights:
         return table
 
 
-def read(path: str | Path, writable: bool = False, dialect: str | None = None) -> Weights:
+def read(path: str | Path, writable: bool = False, dialect: str | None = None, *, where: str | None = None) -> Weights:
     """Reads a .caffemodel or .caffemodel.h5.
 
     Args:
         writable: whether the blobs may be written to; the file itself never changes.
+        where: the name of the file for messages, if it is not its path.
         dialect: whose numbers the file has; None: as :func:`~caffe_port.formats.dialects.assume` said, or as it tells.
 
     Raises:
@@ -111,12 +141,15 @@ def read(path: str | Path, writable: bool = False, dialect: str | None = None) -
         CaffePortError: the file cannot be read.
     """
     data = map_file(path, writable)
-    where = str(path)
+    where = where or str(path)
     if data[: len(HDF5_MAGIC)] == HDF5_MAGIC:
-        return _read_hdf5(where)
+        return _read_hdf5(path, where)
     for magic, kind in _NOT_WEIGHTS:
         if data[: len(magic)] == magic:
             raise ParseError(f"is {kind}, not a .caffemodel", where)
+    if bytes(data[8:10]) == b'{"' and int.from_bytes(data[:8], "little") < len(data):
+        hint = "convert writes such files. Give the .caffemodel from which it was converted."
+        raise ParseError("is a .safetensors file, not a .caffemodel", where, hint)
     if _looks_like_text(bytes(data[:512])):
         raise ParseError("is text, not a .caffemodel", where, "Give the prototxt first and the weights second.")
     net, recognition = recognize(data, "NetParameter", where, dialect or assumed())
@@ -174,11 +207,11 @@ def blob_array(proto: Message) -> Array:
         data = np.asarray(proto.half_data, np.uint16).view(np.float16)
     else:
         data = np.asarray(proto.data, np.float32)
-    if proto.has("shape"):
-        shape = tuple(proto.shape.dim)
-    elif any(proto.has(name) for name in ("num", "channels", "height", "width")):
+    if any(proto.has(name) for name in ("num", "channels", "height", "width")):  # as in Caffe, before shape
         length = (proto.length,) if proto.has("length") else ()
         shape = (proto.num, proto.channels, *length, proto.height, proto.width)
+    elif proto.has("shape"):
+        shape = tuple(proto.shape.dim)
     else:
         shape = (data.size,)
     if len(shape) > MAX_AXES:
@@ -198,7 +231,7 @@ def shapes_agree(held: Shape, asked: Shape, row: bool = False) -> bool:
 
     The shapes must be equal, with three exceptions that leave the order of the values in no doubt: old files have four
     axes (C3D: five), with leading ones, (1, 1, 1, n) for a bias and (1, 1, m, n) for a matrix; some forks store a
-    vector as (1, n, 1, 1); a blob without axes is stored without a shape and read as (1).
+    vector as (1, n, 1, 1); values without a shape are read as a vector (a blob without axes is stored so).
 
     Args:
         row: a vector may also be stored as (1, n), as one fork's BN does.
@@ -227,11 +260,16 @@ def _looks_like_text(head: bytes) -> bool:
     return b"{" in head and all(b in b"\t\n\r\f" or 32 <= b < 127 for b in head)
 
 
-def _read_hdf5(where: str) -> Weights:
+def vector(values: Sequence[float]) -> Array:
+    """A float32 vector of a message's numbers."""
+    return np.asarray(values, np.float32)
+
+
+def _read_hdf5(path: str | Path, where: str) -> Weights:
     h5py = hdf5.library(where)
-    found = []
+    found, empty = [], []
     try:
-        with h5py.File(where, "r") as file:
+        with h5py.File(path, "r") as file:
             if "data" not in file or not isinstance(hdf5.member(file, "data", where), h5py.Group):
                 raise ParseError("has no group 'data': not a .caffemodel.h5", where)
             for name, group in hdf5.layers(file["data"], where):
@@ -243,11 +281,13 @@ def _read_hdf5(where: str) -> Weights:
                     indices = tuple(map(int, keys))
                     gaps = indices != tuple(range(len(keys)))
                     found.append(LayerBlobs(name, "", tuple(arrays), indices if gaps else ()))
+                else:
+                    empty.append(name)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
     if not found:
         raise ParseError("contains no layers with weights", where)
-    return Weights(where, "HDF5", tuple(found), None)
+    return Weights(where, "HDF5", tuple(found), None, empty=tuple(empty))
 
 
 def read_mean(path: str | Path) -> Array:

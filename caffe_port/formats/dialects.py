@@ -51,7 +51,8 @@ _INTEGERS = ("int32", "int64", "uint32", "uint64")
 
 @dataclass(frozen=True, eq=False)
 class Fact:
-    """A field of a fork's message. ``message``: the name of its type there; ``values``: of its enum."""
+    """A field of a fork's message. ``message``: the name of its type there; ``values``: of its enum; ``meaning``: a
+    number that facts share which differ in their number and default alone."""
 
     number: int
     name: str
@@ -61,13 +62,14 @@ class Fact:
     message: str | None
     values: dict[str, int] | None
     default: str | None
+    meaning: int
 
     def fits(self, wire_type: int) -> bool:
         """Whether a field of this wire type can be this one, which may be packed."""
         return wire_type == self.wire_type or (self.repeated and wire_type == 2)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dialect:
     """A schema that wrote, or reads, caffemodels.
 
@@ -91,6 +93,9 @@ class Dialect:
     project: str
     _own: dict[str, tuple[frozenset[int], tuple[int, ...]]]
     _absent: frozenset[str]
+
+    def __repr__(self) -> str:
+        return f"<Dialect {self.label}>"
 
     def __str__(self) -> str:
         origin = f"{self.name}, {self.date}" if self.date else self.name
@@ -121,7 +126,7 @@ def _line(number: int) -> dict[str, Any]:
 
 def plain() -> dict[str, Any]:
     """What every file is read with: ``safe`` (message -> the numbers that mean the same in every dialect, with the
-    values of enums), ``contested`` (numbers of LayerParameter) and ``owners``.
+    values of enums), ``safe_v1`` (the same for V1 files), ``contested`` (numbers of LayerParameter) and ``owners``.
     """
     return _line(0)
 
@@ -133,10 +138,8 @@ def owned(type_: str) -> tuple[str, ...] | None:
 
 
 @functools.cache
-def _facts() -> tuple[Fact, ...]:
-    table = _line(1)
-    enums = [dict(_pair(value) for value in text.split()) for text in table["enums"]]
-    return tuple(_fact(text, enums) for text in table["facts"])
+def _enum(index: int) -> dict[str, int]:
+    return dict(map(_pair, _line(1)["enums"][index].split()))
 
 
 def _pair(text: str) -> tuple[str, int]:
@@ -144,18 +147,23 @@ def _pair(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def _fact(text: str, enums: list[dict[str, int]]) -> Fact:
-    number, code, rest = text.split(" ", 2)
+@functools.cache
+def _fact(index: int) -> Fact:
+    number, code, rest = _line(1)["facts"][index].split(" ", 2)
     name, mark, default = rest.partition("=")
     repeated, code = code.startswith("*"), code.removeprefix("*")
     message = values = None
     if code.startswith("#"):
-        kind, wire_type, values = "enum", 0, enums[int(code[1:])]
+        kind, wire_type, values = "enum", 0, _enum(int(code[1:]))
     elif code in _KINDS:
         kind, wire_type = _KINDS[code]
     else:
         kind, wire_type, message = "message", 2, code
-    return Fact(int(number), name, kind, wire_type, repeated, message, values, default if mark else None)
+    meaning = _MEANINGS.setdefault((code, repeated, name), len(_MEANINGS))
+    return Fact(int(number), name, kind, wire_type, repeated, message, values, default if mark else None, meaning)
+
+
+_MEANINGS: dict[tuple[str, bool, str], int] = {}
 
 
 @functools.cache
@@ -189,9 +197,8 @@ def _layout(dialect: Dialect, message: str) -> dict[int, Fact]:
     if message in dialect._absent:
         return {}
     gone, new = dialect._own.get(message, (frozenset(), ()))
-    facts = _facts()
-    numbers = [*(i for i in _line(1)["base"].get(message, ()) if i not in gone), *new]
-    return {facts[i].number: facts[i] for i in numbers}
+    facts = map(_fact, [*(i for i in _line(1)["base"].get(message, ()) if i not in gone), *new])
+    return {fact.number: fact for fact in facts}
 
 
 _KEYS: dict[Any, int] = {}
@@ -313,6 +320,17 @@ def told(message: str, number: int) -> str:
     return ", ".join(words[:3]) + (f" and {more} more meanings" if more > 0 else "")
 
 
+def value_told(message: str, field: str, value: int) -> str:
+    """Who has a value of an enum, and under which name, for a line of text; empty if nobody does."""
+    found: dict[str, list[Dialect]] = {}
+    for dialect in dialects():
+        for fact in dialect.layout(message).values():
+            names = (fact.values or {}).items() if fact.name == field else ()
+            for name in (name for name, number in names if number == value):
+                found.setdefault(name, []).append(dialect)
+    return ", ".join(f"{name} ({labels(who, 2)})" for name, who in list(found.items())[:3])
+
+
 def earlier() -> list[tuple[int, str, str, str, str]]:
     """Numbers of LayerParameter that a project gave up: number, field, project, first and last date."""
     return [(n, field, who, first, last) for n, field, who, first, last in _line(1)["earlier"]]
@@ -400,6 +418,19 @@ def caffes() -> frozenset[str]:
 def names_field(message: str, name: str) -> bool:
     """Whether a dialect has a field of that name in a message."""
     return any(name == fact.name for dialect in dialects() for fact in dialect.layout(message).values())
+
+
+def messages() -> tuple[str, ...]:
+    """The names of the messages of all dialects."""
+    return tuple(dict.fromkeys([*_line(1)["base"], *_line(1)["messages"]]))
+
+
+def fields(message: str) -> Iterator[Fact]:
+    """The fields that a message has in any dialect, in the order of the dialects; a name may come in several forms."""
+    numbers = list(_line(1)["base"].get(message, ()))
+    for dialect in dialects():
+        numbers += dialect._own.get(message, ((), ()))[1]
+    yield from map(_fact, dict.fromkeys(numbers))
 
 
 def registered(type_: str) -> frozenset[str]:
@@ -490,8 +521,10 @@ def place(fact: Fact, own: Schema) -> Field | None:
     if fact.kind == "enum":
         known = field.values or {}
         named = {}
-        for name, number in (fact.values or {}).items():  # TI has the enum's name before its own
-            ours = name if name in known else next((one for one in known if name.endswith(f"_{one}")), None)
+        for name, number in (fact.values or {}).items():
+            ours = name if name in known else None
+            if name.startswith(f"{own.name}_"):  # TI has the names of the message and the enum before the value's
+                ours = next((one for one in known if name.endswith(f"_{one}")), ours)
             if ours is not None:
                 named[ours] = number
         return replace(field, number=fact.number, values=named)

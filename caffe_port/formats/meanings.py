@@ -6,10 +6,12 @@ The schema has one name for each meaning. :func:`translate` is where a definitio
 2. Else a net that uses what only one fork has (:data:`MARKS`, a number in its weights) is that fork's.
 3. Else it has the meaning that most forks share, and a note says so.
 
-The one case so far: the fourth blob of a BN is the running variance; in brocolli-caffe the running inverse standard
-deviation. What a binary's numbers mean is the business of :mod:`caffe_port.formats.recognition`.
+The fourth blob of a BN is the running variance; in brocolli-caffe the running inverse standard deviation. A ROIAlign
+with roi_pooling_param gives the mean of each bin; in MS-CNN's and Cascade R-CNN's Caffe, which other layers tell, the
+values at the corners of the bins. What a binary's numbers mean is the business of
+:mod:`caffe_port.formats.recognition`.
 
-Source: bn_layer.cpp of brocolli-caffe 9.0.2.
+Sources: bn_layer.cpp of brocolli-caffe 9.0.2; roi_align_layer.cu of zhaoweicai/cascade-rcnn.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ NOT_IN_FILES: Final[dict[str, frozenset[str]]] = {
     "BNParameter": frozenset({"inverse_std"}),
     "EmbedParameter": frozenset({"last_axis"}),
     "ProposalParameter": frozenset({"scale_in_pixels"}),
+    "ROIPoolingParameter": frozenset({"corners"}),
 }
 
 
@@ -68,7 +71,7 @@ def _family(dialect: str) -> str:
 
 
 def translate(
-    net: Message, also: Sequence[Message] = (), whose: Recognition | None = None
+    net: Message, also: Sequence[Message] = (), whose: Recognition | None = None, era: str = "V2"
 ) -> tuple[Message, tuple[str, ...]]:
     """A NetParameter in the schema's names, and notes about what was assumed.
 
@@ -76,23 +79,25 @@ def translate(
         net: with ``layer`` entries only.
         also: layers of a further definition of the same net, whose fork tells this one's.
         whose: the dialect of its weights.
+        era: of the file, if it is one of weights: V2, or V1 for those before 2015.
     """
     family, reason = recognized([*net.layer, *also], whose)
     notes, layers = list[str](), list(net.layer)
     named = assumed() or ("brocolli" if family == "brocolli" else None)
     known = find(named) if named else None if whose is None else whose.dialect
-    if whose is None or whose.source is None or also:
-        others: Callable[[], list[Dialect]] = _writers if known is None else list
-        layers, unsaid = complete(layers, lambda *_: known, others, forks_only=True)
+    if whose is None or not whose.completed or also:
+        others = [] if named else [one for one in _writers(era) if whose is None or one in whose.like]
+        layers, unsaid = complete(layers, lambda *_: known, lambda: others, forks_only=era == "V2")
         notes += [f"{one}. --dialect NAME decides" for one in unsaid if not one.chosen.startswith(SETTLED)]
     layers = _inverse_std(layers, family, reason, notes)
+    layers = _corners(layers, [*layers, *also], notes)
     same = all(new is old for new, old in zip(layers, net.layer, strict=True))
     return net if same else net.copy(layer=layers), tuple(notes)
 
 
 @functools.cache
-def _writers() -> list[Dialect]:
-    return [dialect for dialect in dialects() if dialect.short and not dialect.reads and dialect.era == "V2"]
+def _writers(era: str) -> list[Dialect]:
+    return [dialect for dialect in dialects() if dialect.short and not dialect.reads and dialect.era == era]
 
 
 def for_caffe(net: Message) -> Message:
@@ -133,3 +138,24 @@ def _has_running_std(p: Message) -> bool:
     """Whether a BNParameter may be of the form that brocolli-caffe's copy has: yjxiong's."""
     others = ("scale_filler", "shift_filler", "var_eps", "moving_average", "decay", "bn_mode")
     return not any(p.has(name) for name in others)
+
+
+# -- ROIAlign -----------------------------------------------------------------------------------------------------
+
+_CASCADE: Final = ("BoxOutput", "BoxGroupOutput", "DecodeBBox", "ProposalTarget", "FrcnnOutput", "ScaleRoute")
+"""Types of MS-CNN's and Cascade R-CNN's Caffe alone."""
+
+
+def _corners(layers: list[Message], known: Sequence[Message], notes: list[str]) -> list[Message]:
+    found = [layer.type == "ROIAlign" and not layer.has("roi_align_param") for layer in layers]
+    mark = next((layer for layer in known if layer.type in _CASCADE), None)
+    if mark is None or not any(found):
+        return layers
+    notes.append(
+        f"{count(sum(found), 'ROIAlign layer')}: values at the corners of the bins, as in MS-CNN and Cascade R-CNN; "
+        f"layer '{mark.name}' ({mark.type}) is one of theirs"
+    )
+    return [
+        layer.copy(roi_pooling_param=layer.roi_pooling_param.copy(corners=True)) if one else layer
+        for layer, one in zip(layers, found, strict=True)
+    ]

@@ -77,6 +77,11 @@ class Schema:
     fields: dict[str, Field]
     by_number: dict[int, Field]
 
+    @functools.cached_property
+    def positions(self) -> dict[str, int]:
+        """Field -> its place among the fields."""
+        return {name: position for position, name in enumerate(self.fields)}
+
 
 @functools.cache
 def _pool() -> Any:
@@ -191,7 +196,8 @@ class Message:
         """The set fields, in the schema's order (without a schema: in the order in which they were read)."""
         if self._schema is None:
             return list(self._fields.items())
-        return [(name, self._fields[name]) for name in self._schema.fields if self.has(name) and name in self._fields]
+        names = sorted(filter(self.has, self._fields), key=self._schema.positions.__getitem__)
+        return [(name, self._fields[name]) for name in names]
 
     def copy(self, **changes: Any) -> Message:
         """A shallow copy with some fields replaced (None clears)."""

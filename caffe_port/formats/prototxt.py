@@ -14,7 +14,7 @@ import math
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -50,6 +50,18 @@ _INTEGER_RANGES = {
     "uint32": (0, (1 << 32) - 1),
     "int64": (-(1 << 63), (1 << 63) - 1),
     "uint64": (0, (1 << 64) - 1),
+}
+_ENDS = r"(?![A-Za-z0-9_.+-])"
+_WHOLE = rf"(?:0|[1-9][0-9]{{0,8}}){_ENDS}"
+_BROKEN = rf"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?{_ENDS}"
+#: Kind of a field -> how its values are usually written, and what they are.
+_USUAL: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "int32": (f"-?{_WHOLE}", int),
+    "int64": (f"-?{_WHOLE}", int),
+    "uint32": (_WHOLE, int),
+    "uint64": (_WHOLE, int),
+    "float": (_BROKEN, lambda token: decimal(float(token))),
+    "double": (_BROKEN, float),
 }
 #: Message type -> fields of forks that look like typos for fields of proto/caffe.proto, but are not.
 FORKS_FIELDS: Final[dict[str, frozenset[str]]] = {
@@ -288,17 +300,36 @@ class _Parser:
     def scalars(self, message: Message, field: Field | str, at: int) -> None:
         if not self.take("["):
             self.put(message, field, self.scalar(field), at)
+            if isinstance(field, Field) and field.repeated:
+                self.run(message, field, rf"{field.name}\s*:\s*(%s)\s*")
             return
         if isinstance(field, Field) and not field.repeated:
             self.fail(f"'{field.name}' takes one value, not a list", at)
         if self.take("]"):
             return
         while True:
+            if isinstance(field, Field):
+                self.run(message, field, r"(%s)\s*,\s*")
             self.put(message, field, self.scalar(field), at)
             if self.take("]"):
                 return
             if not self.take(","):
                 self.fail(f"expected ',' or ']' in a list, got {self.shown()}")
+
+    def run(self, message: Message, field: Field, form: str) -> None:
+        """Reads what follows of the usual numbers, many at a time: a text may hold millions of them.
+
+        Args:
+            form: of one value and what comes around it.
+        """
+        if field.kind not in _USUAL:
+            return
+        number, value = _USUAL[field.kind]
+        one, many = re.compile(form % number), re.compile(f"(?:{form % number}){{2,10000}}")
+        while (match := many.match(self.text, self.start)) is not None:
+            message._fields.setdefault(field.name, []).extend(map(value, one.findall(match[0])))
+            self.position = match.end()
+            self.advance()
 
     def scalar(self, field: Field | str) -> Any:
         at = self.start
@@ -354,7 +385,7 @@ class _Parser:
         if integer is None:
             self.fail(f"'{field.name}' is an integer, got {shown}", at)
         low, high = _INTEGER_RANGES[field.kind]
-        if not low <= sign * integer <= high:
+        if not low <= sign * integer <= high or (negative and not low):  # -0 is not unsigned, as in protobuf
             self.fail(f"'{field.name}' is {_article(field.kind)} ({low} to {high}), got {shown}", at)
         return sign * integer
 
@@ -468,9 +499,9 @@ def _article(kind: str) -> str:
 
 def _integer(token: str) -> int | None:
     try:
-        if token[:2] in ("0x", "0X") and len(token) < 64:
+        if token[:2] in ("0x", "0X") and len(token[2:].lstrip("0")) < 64:
             return int(token, 16)
-        if token.isdecimal() and len(token) < 64:
+        if token.isdecimal() and len(token.lstrip("0")) < 64:
             return int(token, 8 if len(token) > 1 and token[0] == "0" else 10)
     except ValueError:
         pass
@@ -483,7 +514,7 @@ def _float(token: str) -> float | None:
         return math.inf
     if token.lower() == "nan":
         return math.nan
-    if token[0] == "0" and token[1:2].isdecimal() and set(token) != {"0"}:
+    if token[0] == "0" and token[1:2].isdecimal():
         return None
     try:
         return float(token.rstrip("fF")) if token[0] in "0123456789." else None

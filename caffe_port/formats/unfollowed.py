@@ -23,6 +23,8 @@ TRAINING: Final = "training"
 """Concerns initial values and updates only: a net with its weights computes the same."""
 FEED: Final = "feed"
 """Changes what a data layer hands to the net, and nothing in the net."""
+PRECISION: Final = "precision"
+"""Computes the same with fewer bits, where the fork's other engine computes in float32, as caffe-port does."""
 CHANGES: Final = "changes"
 """Changes what the layer computes."""
 
@@ -69,7 +71,8 @@ _HARMLESS: Final = {
     "*.conv_algos_override": "which of cuDNN's algorithms convolves",
     "*.cudnn_convolution_algo_seeker": "how cuDNN's algorithm is chosen",
     "*.conv_algorithm": "which of Intel's algorithms convolves",
-    "DataParameter.threads parser_threads": "how many threads read",
+    "DataParameter.threads parser_threads disk_reader_threads huge_video_dataset": "how many threads read",
+    "DataParameter.verbose": "what is printed",
     "*.prefetch": "how many batches are read ahead",
     "DataParameter.cache": "whether records stay in memory",
     "WindowDataParameter.cache_images": "whether images stay in memory",
@@ -106,10 +109,9 @@ _HARMLESS: Final = {
     "BlobProto.diff double_diff raw_diff raw_diff_type": "gradients of the last update",
     "Datum.record_id": "the number of a record",
     "DataParameter.backend": "the kind of the database, which it says itself",
-    "SolverParameter.test_compute_loss show_per_class_result": "what is printed",
+    "SolverParameter.test_compute_loss debug_display": "what is printed",
     "SolverParameter.solver_mode device_id layer_wise_reduce per_parameter_reduce": "where the net is trained",
     "LabelSpecificMarginParameter.margin_on_test": "nothing: the layer's own source does not read it in TEST",
-    "SolverParameter.eval_type ap_version": "how detections are measured",
     "SolverParameter.engine": "which library trains",
     "SolverParameter.snapshot_diff snapshot_format store_blobs_in_old_format": "what a snapshot holds",
     # What has no reader in the code of its own fork
@@ -122,11 +124,17 @@ _HARMLESS: Final = {
     "ImResizeParameter.start_scale scale_gap": "the scales of the program around the net (OpenPose)",
     "NmsParameter.num_peak": "max_peaks counts (OpenPose)",
     "NoiseLayerParameter.bias": "noise is added in training alone",
+    "BoxOutput:cls_aware": "FrcnnOutput alone reads it (Cascade R-CNN)",
+    "BoxGroupOutput:cls_aware": "FrcnnOutput alone reads it (Cascade R-CNN)",
+    "DecodeBBox:cls_aware": "FrcnnOutput alone reads it (Cascade R-CNN)",
+    "ROIPooling:corners": "ROIAlign alone reads it, and no file has it",
+    "RoiPooling:corners": "ROIAlign alone reads it, and no file has it",
     "ProposalParameter.output_actual_rois_num": "the number of rows, which the top has anyhow",
     "RegionYoloParameter.anchors": "the reader of the boxes needs them, the layer does not",
     "PriorBoxClustered:denser_prior_boxes": "each box has its own width and height",
     "PriorBoxClustered:flip": "each box has its own width and height",
     "PriorBoxClustered:fixed_size fixed_ratio density": "each box has its own width and height",
+    "PriorBoxClustered:faceboxes tf keras": "each box has its own width and height",
     "UpsampleParameter.stride_w": "stride counts in both directions",
     "BatchNormKyle:scale_bias scale_filler bias_filler": "the layer has no scale and shift of NVIDIA's",
     "ConvolutionDepthwise:num_output group": "the channels of the bottom count",
@@ -148,12 +156,13 @@ _HARMLESS: Final = {
     "LayerParameter.reshape_every_iter": "when shapes are computed",
     "BatchNormParameter.stats_batch_size": "how many images Intel's code takes the statistics of in training",
     "NetParameter.bn_stats_batch_size": "how many images Intel's code takes the statistics of in training",
-    "TransformationParameter.emit_constraint": "which boxes go with an image",
+    "*.emit_constraint": "which boxes go with an image",
     "NetParameter.force_backward": "whether gradients reach the inputs",
+    "NetParameter.eltwise_mem_sharing": "whether a sum and its first bottom share memory (NVIDIA)",
 }
 
 _TRAINING: Final = {
-    "NetParameter.global_grad_scale": "the factor of gradients in half precision",
+    "NetParameter.global_grad_scale global_grad_scale_adaptive": "the factor of gradients in half precision",
     "LayerParameter.blobs_lr weight_decay blob_share_mode": "the old form of param, which layers of this form ignore",
     "LayerParameter.propagate_down": "stops gradients",
     "ParamSpec.l1_mult": "the factor of an L1 penalty",
@@ -185,9 +194,16 @@ _FEED: Final = {
     "random (PSPNet)",
     "TransformationParameter.label_scalefactor label_offset": "changes labels (PSPNet)",
     "TransformationParameter.scale_factors": "resizes images at random (DeepLab)",
+    "DetectNetAugmentationParameter.resize_param noise_param distort_param expand_param": "varies images at random "
+    "(NVIDIA)",
     "ResizeParameter.prob resize_mode height_scale width_scale pad_mode pad_value interp_mode": "resizes images (SSD)",
     # data layers
     "DataParameter.force_encoded_color": "decodes images in color",
+    "DataParameter.preselection_file preselection_label range_start range_end limit_samples block_size": "which "
+    "records are read (FlowNet 2)",
+    "DataParameter.rand_permute rand_permute_order rand_permute_seed permute_every_iter": "the order of the records "
+    "(FlowNet 2)",
+    "DataParameter.slice_point encoding subtract": "what the channels of a record hold (FlowNet 2)",
     "DataParameter.side": "the grid of labels (YOLO)",
     "ImageDataParameter.label_type ignore_label is_rsdata rs_channels": "what labels are (DeepLab)",
     "ImageDataParameter.min_height min_width": "resizes images (Intel)",
@@ -197,6 +213,10 @@ _FEED: Final = {
     "max_random_scale max_random_shift face_mirror face_point_num": "varies images at random (happynear)",
     "ImageDataParameter.use_image use_temporal_jitter": "which frames of a video are read (C3D)",
     "WindowDataParameter.fg_threshold bg_threshold fg_fraction context_pad crop_mode": "how windows are drawn (R-CNN)",
+}
+
+_PRECISION: Final = {
+    "LayerParameter.quantization_param": "8 bits in Intel's engine MKLDNN; its engine CAFFE does not read it"
 }
 
 _CHANGES: Final = {
@@ -211,7 +231,6 @@ _CHANGES: Final = {
     "SpatialDropout:sample_weights_test scale_train": "how dropout scales",
     "ELUParameter.lambda": "multiplies the top (NVIDIA's SELU)",
     "EltwiseParameter.coeff_blob": "the last bottom holds the coefficients (LRCN)",
-    "ROIAlign:pad_ratio": "enlarges the regions (MS-CNN)",
     "ROIAlign:spatial_scale_h spatial_scale_w": "one scale for each direction",
     "LossParameter.label_smoothing": "softens the labels (Intel)",
     "Pooling3D:pad_r pad_b": "pads each side by its own number",
@@ -219,13 +238,11 @@ _CHANGES: Final = {
     "ResampleParameter.factor": "the size of the top",
     "SpatialTransformerParameter.de_transform": "inverts the transformation",
     "UpsampleParameter.nearestneighbor_mode": "repeats values (Cambricon)",
-    "LayerParameter.quantization_param": "computes with few bits (Intel)",
     "V0LayerParameter.new_num new_channels new_height new_width": "the shape of a type that Caffe 1.0 does not have",
     "BlobProto.half_data half_diff": "numbers in half precision, as NVIDIA once wrote them",
     "SolverParameter.rampup_interval rampup_lr": "raises the rate at first, linearly or not by release (NVIDIA)",
     "SolverParameter.momentum_policy max_momentum momentum_power": "changes the momentum (NVIDIA)",
-    "SolverParameter.local_lr_auto local_gw_ratio": "a rate for each blob: LARS (NVIDIA)",
-    "SolverParameter.larc larc_policy larc_eta": "a rate for each blob: LARC (NVIDIA)",
+    "SolverParameter.larc larc_policy larc_eta": "a rate for each blob, by a formula of each release: LARC (NVIDIA)",
     "SolverParameter.weight_decay_policy weight_decay_power": "changes the weight decay (NVIDIA)",
     "SolverParameter.solver_data_type": "the precision of the updates (NVIDIA)",
     "SolverParameter.max_epoch epoch_size test_epoch_size test_interval_epoch": "counts in epochs (NVIDIA)",
@@ -233,11 +250,11 @@ _CHANGES: Final = {
     # Of forks, outside the schema
     "ReLUParameter.upper_limit": "where the layer stops",
     "NegReLU:relu6 maximum": "where the layer stops",
-    "BatchNormParameter.add_eps_before_sqrt": "where eps is added",
     "EltwiseParameter.swap_xy": "exchanges the axes",
     "EltwiseParameter.relu": "takes the ReLU of the top",
     "PriorBoxParameter.additional_y_offset": "a second box for each, half a cell below (OpenCV)",
-    "*.use_polygon": "boxes are polygons (TextBoxes++)",
+    "MultiBoxLossParameter.use_polygon": "boxes are polygons (TextBoxes++)",
+    "AnnotatedDataParameter.use_polygon": "boxes are polygons (TextBoxes++)",
     "*.do_state_prediction": "predicts a state for each box",
 }
 
@@ -245,6 +262,7 @@ _RULES: Final[dict[str, Rule]] = {
     **_table(HARMLESS, _HARMLESS),
     **_table(TRAINING, _TRAINING),
     **_table(FEED, _FEED),
+    **_table(PRECISION, _PRECISION),
     **_table(CHANGES, _CHANGES),
 }
 

@@ -98,7 +98,7 @@ def _defaults(name: str, ours: str) -> dict[str, dict[int, Any]]:
     found: dict[str, dict[int, Any]] = {}
     own = schema(ours)
     for dialect in table.dialects():
-        for fact in dialect.layout("LayerParameter").values():
+        for fact in dialect.layout("LayerParameter" if dialect.era == "V2" else "V1LayerParameter").values():
             if fact.name != name or fact.message is None:
                 continue
             for inner in dialect.layout(fact.message).values():

@@ -30,6 +30,7 @@ EXTRAS = {
     "hdf5": ".caffemodel.h5 and HDF5Data",
     "data": "LMDB, HDF5 and SVHN",
     "plot": "curves and images",
+    "tensorboard": "train --tensorboard",
     "onnx": "--format onnx",
 }
 """What the extras of pyproject.toml are for."""

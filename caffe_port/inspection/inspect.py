@@ -5,10 +5,11 @@ Unknown values are shown as ``?`` and explained in a note: inspecting an incompl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
-import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from caffe_port.definition import odd_values
+from caffe_port import terminal
+from caffe_port.definition import model_archive, odd_values
+from caffe_port.definition.chained import settled
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.stored_blobs import for_layers
 from caffe_port.errors import CaffePortError, SpecError, printable
+from caffe_port.evaluation.known import known
 from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
@@ -58,7 +63,7 @@ class Inspection:
 
     Attributes:
         path: the file; for a net and its weights, that of the net.
-        kind: ``net``, ``weights``, ``solver``, ``mean`` or ``solverstate``.
+        kind: ``net``, ``weights``, ``solver``, ``mean``, ``solverstate`` or ``archive``.
         bytes: size of the file.
         facts: labels and values, in display order.
         rows: layers, in the file's order.
@@ -119,7 +124,7 @@ def inspect_files(paths: Sequence[PathLike], options: Options | None = None) -> 
     Raises:
         CaffePortError: a file cannot be read, or is of an unknown kind.
     """
-    kinds = [kind_of(path) for path in paths]
+    kinds = ["archive" if model_archive.is_archive(path) else kind_of(path) for path in paths]
     found: list[Inspection] = []
     for k, path in enumerate(paths):
         paired = kinds[k : k + 2] == ["net", "weights"]
@@ -132,7 +137,8 @@ def inspect_file(path: PathLike, weights: PathLike | None = None, options: Optio
     """The contents of a file.
 
     Args:
-        path: a net or solver prototxt, .caffemodel, .caffemodel.h5, .binaryproto or .solverstate.
+        path: a net or solver prototxt, .caffemodel, .caffemodel.h5, .binaryproto, .solverstate, or a model archive of
+            DIGITS (.tar.gz, .zip).
         weights: the weights of the net that ``path`` defines.
         options: how to inspect it.
 
@@ -140,6 +146,8 @@ def inspect_file(path: PathLike, weights: PathLike | None = None, options: Optio
         CaffePortError: the file cannot be read, or is of an unknown kind.
     """
     options = options or Options()
+    if model_archive.is_archive(path):
+        return _inspect_archive(path, options)
     kind = kind_of(path)
     if weights is not None and kind != "net":
         raise CaffePortError(f"is a {kind} file; expected a net's prototxt before the weights", str(path))
@@ -190,6 +198,21 @@ def kind_of(path: PathLike) -> str:
     return "solver" if names & _SOLVER_FIELDS and not names & {"layer", "layers"} else "net"
 
 
+def _inspect_archive(path: PathLike, options: Options) -> Inspection:
+    model = model_archive.read(path, ignore_fields=options.ignore_fields)
+    definition = model.definition.without(options.ignore_fields).beside(model.weights)
+    weights = for_layers(model.weights, definition.net.layer)
+    found = survey(definition, options, weights)
+    facts = [("format", "model archive"), *model.facts, *_net_facts(definition, found), _weights_fact(weights)]
+    compared = compare(definition, weights, options)
+    errors = list(found.errors)
+    if not compared.fits and compared.rows:
+        errors.append(f"the weights do not fit: {compared.summary}")
+    notes = (*found.notes, *odd_values.notes(weights, definition.net.layer))
+    size_, numbers = Path(path).stat().st_size, _numbers(weights, options)
+    return Inspection(str(path), "archive", size_, tuple(facts), found.rows, numbers, notes, tuple(errors))
+
+
 def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> Inspection:
     message = prototxt.read(path, "NetParameter", options.ignore_fields)
     form = "V2" if message.has("layer") else "V0" if any(old.has("layer") for old in message.layers) else "V1"
@@ -197,6 +220,7 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
     found = survey(definition, options, weights)
     facts = [("format", f"prototxt, {form}"), *_net_facts(definition, found)]
     notes, errors = list(found.notes), list(found.errors)
+    facts += _images_fact(definition, found, weights, options)
     if weights is not None:
         label, value = _weights_fact(weights)
         facts += [(label, f"{Path(weights.path).name}, {value}"), *_dialect_facts(weights)]
@@ -219,7 +243,7 @@ def _inspect_net(path: PathLike, weights: Weights | None, options: Options) -> I
 
 
 def _inspect_weights(path: PathLike, options: Options) -> Inspection:
-    weights = caffemodel.read(path)
+    weights = settled(caffemodel.read(path))
     facts = [("format", f"weights, {weights.format}"), *_dialect_facts(weights), _weights_fact(weights)]
     rows = tuple(_stored_row(layer.name, layer.type, layer.blobs) for layer in weights.layers)
     notes: list[str] = []
@@ -236,6 +260,7 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
             saved = f", saved in phase {definition.saved_in}" if definition.saved_in else ""
             facts += [("definition", f"inside the file{saved}"), *_net_facts(definition, found)]
             rows, notes, errors = found.rows, list(found.notes), list(found.errors)
+            facts += _images_fact(definition, found, weights, options)
             compared = compare(definition, weights, options, found)
             if not compared.fits and compared.rows:  # a net without parameters has none
                 errors.append(f"the definition inside the file does not fit its blobs: {compared.summary}")
@@ -244,6 +269,21 @@ def _inspect_weights(path: PathLike, options: Options) -> Inspection:
     return Inspection(
         str(path), "weights", size_, tuple(facts), rows, _numbers(weights, options), tuple(notes), tuple(errors)
     )
+
+
+def _images_fact(
+    definition: Definition, found: Survey, weights: Weights | None, options: Options
+) -> list[tuple[str, str]]:
+    """How images become the net's input, as far as the files and the registry say."""
+    specs = [found.spec]
+    with contextlib.suppress(SpecError):  # the other phase makes no sense: the net may still be inspected in this one
+        other = "TRAIN" if options.phase == "TEST" else "TEST"
+        specs.append(definition.spec(other, options.level, options.stages, tuple(options.input_shapes)))
+    try:
+        what = known(specs, weights, None, [])
+    except CaffePortError as error:
+        return [("images", f"not known: {error.what}")]
+    return [("images", f"{what.preprocessing} ({what.origin})")] if what is not None else []
 
 
 def _dialect_facts(weights: Weights) -> list[tuple[str, str]]:
@@ -396,11 +436,13 @@ def diff(definition: PathLike, weights: PathLike, options: Options | None = None
 
 
 def render(result: Inspection | Diff, width: int | None = None) -> str:
-    """A table for a terminal, ``width`` columns wide (None: the terminal's, 80 to 120). Names are escaped.
+    """A table for a terminal, ``width`` columns wide. Names are escaped.
 
-    Below 100 columns the wiring is left out, below 90 the memory.
+    Without a width it is that of the terminal, 80 to 120; nothing is wrapped or shortened in a pipe.
+
+    Below 120 columns the windows are left out, below 100 the wiring, below 90 the memory.
     """
-    width = width or min(max(shutil.get_terminal_size((110, 24)).columns, 80), 120)
+    width = width or terminal.width(sys.stdout, most=120)
     lines = _diff_lines(result, width) if isinstance(result, Diff) else _inspection_lines(result, width)
     return "\n".join(lines)
 
@@ -470,8 +512,8 @@ def _inspection_lines(found: Inspection, width: int) -> list[str]:
 
 
 def _layer_lines(found: Inspection, width: int) -> list[str]:
-    header = ("layer", "type", "wiring", "top", "blobs", "parameters", "MACs", "memory")
-    left_out = {k for k, least in ((2, 100), (7, 90)) if width < least}
+    header = ("layer", "type", "wiring", "window", "top", "blobs", "parameters", "MACs", "memory")
+    left_out = {k for k, least in ((2, 100), (3, 120), (8, 90)) if width < least}
     rows: list[tuple[str, ...]] = []
     before: tuple[str, ...] = ()
     for row in found.rows:
@@ -483,6 +525,7 @@ def _layer_lines(found: Inspection, width: int) -> list[str]:
                 row.name,
                 row.type,
                 _wiring(row, before),
+                row.window,
                 ", ".join(map(dims_text, row.shapes)),
                 _blobs_text(row.blobs),
                 _count(row.parameters),
@@ -492,7 +535,8 @@ def _layer_lines(found: Inspection, width: int) -> list[str]:
         )
         before = row.tops
     rows = [tuple("" if k in left_out else cell for k, cell in enumerate(row)) for row in rows]
-    return table(header, rows, (5, 6, 7), ((2, 14), (0, 14), (1, 12), (4, 16), (2, 6), (3, 12), (0, 8)), width)
+    shrink = (2, 14), (0, 14), (1, 12), (5, 16), (3, 14), (2, 6), (4, 12), (0, 8), (3, 8)
+    return table(header, rows, (6, 7, 8), shrink, width)
 
 
 def _wiring(row: Row, before: Sequence[str]) -> str:

@@ -13,15 +13,16 @@ from typing import Any
 
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import view
-from caffe_port.definition.embeds import fitted
 from caffe_port.definition.fields import refusals
+from caffe_port.definition.fits import fitted
 from caffe_port.definition.input_shapes import resolve
 from caffe_port.errors import SpecError
 from caffe_port.formats.caffemodel import LayerBlobs, Weights, shapes_agree
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
+from caffe_port.signatures.kernel_params import dilation_field, per_axis
 from caffe_port.signatures.plugins import find
-from caffe_port.signatures.signature import Trait, has
+from caffe_port.signatures.signature import Trait, has, signature_of
 from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
@@ -62,6 +63,7 @@ class Row:
         statistics: numbers that BatchNorm keeps, which no solver learns.
         macs: multiply-accumulates of one forward pass.
         activation_bytes: float32 memory of the tops; 0 for layers that work in place or share their bottom's memory.
+        window: of a layer that slides one: ``"3x3, stride 2, pad 1"``; what is 1, or a pad of 0, is left out.
         line: of the prototxt; 0 where there is none.
     """
 
@@ -75,6 +77,7 @@ class Row:
     statistics: int | None = 0
     macs: int | None = 0
     activation_bytes: int | None = 0
+    window: str = ""
     line: int = 0
 
 
@@ -144,7 +147,7 @@ def survey(
 
 def _converted(definition: Definition, options: Options, inputs: Collection[str]) -> NetSpec:
     """What converting keeps; the whole net where that is only losses."""
-    spec = definition.spec(options.phase, options.level, options.stages, inputs)
+    spec = definition.spec(options.phase, options.level, options.stages or None, inputs)
     try:
         return view(spec, {layer.name for layer in spec.layers if find(layer.param) is None})
     except SpecError:
@@ -201,7 +204,7 @@ def agree(asked: Dims, held: Shape, row: bool = False) -> bool | None:
 def _spec(definition: Definition, options: Options) -> tuple[NetSpec, list[str]]:
     """The net in its phase; one without any input layer takes the blobs that nobody makes for its inputs."""
     try:
-        return definition.spec(options.phase, options.level, options.stages, tuple(options.input_shapes)), []
+        return definition.spec(options.phase, options.level, options.stages or None, tuple(options.input_shapes)), []
     except SpecError:
         if any(has(layer.type, Trait.SOURCE) for layer in definition.net.layer):
             raise
@@ -210,7 +213,7 @@ def _spec(definition: Definition, options: Options) -> tuple[NetSpec, list[str]]
         missing = tuple(blob for blob in read if blob not in made)
         if not missing:
             raise
-        spec = definition.spec(options.phase, options.level, options.stages, missing)
+        spec = definition.spec(options.phase, options.level, options.stages or None, missing)
         return spec, [f"the net has no input layer; treated as inputs: {', '.join(missing)}"]
 
 
@@ -353,5 +356,34 @@ def _row(
         statistics,
         macs,
         memory,
+        _window(layer, found[0] if found else None),
         layer.param.line,
     )
+
+
+def _window(layer: LayerSpec, top: Dims) -> str:
+    """Kernel, stride, padding and the like, as the definition says them; empty where it makes no sense."""
+    signature = signature_of(layer.type)
+    if signature is None or not (signature.has(Trait.SLIDES) or signature.has(Trait.SPREADS)):
+        return ""
+    p = signature.parameters(layer.param)
+    known = p.schema.fields if p.schema is not None else ()
+    kind = [p.pool] if "pool" in known else []
+    if kind and p.global_pooling:
+        return f"global, {p.pool}"
+    axes = 2 if top is None else max(len(top) - 2, 1)
+    try:
+        kernel = per_axis(p, "kernel_size", axes, None)
+        given = {name: per_axis(p, name, axes, default) for name, default in (("stride", 1), ("pad", 0))}
+        if dilation_field(p) in known:
+            given["dilation"] = per_axis(p, dilation_field(p), axes, 1)
+    except SpecError:
+        return ""
+    plain = {"stride": 1, "pad": 0, "dilation": 1}
+    said = [f"{name} {_each(values)}" for name, values in given.items() if set(values) != {plain[name]}]
+    said += [f"group {p.group}"] if not kind and p.has("group") and p.group > 1 else []
+    return ", ".join(["x".join(map(str, kernel)), *said, *kind])
+
+
+def _each(values: Sequence[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))

@@ -65,7 +65,10 @@ class HDF5Data(Layer):
 
 
 class AnnotatedData(Layer):
-    """Reads images and boxes from an LMDB; its tops (data, label) become inputs of the Net. From SSD.
+    """Reads images and boxes from an LMDB or LevelDB; its tops (data, label) become inputs of the Net. From SSD.
+
+    The label (1, 1, boxes, 8) has a row for each box of the batch: image, label, instance, x1, y1, x2, y2, difficult.
+    ``caffe-port train`` and ``evaluate`` do what ``transform_param`` and ``annotated_data_param`` say.
 
     Reference: annotated_data_layer.cpp (SSD)
     """
@@ -167,7 +170,7 @@ def python_layer(module: str, layer: str) -> Callable[[type[L]], type[L]]:
 
 
 class Python(Layer):
-    """A layer written in Python for pycaffe, which caffe-port cannot run.
+    """A layer written in Python for pycaffe, which runs as it is only in scripts (``caffe-port run``).
 
     A plugin supplies the replacement: a file given with ``--plugin`` that decorates a Layer with
     :func:`caffe_port.layers.data.python_layer`.
@@ -188,7 +191,12 @@ class Python(Layer):
         if found is None:
             raise SpecError(
                 f"runs the Python code {name}, which works only with pycaffe.{did_you_mean(name, PYTHON_LAYERS)}",
-                hint=f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
-                "--stub inserts a placeholder.",
+                hint=(
+                    (
+                        f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
+                        "--stub inserts a placeholder."
+                    ),
+                    "A script of pycaffe's that uses the net runs, with this layer as it is, under `caffe-port run`.",
+                ),
             )
         return found

@@ -23,6 +23,7 @@ from caffe_port.formats.message import Message
 from caffe_port.signatures import signature as records
 from caffe_port.signatures.checks import canonical_axis
 from caffe_port.signatures.signature import ANY, UNSUPPORTED, Signature, Trait
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 __all__ = [
@@ -222,7 +223,8 @@ class Layer(nn.Module):
         if len(arrays) != len(names):
             shown = ", ".join(str(tuple(a.shape)) for a in arrays)
             want = f"{len(names)} ({', '.join(names)})" if names else "none"
-            return f"holds {len(arrays)} blobs ({shown}), the definition asks for {want}"
+            held = f"{count(len(arrays), 'blob')} ({shown})" if arrays else "no blobs"
+            return f"holds {held}, the definition asks for {want}"
         for name, array in zip(names, arrays, strict=True):
             shape = tuple(self.get_blob(name).shape)
             if not shapes_agree(array.shape, shape, self.signature.has(Trait.ROWS)):
@@ -252,17 +254,18 @@ class Layer(nn.Module):
     def _load(self, arrays: Sequence[np.ndarray[Any, Any]], least: int | None) -> None:
         if wrong := self.mismatch(arrays):
             raise WeightsError(wrong)
-        for name, array in zip(self.blob_names(), arrays, strict=True):
-            own, blob = getattr(self, name), self.get_blob(name)
-            if blob is not own or not own.is_cpu or own.dtype != torch.float32:
-                self.set_blob(name, torch.tensor(np.asarray(array, np.float32)).reshape(blob.shape))
-                continue
-            value = np.reshape(array, tuple(own.shape))  # the file's layout is the parameter's
-            if least is not None and own.nbytes >= least and value.dtype == "<f4" and value.flags.c_contiguous:
-                own.data = torch.from_numpy(value)
-            else:  # NumPy also reads what is not aligned, and needs no tensor in between
-                np.copyto(own.detach().numpy(), value, casting="same_kind")
-            torch.autograd.graph.increment_version(own)  # which NumPy does not
+        with np.errstate(over="ignore", invalid="ignore"):  # a double beyond float32 becomes infinity, as in Caffe
+            for name, array in zip(self.blob_names(), arrays, strict=True):
+                own, blob = getattr(self, name), self.get_blob(name)
+                if blob is not own or not own.is_cpu or own.dtype != torch.float32:
+                    self.set_blob(name, torch.tensor(np.asarray(array, np.float32)).reshape(blob.shape))
+                    continue
+                value = np.reshape(array, tuple(own.shape))  # the file's layout is the parameter's
+                if least is not None and own.nbytes >= least and value.dtype == "<f4" and value.flags.c_contiguous:
+                    own.data = torch.from_numpy(value)
+                else:  # NumPy also reads what is not aligned, and needs no tensor in between
+                    np.copyto(own.detach().numpy(), value, casting="same_kind")
+                torch.autograd.graph.increment_version(own)  # which NumPy does not
 
     # -- to model.py --------------------------------------------------------------------------------------------
 
@@ -304,7 +307,7 @@ def expect_bottoms(bottoms: Sequence[Shape], least: int, most: int | None = None
     most = least if most is None else most
     if not least <= len(bottoms) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
-        raise SpecError(f"{len(bottoms)} bottoms; the layer takes {wanted}")
+        raise SpecError(f"{count(len(bottoms), 'bottom')}; the layer takes {wanted}")
 
 
 def check_count(what: str, shape: Sequence[int]) -> None:

@@ -28,13 +28,14 @@ class RunningStatistics(Layer, register=False):
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         both = p.use_global_stats
-        return {
+        args = {
             "num_features": bottoms[0][1],
             "eps": p.eps,
             "momentum": decimal(1 - p.moving_average_fraction),
             "global_stats": (both, both) if p.has("use_global_stats") else (False, True),
             "dims": len(bottoms[0]),
         }
+        return args if p.add_eps_before_sqrt else args | {"eps": 0.0, "root_eps": p.eps}
 
     def __init__(
         self,
@@ -43,9 +44,11 @@ class RunningStatistics(Layer, register=False):
         momentum: float = 0.001,
         global_stats: tuple[bool, bool] = (False, True),
         dims: int = 4,
+        root_eps: float = 0.0,
     ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps = eps  # added to the variance
+        self.root_eps = root_eps  # added to its root: then eps is 0
         self.momentum = momentum
         self.global_stats = global_stats  # in train(), in eval()
         self.dims = dims  # of the bottom
@@ -63,20 +66,28 @@ class RunningStatistics(Layer, register=False):
             y, mean, variance = x - x, x.detach().reshape(-1), torch.zeros_like(self.variance)
         else:
             mean, variance = torch.zeros_like(self.mean), torch.zeros_like(self.variance)
-            y = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=self.eps)  # fills both
+            y = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=self.eps or self.root_eps)
+            if self.root_eps:
+                others = [axis for axis in range(x.dim()) if axis != 1]
+                deviation, center = torch.std_mean(x, others, correction=0, keepdim=True)
+                y = (x - center) / (deviation + self.root_eps)
         self.mean.mul_(1 - self.momentum).add_(mean)
         self.variance.mul_(1 - self.momentum).add_(variance)
         self.scale_factor.mul_(1 - self.momentum).add_(1)
         return y
 
     def running_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance (C): the sums divided by ``scale_factor``; zeros where that is zero."""
+        """Mean and variance (C): the sums divided by ``scale_factor``; zeros where that is zero.
+
+        ``root_eps`` is in the variance, as if it had been added to its root.
+        """
         factor = self.scale_factor.reciprocal().nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0)
-        return self.mean * factor, self.variance * factor
+        variance = self.variance * factor
+        return self.mean * factor, (variance.sqrt() + self.root_eps) ** 2 if self.root_eps else variance
 
     @classmethod
     def merge_phases(cls, train: dict[str, Any], test: dict[str, Any]) -> dict[str, Any] | None:
-        if any(train[key] != test[key] for key in ("num_features", "eps", "dims")):
+        if any(train.get(key) != test.get(key) for key in ("num_features", "eps", "dims", "root_eps")):
             return None
         return {**train, "global_stats": (train["global_stats"][0], test["global_stats"][1])}
 
@@ -86,13 +97,14 @@ class BatchNorm(RunningStatistics):
 
     Differs from PyTorch: ``mean`` and ``variance`` are sums, to be divided by ``scale_factor``; that makes the running
     average unbiased from the first iteration on, where PyTorch's starts at 0 and 1. ``use_global_stats`` may ask for
-    the running statistics in train(), or for those of the batch in eval().
+    the running statistics in train(), or for those of the batch in eval(). ``add_eps_before_sqrt: false`` (Synopsys)
+    adds eps to the standard deviation.
     Blobs: mean (C), variance (C), scale_factor (1)
-    Reference: batch_norm_layer.cpp
+    Reference: batch_norm_layer.cpp (Caffe 1.0, synopsys-caffe)
     """
 
     def torch_source(self) -> str | None:
-        if self.dims not in _BATCH_NORMS:
+        if self.dims not in _BATCH_NORMS or self.root_eps:
             return None
         options: dict[str, tuple[Any, Any]] = {"eps": (self.eps, 1e-5), "momentum": (self.momentum, 0.1)}
         options["affine"] = (False, True)
@@ -100,7 +112,7 @@ class BatchNorm(RunningStatistics):
         return constructor(_BATCH_NORMS[self.dims], [self.mean.numel()], options)
 
     def torch_state(self) -> dict[str, Tensor]:
-        if self.dims not in _BATCH_NORMS:
+        if self.dims not in _BATCH_NORMS or self.root_eps:
             return super().torch_state()
         if not self.global_stats[1]:
             return {}
@@ -132,8 +144,9 @@ class BatchNormKyle(RunningStatistics):
         global_stats: tuple[bool, bool] = (False, True),
         dims: int = 4,
         affine: bool = False,
+        root_eps: float = 0.0,
     ) -> None:
-        super().__init__(num_features, eps, momentum, global_stats, dims)
+        super().__init__(num_features, eps, momentum, global_stats, dims, root_eps)
         self.weight = nn.Parameter(torch.empty(num_features)) if affine else None
         self.bias = nn.Parameter(torch.empty(num_features)) if affine else None
 

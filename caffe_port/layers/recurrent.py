@@ -76,6 +76,13 @@ class ContinuationIndicator(Layer):
         return torch.cat((first, like.new_ones(self.steps - 1, streams)))
 
 
+def _of_all_steps(steps: int, made: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """What a layer makes of all steps, from what it makes of one: the meta device takes milliseconds for each."""
+    top, *last = made if isinstance(made, tuple) else (made,)
+    tops = (top.expand(steps, *top.shape[1:]), *last)
+    return tops if isinstance(made, tuple) else tops[0]
+
+
 class LSTM(Layer):
     """Long short-term memory, with gates in the order i, f, o, g.
 
@@ -125,6 +132,10 @@ class LSTM(Layer):
         top = torch.stack(tops)
         return (top, h.detach().unsqueeze(0), c.detach().unsqueeze(0)) if self.expose_hidden else top
 
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x, cont, *others = bottoms
+        return _of_all_steps(len(x), self(x[:1], cont[:1], *others))
+
 
 class Lstm(Layer):
     """Long short-term memory of (T, N, I), or of (T N, ...) with ``batch_size`` N, with gates in the order i, f, o, g.
@@ -166,6 +177,10 @@ class Lstm(Layer):
             tops.append(h)
         top = torch.stack(tops)
         return top if self.streams is None else top.flatten(0, 1)
+
+    def infer(self, *bottoms: Tensor) -> Tensor:
+        x = bottoms[0]
+        return x.new_empty(*x.shape[: 2 if self.streams is None else 1], self.hidden_size)
 
 
 class RNN(Layer):
@@ -219,6 +234,10 @@ class RNN(Layer):
             self.state = h.detach()
         top = torch.tanh(F.linear(torch.stack(hidden), self.weight_o, self.bias_o))
         return (top, h.detach().unsqueeze(0)) if self.expose_hidden else top
+
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x, cont, *others = bottoms
+        return _of_all_steps(len(x), self(x[:1], cont[:1], *others))
 
 
 class LSTMUnit(Layer):

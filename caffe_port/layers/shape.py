@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.layer import Layer, canonical_axis, number
-from caffe_port.signatures.shape import legacy_axis, reshaped_axes, unsqueezed_axis
+from caffe_port.signatures.shape import concat_flattens, legacy_axis, reshaped_axes, unsqueezed_axis
 from caffe_port.typing import Shape
 
 
@@ -66,23 +66,28 @@ class BatchReindex(Layer):
 
 
 class Concat(Layer):
-    """Same as torch.cat.
+    """Same as torch.cat. ``flat`` (Intel's per_fla_fuse): of each bottom (N, C, H, W) as (N, C * H * W, 1, 1).
 
-    Reference: concat_layer.cpp
+    Reference: concat_layer.cpp; intel/caffe mkldnn_concat_layer.cpp
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return {"dim": legacy_axis(p, "concat_dim", len(bottoms[0]))}
+        dim = legacy_axis(p, "concat_dim", len(bottoms[0]))
+        return {"dim": dim} | ({"flat": True} if concat_flattens(p, bottoms) else {})
 
-    def __init__(self, dim: int = 1) -> None:
+    def __init__(self, dim: int = 1, flat: bool = False) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.flat = dim, flat
 
     def forward(self, *bottoms: Tensor) -> Tensor:
+        if self.flat:
+            bottoms = tuple(x.reshape(x.shape[0], -1, *[1] * (x.dim() - 2)) for x in bottoms)
         return torch.cat(bottoms, dim=self.dim)
 
-    def call_source(self, *bottoms: str) -> str:
+    def call_source(self, *bottoms: str) -> str | None:
+        if self.flat:
+            return None
         return f"torch.cat(({', '.join(bottoms)}{',' if len(bottoms) == 1 else ''}), dim={self.dim})"
 
 

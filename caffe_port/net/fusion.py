@@ -126,6 +126,7 @@ def are_affine(norm: Any, scale: Any) -> bool:
     """Whether these are a BatchNorm and a Scale of its channels: the halves of an affine ``nn.BatchNorm2d``."""
     return (
         type(norm) is BatchNorm
+        and not norm.root_eps  # no module of torch's adds it there
         and type(scale) is Scale
         and norm.dims > 1
         and scale.weight is not None

@@ -399,7 +399,8 @@ class Net(nn.Module):
         """
         modules = self.caffe_layers()
         params = [step.layer.param for training in (False, True) for step in self.plans[training].steps]
-        stored = for_layers(weights, params).by_name()
+        held = for_layers(weights, params)
+        stored = held.by_name()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
         bare = [name for name in modules if name in stored and name not in targets]
@@ -409,11 +410,14 @@ class Net(nn.Module):
                 f"contains no layer of this net; the net has {_few(targets)}, the file has {_few(stored)}.{near}",
                 weights.path,
             )
-        wrong = [
-            f"layer '{name}' {text}"
-            for name in (*matched, *bare)
-            if (text := modules[name].mismatch(stored[name].blobs))
-        ]
+        entries = [(layer.name, layer.blobs) for layer in held.layers if layer.name in modules]
+        entries += [(name, ()) for name in weights.bare if name in targets]
+        shared = {id(getattr(modules[name], blob)) for name in matched for blob in targets[name].blob_names()}
+        for name in targets.keys() & weights.empty:  # what is shared is stored with its owner
+            if any(id(getattr(modules[name], blob)) not in shared for blob in targets[name].blob_names()):
+                entries.append((name, ()))
+        differ = {name: text for name, blobs in reversed(entries) if (text := modules[name].mismatch(blobs))}
+        wrong = [f"layer '{name}' {differ[name]}" for name in modules if name in differ]
         if wrong:
             count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
             raise WeightsError(f"{wrong[0]}{count}.", weights.path)

@@ -48,7 +48,7 @@ def _log(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 
 def _prelu(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
-    expect_axes(bottoms[0], 2, 4)
+    expect_axes(bottoms[0], 2, 5)  # Caffe 1.0: 4; Intel's takes volumes
     return bottoms
 
 

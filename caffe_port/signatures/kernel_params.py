@@ -71,12 +71,15 @@ def is_same(p: Message) -> bool:
 def same_padding(p: Message, bottom: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
     """TensorFlow's SAME before and after each axis of an image: so much that there is a window for each stride.
 
+    It replaces ``pad``, ``pad_h`` and ``pad_w``, which the fork's published nets give beside it: the fork ignored them
+    at first, and refuses any but 0 since. It never computed with both.
+
     Source: im2col.cpp and pooling_layer.cpp of foss-for-synopsys-dwc-arc-processors/synopsys-caffe.
 
     Raises:
-        SpecError: another padding is given too; or dilation, which that fork does not count.
+        SpecError: padding by sides is given too; or dilation, which that fork does not count.
     """
-    if other := [name for name in ("pad", "pad_h", "pad_w", "pad_shape", *FOUR_SIDES) if p.has(name)]:
+    if other := [name for name in FOUR_SIDES if p.has(name) and getattr(p, name)]:
         raise SpecError(f"{other[0]} and pad_type exclude each other", hint=f"remove {other[0]}")
     if len(bottom) != 4:
         raise SpecError(f"pad_type: 1 needs a bottom (N, C, H, W), got {bottom}")

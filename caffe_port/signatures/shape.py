@@ -10,6 +10,7 @@ from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import canonical_axis, nothing
 from caffe_port.signatures.signature import ANY, Holds, Trait, declare
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 
@@ -39,8 +40,17 @@ def _batch_reindex(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(*bottoms[1], *bottoms[0][1:])]
 
 
+def concat_flattens(p: Message, bottoms: Sequence[Shape]) -> bool:
+    """Whether each bottom (N, C, H, W) becomes (N, C * H * W, 1, 1) first: Intel's ``per_fla_fuse``."""
+    return bool(p.per_fla_fuse) and legacy_axis(p, "concat_dim", len(bottoms[0])) == 1
+
+
 def _concat(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     axis = legacy_axis(layer.concat_param, "concat_dim", len(bottoms[0]))
+    if concat_flattens(layer.concat_param, bottoms):
+        if len({(shape[0], len(shape)) for shape in bottoms}) > 1:
+            raise SpecError(f"bottoms {', '.join(map(str, bottoms))} cannot be flattened and concatenated")
+        bottoms = [(shape[0], math.prod(shape[1:]), *[1] * (len(shape) - 2)) for shape in bottoms]
     if len({(*shape[:axis], -1, *shape[axis + 1 :]) for shape in bottoms}) > 1:
         shapes = ", ".join(map(str, bottoms))
         raise SpecError(f"bottoms {shapes} cannot be concatenated along axis {axis}: their other axes differ")
@@ -54,7 +64,7 @@ def _eltwise(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if len(p.coeff) and p.operation == "PROD":
         raise SpecError("coeff is given, but PROD does not use coefficients")
     if len(p.coeff) not in (0, len(bottoms)):
-        raise SpecError(f"{len(p.coeff)} coefficients for {len(bottoms)} bottoms")
+        raise SpecError(f"{count(len(p.coeff), 'coefficient')} for {count(len(bottoms), 'bottom')}")
     return bottoms[:1]
 
 
@@ -101,9 +111,11 @@ def reshaped_axes(p: Message, bottom: Shape) -> tuple[int, int]:
     start = p.axis if p.axis >= 0 else len(bottom) + p.axis + 1
     end = len(bottom) if p.num_axes == -1 else start + p.num_axes
     if not 0 <= start <= len(bottom):
-        raise SpecError(f"axis {p.axis} is out of range for a bottom of {len(bottom)} axes")
+        raise SpecError(f"axis {p.axis} is out of range for a bottom of {count(len(bottom), 'axis', 'axes')}")
     if p.num_axes < -1 or end > len(bottom):
-        raise SpecError(f"axis {p.axis} and num_axes {p.num_axes} do not fit a bottom of {len(bottom)} axes")
+        raise SpecError(
+            f"axis {p.axis} and num_axes {p.num_axes} do not fit a bottom of {count(len(bottom), 'axis', 'axes')}"
+        )
     return start, end
 
 

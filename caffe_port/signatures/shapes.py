@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from caffe_port.errors import SpecError
+from caffe_port.formats.caffemodel import MAX_AXES
 from caffe_port.signatures.loss import class_count
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Holds, Signature, holds
 from caffe_port.spec import LayerSpec, NetSpec, Producer
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 
@@ -64,6 +66,9 @@ def top_shapes(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
         tops = signature.top_shapes(layer.param, bottoms)
     if len(tops) != len(layer.tops) and not (tops == [()] and not layer.tops):  # a loss may leave its top unnamed
         raise layer.error(f"has {len(layer.tops)} tops, but this type produces {len(tops)} from {len(bottoms)} bottoms")
+    for name, shape in zip(layer.tops, tops, strict=False):
+        if len(shape) > MAX_AXES:
+            raise layer.error(f"top '{name}' has {count(len(shape), 'axis', 'axes')}; Caffe's limit is {MAX_AXES}")
     return tops
 
 

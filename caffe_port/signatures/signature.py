@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, not_finite
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 ANY = 1 << 30
@@ -185,7 +186,7 @@ class Signature:
         assert self.tops is not None, self.type
         least, most = self.bottoms
         if not least <= len(bottoms) <= most:
-            raise SpecError(f"{len(bottoms)} bottoms; the layer takes {_count(least, most)}")
+            raise SpecError(f"{count(len(bottoms), 'bottom')}; the layer takes {_count(least, most)}")
         bottoms = [tuple(shape) for shape in bottoms]
         try:
             return [tuple(shape) for shape in self.tops(layer, bottoms)]
@@ -210,7 +211,6 @@ LABEL_SUFFIXES = ("Loss", "LossOHEM", "Accuracy")
 
 UNSUPPORTED: dict[str, str] = {
     "DenseCRF": "a conditional random field after the net; leave the layer out, and apply one to the scores",
-    "MultiStageMeanfield": "the mean field of CRF-RNN; leave the layer out, and apply a CRF to the scores",
     "MatRead": "reads .mat files; make its top an Input",
 }
 """Types that cannot exist here: type -> reason and what to do instead."""

@@ -60,7 +60,10 @@ def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
     """
     with opened(path) as file:
         try:
-            data = file.read(most + 1)
+            likely = min(os.fstat(file.fileno()).st_size, most)  # read() allocates what it is asked for
+            data = file.read(likely + 1)
+            if likely < len(data) <= most:  # it grew, or has no size, as the files of /proc
+                data += file.read(most + 1 - len(data))
         except OSError as error:
             raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
     if len(data) > most:

@@ -18,6 +18,8 @@ from caffe_port.errors import CaffePortError
 from caffe_port.storage.files import lock, sha256
 
 REPORT = "port.json"
+MEAN = "mean.npy"
+"""The mean image that preprocess of model.py subtracts."""
 
 
 @dataclass(frozen=True)

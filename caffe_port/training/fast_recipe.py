@@ -5,7 +5,8 @@ cutout on the device, averaged parameters for the test, channels-last memory, bf
 torch.compile on a GPU. The prototxt's layers are kept, except that Dropout is disabled. The result is a .caffemodel
 that `caffe-port evaluate` recognizes.
 
-An epoch depends only on (seed, epoch): a resumed run continues as if it had not stopped.
+The images of a batch depend only on (seed, epoch, number of the batch). A run can stop after any update, and continues
+as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -32,12 +33,21 @@ from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import registry
-from caffe_port.evaluation.evaluate import evaluate
+from caffe_port.evaluation.evaluate import Evaluation, evaluate
 from caffe_port.layers.activation import Dropout
 from caffe_port.storage.files import atomic_write, read_bytes
 from caffe_port.terminal import count
 from caffe_port.training import fused_layers, plots, processes, signals
-from caffe_port.training.run_folder import RunFolder, hold
+from caffe_port.training.run_folder import (
+    Claim,
+    RunFolder,
+    check_random_states,
+    check_unused,
+    hold,
+    random_states,
+    restore_random_states,
+    seed_everything,
+)
 
 Listener = Callable[[dict[str, Any]], None]
 Results = list[dict[str, Any]]
@@ -89,7 +99,8 @@ class FastOptions:
         epochs, batch_size: override the recipe's.
         seed: seed of the parameters, the order and the augmentation.
         resume: continue the run in the folder.
-        max_seconds: time limit; the run stops after the epoch in which it is reached.
+        max_seconds: time limit; the run stops after the update in which it is reached, but not before its first.
+        tensorboard: also write TensorBoard's events, to ``tensorboard`` in the run's folder.
         compile, bf16: None: compile on a GPU; use bf16 if the device has instructions for it.
     """
 
@@ -102,6 +113,7 @@ class FastOptions:
     seed: int = 0
     resume: bool = False
     max_seconds: float | None = None
+    tensorboard: bool = False
     device: str = "auto"
     compile: bool | None = None
     bf16: bool | None = None
@@ -109,27 +121,47 @@ class FastOptions:
 
 @dataclass
 class Run:
-    """The state of a run. ``averages`` are those of the net's parameters and buffers, in the same order."""
+    """The state of a run.
+
+    Attributes:
+        epoch: the number of complete epochs.
+        averages: averages of the net's parameters and buffers, in the same order.
+        momenta: the optimizer's, by parameter: first those with weight decay.
+        losses: the losses of the updates of the incomplete epoch, on the device; ``epoch_seconds`` is their time.
+        seconds: the training time of the complete epochs.
+        history: a line per complete epoch.
+    """
 
     epoch: int
     averages: list[Tensor]
     momenta: list[Tensor]
+    losses: list[Tensor] = field(default_factory=list)
+    epoch_seconds: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def updates(self, length: int) -> int:
+        """The number of updates done, in epochs of ``length``."""
+        return self.epoch * length + len(self.losses)
+
 
 def train(out: str | Path, options: FastOptions, listen: Listener | None = None, seeds: int = 1) -> Results:
-    """Trains with one seed or several; returns the contents of each run.json.
+    """Trains with one seed or several; returns the contents of each run.json. ``accuracy`` and ``interval`` are None if
+    the run was stopped: it is tested at its end.
 
     Args:
         out: the run's folder; with several seeds, it contains a folder ``seed-N`` for each.
         seeds: number of seeds, counted up from ``options.seed``. The net is compiled once.
-        listen: called with every epoch, note, and end of a run.
+        listen: called with every update (``progress``), epoch, note, and end of a run.
 
     Raises:
         CaffePortError: bad input; the folder is in use or already contains a run; or the loss is not finite.
     """
     listen, began = listen or (lambda _: None), time.monotonic()
+    numbers = range(options.seed, options.seed + seeds)
+    folders = {seed: Path(out) / f"seed-{seed}" if seeds > 1 else Path(out) for seed in numbers}
+    for folder in folders.values():
+        check_unused(folder, options.resume)
     device = devices.find_device(options.device)
     if options.bf16 is None:
         options = replace(options, bf16=devices.has_bf16(device))
@@ -166,14 +198,13 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
     load_seconds = time.monotonic() - began
     model, compile_seconds = _compiled(net, recipe, train_set.shape, device, options, gpu)
     results = []
-    for seed in range(options.seed, options.seed + seeds):
-        folder = Path(out) / f"seed-{seed}" if seeds > 1 else Path(out)
+    for seed, folder in folders.items():
         if options.resume and (done := _finished(folder, recipe, seed)):
             results.append(done)
             continue
-        with hold(folder), signals.caught() as stop:
+        with hold(folder) as claim, signals.caught() as stop:
             epochs = Epochs(train_set, mean.float(), std.float(), recipe.batch_size, recipe.augmentation, seed)
-            run_folder = RunFolder(folder, "fast")
+            run_folder = RunFolder(folder, "fast", tensorboard=options.tensorboard)
             facts = {
                 "recipe": asdict(recipe),
                 "seed": seed,
@@ -188,28 +219,40 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
                 "load_seconds": round(load_seconds, 2),
                 "compile_seconds": round(compile_seconds, 2),
             }
-            run = _begin(run_folder, net, recipe, seed, options.resume, listen)
+            run = _begin(run_folder, net, recipe, seed, len(epochs), listen)
+            claim.begun = run.updates(len(epochs)) > 0
             run_folder.write_json("config.json", facts)
-            stopped = _epochs(run_folder, net, model, epochs, recipe, run, options, began, stop, listen)
+            stopped = _epochs(run_folder, net, model, epochs, recipe, run, options, began, stop, claim, listen)
+            trained = [tensor.clone() for tensor in _state(net)]
             torch._foreach_copy_(_state(net), run.averages)
-            began_test = time.monotonic()
-            prepare = Preprocessor(plan, test_set.channel_order, device)
-            with _autocast(device, options):
-                result = evaluate(net, test_set, prepare, batch_size=500, device=device)
+            run_folder.save_weights("last", net, definition.net)
+            began_test, result = time.monotonic(), None
+            if not stopped:
+                prepare = Preprocessor(plan, test_set.channel_order, device)
+                result = _tested(net, test_set, prepare, device, options, stop, listen)
+                if result is None:  # interrupted; what is left to do is the test
+                    stopped = stop[0]
+                    torch._foreach_copy_(_state(net), trained)
+                    _save(run_folder, net, recipe, seed, run)
+            updates, seconds = run.updates(len(epochs)), run.seconds + run.epoch_seconds
             facts |= {
                 "epochs_done": run.epoch,
+                "updates_done": updates,
+                "updates_per_epoch": len(epochs),
                 "stopped": stopped,
-                "train_seconds": round(run.seconds, 2),
-                "images_per_s": round(run.epoch * len(epochs) * epochs.batch_size / max(run.seconds, 1e-9), 1),
+                "train_seconds": round(seconds, 2),
+                "images_per_s": round(updates * epochs.batch_size / max(seconds, 1e-9), 1),
                 "evaluation_seconds": round(time.monotonic() - began_test, 2),
-                "accuracy": result.accuracy,
-                "interval": list(result.interval),
+                "accuracy": None if result is None else result.accuracy,
+                "interval": None if result is None else list(result.interval),
                 "history": run.history,
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if gpu else None,
             }
-            run_folder.save_weights("last", net, definition.net)
-            _plot(run_folder, recipe, run, len(epochs), result.accuracy, listen)
+            if result is not None:
+                run_folder.log({"kind": "test", "iter": updates, "outputs": {"accuracy": result.accuracy / 100}})
+            _plot(run_folder, listen)
             run_folder.write_json("run.json", facts | {"sha256": run_folder.checksums()})
+            run_folder.close()
         results.append(facts)
         listen({"kind": "end", **facts})
         if stopped:
@@ -218,7 +261,10 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
 
 
 def summary(results: Results) -> str:
-    """One line with the mean and standard deviation of the accuracies."""
+    """One line with the mean and standard deviation of the accuracies; empty if no run was tested."""
+    results = [r for r in results if r["accuracy"] is not None]
+    if not results:
+        return ""
     values = [r["accuracy"] for r in results]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     seconds = statistics.mean(r["train_seconds"] for r in results)
@@ -240,9 +286,13 @@ def _epochs(
     options: FastOptions,
     began: float,
     stop: list[str],
+    claim: Claim,
     listen: Listener,
 ) -> str:
-    """Trains until the last epoch, a signal or the time limit; returns what stopped it, or an empty string."""
+    """Trains until the last epoch, a signal or the time limit; returns what stopped it, or an empty string.
+
+    The state is saved then, and otherwise every ten minutes.
+    """
     decayed = [p for p in net.parameters() if p.ndim > 1]
     plain = [p for p in net.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -251,12 +301,24 @@ def _epochs(
     if run.momenta:
         for parameter, momentum in zip(decayed + plain, run.momenta, strict=True):
             optimizer.state[parameter]["momentum_buffer"] = momentum
-    updates = recipe.epochs * len(epochs)
+    updates, length = recipe.epochs * len(epochs), len(epochs)
     present = _state(net)
     net.train()
+    saved = time.monotonic()
+
+    def save() -> None:
+        claim.begun = True
+        run.momenta = [_momentum(optimizer, p) for p in decayed + plain]
+        _save(folder, net, recipe, epochs.seed, run)
+
+    def stopped() -> str:
+        over = options.max_seconds is not None and time.monotonic() - began >= options.max_seconds
+        return stop[0] if stop else processes.TIME_OVER if over else ""
+
     while run.epoch < recipe.epochs:
-        started, losses = time.monotonic(), []
-        for update, (images, labels) in enumerate(epochs.epoch(run.epoch), run.epoch * len(epochs)):
+        started, before = time.monotonic(), run.epoch_seconds
+        for images, labels in epochs.epoch(run.epoch, first=len(run.losses)):
+            update = run.updates(length)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(update, updates)
             optimizer.zero_grad(set_to_none=True)
@@ -265,29 +327,76 @@ def _epochs(
             loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.smoothing)
             torch.autograd.backward(loss)
             optimizer.step()
-            losses.append(loss.detach())
+            run.losses.append(loss.detach())
             torch._foreach_lerp_(run.averages, present, 1 - min(recipe.average, (1 + update) / (10 + update)))
-        loss_now = float(torch.stack(losses).mean())  # the only synchronization with the device in an epoch
-        seconds = time.monotonic() - started
-        run.epoch, run.seconds = run.epoch + 1, run.seconds + seconds
+            listen({"kind": "progress", "update": update + 1, "updates": updates})
+            if len(run.losses) == length:
+                break
+            if (reason := stopped()) or time.monotonic() - saved >= SAVE_EVERY:
+                if gpu:
+                    torch.cuda.synchronize(epochs.device)
+                run.epoch_seconds, saved = before + time.monotonic() - started, time.monotonic()
+                save()
+            if reason:
+                return reason
+        loss_now = float(torch.stack(run.losses).mean())  # the only synchronization with the device in an epoch
+        seconds = before + time.monotonic() - started
+        run.epoch, run.seconds, run.epoch_seconds, run.losses = run.epoch + 1, run.seconds + seconds, 0.0, []
         line = {"epoch": run.epoch, "loss": round(loss_now, 4), "seconds": round(seconds, 3)}
         run.history.append(line)
         listen({"kind": "epoch", "epochs": recipe.epochs, **line})
+        rate, done = recipe.rate(run.updates(length) - 1, updates), run.updates(length)
+        folder.log({"kind": "train", "iter": done, "loss": loss_now, "lr": rate})
         if not math.isfinite(loss_now):
             raise CaffePortError(
                 f"the loss is {loss_now} in epoch {run.epoch}",
                 str(folder.path),
                 "Try another --seed or a smaller --batch-size.",
             )
-        over = options.max_seconds is not None and time.monotonic() - began >= options.max_seconds
-        if run.epoch == recipe.epochs:
-            break
-        if over or stop or run.epoch % 10 == 0:
-            run.momenta = [optimizer.state[p]["momentum_buffer"] for p in decayed + plain]
-            _save(folder, net, recipe, epochs.seed, run)
-        if over or stop:
-            return stop[0] if stop else processes.TIME_OVER
+        claim.begun = True
+        if run.epoch < recipe.epochs and (reason := stopped()):
+            save()
+            return reason
+    if optimizer.state:
+        run.momenta = [_momentum(optimizer, p) for p in decayed + plain]
     return ""
+
+
+SAVE_EVERY = 600.0
+"""Seconds between two saves of the state, for the case that the process is killed."""
+
+
+def _momentum(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
+    """A parameter's momentum; zeros if it has none, because it takes no part in the loss."""
+    found = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
+    return torch.zeros_like(parameter) if found is None else found
+
+
+def _tested(
+    net: nn.Module,
+    test_set: datasets.ImageSet,
+    prepare: Preprocessor,
+    device: torch.device,
+    options: FastOptions,
+    stop: list[str],
+    listen: Listener,
+) -> Evaluation | None:
+    """The test at the end; None if a signal stopped it."""
+
+    def progress(done: int, total: int) -> None:
+        listen({"kind": "testing", "done": done, "total": total})
+        if stop and done < total:
+            raise _StoppedError
+
+    try:
+        with _autocast(device, options):
+            return evaluate(net, test_set, prepare, batch_size=500, device=device, progress=progress)
+    except _StoppedError:
+        return None
+
+
+class _StoppedError(Exception):
+    """The test was stopped by a signal."""
 
 
 def _compiled(
@@ -332,16 +441,10 @@ def _initialise(net: nn.Module, seed: int) -> None:
         tensor.detach().copy_(value)
 
 
-def _plot(folder: RunFolder, recipe: Recipe, run: Run, length: int, accuracy: float, listen: Listener) -> None:
+def _plot(folder: RunFolder, listen: Listener) -> None:
     """Plots the loss and learning rate over the updates, and the final test."""
-    ends = [(line["epoch"] * length, line["loss"]) for line in run.history]
-    metrics: list[dict[str, Any]] = [
-        {"kind": "train", "iter": at, "loss": loss, "lr": recipe.rate(at - 1, recipe.epochs * length)}
-        for at, loss in ends
-    ]
-    metrics.append({"kind": "test", "iter": run.epoch * length, "outputs": {"accuracy": accuracy / 100}})
     try:
-        plots.curves(metrics, folder.path / "curves.png", folder.path / "curves.svg")
+        plots.curves(folder.metrics(), folder.path / "curves.png", folder.path / "curves.svg")
     except CaffePortError as error:
         listen({"kind": "note", "text": str(error)})
 
@@ -357,7 +460,8 @@ def _finished(folder: Path, recipe: Recipe, seed: int) -> dict[str, Any] | None:
     except ValueError:
         return None
     same = (facts.get("recipe"), facts.get("seed")) == (_plain(recipe), seed)
-    return facts if same and facts.get("epochs_done") == recipe.epochs else None
+    done = facts.get("epochs_done") == recipe.epochs and facts.get("accuracy") is not None
+    return facts if same and done else None
 
 
 def _plain(recipe: Recipe) -> Any:
@@ -370,20 +474,30 @@ def _save(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, run: Run
 
     kinds = {"state": _state(net), "averages": run.averages, "momenta": run.momenta}
     tensors = {f"{kind}.{k}": t.contiguous().clone() for kind, group in kinds.items() for k, t in enumerate(group)}
-    told = {"recipe": _plain(recipe), "seed": seed, "epoch": run.epoch, "seconds": run.seconds, "history": run.history}
-    with atomic_write(folder.path / "fast.safetensors") as file:
+    tensors["losses"] = torch.stack(run.losses) if run.losses else torch.empty(0)
+    told = {
+        "recipe": _plain(recipe),
+        "seed": seed,
+        "epoch": run.epoch,
+        "epoch_seconds": run.epoch_seconds,
+        "seconds": run.seconds,
+        "history": run.history,
+        "random": random_states(),
+    }
+    with atomic_write(folder.path / SAVED) as file:
         file.write(save(tensors, {"run": json.dumps(told)}))
 
 
-def _begin(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, resume: bool, listen: Listener) -> Run:
-    """A new run, or the saved run in the folder."""
-    if folder.used() and not resume:
-        raise CaffePortError(
-            "already contains a run", str(folder.path), "Give another folder, or --resume to continue it."
-        )
+SAVED = "fast.safetensors"
+
+
+def _begin(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, length: int, listen: Listener) -> Run:
+    """A new run, or the saved run in the folder. ``length`` is the number of updates in an epoch."""
     _initialise(net, seed)
-    kept = folder.path / "fast.safetensors"
+    seed_everything(seed)
+    kept = folder.path / SAVED
     if not kept.is_file():
+        folder.rewind(0)
         return Run(0, [tensor.clone() for tensor in _state(net)], [])
     from safetensors import SafetensorError, safe_open
 
@@ -400,17 +514,32 @@ def _begin(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, resume:
                 kind: [file.get_tensor(f"{kind}.{k}") for k in range(len(like))]
                 for kind, like in (("state", state), ("averages", state), ("momenta", moving))
             }
+            kinds = file.keys()
+            losses = file.get_tensor("losses").to(state[0].device) if "losses" in kinds else torch.empty(0)
         run = Run(
             int(told["epoch"]),
             [torch.empty_like(t) for t in state],
             [torch.empty_like(p) for p in moving],
+            list(losses.unbind()),
+            float(told.get("epoch_seconds", 0)),
             float(told["seconds"]),
             list(told["history"]),
         )
+        if len(run.losses) >= length or not 0 <= run.epoch <= recipe.epochs:
+            raise ValueError(f"epoch {run.epoch} has {len(run.losses)} updates")
         for mine, theirs in ((state, "state"), (run.averages, "averages"), (run.momenta, "momenta")):
             for one, other in zip(mine, found[theirs], strict=True):
                 one.detach().copy_(other)
+        if "random" in told:  # earlier versions stopped between two epochs only, and did not need it
+            check_random_states(told["random"])
+            restore_random_states(told["random"])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CaffePortError(f"cannot be resumed from: {str(error)[:100]}", str(kept)) from None
-    listen({"kind": "note", "text": f"resumed after epoch {run.epoch}"})
+    folder.rewind(run.updates(length) + 1)
+    listen({"kind": "note", "text": f"resumed after {done_in_words(run.epoch, len(run.losses), length)}"})
     return run
+
+
+def done_in_words(epochs: int, updates: int, length: int) -> str:
+    """``3 epochs and 12 of 97 updates``."""
+    return count(epochs, "epoch") + (f" and {updates:,} of {count(length, 'update')}" if updates else "")

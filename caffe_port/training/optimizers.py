@@ -62,6 +62,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
             if name not in self.options:
                 raise TypeError(f"{type(self).__name__} takes no '{name}'.{did_you_mean(name, self.options)}")
         self.clip_gradients = clip_gradients
+        self.update_in_grad = False  # leave the update in .grad, as Caffe does in a blob's diff
         self.rates: list[Tensor] | None = None
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -94,6 +95,8 @@ class CaffeOptimizer(torch.optim.Optimizer):
                 histories = [[self.history(p)[k] for p in params] for k in range(self.slots)]
                 update, rate = self.compute(self._regularised(group, grads, factor), histories, group, rate)
                 _add(params, update, -rate)
+                if self.update_in_grad:
+                    torch._foreach_copy_([p.grad for p in params], torch._foreach_mul(update, rate))
             group["iter"] += 1
         return result
 
@@ -125,6 +128,11 @@ class CaffeOptimizer(torch.optim.Optimizer):
         """(update, factor), whose product is subtracted from the parameters. Changes histories, but not gradients."""
         raise NotImplementedError
 
+    def _normalised(self, group: dict[str, Any], grads: Tensors, factor: Tensor | None) -> Tensors:
+        if group["iter_size"] != 1:
+            grads = torch._foreach_mul(grads, 1.0 / group["iter_size"])
+        return grads if factor is None else torch._foreach_mul(grads, factor.to(grads[0].device))
+
     def _clip_factor(self, gradients: Sequence[Tensors]) -> Tensor | None:
         if self.clip_gradients < 0:
             return None
@@ -133,10 +141,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
         return torch.where(norm > self.clip_gradients, self.clip_gradients / norm, 1.0)
 
     def _regularised(self, group: dict[str, Any], grads: Tensors, factor: Tensor | None) -> Tensors:
-        if group["iter_size"] != 1:
-            grads = torch._foreach_mul(grads, 1.0 / group["iter_size"])
-        if factor is not None:
-            grads = torch._foreach_mul(grads, factor.to(grads[0].device))
+        grads = self._normalised(group, grads, factor)
         decay = group["weight_decay"] * group["decay_mult"]
         if not decay:
             return grads
@@ -157,9 +162,23 @@ class SGD(CaffeOptimizer):
 
     Differs from torch.optim.SGD: there the rate multiplies the history, so a lower rate takes effect at once; here
     the history accumulated at the old rate fades over 1 / (1 - momentum) iterations.
+
+    With ``lars``, a blob's rate is lr times lars |w| / (|g| + weight_decay |w|), whatever its lr_mult: LARS, as in
+    Intel's Caffe, where only this solver has it.
     """
 
-    options: ClassVar[dict[str, float]] = {"momentum": 0.0}
+    options: ClassVar[dict[str, float]] = {"momentum": 0.0, "lars": 0.0}
+
+    def _regularised(self, group: dict[str, Any], grads: Tensors, factor: Tensor | None) -> Tensors:
+        made = super()._regularised(group, grads, factor)
+        if not group["lars"]:
+            return made
+        gradients = torch._foreach_norm(self._normalised(group, grads, factor))
+        local = [
+            torch.where((w > 0) & (g > 0), group["lars"] * w / (g + group["weight_decay"] * w), 1.0) / group["lr_mult"]
+            for w, g in zip(torch._foreach_norm(group["params"]), gradients, strict=True)
+        ]
+        return torch._foreach_mul(made, local)
 
     def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories

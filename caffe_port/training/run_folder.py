@@ -6,6 +6,7 @@
         metrics.jsonl           one line per display, test and snapshot
         run.json                versions, device, memory, time, result
         curves.png, curves.svg
+        tensorboard/                events, with --tensorboard
         best.*, last.*          weights, as .caffemodel and .safetensors
         snapshots/NAME_iter_N.caffemodel, .solverstate    Caffe can resume from these; .h5 with snapshot_format HDF5
         snapshots/NAME_iter_N.json                        written last: checksums, random states, best so far
@@ -18,6 +19,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,33 +28,68 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.errors import CaffePortError, DependencyError, ParseError
 from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
 from caffe_port.storage.files import atomic_write, lock, read_bytes, sha256
 from caffe_port.training import processes
 from caffe_port.training.optimizers import CaffeOptimizer
+from caffe_port.training.run_files import check_unused as check_unused
+from caffe_port.training.run_files import read_metrics as read_metrics
+from caffe_port.training.run_files import used as used
 from caffe_port.training.snapshot import capture, own_blobs
 from caffe_port.training.solver import Plateau, SolverSpec
 
 
+@dataclass
+class Claim:
+    """A locked run folder; ``begun`` is set when it contains something worth keeping."""
+
+    begun: bool = False
+
+
 @contextlib.contextmanager
-def hold(path: str | Path) -> Iterator[None]:
+def hold(path: str | Path) -> Iterator[Claim]:
     """Locks a run's folder against other training runs; in a distributed run, the first process does.
+
+    If the block fails before the run has begun, everything that was created is removed again.
 
     Raises:
         CaffePortError: another process is training there; names the process and its machine.
     """
+    claim = Claim()
     if not processes.is_first():
-        yield
+        yield claim
         return
+    folder = Path(path)
+    created = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CaffePortError(f"cannot be created: {error.strerror}", str(path)) from None
-    with lock(Path(path) / ".lock", "the folder is in use"):
-        yield
+    locked_before = (folder / ".lock").exists()
+    with lock(folder / ".lock", "the folder is in use"):
+        before = {each for each in os.listdir(folder) if each != ".lock" or locked_before}
+        try:
+            yield claim
+        except BaseException:
+            if not claim.begun:
+                _remove_new(folder, before, created)
+            raise
+
+
+def _remove_new(folder: Path, before: set[str], created: list[Path]) -> None:
+    """Removes what is in the folder now but was not before, and the folders that were created and are empty now."""
+    with contextlib.suppress(OSError):
+        for name in set(os.listdir(folder)) - before:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        for each in created:
+            each.rmdir()
 
 
 _KINDS = ("caffemodel", "solverstate")
@@ -89,14 +126,17 @@ class RunFolder:
         path: the folder; created if necessary.
         name: prefix of the snapshots' names.
         keep: number of snapshots to keep; 0: all.
+        tensorboard: also write TensorBoard's events.
 
     Raises:
         CaffePortError: it cannot be created.
+        DependencyError: tensorboard is not installed.
     """
 
-    def __init__(self, path: str | Path, name: str = "net", keep: int = 0) -> None:
+    def __init__(self, path: str | Path, name: str = "net", keep: int = 0, tensorboard: bool = False) -> None:
         self.path, self.name, self.keep = Path(path), name, keep
         self.snapshots = self.path / "snapshots"
+        self._writer: Any = _summary_writer() if tensorboard and processes.is_first() else None
         self._events: Any = None
         try:
             self.snapshots.mkdir(parents=True, exist_ok=True)
@@ -105,7 +145,7 @@ class RunFolder:
 
     def used(self) -> bool:
         """Whether the folder already contains a run."""
-        return (self.path / "config.json").exists() or (self.path / "metrics.jsonl").exists()
+        return used(self.path)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes ``name`` atomically."""
@@ -116,29 +156,31 @@ class RunFolder:
     # -- metrics ------------------------------------------------------------------------------------------------
 
     def log(self, line: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl, and to TensorBoard's events if tensorboard is installed."""
-        self._tensorboard(line)
+        """Appends a line to metrics.jsonl, and to TensorBoard's events."""
         path = self.path / "metrics.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            self._log_events(line)
         except OSError as error:
             raise CaffePortError(f"cannot be written: {error.strerror}", str(path)) from None
 
-    def _tensorboard(self, line: dict[str, Any]) -> None:
-        if self._events is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
+    def _log_events(self, line: dict[str, Any]) -> None:
+        """The numbers of a line as scalars: ``train/loss``, ``test/accuracy``, ``test #1/accuracy``."""
+        if self._writer is None:
+            return
+        if self._events is None:  # of a resumed run, what the earlier part logged from this iteration on is void
+            self._events = self._writer(str(self.path / "tensorboard"), purge_step=line["iter"])
+        kind = f"{line['kind']} #{line['net']}" if line.get("net") else line["kind"]
+        scalars = {name: value for name, value in line.items() if name in ("loss", "lr", "images_per_s")}
+        for name, value in (scalars | line.get("outputs", {})).items():
+            self._events.add_scalar(f"{kind}/{name}", value, line["iter"])
+        self._events.flush()
 
-                self._events = SummaryWriter(str(self.path / "tensorboard"))
-            except ImportError:
-                self._events = False
-        if self._events:
-            scalars = {f"{line['kind']}/{k}": v for k, v in line.items() if k in ("loss", "lr", "images_per_s")}
-            scalars |= {f"test/{k}": v for k, v in line.get("outputs", {}).items()}
-            for name, value in scalars.items():
-                self._events.add_scalar(name, value, line["iter"])
-            self._events.flush()
+    def close(self) -> None:
+        """Closes TensorBoard's file."""
+        if self._events is not None:
+            self._events.close()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; an incomplete line of a killed process is skipped."""
@@ -259,20 +301,14 @@ class RunFolder:
         return {name: sha256(self.path / name) for name in names if (self.path / name).is_file()}
 
 
-def read_metrics(run: str | Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if there is no such file.
-
-    Raises:
-        CaffePortError: the file cannot be read.
-    """
-    path = Path(run) / "metrics.jsonl"
-    if not path.exists():
-        return
-    for text in read_bytes(path).decode("utf-8", "replace").split("\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("iter"), int) and isinstance(line.get("kind"), str):
-                yield line
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DependencyError(
+            "--tensorboard requires tensorboard", hint="pip install 'caffe-port[tensorboard]'"
+        ) from None
+    return SummaryWriter
 
 
 def random_states() -> dict[str, Any]:

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from caffe_port import devices
 from caffe_port.api import load_notes
 from caffe_port.data import datasets
+from caffe_port.data.annotated import AnnotatedFeed
 from caffe_port.data.batches import Feed, Prefetch
 from caffe_port.data.datasets import ImageFeed
 from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.data.records import RecordFeed, from_layer
-from caffe_port.definition.fields import refuse
+from caffe_port.definition.fields import read_by_data, refuse
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, solverstate
@@ -38,14 +39,15 @@ from caffe_port.storage.files import find
 from caffe_port.terminal import count
 from caffe_port.training import fused_layers, processes, solver
 from caffe_port.training.optimizers import CaffeOptimizer
-from caffe_port.training.run_folder import RunFolder, restore_random_states, seed_everything
+from caffe_port.training.run_folder import Claim, RunFolder, restore_random_states, seed_everything
 from caffe_port.training.snapshot import restore
 from caffe_port.training.solver import SolverSpec
 from caffe_port.typing import Array
 from caffe_port.version import __version__
 
 Listener = Callable[[dict[str, Any]], None]
-"""Called with every event: a dict with ``kind`` (start, progress, train, test, snapshot, note, end) and ``iter``."""
+"""Called with every event: a dict with ``iter`` and a ``kind``: start, progress, train, testing (after every ``batch``
+of ``batches``), test, snapshot, note or end."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class TrainOptions:
         keep: number of snapshots to keep; 0: all.
         reference_log: a Caffe log; every test is compared with its accuracy curve.
         ignore_fields: names of fields of the nets to go without, see :func:`caffe_port.port`.
+        tensorboard: also write TensorBoard's events, to ``tensorboard`` in the run's folder.
     """
 
     data: str | None = None
@@ -103,6 +106,7 @@ class TrainOptions:
     keep: int = 3
     reference_log: str | None = None
     ignore_fields: tuple[str, ...] = ()
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,12 @@ class TrainResult:
     Attributes:
         iter: number of updates done.
         outputs: outputs of the last test, by blob name; those of further test nets as ``"#1 NAME"``.
-        best: the best test: ``{"iter": ..., "name": ..., "value": ...}``; None without tests.
+        best: the best test: ``{"iter": ..., "name": ..., "value": ...}``; None without tests of a trained net.
         stopped: what stopped it early: a signal's name, ``"max_seconds"``, or empty.
         run: the run's folder.
+        outputs_iter: the iteration at which each of ``outputs`` was tested.
+        train: the last training loss that was reported: ``{"iter": ..., "loss": ...}``, the mean of ``average_loss``
+            iterations; None before the first iteration.
     """
 
     iter: int
@@ -122,6 +129,8 @@ class TrainResult:
     best: dict[str, Any] | None
     stopped: str
     run: Path
+    outputs_iter: dict[str, int] = field(default_factory=dict)
+    train: dict[str, Any] | None = None
 
 
 class WithLoss(nn.Module):
@@ -162,7 +171,14 @@ class TestNet:
 
 @dataclass
 class Training:
-    """Everything that the training loop needs."""
+    """Everything that the training loop needs.
+
+    Attributes:
+        best: the best test so far; ``untrained``: that of iteration 0, of a net that was not initialized from weights.
+        tested, tested_at: the last value of every output of the test nets, and its iteration.
+        trained: the last training loss and its iteration.
+        fine_tuned: the net was initialized from weights.
+    """
 
     spec: SolverSpec
     options: TrainOptions
@@ -176,8 +192,13 @@ class Training:
     run: RunFolder
     listen: Listener
     notes: list[str] = field(default_factory=list)
+    claim: Claim = field(default_factory=Claim)
     best: dict[str, Any] | None = None
+    untrained: dict[str, Any] | None = None
     tested: dict[str, float] = field(default_factory=dict)
+    tested_at: dict[str, int] = field(default_factory=dict)
+    trained: dict[str, Any] | None = None
+    fine_tuned: bool = False
     losses: deque[float] = field(default_factory=deque)
     unread: list[Tensor] = field(default_factory=list)
     read_every: int = 1
@@ -202,11 +223,27 @@ class Training:
         """The run's total time, including the time before it was resumed."""
         return self.seconds_before + time.monotonic() - self.began
 
+    def loss_weights(self, test: int = 0) -> dict[str, float]:
+        """The outputs of a test net that are losses, with their weights."""
+        plan = self.tests[test].net.plans[False]
+        weights = dict(plan.losses)
+        return {blob: weights[slot] for blob, slot in plan.outputs if slot in weights}
+
+    def remember(self, line: dict[str, Any]) -> None:
+        """Takes in the figures of a line of metrics.jsonl."""
+        if line["kind"] == "train":
+            self.trained = {name: line[name] for name in ("iter", "loss")}
+        elif line["kind"] == "test":
+            prefix = f"#{line['net']} " if line.get("net") else ""
+            self.tested |= {f"{prefix}{name}": value for name, value in line["outputs"].items()}
+            self.tested_at |= {f"{prefix}{name}": line["iter"] for name in line["outputs"]}
+
     def close(self) -> None:
         """Stops the threads that prepare batches."""
         for feed in (*self.feeds["TRAIN"], *(feed for test in self.tests for feed in test.feeds)):
             if isinstance(feed, Prefetch):
                 feed.close()
+        self.run.close()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         # no cache: every weight is cast once per pass anyway, and a cache could keep tensors that a CUDA graph captured
@@ -214,12 +251,11 @@ class Training:
 
 
 def set_up(
-    spec: SolverSpec, out: Path, options: TrainOptions, device: torch.device, listen: Listener
+    spec: SolverSpec, out: Path, options: TrainOptions, device: torch.device, listen: Listener, claim: Claim
 ) -> tuple[Training, int]:
     options = _for_device(options, device)
-    run = RunFolder(out, Path(spec.snapshot_prefix).name or Path(spec.path).stem.removesuffix("_solver"), options.keep)
-    if run.used() and not options.resume:
-        raise CaffePortError("already contains a run", str(out), "Give another folder, or --resume to continue it.")
+    name = Path(spec.snapshot_prefix).name or Path(spec.path).stem.removesuffix("_solver")
+    run = RunFolder(out, name, options.keep, options.tensorboard)
     random_seed = spec.random_seed if spec.random_seed >= 0 else 0
     seed = options.seed if options.seed is not None else random_seed
     torch.backends.cudnn.benchmark = not options.deterministic
@@ -230,6 +266,9 @@ def set_up(
     definition, specs, others = _specs(spec, notes)
     phases = ("TRAIN", "TEST") if spec.tests else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
+    if any(isinstance(feed, AnnotatedFeed) for feed in feeds["TRAIN"]) and (options.cuda_graph or options.compile):
+        notes.append("the number of boxes differs from batch to batch: without compilation and CUDA graphs")
+        options = replace(options, cuda_graph=False, compile=False)
     if options.epochs is not None:
         if not feeds["TRAIN"]:
             raise SpecError("reads no data, which could be counted in epochs", specs["TRAIN"].path, "Use --max-iter.")
@@ -253,6 +292,8 @@ def set_up(
     for parameter in net.parameters():
         parameter.requires_grad_(id(parameter) in learned)
     _check_classes(net, feeds)
+    if spec.detects and spec.tests:
+        _check_detections(net.plans[False].spec, spec.eval_type == "detection")
     feeds = {phase: _prefetched(own) for phase, own in feeds.items()}
     tests = [TestNet(net, feeds["TEST"], spec.tests[0])] if spec.tests else []
     for k, other in enumerate(others, 1):
@@ -261,8 +302,9 @@ def set_up(
         tests[-1].net.to(device)
     seed_everything(seed + 1000 * processes.rank())
     training = Training(
-        spec, options, net, WithLoss(net), optimizer, feeds, tests, definition, device, run, listen, notes
+        spec, options, net, WithLoss(net), optimizer, feeds, tests, definition, device, run, listen, notes, claim
     )
+    training.fine_tuned = bool(loaded)
     training.losses = deque(maxlen=spec.average_loss)
     training.read_every = options.read_loss_every or (1 if device.type == "cpu" else 100)
     if spec.lr_policy == "plateau":
@@ -336,7 +378,7 @@ def _specs(spec: SolverSpec, notes: list[str]) -> tuple[Message, dict[str, NetSp
     specs = [refuse(train.spec("TRAIN", *spec.state("TRAIN")), training=True)]
     for k, test in enumerate(tests):
         specs.append(refuse(test.spec("TEST", *spec.state("TEST", k)), training=True))
-    notes += dict.fromkeys(note for one in specs for note in one.notes)
+    notes += dict.fromkeys(note for one in specs for note in one.notes if note not in read_by_data(one))
     return train.net, {"TRAIN": specs[0], "TEST": specs[min(1, len(tests))]}, specs[2:]
 
 
@@ -368,7 +410,7 @@ def _notes(reports: Sequence[LoadReport]) -> list[str]:
 
 def _shapes(net: NetSpec, feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:
     """The shapes of the inputs, by blob name."""
-    tops = [(feed.batch_size // processes.world_size(), *shape) for feed in feeds for shape in feed.shapes]
+    tops = [(shape[0] // processes.world_size() or 1, *shape[1:]) for feed in feeds for shape in feed.shapes]
     blobs = [blob for blob, _ in net.inputs]
     if len(blobs) != len(tops):
         raise SpecError(
@@ -414,7 +456,7 @@ def _arrays(module: Layer) -> list[Array]:
 
 
 def _prefetched(feeds: Sequence[Feed]) -> list[Feed]:
-    return [Prefetch(feed) if isinstance(feed, RecordFeed) else feed for feed in feeds]
+    return [Prefetch(feed) if isinstance(feed, (RecordFeed, AnnotatedFeed)) else feed for feed in feeds]
 
 
 def _feeds(
@@ -437,6 +479,10 @@ def _feeds(
             raise SpecError(f"has {found}; --data provides two, images and labels", net.path)
         feeds = [_image_feed(layers[0], phase, spec, options, size, seed, device, notes)]
     for feed in feeds:
+        if isinstance(feed, AnnotatedFeed) and processes.world_size() > 1:
+            raise CaffePortError(
+                f"has images with boxes; they need one process, got {processes.world_size()}", net.path
+            )
         if feed.batch_size % processes.world_size():
             raise CaffePortError(
                 f"batch size {feed.batch_size} is not divisible by {processes.world_size()} processes", net.path
@@ -458,6 +504,8 @@ def _image_feed(
     training = phase == "TRAIN"
     pictures = datasets.load(options.data, "train" if training else "test", options.root, options.download).to(device)
     plan = _plan(layer, spec, options, pictures, notes)
+    if plan.channel_order in ("RGB", "BGR"):
+        pictures = pictures.colored()
     if plan.lacks_mean_image:
         training_set = pictures if training else datasets.load(options.data, "train", options.root)
         plan = datasets.with_mean_image(plan, training_set)
@@ -517,6 +565,17 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
                     feed.classes = classes
 
 
+def _check_detections(test: NetSpec, only: bool) -> None:
+    """Raises SpecError if the outputs of a test net are not what the eval_type measures: only detections."""
+    for blob, (layer, _) in test.outputs if only else ():
+        if (kind := test.by_name[layer].type) != "DetectionEvaluate":
+            what = f"eval_type detection needs outputs of DetectionEvaluate, but '{blob}' is one of {kind}"
+            hint = 'Feed it to a Silence layer in phase TEST, or use eval_type: "classification".'
+            raise SpecError(what, test.path, hint)
+    if processes.world_size() > 1:
+        raise SpecError("eval_type detection needs one process", test.path)
+
+
 def _resume(t: Training) -> int:
     """Restores a snapshot; returns its iteration."""
     if isinstance(t.options.resume, str):
@@ -540,8 +599,14 @@ def _resume(t: Training) -> int:
         t.best, losses = extra["best"], extra["losses"]
         t.losses.extend(losses)
         t.seconds_before = float(extra.get("seconds", 0))
+        t.untrained = extra.get("untrained")
     if processes.is_first():
+        t.claim.begun = True
         t.run.rewind(state.iter)
+        for line in t.run.metrics():
+            t.remember(line)
+            if not extra and line.get("best"):  # resumed from a .solverstate, which does not have it
+                t.best = line["best"]
     return state.iter
 
 

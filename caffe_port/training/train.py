@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from caffe_port.errors import CaffePortError
+from caffe_port.evaluation.average_precision import Detections
 from caffe_port.net.net import Net
+from caffe_port.spec import NetSpec
 from caffe_port.training import plots, processes, run_folder, signals, solver
 from caffe_port.training.cuda_graph import GraphedUpdate
 from caffe_port.training.set_up import Listener, Training, TrainOptions, TrainResult, facts, set_up
@@ -29,12 +31,15 @@ __all__ = ["Listener", "TrainOptions", "TrainResult", "train"]
 
 
 def train(
-    solver_path: str | Path, out: str | Path, options: TrainOptions | None = None, listen: Listener | None = None
+    solver_path: str | Path | SolverSpec,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    listen: Listener | None = None,
 ) -> TrainResult:
     """Trains a net as its solver.prototxt specifies.
 
     Args:
-        solver_path: the solver.prototxt.
+        solver_path: the solver.prototxt, or what was read from it, with the fields to ignore.
         out: the run's folder.
         options: additional options, which override the solver's.
         listen: called with every event, in the first process only.
@@ -44,9 +49,13 @@ def train(
             the layer where this began.
     """
     began, options = time.monotonic(), options or TrainOptions()
-    with processes.group(options.device) as device, run_folder.hold(out):
+    spec = solver_path
+    if not isinstance(spec, SolverSpec):
+        spec = SolverSpec.read(spec, options.ignore_fields)
+    run_folder.check_unused(out, options.resume)
+    with processes.group(options.device) as device, run_folder.hold(out) as claim:
         hear = listen if listen is not None and processes.is_first() else (lambda _: None)
-        training, start = set_up(SolverSpec.read(solver_path, options.ignore_fields), Path(out), options, device, hear)
+        training, start = set_up(spec, Path(out), options, device, hear, claim)
         with signals.caught() as stop, contextlib.closing(training):
             training.began = began
             return _loop(training, start, stop)
@@ -62,7 +71,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
     graphed = GraphedUpdate(t.optimizer, functools.partial(_gradients, t)) if t.options.cuda_graph else None
     it, over = start, _all_stop(t, stop)
     while it < spec.max_iter and not over:
-        if spec.tests and it % spec.test_interval == 0 and (it > 0 or spec.test_initialization):
+        if spec.is_test(it) and (it > 0 or spec.test_initialization):
             _test(t, it, stop)
             if over := _all_stop(t, stop):
                 break
@@ -88,7 +97,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
                 rate = solver.set_iteration(t.optimizer, spec, it, t.plateau.current_step)
             t.optimizer.step()
         displayed = spec.display and it % spec.display == 0
-        due = displayed or any(n and (it + 1) % n == 0 for n in (spec.snapshot, spec.test_interval * bool(spec.tests)))
+        due = displayed or spec.is_test(it + 1) or bool(spec.snapshot and (it + 1) % spec.snapshot == 0)
         due = due or max(len(t.unread), 1) >= t.read_every or it + 1 == spec.max_iter
         if due:
             _read(t, it)
@@ -110,6 +119,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
                 },
             )
         it += 1
+        t.claim.begun = True
         t.listen({"kind": "progress", "iter": it, "loss": t.losses[-1] if t.losses else math.nan, "lr": rate})
         if _time_over(t) and it < spec.max_iter and not stop:
             stop.append(processes.TIME_OVER)
@@ -122,7 +132,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
     wanted = spec.snapshot_after_train or bool(stop)  # a run that was stopped must be able to go on
     if wanted and not (spec.snapshot and it % spec.snapshot == 0) and it > start:
         _snapshot(t, it)
-    if not stop and spec.tests and it % spec.test_interval == 0:
+    if not stop and spec.tests:
         _test(t, it, stop, stoppable=False)
     return _finish(t, it, stop[0] if stop else "")
 
@@ -203,10 +213,11 @@ def _read(t: Training, it: int, batches: list[list[Tensor]] | None = None) -> No
 
 @torch.no_grad()
 def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None:
-    """Solver::TestAll: the mean of every output over test_iter batches, for every test net.
+    """Solver::TestAll: the mean of every output over test_iter batches, for every test net; or, with eval_type
+    "detection", the mean average precision of every output.
 
     The batches go on where the last test stopped. A signal stops a test without a result, and so does the time limit
-    if ``stoppable``.
+    if ``stoppable``. Unlike in Caffe, there is always a test at the end, also between two multiples of test_interval.
     """
     for number, test in enumerate(t.tests):
         if test.net is not t.net:
@@ -214,16 +225,27 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
         test.net.eval()
         first = t.spec.tests_before(it) * test.batches
         sums: dict[str, Tensor] = {}
+        found: dict[str, Detections] = {}
         for k in processes.share_of(test.batches):
             if processes.world_size() == 1 and (_over_within(t, it, stop) if stoppable else stop):
                 return
             with t.autocast():
                 outputs = test.net(*(top for feed in test.feeds for top in feed.batch(first + k)))
             named = outputs if isinstance(outputs, dict) else {test.net.outputs[0]: outputs}
-            for name, value in _scalars(named):
+            for name in _detections(test.net.plans[False].spec) if t.spec.detects else ():
+                found.setdefault(name, Detections()).add(named[name].float().cpu().numpy())
+            for name, value in _scalars({name: top for name, top in named.items() if name not in found}):
                 sums[name] = sums[name] + value if name in sums else value
+            t.listen({"kind": "testing", "iter": it, "net": number, "batch": k + 1, "batches": test.batches})
         means = {name: processes.total(value) / max(test.batches, 1) for name, value in sums.items()}
-        _tested(t, it, number, means)
+        means |= {name: one.mean(t.spec.ap_version) for name, one in found.items()}
+        per_class = {name: one.by_class(t.spec.ap_version) for name, one in found.items()}
+        _tested(t, it, number, means, per_class if t.spec.show_per_class_result else {})
+
+
+def _detections(test: NetSpec) -> list[str]:
+    """The outputs of DetectionEvaluate."""
+    return [blob for blob, (layer, _) in test.outputs if test.by_name[layer].type == "DetectionEvaluate"]
 
 
 MOST_VALUES = 100
@@ -240,23 +262,25 @@ def _scalars(outputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}[{k}]", one) for k, one in enumerate(value.double().flatten()))
 
 
-def _tested(t: Training, it: int, number: int, means: dict[str, float]) -> None:
+def _tested(
+    t: Training, it: int, number: int, means: dict[str, float], per_class: Mapping[str, Mapping[int, float]]
+) -> None:
     """Reports the result of a test net; the first one decides which weights are best."""
-    plan = t.tests[number].net.plans[False]
-    weights = dict(plan.losses)
-    losses = {blob: weights[slot] for blob, slot in plan.outputs if slot in weights}
-    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": losses}
+    event: dict[str, Any] = {"kind": "test", "iter": it, "outputs": means, "losses": t.loss_weights(number)}
+    if per_class:
+        event["per_class"] = {name: {str(k): value for k, value in one.items()} for name, one in per_class.items()}
     if number:
-        t.tested |= {f"#{number} {name}": value for name, value in means.items()}
         _report(t, {**event, "net": number})
         return
-    t.tested = dict(means)
     name = plots.judge(event)
     if name is not None:
         higher = not plots.is_loss(name, event)
-        value = t.tested[name]
-        if t.best is None or (value > t.best["value"] if higher else value < t.best["value"]):
-            t.best = {"iter": it, "name": name, "value": value}
+        value = means[name]
+        found = {"iter": it, "name": name, "value": value}
+        if it == 0 and not t.fine_tuned:
+            t.untrained = found
+        elif math.isfinite(value) and (t.best is None or _better(found, t.best, higher)):
+            t.best = found
             if processes.is_first():
                 t.run.save_weights("best", t.net, t.definition)
         event["best"] = t.best
@@ -302,14 +326,19 @@ def _snapshot(t: Training, it: int) -> None:
             t.optimizer,
             t.spec,
             it,
-            {"best": t.best, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
+            {"best": t.best, "untrained": t.untrained, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
             t.plateau,
         )
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})
     processes.barrier()
 
 
+def _better(a: dict[str, Any], b: dict[str, Any], higher: bool) -> bool:
+    return bool(a["value"] > b["value"] if higher else a["value"] < b["value"])
+
+
 def _report(t: Training, event: dict[str, Any]) -> None:
+    t.remember(event)
     if processes.is_first():
         t.run.log({**event, "time": round(time.time(), 3)})
         t.listen(event)
@@ -330,8 +359,11 @@ def _plot(t: Training, always: bool = False) -> None:
 
 def _finish(t: Training, it: int, stopped: str) -> TrainResult:
     if processes.is_first():
+        t.claim.begun = True
         t.run.save_weights("last", t.net, t.definition)
         _plot(t, always=True)
+        if text := _about_best(t):
+            t.listen({"kind": "note", "iter": it, "text": text})
         t.run.write_json(
             "run.json",
             facts(t)
@@ -341,12 +373,30 @@ def _finish(t: Training, it: int, stopped: str) -> TrainResult:
                 "seconds": round(t.seconds(), 3),
                 "peak_memory_bytes": _peak_memory(t.device),
                 "best": t.best,
+                "untrained": t.untrained,
                 "outputs": t.tested,
+                "outputs_iter": t.tested_at,
+                "train": t.trained,
                 "sha256": t.run.checksums(),
             },
         )
         t.listen({"kind": "end", "iter": it, "stopped": stopped, "best": t.best, "outputs": t.tested})
-    return TrainResult(it, t.tested, t.best, stopped, t.run.path)
+    return TrainResult(it, t.tested, t.best, stopped, t.run.path, t.tested_at, t.trained)
+
+
+def _about_best(t: Training) -> str:
+    """What must be known of best.caffemodel: that training improved nothing, or an empty string."""
+    if t.best is not None and t.best["iter"] == 0:
+        return "best.caffemodel has the weights that training started from: no later test was better"
+    if t.best is None or t.untrained is None or t.best["name"] != t.untrained["name"]:
+        return ""
+    name, before = t.best["name"], t.untrained["value"]
+    higher = not plots.is_loss(name, {"losses": t.loss_weights()})
+    if not math.isfinite(before) or _better(t.best, t.untrained, higher):
+        return ""
+    return (
+        f"no test was better than that of the untrained net ({name} = {before:.6g}); best.caffemodel is of a later one"
+    )
 
 
 def _interpolated(points: list[tuple[int, float]], it: int) -> float | None:

@@ -1,4 +1,4 @@
-"""What the HTML report shows in addition to the numbers: distributions of differences, and feature maps."""
+"""What the HTML report shows in addition to the numbers: distributions of differences, feature maps, and the net."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from caffe_port.spec import NetSpec, Producer
+from caffe_port.spec import Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Row
-from caffe_port.verification.references.reference import Made
+from caffe_port.verification.references.reference import Case, Made
 
 DECADES = tuple(range(-10, 3))
 """Histogram bins: |a - e| below 1e-10 (including zero), then one bin per decade, then 100 and more."""
@@ -31,29 +31,31 @@ class Pictures:
 
 @dataclass
 class Details:
-    """Collected while :func:`~caffe_port.verification.runner.run` compares.
+    """Collected while :func:`~caffe_port.verification.runner.run` compares, or after a port was examined.
 
     Attributes:
         histograms: (layer, top) -> number of elements per decade of the isolated difference, or of the free one if
             only that is computed.
         pictures: feature maps of the first broken layer; None if no layer is broken, or if it has no maps.
-        spec: the net, for the graph.
+        case: the net with the shapes of its tops and its parameters; None: the page shows neither these nor the graph.
     """
 
     histograms: dict[Producer, tuple[int, ...]] = field(default_factory=dict)
     pictures: Pictures | None = None
-    spec: NetSpec | None = None
+    case: Case | None = None
 
     def see(self, rows: Sequence[Row], made: Made, tops: Sequence[Tensor]) -> None:
         """Collects the details of one layer."""
         for row in rows:
-            if made.tops is None or row.top >= len(made.tops) or row.top >= len(tops):
-                continue
-            expected, actual = np.asarray(made.tops[row.top]), tops[row.top].cpu().numpy()
-            if expected.shape == actual.shape and expected.size:
-                self.histograms[row.layer, row.top] = histogram(expected, actual)
-            if row.broken and self.pictures is None and expected.ndim == actual.ndim == 4:
-                self.pictures = pictures(row.layer, expected, actual)
+            if made.tops is not None and row.top < len(made.tops) and row.top < len(tops):
+                self.add(row, np.asarray(made.tops[row.top]), tops[row.top].cpu().numpy())
+
+    def add(self, row: Row, expected: Array, actual: Array) -> None:
+        """Collects the details of one top."""
+        if expected.shape == actual.shape and expected.size:
+            self.histograms[row.layer, row.top] = histogram(expected, actual)
+        if row.broken and self.pictures is None and expected.ndim == actual.ndim == 4:
+            self.pictures = pictures(row.layer, expected, actual)
 
 
 def histogram(expected: Array, actual: Array) -> tuple[int, ...]:

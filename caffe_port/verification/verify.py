@@ -18,7 +18,7 @@ from caffe_port.api import Prototxt, Stored
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.emit import export
 from caffe_port.emit.convert import to_export
-from caffe_port.errors import CaffePortError
+from caffe_port.errors import CaffePortError, suggests_keywords
 from caffe_port.formats.dialects import assuming
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.backward import gradient_rows
@@ -37,6 +37,7 @@ from caffe_port.version import __version__
 MODES = ("both", "free", "isolated")
 
 
+@suggests_keywords
 def verify(
     prototxt: Prototxt | None = None,
     weights: Stored | None = None,
@@ -120,6 +121,7 @@ def verify(
                 atol=atol,
                 rtol=rtol,
                 ignore_fields=ignore_fields,
+                details=details,
             )
     if state is not None:
         raise CaffePortError("a state needs a hand-written port: --against path/to/file.py:Class --state FILE")
@@ -152,7 +154,7 @@ def verify(
         trace = caffe.trace(subject.case, backward=True)
         reference = StoredReference(trace)
     if details is not None:
-        details.spec = subject.case.spec
+        details.case = subject.case
     with subject.in_phase() as net:
         before = {k: v.clone() for k, v in net.state_dict().items()} if backward else {}
         with torch.inference_mode():

@@ -271,8 +271,9 @@ def test_train_resume_and_log(run: Run, tmp_path: Path) -> None:
     again = run(*command, "--resume", "--device", "cpu")
     assert "after 6 iterations" in again.stdout
     odd = run(*command[:-1], tmp_path / "odd", "--max-iter", 5, "--device", "cpu")
-    assert "after 3 iterations" in odd.stdout, "not tested after the last: the figures are those of the last test"
-    assert "iteration 5" in odd.stderr
+    assert "loss = " in odd.stdout
+    assert "after 5 iterations" in odd.stdout, "tested at the end, also between two multiples of test_interval"
+    assert "iteration 5: test" in odd.stderr
     assert (tmp_path / "run" / "last.caffemodel").exists()
     assert "error: " in run("train", tmp_path / "absent.prototxt", "-o", tmp_path / "r", code=2).stderr
 

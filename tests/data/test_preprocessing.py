@@ -227,3 +227,25 @@ def test_for_the_input_of_a_net() -> None:
         imaged.for_input(1, 2, 3)
     with pytest.raises(CaffePortError, match="the channel order is GRAY, but the net's input has 3 channels"):
         Preprocessing("GRAY").for_input(3, 9, 7)
+
+
+def test_what_ssd_does_to_images() -> None:
+    """Resizing and cropping are followed in every data layer; random changes only leave traces in training."""
+    read = Preprocessing.from_transform_param
+    plan = read(layer("resize_param { height: 9 width: 7 } crop_h: 5 crop_w: 4 mean_value: 7"))
+    assert plan == Preprocessing(None, 7.0, crop=(5, 4), resize=(9, 7))
+    training = layer(
+        "resize_param { height: 9 width: 7 interp_mode: LINEAR interp_mode: CUBIC } distort_param { hue_prob: 1 }"
+    )
+    assert read(training, inference=True).resize == (9, 7)
+    for text in (
+        "distort_param { hue_prob: 1 }",
+        "expand_param { prob: 1 }",
+        "noise_param { inverse: true }",
+        "crop_h: 5",
+        "resize_param { height: 9 width: 7 interp_mode: CUBIC }",
+        "resize_param { height: 9 width: 7 resize_mode: FIT_SMALL_SIZE }",
+        "resize_param { height: 9 width: 7 } resize_param { height: 9 width: 7 }",
+    ):
+        with pytest.raises(SpecError, match="belongs to a fork of Caffe and is not supported"):
+            read(layer(text))

@@ -91,6 +91,35 @@ def test_faster_rcnn(tmp_path: Path) -> None:
     assert not any("TRAIN cannot be built" in note for note in ported.notes)
 
 
+def test_cascade_rcnn(tmp_path: Path) -> None:
+    """Cascade R-CNN's train.prototxt, shortened: the test net has no true boxes, which DecodeBBox reads in training."""
+    group = "box_group_param { field_h: 20 field_w: 30 stride: 16 }"
+    pooled = "roi_pooling_param { pooled_h: 3 pooled_w: 2 spatial_scale: 0.0625 }"
+    text = (
+        layer("data", "DetectionData", "", "data label gt_boxes")
+        + conv("conv5", "data", 6, 16, 16)
+        + conv("score", "conv5", 2)
+        + conv("box", "conv5", 4)
+        + layer("loss", "DetectionGroupLoss", "score label", "loss")
+        + layer("prob", "Softmax", "score", "prob")
+        + layer("proposals", "BoxGroupOutput", "prob box", "proposals", f"box_group_output_param {{ {group} }}")
+        + layer("choose", "ProposalTarget", "proposals gt_boxes", "rois labels targets match")
+        + layer("align", "ROIAlign", "conv5 rois", "align", pooled)
+        + layer("pool", "Pooling", "align", "pool", "pooling_param { pool: AVE kernel_size: 2 }")
+        + inner("code", "pool", 8)
+        + layer("loss_box", "SmoothL1Loss", "code targets", "loss_box")
+        + layer("next", "DecodeBBox", "code rois match", "next")
+        + layer("pool_2nd", "ROIPooling", "conv5 next", "pool_2nd", pooled)
+    )
+    ported = port(tmp_path, text)
+    assert view(ported) == (["data"], ["pool_2nd"])
+    assert ported.net.plan.spec.by_name["next"].bottoms == ("code", "rois")
+    assert left_out(ported)[0].endswith("samples boxes for training and is left out: 'rois' is 'proposals'")
+    assert any("values at the corners of the bins" in note for note in ported.notes)
+    assert ported.net.pool.kernel_size == (2, 2)
+    assert ported.net.code.in_features == 6 * 3 * 2  # the means of four corners
+
+
 def test_r_fcn_with_ohem(tmp_path: Path) -> None:
     """The losses feed BoxAnnotatorOHEM, which feeds losses; im_info is read by nothing learned, and is no label."""
     pool = "psroi_pooling_param { spatial_scale: 0.0625 output_dim: 21 group_size: 3 }"

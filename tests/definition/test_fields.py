@@ -64,6 +64,9 @@ def test_what_changes_numbers_refuses_the_net(text: str, said: str) -> None:
         (layer("Scale", "scale_param { filler { glow: 1 } }"), "a net with its weights computes the same"),
         (layer("Scale", "param { l1_mult: 1 }"), "a net with its weights computes the same"),
         (layer("ELU", "elu_param { lambda: 1 }"), ""),  # as without it
+        (layer("ReLU", "quantization_param { bw_layer_in: 8 scale_in: 2 }"), "caffe-port computes in float32"),
+        (layer("ReLU", "") + "eltwise_mem_sharing: false", "changes no number"),
+        (layer("ReLU", "") + "global_grad_scale_adaptive: true", "a net with its weights computes the same"),
         (layer("Im2col", "convolution_param { kernel_size: 1 num_output: 3 }"), ""),
     ],
 )
@@ -105,7 +108,7 @@ def test_ignored_fields_are_gone_recorded_and_named_by_the_verdict(
     without = "--ignore-field upper_limit --ignore-field negative_slop"
     code, out, _ = run(f"verify {path} {without}", capfd, monkeypatch)
     assert code == 0
-    assert "PASSED without 'upper_limit' and 'negative_slop': all 1 compared tops agree" in out
+    assert "PASSED without 'upper_limit' and 'negative_slop': the only compared top agrees" in out
     assert "PASSED:" not in out
     code, out, _ = run(f"verify {path} {without} --json", capfd, monkeypatch)
     assert json.loads(out)["without"] == ["upper_limit", "negative_slop"]
@@ -128,6 +131,14 @@ def test_a_verdict_without_fields_of_the_data_names_them() -> None:
     report = caffe_port.verify(CASES / "unknown_fields" / "train_transform.prototxt")
     assert report.passed
     assert report.without == ("cvt_bgr2rgb",)
+
+
+def test_a_verdict_without_intels_few_bits_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(INPUT + layer("ReLU", "quantization_param { bw_layer_in: 8 scale_in: 2 }"))
+    report = caffe_port.verify(path)
+    assert report.passed
+    assert report.without == ("quantization_param",)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from caffe_port.api import port
 from caffe_port.definition import input_shapes
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.deploy_view import view
@@ -329,3 +331,32 @@ def test_labels_of_every_margin() -> None:
         text = data("transform_param { crop_size: 9 }", "data label")
         text += f'layer {{ name: "m" type: "{type_}" bottom: "data" bottom: "label" top: "m" {own} }}'
         assert input_shapes.resolve(spec(text)).shapes["label"] == (1,)
+
+
+def test_a_net_that_fits_no_square() -> None:
+    """SegNet-Basic pads the height alone on its way up: an eighth of it is odd, and an eighth of the width is not."""
+    text, bottom = data("", type_="DenseImageData"), "data"
+    for k in (1, 2, 3, 4):
+        text += f'layer {{ name: "p{k}" type: "Pooling" bottom: "{bottom}" top: "p{k}" top: "m{k}" '
+        text += "pooling_param { kernel_size: 2 stride: 2 } }"
+        bottom = f"p{k}"
+    text += 'layer { name: "u4" type: "Upsample" bottom: "p4" bottom: "m4" top: "u4" '
+    text += "upsample_param { scale: 2 pad_out_h: true } }"
+    text += 'layer { name: "u3" type: "Upsample" bottom: "u4" bottom: "m3" top: "u3" upsample_param { scale: 2 } }'
+    found = input_shapes.resolve(spec(text), guess=True)
+    assert found.shapes == {"data": (1, 3, 360, 480)}
+    assert "--input-shape data=1,3,360,480" in found.notes[0]
+
+
+def test_frames_that_nobody_counts_are_assumed(tmp_path: Path) -> None:
+    """C3D's nets from voxel to voxel: crop_size, but no new_length."""
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        'layer { name: "data" type: "VideoWithVoxelTruthData" top: "data" top: "truth" '
+        "image_data_param { crop_size: 32 } }\n"
+        'layer { name: "conv" type: "Convolution3D" bottom: "data" top: "conv" '
+        "convolution_param { num_output: 2 kernel_size: 3 kernel_depth: 3 } }\n"
+    )
+    ported = port(path)
+    assert ported.net.conv.weight.shape == (2, 3, 3, 3, 3)
+    assert any("how many frames it has; 16 assumed" in note for note in ported.notes)

@@ -132,7 +132,7 @@ def test_a_mean_file_is_found_beside_the_net_or_computed(tmp_path: Path) -> None
     np.testing.assert_array_equal(array.result.confusion, run.result.confusion)
 
 
-@pytest.mark.parametrize("transform", ["crop_h: 4 crop_w: 4", 'mean_file: "m" mean_value: 3'])
+@pytest.mark.parametrize("transform", ["crop_h: 4", "bgr2rgb: true", 'mean_file: "m" mean_value: 3'])
 def test_a_transform_param_that_caffe_would_not_follow_is_refused(tmp_path: Path, transform: str) -> None:
     weights, prototxt, pictures = files(tmp_path, transform)
     with pytest.raises(CaffePortError, match=r"net.prototxt:2: layer 'data' \(Data\): "):

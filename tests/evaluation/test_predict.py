@@ -14,13 +14,14 @@ import torch
 from caffe_port import api
 from caffe_port.cli import main
 from caffe_port.data import class_names
+from caffe_port.data.image_files import expand
 from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.emit import preprocess_source
 from caffe_port.emit.convert import convert
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation.known import UNKNOWN, known_of
-from caffe_port.evaluation.predict import Predictor, draw, expand, lines
+from caffe_port.evaluation.predict import Predictor, draw, lines
 
 cv2 = pytest.importorskip("cv2")
 
@@ -271,6 +272,18 @@ def test_a_map_and_an_image(tmp_path: Path) -> None:
     assert found.outputs[0].kind == "image"
     assert draw(found, predictor).shape == (9, 14, 3)  # its own size
     assert draw(found, predictor)[0, 0].tolist() == [4, 5, 203]
+
+
+def test_an_image_is_drawn_in_the_units_of_the_input(tmp_path: Path) -> None:
+    path = tmp_path / "same.prototxt"
+    path.write_text(MAPS % ("Power", "power_param { shift: 0 }"))
+    file = picture(tmp_path / "p.png", (10, 60, 200))
+    image = cv2.imread(str(file))
+    image[0] = (250, 130, 20)
+    cv2.imwrite(str(file), image)
+    for given in ({"mean": "100,50,20", "scale": 0.02}, {"scale": 1 / 255, "channel_order": "RGB"}, {"scale": 1.0}):
+        predictor = Predictor(api.port(path), own_size=True, **({"channel_order": "BGR"} | given))
+        assert (draw(predictor.predict(file), predictor) == image).all(), given
 
 
 def test_what_stands_beside_probabilities_is_no_class(tmp_path: Path) -> None:

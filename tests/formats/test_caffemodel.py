@@ -166,9 +166,9 @@ def test_a_row_is_a_vector_only_where_a_type_stores_it_so() -> None:
             np.array([1.5], np.float64),
         ),
         ("shape { dim: [0, 3] }", np.empty((0, 3), np.float32)),
-        (
-            "shape { dim: [2, 3] } shape_ignored: 1 num: 9 data: [1, 2, 3, 4, 5, 6]".replace("shape_ignored: 1 ", ""),
-            np.array([[1, 2, 3], [4, 5, 6]], np.float32),
+        (  # the old fields go first, as in blob.cpp
+            "shape { dim: [2, 3] } num: 3 channels: 1 height: 1 width: 2 data: [1, 2, 3, 4, 5, 6]",
+            np.array([[[[1, 2]]], [[[3, 4]]], [[[5, 6]]]], np.float32),
         ),
     ],
 )
@@ -184,6 +184,7 @@ def test_blob_array(text: str, want: np.ndarray[Any, Any]) -> None:
     ("text", "what"),
     [
         ("shape { dim: [2, 3] } data: [1, 2, 3]", "shape (2, 3) requires 6 values, the file contains 3"),
+        ("shape { dim: [2, 3] } num: 9 data: [1, 2, 3, 4, 5, 6]", "shape (9, 0, 0, 0) requires 0 values"),
         ("shape { dim: [1000000, 1000000] } data: 1", "requires 1,000,000,000,000 values, the file contains 1"),
         ("num: 2 channels: 3 height: 4 width: 5", "shape (2, 3, 4, 5) requires 120 values, the file contains 0"),
         ("shape { dim: [-1, -1] } data: 1", "shape (-1, -1) has a negative axis"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from dialect_nets import delimited, varint
 
 from caffe_port.api import port
 from caffe_port.commands.net_files import sort_files
+from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError
-from caffe_port.formats import caffemodel, dialects, recognition
+from caffe_port.formats import caffemodel, dialects, prototxt, recognition
 from caffe_port.formats.message import Message
 from caffe_port.inspection.inspect import inspect_file
 
@@ -63,7 +66,11 @@ def test_a_net_that_all_read_alike_is_nobodys() -> None:
 
 def test_intels_pooling_by_what_makes_sense(tmp_path: Path) -> None:
     """A kernel of 1, a stride of 3 and a pad of 2 is no pooling; one place in a net tells for all."""
-    ported = port(None, file(tmp_path, dialect_nets.net("intel-1.0.5"), "intel-1.0.5"))
+    net = dialect_nets.net("intel-1.0.5")
+    for layer in net.layer:
+        if shapes := {"conv2": [(7, 5, 1, 1), (7,)], "bn": [(7,), (7,), (1,)]}.get(layer.name):
+            layer.set("blobs", [caffemodel.blob_message(np.ones(shape, np.float32)) for shape in shapes])
+    ported = port(None, file(tmp_path, net, "intel-1.0.5"))
     assert ported.net.plan.shapes  # the sizes chain
     assert [module.kernel_size for name, module in ported.net.named_children() if name == "pool2"] == [(3, 3)]
     assert not [note for note in ported.notes if "dialect" in note]
@@ -100,6 +107,65 @@ def test_a_default_of_nvidias() -> None:
     assert "batch_norm_param.eps is not stated, 1e-05 is assumed; in nvidia-0.16.1: 0.0001" in found.note
     got, _ = read(dialect_nets.written(net, dialects.find("nvidia-0.16"), "NetParameter"), "nvidia-0.16.1")
     assert next(one for one in got.layer if one.name == "bn").batch_norm_param.eps == 1e-4
+
+
+def old_layer(type_: int, *fields: bytes) -> bytes:
+    return delimited(2, delimited(4, b"one") + varint(5 << 3) + varint(type_) + b"".join(fields))
+
+
+@pytest.mark.parametrize(
+    ("data", "path", "assumed", "note", "dialect", "value"),
+    [
+        (old_layer(6), "dropout_param.scale_train", True, "true is assumed; in spp-net: false", "spp-net", False),
+        (layer("Upsample"), "upsample_param.scale", 2, "2 is assumed; in mobilenet-yolo", "mobilenet-yolo", 1),
+        (layer("ReverseTime"), "reverse_time_param.copy_remaining", True, "in warp-ctc: false", "warp-ctc", False),
+        (layer("Scalar"), "scalar_param.axis", 1, "1 is assumed; in lrcn: 0", "lrcn", 0),
+        (
+            layer("PriorBox", delimited(203, b"\x0d\x00\x00\x80\x3f")),
+            "prior_box_param.clip",
+            False,
+            "older SSD, TextBoxes",
+            "textboxes",
+            True,
+        ),
+        (
+            layer("BatchNorm", delimited(139, b"\x38\x01"), varint(145 << 3) + b"\x01"),
+            "batch_norm_param.eps",
+            1e-5,
+            "1e-05 is assumed; in nvidia-0.16.1",
+            "nvidia-0.16.1",
+            1e-4,
+        ),
+        (
+            layer("SoftmaxWithLoss", delimited(101, b"\x18\x03")),
+            "loss_param.normalization",
+            "NONE",
+            "in r-fcn, microsoft, intel",
+            "r-fcn",
+            "PRE_FIXED",
+        ),
+    ],
+    ids=["Dropout", "Upsample", "ReverseTime", "Scalar", "PriorBox", "BatchNorm", "normalization"],
+)
+def test_what_a_file_does_not_state_is_assumed_and_told(
+    data: bytes, path: str, assumed: Any, note: str, dialect: str, value: Any, tmp_path: Path
+) -> None:
+    """The note says what was assumed and what others give; ``--dialect`` decides, and then there is no such note."""
+    file_ = tmp_path / "net.caffemodel"
+    file_.write_bytes(data)
+
+    def definition(named: str | None) -> Definition:
+        with dialects.assuming(named):
+            return Definition.embedded(caffemodel.read(file_))
+
+    def of(net: Message) -> Any:
+        return functools.reduce(getattr, path.split("."), net.layer[0])
+
+    free, told = definition(None), definition(dialect)
+    assert of(free.net) == assumed
+    assert of(told.net) == value
+    assert sum(note in one for one in free.spec().notes) == 1
+    assert not any(note in one for one in told.spec().notes)
 
 
 @pytest.mark.parametrize(("number", "word"), [(3, "PRE_FIXED"), (3, "NONE")])
@@ -176,6 +242,46 @@ def test_a_text_that_contradicts_is_an_error(tmp_path: Path) -> None:
     assert "--dialect caffe" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("writer", "other"),
+    [
+        ("ssd", "intel-1.0.5"),  # pooling
+        ("intel-1.0.5", "caffe"),
+        ("deeplab-v2", "yjxiong"),  # dilation, dilation_h
+        ("pspnet", "pspnet-2016-12-04"),  # dilation, hole
+        ("r-fcn", "nvidia-0.17"),  # pre_fixed_normalizer, label_smoothing
+    ],
+)
+def test_a_text_as_another_dialect_reads_the_file_is_an_error(writer: str, other: str, tmp_path: Path) -> None:
+    """The error names a dialect for which the file says what the text says; with it, all is well."""
+    path = file(tmp_path, dialect_nets.net(writer), writer)
+    text = tmp_path / "net.prototxt"
+    net, _ = read(path.read_bytes(), other)
+    text.write_text(prototxt.dump(net.copy(layer=[one.copy(blobs=None) for one in net.layer])))
+    definition = Definition.read(text)
+    with pytest.raises(CaffePortError) as caught:
+        definition.beside(caffemodel.read(path))
+    assert f"the weights as {writer} wrote them say" in str(caught.value)
+    named = re.search(r"--dialect (\S+)\. The", str(caught.value))
+    assert named is not None
+    theirs, _ = read(path.read_bytes(), named[1])
+    said = [one for one in definition.net.layer if f"layer '{one.name}'" in str(caught.value)]
+    same = [one for one in theirs.layer if one.name == said[0].name]
+    assert dialect_nets.comparable(same[0]) == dialect_nets.comparable(said[0])
+    with dialects.assuming(other):
+        assert definition.beside(caffemodel.read(path)).net.layer
+
+
+def test_a_text_as_the_writer_meant_it_is_well(tmp_path: Path) -> None:
+    for name in sorted(dialect_nets.NETS):
+        net = dialect_nets.net(name)
+        path, text = file(tmp_path, net, name), tmp_path / "net.prototxt"
+        layers = "layer" if net.has("layer") else "layers"
+        text.write_text(prototxt.dump(net.copy(**{layers: [one.copy(blobs=None) for one in getattr(net, layers)]})))
+        notes = Definition.read(text).beside(caffemodel.read(path)).notes
+        assert not [note for note in notes if "--dialect" in note], name
+
+
 def test_inspect_says_who_wrote_it(tmp_path: Path) -> None:
     facts = dict(inspect_file(file(tmp_path, dialect_nets.net("waifu2x"), "waifu2x")).facts)
     assert facts["written by"].startswith("waifu2x (lltcggie/caffe@lltcggie/custom, 2018-10-24)")
@@ -215,3 +321,113 @@ def test_a_mean_of_c3d(tmp_path: Path) -> None:
 def test_types_of_opencl_are_harmless() -> None:
     net, _ = read(layer("ReLU", *(varint(n << 3) + b"\x00" for n in (12, 13, 14))))
     assert set(net.layer[0].unknown) == {12, 13, 14}
+
+
+# -- sizes that carry through ---------------------------------------------------------------------------------------
+
+
+def _chain(pooling: bytes, columns: int, size: int = 9, extra: bytes = b"") -> bytes:
+    """Input (1, 3, size, size), Pooling, ReLU, Dropout, InnerProduct with weights (2, columns)."""
+    weight = delimited(7, delimited(7, delimited(1, varint(2) + varint(columns))) + delimited(5, bytes(8 * columns)))
+    shape = delimited(143, delimited(1, delimited(1, b"\x01\x03" + varint(size) * 2)))
+    layers = (
+        ("Input", "x", "x", shape),
+        ("Pooling", "x", "p", delimited(121, pooling)),
+        ("ReLU", "p", "p", extra),
+        ("Dropout", "p", "p", b""),
+        ("InnerProduct", "p", "y", delimited(117, b"\x08\x02\x10\x00") + weight),
+    )
+    return b"".join(
+        delimited(
+            100,
+            delimited(1, f"{type_.lower()}".encode())
+            + delimited(2, type_.encode())
+            + (delimited(3, bottom.encode()) if type_ != "Input" else b"")
+            + delimited(4, top.encode())
+            + rest,
+        )
+        for type_, bottom, top, rest in layers
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "dialect", "kernel"),
+    [
+        (3 * 4 * 4, "caffe", 1),  # kernel 1, stride 3
+        (3 * 9 * 9, "intel-1.0.5", 3),  # pad 1, kernel 3
+    ],
+)
+def test_the_sizes_in_a_net_decide(columns: int, dialect: str, kernel: int, tmp_path: Path) -> None:
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(_chain(b"\x10\x01\x18\x03", columns))
+    assert caffemodel.read(path).recognition.note, "the numbers alone tell nothing"
+    ported = port(None, path)
+    assert ported.net.pooling.kernel_size == (kernel, kernel)
+    assert not [note for note in ported.notes if "--dialect" in note]
+    facts = dict(inspect_file(path).facts)
+    assert facts["written by"].startswith(str(dialects.find(dialect)))
+    assert facts["evidence"].startswith("the sizes in the net carry through")
+    assert "open" not in facts
+    assert "unlikely" in facts
+
+
+def test_sizes_that_no_reading_carries_through_decide_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(_chain(b"\x10\x01\x18\x03", 7))
+    facts = dict(inspect_file(path).facts)
+    assert facts["written by"].startswith("BVLC/caffe") or facts["written by"].startswith("caffe ")
+    assert "open" in facts
+
+
+# -- shapes of blobs ------------------------------------------------------------------------------------------------
+
+
+def _blob(*shape: int) -> bytes:
+    data = np.ones(int(np.prod(shape)), "<f4").tobytes()
+    return delimited(7, delimited(7, delimited(1, b"".join(map(varint, shape)))) + delimited(5, data))
+
+
+FILLERS = delimited(137, delimited(1, delimited(1, b"constant")) + delimited(2, delimited(1, b"constant")))
+
+
+@pytest.mark.parametrize(("shape", "said", "out"), [((1, 4, 1, 1), "scale_filler", "yjxiong"), ((1, 4), "", "")])
+def test_the_form_of_a_bn_by_its_blobs(shape: tuple[int, ...], said: str, out: str) -> None:
+    """Number 137 has three layouts; happynear's vectors have four axes, yjxiong's two. PSPNet's first schema has the
+    fields of both."""
+    _, found = read(layer("BN", FILLERS))
+    assert {"yjxiong", "happynear-2015", "pspnet-2016-12-04"} <= _left(found)
+    net, found = read(layer("BN", *[_blob(*shape)] * 4, FILLERS))
+    assert (out or "happynear-2015") not in _left(found)
+    assert not said or net.layer[0].bn_param.has(said)
+
+
+def _left(found: Any) -> set[str]:
+    return {found.dialect.label, *(d.label for d in (*found.like, *(d for one in found.open for d in one.dialects)))}
+
+
+def test_the_form_of_a_bn_by_its_values() -> None:
+    """yjxiong's momentum is happynear's var_eps: 0.9 is no epsilon, and 1e-9 no momentum."""
+    for value, name, label in ((0.9, "momentum", "yjxiong"), (1e-9, "var_eps", "pspnet-2016-12-04")):
+        bn = layer("BN", delimited(137, varint(3 << 3 | 5) + np.array(value, "<f4").tobytes()))
+        net, found = read(b"".join([bn, *[layer("ReLU")] * 4]))
+        assert net.layer[0].bn_param.has(name)
+        assert (found.dialect.label, found.open) == (label, ())
+
+
+def test_five_blobs_of_a_batch_norm_exclude_who_has_three() -> None:
+    """Field 4 alone is Intel's engine, or whether to update the statistics, and so on; the blobs leave Intel's."""
+    three, five = ([_blob(4), _blob(4), _blob(1), _blob(4), _blob(4)][:n] for n in (3, 5))
+    field = delimited(139, varint(4 << 3) + b"\x01")
+    assert read(layer("BatchNorm", *three, field))[1].dialect.label == "intel"
+    _, found = read(layer("BatchNorm", *five, field))
+    assert "intel" in _left(found)
+    assert not _left(found) & {"deeplab-v2", "pspnet", "opencl"}
+
+
+def test_a_kernel_of_c3d() -> None:
+    """C3D 1.0 has kernel_depth at 6, where Caffe has the stride, and blobs of five axes."""
+    blob = delimited(6, b"\x08\x04\x10\x02\x18\x03\x20\x03\x28\x03" + delimited(6, bytes(4 * 4 * 2 * 27)))
+    head = delimited(4, b"c") + varint(5 << 3) + varint(30)
+    net, found = read(delimited(2, head + blob + delimited(10, b"\x08\x04\x20\x03\x30\x03")))
+    assert found.dialect.label == "c3d-1.0"
+    assert net.layers[0].convolution_param.kernel_depth == 3

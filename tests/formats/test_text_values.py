@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ SHORT = {
 }
 READ = {
     "bool": ("true", "false", "True", "False", "t", "f", "1", "0", "0x1", "0x0", "00", "01", "001", "0x00", "0X1"),
-    "uint": ("4", "04", "0x4", "0X4", "00", "4294967295", "0xFFFFFFFF", "037777777777"),
+    "uint": ("4", "04", "0x4", "0X4", "00", "4294967295", "0xFFFFFFFF", "037777777777", "0" * 70 + "4"),
     "int": (
         "-1",
         "- 1",
@@ -154,6 +155,7 @@ REFUSED = {
         "0x100000000",
         "040000000000",
         " -  4",
+        "-0",
         "4 4",
         "0x4g",
         "4_4",
@@ -163,6 +165,7 @@ REFUSED = {
     ),
     "int": ("-09", "-2147483649", "2147483648", "--1", "0x80000000"),
     "float": (
+        "00",
         "00.5",
         "1e",
         "1e+",
@@ -289,6 +292,15 @@ def test_values_of_escapes(literal: str, value: str) -> None:
 @pytest.mark.parametrize(("token", "value"), [("0x1", True), ("01", True), ("0X0", False), ("000", False)])
 def test_truth_values(token: str, value: bool) -> None:
     assert prototxt.parse(f"bias_term: {token}", "InnerProductParameter").bias_term is value
+
+
+def test_random_texts(caffe: Path) -> None:
+    """A little of `make reading`."""
+    script = Path(__file__).parents[2] / "benchmarks" / "differential" / "reading.py"
+    command = [sys.executable, str(script), "--seconds", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[0].replace(",", "")) > 100
 
 
 def test_caffe_says_the_same(caffe: Path, tmp_path: Path) -> None:

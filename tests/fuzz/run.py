@@ -1,8 +1,8 @@
 """Fuzzes every reader: `make fuzz SECONDS=60`. Coverage-guided where atheris is installed, else a mutator of its own.
 
-A target runs in a process of its own, with little memory and a limit of time for every input; the input at work lies
+A target runs in a process of its own, with little memory and a limit of CPU time for every input; the input at work is
 in memory shared with the parent, which thus keeps what a crash or a hang was caused by. Findings become files of
-tests/corpus/TARGET, which tests/test_corpus.py replays.
+tests/corpus/TARGET, which tests/test_corpus.py replays. `--counts FILE` adds up what several runs have seen.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE.parent / "corpus"
 INPUT_SECONDS = 10.0
+"""CPU time that an input may take. The system counts it, and ends the process by SIGPROF."""
+STUCK_SECONDS = 200.0
+"""Time on the clock, for an input that waits without computing; other work may slow the process down a lot."""
 MEMORY = 2 << 30
 """Address space that inputs may take beyond what the process has after its seeds."""
 _HEAD = struct.Struct("<QQdQ")  # inputs done, findings, when the input at work began (0: none), its length
@@ -51,8 +54,10 @@ class Board:
         self.memory[_HEAD.size : _HEAD.size + len(data)] = data
         done, found, _, _ = self.read()
         _HEAD.pack_into(self.memory, 0, done + 1, found, time.time(), len(data))
+        signal.setitimer(signal.ITIMER_PROF, INPUT_SECONDS)
 
     def end(self, found: int = 0) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         done, before, _, length = self.read()
         _HEAD.pack_into(self.memory, 0, done, before + found, 0.0, length)
 
@@ -224,12 +229,8 @@ def fuzz(target: str, seconds: float, work: Path) -> dict[str, Any]:
         while (code := process.poll()) is None:
             time.sleep(0.2)
             since = board.read()[2]
-            if since and time.time() - since > INPUT_SECONDS:
-                process.kill()
-                process.wait()
-                result["hangs"] += 1
-                print(f"{target}: hangs: {keep(target, board.data())}")
-                break
+            if since and time.time() - since > STUCK_SECONDS:
+                process.send_signal(signal.SIGPROF)
             if time.time() > end + 60:
                 process.kill()
                 process.wait()
@@ -237,7 +238,10 @@ def fuzz(target: str, seconds: float, work: Path) -> dict[str, Any]:
                 break
         else:
             since = board.read()[2]
-            if since:
+            if code == -signal.SIGPROF:
+                result["hangs"] += 1
+                print(f"{target}: hangs: {keep(target, board.data())}")
+            elif since:
                 result["crashes"] += 1
                 print(f"{target}: crashes ({code}): {keep(target, board.data())}\n{_said(target, work)}")
             elif code:
@@ -255,11 +259,23 @@ def _said(target: str, work: Path) -> str:
     return "\n".join(path.read_text(errors="replace")[-2000:] for path in files)
 
 
+def _add(result: dict[str, Any], path: Path) -> None:
+    """Adds the counts of a target to those of earlier runs."""
+    counts = json.loads(path.read_text()) if path.exists() else {}
+    own = counts.setdefault(result["target"], {})
+    for key in ("inputs", "bad", "crashes", "hangs", "seconds"):
+        own[key] = own.get(key, 0) + result[key]
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(counts, indent=1))
+    part.replace(path)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="in all, split over the targets")
     parser.add_argument("--only", nargs="*", default=[], metavar="TARGET")
     parser.add_argument("--work", type=Path, help="corpus and logs; kept (default: a temporary folder)")
+    parser.add_argument("--counts", type=Path, metavar="FILE", help="JSON to which the counts are added")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
@@ -280,6 +296,8 @@ def main() -> int:
             results.append(r)
             row = f"{name:<16}{r['rate']:>9.0f}{r['inputs']:>10,}{r['bad']:>7}{r['crashes']:>9}{r['hangs']:>7}"
             print(row, flush=True)
+            if chosen.counts:
+                _add(r, chosen.counts)
             if r["problem"]:
                 print(f"  it could not run: {r['problem']}")
         total = {key: sum(r[key] for r in results) for key in ("inputs", "bad", "crashes", "hangs")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,20 @@ import torch
 from safetensors.torch import save
 
 from caffe_port import api
+from caffe_port.data.preprocessing import Preprocessing
+from caffe_port.emit.convert import convert
 from caffe_port.evaluation.registry import model_defs
-from caffe_port.formats import caffemodel, prototxt, solverstate, wire
+from caffe_port.formats import caffemodel, dialects, prototxt, solverstate, wire
 from caffe_port.formats.message import Message, schema
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import dialect_nets
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "golden"
 SHARED = Path(os.environ.get("CAFFE_PORT_SHARED") or HERE.parents[2] / "shared")
+NET = HERE / "small.prototxt"
 LONGEST = 1 << 16
 
 SMALL = """name: "n"
@@ -79,6 +87,11 @@ def words(target: str) -> list[str]:
         return ["I0102 03:04:05.678901  1 solver.cpp:1] ", "Iteration 100, loss = ", "Testing net (#0)", "lr = ", "nan"]
     if target == "registry_toml":
         return ["[a]", "preprocessing", "reported", "weights", "mean = ", "std", "1e999", "inf", "[[a.b]]"]
+    if target == "port_json":
+        keys = ["class", "inputs", "outputs", "output_types", "preprocessing", "classes", "mean", "std", "scale"]
+        return [*map('"{}":'.format, keys), "null", "1e999", "-1", "NaN", "[" * 999, "true", "99999999999"]
+    if target == "onnx_names":
+        return ["\0", "/", ":", "::", "%", "self", "if", "x_2", " ", "\u202e", "\U0001f600", "onnx::x", '"', "\\"]
     return []
 
 
@@ -131,6 +144,52 @@ def _caffemodels_h5() -> Iterator[bytes]:
 
     yield _hdf5(small)
     yield _hdf5(lambda file: file.create_dataset("data/a/b/0", data=np.ones(3, np.float16)))
+
+
+def _blobs() -> Iterator[bytes]:
+    """Weights for small.prototxt, with the shapes stated in every way that files have."""
+    held = api.load(NET).blobs()
+    for form in ("shape", "old", "both", "none", "double", "old in a shape"):
+        layers = [Message("LayerParameter", name=n, blobs=[_blob(b, form) for b in blobs]) for n, blobs in held.items()]
+        yield b"".join(wire.serialize(Message("NetParameter", layer=layers)))
+
+
+def _blob(values: np.ndarray, form: str) -> Message:
+    blob = Message("BlobProto")
+    if form == "double":
+        blob.set("double_data", values.astype(np.float64).ravel())
+    else:
+        blob.set("data", values.astype(np.float32).ravel())
+    axes = (*((1,) * (4 - values.ndim)), *values.shape)
+    if form in ("old", "both"):
+        for name, length in zip(("num", "channels", "height", "width"), axes, strict=True):
+            blob.set(name, length)
+    if form in ("shape", "both", "double"):
+        blob.set("shape", Message("BlobShape", dim=list(values.shape)))
+    elif form == "old in a shape":
+        blob.set("shape", Message("BlobShape", dim=list(axes)))
+    return blob
+
+
+def _forks() -> Iterator[bytes]:
+    """Nets of known forks and one of each dialect's own fields, under the numbers of the dialect."""
+    for name in dialect_nets.NETS:
+        yield b"\0" + dialect_nets.written(dialect_nets.net(name), dialects.find(name), "NetParameter")
+    for number, dialect in enumerate(dialects.dialects()):
+        net = dialect_nets.made_of(dialect) if dialect.era == "V2" else None
+        if net is not None:
+            yield bytes([number % 256]) + dialect_nets.written(net, dialect, "NetParameter")
+    for data in _files("*.caffemodel", SHARED / "golden" / "forks"):
+        yield b"\0" + data
+
+
+def _reports() -> Iterator[bytes]:
+    """What convert writes, without and with preprocessing."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, plan in enumerate((None, Preprocessing("BGR", (1, 2, 3), scale=0.5))):
+            out = Path(folder) / str(number)
+            convert(api.port(NET), out, preprocessing=plan, classes=["a", "b"] if plan else ())
+            yield (out / "port.json").read_bytes()
 
 
 def _means() -> Iterator[bytes]:
@@ -225,6 +284,8 @@ _ALL = {
     "solver_prototxt": lambda: [*_files("*solver*.prototxt", GOLDEN, SHARED / "models", model_defs())],
     "caffemodel": _caffemodels,
     "caffemodel_h5": _caffemodels_h5,
+    "blob_shapes": _blobs,
+    "dialect": _forks,
     "binaryproto": _means,
     "solverstate": lambda: _files("*.solverstate", GOLDEN),
     "solverstate_h5": _states_h5,
@@ -234,6 +295,9 @@ _ALL = {
     "picture_list": lambda: [b"a 1\n\na 2\0" + picture for picture in _pictures()],
     "caffe_log": _logs,
     "registry_toml": lambda: [(model_defs() / "registry.toml").read_bytes()],
+    "labels": lambda: [b"cat\ndog\n", b"n01440764 tench, Tinca tinca\nn01443537 goldfish\n", "\ufeffé\r\n".encode()],
+    "onnx_names": lambda: [b"data\0prob\0input\0layer/1", b"x", b"a:0\0a.0\0\0\xc3\xa9", b"a\0b\0a\0b", b"self\0self"],
+    "port_json": _reports,
     "trace_npz": _traces,
     "state_dict": _states,
 }

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
+import torch
+
 from caffe_port import api
-from caffe_port.data import records
+from caffe_port.data import class_names, records
 from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
-from caffe_port.emit import blobs, model_source
+from caffe_port.emit import blobs, export, model_source
+from caffe_port.emit.convert import convert
 from caffe_port.errors import CaffePortError
-from caffe_port.evaluation import registry
-from caffe_port.formats import caffemodel, prototxt, solverstate, wire
+from caffe_port.evaluation import predict, registry
+from caffe_port.formats import caffemodel, dialects, prototxt, recognition, solverstate, wire
+from caffe_port.formats.message import Message
 from caffe_port.inspection import inspect
 from caffe_port.net.state_dict import read as read_state_dict
 from caffe_port.training import solver
@@ -27,6 +34,8 @@ from caffe_port.verification.references import trace
 LEVELDB = Path(__file__).resolve().parent.parent / "golden" / "leveldb" / "db"
 MANY = 1_000_000
 """Parameters of a net that is built: what a definition asks for within Caffe's limits is its author's choice."""
+
+NET = Path(__file__).with_name("small.prototxt")
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="caffe-port-fuzz.", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 
@@ -57,7 +66,9 @@ def net_prototxt(data: bytes) -> None:
 
 
 def solver_prototxt(data: bytes) -> None:
+    """A solver's text: parsed, written again, looked at, and asked for its learning rates."""
     spec = solver.SolverSpec.read(_file(data, "solver.prototxt"))
+    prototxt.parse(prototxt.dump(spec.param), "SolverParameter")
     for it in (0, 1, 7, 1000):
         if it < spec.max_iter:
             solver.learning_rate(spec, it)
@@ -77,6 +88,48 @@ def weights(data: bytes) -> None:
             api.port(None, path)
     else:
         _looked_at(path)
+
+
+def blob_shapes(data: bytes) -> None:
+    """A .caffemodel for a certain net: it is loaded only if Caffe would load it, but for axes of length one."""
+    api.load(NET, _file(data, "net.caffemodel"))
+    asked = _shapes()
+    stored = wire.parse(data, "NetParameter")
+    for layer in stored.layer or stored.layers:
+        if layer.name in asked:
+            shapes = asked[layer.name]
+            assert len(layer.blobs) == len(shapes), f"{layer.name}: {len(layer.blobs)} blobs"
+            for blob, shape in zip(layer.blobs, shapes, strict=True):
+                assert _caffe_takes(blob, shape), f"{layer.name}: {blob} for {shape}"
+
+
+@functools.cache
+def _shapes() -> dict[str, list[tuple[int, ...]]]:
+    return {layer: [blob.shape for blob in blobs] for layer, blobs in api.load(NET).blobs().items()}
+
+
+def _caffe_takes(blob: Message, shape: tuple[int, ...]) -> bool:
+    """Blob::ShapeEquals and Blob::FromProto (blob.cpp), but that axes of length one may be added or missing, and that
+    a vector may go without a shape."""
+    values = len(blob.double_data) or len(blob.data)
+    old = [blob.num, blob.channels, blob.height, blob.width]
+    held = old if any(map(blob.has, ("num", "channels", "height", "width"))) else list(blob.shape.dim)
+    if not held and len(shape) == 1:
+        held = [values]
+    return [n for n in held if n != 1] == [n for n in shape if n != 1] and values == np.prod(shape, dtype=int)
+
+
+def dialect(data: bytes) -> None:
+    """A .caffemodel of a fork: recognized, or read with the numbers of the dialect that the first byte selects."""
+    if not data:
+        return
+    known = dialects.dialects()
+    given = None if data[0] < 128 else known[data[0] * 5 % len(known)].label
+    net, found = recognition.read(data[1:], "NetParameter", "net.caffemodel", given)
+    prototxt.dump(net)
+    if found is not None:
+        for text in (found.note, found.written_by, *found.evidence, *map(str, (*found.open, *found.unknown))):
+            assert len(text) < 5000
 
 
 def mean(data: bytes) -> None:
@@ -139,6 +192,39 @@ def registry_toml(data: bytes) -> None:
         str(entry.preprocessing)
 
 
+def labels(data: bytes) -> None:
+    """A file of class names, one per line."""
+    class_names.read(_file(data, "labels.txt"))
+
+
+def onnx_names(data: bytes) -> None:
+    """The names of an input, of an output and of two layers, with NULs between them, exported as ONNX and run."""
+    names = [part[:200] for part in data.split(b"\0")[:4]]
+    x, y, first, second = map(prototxt.quoted, (*names, *(b"xyab"[k : k + 1] for k in range(len(names), 4))))
+    text = (
+        f'layer {{ name: {first} type: "Input" top: {x} input_param {{ shape {{ dim: [2, 3] }} }} }}\n'
+        f'layer {{ name: {second} type: "Power" bottom: {x} top: {y} power_param {{ shift: 1 }} }}\n'
+    )
+    ported = api.port(_file(text.encode(), "net.prototxt"))
+    example = [torch.ones(2, 3)]
+    export.onnx(ported.net, example, ported.net.plans[False], Path(_FOLDER.name) / "names.onnx", "none")
+
+
+def port_json(data: bytes) -> None:
+    """The port.json of a folder that convert wrote, with which an image is predicted."""
+    folder = _converted()
+    (folder / "port.json").write_bytes(data)
+    predict.Predictor(folder).predict(folder / "a.png")
+
+
+@functools.cache
+def _converted() -> Path:
+    folder = Path(_FOLDER.name) / "converted"
+    convert(api.port(NET), folder)
+    cv2.imwrite(str(folder / "a.png"), np.arange(105, dtype=np.uint8).reshape(5, 7, 3))
+    return folder
+
+
 def trace_npz(data: bytes) -> None:
     trace.Trace.load(_file(data, "trace.npz"))
 
@@ -153,6 +239,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "solver_prototxt": solver_prototxt,
     "caffemodel": weights,
     "caffemodel_h5": weights,
+    "blob_shapes": blob_shapes,
+    "dialect": dialect,
     "binaryproto": mean,
     "solverstate": solver_state,
     "solverstate_h5": solver_state,
@@ -162,6 +250,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "picture_list": picture_list,
     "caffe_log": caffe_log,
     "registry_toml": registry_toml,
+    "labels": labels,
+    "onnx_names": onnx_names,
+    "port_json": port_json,
     "trace_npz": trace_npz,
     "state_dict": state_dict,
 }

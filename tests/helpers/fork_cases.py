@@ -145,6 +145,9 @@ CASES = {
     ),
     "FcRistretto": (f"inner_product_param {{ num_output: 4 weight_filler {{ type: 'xavier' }} }} {MINIFLOAT}", X),
     "LRNRistretto": (MINIFLOAT, X),
+    "DecodeBBox": ("", random(3, 8) / 9, torch.tensor([[0.0, 4, 5, 30, 25], [0, 14, 9, 33, 31], [1, 2, 20, 18, 39]])),
+    "Warp": ("", X, random(2, 2, 5, 6)),
+    "Warping": ("", X, random(2, 1, 5, 6), random(2, 1, 5, 6, seed=1)),
     "DeformableConvolution": (
         "deformable_convolution_param { num_output: 4 kernel_size: 3 pad: 1 weight_filler { type: 'xavier' } }",
         X,
@@ -153,6 +156,28 @@ CASES = {
 }
 DETECTIONS = {
     "CompactBilinear": ("compact_bilinear_param { num_output: 8 }", X, LONG[:, :, :5, :6]),  # FFTs: no ONNX
+    "BoxGroupOutput": (
+        "box_group_output_param { iou_thr: 0.4 min_size: 3 box_group_param { field_h: 9 field_w: 12 stride: 4 } }",
+        random(2, 3, 5, 6).softmax(1),
+        random(2, 4, 5, 6),
+    ),
+    "FrcnnOutput": (
+        "frcnn_output_param { conf_thr: 0.2 iou_thr: 0.3 }",
+        random(3, 4).softmax(1),
+        random(3, 16),
+        torch.tensor([[0.0, 4, 5, 30, 25], [0, 14, 9, 33, 31], [0, 2, 20, 18, 39]]),
+        torch.tensor([[40.0, 50.0]]),
+    ),
+    "ScaleRoute": (
+        "scale_route_param { low_scale: 20 }",
+        torch.tensor([[0.0, 4, 5, 30, 25], [0, 14, 9, 33, 31], [0, 2, 20, 18, 29]]),
+    ),
+    "MultiStageMeanfield": (
+        "multi_stage_meanfield_param { theta_alpha: 5 theta_beta: 0.5 theta_gamma: 1.5 num_iterations: 3 }",
+        random(2, 5, 4, 6),
+        random(2, 5, 4, 6),
+        random(2, 3, 4, 6),
+    ),
     "BoxOutput": (
         "box_output_param { field_h: 20 field_w: 30 downsample_rate: 8 fg_thr: -9 iou_thr: 0.3 min_size: 2 }",
         random(2, 6, 5, 6),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import math
 import re
 import tempfile
 import warnings
@@ -329,6 +330,8 @@ def _all() -> Iterator[Case]:
     for own in ("kernel_size: 2 stride: 2", "kernel_h: 3 kernel_w: 2 unpool: TILE", "kernel_size: 2 unpool_size: 20"):
         yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
     yield Case("Unpooling", "unpooling_param { kernel_size: 2 stride: 2 }", (X, X))
+    own = "kernel_size: 2 stride_h: 2 stride_w: 1 pad_h: 0 pad_w: 0 unpool_h: 20 unpool_w: 15"
+    yield Case("Unpooling", f"unpooling_param {{ {own} }}", (X,))
     yield Case("Resample", "resample_param { height: 9 width: 11 type: CUBIC }", (X,))
     yield Case("Resample", "resample_param { type: LINEAR }", (X, SMALL))
     yield Case("Resize", "resize_param { height: 9 width: 11 }", (X,))
@@ -370,6 +373,23 @@ def _all() -> Iterator[Case]:
     boxes = "prior_box_param { min_size: 5 max_size: 9 aspect_ratio: 2 aspect_ratio: 3 "
     for own in ("", "flip: false", "denser_prior_boxes: true", "aspect_ratio: 1 min_size: 7 max_size: 8"):
         yield Case("PriorBox", f"{boxes} {own} }}", (X, (2, 3, 50, 60)))
+    boxes = "prior_box_param { min_size: [20, 60] max_size: [30, 90] aspect_ratio: [2, 3] clip: true"
+    for own in ("tf: true", "keras: true", "tf: true yx_order: true", "yx_order: true denser_prior_boxes: true"):
+        yield Case("PriorBox", f"{boxes} {own} }}", (X, (2, 3, 50, 60)))
+    for sizes in ("32, 64, 128", "256"):
+        yield Case("PriorBox", f"prior_box_param {{ min_size: [{sizes}] faceboxes: true }}", (X, (2, 3, 50, 60)))
+    yield Case("Warp", "", (X, (X[0], 2, *X[2:])))
+    own = "theta_alpha: 5 theta_beta: 0.25 theta_gamma: 1.5 num_iterations: 3"
+    scores = ((2, 5, 4, 6), (2, 5, 4, 6), (2, 3, 4, 6))
+    yield Case("MultiStageMeanfield", f"multi_stage_meanfield_param {{ {own} }}", scores)
+    yield Case("Warping", "", (X, (X[0], 1, *X[2:]), (X[0], 1, *X[2:])))
+    yield Case("Interp", "interp_param { use_blob_size: true height: 3 width: 9 }", (X, SMALL))
+    yield Case("BatchNorm", "batch_norm_param { add_eps_before_sqrt: false eps: 0.01 }", (X,))
+    yield Case("BatchNormKyle", "batch_norm_param { add_eps_before_sqrt: false use_alpha_beta: true }", (X,))
+    yield Case("Concat", "concat_param { per_fla_fuse: true }", (SMALL, (3, 2, 9, 4)))
+    for type_ in ("PriorBox", "PriorBoxClustered"):
+        own = "prior_box_param { box_width: [9, 4] box_height: [7, 2] min_size: 5 yx_order: true }"
+        yield Case(type_, own, (X, (2, 3, 50, 60)))
     for type_ in ("PriorBox", "PriorBoxClustered"):
         yield Case(type_, "prior_box_param { width: [9, 4, 1] height: [7, 2, 3] }", (X, (2, 3, 50, 60)))
     own = "prior_box_clustered_param { width: [9, 4] height: [7, 2] }"
@@ -377,6 +397,16 @@ def _all() -> Iterator[Case]:
     own = "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } }"
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS))
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 8), (2, 16)))
+    yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 3, 5, 7)))  # an image to show
+    own = "detection_output_param { num_classes: 3 use_polygon: true code_type: CENTER_SIZE nms_param {} }"
+    yield Case("DetectionOutput", own, ((2, 48), (2, 12), PRIORS))
+    maps = ((3, 4, 2, 30), (3, 4, 1, 8), (3, 8, 5, 6), (3, 4, 2, 4), (1, 2, 272))
+    many = "num_classes: 4 nbottom: 2 nms_param { nms_threshold: 0.45 } code_type: CENTER_SIZE"
+    yield Case("DetectionOutput", f"detection_output_param {{ {many} no_permute: true }}", maps)
+    flat = ((3, 16), (3, 8), (3, 64), (3, 32), (1, 2, 16), (1, 2, 8))
+    yield Case("DetectionOutput", f"detection_output_param {{ {many} share_location: false }}", flat)
+    one = "num_classes: 3 nbottom: 1 nms_param {}"
+    yield Case("DetectionOutput", f"detection_output_param {{ {one} }}", ((2, 12), (2, 16), PRIORS))
     own = "num_classes: 3 keep_top_k: 20 code_type: CENTER_SIZE nms_param { nms_threshold: 0.45 top_k: 10 }"
     yield Case("DetectionOutput", f"detection_output_param {{ {own} confidence_threshold: 0.3 }}", _SSD)
     own = "proposal_param { ratio: [0.5, 2] scale: [8, 16] post_nms_topn: 30 }"
@@ -399,6 +429,28 @@ def _all() -> Iterator[Case]:
         grids = ((2, 8, 5, 7), (2, 8, 3, 4))[:count]
         for tops in (1, 2):
             yield Case("BoxOutput", f"box_output_param {{ {own} }}", grids, tops)
+    more = "roi_pooling_param { pooled_h: 3 pooled_w: 2 spatial_scale: 0.25 pad_ratio: 0.2 %s }"
+    yield Case("ROIPooling", more % "", ((2, 3, 5, 7), (4, 5)))
+    yield Case("ROIAlign", more % "corners: true", ((2, 3, 5, 7), (4, 5, 1, 1)))
+    norm = "bbox_reg_param { " + " ".join(f"bbox_mean: 0.{k} bbox_std: 0.{k + 1}" for k in range(4)) + " %s }"
+    group = "box_group_param { field_h: 9 field_h: 20 field_w: 12 field_w: 7 stride: 4 }"
+    other = "box_group_param { field_h: 15 field_w: 16 stride: 8 }"
+    grids = ((6, 3, 5, 7), (6, 4, 5, 7), (3, 3, 8, 9), (3, 4, 8, 9))
+    for tops in (1, 2):
+        own = f"iou_thr: 0.4 fg_thr: 0.3 max_nms_num: 40 min_size: 5 {group}"
+        yield Case("BoxGroupOutput", f"box_group_output_param {{ {own} }}", grids[:2], tops)
+        own = f"iou_thr: 0.6 nms_type: 'IOMU' max_post_nms_num: 6 min_size: 7 field_whr: 3 {group} {other}"
+        yield Case("BoxGroupOutput", f"box_group_output_param {{ {own} field_xyr: 4 }} {norm % ''}", grids, tops)
+    yield Case("DecodeBBox", norm % "", ((6, 8), (6, 5)))
+    yield Case("DecodeBBox", "decode_bbox_param { gt_iou_thr: 0.8 }", ((6, 8, 1, 1), (6, 5, 1, 1), (6, 5, 1, 1)))
+    yield Case("BoxOutput", f"box_output_param {{ field_h: 9 field_w: 7 downsample_rate: 4 }} {norm % ''}", (X,))
+    own = "frcnn_output_param { conf_thr: 0.2 iou_thr: 0.3 max_det_num: 7 }"
+    yield Case("FrcnnOutput", f"{own} {norm % ''}", ((6, 4), (6, 16), (6, 5), (1, 2)))
+    own = f"frcnn_output_param {{ nms_type: 'IOFU' }} {norm % 'cls_aware: false'}"
+    yield Case("FrcnnOutput", own, ((6, 4, 1, 1), (6, 8, 1, 1), (6, 6, 1, 1), (1, 2, 1, 1)))
+    for sizes in ("high_scale: 9", "low_scale: 9 high_scale: 14", "low_scale: 90", ""):
+        yield Case("ScaleRoute", f"scale_route_param {{ {sizes} }}", ((6, 5),))
+        yield Case("ScaleRoute", f"scale_route_param {{ {sizes} }}", ((6, 5, 1, 1), (6, 3, 2, 4)), 2)
     yield Case("Nms", "nms_param { num_parts: 2 max_peaks: 4 threshold: 0.2 }", (X,))
     # faces
     for type_, own in (("MarginInnerProduct", "margin"), ("LargeMarginInnerProduct", "largemargin")):
@@ -490,8 +542,8 @@ def _filled(case: Case, index: int) -> Tensor:
         return torch.ones(shape)
     numbers = torch.rand(shape, generator=torch.Generator().manual_seed(index))
     if what is Holds.BOXES:
-        numbers = numbers.reshape(shape[0], -1) * torch.tensor([0.0, 20, 20, 20, 20])
-        numbers[:, 3:] += numbers[:, 1:3]
+        numbers = numbers.reshape(shape[0], -1) * torch.tensor([0.0, 20, 20, 20, 20, 1])[: math.prod(shape[1:])]
+        numbers[:, 3:5] += numbers[:, 1:3]
         return numbers.reshape(shape)
     return numbers
 

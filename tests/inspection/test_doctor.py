@@ -106,7 +106,7 @@ def test_extras_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ],
     )
     found = {finding.name: finding for finding in doctor._extras()}
-    assert list(found) == ["hdf5", "data", "plot", "onnx"]
+    assert list(found) == list(doctor.EXTRAS)
     assert found["data"].hint == "pip install 'h5py>=3.8' 'lmdb>=1.4'"
     assert "missing: h5py>=3.8, lmdb>=1.4" in found["data"].text
     assert found["plot"].ok

@@ -440,3 +440,47 @@ def test_a_quick_look() -> None:
     ]
     assert {run.splitlines()[0] for run in runs} == {""}
     assert min(float(run.splitlines()[1]) for run in runs) < 0.5
+
+
+# -- windows, and how images become the input -------------------------------------------------------------------------
+
+
+def test_windows_are_shown(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "net.prototxt",
+        """
+        layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 21 dim: 19 } } }
+        layer { name: "c" type: "Convolution" bottom: "x" top: "c"
+                convolution_param { num_output: 8 kernel_h: 3 kernel_w: 5 stride: 2 pad: 1 dilation: 2 group: 4 } }
+        layer { name: "d" type: "Deconvolution" bottom: "c" top: "d"
+                convolution_param { num_output: 8 kernel_size: 4 stride: 2 } }
+        layer { name: "p" type: "Pooling" bottom: "d" top: "p" pooling_param { kernel_size: 2 pool: AVE } }
+        layer { name: "g" type: "Pooling" bottom: "p" top: "g" pooling_param { global_pooling: true pool: AVE } }
+        layer { name: "r" type: "ReLU" bottom: "g" top: "r" }
+        """,
+    )
+    found = inspect_file(path)
+    assert {row.name: row.window for row in found.rows if row.window} == {
+        "c": "3x5, stride 2, pad 1, dilation 2, group 4",
+        "d": "4x4, stride 2",
+        "p": "2x2, AVE",
+        "g": "global, AVE",
+    }
+    assert "3x5, stride 2, pad 1, dilation 2, group 4" in render(found)
+    assert not found.errors
+
+
+def test_how_images_become_the_input_is_shown(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "net.prototxt",
+        """
+        layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
+                transform_param { crop_size: 24 mean_value: 104 mean_value: 117 mean_value: 123 scale: 0.5 } }
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 } }
+        """,
+    )
+    shown = dict(inspect_file(path).facts)["images"]
+    assert shown == "channels as stored, (x - [104, 117, 123]) * 0.5, crop 24 (transform_param of layer 'data')"
+    other = tmp_path / "other.prototxt"
+    other.write_text(path.read_text().replace("scale: 0.5", "mean_file: 'none'"))
+    assert "sets both mean_file and mean_value" in dict(inspect_file(other).facts)["images"]

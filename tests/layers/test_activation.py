@@ -180,5 +180,5 @@ def test_senseless_parameters(type_: str, param: str, message: str) -> None:
 
 
 def test_prelu_needs_channels() -> None:
-    with pytest.raises(SpecError, match=r"2 to 4 axes, got \(7,\)"):
+    with pytest.raises(SpecError, match=r"2 to 5 axes, got \(7,\)"):
         layer("PReLU", "", (7,))

@@ -1,10 +1,14 @@
 """BatchNorm, BN, LRN, MVN, Normalize, L2Normalization: by hand, by Caffe's formulas, against torch.nn."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import caffe_port.api
+from caffe_port.emit.convert import convert
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
 from caffe_port.layers import REGISTRY
@@ -275,3 +279,24 @@ def test_a_bn_takes_rows_and_a_convolution_does_not() -> None:
     weight = np.ones((6, 3, 1, 1), np.float32)
     assert not conv.mismatch([weight, np.ones(6, np.float32)])
     assert "holds bias (1, 6)" in conv.mismatch([weight, np.ones((1, 6), np.float32)])
+
+
+def test_eps_beside_the_root_in_model_py(tmp_path: Path) -> None:
+    """Synopsys: with a Scale after it, which otherwise becomes one module with the BatchNorm."""
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 4 } } }\n'
+        'layer { name: "bn" type: "BatchNorm" bottom: "x" top: "bn" '
+        "batch_norm_param { add_eps_before_sqrt: false eps: 0.5 } }\n"
+        'layer { name: "sc" type: "Scale" bottom: "bn" top: "sc" scale_param { bias_term: true } }\n'
+    )
+    ported = caffe_port.api.port(path)
+    ported.net.bn.variance.copy_(torch.tensor([1.0, 4, 9]))
+    ported.net.bn.scale_factor.fill_(1)
+    x = torch.randn(2, 3, 5, 4)
+    wanted = x / (torch.tensor([1.0, 2, 3]) + 0.5)[:, None, None]
+    assert torch.allclose(ported.net(x), wanted)
+    convert(ported, tmp_path / "out")  # compares what it wrote
+    batch = ported.net.train()(x)
+    std, mean = torch.std_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    assert torch.allclose(batch, (x - mean) / (std + 0.5), atol=1e-6)

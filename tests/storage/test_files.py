@@ -1,14 +1,16 @@
-"""atomic_write: the whole file under its name, or nothing."""
+"""atomic_write: the whole file under its name, or nothing; read_bytes: the whole file, and no more memory."""
 
 from __future__ import annotations
 
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from caffe_port.errors import CaffePortError
+from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.storage import files
 from caffe_port.storage.files import atomic_write
 
 not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -112,3 +114,18 @@ def test_a_full_disk(tmp_path: Path) -> None:
     ):
         full.write(b"x")
     assert not os.listdir(tmp_path)
+
+
+def test_reading_allocates_the_size_of_the_file(tmp_path: Path) -> None:
+    """And not the limit: Python's read() allocates what it is asked for."""
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    tracemalloc.start()
+    assert files.read_bytes(path) == b"abc"
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert files.read_bytes(path, 3) == b"abc"
+    with pytest.raises(ParseError, match="is larger than"):
+        files.read_bytes(path, 2)
+    if Path("/proc/version").is_file():  # its size is said to be 0
+        assert files.read_bytes("/proc/version") == Path("/proc/version").read_bytes()

@@ -214,7 +214,7 @@ def test_hdf5_without_a_blob_that_nobody_shares(tmp_path: Path) -> None:
     shutil.copyfile(CASES / "hdf5_shared/k.h5", tmp_path / "k.h5")
     with h5py.File(tmp_path / "k.h5", "a") as file:
         del file["data/ip/0"]
-    with pytest.raises(CaffePortError, match=r"layer 'ip' holds 1 blobs"):
+    with pytest.raises(CaffePortError, match=r"layer 'ip' holds 1 blob"):
         api.port(CASES / "hdf5_shared/k_dep.prototxt", tmp_path / "k.h5")
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import os
+import signal
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,8 +371,8 @@ layer { name: "ip" type: "InnerProduct" bottom: "p" top: "ip" inner_product_para
 """
 
 
-def recipe_options(folder: Path, **more: Any) -> fast_recipe.FastOptions:
-    train_set, test_set = colours(240), colours(90)
+def recipe_options(folder: Path, tests: int = 90, **more: Any) -> fast_recipe.FastOptions:
+    train_set, test_set = colours(240), colours(tests)
     np.savez(
         folder / "set.npz",
         x_train=train_set.images.numpy(),
@@ -391,7 +393,8 @@ def test_the_recipe_learns_and_its_result_is_a_caffemodel(tmp_path: Path) -> Non
     results = fast_recipe.train(tmp_path / "run", options, events.append, seeds=2)
     assert [r["seed"] for r in results] == [0, 1]
     assert min(r["accuracy"] for r in results) > 70  # chance is 33.3
-    assert [e["kind"] for e in events] == (["epoch"] * 6 + ["end"]) * 2
+    shown = [e["kind"] for e in events if e["kind"] not in ("progress", "testing")]
+    assert shown == (["epoch"] * 6 + ["end"]) * 2
     assert "over 2 seeds" in fast_recipe.summary(results)
     written = json.loads((tmp_path / "run" / "seed-1" / "run.json").read_text())
     assert written["epochs_done"] == 6
@@ -405,21 +408,98 @@ def test_the_recipe_learns_and_its_result_is_a_caffemodel(tmp_path: Path) -> Non
 
 
 def test_the_recipe_in_pieces_is_one_run_to_the_bit(tmp_path: Path) -> None:
-    from dataclasses import replace
+    """Pieces of one update, of half an epoch, of more than one; with weights, averages and losses as of one run."""
+    options = recipe_options(tmp_path, epochs=3)  # of 12 updates each
+    (whole,) = fast_recipe.train(tmp_path / "whole", options)
+    for_one_update = replace(options, max_seconds=0.0, resume=True)
+    stopped = [fast_recipe.train(tmp_path / "pieces", for_one_update)[0] for _ in range(2)]
+    for updates in (5, 13, 100):  # then by a signal
+        wanted = stopped[-1]["updates_done"] + updates
 
-    options = recipe_options(tmp_path, epochs=3)
-    fast_recipe.train(tmp_path / "whole", options)
-    stopped = []
-    for piece in range(3):
-        options = replace(options, max_seconds=0.0, resume=piece > 0)
-        stopped += [r["stopped"] for r in fast_recipe.train(tmp_path / "pieces", options)]
-    assert stopped == ["max_seconds", "max_seconds", ""]
+        def hear(event: dict[str, Any], wanted: int = wanted) -> None:
+            if event["kind"] == "progress" and event["update"] == wanted:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        stopped += fast_recipe.train(tmp_path / "pieces", replace(options, resume=True), hear)
+    assert [r["stopped"] for r in stopped] == ["max_seconds", "max_seconds", "SIGTERM", "SIGTERM", ""]
+    assert [(r["epochs_done"], r["updates_done"]) for r in stopped] == [(0, 1), (0, 2), (0, 7), (1, 20), (3, 36)]
+    assert [r["accuracy"] for r in stopped[:-1]] == [None] * 4
+    assert stopped[-1]["accuracy"] == whole["accuracy"]
     assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "pieces"))
+    losses = [[line["loss"] for line in one["history"]] for one in (whole, stopped[-1])]
+    assert losses[0] == losses[1]
+    lines = [
+        [(line["kind"], line["iter"], line.get("loss")) for line in run_folder.read_metrics(tmp_path / name)]
+        for name in ("whole", "pieces")
+    ]
+    assert lines[0] == lines[1]
+    assert [at for _, at, _ in lines[0]] == [12, 24, 36, 36]
+    options = replace(options, resume=True)
     assert fast_recipe.train(tmp_path / "pieces", options)[0]["epochs_done"] == 3  # nothing is left to do
     with pytest.raises(CaffePortError, match="already contains a run"):
         fast_recipe.train(tmp_path / "pieces", replace(options, resume=False))
     with pytest.raises(CaffePortError, match="contains a run with another recipe or seed"):
-        fast_recipe.train(tmp_path / "pieces", replace(options, resume=True, seed=9))
+        fast_recipe.train(tmp_path / "pieces", replace(options, seed=9))
+
+
+def test_a_signal_during_the_test_leaves_only_the_test(tmp_path: Path) -> None:
+    options = recipe_options(tmp_path, epochs=1, tests=1200)
+    (whole,) = fast_recipe.train(tmp_path / "whole", options)
+    seen: list[int] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["kind"] == "testing":
+            seen.append(event["done"])
+            os.kill(os.getpid(), signal.SIGINT)
+
+    (piece,) = fast_recipe.train(tmp_path / "piece", options, hear)
+    assert (piece["stopped"], piece["accuracy"], seen) == ("SIGINT", None, [500])
+    assert fast_recipe.summary([piece]) == ""
+    (again,) = fast_recipe.train(tmp_path / "piece", replace(options, resume=True))
+    assert again["accuracy"] == whole["accuracy"]
+    assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "piece"))
+
+
+def test_a_killed_run_goes_on_from_its_last_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is made every ten minutes, in mid-epoch: here after every update."""
+    monkeypatch.setattr(fast_recipe, "SAVE_EVERY", 0.0)
+    options = recipe_options(tmp_path, epochs=2)
+    fast_recipe.train(tmp_path / "whole", options)
+
+    class Killed(BaseException):
+        pass
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["update"] == 17:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fast_recipe.train(tmp_path / "run", options, hear)
+    notes: list[str] = []
+    (run,) = fast_recipe.train(
+        tmp_path / "run", replace(options, resume=True), lambda e: notes.append(e.get("text", ""))
+    )
+    assert "resumed after 1 epoch and 4 of 12 updates" in notes
+    assert run["updates_done"] == 24
+    assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "run"))
+
+
+def test_a_damaged_save_is_refused(tmp_path: Path) -> None:
+    options = recipe_options(tmp_path, epochs=2)
+    fast_recipe.train(tmp_path / "run", replace(options, max_seconds=0.0))
+    (tmp_path / "run" / "fast.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CaffePortError, match="cannot be resumed from"):
+        fast_recipe.train(tmp_path / "run", replace(options, resume=True))
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_epoch_can_begin_in_its_middle() -> None:
+    epochs = Epochs(colours(50), torch.zeros(3), torch.ones(3), 8, Augmentation(2, 3), seed=4)
+    whole, rest = list(epochs.epoch(1)), list(epochs.epoch(1, first=4))
+    assert len(rest) == 2
+    for (images, labels), (others, theirs) in zip(whole[4:], rest, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, theirs)
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -15,7 +15,7 @@ from caffe_port import api
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.formats import prototxt, solverstate
 from caffe_port.net.net import Net
-from caffe_port.training import optimizers, solver
+from caffe_port.training import optimizers, solver, solver_file
 from caffe_port.training.snapshot import capture, restore
 from caffe_port.training.solver import SolverSpec, learning_rate
 
@@ -213,7 +213,9 @@ def test_rates_by_hand(text: str, rates: dict[int, float]) -> None:
         ('base_lr: 1 test_interval: 5 net: "a" test_net: ["b", "c"] test_iter: 1', "2 test nets, but test_iter 1 time"),
         ('base_lr: 1 net: "a" test_interval: 5 test_iter: [1, 2] test_state { }', "2 test nets, but test_state 1 time"),
         ('base_lr: 1 net: "a" test_interval: 5 test_iter: -1', "test_iter is -1"),
-        ("base_lr: 1 local_lr_auto: true", "LARS"),
+        ("base_lr: 1 iter_size: 2 update_interval: 2", "iter_size and update_interval, which mean the same"),
+        ("base_lr: 1 test_offset: 0.5", "test_offset is 0.5; expected a whole number"),
+        ("base_lr: 1 update_interval: 2 update_interval: 3", "update_interval is 2, 3; expected a whole number"),
         ("base_lr: 1 larc: true larc_eta: 0.001", "LARC"),
         ('base_lr: 1 weight_decay_policy: "poly"', "changes the weight decay"),
         ('base_lr: 1 lr_policy: "multifixed" stagelr: 1', "1 stagelr and 0 stageiter"),
@@ -228,6 +230,58 @@ def test_a_solver_that_caffe_refuses(text: str, message: str) -> None:
 def test_fields_that_do_nothing_are_taken() -> None:
     spec = spec_of('base_lr: 1 local_lr_auto: false momentum_policy: "fixed" larc: false larc_policy: "clip"')
     assert spec.base_lr == 1
+
+
+def test_fields_of_forks_are_followed() -> None:
+    """yjxiong's name of iter_size and several devices; Intel's multifixed without base_lr; C3D's test of nothing."""
+    spec = spec_of("base_lr: 1 update_interval: 4 update_interval: 4 device_id: [0, 1] device_id: 2 debug_display: 9")
+    assert spec.iter_size == 4
+    spec = spec_of('lr_policy: "multifixed" stagelr: 0.5 stageiter: 9')
+    assert learning_rate(spec, 3) == 0.5
+    assert spec_of('base_lr: 1 train_net: "a" test_iter: 100 test_interval: 0').tests == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "tested"),
+    [
+        ("test_interval: 4 test_offset: 1", [1, 5, 9]),
+        ("test_interval: 4 test_offset: 6", [2, 6, 10]),
+        ("test_interval: 4 test_offset: 4", [0, 4, 8]),
+        ("test_interval: 4 test_initialization: false", [4, 8]),
+        ("test_interval: 4 test_offset: 2 test_initialization: false", [2, 6, 10]),
+    ],
+)
+def test_tests_may_be_made_later(text: str, tested: list[int]) -> None:
+    """(iter - test_offset) % test_interval == 0, where C++ has the sign of what is divided: solver.cpp of Intel's."""
+    spec = spec_of(f'base_lr: 1 net: "a" test_iter: 3 {text}')
+    assert [it for it in range(11) if spec.is_test(it) and (it or spec.test_initialization)] == tested
+    assert [spec.tests_before(it) for it in range(12)] == [sum(t < it for t in tested) for it in range(12)]
+
+
+def test_lars_by_hand() -> None:
+    """Intel's GetLocalRate: from the gradient that is clipped and divided, without decay; no lr_mult, but that of 0."""
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal((3, 2)).astype(np.float32), np.zeros(4, np.float32)]
+    params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
+    groups = [{"params": [p], "lr_mult": m, "decay_mult": d} for p, m, d in zip(params, (1, 2), (1, 0), strict=True)]
+    spec = spec_of(
+        "base_lr: 0.5 momentum: 0.9 weight_decay: 0.01 iter_size: 2 local_lr_auto: true local_gw_ratio: 0.02"
+    )
+    options = {name: getattr(spec, name) for name in optimizers.SGD.options}
+    made = optimizers.SGD(groups, 0.5, weight_decay=0.01, iter_size=2, **options)
+    weights, histories = [w.astype(np.float64) for w in start], [np.zeros_like(w, np.float64) for w in start]
+    for _ in range(4):
+        for k, (p, decay) in enumerate(zip(params, (1, 0), strict=True)):
+            grad = rng.standard_normal(p.shape).astype(np.float32)
+            p.grad = torch.tensor(grad)
+            g, w = grad / 2, weights[k]
+            norms = np.linalg.norm(w), np.linalg.norm(g)
+            local = 0.02 * norms[0] / (norms[1] + 0.01 * norms[0]) if min(norms) > 0 else 1
+            histories[k] = 0.9 * histories[k] + 0.5 * local * (g + 0.01 * decay * w)
+        made.step()
+        for k, p in enumerate(params):
+            weights[k] = weights[k] - histories[k]
+            np.testing.assert_allclose(p.detach(), weights[k], rtol=1e-5, atol=1e-6)
 
 
 def test_every_unknown_field_is_named() -> None:
@@ -269,9 +323,10 @@ def test_how_many_tests_came_before(text: str, before: dict[int, int]) -> None:
 
 
 def test_the_old_type_is_understood() -> None:
-    for old, new in solver._OLD_TYPES.items():
+    for old, new in solver_file._OLD_TYPES.items():
         assert spec_of(f"base_lr: 1 solver_type: {old}").type == new
     assert spec_of("base_lr: 1").changed(max_iter=7, iter_size=None).max_iter == 7
+    assert set(optimizers.OPTIMIZERS) == set(solver_file.TYPES), "which are known without torch, too"
 
 
 def test_the_net_is_found_beside_the_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

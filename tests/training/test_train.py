@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -370,28 +369,6 @@ def test_the_reference_log_is_compared(tmp_path: Path, shared: Path) -> None:
     assert tests[0]["reference"] == pytest.approx(0.1114)
     assert tests[1]["difference"] == pytest.approx(tests[1]["outputs"]["accuracy"] - tests[1]["reference"])
     assert tests[1]["ahead"] == (tests[1]["difference"] > 0)
-
-
-def test_tensorboard_is_told_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, float, int]] = []
-
-    class SummaryWriter:
-        def __init__(self, folder: str) -> None:
-            assert folder == str(tmp_path / "tensorboard")
-
-        def add_scalar(self, name: str, value: float, it: int) -> None:
-            told.append((name, value, it))
-
-        def flush(self) -> None:
-            pass
-
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    run = run_folder.RunFolder(tmp_path)
-    run.log({"kind": "train", "iter": 3, "loss": 0.5, "lr": 0.1, "eta_s": 7})
-    run.log({"kind": "test", "iter": 4, "outputs": {"accuracy": 0.25}})
-    assert told == [("train/loss", 0.5, 3), ("train/lr", 0.1, 3), ("test/accuracy", 0.25, 4)]
 
 
 def test_interpolation() -> None:

@@ -6,6 +6,7 @@ from caffe_port.layers.forks import (  # noqa: F401  each registers its types
     activation,
     blocks,
     cascade,
+    crf,
     detection,
     detection_loss,
     faces,

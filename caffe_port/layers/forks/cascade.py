@@ -13,6 +13,7 @@ from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.forks.detection import suppress
 from caffe_port.layers.forks.rcnn import regions, round_away
 from caffe_port.layers.layer import Layer
+from caffe_port.signatures.forks.cascade import box_norm
 from caffe_port.signatures.forks.rcnn import pooled_size
 from caffe_port.typing import Shape
 
@@ -83,7 +84,7 @@ class BoxOutput(Layer):
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        with_scores, norm, p = len(p.top) > 1, box_norm(p), p.box_output_param
+        with_scores, norm, p = len(p.top) > 1, norm_of(p), p.box_output_param
         fields = [[int(n) for n in getattr(p, name)] for name in ("field_h", "field_w", "downsample_rate")]
         args: dict[str, Any] = {
             "fields": tuple(zip(*fields, strict=True)),
@@ -126,11 +127,7 @@ class BoxOutput(Layer):
             found = found[found[:, 4].sort(descending=True, stable=True).indices][: self.pre_nms]
             kept = suppress(found[:, :4], found[:, 4], self.overlap)[: self.post_nms]
             rows.append(torch.cat((torch.full_like(found[kept, :1], image), found[kept]), 1))
-        top = torch.cat(rows)
-        if not len(top):
-            nothing = top.new_tensor([[0.0, 1, 1, 10, 10]])
-            return (nothing, top.new_zeros(1, 6)) if self.with_scores else nothing
-        return (top[:, :5], top) if self.with_scores else top[:, :5]
+        return proposals(torch.cat(rows), self.with_scores)
 
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         rois = bottoms[0].new_empty(1, 5)
@@ -151,6 +148,284 @@ class BoxOutput(Layer):
         left, upper = (center_x - wide / 2).clamp(min=0), (center_y - high / 2).clamp(min=0)
         right, lower = (left + wide).clamp(max=w * rate), (upper + high).clamp(max=h * rate)
         return torch.stack((left, upper, right, lower, score), 1)
+
+
+class BoxGroupOutput(Layer):
+    """The region proposals of Cascade R-CNN: boxes of several grids, the best that do not overlap.
+
+    Two bottoms a grid: probabilities (N * B, classes, H, W), the first class being the background, and corrections
+    (N * B, 4, H, W), of B boxes at each pixel, whose sizes are a group's field_w and field_h. The score of a box is
+    1 minus the probability of the background. Gives what BoxOutput gives.
+
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
+    Of equal scores the earlier box comes first; in the original, the order is undefined.
+    Reference: zhaoweicai/cascade-rcnn box_group_output_layer.cpp, bbox_util.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        with_scores, norm, p = len(p.top) > 1, norm_of(p), p.box_group_output_param
+        args: dict[str, Any] = {
+            "groups": tuple(
+                (tuple(zip(map(int, g.field_h), map(int, g.field_w), strict=True)), int(g.stride))
+                for g in p.box_group_param
+            ),
+            "least_score": decimal(p.fg_thr),
+            "overlap": decimal(p.iou_thr),
+            "shift": p.field_xyr,
+            "stretch": p.field_whr,
+            "pre_nms": p.max_nms_num,
+            "post_nms": p.max_post_nms_num,
+            "min_size": p.min_size,
+        }
+        args |= {} if p.nms_type == "IOU" else {"of": p.nms_type}
+        return args | norm | ({"with_scores": True} if with_scores else {})
+
+    def __init__(
+        self,
+        groups: tuple[tuple[tuple[tuple[int, int], ...], int], ...],
+        least_score: float = 0.0,
+        overlap: float = 0.5,
+        shift: float = 2.0,
+        stretch: float = 2.0,
+        pre_nms: int = 0,
+        post_nms: int = 0,
+        min_size: float = 15.0,
+        of: str = "IOU",
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
+        deviation: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+        with_scores: bool = False,
+    ) -> None:
+        super().__init__()
+        self.groups, self.least_score, self.overlap, self.of = groups, least_score, overlap, of
+        self.shift, self.stretch = shift, stretch
+        self.pre_nms, self.post_nms, self.min_size = pre_nms or None, post_nms or None, min_size
+        self.mean, self.deviation, self.with_scores = mean, deviation, with_scores
+
+    def forward(self, *grids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        rows = []
+        for image in range(grids[0].shape[0] // len(self.groups[0][0])):
+            found = torch.cat(
+                [
+                    self.boxes(prob, code, image, *group)
+                    for prob, code, group in zip(grids[::2], grids[1::2], self.groups, strict=True)
+                ]
+            )
+            large = (found[:, 2:4] - found[:, :2] + 1 >= self.min_size).all(1)
+            found = found[large & (found[:, 4] >= self.least_score)]
+            found = found[found[:, 4].sort(descending=True, stable=True).indices][: self.pre_nms]
+            kept = apart(found[:, :4], self.overlap, self.of)[: self.post_nms]
+            rows.append(torch.cat((torch.full_like(found[kept, :1], image), found[kept]), 1))
+        return proposals(torch.cat(rows), self.with_scores)
+
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        rois = bottoms[0].new_empty(1, 5)
+        return (rois, bottoms[0].new_empty(1, 6)) if self.with_scores else rois
+
+    def boxes(self, prob: Tensor, code: Tensor, image: int, fields: tuple[tuple[int, int], ...], stride: int) -> Tensor:
+        """Rows x1, y1, x2, y2, score of the grid of one image."""
+        count, (h, w) = len(fields), prob.shape[2:]
+        here = slice(image * count, (image + 1) * count)
+        height, width = torch.tensor(fields, device=prob.device, dtype=prob.dtype).T[..., None]
+        code = code[here].flatten(2)
+        mean, deviation = (code.new_tensor(values)[:, None] for values in (self.mean, self.deviation))
+        x, y, wide, high = (code * deviation + mean).unbind(1)
+        pixel = torch.arange(h * w, device=prob.device)
+        most, limit = 1 / self.shift, math.log(self.stretch)
+        x = x.clamp(-most, most) * width + (pixel % w + 0.5) * stride
+        y = y.clamp(-most, most) * height + (pixel // w + 0.5) * stride
+        wide, high = width * wide.clamp(-limit, limit).exp(), height * high.clamp(-limit, limit).exp()
+        left, upper = x - wide / 2, y - high / 2
+        right, lower = (left + wide - 1).clamp(max=w * stride), (upper + high - 1).clamp(max=h * stride)
+        score = 1 - prob[here, 0].flatten(1)
+        return torch.stack((left.clamp(min=0), upper.clamp(min=0), right, lower, score), 2).flatten(0, 1)
+
+
+class DecodeBBox(Layer):
+    """Regions (R, 5), corrected by the second of two boxes (R, 8): the regions of the next stage of Cascade R-CNN.
+
+    In training, regions that are left without extent are dropped, and those which overlap a true box by gt_iou_thr or
+    more, where a third bottom says so in its last column.
+
+    Reference: zhaoweicai/cascade-rcnn decode_bbox_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"most_overlap": decimal(p.decode_bbox_param.gt_iou_thr), **norm_of(p)}
+
+    def __init__(
+        self,
+        most_overlap: float = 0.95,
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
+        deviation: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.most_overlap, self.mean, self.deviation = most_overlap, mean, deviation
+
+    def forward(self, code: Tensor, rois: Tensor, overlaps: Tensor | None = None) -> Tensor:
+        regions_ = rois.flatten(1)
+        corners = decoded(code.flatten(1)[:, 4:], regions_[:, 1:], self.mean, self.deviation)
+        top = torch.cat((regions_[:, :1], corners), 1).reshape(rois.shape)
+        if not self.training:
+            return top
+        good = (corners[:, :2] <= corners[:, 2:]).all(1)
+        if overlaps is not None:
+            good = good & (overlaps.flatten(1)[:, -1] < self.most_overlap)
+        return top[good]
+
+    def infer(self, *bottoms: Tensor) -> Tensor:
+        return torch.empty_like(bottoms[1])
+
+
+class FrcnnOutput(Layer):
+    """The detections of Cascade R-CNN in one image, by class and score: rows image, x1, y1, x2, y2, label, score.
+
+    Takes probabilities (R, classes), corrections (R, 4 * classes) or, not cls_aware, (R, 8), regions (R, 5) or (R, 6),
+    and the height and width of the image. Of each class, all that reach conf_thr and do not overlap better ones, and of
+    these the max_det_num best. The first row is 0 and six times -1.
+
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
+    Of equal scores the earlier box comes first; in the original, the order is undefined. Nothing is saved.
+    Reference: zhaoweicai/cascade-rcnn frcnn_output_layer.cpp, bbox_util.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        norm, by_class, p = norm_of(p), p.bbox_reg_param.cls_aware, p.frcnn_output_param
+        args: dict[str, Any] = {
+            "least_score": decimal(p.conf_thr),
+            "overlap": decimal(p.iou_thr),
+            "most": p.max_det_num,
+            "by_class": by_class,
+        }
+        return args | ({} if p.nms_type == "IOU" else {"of": p.nms_type}) | norm
+
+    def __init__(
+        self,
+        least_score: float = 0.0,
+        overlap: float = 0.5,
+        most: int = 0,
+        by_class: bool = True,
+        of: str = "IOU",
+        mean: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0),
+        deviation: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.least_score, self.overlap, self.most, self.by_class, self.of = least_score, overlap, most, by_class, of
+        self.mean, self.deviation = mean, deviation
+
+    def forward(self, prob: Tensor, code: Tensor, rois: Tensor, size: Tensor) -> Tensor:
+        prob, code, corners = prob.flatten(1), code.flatten(1), rois.flatten(1)[:, 1:5]
+        height, width = size.flatten()
+        rows = []
+        for label in range(1, prob.shape[1]):
+            place = 4 * label if self.by_class else 4
+            boxes = decoded(code[:, place : place + 4], corners, self.mean, self.deviation)
+            low, high = boxes[:, :2].clamp(min=0), torch.minimum(boxes[:, 2:], torch.stack((width, height)))
+            score = prob[:, label : label + 1]
+            found = torch.cat((torch.zeros_like(score), low, high, torch.full_like(score, label), score), 1)
+            found = found[found[:, 6] >= self.least_score]
+            found = found[found[:, 6].sort(descending=True, stable=True).indices]
+            rows.append(found[apart(found[:, 1:5], self.overlap, self.of)])
+        kept = torch.cat(rows)
+        if self.most and len(kept) > self.most:
+            best = kept[:, 6].sort(descending=True, stable=True).indices[: self.most]
+            kept = kept[best]
+            kept = kept[kept[:, 5].sort(stable=True).indices]
+        return torch.cat((kept.new_tensor([[0.0, -1, -1, -1, -1, -1, -1]]), kept))
+
+    def infer(self, *bottoms: Tensor) -> Tensor:
+        return bottoms[0].new_empty(1, 7)
+
+
+class ScaleRoute(Layer):
+    """The rows of regions (R, 5) whose square root of area is low_scale or more, and less than high_scale.
+
+    Further bottoms lose the same rows. Where no region is of such a size, the one that comes nearest, by factor, to
+    sqrt(low_scale * high_scale) (the one that is given; 256 without both).
+
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
+    Reference: zhaoweicai/cascade-rcnn scale_route_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {
+            "low": decimal(p.low_scale) if p.has("low_scale") else None,
+            "high": decimal(p.high_scale) if p.has("high_scale") else None,
+        }
+
+    def __init__(self, low: float | None = None, high: float | None = None) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        given = [side for side in (low, high) if side is not None]
+        self.middle = math.prod(given) ** (1 / len(given)) if given else 256.0
+
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        corners = bottoms[0].flatten(1)[:, 1:]
+        sides = corners[:, 2:] - corners[:, :2]
+        scale = ((sides + 1).prod(1) * (sides >= 0).all(1)).sqrt()
+        fits = (scale >= (self.low or 0)) & (scale < (self.high or math.inf))
+        kept = fits.nonzero()[:, 0]
+        if not len(kept):
+            kept = (scale / self.middle).log2().abs().argmin(0, keepdim=True)
+        tops = tuple(x[kept] for x in bottoms)
+        return tops[0] if len(tops) == 1 else tops
+
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        tops = tuple(x.new_empty(1, *x.shape[1:]) for x in bottoms)
+        return tops[0] if len(tops) == 1 else tops
+
+
+def proposals(found: Tensor, with_scores: bool) -> Tensor | tuple[Tensor, Tensor]:
+    """Regions (R, 5), and with the score (R, 6); no region at all gives one, from (1, 1) to (10, 10)."""
+    if not len(found):
+        found = found.new_tensor([[0.0, 1, 1, 10, 10, 0]])
+        return (found[:, :5], torch.zeros_like(found)) if with_scores else found[:, :5]
+    return (found[:, :5], found) if with_scores else found[:, :5]
+
+
+def decoded(code: Tensor, corners: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """Boxes (R, 4), corrected by (R, 4): the center by parts of the size, the size by factors. Pixels count.
+
+    Source: DecodeBBoxesWithPrior of bbox_util.cpp.
+    """
+    code = code * code.new_tensor(deviation) + code.new_tensor(mean)
+    size = corners[:, 2:] - corners[:, :2] + 1
+    center = (corners[:, :2] + corners[:, 2:]) / 2 + code[:, :2] * size
+    size = size * code[:, 2:].exp()
+    first = center - (size - 1) / 2
+    return torch.cat((first, first + size - 1), 1)
+
+
+def apart(boxes: Tensor, threshold: float, of: str = "IOU") -> Tensor:
+    """Indices of the boxes, the best first, that no better one overlaps by more than ``threshold``.
+
+    Args:
+        boxes: corners (B, 4); the last pixels belong to them.
+        of: the overlap is a part of the union (IOU), of the smaller box (IOMU) or of the better one (IOFU).
+
+    Source: JaccardOverlap and ApplyNMS of bbox_util.cpp, where boxes in one row of pixels do not overlap.
+    """
+    sides = boxes[:, 2:] - boxes[:, :2]
+    valid = (sides >= 0).all(1)
+    area = (sides + 1).prod(1) * valid
+    left = torch.arange(len(boxes), device=boxes.device)
+    kept = []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        low = torch.maximum(boxes[best, :2], boxes[left, :2])
+        high = torch.minimum(boxes[best, 2:], boxes[left, 2:])
+        touch = (low[:, 0] <= high[:, 0]) & (low[:, 1] < high[:, 1])
+        shared = (high - low + 1).prod(1) * touch
+        whole = area[best] + area[left] - shared
+        if of != "IOU":
+            whole = torch.minimum(area[best], area[left]) if of == "IOMU" else area[best].expand_as(shared)
+        ratio = torch.where(valid[best] & valid[left] & (whole > 0), shared / whole, 0)
+        left = left[ratio <= threshold]
+    return torch.stack(kept) if kept else left
 
 
 class Nms(Layer):
@@ -213,14 +488,7 @@ class Nms(Layer):
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------
 
 
-def box_norm(layer: Message) -> dict[str, Any]:
-    """``bbox_reg_param``'s means and deviations of the four numbers of a box, where it is given."""
-    if not layer.has("bbox_reg_param"):
-        return {}
-    made = {}
-    for name, field in (("mean", "bbox_mean"), ("deviation", "bbox_std")):
-        values = getattr(layer.bbox_reg_param, field) if layer.bbox_reg_param.has(field) else []
-        if not isinstance(values, list) or len(values) != 4:
-            return {}
-        made[name] = tuple(float(v) for v in values)
-    return made
+def norm_of(layer: Message) -> dict[str, Any]:
+    """``bbox_reg_param``'s means and deviations of the four numbers of a box, where it gives both."""
+    norm = box_norm(layer)
+    return {} if norm is None else {"mean": tuple(map(decimal, norm[0])), "deviation": tuple(map(decimal, norm[1]))}

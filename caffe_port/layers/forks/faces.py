@@ -19,29 +19,16 @@ from caffe_port.layers.layer import Layer, canonical_axis, check_count
 from caffe_port.typing import Shape
 
 
-class MarginInnerProduct(Layer):
-    """SphereFace: scores ``|x| cos(t)``, where t is the angle between x and the weight of a class; the true class has
-    ``|x| psi(t)`` instead, psi being cos(m t), made to fall from 0 to pi (m is 1 to 4: SINGLE to QUADRUPLE).
-
-    The true score is mixed with the plain one, ``(lambda |x| cos(t) + |x| psi(t)) / (1 + lambda)``, with lambda
-    ``max(lambda_min, base (1 + gamma k)^-power)`` in the k-th forward; a second top gives lambda.
-
-    Differs from PyTorch: there is no module for it. A forward in training scales every row of the weight to length 1.
-    The gradients are SphereFace's: that of x through the true class has the length of x's other gradients, that of the
-    weight knows no margin.
-    Differs from Caffe: k counts the forwards in training only, and in evaluation is that of the next; Caffe's phases
-    have a counter each.
-    Blobs: weight (num_output, K)
-    Reference: wy1iu/sphereface margin_inner_product_layer.cpp
-    """
+class MarginProduct(Layer, register=False):
+    """What MarginInnerProduct and LargeMarginInnerProduct share: the weight, the margin, and how lambda decays."""
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return margin_arguments(p.margin_inner_product_param, bottoms) | {"with_lambda": len(p.top) > 1}
+        return margin_arguments(cls.signature.parameters(p), bottoms) | {"with_lambda": len(p.top) > 1}
 
     @classmethod
     def fillers(cls, p: Message) -> dict[str, Message]:
-        return {"weight": p.margin_inner_product_param.weight_filler}
+        return {"weight": cls.signature.parameters(p).weight_filler}
 
     def __init__(
         self,
@@ -61,6 +48,23 @@ class MarginInnerProduct(Layer):
         self.margin, self.axis, self.with_lambda = margin, axis, with_lambda
         self.base, self.gamma, self.power, self.lambda_min = base, gamma, power, lambda_min
         self.iteration = iteration
+
+
+class MarginInnerProduct(MarginProduct):
+    """SphereFace: scores ``|x| cos(t)``, where t is the angle between x and the weight of a class; the true class has
+    ``|x| psi(t)`` instead, psi being cos(m t), made to fall from 0 to pi (m is 1 to 4: SINGLE to QUADRUPLE).
+
+    The true score is mixed with the plain one, ``(lambda |x| cos(t) + |x| psi(t)) / (1 + lambda)``, with lambda
+    ``max(lambda_min, base (1 + gamma k)^-power)`` in the k-th forward; a second top gives lambda.
+
+    Differs from PyTorch: there is no module for it. A forward in training scales every row of the weight to length 1.
+    The gradients are SphereFace's: that of x through the true class has the length of x's other gradients, that of the
+    weight knows no margin.
+    Differs from Caffe: k counts the forwards in training only, and in evaluation is that of the next; Caffe's phases
+    have a counter each.
+    Blobs: weight (num_output, K)
+    Reference: wy1iu/sphereface margin_inner_product_layer.cpp
+    """
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.training:
@@ -85,7 +89,7 @@ class MarginInnerProduct(Layer):
         return (y, y.new_full((1,), mix)) if self.with_lambda else y
 
 
-class LargeMarginInnerProduct(Layer):
+class LargeMarginInnerProduct(MarginProduct):
     """L-Softmax: as MarginInnerProduct, but the weights keep their lengths, and the gradients are the true ones.
 
     Differs from Caffe: k counts the forwards in training only, and in evaluation is that of the next; Caffe's phases
@@ -93,33 +97,6 @@ class LargeMarginInnerProduct(Layer):
     Blobs: weight (num_output, K)
     Reference: wy1iu/LargeMargin_Softmax_Loss largemargin_inner_product_layer.cpp
     """
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return margin_arguments(p.largemargin_inner_product_param, bottoms) | {"with_lambda": len(p.top) > 1}
-
-    @classmethod
-    def fillers(cls, p: Message) -> dict[str, Message]:
-        return {"weight": p.largemargin_inner_product_param.weight_filler}
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        margin: int = 1,
-        axis: int = 1,
-        base: float = 1.0,
-        gamma: float = 0.0,
-        power: float = 1.0,
-        iteration: int = 0,
-        lambda_min: float = 0.0,
-        with_lambda: bool = False,
-    ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.margin, self.axis, self.with_lambda = margin, axis, with_lambda
-        self.base, self.gamma, self.power, self.lambda_min = base, gamma, power, lambda_min
-        self.iteration = iteration
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.training:

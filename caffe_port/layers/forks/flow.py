@@ -118,11 +118,12 @@ class FlowWarp(Layer):
         super().__init__()
         self.fill = float("nan") if fill_nan else 0.0
 
-    def forward(self, image: Tensor, flow: Tensor) -> Tensor:
+    def forward(self, image: Tensor, *flows: Tensor) -> Tensor:
+        flow = torch.cat(flows, 1)
         height, width = image.shape[2:]
         x = flow[:, :1] + torch.arange(width, device=flow.device)
         y = flow[:, 1:] + torch.arange(height, device=flow.device)[:, None]
-        inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        inside = self.inside(x, width) & self.inside(y, height)
         x, y = x.where(inside, 0), y.where(inside, 0)
         left, top = x.floor(), y.floor()
         right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
@@ -131,10 +132,46 @@ class FlowWarp(Layer):
         lower = (1 - a) * self.at(image, bottom, left) + a * self.at(image, bottom, right)
         return ((1 - b) * upper + b * lower).where(inside, self.fill)
 
+    def inside(self, place: Tensor, size: int) -> Tensor:
+        """Which places along an axis are on the image."""
+        return (place >= 0) & (place < size)
+
     def at(self, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """The pixels of the image at whole coordinates (N, 1, H, W)."""
         index = (y * image.shape[3] + x).long().flatten(2).expand(-1, image.shape[1], -1)
         return image.flatten(2).gather(2, index).reshape_as(image)
+
+
+class Warp(FlowWarp):
+    """FlowWarp, but what is beyond the center of the last pixel is 0. From PWC-Net.
+
+    Differs from PyTorch: F.grid_sample mixes in zeros over a pixel's width beyond the border.
+    Reference: NVlabs/PWC-Net warp_layer.cu
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {}
+
+    def inside(self, place: Tensor, size: int) -> Tensor:
+        return (place >= 0) & (place <= size - 1)
+
+
+class Warping(FlowWarp):
+    """The image (N, C, H, W) as seen along a flow of two bottoms (N, 1, H, W), horizontal and vertical.
+
+    As FlowWarp, but a place counts only if there is a pixel after it: the center of the last one is 0, too.
+
+    Differs from Caffe: the gradient is the derivative; the original takes half the difference of the top's neighbors.
+    Reference: Ravi-Garg/Unsupervised_Depth_Estimation warping_layer.cu
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {}
+
+    def inside(self, place: Tensor, size: int) -> Tensor:
+        return (place >= 0) & (place < size - 1)
 
 
 class ChannelNorm(Layer):

@@ -23,22 +23,30 @@ class ROIPooling(Layer):
     gives (R, C, pooled_h, pooled_w). Corners are scaled, then rounded, and the last pixel belongs to the region.
 
     Differs from PyTorch: regions may have shape (R, 5, 1, 1). Where Caffe aborts, a region naming an image that is
-    not in the batch, the nearest one is taken (torchvision would read beyond the features).
-    Reference: rbgirshick/caffe-fast-rcnn roi_pooling_layer.cpp
+    not in the batch, the nearest one is taken (torchvision would read beyond the features). ``pad_ratio`` (MS-CNN)
+    first enlarges each region on every side by that part of its size.
+    Reference: rbgirshick/caffe-fast-rcnn and zhaoweicai/mscnn roi_pooling_layer.cpp
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return {"output_size": pooled_size(p), "spatial_scale": p.spatial_scale}
+        args: dict[str, Any] = {"output_size": pooled_size(p), "spatial_scale": p.spatial_scale}
+        return args | ({"pad_ratio": decimal(p.pad_ratio)} if p.pad_ratio else {})
 
-    def __init__(self, output_size: tuple[int, int], spatial_scale: float = 1.0) -> None:
+    def __init__(self, output_size: tuple[int, int], spatial_scale: float = 1.0, pad_ratio: float = 0.0) -> None:
         super().__init__()
-        self.output_size, self.spatial_scale = output_size, spatial_scale
+        self.output_size, self.spatial_scale, self.pad_ratio = output_size, spatial_scale, pad_ratio
 
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
         import torchvision  # here: it takes as long to load as torch itself, and few nets need it
 
-        return torchvision.ops.roi_pool(x, regions(rois, x), self.output_size, self.spatial_scale)  # type: ignore[no-any-return]
+        rois = regions(rois, x)
+        if self.pad_ratio:
+            rois = enlarged(rois, self.pad_ratio)
+            # Round half away from zero, as C does; torchvision rounds what is exactly scaled then.
+            corners = round_away(rois[:, 1:] * self.spatial_scale)
+            return torchvision.ops.roi_pool(x, torch.cat((rois[:, :1], corners), 1), self.output_size, 1.0)  # type: ignore[no-any-return]
+        return torchvision.ops.roi_pool(x, rois, self.output_size, self.spatial_scale)  # type: ignore[no-any-return]
 
 
 class ROIAlign(Layer):
@@ -49,7 +57,11 @@ class ROIAlign(Layer):
 
     The parameters are ``roi_align_param``, or ``roi_pooling_param`` as in the ports of Mask R-CNN.
 
-    Reference: Ascend's ROIAlign; forks exist whose layer of that name has another formula
+    ``corners`` is MS-CNN's and Cascade R-CNN's layer of this name: the values at the corners of the bins,
+    (R, C, pooled_h + 1, pooled_w + 1), interpolated between the pixels' centers, 0 off the image; ``pad_ratio`` first
+    enlarges each region on every side by that part of its size. A Pooling of four corners follows there.
+
+    Reference: Ascend's ROIAlign; zhaoweicai/cascade-rcnn roi_align_layer.cu
     """
 
     @classmethod
@@ -57,7 +69,7 @@ class ROIAlign(Layer):
         own = cls.signature.parameters(p)
         args: dict[str, Any] = {"output_size": pooled_size(own), "spatial_scale": own.spatial_scale}
         if not p.has("roi_align_param"):
-            return args
+            return args | ({"corners": True, "pad_ratio": decimal(own.pad_ratio)} if own.corners else {})
         return args | {
             "sampling_ratio": own.sampling_ratio if own.sampling_ratio > 0 else -1,
             "last_pixel_inside": own.roi_end_mode == 1,
@@ -69,18 +81,42 @@ class ROIAlign(Layer):
         spatial_scale: float = 1.0,
         sampling_ratio: int = -1,
         last_pixel_inside: bool = False,
+        corners: bool = False,
+        pad_ratio: float = 0.0,
     ) -> None:
         super().__init__()
         self.output_size, self.spatial_scale, self.sampling_ratio = output_size, spatial_scale, sampling_ratio
-        self.last_pixel_inside = last_pixel_inside
+        self.last_pixel_inside, self.corners, self.pad_ratio = last_pixel_inside, corners, pad_ratio
 
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
         import torchvision  # here: it takes as long to load as torch itself, and few nets need it
 
         rois = regions(rois, x)
+        if self.corners:
+            return self.at_corners(x, rois)
         if self.last_pixel_inside:
             rois = torch.cat((rois[:, :3], rois[:, 3:] + 1), 1)
         return torchvision.ops.roi_align(x, rois, self.output_size, self.spatial_scale, self.sampling_ratio)  # type: ignore[no-any-return]
+
+    def at_corners(self, x: Tensor, rois: Tensor) -> Tensor:
+        """The values at the corners of the bins of each region."""
+        boxes = enlarged(rois, self.pad_ratio)[:, 1:] * self.spatial_scale - 0.5
+        sides = boxes[:, 2:] - boxes[:, :2]
+        columns = self.taps(boxes[:, 0], sides[:, 0], self.output_size[1], x.shape[3])
+        rows = self.taps(boxes[:, 1], sides[:, 1], self.output_size[0], x.shape[2])
+        rows = rows * (sides > 0).all(1)[:, None, None]
+        top = [  # one by one: all at once would need very much memory
+            torch.einsum("chw,ph,qw->cpq", x.index_select(0, rois[r, :1].long())[0], rows[r], columns[r])
+            for r in range(rois.shape[0])
+        ]
+        return torch.stack(top)
+
+    def taps(self, start: Tensor, side: Tensor, bins: int, size: int) -> Tensor:
+        """What each pixel adds at each corner, (R, bins + 1, size)."""
+        place = start[:, None] + torch.arange(bins + 1, device=start.device) * (side / bins)[:, None]
+        inside = (place >= -0.5) & (place <= size - 0.5)
+        pixel = torch.arange(size, device=start.device)
+        return (1 - (pixel - place.clamp(0, size - 1)[..., None]).abs()).clamp(min=0) * inside[..., None]
 
 
 class PSROIPooling(Layer):
@@ -376,6 +412,12 @@ def quicksort(scores: list[float], count: int) -> list[int]:
 
 
 # -- parameters, from Caffe ---------------------------------------------------------------------------------------
+
+
+def enlarged(rois: Tensor, pad_ratio: float) -> Tensor:
+    """Regions (R, 5), each wider and higher on every side by that part of its size."""
+    pad = (rois[:, 3:] - rois[:, 1:3] + 1) * pad_ratio
+    return torch.cat((rois[:, :1], rois[:, 1:3] - pad, rois[:, 3:] + pad), 1)
 
 
 def regions(rois: Tensor, x: Tensor) -> Tensor:

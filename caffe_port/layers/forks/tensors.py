@@ -109,16 +109,8 @@ class MatMul(Layer):
         return f"{a}{'.mT' * self.transpose_a} @ {b}{'.mT' * self.transpose_b}"
 
 
-class ResizeBilinear(Layer):
-    """Resizes an image, between four pixels, as TensorFlow does: pixel i lies at ``i * old / new``.
-
-    With ``align_corners`` it lies at ``i * (old - 1) / (new - 1)``, with ``half_pixel_centers`` or
-    ``pytorch_half_pixel`` at ``(i + 0.5) * old / new - 0.5``. The axes are (N, H, W, C), or (N, C, H, W) with
-    ``data_format: "NCHW"``.
-
-    Differs from PyTorch: F.interpolate has no way for the first of these.
-    Reference: foss-for-synopsys-dwc-arc-processors/synopsys-caffe resize_bilinear_layer.cpp
-    """
+class TensorFlowResize(Layer, register=False):
+    """What ResizeBilinear and ResizeNearestNeighbor share: the size, the axes, and where pixels lie."""
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
@@ -128,6 +120,18 @@ class ResizeBilinear(Layer):
     def __init__(self, size: tuple[int, int], dims: tuple[int, int] = (2, 3), place: str | None = None) -> None:
         super().__init__()
         self.size, self.dims, self.place = size, dims, place
+
+
+class ResizeBilinear(TensorFlowResize):
+    """Resizes an image, between four pixels, as TensorFlow does: pixel i lies at ``i * old / new``.
+
+    With ``align_corners`` it lies at ``i * (old - 1) / (new - 1)``, with ``half_pixel_centers`` or
+    ``pytorch_half_pixel`` at ``(i + 0.5) * old / new - 0.5``. The axes are (N, H, W, C), or (N, C, H, W) with
+    ``data_format: "NCHW"``.
+
+    Differs from PyTorch: F.interpolate has no way for the first of these.
+    Reference: foss-for-synopsys-dwc-arc-processors/synopsys-caffe resize_bilinear_layer.cpp
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         for dim, new in zip(self.dims, self.size, strict=True):
@@ -141,7 +145,7 @@ class ResizeBilinear(Layer):
         return x
 
 
-class ResizeNearestNeighbor(Layer):
+class ResizeNearestNeighbor(TensorFlowResize):
     """Resizes an image as TensorFlow does: pixel i is the old pixel ``floor(i * old / new)``.
 
     With ``align_corners`` it is ``round(i * (old - 1) / (new - 1))``, with ``half_pixel_centers``
@@ -151,15 +155,6 @@ class ResizeNearestNeighbor(Layer):
     Differs from PyTorch: F.interpolate(mode="nearest") does only the first of these, or the third.
     Reference: foss-for-synopsys-dwc-arc-processors/synopsys-caffe resize_nearest_neighbor_layer.cpp
     """
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        args: dict[str, Any] = {"size": resized(p, bottoms[0]), "dims": image_axes(p, bottoms[0])}
-        return args | ({"place": placing(p)} if placing(p) else {})
-
-    def __init__(self, size: tuple[int, int], dims: tuple[int, int] = (2, 3), place: str | None = None) -> None:
-        super().__init__()
-        self.size, self.dims, self.place = size, dims, place
 
     def forward(self, x: Tensor) -> Tensor:
         up = {"align_corners": 0.5, "half_pixel_centers": 0.5}.get(self.place or "", 0.0)

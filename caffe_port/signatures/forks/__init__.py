@@ -6,6 +6,7 @@ from caffe_port.signatures.forks import (  # noqa: F401  each declares its types
     activation,
     blocks,
     cascade,
+    crf,
     detection,
     detection_loss,
     faces,

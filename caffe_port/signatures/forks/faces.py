@@ -70,28 +70,21 @@ def _inner_distance_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str,
     return {**_rows(layer, bottoms), **({"bias": (p.num_output,)} if p.bias_term else {})}
 
 
-declare(
-    "MarginInnerProduct",
-    _margin_product,
-    message="margin_inner_product_param",
-    bottoms=2,
-    holds=LABELLED,
-    blobs=("weight",),
-    blob_shapes=_rows,
-    macs=_rows_macs,
-    traits=Trait.MATRIX | Trait.WHOLE_LAYER,
-)
-declare(
-    "LargeMarginInnerProduct",
-    _margin_product,
-    message="largemargin_inner_product_param",
-    bottoms=2,
-    holds=LABELLED,
-    blobs=("weight",),
-    blob_shapes=_rows,
-    macs=_rows_macs,
-    traits=Trait.MATRIX | Trait.WHOLE_LAYER,
-)
+for _type, _message in (
+    ("MarginInnerProduct", "margin_inner_product_param"),
+    ("LargeMarginInnerProduct", "largemargin_inner_product_param"),
+):
+    declare(
+        _type,
+        _margin_product,
+        message=_message,
+        bottoms=2,
+        holds=LABELLED,
+        blobs=("weight",),
+        blob_shapes=_rows,
+        macs=_rows_macs,
+        traits=Trait.MATRIX | Trait.WHOLE_LAYER,
+    )
 declare(
     "LabelSpecificAdd",
     _scores,

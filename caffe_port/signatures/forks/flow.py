@@ -53,6 +53,13 @@ def _flow_warp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # 
     return [image]
 
 
+def _warping(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    image, *flows = bottoms
+    if len(image) != 4 or any(flow != (image[0], 1, *image[2:]) for flow in flows):
+        raise SpecError(f"expected an image (N, C, H, W) and two flows (N, 1, H, W), got {image} and {flows}")
+    return [image]
+
+
 def _channel_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     expect_axes(bottoms[0], 2, ANY)
     return [(bottoms[0][0], 1, *bottoms[0][2:])]
@@ -99,6 +106,8 @@ def _mean(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 declare("Correlation", _correlation, message="correlation_param", bottoms=2)
 declare("Correlation1D", _correlation_1d, message="correlation_param", bottoms=2)
 declare("FlowWarp", _flow_warp, message="flow_warp_param", bottoms=2, traits=Trait.KEEPS_CHANNELS)
+declare("Warp", _flow_warp, bottoms=2, traits=Trait.KEEPS_CHANNELS)
+declare("Warping", _warping, bottoms=3, traits=Trait.KEEPS_CHANNELS)
 declare("ChannelNorm", _channel_norm, traits=Trait.KEEPS_PLACES)
 declare(
     "DataAugmentation",

@@ -46,8 +46,6 @@ def pooled_regions(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 def _roi_pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.roi_pooling_param
-    if p.pad_ratio:
-        raise SpecError("pad_ratio (MS-CNN) is not supported")
     if p.has("spatial_scale_h") or p.has("spatial_scale_w"):
         raise SpecError("spatial_scale_h and spatial_scale_w are not supported; give spatial_scale")
     return pooled_regions(layer, bottoms)
@@ -56,7 +54,12 @@ def _roi_pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 def _roi_align(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if layer.has("roi_align_param") and layer.roi_align_param.roi_end_mode not in (0, 1):
         raise SpecError(f"roi_end_mode {layer.roi_align_param.roi_end_mode} is not supported; 0 and 1 are")
-    return pooled_regions(layer, bottoms)
+    (top,) = pooled_regions(layer, bottoms)
+    if not layer.has("roi_align_param") and layer.roi_pooling_param.corners:
+        return [(*top[:2], top[2] + 1, top[3] + 1)]
+    if not layer.has("roi_align_param") and layer.roi_pooling_param.pad_ratio:
+        raise SpecError("pad_ratio belongs to MS-CNN's ROIAlign; the net has no other layer of that Caffe")
+    return [top]
 
 
 def _psroi_pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
@@ -228,7 +231,7 @@ declare(
     also=("proposal_in_pixels_param",),
     bottoms=3,
     holds=(Holds.NUMBERS, Holds.NUMBERS, Holds.IMAGE_SIZES),
-    python=("rpn.proposal_layer.ProposalLayer",),
+    python=("rpn.proposal_layer.ProposalLayer", "pylayer.proposal_layer.ProposalLayer"),
     settles=settled_scale,
     traits=Trait.WHOLE_LAYER,
 )

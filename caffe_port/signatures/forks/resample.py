@@ -33,7 +33,11 @@ def _interp(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if p.interp_type != "bilinear":
         raise SpecError(f"interp_type {p.interp_type} is not supported, only bilinear")
     cropped = [n + p.pad_beg + p.pad_end for n in bottom[2:]]
-    if p.has("shrink_factor") or p.has("zoom_factor"):
+    if p.use_blob_size:
+        if len(bottoms) < 2:
+            raise SpecError("use_blob_size takes the size of a second bottom, which is missing")
+        size = list(bottoms[1][2:])
+    elif p.has("shrink_factor") or p.has("zoom_factor"):
         if min(p.shrink_factor, p.zoom_factor) < 1:
             raise SpecError("shrink_factor and zoom_factor must be at least 1")
         size = [(n - 1) // p.shrink_factor * p.zoom_factor + 1 for n in cropped]
@@ -151,15 +155,14 @@ def unpooling(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
     expect_images(bottoms)
     if len(bottoms) > 1 and bottoms[1] != bottoms[0]:
         raise SpecError(f"the mask has shape {bottoms[1]}, the first bottom {bottoms[0]}; they must be equal")
-    p = layer.unpooling_param if layer.has("unpooling_param") else Message(None)
+    p = layer.unpooling_param
     kernel, stride = sizes(p, "kernel_size", "kernel"), sizes(p, "stride", "stride") or (1, 1)
-    unpool = str(p.unpool) if p.has("unpool") else "MAX"
     if kernel is None:
         raise SpecError("unpooling_param: kernel_size is missing")
     if any(sizes(p, "pad", "pad") or ()):
         raise SpecError("unpooling_param: pad is not supported, as in Caffe's fork")
-    if unpool not in ("MAX", "AVE", "TILE"):
-        raise SpecError(f"unpooling_param: unpool is MAX, AVE or TILE, got {unpool}")
+    if p.unpool not in ("MAX", "AVE", "TILE"):
+        raise SpecError(f"unpooling_param: unpool is MAX, AVE or TILE, got {p.unpool}")
     size = sizes(p, "unpool_size", "unpool")
     if size is None:
         axes = zip(bottoms[0][2:], kernel, stride, strict=True)
@@ -167,7 +170,7 @@ def unpooling(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         size = (height, width)
     if min(*kernel, *stride, *size) < 1:
         raise SpecError("unpooling_param: kernel, stride and size must be positive")
-    return {"size": size, "kernel_size": kernel, "stride": stride, "unpool": unpool}
+    return {"size": size, "kernel_size": kernel, "stride": stride, "unpool": p.unpool}
 
 
 def _unpooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:

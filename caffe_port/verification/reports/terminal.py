@@ -33,6 +33,7 @@ from rich.text import Text
 from caffe_port.errors import printable
 from caffe_port.verification.comparison import Difference, Distance, Report, Row
 
+FORMAT = "caffe-port verification"
 _STYLES = {"passed": "green", "failed": "bold red", "not compared": "yellow"}
 _MARKS = {"passed": "ok", "failed": "differs", "not compared": "-"}
 _WORST_SHOWN = 5
@@ -42,7 +43,7 @@ _FOLLOWING_SHOWN = 3
 def to_json(report: Report) -> str:
     """The report as JSON, indented."""
     value = {
-        "format": "caffe-port verification",
+        "format": FORMAT,
         "version": 1,
         "passed": report.passed,
         "compared": report.compared,
@@ -86,7 +87,7 @@ def verdict(report: Report) -> str:
     if report.rounded:
         rest = f"; {report.rounded} free-running only within rounding{rest}"
     if report.passed:
-        return f"{report.word}: all {report.compared} compared tops agree{report.whom()}{rest}"
+        return f"{report.word}: {report.agreement}{report.whom()}{rest}"
     broken = list(dict.fromkeys(row.layer for row in report.broken))
     far = sum(row.distance is not None and not row.distance.passed for row in report.rows)
     if far and not broken:

@@ -29,6 +29,18 @@ def rows(found: Examination) -> Iterator[Row]:
         yield from (_extra(extra) for extra in extras.get(layer.name, ()))
 
 
+def actual_of(found: Examination, row: Row) -> Array | None:
+    """The port's numbers for a row, from right inputs, in the shape of the top where they are as many."""
+    producer = (row.layer, row.top)
+    if producer not in found.tops.arrays or row.status == "not compared":
+        return None
+    verdict = found.verdicts.get(producer)
+    if verdict is not None:
+        return None if verdict.actual is None else _shaped(verdict.actual, found, producer)
+    value = _stands(found, producer)
+    return None if value is None else _shaped(array(value.own), found, producer)
+
+
 def _gather(found: Examination) -> None:
     """Tells the same mistake in several layers without parameters once: they are one line of a port's code."""
     first: dict[tuple[str, str], Verdict] = {}

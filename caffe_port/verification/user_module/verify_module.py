@@ -16,12 +16,14 @@ from caffe_port.errors import CaffePortError
 from caffe_port.signatures.signature import Trait, has, has_weights
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
+from caffe_port.verification.details import Details
 from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.references.reference import Reference, StoredReference, record
 from caffe_port.verification.reports.terminal import as_text
 from caffe_port.verification.subject import Input, find_reference, prepare
 from caffe_port.verification.user_module.examination import Examination
 from caffe_port.verification.user_module.recorder import load_module, load_state
+from caffe_port.verification.user_module.rows import actual_of
 from caffe_port.verification.user_module.rows import rows as report_rows
 from caffe_port.verification.user_module.tops import Tops
 
@@ -44,6 +46,7 @@ def verify_port(
     atol: float = ATOL,
     rtol: float = RTOL,
     ignore_fields: Collection[str] = (),
+    details: Details | None = None,
 ) -> Report:
     """Matches the calls of a hand-written module with the net's layers and reports what differs.
 
@@ -55,7 +58,7 @@ def verify_port(
         keep_parameters: compare the module's own parameters (True), or copy Caffe's in first (False), which changes the
             module. None: keep them if there is a state.
         reference: the reference for the expected values.
-        input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol, ignore_fields: as for
+        input, seed, preprocess, input_shapes, keep_loss, level, stages, atol, rtol, ignore_fields, details: as for
             :func:`caffe_port.verify`.
 
     Returns:
@@ -117,6 +120,12 @@ def verify_port(
     notes += _training_notes(found)
     if not keep_parameters:
         notes += _fold_notes(found)
+    if details is not None:
+        details.case = case
+        for row in rows:
+            actual = actual_of(found, row)
+            if actual is not None:
+                details.add(row, found.tops.arrays[row.layer, row.top], actual)
     report = subject.report(rows, tolerance, judge.name, told)
     return dataclasses.replace(report, notes=tuple(notes))
 
@@ -128,7 +137,7 @@ def _converted_state(where: str) -> Path | None:
     state = folder / "weights.safetensors"
     try:
         written = json.loads((folder / "port.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(written, dict) and written.get("class") == name and Path(file).name == "model.py"
     return state if ours and state.is_file() else None

@@ -8,8 +8,10 @@ import torch
 from fork_layers import assert_rows_close, build, layer_text, overlap, random
 from opencv_layer import opencv
 
+import caffe_port.api
 import caffe_port.layers.forks.detection
 import caffe_port.layers.forks.detection_loss
+from caffe_port.definition.definition import Definition
 from caffe_port.emit.convert import convert
 from caffe_port.errors import SpecError
 from caffe_port.formats import prototxt
@@ -369,7 +371,7 @@ def test_refinedet_corrects_the_priors_and_drops_those_of_little_objectness():
         ([(1, 36), (1, 28), (1, 2, 36)], "num_classes: 3", "9 priors and 3 classes need"),
         ([(1, 36), (1, 27), (1, 1, 36)], "num_classes: 3", "priors have shape"),
         ([(1, 36), (1, 27)], "num_classes: 3", "2 bottoms"),
-        ([(1, 36), (1, 27), (1, 2, 36), (1, 9)], "num_classes: 3", "4 bottoms"),
+        ([(1, 36), (1, 27), (1, 2, 36), (1, 9)], "num_classes: 3", "fourth bottom is an image"),
         ([(1, 36), (1, 27), (1, 2, 36)], "num_classes: 3 nms_param { eta: 2 }", "eta 2"),
         ([(1, 36), (1, 27), (1, 2, 36)], "num_classes: 3 normalized_bbox: false", "in pixels"),
         ([(1, 36), (1, 27), (1, 2, 45)], "num_classes: 3 normalized: false", "input_width"),
@@ -603,3 +605,89 @@ def test_what_detection_evaluate_refuses(text, shape, says, tmp_path):
     text = text % (tmp_path / "sizes") if "%s" in text else text
     with pytest.raises(SpecError, match=says):
         build("DetectionEvaluate", f"detection_evaluate_param {{ {text} }}", shape, (1, 1, 3, 8))
+
+
+# -- other forks' boxes ---------------------------------------------------------------------------------------------
+
+
+def corners(text: str, cells: tuple[int, int] = (1, 1), image: tuple[int, int] = (100, 200)) -> list[list[float]]:
+    """The boxes of a PriorBox in pixels, as rows x1, y1, x2, y2 (or as the layer orders them)."""
+    box = build("PriorBox", f"prior_box_param {{ {text} }}", (2, 3, *cells), (2, 3, *image))
+    made = box(torch.zeros(2, 3, *cells), torch.zeros(2, 3, *image))[0, 0].reshape(-1, 4)
+    return (made * torch.tensor([image[1], image[0]] * 2)).round(decimals=3).tolist()
+
+
+def test_face_boxes_are_dense():
+    """A size of 32 every 8 pixels, one of 64 every 16; sizes without the last pixel."""
+    made = corners("min_size: 32 min_size: 64 min_size: 128 faceboxes: true")
+    assert len(made) == 16 + 4 + 1
+    assert made[0] == [100 - 16 - 15.5, 50 - 16 - 15.5, 100 - 16 + 15.5, 50 - 16 + 15.5]
+    assert made[1] == [100 - 8 - 15.5, 50 - 16 - 15.5, 100 - 8 + 15.5, 50 - 16 + 15.5]
+    assert made[15] == [100 + 8 - 15.5, 50 + 8 - 15.5, 100 + 8 + 15.5, 50 + 8 + 15.5]
+    assert made[16] == [100 - 16 - 31.5, 50 - 16 - 31.5, 100 - 16 + 31.5, 50 - 16 + 31.5]
+    assert made[20] == [100 - 63.5, 50 - 63.5, 100 + 63.5, 50 + 63.5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "min_size: 32 faceboxes: true",
+        "min_size: 64 min_size: 32 min_size: 128 faceboxes: true",
+        "min_size: 256 max_size: 300 faceboxes: true",
+        "min_size: 256 aspect_ratio: 2 faceboxes: true",
+    ],
+)
+def test_face_boxes_that_overrun_the_top_are_refused(text):
+    with pytest.raises(SpecError, match="faceboxes"):
+        corners(text)
+
+
+def test_the_order_of_boxes_at_synopsys():
+    root = [100 - 30, 50 - 30, 100 + 30, 50 + 30]
+    square = [100 - 20, 50 - 20, 100 + 20, 50 + 20]
+    wide, high = [100 - 40, 50 - 10, 100 + 40, 50 + 10], [100 - 10, 50 - 40, 100 + 10, 50 + 40]
+    wider, higher = [100 - 80, 50 - 5, 100 + 80, 50 + 5], [100 - 5, 50 - 80, 100 + 5, 50 + 80]
+    own = "min_size: 40 max_size: 90 aspect_ratio: 4 aspect_ratio: 16 %s"
+    assert corners(own % "") == [square, root, wide, high, wider, higher]
+    assert corners(own % "tf: true") == [square, wide, high, wider, higher, root]
+    assert corners(own % "keras: true") == [root, square, wide, wider, high, higher]
+    across = "box_width: 80 box_height: 20 %s"
+    assert corners(across % "") == [wide]
+    made = build("PriorBox", f"prior_box_param {{ {across % 'yx_order: true'} }}", (2, 3, 1, 1), (2, 3, 100, 200))
+    boxes = made(torch.zeros(2, 3, 1, 1), torch.zeros(2, 3, 100, 200))[0, 0]
+    assert boxes.numpy() == pytest.approx([0.4, 0.3, 0.6, 0.7])
+    # 5 % of the image off each side of a square of 60
+    assert corners("min_size: 60 tf: true") == [[70 + 10, 20 + 5, 130 - 10, 80 - 5]]
+
+
+def test_a_net_that_fits_only_with_face_boxes_gets_them():
+    shape = " ".join(f"dim: {n}" for n in (2, 3, 64, 96))
+    text = f"""
+    layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ {shape} }} }} }}
+    layer {{ name: "map" type: "Pooling" bottom: "data" top: "map" pooling_param {{ kernel_size: 32 stride: 32 }} }}
+    layer {{ name: "prior" type: "PriorBox" bottom: "map" bottom: "data" top: "prior"
+             prior_box_param {{ min_size: 32 min_size: 64 min_size: 128 }} }}
+    layer {{ name: "loc" type: "InnerProduct" bottom: "map" top: "loc" inner_product_param {{ num_output: %d }} }}
+    layer {{ name: "conf" type: "InnerProduct" bottom: "map" top: "conf" inner_product_param {{ num_output: %d }} }}
+    layer {{ name: "out" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "prior" top: "out"
+             detection_output_param {{ num_classes: 2 nms_param {{ }} }} }}
+    """
+    for boxes in (3, 21):
+        read = Definition.parse(prototxt.parse(text % (6 * boxes * 4, 6 * boxes * 2), "NetParameter"))
+        ported = caffe_port.api.port(read)
+        assert len(ported.net.prior.boxes) == boxes
+        assert any("as in FaceBoxes" in note for note in ported.notes) == (boxes == 21)
+
+
+def test_polygons_are_moved_off_the_corners_of_the_prior():
+    text = "detection_output_param { num_classes: 2 use_polygon: true code_type: CENTER_SIZE nms_param { } }"
+    priors = torch.tensor([[[0.2, 0.3, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4]]])
+    code = torch.tensor([[0.0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    out = build("DetectionOutput", text, (1, 12), (1, 2), (1, 2, 4))(code, torch.tensor([[0.1, 0.9]]), priors)
+    assert out.shape == (1, 1, 1, 15)
+    assert out.flatten()[:7].numpy() == pytest.approx([0, 1, 0.9, 0.2, 0.3, 0.6, 0.5])
+    x, y = 0.1 * 0.4, 0.2 * 0.2
+    wanted = [0.2 + x, 0.3 + 2 * y, 0.6 + 3 * x, 0.3 + 4 * y, 0.6 + 5 * x, 0.5 + 6 * y, 0.2 + 7 * x, 0.5 + 8 * y]
+    assert out.flatten()[7:].numpy() == pytest.approx(wanted)
+    with pytest.raises(SpecError, match="use_polygon needs code_type"):
+        build("DetectionOutput", text.replace("CENTER_SIZE", "CORNER"), (1, 12), (1, 2), (1, 2, 4))

@@ -74,13 +74,33 @@ def test_roi_pooling_is_opencvs():
     [
         ("pooled_h: 3", [(1, 4, 5, 6), (7, 5)], "pooled_h and pooled_w"),
         ("pooled_h: 3 pooled_w: 3", [(1, 4, 5, 6), (7, 4)], "regions"),
-        ("pooled_h: 3 pooled_w: 3 pad_ratio: 0.5", [(1, 4, 5, 6), (7, 5)], "pad_ratio"),
+        ("pooled_h: 3 pooled_w: 3 spatial_scale_h: 0.5", [(1, 4, 5, 6), (7, 5)], "spatial_scale_h"),
         ("pooled_h: 3 pooled_w: 3 spatial_scale: 0", [(1, 4, 5, 6), (7, 5)], "must be positive"),
     ],
 )
 def test_bad_pooling_is_refused(text, shapes, says):
     with pytest.raises(SpecError, match=says):
         build("ROIPooling", f"roi_pooling_param {{ {text} }}", *shapes)
+
+
+def test_a_region_is_enlarged_first():
+    """MS-CNN: x 4..7 becomes 2..9 with pad_ratio 0.5, y 2..3 becomes 1..4, and the bins are 4 by 2 pixels."""
+    x = torch.arange(2 * 8 * 12.0).reshape(1, 2, 8, 12)
+    param = "roi_pooling_param { pooled_h: 2 pooled_w: 2 pad_ratio: 0.5 }"
+    top = build("ROIPooling", param, x.shape, (1, 5))(x, torch.tensor([[0.0, 4, 2, 7, 3]]))
+    assert top[0, 0].tolist() == [[2 * 12 + 5, 2 * 12 + 9], [4 * 12 + 5, 4 * 12 + 9]]
+
+
+def test_roi_align_at_the_corners_of_the_bins():
+    """MS-CNN and Cascade R-CNN: pixel 0's center is at 0.5; a corner off the image is 0."""
+    x = torch.arange(6 * 8.0).reshape(1, 1, 6, 8)
+    param = "roi_pooling_param { pooled_h: 1 pooled_w: 2 spatial_scale: 0.5 corners: true }"
+    align = build("ROIAlign", param, x.shape, (1, 5))
+    top = align(x, torch.tensor([[0.0, 2, 4, 8, 8]]))  # corners 0.5, 2, 3.5 and 1.5, 3.5
+    assert top[0, 0].tolist() == [[12.5, 14.0, 15.5], [28.5, 30.0, 31.5]]
+    assert align(x, torch.tensor([[0.0, 2, -9, 40, 8]]))[0, 0].tolist() == [[0, 0, 0], [28.5, 0, 0]]
+    with pytest.raises(SpecError, match="pad_ratio belongs to MS-CNN"):
+        build("ROIAlign", "roi_pooling_param { pooled_h: 1 pooled_w: 2 pad_ratio: 0.1 }", x.shape, (1, 5))
 
 
 def test_roi_align_is_torchvisions():

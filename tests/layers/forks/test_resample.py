@@ -90,12 +90,9 @@ def test_upsample_without_a_mask_repeats_pixels():
     assert build("Upsample", "", x.shape)(x).shape == x.shape
 
 
-def unpooling(text, *shapes):
-    """The parser does not know unpooling_param: the message as it would be read."""
-    message = Message("LayerParameter", name="l", type="Unpooling", top=["t"])
-    message.unknown["unpooling_param"] = [Message(None, **text)]
-    for name, value in text.items():
-        message.unknown["unpooling_param"][0]._fields[name] = value
+def unpooling(values, *shapes):
+    p = Message("UnpoolingParameter", **values)
+    message = Message("LayerParameter", name="l", type="Unpooling", top=["t"], unpooling_param=p)
     return lookup("Unpooling").build(message, list(shapes)).eval()
 
 

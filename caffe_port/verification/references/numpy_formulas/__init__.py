@@ -11,6 +11,7 @@ from caffe_port.signatures.signature import SIGNATURES, Trait
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas import (
+    crf,
     detection,
     elementwise,
     faces,
@@ -34,6 +35,7 @@ __all__ = ["FORMULAS", "Layer", "NumPyReference", "compute", "computes"]
 
 # imported because that registers the formulas
 _FAMILIES = (
+    crf,
     detection,
     elementwise,
     faces,

@@ -13,19 +13,29 @@ from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas.formulas import FLT_MIN, Layer, Result, formula
 
 
-def _sizes(p: Message) -> list[tuple[float, float]]:
-    """The width and height of each box at a pixel."""
-    if p.width:
-        return list(zip(p.width, p.height, strict=True))
+def _at_pixel(p: Message) -> list[tuple[float, float, float, float, float]]:
+    """The boxes at a pixel: width, height, how far right and down, and what is cut off each side of the image."""
+    wide, high = (p.box_width, p.box_height) if p.has("box_width") else (p.width, p.height)
+    if wide:
+        return [(w, h, 0, 0, 0) for w, h in zip(wide, high, strict=True)]
+    keras, tf = p.has("keras") and p.keras, p.has("tf") and p.tf
+    given = list(p.aspect_ratio)
+    later = [1 / ratio for ratio in given] if p.flip and keras else []
     ratios: list[float] = []
-    for ratio in p.aspect_ratio:
+    for ratio in (*given, *later):
         if all(abs(ratio - known) >= 1e-6 for known in (1, *ratios)):
-            ratios += [ratio, 1 / ratio] if p.flip else [ratio]
-    made = []
+            ratios += [ratio, 1 / ratio] if p.flip and not keras else [ratio]
+    made: list[tuple[float, float, float, float, float]] = []
     for k, least in enumerate(int(size) for size in p.min_size):
-        roots = [math.sqrt(least * int(p.max_size[k]))] if p.max_size else []
-        made += [(side, side) for side in (float(least), *roots)]
-        made += [(least * math.sqrt(ratio), least / math.sqrt(ratio)) for ratio in ratios]
+        first = [(least, least, 0, 0, 0.05 if tf and not keras and least == 60 else 0)]
+        if p.has("faceboxes") and p.faceboxes and not keras:
+            many, apart = (4, 8) if least == 32 else (2, 16) if least == 64 else (1, 0)
+            moves = [(n - many // 2) * apart for n in range(many)]
+            first = [(least - 1, least - 1, x, y, 0) for y in moves for x in moves]
+        root = [(math.sqrt(least * int(p.max_size[k])),) * 2 + (0, 0, 0)] if p.max_size else []
+        others = [(least * math.sqrt(ratio), least / math.sqrt(ratio), 0, 0, 0) for ratio in ratios]
+        for part in (root, first, others) if keras else (first, others, root) if tf else (first, root, others):
+            made += part
     return made
 
 
@@ -33,7 +43,8 @@ def _sizes(p: Message) -> list[tuple[float, float]]:
 def prior_box(layer: Layer) -> Result:
     """Corners in fractions of the image, then variances.
 
-    Sources: prior_box_layer.cpp (SSD, OpenCV; TextBoxes++: every box again at the lower edge of its cell), OpenVINO.
+    Sources: prior_box_layer.cpp (SSD, OpenCV; TextBoxes++: every box again at the lower edge of its cell; FaceBoxes;
+    Synopsys), OpenVINO.
     """
     own = layer.param
     p = own.prior_box_clustered_param if own.has("prior_box_clustered_param") else own.prior_box_param
@@ -50,13 +61,17 @@ def prior_box(layer: Layer) -> Result:
         step = [p.step, p.step]
     elif p.has("step_h") and p.has("step_w"):
         step = [p.step_h, p.step_w]
-    corners = []
+    corners, cuts = [], []
     for row, column in itertools.product(*map(range, cells)):
         y, x = (row + p.offset) * step[0], (column + p.offset) * step[1]
-        for width, height in _sizes(p):
+        for width, height, right, lower, cut in _at_pixel(p):
             for down in (0, step[0] * (1 - p.offset)) if p.has("denser_prior_boxes") and p.denser_prior_boxes else (0,):
-                corners.append([x - width / 2, y + down - height / 2, x + width / 2, y + down + height / 2])
-    boxes = np.array(corners) / [image[1], image[0], image[1], image[0]]
+                left, top = x + right - width / 2, y + lower + down - height / 2
+                corners.append([left, top, left + width, top + height])
+                cuts.append([cut, cut, -cut, -cut])
+    boxes = np.array(corners) / [image[1], image[0], image[1], image[0]] + cuts
+    if p.has("yx_order") and p.yx_order:
+        boxes = boxes[:, [1, 0, 3, 2]]
     variance = np.broadcast_to(list(p.variance) or [0.1], boxes.shape)
     return np.stack([np.clip(boxes, 0, 1) if p.clip else boxes, variance]).reshape(1, 2, -1)
 
@@ -112,33 +127,81 @@ def _suppressed(boxes: Sequence[Array], best_first: Iterable[int], threshold: fl
 
 @formula("DetectionOutput")
 def detection_output(layer: Layer) -> Result:
-    """Rows image, label, score and corners. Source: detection_output_layer.cpp (SSD)."""
-    p = layer.param.detection_output_param
-    if len(layer.bottoms) != 3 or not p.normalized:
+    """Rows image, label, score and corners. Source: detection_output_layer.cpp (SSD, RefineDet, TextBoxes++)."""
+    p, bottoms = layer.param.detection_output_param, layer.bottoms
+    if not p.normalized:
         raise NotImplementedError("a DetectionOutput of another fork")
-    priors, variances = layer.bottoms[2].reshape(2, -1, 4)
+    if len(bottoms) > 5 or (p.has("nbottom") and len(bottoms) >= 2 * p.nbottom + 1):
+        loc, conf, priors = _of_maps(bottoms, p)
+        bottoms = [loc, conf, priors]
+    else:
+        loc, conf, priors = bottoms[:3]
+    priors, variances = priors.reshape(2, -1, 4)
     variances = np.ones_like(variances) if p.variance_encoded_in_target else variances
-    images, count = len(layer.x), len(priors)
-    codes = layer.x.reshape(images, count, -1, 4)
-    scores = layer.bottoms[1].reshape(images, count, p.num_classes)
+    images, count = len(loc), len(priors)
+    codes = loc.reshape(images, count, -1, 12 if p.use_polygon else 4)
+    scores = conf.reshape(images, count, p.num_classes)
+    anchors = [priors] * images
+    if len(bottoms) == 5:  # RefineDet
+        thing = bottoms[3].reshape(images, count, 2)[..., 1:] >= p.objectness_score
+        scores, first = np.where(thing, scores, 0), bottoms[4].reshape(images, count, 4)
+        anchors = [
+            np.array([_decode(first[n, i], priors[i], variances[i], p.code_type) for i in range(count)])
+            for n in range(images)
+        ]
     of = p.nms_param if p.has("nms_param") else p
     rows: list[list[float]] = []
     for n in range(images):
         found: list[list[float]] = []
         for label in (c for c in range(p.num_classes) if c != p.background_label_id):
             code = codes[n, :, 0 if p.share_location else label]
-            boxes = [_decode(code[i], priors[i], variances[i], p.code_type) for i in range(count)]
+            boxes = [_decode(code[i, :4], anchors[n][i], variances[i], p.code_type) for i in range(count)]
             kept = list(range(count))
             if p.has("nms_param") or p.has("nms_threshold"):
                 least = p.confidence_threshold if p.has("confidence_threshold") else -np.inf
                 kept = sorted((i for i in kept if scores[n, i, label] > least), key=lambda i: -scores[n, i, label])
                 kept = kept[: of.top_k if of.has("top_k") and of.top_k > -1 else None]
                 kept = _suppressed(boxes, kept, of.nms_threshold, p.nms_param.eta)
-            found += [[n, label, scores[n, i, label], *boxes[i]] for i in kept]
+            for i in kept:
+                polygon = _polygon(code[i, 4:], priors[i], variances[i]) if p.use_polygon else []
+                found.append([n, label, scores[n, i, label], *boxes[i], *polygon])
         if -1 < p.keep_top_k < len(found):
             found = sorted(sorted(found, key=lambda row: -row[2])[: p.keep_top_k], key=lambda row: row[1])
         rows += found
-    return np.array(rows or [[n, *[-1.0] * 6] for n in range(images)])[None, None]
+    return np.array(rows or [[n, *[-1.0] * (14 if p.use_polygon else 6)] for n in range(images)])[None, None]
+
+
+def _polygon(code: Array, prior: Array, variance: Array) -> list[float]:
+    """DecodeBBoxPolygon of bbox_util.cpp (TextBoxes++)."""
+    x1, y1, x2, y2 = prior
+    moved = []
+    for k, (x, y) in enumerate(((x1, y1), (x2, y1), (x2, y2), (x1, y2))):
+        moved += [x + variance[0] * code[2 * k] * (x2 - x1), y + variance[1] * code[2 * k + 1] * (y2 - y1)]
+    return moved
+
+
+def _of_maps(bottoms: Sequence[Array], p: Message) -> tuple[Array, Array, Array]:
+    """loc, conf and priors of feature maps that come one by one. Source: detection_output_layer.cpp (Synopsys)."""
+    maps, images = p.nbottom, len(bottoms[0])
+    locs, confs = bottoms[maps : 2 * maps], bottoms[:maps]
+    priors = np.concatenate([one.reshape(2, -1) for one in bottoms[2 * maps :]], 1)
+    if not p.no_permute:
+        join = [np.concatenate([one.reshape(images, -1) for one in part], 1) for part in (locs, confs)]
+        return join[0], join[1], priors
+    loc: list[list[Array]] = [[] for _ in range(images)]
+    conf: list[list[Array]] = [[] for _ in range(images)]
+    boxes, first, classes = [], 0, 1 if p.share_location else p.num_classes
+    for said, scores in zip(locs, confs, strict=True):
+        count, cells = said.shape[1] // 4 // classes, said.shape[2] * said.shape[3]
+        for box, cell in itertools.product(range(count), range(cells)):
+            where = (cell // said.shape[3], cell % said.shape[3])
+            for n in range(images):
+                loc[n].append(said[(n, slice(box * classes * 4, (box + 1) * classes * 4), *where)])
+                conf[n].append(scores.reshape(images, p.num_classes, count, cells)[n, :, box, cell])
+            at = first + 4 * (cell * count + box)
+            boxes.append(priors[0, at : at + 4])
+        first += 4 * count * cells
+    return np.array(loc), np.array(conf), np.stack((np.concatenate(boxes), priors[1]))
 
 
 @formula("DetectionEvaluate")
@@ -305,18 +368,23 @@ def _half_away(x: Array) -> Array:
 
 @formula("ROIPooling")
 def roi_pooling(layer: Layer) -> Result:
-    """The greatest number in every bin of a region. Source: roi_pooling_layer.cpp (Fast R-CNN)."""
+    """The greatest number in every bin of a region. Source: roi_pooling_layer.cpp (Fast R-CNN, MS-CNN)."""
     p, x, rois = layer.param.roi_pooling_param, layer.x, layer.bottoms[1].reshape(len(layer.bottoms[1]), 5)
-    if p.pad_ratio or p.has("spatial_scale_h") or p.has("spatial_scale_w") or p.pooled_size:
+    if p.has("spatial_scale_h") or p.has("spatial_scale_w"):
         raise NotImplementedError("a ROIPooling of another fork")
-    bins, top = (p.pooled_h, p.pooled_w), np.zeros((len(rois), x.shape[1], p.pooled_h, p.pooled_w))
+    sizes = [int(n) for n in p.pooled_size] or [p.pooled_h, p.pooled_w]
+    bins = (sizes[0], sizes[-1])  # Intel's pooled_size is given once or twice
+    top = np.zeros((len(rois), x.shape[1], *bins))
+    single = np.float32  # as the source: an edge that is a whole number in exact arithmetic is rounded to a side
     for r, roi in enumerate(rois):
-        corners = _half_away(roi[1:] * p.spatial_scale)
+        more = (roi[3:] - roi[1:3] + 1) * p.pad_ratio
+        corners = _half_away(np.concatenate((roi[1:3] - more, roi[3:] + more)) * p.spatial_scale)
         for bin_ in itertools.product(*map(range, bins)):
             cut = []
             for axis, (k, count) in enumerate(zip(bin_, bins, strict=True)):
-                first, size = corners[1 - axis], max(corners[3 - axis] - corners[1 - axis] + 1, 1) / count
-                edges = np.array([np.floor(k * size), np.ceil((k + 1) * size)]) + first
+                first, side = corners[1 - axis], max(corners[3 - axis] - corners[1 - axis] + 1, 1)
+                size = single(side) / single(count)
+                edges = np.array([np.floor(single(k) * size), np.ceil(single(k + 1) * size)]) + first
                 cut.append(slice(*edges.clip(0, x.shape[2 + axis]).astype(int)))
             window = x[int(roi[0])][:, cut[0], cut[1]]
             top[r, :, bin_[0], bin_[1]] = window.max((1, 2)) if window.size else 0

@@ -58,16 +58,22 @@ def correlation_1d(layer: Layer) -> Result:
     return _patches_compared(p, a, b, 0, moves)
 
 
-@formula("FlowWarp")
+@formula("FlowWarp", "Warp", "Warping")
 def flow_warp(layer: Layer) -> Result:
-    """The pixel at (x, y) + flow, between its four neighbors. Source: flow_warp_layer.cpp."""
-    image, flow = layer.bottoms
+    """The pixel at (x, y) + flow, between its four neighbors.
+
+    Sources: flow_warp_layer.cpp; warp_layer.cu (PWC-Net), up to the middle of the last pixel; warping_layer.cu (Garg),
+    where there must be a pixel on both sides.
+    """
+    image, flow = layer.bottoms[0], np.concatenate(layer.bottoms[1:], 1)
     height, width = image.shape[2:]
-    fill = 0.0 if layer.param.flow_warp_param.fill_value == "ZERO" else np.nan
+    own = layer.param.type == "FlowWarp"
+    fill = 0.0 if not own or layer.param.flow_warp_param.fill_value == "ZERO" else np.nan
     top = np.full(image.shape, fill)
     for n, y, x in np.ndindex(len(image), height, width):
         at_x, at_y = x + flow[n, 0, y, x], y + flow[n, 1, y, x]
-        if 0 <= at_x < width and 0 <= at_y < height:
+        last = {"FlowWarp": 1, "Warp": 1e-12}.get(layer.param.type, 0)
+        if 0 <= at_x < width - 1 + last and 0 <= at_y < height - 1 + last:
             left, upper = int(at_x), int(at_y)
             right, lower = min(left + 1, width - 1), min(upper + 1, height - 1)
             a, b = at_x - left, at_y - upper

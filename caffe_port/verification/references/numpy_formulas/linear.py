@@ -79,7 +79,8 @@ def batch_norm(layer: Layer) -> Result:
     else:
         mean, variance = x.mean(others), x.var(others)
     shape = (-1,) if x.ndim == 1 else (-1, *([1] * (x.ndim - 2)))
-    y = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + p.eps)
+    inside, outside = (p.eps, 0) if p.add_eps_before_sqrt else (0, p.eps)  # outside: synopsys-caffe
+    y = (x - mean.reshape(shape)) / (np.sqrt(variance.reshape(shape) + inside) + outside)
     if layer.param.type == "BatchNormKyle" and p.use_alpha_beta:
         y = y * layer.blobs[3].reshape(shape) + layer.blobs[4].reshape(shape)
     return y

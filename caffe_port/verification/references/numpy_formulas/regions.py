@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from caffe_port.formats.message import Message
 from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula, given, spatial
 
@@ -41,6 +42,8 @@ def roi_align(layer: Layer) -> Result:
     size = (p.pooled_h, p.pooled_w)
     if end not in (0, 1) or not all(size):
         raise NotImplementedError("a ROIAlign of another fork")
+    if not own and p.corners:
+        return _corner_values(layer, p)
     regions = _regions(layer)
     top = np.zeros((len(regions), x.shape[1], *size))
     for r, (image, *corners) in enumerate(regions):
@@ -58,6 +61,24 @@ def roi_align(layer: Layer) -> Result:
                 if all(-1 <= place <= n for place, n in zip(at, x.shape[2:], strict=True)):
                     total += _between(x[int(image)], *at)
             top[r, :, row, column] = total / max(math.prod(grid), 1)
+    return top
+
+
+def _corner_values(layer: Layer, p: Message) -> Result:
+    """What there is at the corners of every bin. Source: roi_align_layer.cu (cascade-rcnn)."""
+    x, regions, size = layer.x, _regions(layer), (p.pooled_h, p.pooled_w)
+    top = np.zeros((len(regions), x.shape[1], size[0] + 1, size[1] + 1))
+    for r, (image, x1, y1, x2, y2) in enumerate(regions):
+        wider, higher = (x2 - x1 + 1) * p.pad_ratio, (y2 - y1 + 1) * p.pad_ratio
+        left, right = ((edge * p.spatial_scale) - 0.5 for edge in (x1 - wider, x2 + wider))
+        upper, lower = ((edge * p.spatial_scale) - 0.5 for edge in (y1 - higher, y2 + higher))
+        if right <= left or lower <= upper:
+            continue
+        for row, column in np.ndindex(*top.shape[2:]):
+            y = upper + row * (lower - upper) / size[0]
+            at = left + column * (right - left) / size[1]
+            if -0.5 <= y <= x.shape[2] - 0.5 and -0.5 <= at <= x.shape[3] - 0.5:
+                top[r, :, row, column] = _between(x[int(image)], y, at)
     return top
 
 
@@ -185,6 +206,128 @@ def _overlap(kind: str, a: Sequence[float], b: Sequence[float]) -> float:
     both = _shared(a, b)
     by = {"IOMU": min(_area(a), _area(b)), "IOFU": _area(a)}.get(kind, _area(a) + _area(b) - both)
     return both / by
+
+
+def _normal(layer: Layer) -> tuple[Array, Array]:
+    """Means and deviations of the four numbers of a box."""
+    p = layer.param.bbox_reg_param
+    if not (len(p.bbox_mean) and len(p.bbox_std)):
+        return np.zeros(4), np.ones(4)
+    return np.array(list(p.bbox_mean)), np.array(list(p.bbox_std))
+
+
+def _ratio(kind: str, a: Sequence[float], b: Sequence[float]) -> float:
+    """JaccardOverlap of bbox_util.cpp (cascade-rcnn); corners x1, y1, x2, y2, whose pixels count."""
+    if a[2] < a[0] or a[3] < a[1] or b[2] < b[0] or b[3] < b[1]:
+        return 0.0
+    area_a, area_b = ((box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b))
+    left, upper, right, lower = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    shared = 0.0 if left > right or upper >= lower else (right - left + 1) * (lower - upper + 1)
+    by = {"IOMU": min(area_a, area_b), "IOFU": area_a}.get(kind, area_a + area_b - shared)
+    return shared / by if by > 0 else 0.0
+
+
+def _not_overlapping(kind: str, boxes: Sequence[list[float]], most: float) -> list[list[float]]:
+    """ApplyNMS of bbox_util.cpp (cascade-rcnn): boxes in the order of their scores."""
+    kept: list[list[float]] = []
+    for box in boxes:
+        if all(_ratio(kind, better, box) <= most for better in kept):
+            kept.append(box)
+    return kept
+
+
+def _corrected(code: Array, box: Array) -> list[float]:
+    """DecodeBBoxesWithPrior of bbox_util.cpp (cascade-rcnn)."""
+    corners = []
+    for low, high, move, grow in ((box[0], box[2], code[0], code[2]), (box[1], box[3], code[1], code[3])):
+        side = high - low + 1
+        middle = move * side + (low + high) / 2
+        side *= math.exp(grow)
+        corners.append((middle - (side - 1) / 2, middle - (side - 1) / 2 + side - 1))
+    (x1, x2), (y1, y2) = corners
+    return [x1, y1, x2, y2]
+
+
+@formula("BoxGroupOutput")
+def box_group_output(layer: Layer) -> Result:
+    """Cascade R-CNN's proposals. Source: box_group_output_layer.cpp."""
+    p, (mean, deviation) = layer.param.box_group_output_param, _normal(layer)
+    rows: list[list[float]] = []
+    for image in range(len(layer.x) // len(p.box_group_param[0].field_h)):
+        found: list[list[float]] = []
+        for k, group in enumerate(p.box_group_param):
+            prob, code = layer.bottoms[2 * k], layer.bottoms[2 * k + 1]
+            for field, (high, wide) in enumerate(zip(group.field_h, group.field_w, strict=True)):
+                at = image * len(group.field_h) + field
+                for row, column in np.ndindex(*prob.shape[2:]):
+                    x, y, w, h = code[at, :, row, column] * deviation + mean
+                    x, y = (min(max(c, -1 / p.field_xyr), 1 / p.field_xyr) for c in (x, y))
+                    w, h = (min(max(c, math.log(1 / p.field_whr)), math.log(p.field_whr)) for c in (w, h))
+                    w, h = wide * math.exp(w), high * math.exp(h)
+                    x = x * wide + (column + 0.5) * group.stride - w / 2
+                    y = y * high + (row + 0.5) * group.stride - h / 2
+                    right = min(x + w - 1, prob.shape[3] * group.stride)
+                    lower = min(y + h - 1, prob.shape[2] * group.stride)
+                    x, y, score = max(x, 0), max(y, 0), 1 - prob[at, 0, row, column]
+                    if score >= p.fg_thr and right - x + 1 >= p.min_size and lower - y + 1 >= p.min_size:
+                        found.append([x, y, right, lower, score])
+        found = sorted(found, key=lambda box: -box[4])[: p.max_nms_num or None]
+        kept = _not_overlapping(p.nms_type, found, p.iou_thr)[: p.max_post_nms_num or None]
+        rows += [[image, *box] for box in kept]
+    if not rows:
+        return [np.array([[0.0, 1, 1, 10, 10]]), np.zeros((1, 6))][: layer.tops]
+    return [np.array(rows)[:, :5], np.array(rows)][: layer.tops]
+
+
+@formula("DecodeBBox")
+def decode_bbox(layer: Layer) -> Result:
+    """The regions of the next stage. Source: decode_bbox_layer.cpp (cascade-rcnn), phase TEST."""
+    (mean, deviation), rois = _normal(layer), _regions(layer)
+    codes = layer.x.reshape(len(rois), 8)[:, 4:] * deviation + mean
+    rows = [[roi[0], *_corrected(code, roi[1:])] for code, roi in zip(codes, rois, strict=True)]
+    return np.array(rows).reshape(layer.bottoms[1].shape)
+
+
+@formula("FrcnnOutput")
+def frcnn_output(layer: Layer) -> Result:
+    """Rows image, corners, label, score, after one of 0 and -1. Source: frcnn_output_layer.cpp (cascade-rcnn)."""
+    p, by_class, (mean, deviation) = (
+        layer.param.frcnn_output_param,
+        layer.param.bbox_reg_param.cls_aware,
+        _normal(layer),
+    )
+    prob, code, rois, size = (bottom.reshape(len(bottom), -1) for bottom in layer.bottoms)
+    height, width = size.ravel()
+    rows: list[list[float]] = []
+    for label in range(1, prob.shape[1]):
+        found: list[list[float]] = []
+        for r in np.argsort(-prob[:, label], kind="stable"):
+            first = 4 * label if by_class else 4
+            x1, y1, x2, y2 = _corrected(code[r, first : first + 4] * deviation + mean, rois[r, 1:5])
+            if prob[r, label] >= p.conf_thr:
+                found.append([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height), label, prob[r, label]])
+        rows += _not_overlapping(p.nms_type, found, p.iou_thr)
+    if p.max_det_num and len(rows) > p.max_det_num:
+        rows = sorted(rows, key=lambda row: -row[5])[: p.max_det_num]
+        rows.sort(key=lambda row: row[4])
+    return np.array([[0.0, *[-1] * 6], *([0, *row] for row in rows)])
+
+
+@formula("ScaleRoute")
+def scale_route(layer: Layer) -> Result:
+    """The rows of regions of a size. Source: scale_route_layer.cpp (cascade-rcnn)."""
+    p = layer.param.scale_route_param
+    low, high = (p.low_scale if p.has("low_scale") else 0), (p.high_scale if p.has("high_scale") else math.inf)
+    middle = {(1, 1): math.sqrt(low * min(high, 1e30)), (1, 0): low, (0, 1): high}.get(
+        (int(p.has("low_scale")), int(p.has("high_scale"))), 256
+    )
+    scales = []
+    for _, x1, y1, x2, y2 in layer.x.reshape(len(layer.x), 5):
+        scales.append(0.0 if x2 < x1 or y2 < y1 else math.sqrt((x2 - x1 + 1) * (y2 - y1 + 1)))
+    kept = [k for k, scale in enumerate(scales) if low <= scale < high]
+    if not kept:
+        kept = [min(range(len(scales)), key=lambda k: abs(math.log2((scales[k] or 1e-300) / middle)))]
+    return [bottom[kept] for bottom in layer.bottoms]
 
 
 Found = tuple[float, int, float, float, float, float]

@@ -23,8 +23,11 @@ def silence(_: Layer) -> Result:
 
 @formula("Concat")
 def concat(layer: Layer) -> Result:
-    """Source: concat_layer.cpp."""
-    return np.concatenate(layer.bottoms, axis=legacy_axis(layer.param.concat_param, "concat_dim"))
+    """Sources: concat_layer.cpp; mkldnn_concat_layer.cpp (Intel's per_fla_fuse)."""
+    p, bottoms = layer.param.concat_param, layer.bottoms
+    if p.per_fla_fuse and legacy_axis(p, "concat_dim") == 1:
+        bottoms = [x.reshape(len(x), x.size // len(x), *[1] * (x.ndim - 2)) for x in bottoms]
+    return np.concatenate(bottoms, axis=legacy_axis(p, "concat_dim"))
 
 
 @formula("Slice")

@@ -27,7 +27,7 @@ def unpooling(layer: Layer) -> Result:
         size = [p.unpool_size, p.unpool_size]
     elif p.has("unpool_h"):
         size = [p.unpool_h, p.unpool_w]
-    how = p.unpool if p.has("unpool") else "MAX"
+    how = p.unpool
     top = np.zeros((n, channels, *size))
     flat = top.reshape(n, channels, -1)
     for row, column in np.ndindex(height, width):

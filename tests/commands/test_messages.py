@@ -1,0 +1,158 @@
+"""What was typed, and the message that helps: see also test_before_torch.py."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+import caffe_port
+from caffe_port.cli import main
+from caffe_port.formats import caffemodel
+
+CASE = GOLDEN / "layers" / "net_residual"
+GRAY = """
+layer { name: "data" type: "Input" top: "data" }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 5 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "ip" type: "InnerProduct" bottom: "conv" top: "ip"
+        inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
+"""
+STAGED = """
+layer { name: "train-data" type: "Data" top: "data" top: "label" include { stage: "train" }
+        data_param { source: "x" batch_size: 2 } }
+layer { name: "val-data" type: "Data" top: "data" top: "label" include { stage: "val" }
+        data_param { source: "x" batch_size: 2 } }
+layer { name: "own-data" type: "Input" top: "data" include { stage: "inference" }
+        input_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 4 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" exclude { stage: "inference" } }
+layer { name: "softmax" type: "Softmax" bottom: "ip" top: "softmax" include { stage: "inference" } }
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(line: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["caffe-port", *line.split()])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0), *capfd.readouterr()
+
+
+def gray_net() -> None:
+    """net.prototxt and net.caffemodel of a net that takes one channel."""
+    Path("net.prototxt").write_text(GRAY)
+    ported = caffe_port.port("net.prototxt", input_shapes={"data": (1, 1, 9, 7)})
+    caffemodel.write("net.caffemodel", ported.definition.net, ported.net.blobs())
+
+
+@pytest.mark.parametrize("command", ["convert {} -o out", "verify {}"])
+def test_an_input_shape_that_does_not_fit(
+    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gray_net()
+    line = command.format("net.prototxt net.caffemodel --input-shape data=2,3,9,7")
+    code, _, error = run(line, capfd, monkeypatch)
+    assert code == 2
+    assert "the shape (2, 3, 9, 7) that is given for 'data' has 3 channels; the weights ask for 1" in error
+    assert "Give data=2,1,9,7." in error
+    assert run(line.replace("2,3,9,7", "2,1,9,7"), capfd, monkeypatch)[0] == 0
+
+
+def test_the_order_of_the_files_does_not_matter_to_load(tmp_path: Path) -> None:
+    weights = CASE.with_suffix(".caffemodel")
+    alone = caffe_port.load(weights)
+    both = caffe_port.load(weights, CASE.with_suffix(".prototxt"))
+    assert sum(p.numel() for p in alone.parameters()) == sum(p.numel() for p in both.parameters()) > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "word", "meant"),
+    [("load", "input_shape", "input_shapes"), ("port", "keep_losses", "keep_loss"), ("verify", "atoll", "atol")],
+)
+def test_a_keyword_that_does_not_exist(function: str, word: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{function}\(\) got an .*argument '{word}'\. Did you mean '{meant}'\?$"):
+        getattr(caffe_port, function)("absent.prototxt", **{word: 1})
+    with pytest.raises(TypeError, match=r"^convert\(\) got an unexpected keyword argument 'xyz'\.$"):
+        caffe_port.convert(None, "x", xyz=1)  # type: ignore[call-arg, arg-type]
+
+
+def test_a_stage_that_brings_layers_is_named(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("staged.prototxt").write_text(STAGED)
+    code, _, notes = run("convert staged.prototxt -o out", capfd, monkeypatch)
+    assert code == 0
+    assert "2 layers of stage 'inference' (own-data, softmax) are left out; --stage inference takes them" in notes
+    assert "stage 'train'" not in notes
+    code, _, notes = run("convert staged.prototxt -o inference --stage inference", capfd, monkeypatch)
+    assert code == 0
+    assert "stage" not in notes
+    assert "Softmax" in Path("inference/model.py").read_text()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_of_gray_pictures(
+    channels: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gray for a net that takes one channel; for one that takes three, each is the same."""
+    import cv2
+
+    Path("net.prototxt").write_text(GRAY)
+    ported = caffe_port.port("net.prototxt", input_shapes={"data": (1, channels, 9, 7)})
+    caffemodel.write("net.caffemodel", ported.definition.net, ported.net.blobs())
+    rng = np.random.default_rng(1)
+    pictures = rng.integers(0, 256, (6, 9, 7), np.uint8)
+    for k, picture in enumerate(pictures):
+        Path(f"set/{k % 2}").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(f"set/{k % 2}/{k}.png", picture)
+    code, out, error = run("evaluate net.prototxt net.caffemodel --data set -o r.json", capfd, monkeypatch)
+    assert code == 0, error
+    images = np.stack([pictures[k] for k in (0, 2, 4, 1, 3, 5)])
+    images = images if channels == 1 else np.stack([images] * 3, 3)
+    np.savez("set.npz", images=images, labels=[0, 0, 0, 1, 1, 1])
+    _, same, _ = run("evaluate net.prototxt net.caffemodel --data set.npz", capfd, monkeypatch)
+    figure = re.compile(r"[\d.]+ % of 6 \(\d correct")
+    assert figure.search(out)[0] == figure.search(same)[0]  # type: ignore[index]
+    assert ("GRAY" in out) == (channels == 1)
+    assert '"total": 6' in Path("r.json").read_text()
+
+
+def test_what_is_done_to_the_images_is_said(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    gray_net()
+    np.savez("set.npz", images=np.zeros((2, 9, 7), np.uint8), labels=[0, 1])
+    line = "evaluate net.prototxt net.caffemodel --data set.npz"
+    _, out, error = run(f"{line} --mean 12 --std 3", capfd, monkeypatch)
+    assert "only what is given (std, mean) is done" in error
+    assert "as they are" not in error
+    assert "GRAY, (x - 12) / 3 (given: std, mean)" in out
+    _, out, error = run(line, capfd, monkeypatch)
+    assert "images are used as they are, 0..255" in error
+
+
+def test_nothing_is_wrapped_in_a_pipe(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that names a file and its line stays one; names are whole."""
+    monkeypatch.delenv("COLUMNS")
+    name = "a_layer_with_a_name_that_is_longer_than_the_column_for_it_in_any_terminal_" * 2
+    folder = Path("a_folder_whose_name_is_long" * 3)
+    folder.mkdir()
+    text = CASE.with_suffix(".prototxt").read_text().replace('name: "c2"', f'name: "{name}"')
+    path = folder / "net.prototxt"
+    path.write_text(text)
+    shutil.copy(CASE.with_suffix(".caffemodel"), folder / "w.caffemodel")
+    _, out, _ = run(f"verify {path} --against numpy --all", capfd, monkeypatch)
+    assert any(line.startswith(name) for line in out.splitlines())
+    _, out, _ = run(f"inspect {path}", capfd, monkeypatch)
+    assert name in out
