@@ -39,7 +39,7 @@ from caffe_port.emit.self_check import example_inputs  # noqa: E402
 from caffe_port.errors import CaffePortError  # noqa: E402
 
 FORMS = ("plain", "agreed")
-LIMIT = 150  # seconds a file
+LIMIT, START = 150, 600  # seconds a file, and more for the first one: a runtime may take minutes to load
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,7 @@ class Worker:
 
     def ask(self, task: Mapping[str, str]) -> dict[str, Any]:
         """Its answer; ``{"error": ...}`` if the process ends or takes too long, and is started again next time."""
+        limit = LIMIT if self.process else START
         if self.process is None:
             self.process = subprocess.Popen(
                 self.command,
@@ -195,7 +196,7 @@ class Worker:
         answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=lambda: answers.put(process.stdout.readline()), daemon=True).start()  # type: ignore[union-attr]
         try:
-            line = answers.get(timeout=LIMIT)
+            line = answers.get(timeout=limit)
         except queue.Empty:
             self.stop()
             return {"error": "takes too long", "at": "time"}
@@ -289,7 +290,7 @@ def _word(found: Mapping[str, str]) -> str:
 def tables(cache: Path, names: Sequence[str]) -> Iterator[str]:
     """The tables in Markdown: one by the kind of file."""
     for kind, title in (("onnx", "Runtimes that read model.onnx"), ("pt2", "Runtimes that read model.pt2")):
-        keys = [k for k, r in RUNTIMES.items() if r.reads == kind and (cache / "results" / k / "version").exists()]
+        keys = [k for k, r in RUNTIMES.items() if r.reads == kind and any((cache / "results" / k).glob("*.json"))]
         heads = [f"{RUNTIMES[k].label} {(cache / 'results' / k / 'version').read_text()}" for k in keys]
         yield f"### {title}\n"
         yield f"| | {' | '.join(heads)} |"
