@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects deviations mutations ports layers docs fuzz differential crashes build compat clean reading
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects pycaffe-tests deviations mutations ports layers docs fuzz differential crashes build compat clean reading deploy
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,10 @@ gpu: $(VENV)/.installed-test  ## everything docs/results asks of a GPU, in piece
 plant-shapes: $(VENV)/.installed-test  ## plant a wrong rule in every layer type's record, and show that each is caught
 	$(BIN)/python benchmarks/plant_shapes.py $(ARGS)
 
+pycaffe-tests: $(VENV)/.installed-test  ## pycaffe's own tests, of a checkout of BVLC/caffe: FOLDER=caffe/python/caffe/test
+	$(BIN)/python -m pip install --quiet six
+	$(BIN)/python benchmarks/pycaffe_suite.py $(FOLDER) $(ARGS)
+
 dialects: $(VENV)/.installed-test  ## one-field layers and nets under the numbers of every dialect: how many are read as written
 	$(BIN)/python benchmarks/dialect_layers.py $(ARGS)
 
@@ -99,6 +103,9 @@ reading: $(VENV)/.installed-test  ## random prototxt read beside protobuf's C++ 
 crashes: $(VENV)/.installed-test  ## SIGKILL, full disks and lost folders at random times, for every command that writes, TIMES=200
 	$(BIN)/python tests/crashes.py $(or $(TIMES),200) --real
 	$(BIN)/python tests/crashes_far.py $(or $(TIMES),200) --torchrun 10
+
+deploy: $(VENV)/.installed-test  ## try runtimes on exported nets, and write the tables of docs/deploy.md (installs them; ARGS=--only ...)
+	$(BIN)/python benchmarks/deploy --write docs/deploy.md $(ARGS)
 
 layers: $(VENV)/.installed-test  ## docs/layers.md from the docstrings
 	$(BIN)/python docs/make_layers.py

@@ -5,7 +5,7 @@
     python benchmarks/dialect_layers.py --list FILE    what is not right, a line each
     python benchmarks/dialect_layers.py --publish      writes the figures into docs/dialects.md
 
-For each V2 schema of shared/dialects ($CAFFE_PORT_SHARED), each field of LayerParameter and each field of its message:
+For each schema of shared/dialects ($CAFFE_PORT_SHARED), each field of its LayerParameter and each field of its message:
 a file of one layer, of a type that owns the field, with that field alone. It is written from the source, without
 caffe-port's table. Outcomes:
 
@@ -35,6 +35,7 @@ import numpy as np
 from caffe_port.formats import recognition
 from caffe_port.formats.dialects import ALIASES, Dialect, as_text, dialects, find
 from caffe_port.formats.message import Message, schema
+from caffe_port.formats.upgrade_v1 import V1_TYPES
 from caffe_port.signatures.signature import SIGNATURES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -87,26 +88,38 @@ def type_of(field: str) -> str:
 def layers(source: dict[str, Any], baseline: dict[str, Any]) -> Iterator[tuple[str, list[str], Any, bytes]]:
     """(layer type, path of the field, its value, the file) of a schema."""
     messages, enums = _schema(source, baseline)
-    for name, row in messages["LayerParameter"].items():
-        if row[0] < 100 and (row[1] == "string" or name in ("loss_weight", "phase", "propagate_down")):
+    old = source.get("era") == "V1"
+    kind, numbers = ("V1LayerParameter", (4, 2)) if old else ("LayerParameter", (1, 100))
+    types = {V1_TYPES.get(n, n.replace("_", "")).lower(): v for n, v in enums["V1LayerParameter.LayerType"].items()}
+    for name, row in messages[kind].items():
+        if row[0] < 100 and (row[1] == "string" or name in ("loss_weight", "phase", "propagate_down")) and not old:
             continue
-        if name in ("param", "blobs", "include", "exclude", "transform_param") or row[1] == "BlobProto":
+        if name in ("param", "blobs", "include", "exclude", "transform_param") or row[1] in (
+            "BlobProto",
+            "NetStateRule",
+        ):
             continue
         type_ = type_of(name)
         place = RENAMED.get(source["name"], {}).get(f"LayerParameter.{name}", name)
-        head = delimited(1, b"one") + delimited(2, type_.encode())
+        head = delimited(numbers[0], b"one")
+        if not old:
+            head += delimited(2, type_.encode())
+        elif type_.lower() in types and row[1] in messages and row[1] != "V0LayerParameter":
+            head += varint(5 << 3) + varint(types[type_.lower()])
+        else:
+            continue
         if row[1] not in messages:
             data, value = written(row, messages, enums)
-            yield type_, [name], value, delimited(100, head + data)
+            yield type_, [name], value, delimited(numbers[1], head + data)
             continue
         for inner, one in messages[row[1]].items():
             data, value = written(one, messages, enums)
-            yield type_, [place, inner], value, delimited(100, head + delimited(row[0], data))
+            yield type_, [place, inner], value, delimited(numbers[1], head + delimited(row[0], data))
 
 
-def has_place(path: list[str]) -> bool:
+def has_place(path: list[str], message: str = "LayerParameter") -> bool:
     """Whether caffe-port's schema has the field."""
-    own = schema("LayerParameter")
+    own = schema(message)
     for name in path:
         if own is None:
             return False
@@ -170,9 +183,9 @@ class Outcome:
 def outcome(data: bytes, path: list[str], value: Any, dialect: str | None) -> Outcome:
     """Reads a file, told the dialect or not."""
     net, found = recognition.read(data, "NetParameter", "one", dialect)
-    layer = net.layer[0]
+    (layer,) = net.layer or net.layers
     stated = any(_scalars(getattr(layer, n)) for n, _ in layer.items() if n not in ("name", "type"))
-    right = has_place(path) and holds(layer, path, value)
+    right = has_place(path, layer.schema.name) and holds(layer, path, value)
     if found is None:
         return Outcome(right, stated, False, frozenset())
     others = frozenset(d.name for one in found.open for d in one.dialects)
@@ -241,18 +254,24 @@ _COLUMNS = (
 )
 
 
-def table(counts: dict[str, Counter[str]], schemas: int, lacking: int) -> str:
+ERAS = ("V2", "V1")
+
+
+def table(counts: dict[tuple[str, str], Counter[str]], schemas: Counter[str], lacking: int) -> str:
     """The figures for docs/dialects.md."""
-    lines = ["| | the file alone | with `--dialect` |", "| --- | ---: | ---: |"]
-    totals = {how: sum(counts[how].values()) for how in counts}
-    for key, words in _COLUMNS:
-        cells = [f"{counts[how][key]:,} ({counts[how][key] / totals[how]:.2%})" for how in ("alone", "told")]
-        lines.append(f"| {words} | {' | '.join(cells)} |")
+    totals = {era: counts[era, "alone"].total() for era in ERAS}
     text = (
-        f"Each field of each layer's parameters in {schemas} V2 schemas, alone in a file of one layer: "
-        f"{totals['alone']:,} files. {lacking:,} names, most of one project, have no place in `proto/caffe.proto`."
+        "Each field of each layer's parameters, alone in a file of one layer: "
+        f"{totals['V2']:,} files in the numbers of {schemas['V2']} V2 schemas, "
+        f"{totals['V1']:,} in those of {schemas['V1']} V1 schemas. "
+        f"{lacking:,} names, most of one project, have no place in `proto/caffe.proto`."
     )
-    return "\n".join([*textwrap.wrap(text, 120), "", *lines])
+    heads = [f"{era}, {how}" for era in ERAS for how in ("the file alone", "with `--dialect`")]
+    lines = [*textwrap.wrap(text, 120), "", f"| | {' | '.join(heads)} |", f"| --- | {' | '.join(['---:'] * 4)} |"]
+    for key, words in _COLUMNS:
+        cells = [f"{found[key]:,} ({found[key] / max(found.total(), 1):.2%})" for found in counts.values()]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -264,14 +283,16 @@ def main() -> int:
     options = parser.parse_args()
     source = json.loads((SHARED / "dialects/dialects.json").read_text("utf-8"))
     known = {name: d.name for d in dialects() for name in (d.name, *d.also)}
-    counts: dict[str, Counter[str]] = {"alone": Counter(), "told": Counter()}
+    counts: dict[tuple[str, str], Counter[str]] = {(era, how): Counter() for era in ERAS for how in ("alone", "told")}
     cache: dict[Any, Outcome] = {}
     rows, lacking = [], defaultdict(set)
-    n = schemas = 0
+    n, schemas = 0, Counter[str]()
     for one in source["sources"]:
-        if one.get("same_as") or one.get("era") or one.get("partial") or options.source not in one["name"]:
+        era = one.get("era") or "V2"
+        if one.get("same_as") or era not in ERAS or one.get("partial") or options.source not in one["name"]:
             continue
-        schemas += 1
+        schemas[era] += 1
+        message = "V1LayerParameter" if era == "V1" else "LayerParameter"
         for type_, path, value, data in layers(one, source["baseline"]):
             n += 1
             if n % options.every:
@@ -280,20 +301,22 @@ def main() -> int:
                 key = (data, tuple(path), repr(value), dialect)
                 if key not in cache:
                     cache[key] = outcome(data, path, value, dialect)
-                result = cache[key].word(has_place(path), known[one["name"]])
-                counts[how][result] += 1
-                if not has_place(path):
+                place = has_place(path, message)
+                result = cache[key].word(place, known[one["name"]])
+                counts[era, how][result] += 1
+                if not place:
                     lacking[".".join(path)].add(one["where"])
                 elif result != "right":
                     rows.append(f"{how}\t{result}\t{one['name']}\t{type_}\t{'.'.join(path)}\t{value}\t{data.hex()}")
-                if result == "silent" and not has_place(path):
+                if result == "silent" and not place:
                     rows.append(
                         f"{how}\tsilent, no place\t{one['name']}\t{type_}\t{'.'.join(path)}\t{value}\t{data.hex()}"
                     )
-    for how, what in (("alone", "without being told"), ("told", "with --dialect")):
-        total = sum(counts[how].values())
-        parts = ", ".join(f"{name} {count:,}" for name, count in counts[how].most_common())
-        print(f"{what}: {total:,} layers: {parts}; right {counts[how]['right'] / total:.2%}")
+    for (era, how), found in counts.items():
+        total = found.total()
+        parts = ", ".join(f"{name} {count:,}" for name, count in found.most_common())
+        told = "with --dialect" if how == "told" else "without being told"
+        print(f"{era}, {told}: {total:,} layers: {parts}; right {found['right'] / max(total, 1):.2%}")
     print(f"fields that proto/caffe.proto has no place for: {len(lacking):,}")
     if options.publish:
         before, _, after = make_dialects.measured()
@@ -301,7 +324,8 @@ def main() -> int:
     if options.list:
         rows += [f"no place\t{name}\t{len(users)}" for name, users in sorted(lacking.items())]
         Path(options.list).write_text("\n".join(rows) + "\n", "utf-8")
-    return int(counts["alone"]["silent"] + whole_nets() > 0)
+    silent = sum(found["silent"] for found in counts.values())
+    return int(silent + whole_nets() > 0)
 
 
 if __name__ == "__main__":

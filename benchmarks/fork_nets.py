@@ -51,7 +51,7 @@ NETS = {
     "FaceBoxes": Published(
         "sfzhang15/FaceBoxes/models/faceboxes/deploy.prototxt", "densified priors", "data=1,3,128,192"
     ),
-    "TextBoxes++": Published("MhLiao/TextBoxes_plusplus/models/deploy.prototxt", "polygons", "data=1,3,128,192"),
+    "TextBoxes++": Published("MhLiao/TextBoxes_plusplus/models/deploy.prototxt", "polygons", "data=1,3,192,256"),
     "PWC-Net": Published("NVlabs/PWC-Net/Caffe/benchmark_time/pwc_net_1024_448_batch1.tpl.prototxt", "Warp"),
     "ENet": Published("TimoSaemann/ENet/prototxts/enet_deploy.prototxt", "SpatialDropoutLayer (Python)"),
     "CRF-RNN": Published("torrvision/crfasrnn/python-scripts/TVG_CRFRNN_new_deploy.prototxt", "MultiStageMeanfield"),
@@ -76,7 +76,7 @@ NETS = {
 
 
 def draw(ported: Ported) -> None:
-    """Weights by He's rule, and statistics and factors around 1, so that numbers neither vanish nor grow."""
+    """Weights that keep the size of numbers, and statistics and factors around 1."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, blob in ported.net.state_dict().items():
@@ -86,9 +86,9 @@ def draw(ported: Ported) -> None:
             if kind == "scale_factor":
                 blob.fill_(1)
             elif kind == "variance" or (kind == "weight" and blob.dim() == 1):
-                blob.uniform_(0.5, 1.5, generator=generator)
+                blob.uniform_(0.5, 1.2, generator=generator)
             elif blob.dim() > 1:
-                blob.normal_(0, (2 / max(blob[0].numel(), 1)) ** 0.5, generator=generator)
+                blob.normal_(0, blob[0].numel() ** -0.5, generator=generator)
             else:
                 blob.normal_(0, 0.1, generator=generator)
 

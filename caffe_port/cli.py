@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from caffe_port.commands import dialects, guard, health, models, nets, proof, survey, training
+from caffe_port.commands import dialects, guard, health, models, nets, proof, scripts, survey, training
 from caffe_port.commands.command import TRACEBACK, TRACEBACK_HELP
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.version import __version__
@@ -99,6 +99,7 @@ for _command in (
     training.evaluate,
     training.log,
     training.reproduce,
+    scripts.run,
     models.list_models,
     dialects.list_dialects,
     health.doctor,

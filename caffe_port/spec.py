@@ -19,6 +19,11 @@ Producer = tuple[str, int]
 """The producer of a blob: (layer name, top index)."""
 
 
+def top_name(layer: str, top: int) -> str:
+    """The name of a top in files and messages: the layer's, with the index from the second on."""
+    return f"{layer}:{top}" if top else layer
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer of one phase.

@@ -317,10 +317,11 @@ def make(source: dict[str, Any]) -> dict[str, Any]:
         for t, users in registered.items()
         if not re.fullmatch(r"[A-Z0-9_]+", t) or t in ("BN", "LRN", "MVN", "SPP")
     }
-    contested, safe = _contested(source["sources"], source["baseline"])
+    (contested, safe), (_, old) = (_contested(source["sources"], source["baseline"], era) for era in ("V2", "V1"))
     return {
         "contested": contested,
         "safe": safe,
+        "safe_v1": old,
         "messages": names.items,
         "enums": enums.items,
         "facts": facts.items,
@@ -335,13 +336,14 @@ def make(source: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_DAYS = {"jeffdonahue/caffe"}  # branches of a day before 2015, whose files have other marks, too
 _WIRE = {"float": 5, "fixed32": 5, "double": 1, "string": 2, "bytes": 2}
 _SAME = {"axis concat_dim", "axis slice_dim", "transpose transpose_weights", "expose_hidden expose_hidden_state"}
 
 
-def _contested(sources: list[dict[str, Any]], baseline: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+def _contested(sources: list[dict[str, Any]], baseline: dict[str, Any], era: str) -> tuple[list[int], dict[str, Any]]:
     """Numbers of LayerParameter that BVLC and others claim; and of each message of BVLC's, the numbers that mean one
-    thing everywhere, with the values of enums."""
+    thing everywhere, with the values of enums. ``era``: of the files; V1 schemas wrote none of V2."""
     base, enums = _schema({}, baseline)
     kept: dict[str, dict[int, Any]] = {
         m: {
@@ -353,8 +355,8 @@ def _contested(sources: list[dict[str, Any]], baseline: dict[str, Any]) -> tuple
     by_number = {m: {row[0]: (name, row) for name, row in base[m].items()} for m in kept}
     contested = set()
     for one in sources:
-        if one.get("same_as") or one.get("era") == "V0" or (one.get("era") and one["name"] not in NAMED.values()):
-            continue  # the last: branches of a day, whose files have other marks, too
+        if one.get("same_as") or one.get("era") == "V0" or (one.get("era") and (era == "V2" or one["where"] in _DAYS)):
+            continue
         messages, values = _schema(one, baseline)
         for m in kept:
             for name, row in messages.get(m, {}).items():
@@ -362,11 +364,7 @@ def _contested(sources: list[dict[str, Any]], baseline: dict[str, Any]) -> tuple
                 wires = [2 if r[1] in messages or r[1] in base else _WIRE.get(r[1], 0) for r in (row, mine)]
                 packed = 2 in wires and "repeated" in (row[2], mine[2])
                 same = ours == name or " ".join(sorted((ours, name))) in _SAME
-                if (
-                    not same
-                    and (one.get("era") != "V1" or m == "V1LayerParameter")
-                    and (wires[0] == wires[1] or packed)
-                ):
+                if not same and (wires[0] == wires[1] or packed):
                     kept[m].pop(row[0], None)
                     if m == "LayerParameter":
                         contested.add(row[0])
@@ -495,7 +493,7 @@ def main() -> None:
     else:
         shared = Path(os.environ.get("CAFFE_PORT_SHARED", ROOT.parent / "shared"))
         table = make(json.loads((shared / "dialects/dialects.json").read_text("utf-8")))
-    first = {key: table.pop(key) for key in ("owners", "contested", "safe")}
+    first = {key: table.pop(key) for key in ("owners", "contested", "safe", "safe_v1")}
     lines = "".join(json.dumps(part, separators=(",", ":")) + "\n" for part in (first, table))
     TABLE.write_bytes(gzip.compress(lines.encode(), 9, mtime=0))
     PAGE.write_text(page(), "utf-8")

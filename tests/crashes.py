@@ -2,7 +2,9 @@
 
 `python tests/crashes.py 200`: as many children, each killed before or after the n-th call that touches a file.
 `python tests/crashes.py 60 --real`: each killed by SIGKILL after a random time.
-Prints JSON: what was done how often, how many were killed midway, and every violation.
+`python tests/crashes.py 8 --states`: what every one of those calls leaves on the disk, which is what a kill there would
+leave, and eight children that are killed.
+Prints JSON: what was done how often, how many were killed midway, how many states were looked at, and every violation.
 """
 
 from __future__ import annotations
@@ -165,6 +167,30 @@ def child(work: Callable[[], None], kill_at: int) -> int:
     return int(said) if said else -1
 
 
+def states(work: Callable[[], None], place: Path, into: Path) -> list[Path]:
+    """Works, and copies the place before and after every call that touches files, wherever something has changed."""
+    found: list[Path] = []
+    last: list[tuple[str, int, int, int]] = []
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        nonlocal last
+        if event not in ("c_call", "c_return") or getattr(argument, "__name__", "") not in CALLS:
+            return
+        paths = [os.path.join(folder, name) for folder, *names in os.walk(place) for group in names for name in group]
+        now = [(path, s.st_ino, s.st_size, s.st_mtime_ns) for path in paths for s in [os.lstat(path)]]
+        if now != last:
+            last = now
+            found.append(into / str(len(found)))
+            shutil.copytree(place, found[-1])
+
+    try:
+        sys.setprofile(watch)
+        work()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
 def at_random(work: Callable[[], None], seconds: float) -> int:
     """The same, by SIGKILL from outside after a while."""
     process = os.fork()
@@ -181,17 +207,26 @@ def at_random(work: Callable[[], None], seconds: float) -> int:
     return -1 if os.WIFSIGNALED(status) else 0
 
 
+def look(jobs: Jobs, job: str, place: Path, go_on: bool) -> str:
+    """What is wrong there, with whatever is raised."""
+    try:
+        return jobs.wrong(job, place, go_on)
+    except (CaffePortError, OSError, ValueError, AssertionError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("times", type=int)
     parser.add_argument("--real", action="store_true")
+    parser.add_argument("--states", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     rng = random.Random(chosen.seed)
     torch.set_num_threads(1)
     plots.curves = lambda *_, **__: None  # matplotlib is not what is looked at
     download.open_url = lambda request, context: Answer(request)  # type: ignore[assignment]
-    result: dict[str, Any] = {"killed": 0, "ended": 0, "violations": []}
+    result: dict[str, Any] = {"killed": 0, "ended": 0, "states": {}, "violations": []}
     with tempfile.TemporaryDirectory(prefix="caffe-port-crashes.") as name:
         folder = Path(name)
         jobs = Jobs(folder)
@@ -209,6 +244,16 @@ def main() -> int:
             began = time.monotonic()
             moments[job] = child(lambda job=job, place=place: jobs.run(job, place), 0)  # type: ignore[misc]
             seconds[job] = time.monotonic() - began
+        for job in kinds if chosen.states else ():
+            place, copies = folder / f"watched-{job}", folder / f"states-{job}"
+            for each in (place, copies):
+                each.mkdir()
+            jobs.prepare(job, place)
+            left = states(lambda job=job, place=place: jobs.run(job, place), place, copies)  # type: ignore[misc]
+            result["states"][job] = len(left)
+            for number, state in enumerate(left):
+                if wrong := look(jobs, job, state, go_on=number % 8 == 0):
+                    result["violations"].append(f"{job}, state {number}: {wrong}")
         index = -1
         while result["killed"] < chosen.times:
             index += 1
@@ -220,11 +265,7 @@ def main() -> int:
             at = rng.randrange(1, moments[job] + 1)
             found = at_random(work, rng.uniform(0, seconds[job])) if chosen.real else child(work, at)
             result["killed" if found < 0 else "ended"] += 1
-            try:
-                wrong = jobs.wrong(job, place, go_on=index % 16 < 4)
-            except (CaffePortError, OSError, ValueError, AssertionError) as error:
-                wrong = f"{type(error).__name__}: {error}"
-            if wrong:
+            if wrong := look(jobs, job, place, go_on=index % 16 < 4):
                 result["violations"].append(f"{job} at {at}: {wrong}")
             shutil.rmtree(place)
     print(json.dumps(result | {"moments": moments}))

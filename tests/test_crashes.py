@@ -29,16 +29,20 @@ with lock(sys.argv[1], "the folder is in use"):
 """
 
 
-def test_two_hundred_kills() -> None:
-    """convert, convert --force, train and download, killed before or after calls that touch files."""
+def test_what_a_kill_leaves_at_every_moment() -> None:
+    """convert, convert --force, train and download: what is on the disk before and after each call that touches files,
+    and what eight children leave that are killed.
+    """
     script = Path(__file__).with_name("crashes.py")
     done = subprocess.run(
-        [sys.executable, str(script), "200"], capture_output=True, text=True, check=False, timeout=500
+        [sys.executable, str(script), "8", "--states"], capture_output=True, text=True, check=False, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert (found["killed"], found["violations"]) == (200, [])
+    assert (found["killed"], found["violations"]) == (8, [])
     assert min(found["moments"].values()) > 15
+    assert min(found["states"].values()) >= 5
+    assert sum(found["states"].values()) > 60
 
 
 def test_a_run_folder_in_use_names_its_user_and_a_killed_one_frees_it(tmp_path: Path) -> None:

@@ -280,12 +280,16 @@ RISKY = re.compile(
     r"(\w+\.)*(load|loads|Unpickler|system|popen|spawn\w*|exec\w*|run\w*|Popen|call|check_\w+|import_module|read_array)"
 )
 """Calls that may run what they read."""
+SCRIPT = "compile(source, str(path), 'exec', dont_inherit=True)"
 ALLOWED: dict[str, Callable[[str], bool]] = {
     "torch.load": lambda call: "weights_only=True" in call,
     "np.load": lambda call: "allow_pickle=False" in call,
     "np.lib.format.read_array": lambda call: "allow_pickle=False" in call,
-    "compile": lambda call: call == "compile(source, MODEL, 'exec')",  # what emit wrote, to be tried before it is kept
-    "exec": lambda call: call == "exec(compile(source, MODEL, 'exec'), namespace.__dict__)",
+    # what emit wrote, to be tried before it is kept; and the script that `caffe-port run` names
+    "compile": lambda call: call in ("compile(source, MODEL, 'exec')", SCRIPT),
+    "exec": lambda call: (
+        call in ("exec(compile(source, MODEL, 'exec'), namespace.__dict__)", "exec(code, main.__dict__)")
+    ),
     "torch.export.load": lambda call: call == "torch.export.load(str(path))",  # what was saved a line before
     "subprocess.run": lambda call: "shell" not in call,
     "subprocess.Popen": lambda call: "shell" not in call,
@@ -308,8 +312,25 @@ def test_no_pickle_and_no_code_is_reachable() -> None:
                 assert name in ALLOWED, f"{path}:{node.lineno}: {name}"
                 assert ALLOWED[name](ast.unparse(node)), f"{path}:{node.lineno}: {ast.unparse(node)}"
     assert seen["torch.load"] == {"state_dict.py"}
-    assert seen["exec"] == {"self_check.py"}
+    assert seen["exec"] == {"self_check.py", "script.py"}
     assert seen["spec.loader.exec_module"] == {"recorder.py"}
+
+
+def test_scripts_and_layers_in_python_run_by_one_command_only() -> None:
+    """What runs a user's script, or the modules that a prototxt names, is imported by `caffe-port run` alone."""
+    named, users = set(), set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "import_module(p.module)" in text:
+            named.add(path.relative_to(PACKAGE).as_posix())
+        if "caffe_port.pycaffe" in text and "pycaffe" not in path.relative_to(PACKAGE).parts:
+            users |= {
+                path.relative_to(PACKAGE).as_posix()
+                for node in ast.walk(ast.parse(text))
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("caffe_port.pycaffe")
+            }
+    assert named == {"pycaffe/layer.py"}
+    assert users == {"commands/scripts.py"}
 
 
 def test_code_runs_only_when_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caffe_port.errors import CaffePortError, DependencyError
+from caffe_port.storage import output_folder as files
 from caffe_port.storage.files import opened, read_bytes
 from caffe_port.typing import PathLike
 
@@ -91,6 +92,7 @@ def reference(against: str, state: str | None) -> None:
     if state is not None:
         raise CaffePortError("a state needs a hand-written port: --against path/to/file.py:Class --state FILE")
     if against.lower() in REFERENCES:
+        caffe(against)
         return
     if against.lower().endswith(".py"):
         _module(against, "")
@@ -145,6 +147,7 @@ def run_folder(out: Path, resume: object) -> None:
     """Checks that a run may be written to a folder."""
     if out.exists() and not out.is_dir():
         raise CaffePortError("is a file; expected a folder", str(out))
+    _has_folder(out)
     from caffe_port.training.run_files import check_unused
 
     check_unused(out, resume)
@@ -156,6 +159,28 @@ def data_set(data: str, root: PathLike | None, download: bool, splits: Iterable[
 
     for split in splits:
         set_files.check(data, split, root, download)
+
+
+def caffe(name: str) -> None:
+    """Raises DependencyError if Caffe itself is to be run and is not there. One that was built is not asked."""
+    if name.lower() in ("caffe", "pycaffe"):
+        from caffe_port.verification.references import caffe as installed
+
+        if not installed.may_be_here():
+            installed.find()
+
+
+def output_folder(folder: Path, force: bool) -> None:
+    """Checks that a command may write to a folder."""
+    files.check(folder, force)
+    _has_folder(folder)
+
+
+def _has_folder(path: Path) -> None:
+    """Raises CaffePortError if a folder cannot be created because a file is where one of its parents should be."""
+    above = next((each for each in path.absolute().parents if os.path.lexists(each)), None)
+    if above is not None and not above.is_dir():
+        raise CaffePortError(f"cannot be created: '{above.name}' is a file", str(path))
 
 
 def _module(path: str, name: str) -> None:

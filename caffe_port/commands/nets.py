@@ -23,7 +23,6 @@ from caffe_port.commands.net_files import (
 )
 from caffe_port.commands.progress import progress_bar
 from caffe_port.errors import CaffePortError, printable
-from caffe_port.storage import output_folder
 from caffe_port.terminal import count, human_bytes
 
 
@@ -48,6 +47,11 @@ from caffe_port.terminal import count, human_bytes
     show_default=True,
     help="For onnx and pt2: what may differ from the net's own input: batch, height and width as far as the net allows "
     "it; only the batch; nothing.",
+)
+@click.option(
+    "--plain-pooling",
+    is_flag=True,
+    help="For onnx and pt2: write pooling as PyTorch's exporter does, not in the forms on which runtimes agree.",
 )
 @click.option("--force", is_flag=True, help="Replace the files of an earlier convert.")
 @click.option(
@@ -105,7 +109,7 @@ def convert(
 
         _show(blobs.convert(net.weights, folder, net.prototxt, force=how["force"]))
         return
-    output_folder.check(folder, how["force"])
+    checks.output_folder(folder, how["force"])
     checks.readable(trained, how["labels"])
     checks.mean(how["mean"])
     if "onnx" in formats:
@@ -258,7 +262,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
       1  a layer differs
       2  bad usage or bad input
     """
-    output_folder.check(folder, force)
+    checks.output_folder(folder, force)
     checks.readable(weights)
     from caffe_port import api
     from caffe_port.commands import demo_files as demonstration

@@ -49,9 +49,10 @@ class Progress:
         if label != self._label:
             self._label, self._began, self._from = label, self.clock(), done
         counted = [f"{done:,} of {count(total, noun, plural) if noun else format(total, ',')}"] if total else []
-        parts = [*counted, detail, self._left(done, total)]
-        if self.is_terminal:
-            self._show(label, done, total, "  ".join(part for part in parts if part))
+        left = self._left(done, total)
+        parts = [*counted, detail, left]
+        if self.is_terminal:  # a narrow one cuts the end off
+            self._show(label, done, total, "  ".join(part for part in (*counted, left, detail) if part))
         elif self.clock() - self._said >= EVERY:
             self.say(f"{label}: {', '.join(part for part in parts if part)}")
 
@@ -75,7 +76,7 @@ class Progress:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            columns = TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[text]}")
+            columns = TextColumn("{task.description}", markup=False), BarColumn(20), TextColumn("{task.fields[text]}")
             self._bar = Bar(*columns, console=Console(stderr=True, highlight=False), transient=True)
             self._bar.add_task(label, total=None, text="")
             self._bar.start()

@@ -65,8 +65,9 @@ def feed_options(function: F) -> F:
     default="opencv",
     show_default=True,
     metavar="REFERENCE",
-    help="opencv, numpy (caffe-port's formulas, float64), caffe, or a trace (.npz). Or your own port, FILE.py:Class: "
-    "it is run and compared with OpenCV.",
+    help="opencv, numpy (caffe-port's formulas, float64), caffe, a trace (.npz), or a runtime on an exported net: "
+    "FILE.onnx, onnxruntime, openvino, openvino:FILE.onnx, FILE.xml. Or your own port, FILE.py:Class: it is run and "
+    "compared with OpenCV.",
 )
 @click.option(
     "--state",
@@ -114,6 +115,7 @@ def verify(
       caffe-port verify deploy.prototxt net.caffemodel
       caffe-port verify net.caffemodel --input cat.jpg --mean 104,117,123
       caffe-port verify net.caffemodel --against trace.npz --all
+      caffe-port verify net.caffemodel --against out/model.onnx
       caffe-port verify deploy.prototxt net.caffemodel \\
           --against mymodel.py:Net --state port.pth
       caffe-port verify net.caffemodel --html report.html --junit report.xml
@@ -316,6 +318,7 @@ def dump(
     given: Any = _named_files(inputs)
     checks.writable(output)
     checks.values(given)
+    checks.caffe(by)
     how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
     net = NetFiles(*sort_files(files), {"ignore_fields": ignored}).read()
     from caffe_port.verification.dump import dump as record
@@ -332,4 +335,4 @@ def dump(
         keep_loss=keep_loss,
         **net.options,
     )
-    click.echo(f"{printable(str(output))}: {len(trace.tops)} tops")
+    click.echo(f"{printable(str(output))}: {count(len(trace.tops), 'top')}")

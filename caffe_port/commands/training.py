@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images per batch. Default: 250, or 16 for a detector.",
+    help="Images per batch. Default: 100, or 16 for a detector.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")

@@ -27,6 +27,7 @@ from caffe_port.data.set_files import default_root as default_root
 from caffe_port.errors import CaffePortError, DependencyError, ParseError
 from caffe_port.storage import npz
 from caffe_port.storage.files import MAX_BYTES, opened
+from caffe_port.terminal import count
 
 TORCHVISION = {"mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
 
@@ -90,7 +91,9 @@ class ImageSet:
         """Raises CaffePortError if a label is outside 0..classes-1."""
         highest = int(self.labels.max())
         if highest >= classes:
-            raise CaffePortError(f"label {highest} is out of range: the net has {classes} classes", self.name)
+            raise CaffePortError(
+                f"label {highest} is out of range: the net has {count(classes, 'class', 'classes')}", self.name
+            )
 
 
 def from_arrays(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from caffe_port.data.preprocessing import MEAN_IMAGE, Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.storage import images
+from caffe_port.terminal import count
 from caffe_port.typing import Array, Shape
 
 
@@ -174,4 +175,6 @@ def _check(mean: Shape, factor: Shape, picture: Shape) -> None:
         raise CaffePortError(f"the mean image {tuple(mean)} does not match images {tuple(picture)}")
     for name, shape in (("mean", mean), ("std", factor)):
         if shape[0] not in (1, picture[0]):
-            raise CaffePortError(f"{name} has {shape[0]} values for {picture[0]} channels; expected 1 or {picture[0]}")
+            raise CaffePortError(
+                f"{name} has {count(shape[0], 'value')} for {count(picture[0], 'channel')}; expected 1 or {picture[0]}"
+            )

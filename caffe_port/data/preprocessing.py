@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.storage import tables
 from caffe_port.storage.files import find
+from caffe_port.terminal import count
 from caffe_port.typing import Array, Shape
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Preprocessing:
         for name, value in (("mean", self.mean), ("std", self.std)):
             if isinstance(value, tuple) and order is not None and len(value) not in (1, 3 if order != "GRAY" else 1):
                 takes = "1 or 3" if order != "GRAY" else "1"
-                raise CaffePortError(f"{name} has {len(value)} values; {order} takes {takes}")
+                raise CaffePortError(f"{name} has {count(len(value), 'value')}; {order} takes {takes}")
             if isinstance(value, tuple) and not value:
                 raise CaffePortError(f"{name} has no values")
             numbers += value if isinstance(value, tuple) else () if isinstance(value, str) else (value,)

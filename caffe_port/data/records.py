@@ -186,7 +186,9 @@ class RecordFeed:
                 shapes = f"has shape {rows[-1].shape}, the first has {self._shape}"
                 raise CaffePortError(f"record {index} {shapes}", hint=hint)
             if self.classes is not None and not 0 <= label < self.classes:
-                raise CaffePortError(f"record {index} has label {label}; the net has {self.classes} classes")
+                raise CaffePortError(
+                    f"record {index} has label {label}; the net has {count(self.classes, 'class', 'classes')}"
+                )
         data = torch.from_numpy(np.stack(rows))
         if not self.labels:
             return (data.to(self.device),)

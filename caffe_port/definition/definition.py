@@ -163,6 +163,7 @@ class Definition:
         if stages is None and phase == "TEST" and not state.stage and self._has_stage(DEPLOY):
             stages = (DEPLOY,)
             notes.append(f"{self.path}: its stage '{DEPLOY}' is used (--stage chooses another)")
+        chosen = stages is not None or state.stage
         level, stages = level or state.level, (*(stages or ()), *state.stage)
         layers = list(self.net.layer)
         if self.saved_in is None:
@@ -171,7 +172,7 @@ class Definition:
             used = dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage)
             hint = f"Its layers belong to stages; choose one: --stage {' | '.join(used)}" if used else ""
             raise SpecError(f"contains no layers in phase {phase}", self.path, hint)
-        if not stages and self.saved_in is None:
+        if not chosen and phase == "TEST" and self.saved_in is None:
             notes += self._unchosen(phase, level)
         layers = self._with_sources(layers, inputs, notes)
         unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
@@ -190,20 +191,19 @@ class Definition:
         )
 
     def _unchosen(self, phase: str, level: int) -> list[str]:
-        """Notes on stages that would bring layers other than data and losses: DIGITS' ``deploy`` has the Softmax."""
+        """Notes on stages with an input of their own, if none is chosen: such a stage may be the net to deploy."""
         found = []
         for stage in dict.fromkeys(stage for entry in self.net.layer for rule in entry.include for stage in rule.stage):
-            names = [
-                entry.name
+            brought = [
+                entry
                 for entry in self.net.layer
-                if (entry.type == "Input" or not (has(entry.type, Trait.SOURCE) or has(entry.type, Trait.LABELS)))
-                and _included(entry, phase, level, (stage,), self.path)
+                if _included(entry, phase, level, (stage,), self.path)
                 and not _included(entry, phase, level, (), self.path)
             ]
-            if names:
-                what = f"{count(len(names), 'layer')} of stage '{stage}' ({', '.join(names)})"
-                verb = "is" if len(names) == 1 else "are"
-                found.append(f"{what} {verb} left out; --stage {stage} takes {'it' if len(names) == 1 else 'them'}")
+            if any(entry.type == "Input" for entry in brought):
+                what = f"{count(len(brought), 'layer')} of stage '{stage}' ({', '.join(each.name for each in brought)})"
+                verb, them = ("is", "it") if len(brought) == 1 else ("are", "them")
+                found.append(f"{what} {verb} left out; --stage {stage} takes {them}")
         return found
 
     def _has_stage(self, name: str) -> bool:

@@ -6,6 +6,7 @@ Everything is built in a temporary folder next to the target and moved there at 
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from caffe_port.api import Ported
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
-from caffe_port.emit import blobs, export, preprocess_source
-from caffe_port.emit.model_source import Model, model
+from caffe_port.emit import blobs, export, operators, preprocess_source
+from caffe_port.emit.model_source import MARK, Model, model
 from caffe_port.emit.self_check import MODEL, REPORT_IT, WEIGHTS, example_inputs, read_model, run_once, self_check
 from caffe_port.errors import CaffePortError, first_line, suggests_keywords
 from caffe_port.formats.caffemodel import Weights
@@ -50,6 +51,7 @@ def convert(
     channels_last: bool = False,
     formats: Sequence[str] = ("torch",),
     dynamic: str = "size",
+    plain_pooling: bool = False,
     seed: int = 0,
     preprocessing: Preprocessing | None = None,
     classes: Sequence[str] = (),
@@ -67,6 +69,8 @@ def convert(
             "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
         dynamic: for "onnx" and "pt2": "size" (batch, height and width may differ from the net's own, as far as it
             allows that), "batch", or "none".
+        plain_pooling: for "onnx" and "pt2": write pooling and local response normalization as PyTorch's exporter does,
+            not in the forms on which runtimes agree.
         seed: for the input of the check.
         preprocessing: how images become the net's input, if it is known; ``preprocess`` in model.py then does it.
         classes: names by label, for model.py and port.json.
@@ -117,11 +121,11 @@ def convert(
         if (temporary / output_folder.MEAN).exists():
             files.append(output_folder.MEAN)
         if "onnx" in formats or "pt2" in formats:
-            module = read_model(source.source, source.class_name, temporary / WEIGHTS)
+            exported = _to_export(ported.net, source, temporary / WEIGHTS, fold, channels_last)
             example = _fitting_inputs(ported.net, seed)
             for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
                 if name in formats:
-                    check += "; " + write(module, example, plan, temporary / path, dynamic)
+                    check += "; " + write(exported, example, temporary / path, dynamic, plain_pooling)
         if "safetensors" in formats:
             assert ported.weights is not None
             blobs.write(temporary / blobs.BLOBS, ported.weights, ported.definition.net)
@@ -179,6 +183,24 @@ def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) 
             copy = torch.empty_like(tensor, requires_grad=False)
             np.copyto(copy.numpy(), tensor.detach().numpy())
             tensor.data = copy
+
+
+def _to_export(net: Net, source: Model, weights: Path, fold: bool, channels_last: bool) -> export.Source:
+    """The written model, and the same marked with the layers' names."""
+
+    marked = model(net, fold, channels_last, marked=True)
+    module, traced = (
+        read_model(one.source, one.class_name, weights, {MARK: operators.named}) for one in (source, marked)
+    )
+    return export.Source(module, traced, net.plans[False])
+
+
+def to_export(net: Net) -> export.Source:
+    """A net for :mod:`caffe_port.emit.export`, without a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = model(net)
+        write_safetensors(Path(folder) / WEIGHTS, source.state)
+        return _to_export(net, source, Path(folder) / WEIGHTS, False, False)
 
 
 def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caffe_port.emit.onnx_functions import translations
+from caffe_port.emit import detection_head
+from caffe_port.emit.agreed_forms import AgreedForms
 from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.net.plan import Plan
 
@@ -25,12 +28,42 @@ DYNAMIC = ("size", "batch", "none")
 """What may differ from the example in an exported net: batch, height and width; the batch; nothing."""
 
 
-def onnx(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | Path, dynamic: str = "size") -> str:
-    """Writes a module as ONNX, with the net's blob names for its inputs and outputs.
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        module: computes the net.
+        marked: the same, whose calls are marked with the names of their tops by
+            :func:`caffe_port.emit.operators.named`; to be traced for ONNX.
+        plan: the net's, for the names of inputs and outputs.
+    """
+
+    module: nn.Module
+    marked: nn.Module
+    plan: Plan
+
+    @property
+    def outputs(self) -> list[str]:
+        return [blob for blob, _ in self.plan.outputs]
+
+    @property
+    def detections(self) -> list[bool]:
+        """By output, whether it is a list of detections, whose length depends on the values."""
+        spec = self.plan.spec
+        return [spec.by_name[layer].type == "DetectionOutput" for _, (layer, _) in spec.outputs]
+
+
+def onnx(
+    source: Source, example: Sequence[Tensor], path: str | Path, dynamic: str = "size", plain_pooling: bool = False
+) -> str:
+    """Writes a module as ONNX, with the net's blob names for its inputs and outputs and its layers' names for nodes.
 
     Args:
         example: inputs.
         dynamic: one of :data:`DYNAMIC`; what the net does not allow stays as in the example, and is said.
+        plain_pooling: write pooling and local response normalization as PyTorch's exporter does, not in the forms on
+            which runtimes agree (:mod:`caffe_port.emit.agreed_forms`).
 
     Returns:
         The result of running the file in onnxruntime, as a sentence.
@@ -42,22 +75,26 @@ def onnx(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | P
     if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         hint = "pip install 'caffe-port[onnx]'"
         raise DependencyError("ONNX export requires onnx and onnxscript", str(path), hint)
-    inputs, outputs = list(plan.inputs), [blob for blob, _ in plan.outputs]
+    from caffe_port.emit import onnx_graph
+    from caffe_port.emit.onnx_functions import translations
+
+    head = _Head(source, as_operators=True)
 
     def write(made: _Variation) -> None:
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(made.inputs),
-            dynamo=True,
-            input_names=inputs,
-            output_names=outputs,
-            verbose=False,
-            custom_translation_table=translations(),
-            dynamic_shapes=made.shapes,
-        )
+        with contextlib.nullcontext() if plain_pooling else AgreedForms(onnx=True):
+            program = torch.onnx.export(
+                head.traced,
+                tuple(made.inputs),
+                dynamo=True,
+                input_names=list(source.plan.inputs),
+                output_names=head.outputs,
+                verbose=False,
+                custom_translation_table=translations(),
+                dynamic_shapes=made.shapes,
+            )
         assert program is not None
-        for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # stack traces with paths of this machine
+        onnx_graph.finish(program.model.graph)
+        program.model.opset_imports.pop("caffe_port", None)
         program.save(str(path))
 
     def load() -> Callable[[Sequence[Tensor]], list[Tensor]]:
@@ -69,14 +106,16 @@ def onnx(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | P
 
         def run(given: Sequence[Tensor]) -> list[Tensor]:
             feeds = {name: x.numpy() for name, x in zip(names, given, strict=True)}
-            return [torch.from_numpy(y) for y in session.run(outputs, feeds)]
+            return [torch.from_numpy(y) for y in session.run(head.outputs, feeds)]
 
         return run
 
-    return _export(module, example, outputs, Path(path), dynamic, "cannot be written as ONNX", write, load)
+    return _export(head, example, Path(path), dynamic, "cannot be written as ONNX", write, load)
 
 
-def pt2(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | Path, dynamic: str = "size") -> str:
+def pt2(
+    source: Source, example: Sequence[Tensor], path: str | Path, dynamic: str = "size", plain_pooling: bool = False
+) -> str:
     """Writes a module with torch.export.save; ``torch.export.load`` reads it. Arguments and errors as for :func:`onnx`.
 
     Returns:
@@ -85,22 +124,61 @@ def pt2(module: nn.Module, example: Sequence[Tensor], plan: Plan, path: str | Pa
     Raises:
         CaffePortError: control flow depends on tensor values, or the file does not compute what the module computes.
     """
+    head = _Head(source, as_operators=False)
 
     def write(made: _Variation) -> None:
-        program = torch.export.export(module.eval(), tuple(made.inputs), dynamic_shapes=made.shapes)
+        options: dict[str, Any] = {"strict": False}
+        if _DEFERRED in inspect.signature(torch.export.export).parameters:  # pooling asks whether windows fit
+            options[_DEFERRED] = True
+        with contextlib.nullcontext() if plain_pooling else AgreedForms():
+            program = torch.export.export(head.module, tuple(made.inputs), dynamic_shapes=made.shapes, **options)
         torch.export.save(program, str(path))
 
     def load() -> Callable[[Sequence[Tensor]], list[Tensor]]:
         program = torch.export.load(str(path)).module()
+        return lambda given: list(_leaves(program(*given)))
 
-        def run(given: Sequence[Tensor]) -> list[Tensor]:
-            made = program(*given)
-            return list(made.values()) if isinstance(made, dict) else [made]
+    return _export(head, example, Path(path), dynamic, "cannot be exported", write, load)
 
-        return run
 
-    outputs = [blob for blob, _ in plan.outputs]
-    return _export(module, example, outputs, Path(path), dynamic, "cannot be exported", write, load)
+_DEFERRED = "prefer_deferred_runtime_asserts_over_guards"
+
+
+class _Head:
+    """A source with its DetectionOutput layers as an export can have them.
+
+    Attributes:
+        module: computes what the file is to compute.
+        traced: the module to be traced for ONNX.
+        outputs: names of the outputs.
+        said: what the file lacks; empty if nothing.
+    """
+
+    def __init__(self, source: Source, as_operators: bool) -> None:
+        self.module, self.outputs, self.said = source.module.eval(), source.outputs, ""
+        self.traced = source.marked.eval()
+        self.detections = source.detections
+        layers = detection_head.of(self.module)
+        if not layers:
+            return
+        if as_operators and all(map(detection_head.is_operator, layers)):
+            self.traced = copy.deepcopy(self.traced)
+            for layer in detection_head.of(self.traced):
+                detection_head.as_operator(layer)
+            return
+        if sum(self.detections) != len(layers):
+            what = "a layer reads what DetectionOutput found, whose number depends on the values"
+            raise CaffePortError(what, "", "Cut the net there, and export its first part.")
+        self.module, self.traced = copy.deepcopy(self.module), copy.deepcopy(self.traced)
+        for module in (self.module, self.traced):
+            for layer in detection_head.of(module):
+                detection_head.as_candidates(layer)
+        left = detection_head.remaining(layers[0])
+        self.said = f"; it ends before DetectionOutput, in all boxes and their scores: what is left is {left}"
+        named = zip(source.outputs, self.detections, strict=True)
+        parts = (detection_head.BOXES, detection_head.SCORES)
+        self.outputs = [name for blob, found in named for name in ([f"{blob}_{p}" for p in parts] if found else [blob])]
+        self.detections = [False] * len(self.outputs)
 
 
 @dataclass(frozen=True)
@@ -119,9 +197,8 @@ class _Variation:
 
 
 def _export(
-    module: nn.Module,
+    head: _Head,
     example: Sequence[Tensor],
-    outputs: Sequence[str],
     path: Path,
     dynamic: str,
     failing: str,
@@ -129,60 +206,88 @@ def _export(
     load: Callable[[], Callable[[Sequence[Tensor]], list[Tensor]]],
 ) -> str:
     """Writes with as many open axes as the net and the exporter allow, and runs what was written."""
-    variations = [*_open(module, example, dynamic), _Variation("", example, None)]
+    variations = [*_open(head, example, dynamic), _Variation("", example, None)]
     with _quiet(), torch.no_grad():
         for variation in variations:
             try:
-                write(variation)
+                worst = _written(head, example, variation, path, failing, write, load)
                 break
-            except Exception as error:  # noqa: BLE001  the exporters raise many kinds
+            except CaffePortError:
                 if variation is variations[-1]:
-                    raise CaffePortError(f"{failing}: {_reason(error)}", str(path)) from None
-        if path.suffix == ".onnx" and not importlib.util.find_spec("onnxruntime"):
-            return f"{path.name} was not run: onnxruntime is not installed"
-        worst = 0.0
-        try:
-            run = load()
-            made = [run(given) for given in dict.fromkeys((tuple(example), tuple(variation.inputs)))]
-        except Exception as error:  # noqa: BLE001  onnxruntime raises many kinds
-            raise CaffePortError(f"was written, but does not run: {_reason(error)}", str(path)) from None
-        for given, got in zip(dict.fromkeys((tuple(example), tuple(variation.inputs))), made, strict=True):
-            worst = max(worst, _difference(module, given, outputs, got, str(path)))
+                    raise
+    if worst is None:
+        return f"{path.name} was not run: onnxruntime is not installed{head.said}"
     words = f"{path.name} differs from the model by {worst:.3g} at most"
     if variation.shapes is None:
         fixed = " x ".join(map(str, example[0].shape)) if example else ""
-        return words if dynamic == "none" else f"{words}, and takes inputs of {fixed} only"
-    return f"{words}, with {variation.words}"
+        return words + head.said if dynamic == "none" else f"{words}, and takes inputs of {fixed} only{head.said}"
+    return f"{words}, with {variation.words}{head.said}"
 
 
-def _open(module: nn.Module, example: Sequence[Tensor], dynamic: str) -> Iterator[_Variation]:
+def _written(
+    head: _Head,
+    example: Sequence[Tensor],
+    made: _Variation,
+    path: Path,
+    failing: str,
+    write: Callable[[_Variation], None],
+    load: Callable[[], Callable[[Sequence[Tensor]], list[Tensor]]],
+) -> float | None:
+    """Writes a file and runs it on the example and in the shapes of the variation; the greatest difference, or None if
+    nothing is there to run it.
+
+    Raises:
+        CaffePortError: it cannot be written, does not run, or gives other numbers.
+    """
+    try:
+        write(made)
+    except Exception as error:  # noqa: BLE001  the exporters raise many kinds
+        raise CaffePortError(f"{failing}: {_reason(error)}", str(path)) from None
+    if path.suffix == ".onnx" and not importlib.util.find_spec("onnxruntime"):
+        return None
+    given = list(dict.fromkeys((tuple(example), tuple(made.inputs))))
+    try:
+        run = load()
+        got = [run(inputs) for inputs in given]
+    except Exception as error:  # noqa: BLE001  onnxruntime raises many kinds
+        raise CaffePortError(f"was written, but does not run: {_reason(error)}", str(path)) from None
+    pairs = zip(given, got, strict=True)
+    return max(_difference(head.module, inputs, head.outputs, outputs, str(path)) for inputs, outputs in pairs)
+
+
+def _open(head: _Head, example: Sequence[Tensor], dynamic: str) -> Iterator[_Variation]:
     """The variations that the module itself allows, the widest first: each input is an item per row."""
     if dynamic not in DYNAMIC:
         raise CaffePortError(f"dynamic '{dynamic}' is not one of {', '.join(DYNAMIC)}")
     if dynamic == "none" or not example or any(x.dim() == 0 or len(x) != len(example[0]) for x in example):
         return
-    rows = len(example[0]) + 2
+    module, rows = head.module, len(example[0]) + 2
     more = [torch.cat([x] * rows)[:rows].clone() for x in example]
     before, after = _run(module, example), _run(module, more)
     n = len(example[0])
     if after is None or before is None:
         return
-    for a, b in zip(before, after, strict=True):
-        if a.dim() == 0 or len(a) != n or len(b) != rows or a.shape[1:] != b.shape[1:] or not _near(a, b[:n]):
+    for a, b, found in zip(before, after, head.detections, strict=True):
+        if found:
+            if not _near(a, b[:, :, b[0, 0, :, 0] < n]):
+                return
+        elif a.dim() == 0 or len(a) != n or len(b) != rows or a.shape[1:] != b.shape[1:] or not _near(a, b[:n]):
             return
     batch = torch.export.Dim("batch")
     images = [x.dim() == 4 for x in example]
-    if dynamic == "size" and any(images):
-        larger = [torch.cat([x, x], 2)[:, :, : x.shape[2] + 32] if x.dim() == 4 else x for x in more]
-        larger = [torch.cat([x, x, x], 3)[:, :, :, : x.shape[3] + 64] if x.dim() == 4 else x for x in larger]
+    if dynamic == "size" and any(images) and not any(head.detections):
+        larger = [torch.cat([x, x], 2)[:, :, : x.shape[2] + 33] if x.dim() == 4 else x for x in more]
+        larger = [torch.cat([x, x, x], 3)[:, :, :, : x.shape[3] + 65] if x.dim() == 4 else x for x in larger]
         wide = _run(module, larger)
         if wide is not None and all(
             a.dim() < 4 or a.shape[2:] != b.shape[2:] for a, b in zip(after, wide, strict=True)
         ):
-            height, width = torch.export.Dim("height"), torch.export.Dim("width")
+            first = next(x for x in example if x.dim() == 4)
+            height, width = (torch.export.Dim(n, min=first.shape[k]) for k, n in ((2, "height"), (3, "width")))
             shapes = tuple({0: batch, 2: height, 3: width} if image else {0: batch} for image in images)
             if any(a.dim() == 4 for a in after):
-                yield _Variation("any batch, height and width", larger, shapes)
+                least = f"{first.shape[2]} x {first.shape[3]}"
+                yield _Variation(f"any batch, and height and width from {least} up", larger, shapes)
     yield _Variation("any batch", more, tuple({0: batch} for _ in example))
 
 
@@ -193,7 +298,16 @@ def _run(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
             made = module.eval()(*inputs)
     except (RuntimeError, ValueError, IndexError, TypeError):
         return None
-    return list(made.values()) if isinstance(made, dict) else [made]
+    return list(_leaves(made))
+
+
+def _leaves(made: Any) -> Iterator[Tensor]:
+    """The tensors that a module returns, in order: one, a tuple or a dict of them."""
+    if isinstance(made, Tensor):
+        yield made
+    else:
+        for part in made.values() if isinstance(made, dict) else made:
+            yield from _leaves(part)
 
 
 def _near(a: Tensor, b: Tensor) -> bool:

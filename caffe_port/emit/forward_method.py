@@ -27,7 +27,10 @@ WIDTH = 110
 _TEST, _TRAIN = frozenset((False,)), frozenset((True,))
 _BOTH = _TEST | _TRAIN
 
-_RESERVED = (set(dir(builtins)) - {"input"}) | {"self", "torch", "nn", "F", "math", "Tensor", "torchvision"}
+MARK = "_tops"
+"""The function that marks the tops of every call with their names, where they are wanted."""
+
+_RESERVED = (set(dir(builtins)) - {"input"}) | {"self", "torch", "nn", "F", "math", "Tensor", "torchvision", MARK}
 
 Render = Callable[[Layer, str, Sequence[str]], str]
 """(module, attribute, bottoms) -> the expression that calls it."""
@@ -160,10 +163,16 @@ def _alive(calls: list[Call], outputs: Mapping[bool, Sequence[tuple[str, Produce
 
 
 class Body:
-    """A forward method's lines. ``right`` is False where variables cannot serve both phases."""
+    """A forward method's lines. ``right`` is False where variables cannot serve both phases.
 
-    def __init__(self, flow_: Flow, render: Render, taken: Iterable[str]) -> None:
-        self.flow, self.render = flow_, render
+    Args:
+        names: the names of a call's tops, to mark them with; None: they are not marked.
+    """
+
+    def __init__(
+        self, flow_: Flow, render: Render, taken: Iterable[str], names: Callable[[Call], Sequence[str]] | None = None
+    ) -> None:
+        self.flow, self.render, self.names = flow_, render, names
         self.phases = sorted(flow_.outputs)
         reserved = _RESERVED | set(taken)
         every_blob = [*flow_.inputs, *flow_.blobs.values()]
@@ -323,6 +332,8 @@ class Body:
         text = ""
         for call in statement.calls:
             text = self.render(call.module, call.attribute, [text] if text else names)
+            if self.names is not None and call.tops:
+                text = f"{MARK}({text}, {', '.join(map(repr, self.names(call)))})"
         return text
 
     def _target(self, statement: Statement) -> str:

@@ -16,7 +16,8 @@ from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.emit import fold as folding
 from caffe_port.emit import preprocess_source
 from caffe_port.emit.copied_classes import Copied, Import, constructor_call, quoted
-from caffe_port.emit.forward_method import Body, Flow, flow, wrap
+from caffe_port.emit.forward_method import MARK as MARK
+from caffe_port.emit.forward_method import Body, Call, Flow, flow, wrap
 from caffe_port.emit.frozen_batch_norm import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from caffe_port.errors import CaffePortError
 from caffe_port.layers.activation import ReLU
@@ -28,6 +29,7 @@ from caffe_port.net import fusion
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.net import Net
 from caffe_port.net.plan import Plan, Step
+from caffe_port.spec import top_name
 from caffe_port.terminal import count
 from caffe_port.version import __version__
 
@@ -64,6 +66,7 @@ def model(
     channels_last: bool = False,
     preprocessing: Preprocessing | None = None,
     classes: Sequence[str] = (),
+    marked: bool = False,
 ) -> Model:
     """The source of a net. A BatchNorm and the Scale that follows are one affine BatchNorm.
 
@@ -74,16 +77,18 @@ def model(
         preprocessing: how an image becomes the net's only input, the result of
             :func:`caffe_port.emit.preprocess_source.fitted`; None: no ``preprocess`` is written.
         classes: names by label.
+        marked: mark the tops of every layer with their names, by a function :data:`MARK` that the source does not have;
+            for exports that keep the names.
 
     Raises:
         CaffePortError: a layer cannot be written as self-contained source.
     """
-    return _Writer(net, fold, channels_last).model(preprocessing, classes)
+    return _Writer(net, fold, channels_last, marked).model(preprocessing, classes)
 
 
 class _Writer:
-    def __init__(self, net: Net, fold: bool, channels_last: bool) -> None:
-        self.net, self.channels_last = net, channels_last
+    def __init__(self, net: Net, fold: bool, channels_last: bool, marked: bool = False) -> None:
+        self.net, self.channels_last, self.marked = net, channels_last, marked
         self.modules: dict[str, Layer] = {}
         self.layer_names: dict[str, str] = {}
         self.steps: dict[str, list[Step]] = {}
@@ -274,7 +279,8 @@ class _Writer:
         """The lines of forward, with one method per phase if the phases differ; and its arguments."""
         plans = self.net.plans
         merged = self._flow((False,) if _same(plans[False], plans[True]) else (False, True))
-        body = Body(merged, self._render, self.copied.names)
+        names = self._top_names if self.marked else None
+        body = Body(merged, self._render, self.copied.names, names)
         if body.right:
             return self._method("forward", merged, body), body.parameters
         lines: list[str] = []
@@ -282,12 +288,23 @@ class _Writer:
         calls = {}
         for phase, name in ((False, "_forward_test"), (True, "_forward_train")):
             own = self._flow((phase,))
-            part = Body(own, self._render, self.copied.names)
+            part = Body(own, self._render, self.copied.names, names)
             lines += self._method(name, own, part)
             calls[phase] = f"return self.{name}({', '.join(both.parameters[blob] for blob in own.inputs)})"
         head = self._signature("forward", both.parameters, self._returns(merged))
         head += ["        if self.training:", *wrap(calls[True], 12), *wrap(calls[False], 8)]
         return head + lines, both.parameters
+
+    def _top_names(self, call: Call) -> list[str]:
+        """The name of each top: its layer's, or that of the last layer that was folded into that one."""
+        inside = [name for name in self.order if self._root(name) == call.attribute != name]
+        names = {layer: self.layer_names[inside[-1]] for layer, _ in call.tops} if inside else {}
+        return [top_name(names.get(layer, layer), k) for layer, k in call.tops]
+
+    def _root(self, attribute: str) -> str:
+        while attribute in self.folded:
+            attribute = self.folded[attribute]
+        return attribute
 
     def _method(self, name: str, flow_: Flow, body: Body) -> list[str]:
         return [*self._signature(name, body.parameters, self._returns(flow_)), *body.lines()]

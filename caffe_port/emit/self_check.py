@@ -25,18 +25,25 @@ MODEL = "model.py"
 WEIGHTS = "weights.safetensors"
 
 
-def read_model(source: str, class_name: str, weights: str | Path | Mapping[str, Tensor]) -> nn.Module:
+def read_model(
+    source: str,
+    class_name: str,
+    weights: str | Path | Mapping[str, Tensor],
+    known: Mapping[str, object] = types.MappingProxyType({}),
+) -> nn.Module:
     """The module of a model.py with its weights, in eval().
 
     Args:
         source: the text of model.py.
         weights: weights.safetensors, or its tensors, which the module then shares; loaded strictly.
+        known: names that the source uses and does not define.
     """
     from safetensors.torch import load_file
 
     if not isinstance(weights, Mapping):
         weights = {name: value.clone() for name, value in load_file(str(weights)).items()}  # load_file maps the file
     namespace = types.ModuleType("model")
+    vars(namespace).update(known)
     exec(compile(source, MODEL, "exec"), namespace.__dict__)  # noqa: S102  caffe-port wrote it
     with torch.device("meta"):  # skips initializing parameters that are replaced at once
         module: nn.Module = namespace.__dict__[class_name]()

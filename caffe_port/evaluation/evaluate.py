@@ -35,7 +35,8 @@ Progress = Callable[[int, int], None]
 """Called with (images done, images in total) after every batch."""
 
 CONFIDENCE_Z = 1.959963984540054  # two-sided 95 %
-BATCH_SIZE = 250
+BATCH_SIZE = 100
+"""On a CPU, larger batches take more time per image, because their tops do not stay in its caches."""
 
 
 def wilson(correct: int, total: int, z: float = CONFIDENCE_Z) -> tuple[float, float]:
@@ -256,7 +257,7 @@ def evaluate_files(
 
     Args:
         weights, prototxt: as for :func:`caffe_port.load`; or a :class:`caffe_port.Ported`, whose Net is evaluated as it
-            is, and is on the device afterwards.
+            is, and is on the device afterwards (on a CPU, in channels-last memory).
         data, root, split, download: as for :func:`caffe_port.data.datasets.load`.
         mean: values, ``"training-set mean image"``, or a .binaryproto or .npy file (in the net's channel order).
         std, scale, channel_order: like ``mean``, these override the registry and the net's own transform_param.
@@ -304,6 +305,8 @@ def evaluate_files(
         ported = port_for(definition, stored, spec, shape, level=level, stages=stages, data=pictures.name)
     if limit is not None:
         pictures = pictures.first(limit)
+    if device.type == "cpu" and all(type(m).__module__.startswith("caffe_port.") for m in ported.net.modules()):
+        ported.net.to(memory_format=torch.channels_last)  # nearly twice as fast; layers of others may not expect it
     result = evaluate(
         ported.net,
         pictures,

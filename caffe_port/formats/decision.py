@@ -62,6 +62,7 @@ class Decision:
     def _of_type(self, layer: View, type_: Any) -> View:
         fields, children = dict(layer.by_number), {}
         message = self.evidence.layer_message
+        safe = table.plain()["safe" if message == "LayerParameter" else "safe_v1"].get(message, {})
         name = v1_type(self.dialect, type_) if isinstance(type_, int) else type_
         for (of, number, wire_type), group in self.groups.items():
             if of not in (type_, "*"):
@@ -69,7 +70,7 @@ class Decision:
             chosen = self._field(name, number, wire_type, group, layer)
             if chosen is not None:
                 fields[number], children[number] = chosen
-            elif of != "*" and str(number) not in table.plain()["safe"].get(message, {}):
+            elif of != "*" and str(number) not in safe:
                 fields.pop(number, None)
         if isinstance(type_, int):
             fact = self.dialect.layout(message).get(5)

@@ -126,7 +126,7 @@ def _line(number: int) -> dict[str, Any]:
 
 def plain() -> dict[str, Any]:
     """What every file is read with: ``safe`` (message -> the numbers that mean the same in every dialect, with the
-    values of enums), ``contested`` (numbers of LayerParameter) and ``owners``.
+    values of enums), ``safe_v1`` (the same for V1 files), ``contested`` (numbers of LayerParameter) and ``owners``.
     """
     return _line(0)
 
@@ -418,6 +418,19 @@ def caffes() -> frozenset[str]:
 def names_field(message: str, name: str) -> bool:
     """Whether a dialect has a field of that name in a message."""
     return any(name == fact.name for dialect in dialects() for fact in dialect.layout(message).values())
+
+
+def messages() -> tuple[str, ...]:
+    """The names of the messages of all dialects."""
+    return tuple(dict.fromkeys([*_line(1)["base"], *_line(1)["messages"]]))
+
+
+def fields(message: str) -> Iterator[Fact]:
+    """The fields that a message has in any dialect, in the order of the dialects; a name may come in several forms."""
+    numbers = list(_line(1)["base"].get(message, ()))
+    for dialect in dialects():
+        numbers += dialect._own.get(message, ((), ()))[1]
+    yield from map(_fact, dict.fromkeys(numbers))
 
 
 def registered(type_: str) -> frozenset[str]:

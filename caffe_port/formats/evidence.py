@@ -17,6 +17,7 @@ import numpy as np
 from caffe_port.errors import ParseError
 from caffe_port.formats import dialects as table
 from caffe_port.formats.dialects import Dialect, Fact
+from caffe_port.formats.message import schema
 from caffe_port.formats.upgrade_v1 import V1_TYPES
 from caffe_port.formats.wire import MAX_DEPTH, Reader
 from caffe_port.typing import Shape
@@ -424,6 +425,12 @@ def v1_type(dialect: Dialect, number: int) -> str:
 
 
 @functools.cache
+def _of_any_type() -> frozenset[str]:
+    """The fields of LayerParameter that layers of any type have."""
+    return frozenset(f.name for f in schema("LayerParameter").fields.values() if f.number <= _COMMON_NUMBERS)
+
+
+@functools.cache
 def stray(type_: str, name: str) -> float:
     """1 for the parameters of another type, 0.5 where nothing is known of the type, 0 for the type's own."""
     owned = table.owned(type_)
@@ -436,6 +443,8 @@ def stray(type_: str, name: str) -> float:
         return 0.0
     if owned and name in owned:
         return 0.05 if any(map(is_namesake, owned)) else 0.0
+    if name in _of_any_type():
+        return 0.05
     if name == "quantization_param":  # in layers of any type, if seldom
         return 0.25
     return 0.5 if owned is None else 1.0

@@ -86,7 +86,8 @@ def translate(
     named = assumed() or ("brocolli" if family == "brocolli" else None)
     known = find(named) if named else None if whose is None else whose.dialect
     if whose is None or not whose.completed or also:
-        others = [] if named else [one for one in _writers(era) if whose is None or one in whose.like]
+        known_v2 = whose is not None and era == "V2"
+        others = [] if named or known_v2 else [d for d in _writers(era) if whose is None or d in whose.like]
         layers, unsaid = complete(layers, lambda *_: known, lambda: others, forks_only=era == "V2")
         notes += [f"{one}. --dialect NAME decides" for one in unsaid if not one.chosen.startswith(SETTLED)]
     layers = _inverse_std(layers, family, reason, notes)

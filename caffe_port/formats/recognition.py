@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from caffe_port.errors import CaffePortError
+from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import dialects as table
 from caffe_port.formats import unstated
 from caffe_port.formats.decision import Decision
@@ -36,7 +36,24 @@ from caffe_port.formats.telling import Unknown, contradiction, differences, evid
 from caffe_port.formats.wire import NotPlain, Reader
 from caffe_port.terminal import count
 
-_WINDOW = frozenset(["kernel_size", "stride", "pad", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w"])
+_CHECKED = {
+    "PoolingParameter": (
+        "kernel_size",
+        "stride",
+        "pad",
+        "kernel_h",
+        "kernel_w",
+        "stride_h",
+        "stride_w",
+        "pad_h",
+        "pad_w",
+    ),
+    "ConvolutionParameter": ("stride",),
+    "V1LayerParameter": ("transform_param", "loss_weight"),
+    "BlobProto": ("height", "width"),  # C3D's length and height come with a width where Caffe has data
+    "DataParameter": ("backend",),  # C3D's show_data, which changes nothing
+}
+"""Fields of which :mod:`caffe_port.formats.wire` sees whether their values make sense as Caffe's alone."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,7 @@ class Recognition:
 
     dialect: Dialect
     given: bool = False
-    like: tuple[Dialect, ...] = ()
+    like: tuple[Dialect, ...] = field(default=(), repr=False)
     evidence: tuple[str, ...] = ()
     open: tuple[Reading, ...] = ()
     unlikely: tuple[Reading, ...] = ()
@@ -159,13 +176,24 @@ def read(data: Any, message_type: str, where: str, dialect: str | None = None) -
     """
     buffer = memoryview(data).cast("B")
     wanted = table.find(dialect) if dialect is not None else None
+    broken: ParseError | None = None
     if wanted is None:
         try:
             reader = Reader(buffer, where, strict=True)
             return reader.message(_plain(message_type), 0, len(buffer), 0), None
         except NotPlain:
             pass
-    evidence = Evidence(Reader(buffer, where), message_type)
+        except ParseError as error:  # or other bytes in another dialect
+            broken = error
+    try:
+        evidence = Evidence(Reader(buffer, where), message_type)
+        return _as_written(evidence, wanted)
+    except ParseError as error:
+        raise broken or error from None
+
+
+def _as_written(evidence: Evidence, wanted: Dialect | None) -> tuple[Message, Recognition]:
+    buffer, where = evidence.reader.view, evidence.reader.where
     decision = Decision(evidence, evidence.dialects[evidence.order[0]] if wanted is None else wanted)
     message = Reader(buffer, where).message(decision.view, 0, len(buffer), 0)
     message, defaults = decision.complete(message)
@@ -202,8 +230,9 @@ def _named(decision: Decision) -> Recognition:
 
 
 @functools.cache
-def _plain(message: str, type_: Any = None) -> View:
-    own, safe = schema(message), table.plain()["safe"].get(message, {})
+def _plain(message: str, old: bool = False, type_: Any = None) -> View:
+    """``old``: in a V1LayerParameter."""
+    own, safe = schema(message), table.plain()["safe_v1" if old else "safe"].get(message, {})
     contested = table.plain()["contested"]
     owned = table.owned(type_) or () if isinstance(type_, str) else ()
     fields = {}
@@ -216,12 +245,12 @@ def _plain(message: str, type_: Any = None) -> View:
             kind is not None
             or message == "V0LayerParameter"
             or (number in contested and one.name in owned)
-            or (message == "PoolingParameter" and one.name in _WINDOW)
+            or one.name in _CHECKED.get(message, ())
         ):
             fields[number] = one
 
     def child(one: Field) -> View:
-        return _plain(str(one.message_name))
+        return _plain(str(one.message_name), old or one.message_name == "V1LayerParameter")
 
-    of_type = functools.partial(_plain, message) if message == "LayerParameter" and type_ is None else None
+    of_type = functools.partial(_plain, message, old) if message == "LayerParameter" and type_ is None else None
     return View(own, fields, child, of_type)

@@ -223,7 +223,6 @@ _CHANGES: Final = {
     # Of the schema
     "AutoCrop:dimsize": "the size to crop to",
     "Crop:dimsize": "the size to crop to (OpenVINO)",
-    "BBoxRegParameter.cls_aware": "whether each class has boxes of its own (Cascade R-CNN)",
     "BatchReductionParameter.pos": "what is added to the levels",
     "CorrelationParameter.do_abs": "takes absolute values",
     "Correlation:single_direction": "compares in one direction alone",

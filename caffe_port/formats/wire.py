@@ -129,7 +129,10 @@ class Reader:
                 self.fail(f"field {number} of {name} has wire type {wire_type}", start)
         for field_name, chunks in arrays.items():
             message._fields[field_name] = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-        if self.strict and name == "PoolingParameter" and not is_plain_pooling(message):
+        if self.strict and (
+            (name == "PoolingParameter" and not is_plain_pooling(message))
+            or (name == "V1LayerParameter" and not is_plain_v1(message))
+        ):
             raise NotPlain
         return message
 
@@ -307,6 +310,20 @@ def is_plain_pooling(p: Message) -> bool:
     return bool(p.global_pooling) and not (p.has("stride") or p.has("pad"))
 
 
+def is_plain_v1(layer: Message) -> bool:
+    """Whether the numbers of a V1LayerParameter make sense as BVLC's alone. C3D has kernel_depth where BVLC has a
+    convolution's stride, but its blobs have five axes; in Robert0812/deepsaldet 35 and 36, which are loss_weight and
+    transform_param, are the parameters of a data layer and of a loss.
+    """
+    p, type_ = layer._fields.get("convolution_param"), str(layer.type)
+    strides = p is not None and p.has("stride") and not layer.has("blobs")
+    return (
+        not strides
+        and (not layer.has("transform_param") or "DATA" in type_)
+        and (not layer.has("loss_weight") or "LOSS" in type_)
+    )
+
+
 def _fits(field: Field, wire_type: int) -> bool:
     return field.wire_type == wire_type or (field.repeated and wire_type == 2)
 
@@ -361,21 +378,26 @@ def _signed(value: int, bits: int) -> int:
 # -- writing ------------------------------------------------------------------------------------------------------
 
 
-def serialize(message: Message) -> Iterator[bytes | memoryview]:
+def serialize(message: Message, own_numbers: bool = False) -> Iterator[bytes | memoryview]:
     """The message's bytes in chunks; arrays are separate chunks and are not copied.
 
     Fields are in the order of their numbers, as protobuf writes them.
+
+    Args:
+        own_numbers: with the numbers of proto/caffe.proto even where a fork's file has others.
     """
-    chunks, _ = _serialize(message)
+    chunks, _ = _serialize(message, None, own_numbers)
     yield from chunks
 
 
-def _serialize(message: Message, given: dict[str, int] | None = None) -> tuple[list[bytes | memoryview], int]:
+def _serialize(
+    message: Message, given: dict[str, int] | None, own_numbers: bool
+) -> tuple[list[bytes | memoryview], int]:
     chunks: list[bytes | memoryview] = []
     assert message.schema is not None
     numbers, inside = {name: field.number for name, field in message.schema.fields.items()}, dict[str, dict[str, int]]()
     numbers |= given or {}
-    if message.schema.name == "LayerParameter":
+    if message.schema.name == "LayerParameter" and not own_numbers:
         for name, value in message.items():
             numbers[name], inside[name] = written(message.type, name, value)
     for field in sorted((message.schema.fields[n] for n, _ in message.items()), key=lambda f: numbers[f.name]):
@@ -386,7 +408,7 @@ def _serialize(message: Message, given: dict[str, int] | None = None) -> tuple[l
             continue
         for one in value if field.repeated else [value]:
             if field.message_name is not None:
-                inner, size = _serialize(one, inside.get(field.name))
+                inner, size = _serialize(one, inside.get(field.name), own_numbers)
                 chunks += [_varint(number << 3 | 2) + _varint(size), *inner]
             elif field.wire_type == 2:
                 data = one.encode("utf-8", "surrogatepass") if isinstance(one, str) else bytes(one)

@@ -170,7 +170,7 @@ def python_layer(module: str, layer: str) -> Callable[[type[L]], type[L]]:
 
 
 class Python(Layer):
-    """A layer written in Python for pycaffe, which caffe-port cannot run.
+    """A layer written in Python for pycaffe, which runs as it is only in scripts (``caffe-port run``).
 
     A plugin supplies the replacement: a file given with ``--plugin`` that decorates a Layer with
     :func:`caffe_port.layers.data.python_layer`.
@@ -191,7 +191,12 @@ class Python(Layer):
         if found is None:
             raise SpecError(
                 f"runs the Python code {name}, which works only with pycaffe.{did_you_mean(name, PYTHON_LAYERS)}",
-                hint=f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
-                "--stub inserts a placeholder.",
+                hint=(
+                    (
+                        f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
+                        "--stub inserts a placeholder."
+                    ),
+                    "A script of pycaffe's that uses the net runs, with this layer as it is, under `caffe-port run`.",
+                ),
             )
         return found

@@ -23,6 +23,7 @@ from caffe_port.formats.message import Message
 from caffe_port.signatures import signature as records
 from caffe_port.signatures.checks import canonical_axis
 from caffe_port.signatures.signature import ANY, UNSUPPORTED, Signature, Trait
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 __all__ = [
@@ -222,7 +223,7 @@ class Layer(nn.Module):
         if len(arrays) != len(names):
             shown = ", ".join(str(tuple(a.shape)) for a in arrays)
             want = f"{len(names)} ({', '.join(names)})" if names else "none"
-            held = f"{len(arrays)} blobs ({shown})" if arrays else "no blobs"
+            held = f"{count(len(arrays), 'blob')} ({shown})" if arrays else "no blobs"
             return f"holds {held}, the definition asks for {want}"
         for name, array in zip(names, arrays, strict=True):
             shape = tuple(self.get_blob(name).shape)
@@ -306,7 +307,7 @@ def expect_bottoms(bottoms: Sequence[Shape], least: int, most: int | None = None
     most = least if most is None else most
     if not least <= len(bottoms) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
-        raise SpecError(f"{len(bottoms)} bottoms; the layer takes {wanted}")
+        raise SpecError(f"{count(len(bottoms), 'bottom')}; the layer takes {wanted}")
 
 
 def check_count(what: str, shape: Sequence[int]) -> None:

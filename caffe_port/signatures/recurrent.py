@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.signature import Holds, declare
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 
@@ -24,7 +25,7 @@ def _static(layer: Message, bottoms: Sequence[Shape]) -> Shape | None:
 def _recurrent(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p, exposed = layer.recurrent_param, _states(layer)
     if not 2 + exposed <= len(bottoms) <= 3 + exposed:
-        raise SpecError(f"{len(bottoms)} bottoms; the layer takes {2 + exposed} to {3 + exposed}")
+        raise SpecError(f"{count(len(bottoms), 'bottom')}; the layer takes {2 + exposed} to {3 + exposed}")
     x, cont = bottoms[:2]
     if len(x) < 3 or cont != x[:2]:
         raise SpecError(f"expected bottoms (steps, streams, ...) and (steps, streams), got {x} and {cont}")

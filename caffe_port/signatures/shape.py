@@ -10,6 +10,7 @@ from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.signatures.checks import canonical_axis, nothing
 from caffe_port.signatures.signature import ANY, Holds, Trait, declare
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 
@@ -63,7 +64,7 @@ def _eltwise(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if len(p.coeff) and p.operation == "PROD":
         raise SpecError("coeff is given, but PROD does not use coefficients")
     if len(p.coeff) not in (0, len(bottoms)):
-        raise SpecError(f"{len(p.coeff)} coefficients for {len(bottoms)} bottoms")
+        raise SpecError(f"{count(len(p.coeff), 'coefficient')} for {count(len(bottoms), 'bottom')}")
     return bottoms[:1]
 
 
@@ -110,9 +111,11 @@ def reshaped_axes(p: Message, bottom: Shape) -> tuple[int, int]:
     start = p.axis if p.axis >= 0 else len(bottom) + p.axis + 1
     end = len(bottom) if p.num_axes == -1 else start + p.num_axes
     if not 0 <= start <= len(bottom):
-        raise SpecError(f"axis {p.axis} is out of range for a bottom of {len(bottom)} axes")
+        raise SpecError(f"axis {p.axis} is out of range for a bottom of {count(len(bottom), 'axis', 'axes')}")
     if p.num_axes < -1 or end > len(bottom):
-        raise SpecError(f"axis {p.axis} and num_axes {p.num_axes} do not fit a bottom of {len(bottom)} axes")
+        raise SpecError(
+            f"axis {p.axis} and num_axes {p.num_axes} do not fit a bottom of {count(len(bottom), 'axis', 'axes')}"
+        )
     return start, end
 
 

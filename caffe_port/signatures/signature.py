@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message, not_finite
+from caffe_port.terminal import count
 from caffe_port.typing import Shape
 
 ANY = 1 << 30
@@ -185,7 +186,7 @@ class Signature:
         assert self.tops is not None, self.type
         least, most = self.bottoms
         if not least <= len(bottoms) <= most:
-            raise SpecError(f"{len(bottoms)} bottoms; the layer takes {_count(least, most)}")
+            raise SpecError(f"{count(len(bottoms), 'bottom')}; the layer takes {_count(least, most)}")
         bottoms = [tuple(shape) for shape in bottoms]
         try:
             return [tuple(shape) for shape in self.tops(layer, bottoms)]

@@ -61,8 +61,15 @@ class Member:
         return self.name.replace("\\", "/").rpartition("/")[2]
 
 
+_NEVER = (".prototxt", ".caffemodel", ".h5")
+
+
 def is_archive(path: str | Path) -> bool:
-    """Whether a file begins like an archive of one of these kinds."""
+    """Whether a file begins like an archive of one of these kinds; one that is named as a prototxt or weights is not
+    opened for it.
+    """
+    if str(path).lower().endswith(_NEVER):
+        return False
     try:
         with opened(path) as file:
             return bool(_kind(file))

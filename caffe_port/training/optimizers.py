@@ -62,6 +62,7 @@ class CaffeOptimizer(torch.optim.Optimizer):
             if name not in self.options:
                 raise TypeError(f"{type(self).__name__} takes no '{name}'.{did_you_mean(name, self.options)}")
         self.clip_gradients = clip_gradients
+        self.update_in_grad = False  # leave the update in .grad, as Caffe does in a blob's diff
         self.rates: list[Tensor] | None = None
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -94,6 +95,8 @@ class CaffeOptimizer(torch.optim.Optimizer):
                 histories = [[self.history(p)[k] for p in params] for k in range(self.slots)]
                 update, rate = self.compute(self._regularised(group, grads, factor), histories, group, rate)
                 _add(params, update, -rate)
+                if self.update_in_grad:
+                    torch._foreach_copy_([p.grad for p in params], torch._foreach_mul(update, rate))
             group["iter"] += 1
         return result
 

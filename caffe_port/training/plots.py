@@ -166,7 +166,7 @@ def _scale(axes: Any, curves: Sequence[_Curve]) -> None:
     points = [point for curve in curves for point in curve.points]
     first, last = min((x for x, _ in points), default=0), max((x for x, _ in points), default=0)
     late = [y for x, y in points if x >= first + (last - first) / 20 and x > first]
-    if len(late) < 2 or max(late) == min(late):
+    if len(late) < 5 or max(late) == min(late):
         return
     low, high = min(late), max(late)
     if max(y for _, y in points) - min(y for _, y in points) <= 4 * (high - low):

@@ -81,13 +81,14 @@ def hold(path: str | Path) -> Iterator[Claim]:
 
 def _remove_new(folder: Path, before: set[str], created: list[Path]) -> None:
     """Removes what is in the folder now but was not before, and the folders that were created and are empty now."""
-    with contextlib.suppress(OSError):
-        for name in set(os.listdir(folder)) - before:
-            path = folder / name
+    for name in set(os.listdir(folder)) - before:
+        path = folder / name
+        with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path)
             else:
                 path.unlink()
+    with contextlib.suppress(OSError):
         for each in created:
             each.rmdir()
 

@@ -341,6 +341,11 @@ class Report:
             return f"NOTHING PROVEN against {self.reference}: {equal}, whatever the layers do; give weights or an input"
         return ""
 
+    @property
+    def agreement(self) -> str:
+        """``all 12 compared tops agree``."""
+        return "the only compared top agrees" if self.compared == 1 else f"all {self.compared} compared tops agree"
+
     def whom(self) -> str:
         """What the compared tops agree with: " with X", or ": 10 with X, 1 with Y"."""
         who = [row.by or self.reference for row in self.rows if row.status != "not compared"]
@@ -355,7 +360,7 @@ class Report:
             return nothing
         rest = f"; {self.not_compared} not compared" if self.not_compared else ""
         if self.passed:
-            return f"{self.word}: all {self.compared} compared tops agree{self.whom()}{rest}"
+            return f"{self.word}: {self.agreement}{self.whom()}{rest}"
         differ = "differs" if self.failed == 1 else "differ"
         first = f", the first in layer '{self.first.layer}' ({self.first.type})" if self.first else ""
         return (

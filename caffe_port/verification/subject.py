@@ -27,6 +27,7 @@ from caffe_port.terminal import count
 from caffe_port.typing import Array, PathLike
 from caffe_port.verification.comparison import Report, Row, Tolerance
 from caffe_port.verification.inputs import check_names, picture_input, random_inputs, with_batch_axis
+from caffe_port.verification.references import runtimes
 from caffe_port.verification.references.caffe import CaffeReference
 from caffe_port.verification.references.numpy_formulas import NumPyReference
 from caffe_port.verification.references.opencv import OpenCVReference
@@ -254,9 +255,14 @@ def find_reference(against: str | Path | Trace | Reference) -> Reference:
         return NumPyReference()
     if str(against).lower() in ("caffe", "pycaffe"):
         return Fallback(Fallback(CaffeReference(), OpenCVReference()), NumPyReference())
+    if (runtime := runtimes.find(str(against))) is not None:
+        return runtime
     if str(against).endswith(".npz") or Path(against).exists():
         return StoredReference(Trace.load(against))
-    hint = "It is opencv, numpy, caffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."
+    hint = (
+        "It is opencv, numpy, caffe, onnxruntime, openvino, a file (.npz: a trace; .onnx; .xml of OpenVINO), or a "
+        "module: path/to/file.py:Class."
+    )
     raise CaffePortError(f"cannot compare with '{against}'", hint=hint)
 
 

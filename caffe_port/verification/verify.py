@@ -6,14 +6,18 @@ reference's own bottoms, so one broken layer is one red row.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from caffe_port.api import Prototxt, Stored
 from caffe_port.data.preprocessing import Preprocessing
+from caffe_port.emit import export
+from caffe_port.emit.convert import to_export
 from caffe_port.errors import CaffePortError, suggests_keywords
 from caffe_port.formats.dialects import assuming
 from caffe_port.typing import Array, PathLike
@@ -23,9 +27,10 @@ from caffe_port.verification.details import Details
 from caffe_port.verification.references.caffe import CaffeReference, may_be_here
 from caffe_port.verification.references.opencv import OpenCVReference
 from caffe_port.verification.references.reference import Reference, StoredReference, asked_first
+from caffe_port.verification.references.runtimes import RuntimeReference
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.runner import run
-from caffe_port.verification.subject import Input, find_reference, only_in_trace, prepare
+from caffe_port.verification.subject import Input, Subject, find_reference, only_in_trace, prepare
 from caffe_port.verification.user_module.verify_module import verify_port
 from caffe_port.version import __version__
 
@@ -64,7 +69,9 @@ def verify(
             compared as it is, in the shapes and with the losses that it was ported with, and is not changed.
         against: ``"opencv"`` (and the formulas of ``numpy_reference`` for what OpenCV does not know),
             ``"numpy"`` (the formulas alone), ``"caffe"`` (in a process of its own; OpenCV and the formulas
-            are used for what it does not know), a trace (.npz) or :class:`Trace`, which contains its inputs, a
+            are used for what it does not know), ``"onnxruntime"`` or ``"openvino"`` (the net exported and run there),
+            a file for them (``model.onnx``, ``openvino:model.onnx``, ``model.xml``), whose values are compared where
+            they have a layer's name, a trace (.npz) or :class:`Trace`, which contains its inputs, a
             :class:`Reference`; or a hand-written port, ``path/to/file.py:Class`` or a module: then *it* is compared
             with OpenCV, see
             :func:`caffe_port.verification.user_module.verify_module.verify_port`.
@@ -141,6 +148,8 @@ def verify(
             stages=stages,
             ignore_fields=ignore_fields,
         )
+    if isinstance(reference, RuntimeReference):
+        reference = dataclasses.replace(reference, exported=lambda path: _export(subject, path))
     if backward and isinstance(caffe, CaffeReference):
         trace = caffe.trace(subject.case, backward=True)
         reference = StoredReference(trace)
@@ -157,3 +166,9 @@ def verify(
     if trace is not None:
         rows += only_in_trace(trace, subject.full, subject.case.spec)
     return subject.report(rows, tolerance, reference.name, f"caffe-port {__version__}")
+
+
+def _export(subject: Subject, path: Path) -> None:
+    """Writes the compared net as ONNX, as convert does, in the shapes of its inputs."""
+    inputs = [torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in subject.case.inputs.values()]
+    export.onnx(to_export(subject.ported.net), inputs, path, "none")

@@ -50,6 +50,7 @@ EXPECTED = {
     "convert absent.prototxt -o o": "absent.prototxt: cannot be read: No such file",
     "convert net.prototxt absent.caffemodel -o o": "absent.caffemodel: cannot be read: No such file",
     "convert w.caffemodel -o full": "full: is not empty",
+    "convert w.caffemodel -o text.txt/out": "text.txt/out: cannot be created: 'text.txt' is a file",
     "convert w.caffemodel -o text.txt": "text.txt: is a file; expected a folder",
     "convert w.caffemodel -o o --format onnx": "--format onnx requires onnx\n  pip install 'caffe-port[onnx]'",
     "convert weights.safetensors -o o": "is a .safetensors file, not a .caffemodel\n  convert writes such files. Give",
@@ -74,6 +75,9 @@ EXPECTED = {
     "verify w.caffemodel --against absent.npz": "absent.npz: cannot be read",
     "verify w.caffemodel --against text.txt": "is not a trace",
     "verify w.caffemodel --against tensorflow": "cannot compare with 'tensorflow'",
+    "verify w.caffemodel --against caffe": "has no pycaffe",
+    "dump net.prototxt -o t.npz --by caffe": "has no pycaffe",
+    "train solver.prototxt -o text.txt/run": "text.txt/run: cannot be created",
     "verify w.caffemodel --state w.pt": "a state needs a hand-written port",
     "verify w.caffemodel --against model.py:Net --state absent.pt": "absent.pt: cannot be read",
     "verify w.caffemodel --against model.py:Net --strict": "strict applies only to a converted net",
@@ -177,7 +181,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     before = sorted(str(path) for path in folder.rglob("*"))
     lines = [*EXPECTED, *FINE]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
+    cache = str(tmp_path_factory.mktemp("cache"))
+    env = {name: value for name, value in os.environ.items() if name != "CAFFE_PORT_PYCAFFE"}
+    env |= {"CAFFE_PORT_CACHE": cache, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],
         input=json.dumps([line.split() for line in lines]),

@@ -23,16 +23,16 @@ layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
 layer { name: "ip" type: "InnerProduct" bottom: "conv" top: "ip"
         inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
 """
-DIGITS = """
+STAGED = """
 layer { name: "train-data" type: "Data" top: "data" top: "label" include { stage: "train" }
         data_param { source: "x" batch_size: 2 } }
 layer { name: "val-data" type: "Data" top: "data" top: "label" include { stage: "val" }
         data_param { source: "x" batch_size: 2 } }
-layer { name: "deploy-data" type: "Input" top: "data" include { stage: "deploy" }
+layer { name: "own-data" type: "Input" top: "data" include { stage: "inference" }
         input_param { shape { dim: 2 dim: 3 dim: 9 dim: 7 } } }
 layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 4 } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" exclude { stage: "deploy" } }
-layer { name: "softmax" type: "Softmax" bottom: "ip" top: "softmax" include { stage: "deploy" } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" exclude { stage: "inference" } }
+layer { name: "softmax" type: "Softmax" bottom: "ip" top: "softmax" include { stage: "inference" } }
 """
 
 
@@ -92,15 +92,15 @@ def test_a_keyword_that_does_not_exist(function: str, word: str, meant: str) -> 
 def test_a_stage_that_brings_layers_is_named(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("digits.prototxt").write_text(DIGITS)
-    code, _, notes = run("convert digits.prototxt -o out", capfd, monkeypatch)
+    Path("staged.prototxt").write_text(STAGED)
+    code, _, notes = run("convert staged.prototxt -o out", capfd, monkeypatch)
     assert code == 0
-    assert "2 layers of stage 'deploy' (deploy-data, softmax) are left out; --stage deploy takes them" in notes
+    assert "2 layers of stage 'inference' (own-data, softmax) are left out; --stage inference takes them" in notes
     assert "stage 'train'" not in notes
-    code, _, notes = run("convert digits.prototxt -o deploy --stage deploy", capfd, monkeypatch)
+    code, _, notes = run("convert staged.prototxt -o inference --stage inference", capfd, monkeypatch)
     assert code == 0
     assert "stage" not in notes
-    assert "Softmax" in Path("deploy/model.py").read_text()
+    assert "Softmax" in Path("inference/model.py").read_text()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

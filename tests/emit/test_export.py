@@ -108,7 +108,7 @@ def test_golden_net_as_onnx(name: str, tmp_path: Path) -> None:
     source = model(golden.net)
     write_safetensors(tmp_path / "w", source.state)
     module = read_model(source.source, source.class_name, tmp_path / "w")
-    said = export.onnx(module, golden.inputs, golden.net.plan, tmp_path / "model.onnx")
+    said = export.onnx(export.Source(module, module, golden.net.plan), golden.inputs, tmp_path / "model.onnx")
     assert said.startswith("model.onnx differs from the model by ")
 
 
@@ -122,7 +122,7 @@ def test_a_wrong_onnx_is_found(tmp_path: Path) -> None:
             return torch.nn.functional.avg_pool2d(x, 2, divisor_override=1)
 
     with pytest.raises(CaffePortError, match="output 'y' differs from the model's by"):
-        export.onnx(Wrong(), golden.inputs, golden.net.plan, tmp_path / "model.onnx")
+        export.onnx(export.Source(Wrong(), Wrong(), golden.net.plan), golden.inputs, tmp_path / "model.onnx")
 
 
 def written(text: str, folder: Path, **how: Any) -> tuple[caffe_port.Ported, str]:
@@ -157,7 +157,7 @@ layer { name: "reshape" type: "Reshape" bottom: "z" top: "r" reshape_param { sha
 @pytest.mark.parametrize(
     ("more", "dynamic", "words", "sizes"),
     [
-        ("", "size", "any batch, height and width", [(1, 12, 10), (5, 30, 41)]),
+        ("", "size", "any batch, and height and width from 12 x 10 up", [(1, 12, 10), (5, 30, 41)]),
         ("", "batch", "any batch", [(1, 12, 10), (5, 12, 10)]),
         (IP, "size", "any batch", [(1, 12, 10), (7, 12, 10)]),
         (MERGING, "size", "any batch", [(1, 12, 10), (5, 12, 10)]),
@@ -213,7 +213,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     golden = golden_nets.load(GOLDEN / "layers" / "relu_default.prototxt")
     for write in (export.onnx, export.pt2):
         with pytest.raises(CaffePortError, match="cannot be"):
-            write(Branches(), golden.inputs, golden.net.plan, tmp_path / "model")
+            write(export.Source(Branches(), Branches(), golden.net.plan), golden.inputs, tmp_path / "model")
 
 
 def test_onnx_without_onnxscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_onnx_without_onnxscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else find(name, *a))
     golden = golden_nets.load(GOLDEN / "layers" / "relu_default.prototxt")
     with pytest.raises(DependencyError, match=r"pip install 'caffe-port\[onnx\]'"):
-        export.onnx(nn.ReLU(), golden.inputs, golden.net.plan, tmp_path / "model.onnx")
+        export.onnx(export.Source(nn.ReLU(), nn.ReLU(), golden.net.plan), golden.inputs, tmp_path / "model.onnx")
 
 
 # -- back to Caffe ------------------------------------------------------------------------------------------------

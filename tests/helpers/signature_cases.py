@@ -194,7 +194,7 @@ def _all() -> Iterator[Case]:
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Deconvolution", "convolution_param { num_output: 4 kernel_size: 3 group: 2 dilation: 2 }", (X,))
     yield Case("Convolution", "convolution_param { num_output: 4 kernel_size: 3 axis: 2 }", ((2, 3, 4, 9, 8),))
-    for sides in ("pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 3", "pad_type: 1"):
+    for sides in ("pad_l: 1 pad_r: 2 pad_t: 0 pad_b: 3", "pad_type: 1", "pad_type: 1 pad_h: 1 pad_w: 2"):
         yield Case("Convolution", f"convolution_param {{ num_output: 4 kernel_size: 4 stride: 3 {sides} }}", (X,))
         for pool in ("MAX", "AVE", "AVE_EXC_PAD"):
             yield Case("Pooling", f"pooling_param {{ pool: {pool} kernel_size: 4 stride: 3 {sides} }}", (X,))

@@ -238,7 +238,7 @@ def test_accuracy_along_another_axis() -> None:
     [
         ("Accuracy", "", [(4, 5), (3,)], "label .* holds 3 labels; predictions .* need 4"),
         ("Accuracy", "accuracy_param { top_k: 6 }", [(4, 5), (4,)], "top_k 6 is not in 1..5"),
-        ("Accuracy", "", [(4, 5)], "1 bottoms; the layer takes 2"),
+        ("Accuracy", "", [(4, 5)], "1 bottom; the layer takes 2"),
         ("ContrastiveLoss", "", [(4, 5), (4, 5), (5,)], "holds 5 values for 4 pairs"),
         ("ContrastiveLoss", "", [(4, 5), (4, 5), (1, 4)], "must have one value per item"),
         ("EuclideanLoss", "", [(4, 5), (3, 5)], "differ in their first dimension"),

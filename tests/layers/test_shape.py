@@ -193,7 +193,7 @@ def test_layers_without_tops() -> None:
         ("Crop", "crop_param { axis: 1 offset: 1 offset: 1 }", [SHAPE, SHAPE], 1, "2 offsets, expected 1 or 3"),
         ("Crop", "", [SHAPE, (2, 3)], 1, "which has fewer axes"),
         ("Eltwise", "", [SHAPE, (2, 6, 7, 4)], 1, "differ in shape"),
-        ("Eltwise", "eltwise_param { coeff: 1 }", [SHAPE, SHAPE], 1, "1 coefficients for 2 bottoms"),
+        ("Eltwise", "eltwise_param { coeff: 1 }", [SHAPE, SHAPE], 1, "1 coefficient for 2 bottoms"),
         (
             "Eltwise",
             "eltwise_param { operation: PROD coeff: 1 coeff: 1 }",

@@ -586,10 +586,10 @@ def test_loading_copies() -> None:
     [
         ({"a": [A[0].T, A[1]], "b": B}, f"layer 'a' holds weight (3, 4), {ASKS} (4, 3); 1 of 2 layers differ."),
         ({"a": [A[0].T, A[1]], "b": [B[0]]}, f"layer 'a' holds weight (3, 4), {ASKS} (4, 3); 2 of 2 layers differ."),
-        ({"a": [A[0]]}, f"layer 'a' holds 1 blobs ((4, 3)), {ASKS} 2 (weight, bias)."),
+        ({"a": [A[0]]}, f"layer 'a' holds 1 blob ((4, 3)), {ASKS} 2 (weight, bias)."),
         ({"a": [*A, A[1]]}, f"layer 'a' holds 3 blobs ((4, 3), (4,), (4,)), {ASKS} 2 (weight, bias)."),
         ({"a": [A[0].ravel(), A[1]]}, f"layer 'a' holds weight (12,), {ASKS} (4, 3)."),
-        ({"a": A, "relu": [[2]]}, f"layer 'relu' holds 1 blobs ((1,)), {ASKS} none."),
+        ({"a": A, "relu": [[2]]}, f"layer 'relu' holds 1 blob ((1,)), {ASKS} none."),
         ({"x": A, "y": B}, "contains no layer of this net; the net has a, b, the file has x, y."),
         ({"A": A}, "contains no layer of this net; the net has a, b, the file has A."),
         ({}, "contains no layer of this net; the net has a, b, the file has ."),

@@ -75,7 +75,7 @@ def test_a_blob_that_an_hdf5_file_lacks_is_missed(tmp_path: Path) -> None:
     shutil.copy(CASES / "hdf5_shared" / "k.h5", tmp_path / "k.h5")
     with h5py.File(tmp_path / "k.h5", "a") as file:
         del file["data/c1/1"]
-    with pytest.raises(CaffePortError, match="layer 'c1' holds 1 blobs"):
+    with pytest.raises(CaffePortError, match="layer 'c1' holds 1 blob"):
         caffe_port.load(CASES / "hdf5_shared" / "k_dep.prototxt", tmp_path / "k.h5")
 
 

@@ -207,6 +207,17 @@ class DetectionOutput(Layer):
         self.code_type, self.variance_encoded_in_target = code_type, variance_encoded_in_target
 
     def forward(self, *bottoms: Tensor) -> Tensor:
+        boxes, scores = self.candidates(*bottoms)
+        rows = []
+        for image in range(boxes.shape[0]):
+            found = self.detect(boxes[image], scores[image])
+            rows.append(torch.cat((torch.full_like(found[:, :1], image), found), 1))
+        if not any(len(found) for found in rows):
+            rows = [torch.tensor([[n] + [-1] * (2 + boxes.shape[-1])]).to(boxes) for n in range(boxes.shape[0])]
+        return torch.cat(rows)[None, None]
+
+    def candidates(self, *bottoms: Tensor) -> tuple[Tensor, Tensor]:
+        """The boxes (N, P, 1 or classes, 4 or 12) and their scores (N, P, classes), before any is dropped."""
         loc, conf, priors, *first_stage = self.joined(*bottoms) if self.maps else bottoms
         boxes, variances = split_priors(priors) if self.pixels is None else priors_in_pixels(priors, self.pixels)
         if self.variance_encoded_in_target:
@@ -222,13 +233,7 @@ class DetectionOutput(Layer):
         decoded = decode(loc[..., :4], boxes, variances, self.code_type)
         if self.polygons:
             decoded = torch.cat((decoded, polygons(loc[..., 4:], boxes, variances)), -1)
-        rows = []
-        for image in range(loc.shape[0]):
-            found = self.detect(decoded[image], scores[image])
-            rows.append(torch.cat((torch.full_like(found[:, :1], image), found), 1))
-        if not any(len(found) for found in rows):
-            rows = [torch.tensor([[image] + [-1] * (2 + decoded.shape[-1])]).to(loc) for image in range(loc.shape[0])]
-        return torch.cat(rows)[None, None]
+        return decoded, scores
 
     def infer(self, *bottoms: Tensor) -> Tensor:
         return bottoms[0].new_empty(1, 1, 1, 15 if self.polygons else 7)

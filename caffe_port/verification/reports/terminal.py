@@ -87,7 +87,7 @@ def verdict(report: Report) -> str:
     if report.rounded:
         rest = f"; {report.rounded} free-running only within rounding{rest}"
     if report.passed:
-        return f"{report.word}: all {report.compared} compared tops agree{report.whom()}{rest}"
+        return f"{report.word}: {report.agreement}{report.whom()}{rest}"
     broken = list(dict.fromkeys(row.layer for row in report.broken))
     far = sum(row.distance is not None and not row.distance.passed for row in report.rows)
     if far and not broken:

@@ -72,14 +72,14 @@ def test_not_compared_is_listed_and_counted() -> None:
     of = report(Row("a", 0, free=GOOD), Row("b", 0, "ArgMax", note="R has no layer ArgMax"))
     shown = text(of)
     assert "R has no layer ArgMax" in shown
-    assert "PASSED: all 1 compared tops agree with R 1.0; 1 not compared" in shown
+    assert "PASSED: the only compared top agrees with R 1.0; 1 not compared" in shown
     assert verdict(report(Row("b", 0))) == "NOTHING COMPARED with R 1.0: no top has a counterpart"
 
 
 def test_the_repr_is_one_line() -> None:
     good, skipped = Row("a", 0, free=GOOD), Row("b", 0, "ArgMax", note="R has no layer ArgMax")
-    assert repr(report(good)) == "<Report of 'net' (phase TEST): PASSED: all 1 compared tops agree with R 1.0>"
-    assert repr(report(good, skipped)).endswith("PASSED: all 1 compared tops agree with R 1.0; 1 not compared>")
+    assert repr(report(good)) == "<Report of 'net' (phase TEST): PASSED: the only compared top agrees with R 1.0>"
+    assert repr(report(good, skipped)).endswith("PASSED: the only compared top agrees with R 1.0; 1 not compared>")
     assert repr(report(skipped)).endswith("NOTHING COMPARED with R 1.0: no top has a counterpart>")
     red = Row("c", 0, "ReLU", free=BAD, isolated=GOOD), Row("d", 0, "Slice", free=BAD, isolated=BAD)
     assert repr(report(good, *red, skipped)) == (

@@ -375,14 +375,16 @@ def roi_pooling(layer: Layer) -> Result:
     sizes = [int(n) for n in p.pooled_size] or [p.pooled_h, p.pooled_w]
     bins = (sizes[0], sizes[-1])  # Intel's pooled_size is given once or twice
     top = np.zeros((len(rois), x.shape[1], *bins))
+    single = np.float32  # as the source: an edge that is a whole number in exact arithmetic is rounded to a side
     for r, roi in enumerate(rois):
         more = (roi[3:] - roi[1:3] + 1) * p.pad_ratio
         corners = _half_away(np.concatenate((roi[1:3] - more, roi[3:] + more)) * p.spatial_scale)
         for bin_ in itertools.product(*map(range, bins)):
             cut = []
             for axis, (k, count) in enumerate(zip(bin_, bins, strict=True)):
-                first, size = corners[1 - axis], max(corners[3 - axis] - corners[1 - axis] + 1, 1) / count
-                edges = np.array([np.floor(k * size), np.ceil((k + 1) * size)]) + first
+                first, side = corners[1 - axis], max(corners[3 - axis] - corners[1 - axis] + 1, 1)
+                size = single(side) / single(count)
+                edges = np.array([np.floor(single(k) * size), np.ceil(single(k + 1) * size)]) + first
                 cut.append(slice(*edges.clip(0, x.shape[2 + axis]).astype(int)))
             window = x[int(roi[0])][:, cut[0], cut[1]]
             top[r, :, bin_[0], bin_[1]] = window.max((1, 2)) if window.size else 0

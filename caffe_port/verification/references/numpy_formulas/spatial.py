@@ -22,6 +22,8 @@ def _windows(p: Message, count: int) -> tuple[Sides, Sides, Sides, Sides]:
     kernel = spatial(_shaped(p, "kernel"), given(p, "kernel_h"), given(p, "kernel_w"), count, 1)
     stride = spatial(_shaped(p, "stride"), given(p, "stride_h"), given(p, "stride_w"), count, 1)
     pad = spatial(_shaped(p, "pad"), given(p, "pad_h"), given(p, "pad_w"), count, 0)
+    if p.pad_type == 1:  # it replaces them, see _bordered
+        pad = (0,) * count
     if p.has("dilation"):
         return kernel, stride, pad, spatial(p.dilation, None, None, count, 1)
     hole = [p.hole] if p.has("hole") else []  # DeepLab's name for dilation

@@ -1,0 +1,38 @@
+"""run."""
+
+from __future__ import annotations
+
+import click
+
+from caffe_port.commands.command import command
+
+
+@command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("script", type=click.Path())
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(script: str, arguments: tuple[str, ...]) -> int:
+    """Run a Python script that begins with `import caffe`, on PyTorch.
+
+    In the script, and in all that it imports, caffe means caffe_port.pycaffe. Layers in Python are found as modules
+    next to the script, in the current folder or on PYTHONPATH. This runs the script: run only what you trust.
+
+    \b
+    Arguments:
+      SCRIPT     the script, for Python 3
+      ARGUMENTS  what follows is the script's own
+
+    \b
+    Examples:
+      caffe-port run classify.py cat.jpg out.npy
+      caffe-port run train.py --solver solver.prototxt
+
+    \b
+    Exit codes:
+      0  the script ended
+      1  the script raised an exception
+      2  bad usage, a file that is wrong, or a script for Python 2
+      N  what the script gave to sys.exit
+    """
+    from caffe_port.pycaffe.script import main
+
+    return main(script, arguments)
