@@ -53,12 +53,15 @@ def package(names: Iterable[str], what: str, extra: str) -> None:
         extra: the extra of caffe-port that installs them.
     """
     for name in names:
-        try:
-            found = importlib.util.find_spec(name) is not None
-        except (ImportError, ValueError):
-            found = False
-        if not found:
+        if not _installed(name):
             raise DependencyError(f"{what} requires {name}", hint=f"pip install 'caffe-port[{extra}]'")
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def plot(path: PathLike | None) -> None:
@@ -96,10 +99,15 @@ def reference(against: str, state: str | None) -> None:
         return
     if against.lower().endswith(".py"):
         _module(against, "")
-    if not against.endswith(".npz") and not Path(against).exists():
-        hint = "It is opencv, numpy, caffe, a trace (a file that ends in .npz), or a module: path/to/file.py:Class."
-        raise CaffePortError(f"cannot compare with '{against}'", hint=hint)
     from caffe_port.storage import npz
+    from caffe_port.verification.references import runtimes
+
+    if (runtime := runtimes.find(against)) is not None:
+        if not _installed(runtime.runtime):
+            runtime.name  # noqa: B018 - raises the error that says how to install it
+        return
+    if not against.endswith(".npz") and not Path(against).exists():
+        raise CaffePortError(f"cannot compare with '{against}'", hint=runtimes.KNOWN)
 
     npz.names(against, "a trace")
 

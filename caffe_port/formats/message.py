@@ -78,9 +78,9 @@ class Schema:
     by_number: dict[int, Field]
 
     @functools.cached_property
-    def positions(self) -> dict[str, int]:
-        """Field -> its place among the fields."""
-        return {name: position for position, name in enumerate(self.fields)}
+    def order(self) -> dict[str, int]:
+        """The place of each field."""
+        return {name: place for place, name in enumerate(self.fields)}
 
 
 @functools.cache
@@ -196,8 +196,8 @@ class Message:
         """The set fields, in the schema's order (without a schema: in the order in which they were read)."""
         if self._schema is None:
             return list(self._fields.items())
-        names = sorted(filter(self.has, self._fields), key=self._schema.positions.__getitem__)
-        return [(name, self._fields[name]) for name in names]
+        order = self._schema.order
+        return [(name, self._fields[name]) for name in sorted(self._fields, key=lambda n: order[n]) if self.has(name)]
 
     def copy(self, **changes: Any) -> Message:
         """A shallow copy with some fields replaced (None clears)."""

@@ -23,7 +23,7 @@ from caffe_port.errors import CaffePortError
 from caffe_port.terminal import count, human_bytes
 from caffe_port.version import __version__
 
-PACKAGES = ("torch", "torchvision", "protobuf", "numpy", "opencv", "safetensors", "click", "rich")
+PACKAGES = ("torch", "torchvision", "protobuf", "numpy", "opencv", "pillow", "safetensors", "click", "rich")
 """What caffe-port always needs, by distribution; OpenCV has several."""
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 EXTRAS = {
@@ -32,6 +32,7 @@ EXTRAS = {
     "plot": "curves and images",
     "tensorboard": "train --tensorboard",
     "onnx": "--format onnx",
+    "draw": "caffe.draw in scripts",
 }
 """What the extras of pyproject.toml are for."""
 

@@ -164,7 +164,7 @@ class Solver:
         if self.spec.display and self.iter % self.spec.display == 0:
             self._smooth(self.net._forward(0, len(self.net.layers) - 1), start)
             log(f"Iteration {self.iter}, loss = {self._smoothed:.6g}", "solver.cpp:324")
-        if self.spec.test_interval and self.iter % self.spec.test_interval == 0:
+        if self.spec.is_test(self.iter):
             self._test_all()
         log("Optimization Done.", "solver.cpp:332")
 
@@ -175,8 +175,7 @@ class Solver:
         last = len(net.layers) - 1
         while self.iter < start + iters:
             net.clear_param_diffs()
-            tested = spec.test_interval and self.iter % spec.test_interval == 0
-            if tested and (self.iter > 0 or spec.test_initialization):
+            if spec.is_test(self.iter) and (self.iter > 0 or spec.test_initialization):
                 self._test_all()
             for on_start, _ in self._callbacks:
                 on_start()

@@ -259,11 +259,7 @@ def find_reference(against: str | Path | Trace | Reference) -> Reference:
         return runtime
     if str(against).endswith(".npz") or Path(against).exists():
         return StoredReference(Trace.load(against))
-    hint = (
-        "It is opencv, numpy, caffe, onnxruntime, openvino, a file (.npz: a trace; .onnx; .xml of OpenVINO), or a "
-        "module: path/to/file.py:Class."
-    )
-    raise CaffePortError(f"cannot compare with '{against}'", hint=hint)
+    raise CaffePortError(f"cannot compare with '{against}'", hint=runtimes.KNOWN)
 
 
 def _given(spec: NetSpec, trace: Trace | None, given: Input | Mapping[str, Input] | None) -> dict[str, Array | Path]:

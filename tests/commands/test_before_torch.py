@@ -11,17 +11,20 @@ import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import GOLDEN, ROOT
 
+from caffe_port.commands import checks
+
 CASE = GOLDEN / "layers" / "net_residual"
 
 RUNNER = """
 import contextlib, io, json, sys
-MISSING = {"onnx", "matplotlib", "tensorboard"}
+MISSING = {"onnx", "matplotlib", "tensorboard", "onnxruntime", "openvino"}
 tried = []
 class Finder:
     def find_spec(self, name, path=None, target=None):
@@ -78,6 +81,10 @@ EXPECTED = {
     "verify w.caffemodel --against caffe": "has no pycaffe",
     "dump net.prototxt -o t.npz --by caffe": "has no pycaffe",
     "train solver.prototxt -o text.txt/run": "text.txt/run: cannot be created",
+    "verify w.caffemodel --against absent.onnx": "absent.onnx: does not exist, or is not a file",
+    "verify w.caffemodel --against openvino:absent.onnx": "absent.onnx: does not exist, or is not a file",
+    "verify w.caffemodel --against openvino": "openvino is not installed",
+    "verify w.caffemodel --against text.onnx": "onnxruntime is not installed",
     "verify w.caffemodel --state w.pt": "a state needs a hand-written port",
     "verify w.caffemodel --against model.py:Net --state absent.pt": "absent.pt: cannot be read",
     "verify w.caffemodel --against model.py:Net --strict": "strict applies only to a converted net",
@@ -159,6 +166,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"):
         (folder / "mnist" / name).write_bytes(b"")
     (folder / "text.txt").write_text("some words\n")
+    (folder / "text.onnx").write_text("some words\n")
     (folder / "text.py").write_text("some words\n")
     (folder / "model.py").write_text("class Net:\n    pass\n")
     (folder / "two.py").write_text("class A:\n    pass\n\nclass B:\n    pass\n")
@@ -204,6 +212,14 @@ def test_the_error_comes_before_torch(results: dict[str, Any], line: str) -> Non
     assert EXPECTED[line] in error
     assert (code, tried) == (2, []), error
     assert error.startswith("error: ")
+
+
+@pytest.mark.parametrize("against", ["onnxruntime", "onnxruntime:m.onnx", "m.onnx"])
+def test_a_runtime_is_not_taken_for_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, against: str) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").write_bytes(b"")
+    checks.reference(against, None)
 
 
 @pytest.mark.parametrize("line", FINE)

@@ -20,6 +20,12 @@ from caffe_port.spec import Producer, top_name
 from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case, Made, Run, computing
 
+KNOWN = (
+    "It is opencv, numpy, caffe, onnxruntime, openvino, a file (.npz: a trace; .onnx; .xml of OpenVINO), or a "
+    "module: path/to/file.py:Class."
+)
+"""What a net can be compared with."""
+
 Exporter = Callable[[Path], None]
 """Writes the compared net as ONNX."""
 
