@@ -90,7 +90,7 @@ def jobs(project: Path) -> list[Job]:
     """Writes what the commands read."""
     for name, more in (("solver", ""), ("solver_h5", "snapshot_format: HDF5")):
         path = small_training.project(project, more=f"momentum: 0.9 {more}")
-        text = path.read_text().replace("max_iter: 12", "max_iter: 60").replace("snapshot: 4", "snapshot: 5")
+        text = path.read_text().replace("max_iter: 12", "max_iter: 24").replace("snapshot: 4", "snapshot: 3")
         (project / f"{name}.prototxt").write_text(text)
     (project / "conv.prototxt").write_text(NET.format(name="new", outputs=6))
     (project / "ip.prototxt").write_text(CLASSIFIER)

@@ -188,7 +188,7 @@ def _zipped(file: IO[bytes], size: int, where: str) -> Iterator[tuple[Member, IO
         for order, info in enumerate(infos):
             mode = info.external_attr >> 16
             is_link = info.create_system == 3 and mode & 0o170000 not in (0, 0o100000)
-            if info.is_dir() or is_link or info.flag_bits & 1:
+            if not info.filename or info.is_dir() or is_link or info.flag_bits & 1:
                 continue
             with archive.open(info) as stream:
                 yield Member(info.filename, info.file_size, order), stream

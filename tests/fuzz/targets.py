@@ -11,7 +11,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from caffe_port import api
 from caffe_port.data import annotations, class_names, records
@@ -19,7 +18,7 @@ from caffe_port.data.prepare import prepare
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition import model_archive
 from caffe_port.definition.definition import Definition
-from caffe_port.emit import blobs, export, model_source
+from caffe_port.emit import blobs, model_source
 from caffe_port.emit.convert import convert
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation import predict, registry
@@ -244,8 +243,7 @@ def onnx_names(data: bytes) -> None:
         f'layer {{ name: {second} type: "Power" bottom: {x} top: {y} power_param {{ shift: 1 }} }}\n'
     )
     ported = api.port(_file(text.encode(), "net.prototxt"))
-    example = [torch.ones(2, 3)]
-    export.onnx(ported.net, example, ported.net.plans[False], Path(_FOLDER.name) / "names.onnx", "none")
+    convert(ported, Path(_FOLDER.name) / "names", formats=("onnx",), dynamic="none", force=True)
 
 
 def port_json(data: bytes) -> None:

@@ -1,9 +1,4 @@
-"""Known porting mistakes, and what a layer that has one would compute.
-
-Each mistake is a sentence about the candidate ("it rounds the size down"), and is computed by the formulas of
-:mod:`caffe_port.verification.references.numpy_formulas` with one thing changed. The diagnosis does not look into the
-candidate, so it works for any module.
-"""
+"""Known porting mistakes, and what a layer that has one would compute."""
 
 from __future__ import annotations
 

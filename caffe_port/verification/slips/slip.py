@@ -1,4 +1,9 @@
-"""How a known mistake is registered, and what its formulas share."""
+"""How a known mistake is registered, and what its formulas share.
+
+Each mistake is a sentence about the candidate ("it rounds the size down"), and is computed by the formulas of
+:mod:`caffe_port.verification.references.numpy_formulas` with one thing changed. The diagnosis does not look into the
+candidate, so it works for any module.
+"""
 
 from __future__ import annotations
 
