@@ -119,7 +119,10 @@ BROKEN_TEXT = {
     "10^12 weights": (PROTOTXT.replace("num_output: 6", "num_output: 4294967295"), "Caffe's limit is 2^31 - 1"),
     "a negative axis": (PROTOTXT.replace("[2, 3, 5, 7]", "[2, -3, 5, 7]"), "every axis must be at least 1"),
     "no axes": (PROTOTXT.replace("dim: [2, 3, 5, 7]", ""), "net.prototxt:3: layer 'conv' (Convolution): "),
-    "40 axes": (PROTOTXT.replace("[2, 3, 5, 7]", str([1] * 40)), "net.prototxt:3: layer 'conv' (Convolution): "),
+    "40 axes": (
+        PROTOTXT.replace("[2, 3, 5, 7]", str([1] * 40)),
+        "net.prototxt:2: input 'data' has 40 axes; Caffe's limit",
+    ),
     "kernel 0": (PROTOTXT.replace("kernel_size: 3", "kernel_size: 0"), "net.prototxt:3: layer 'conv' (Convolution): "),
     "stride 0": (PROTOTXT.replace("pad: 1", "stride: 0"), "net.prototxt:3: layer 'conv' (Convolution): "),
     "group 0": (PROTOTXT.replace("pad: 1", "group: 0"), "net.prototxt:3: layer 'conv' (Convolution): "),

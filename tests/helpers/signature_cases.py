@@ -400,7 +400,7 @@ def _all() -> Iterator[Case]:
     yield Case("DetectionOutput", own, ((2, 16), (2, 12), PRIORS, (2, 3, 5, 7)))  # an image to show
     own = "detection_output_param { num_classes: 3 use_polygon: true code_type: CENTER_SIZE nms_param {} }"
     yield Case("DetectionOutput", own, ((2, 48), (2, 12), PRIORS))
-    maps = ((3, 4, 2, 30), (3, 4, 1, 8), (3, 8, 5, 6), (3, 4, 2, 4), (1, 2, 272))
+    maps = ((3, 4, 2, 30), (3, 4, 1, 8), (3, 8, 5, 6), (3, 4, 1, 8), (1, 2, 272))
     many = "num_classes: 4 nbottom: 2 nms_param { nms_threshold: 0.45 } code_type: CENTER_SIZE"
     yield Case("DetectionOutput", f"detection_output_param {{ {many} no_permute: true }}", maps)
     flat = ((3, 16), (3, 8), (3, 64), (3, 32), (1, 2, 16), (1, 2, 8))
