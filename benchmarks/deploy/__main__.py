@@ -71,7 +71,7 @@ RUNTIMES = {
     "ncnn": Runtime("ncnn (pnnx)", "onnx", ("ncnn", "pnnx"), "ncnn", one=True),
     "tvm": Runtime("TVM", "onnx", ("apache-tvm",), "tvm"),
     "tract": Runtime("tract", "onnx", ("tract",), "tract"),
-    "tinygrad": Runtime("tinygrad", "onnx", ("tinygrad",), "tinygrad", {"CPU_LLVM": "1"}),
+    "tinygrad": Runtime("tinygrad", "onnx", ("tinygrad",), "tinygrad", {"DEV": "PYTHON"}),
     "openvino-pt2": Runtime("OpenVINO", "pt2", ("openvino",), "openvino"),
     "executorch": Runtime("ExecuTorch (XNNPACK)", "pt2", ("executorch",), "executorch"),
     "litert": Runtime("LiteRT (litert-torch)", "pt2", ("litert-torch",), "litert"),
