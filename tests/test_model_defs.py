@@ -62,7 +62,7 @@ INPUT_SHAPE = {"mnist": (1, 28, 28), "cifar": (3, 32, 32), "SVHN": (3, 32, 32)} 
 CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "svhn": 10}
 
 ENTRY_REQUIRED = {"dataset": str, "classes": int, "parameters": int, "reported": list, "preprocessing": dict}
-ENTRY_OPTIONAL = {"model": str, "solver": str, "weights": dict, "note": str}
+ENTRY_OPTIONAL = {"model": str, "solver": str, "weights": dict, "verified": dict, "note": str}
 REPORTED_REQUIRED = {"accuracy": float, "source": str, "by": str}
 REPORTED_OPTIONAL = {"date": str, "mirror_test": bool, "note": str}
 WEIGHTS_REQUIRED = {"file": str, "sha256": str, "size": int}

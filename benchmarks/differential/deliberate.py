@@ -87,6 +87,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
     if verdict.word == "only Caffe refuses":
         if "Pooling" in types and any(len(shape) == 5 for shape in case.inputs.values()):
             return "pooling of volumes: C3D and others have it"
+        if "PReLU" in types and any(len(shape) == 5 for shape in case.inputs.values()):
+            return "PReLU of volumes: Intel's Caffe has it"
         for words, why in FORKS.items():
             if words in verdict.what:
                 return why

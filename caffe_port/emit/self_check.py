@@ -140,7 +140,7 @@ def self_check(
             if per_item and not training:
                 again = run_once(net, turned := tuple(x.flip(-1) for x in inputs), seed)
                 both = run_once(module, tuple(map(torch.cat, zip(inputs, turned, strict=True))), seed)
-                _compare({name: torch.cat([value, again[name]]) for name, value in wanted.items()}, both, False)
+                _compare({name: _joined(net, name, value, again[name]) for name, value in wanted.items()}, both, False)
         except CaffePortError:
             raise
         except Exception as error:  # noqa: BLE001  as above
@@ -153,6 +153,17 @@ def self_check(
                 value.copy_(state[name])
         net.train(was_training)
     return _compare(wanted, got, exact)
+
+
+def _joined(net: Net, name: str, one: Tensor, other: Tensor) -> Tensor:
+    """The output for two batches at once: their items in a row; or the detections of both, with the image of each."""
+    spec = net.plans[False].spec
+    types = {blob: spec.by_name[layer].type for blob, (layer, _) in spec.outputs}
+    if types.get(name or next(iter(types)), "") != "DetectionOutput":
+        return torch.cat([one, other])
+    rows = torch.cat([one, torch.cat([other[..., :1] + 1, other[..., 1:]], -1)], 2)
+    found = rows[0, 0, :, 1] >= 0  # a batch without detections has a row that says so
+    return rows[:, :, found] if found.any() else rows
 
 
 def _letting_go(modules: Sequence[nn.Module], mapping: mmap.mmap) -> list[RemovableHandle]:

@@ -15,6 +15,8 @@ from caffe_port.formats.dialects import TELLING, Dialect, Reading, as_text, clos
 from caffe_port.formats.message import Message, schema
 
 _OF_NO_NUMBER = frozenset({"engine", "prefetch", "batch_size", "precision", "rounding_scheme", "stride_h", "stride_w"})
+_SHOWN_BY_SIZES = frozenset({"use_polygon"})
+"""A wrong reading of these does not fit the layer's bottoms: nothing is open, and nothing is to be told."""
 _FEED = ("DataParameter", "LossParameter", "QuantizationParameter", "MeanfieldParameter")
 SETTLED = "prior_box_param.clip"
 """What the record of its type writes down and tells of, for Caffe and brocolli-caffe: Signature.settles."""
@@ -63,7 +65,7 @@ def complete(
                 if own is not None and (not close(own, shown) or is_mark):
                     layer = layer.copy(**{name: message.copy(**{inner: own})})
                     shown = own
-                if forks_only and name in table.caffes():
+                if (forks_only and name in table.caffes()) or inner in _SHOWN_BY_SIZES:
                     continue
                 for other in others():
                     theirs = values.get(other.index)

@@ -24,8 +24,8 @@ def one_number(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # 
 
 
 def _legacy(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
-    """The rule of a loss that asks for the number of items by Blob::num, which four axes may have; C3D's five."""
-    expect_axes(bottoms[0], 1, 5)
+    """The rule of a loss that asks for the number of items by Blob::num, which four axes may have."""
+    expect_axes(bottoms[0], 1, 4)
     return [()]
 
 

@@ -456,8 +456,10 @@ def _finished(folder: Path, recipe: Recipe, seed: int) -> dict[str, Any] | None:
     """The contents of run.json if it is of a finished run with this recipe and seed; otherwise None."""
     path = folder / "run.json"
     try:
-        facts: dict[str, Any] = json.loads(read_bytes(path)) if path.is_file() else {}
-    except ValueError:
+        facts = json.loads(read_bytes(path)) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(facts, dict):
         return None
     same = (facts.get("recipe"), facts.get("seed")) == (_plain(recipe), seed)
     done = facts.get("epochs_done") == recipe.epochs and facts.get("accuracy") is not None

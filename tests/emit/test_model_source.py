@@ -556,3 +556,25 @@ def test_another_module_in_the_place_of_one(port: Callable[[str], Ported]) -> No
     net.n = net.s = net.a = nn.Identity()
     assert torch.equal(net(x), x.relu())
     assert x.lt(0).any()
+
+
+def test_detections_of_two_batches_are_compared_with_those_of_each(tmp_path: Path) -> None:
+    """A net whose Reshape writes the batch out runs on one image only, its model.py on any number."""
+    (tmp_path / "net.prototxt").write_text("""
+        layer { name: "x" type: "Input" top: "x" input_param { shape: { dim: 1 dim: 6 dim: 4 dim: 3 } } }
+        layer { name: "flat" type: "Reshape" bottom: "x" top: "flat" reshape_param { shape { dim: 1 dim: 72 } } }
+        layer { name: "loc" type: "InnerProduct" bottom: "flat" top: "loc"
+          inner_product_param { num_output: 16 weight_filler { type: "gaussian" std: 0.2 } } }
+        layer { name: "conf" type: "InnerProduct" bottom: "flat" top: "conf"
+          inner_product_param { num_output: 12 weight_filler { type: "gaussian" std: 0.2 } } }
+        layer { name: "p" type: "PriorBox" bottom: "x" bottom: "x" top: "p" prior_box_param { min_size: 2 } }
+        layer { name: "four" type: "Slice" bottom: "p" top: "q" top: "rest" slice_param { axis: 2 slice_point: 16 } }
+        layer { name: "gone" type: "Silence" bottom: "rest" }
+        layer { name: "d" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "q" top: "d"
+          detection_output_param { num_classes: 3 confidence_threshold: 0.1 keep_top_k: 3
+            nms_param { nms_threshold: 0.45 } } }
+    """)
+    ported = caffe_port.port(tmp_path / "net.prototxt")
+    result = caffe_port.convert(ported, tmp_path / "out")
+    assert any("batch size written out" in note for note in (*ported.notes, *result.notes))
+    assert result.check == "outputs are bit-equal to the Net's"

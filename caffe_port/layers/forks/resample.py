@@ -31,6 +31,8 @@ class Interp(Layer):
         args: dict[str, Any] = {"align_corners": False} if not p.align_corners else {}
         if p.pad_beg or p.pad_end:
             args["crop"] = (-p.pad_beg, -p.pad_end)
+        if p.use_blob_size:
+            return args
         if p.has("shrink_factor") or p.has("zoom_factor"):
             args |= {"shrink": p.shrink_factor, "zoom": p.zoom_factor}
         elif p.has("height") and p.has("width"):

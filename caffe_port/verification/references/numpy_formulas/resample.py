@@ -16,7 +16,9 @@ def interp(layer: Layer) -> Result:
         raise NotImplementedError("Interp other than bilinear with aligned corners")
     x = x[:, :, -p.pad_beg : x.shape[2] + p.pad_end, -p.pad_beg : x.shape[3] + p.pad_end]
     size = list(x.shape[2:])
-    if p.has("shrink_factor") or p.has("zoom_factor"):
+    if p.use_blob_size:
+        size = list(layer.bottoms[1].shape[2:])
+    elif p.has("shrink_factor") or p.has("zoom_factor"):
         size = [(n - 1) // p.shrink_factor + 1 for n in size]
         size = [n + (n - 1) * (p.zoom_factor - 1) for n in size]
     elif p.has("height") and p.has("width"):
