@@ -114,16 +114,23 @@ def _detections(layer: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) 
 
 def _image_sizes(_: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) -> Array:  # noqa: ARG001
     sizes = np.ones(bottoms[at])
-    sizes[:, :2] = np.reshape([16 * side for side in bottoms[0][2:4]], (1, 2, *[1] * (sizes.ndim - 2)))
+    sizes[:, :2] = np.reshape(_image(bottoms[0], 1 / 16), (1, 2, *[1] * (sizes.ndim - 2)))
     return sizes
+
+
+def _image(bottom: Shape, scale: float) -> tuple[float, float]:
+    """Height and width of the image that a map (N, C, H, W) is of; of rows (R, ...), any."""
+    return (bottom[2] / scale, bottom[3] / scale) if len(bottom) == 4 and bottom[2] > 1 else (320.0, 480.0)
 
 
 def _regions(layer: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) -> Array:
     p = signature_of(layer.type).parameters(layer.param)  # type: ignore[union-attr]
     scale = p.spatial_scale if p.schema is not None and "spatial_scale" in p.schema.fields else 1 / 16
-    height, width = (side / (scale or 1) for side in bottoms[0][2:4])
-    image = rng.integers(0, bottoms[0][0], (bottoms[at][0], 1))
-    return np.concatenate((image, _corners(len(image), rng) * [width, height, width, height]), 1)
+    height, width = _image(bottoms[0], scale or 1)
+    count, columns = bottoms[at][:2]
+    image = rng.integers(0, bottoms[0][0], (count, 1))
+    more = rng.uniform(0, 1, (count, max(columns - 5, 0)))  # their scores
+    return np.concatenate((image, _corners(count, rng) * [width, height, width, height], more), 1)
 
 
 _DRAWN: Mapping[Holds, Callable[[LayerSpec, Sequence[Shape], int, _Rng], Array]] = {

@@ -466,7 +466,7 @@ def test_windows_are_shown(tmp_path: Path) -> None:
         "p": "2x2, AVE",
         "g": "global, AVE",
     }
-    assert "3x5, stride 2, pad 1, dilation 2, group 4" in render(found)
+    assert "3x5, stride 2, pad 1, dilation 2, group 4" in render(found, 140)
     assert not found.errors
 
 

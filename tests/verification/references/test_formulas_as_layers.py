@@ -77,11 +77,13 @@ def drawn(case: Case, index: int, rng: np.random.Generator) -> np.ndarray[Any, A
         return rng.integers(0, 2, shape).astype(float)
     if what in (Holds.DETECTIONS, Holds.IMAGE_SIZES, Holds.OBJECTS, Holds.PRIORS):
         layer = LayerSpec("l", case.type, (), (), (), case.message, "")
-        return inputs._DRAWN[what](layer, case.bottoms, index, rng).reshape(shape)
+        found = inputs._DRAWN[what](layer, case.bottoms, index, rng)
+        if found.size == np.prod(shape):  # not with DetectionOutput's nbottom, whose third bottom is no PriorBox
+            return found.reshape(shape)
     if what is Holds.BOXES:
-        rows = rng.uniform(0, 60, (shape[0], 5))
+        rows = rng.uniform(0, 60, shape[:2])
         rows[:, 0] = rng.integers(0, 2, shape[0])
-        rows[:, 3:] += rows[:, 1:3] - 5
+        rows[:, 3:5] += rows[:, 1:3] - 5
         return rows.reshape(shape)
     numbers = rng.normal(0, 1, shape)
     if case.type in ("Upsample", "Unpooling") and index == 1:  # a mask: each place at most once

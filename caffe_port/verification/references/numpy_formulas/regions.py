@@ -281,11 +281,19 @@ def box_group_output(layer: Layer) -> Result:
 
 @formula("DecodeBBox")
 def decode_bbox(layer: Layer) -> Result:
-    """The regions of the next stage. Source: decode_bbox_layer.cpp (cascade-rcnn), phase TEST."""
+    """The regions of the next stage. Source: decode_bbox_layer.cpp (cascade-rcnn)."""
     (mean, deviation), rois = _normal(layer), _regions(layer)
     codes = layer.x.reshape(len(rois), 8)[:, 4:] * deviation + mean
     rows = [[roi[0], *_corrected(code, roi[1:])] for code, roi in zip(codes, rois, strict=True)]
-    return np.array(rows).reshape(layer.bottoms[1].shape)
+    if layer.train:
+        most = layer.param.decode_bbox_param.gt_iou_thr
+        overlaps = [row[-1] for row in layer.bottoms[2].reshape(len(rois), -1)] if len(layer.bottoms) > 2 else None
+        rows = [
+            row
+            for k, row in enumerate(rows)
+            if row[1] <= row[3] and row[2] <= row[4] and (overlaps is None or overlaps[k] < most)
+        ]
+    return np.array(rows).reshape(len(rows), *layer.bottoms[1].shape[1:])
 
 
 @formula("FrcnnOutput")
