@@ -284,9 +284,10 @@ def _word(found: Mapping[str, str]) -> str:
     if "error" in found:
         return {"time": "too slow", "crash": "ends the process"}.get(found["at"], "refused")
     if found["verdict"] == "differs":
-        return (
-            "**shape**" if "for" in found["by"] or "missing" in found["by"] else f"**off by {float(found['by']):.2g}**"
-        )
+        try:
+            return f"**off by {float(found['by']):.2g}**"
+        except ValueError:  # words about the shape
+            return "**shape**"
     return found["verdict"]
 
 
