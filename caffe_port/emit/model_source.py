@@ -103,6 +103,9 @@ class _Writer:
         self.folded = {scale: norm for norm, scale in net.scales.items()}  # a layer -> the one it is folded into
         self.absorbed = folding.absorbed(net) if fold else {}
         self.folded.update(self.absorbed)
+        self.inside: dict[str, list[str]] = {}  # a layer -> those folded into it, in the net's order
+        for name in (name for name in self.order if name in self.folded):
+            self.inside.setdefault(self.folded[name], []).append(name)
         self.copied = Copied()
         self.state: dict[str, Tensor] = {}
         self.shown: list[str] = []
@@ -188,7 +191,7 @@ class _Writer:
 
     def _module_source(self, attribute: str, module: Layer) -> tuple[str, dict[str, Tensor]]:
         """The expression that constructs the module, and its state_dict."""
-        inside = [name for name in self.order if self.folded.get(name) == attribute]
+        inside = self.inside.get(attribute, [])
         if inside and inside[0] in self.absorbed:
             source = (module.torch_source() or "").replace(", bias=False", "")
             return source, folding.weights(module, [self.modules[name] for name in inside])

@@ -52,7 +52,7 @@ def read_model(
         tied.setdefault(id(value), []).append(name)
     own = module.state_dict()
     state = {name: _like(own[name], value) if name in own else value for name, value in weights.items()}
-    module.load_state_dict(state, strict=True, assign=True)
+    _load(module, state)
     for first, *others in tied.values():
         value = operator.attrgetter(first)(module)
         if value.is_meta:  # not in the state_dict, and so without values, as in the Net
@@ -62,6 +62,20 @@ def read_model(
             owner, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(owner), attribute, value)
     return module.eval()
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """The module's load_state_dict, strictly, child by child: its own looks through all names again for each child."""
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in module._modules}
+    own: dict[str, Tensor] = {}
+    for name, value in state.items():
+        child, _, rest = name.partition(".")
+        (parts.setdefault(child, {}) if rest else own)[rest or name] = value
+    for name, values in parts.items():
+        module.get_submodule(name).load_state_dict(values, strict=True, assign=True)
+    missing = [name for name in module.load_state_dict(own, strict=False, assign=True).missing_keys if "." not in name]
+    if missing or (unknown := [name for name in own if not hasattr(module, name)]):
+        raise RuntimeError(f"{WEIGHTS} lacks {', '.join(missing)}" if missing else f"nothing holds {unknown[0]}")
 
 
 def _like(own: Tensor, value: Tensor) -> Tensor:

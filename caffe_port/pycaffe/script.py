@@ -73,10 +73,14 @@ def run(path: str | os.PathLike[str], arguments: Sequence[str] = ()) -> None:
             setattr(np, name, kind)
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=str(path), __builtins__=__builtins__)
+    before = sys.modules["__main__"], sys.argv, sys.path[:]
     sys.modules["__main__"] = main
     sys.argv = [str(path), *arguments]
     sys.path[0:0] = [str(Path(path).resolve().parent)]
-    exec(code, main.__dict__)  # noqa: S102 - the purpose of the command
+    try:
+        exec(code, main.__dict__)  # noqa: S102 - the purpose of the command
+    finally:
+        sys.modules["__main__"], sys.argv, sys.path[:] = before
 
 
 def _compiled(path: str | os.PathLike[str]) -> types.CodeType:
