@@ -578,3 +578,50 @@ def test_detections_of_two_batches_are_compared_with_those_of_each(tmp_path: Pat
     result = caffe_port.convert(ported, tmp_path / "out")
     assert any("batch size written out" in note for note in (*ported.notes, *result.notes))
     assert result.check == "outputs are bit-equal to the Net's"
+
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.PReLU(1)
+        self.own = nn.Parameter(torch.zeros(4))
+"""
+
+
+@pytest.mark.parametrize(
+    ("gone", "more", "says"),
+    [("a.bias", "", "bias"), ("own", "", "lacks own"), ("", "c.weight", "c"), ("", "a.other", "other"), ("", "x", "x")],
+)
+def test_a_model_is_loaded_strictly(gone: str, more: str, says: str) -> None:
+    state = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(3), "b.weight": torch.ones(1), "own": torch.ones(4)}
+    loaded = read_model(SOURCE, "Two", state)
+    assert loaded.state_dict().keys() == state.keys()
+    assert all((value == 1).all() for value in loaded.state_dict().values())
+    state = {name: value for name, value in state.items() if name != gone} | ({more: torch.ones(1)} if more else {})
+    with pytest.raises((RuntimeError, AttributeError), match=says):
+        read_model(SOURCE, "Two", state)
+
+
+def test_a_net_of_many_layers_is_loaded_in_linear_time() -> None:
+    """torch's own load_state_dict looks through all names again for each child."""
+    count = 4000
+    lines = "".join(f"        self.l{i} = nn.PReLU(1)\n" for i in range(count))
+    source = (
+        "from torch import nn\nclass Many(nn.Module):\n    def __init__(self):\n        super().__init__()\n" + lines
+    )
+    looked = 0
+
+    class Name(str):
+        __slots__ = ()
+
+        def startswith(self, *args: object) -> bool:  # type: ignore[override]
+            nonlocal looked
+            looked += 1
+            return str.startswith(self, *args)  # type: ignore[arg-type]
+
+    read_model(source, "Many", {Name(f"l{i}.weight"): torch.ones(1) for i in range(count)})
+    assert looked < 20 * count
