@@ -1,6 +1,7 @@
 """The cost of converting a net of VGG-16's size (138 million parameters, a 553 MB caffemodel), compared with a copy.
 
     python benchmarks/bench_convert.py [--rounds N] [--quick]
+    python benchmarks/bench_convert.py --layers 2500 5000 10000     chains of that many small layers instead
 
 Every row is a separate process, the rows take turns, and the median of the rounds is reported. The files are warm (in
 the page cache) and nothing waits for the disk: neither cp nor caffe-port calls fsync. Memory is the peak resident size
@@ -98,6 +99,35 @@ def vgg(side: int, width: int) -> str:
             add(f"relu{n}", "ReLU", "", in_place=True)
     add("prob", "Softmax", "")
     return text
+
+
+def chain(layers: int) -> str:
+    """A prototxt of so many layers: 1x1 convolutions, each with a ReLU in place."""
+    text, bottom = (
+        'layer { name: "x" type: "Input" top: "x" input_param { shape: { dim: 1 dim: 2 dim: 4 dim: 3 } } }\n',
+        "x",
+    )
+    for n in range(layers // 2):
+        window = 'num_output: 2 kernel_size: 1 weight_filler { type: "xavier" }'
+        wiring = f'name: "c{n}" bottom: "{bottom}" top: "c{n}"'
+        text += f'layer {{ type: "Convolution" {wiring} convolution_param {{ {window} }} }}\n'
+        text += f'layer {{ name: "r{n}" type: "ReLU" bottom: "c{n}" top: "c{n}" }}\n'
+        bottom = f"c{n}"
+    return text
+
+
+def deep(folder: Path, counts: list[int], rounds: int) -> None:
+    """Prints the seconds of converting chains of so many layers."""
+    print(f"{datetime.date.today()}; {processor()}; torch {importlib.metadata.version('torch')}\n")
+    print(f"| median of {rounds} | seconds | peak MB |\n| --- | ---: | ---: |")
+    for count in counts:
+        path = folder / f"{count}.prototxt"
+        path.write_text(chain(count))
+        command = [sys.executable, "-m", "caffe_port", "convert", str(path), "-o", str(folder / "out"), "--force"]
+        row = Row(f"`caffe-port convert` of {count:,} layers", command)
+        for _ in range(rounds):
+            row.run()
+        print(f"| {row.name} | {statistics.median(row.seconds):.1f} | {row.peak:,.0f} |")
 
 
 def make(folder: Path, side: int, width: int) -> None:
@@ -264,6 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a net of 16 million parameters")
+    parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="convert chains of so many layers instead")
     parser.add_argument("--phase", choices=["make", "read", "blobs", "inside", "naive"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -274,6 +305,9 @@ def main() -> None:
         print(json.dumps(phases[arguments.phase](arguments.folder)))
     else:
         with tempfile.TemporaryDirectory() as temporary:
+            if arguments.layers:
+                deep(Path(temporary), arguments.layers, arguments.rounds)
+                return
             quick = ["--quick"] if arguments.quick else []
             compileall.compile_dir(Path(caffe_port.__file__).parent, quiet=1)  # as pip does when it installs a package
             command = [sys.executable, __file__, "--phase", "make", "--folder", temporary, *quick]

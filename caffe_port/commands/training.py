@@ -357,6 +357,7 @@ def train(
         raise click.UsageError("give a SOLVER or --recipe; --seeds requires --recipe")
     resumed = resume if resume not in (None, "newest") else resume is not None
     spec = checks.training(located(str(solver)), out, ignored, resumed, options)
+    from caffe_port.training import processes
     from caffe_port.training.set_up import TrainOptions
     from caffe_port.training.train import train as run
 
@@ -366,7 +367,7 @@ def train(
         result = run(spec, out, chosen, teller.hear)
     if teller.ended:  # only in the first of several processes
         _show_run(result)
-    return {"": 0, "max_seconds": 0, "SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1)
+    return processes.leave({"": 0, "max_seconds": 0, "SIGINT": 130, "SIGTERM": 143}.get(result.stopped, 1))
 
 
 def _show_run(result: TrainResult) -> None:

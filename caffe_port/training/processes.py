@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,19 @@ def group(device: str) -> Iterator[torch.device]:
         yield chosen
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> int:
+    """The exit code of the command; a process of torchrun ends with it here.
+
+    Threads of gloo may still hold Python objects. One that releases them while Python shuts down aborts the process
+    (torch 2.14: "terminate called without an active exception"), and torchrun takes a run that is complete for failed.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
