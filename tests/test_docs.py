@@ -275,7 +275,7 @@ def test_every_public_name_has_a_docstring() -> None:
 def test_links_lead_somewhere() -> None:
     for page in doc_pages.pages():
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text) + re.findall(r'<img src="([^"]+)"', text):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
