@@ -283,10 +283,12 @@ def _color(label: int) -> tuple[int, int, int]:
 def _as_image(values: Array, plan: Preprocessing) -> Array:
     """Values (C, H, W) as bytes, BGR: in the units of the net's input or from 0 to 1, else from least to greatest."""
     mean, std = (np.asarray(v if not isinstance(v, str) else 0.0).reshape(-1, 1, 1) for v in (plan.mean, plan.std))
-    fits = len(values) in (len(mean), 1) or len(mean) == 1
-    for scaled in (values * (std / plan.scale) + mean if fits and plan.scale else values, values * 255):
+    fits = plan.scale and {len(mean), len(std)} <= {1, len(values)}
+    undone = values * (std / plan.scale) + mean if fits else values
+    shares = values.min() >= -0.1 and values.max() <= 1.1 and np.ptp(undone, axis=(1, 2)).max() <= 2  # hardly a shade
+    for scaled in (values * 255,) if shares else (undone, values * 255):
         low, high = np.percentile(scaled, (1, 99))
-        if low >= -16 and high <= 271 and high - low > 2:
+        if low >= -16 and high <= 271:
             break
     else:
         scaled = (values - values.min()) * (255 / max(float(np.ptp(values)), 1e-12))

@@ -199,7 +199,7 @@ def _read(path: Path, job: str) -> dict[str, Found]:
     known: dict[str, Found] = {}
     with opened(path) as file:
         for line in file:
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 values = json.loads(line)
                 one = Found(**values | {"stamp": tuple(values["stamp"])})
                 if one.job == job:
@@ -300,7 +300,7 @@ def _inspected(prototxt: str | None, weights: str | None, _: Path, __: int) -> t
     parameters = found.totals["parameters"]
     if found.errors:
         return "refused", found.errors[0], len(found.rows), parameters
-    return "done", "nothing is known to stand against it", len(found.rows), parameters
+    return "done", "no error is known", len(found.rows), parameters
 
 
 def _converted(prototxt: str | None, weights: str | None, out: Path, threads: int) -> tuple[str, str, int, int]:

@@ -286,6 +286,28 @@ def test_an_image_is_drawn_in_the_units_of_the_input(tmp_path: Path) -> None:
         assert (draw(predictor.predict(file), predictor) == image).all(), given
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shares_are_drawn_from_black_to_white(tmp_path: Path, channels: int) -> None:
+    """Values from 0 to 1 of a net that takes an image minus a mean: not the mean, with hardly a shade."""
+    path = tmp_path / "shares.prototxt"
+    cut = 'bottom: "data"' if channels == 3 else 'bottom: "one"'
+    slice_ = 'layer { name: "s" type: "Slice" bottom: "data" top: "one" top: "two" slice_param { slice_point: 1 } }'
+    path.write_text(
+        f"""input: "data" input_shape {{ dim: 1 dim: 3 dim: 4 dim: 6 }}
+        {slice_ if channels == 1 else ""}
+        layer {{ name: "share" type: "Sigmoid" {cut} top: "share" }}
+        {'layer { name: "gone" type: "Silence" bottom: "two" }' if channels == 1 else ""}"""
+    )
+    file = tmp_path / "p.png"
+    image = np.zeros((9, 14, 3), np.uint8)
+    image[:, 7:] = 255
+    cv2.imwrite(str(file), image)
+    predictor = Predictor(api.port(path), mean="104,117,123", channel_order="BGR", own_size=True)
+    drawn = draw(predictor.predict(file), predictor)
+    assert (drawn[:, :7] == 0).all()
+    assert (drawn[:, 7:] == 255).all()
+
+
 def test_what_stands_beside_probabilities_is_no_class(tmp_path: Path) -> None:
     """MTCNN's R-Net has two outputs: two probabilities, and four numbers that move a box."""
     text = (

@@ -69,6 +69,7 @@ def test_what_was_done_is_not_done_again(tree: Path, tmp_path: Path) -> None:
     assert run() == wanted
     assert not said
     with (tmp_path / "out" / collection.RECORDS).open("a") as file:
+        file.write('{"name": "a/net.caffemodel"}\n')  # of another kind
         file.write('{"name": "a/net.caff')  # cut off
     os.utime(tree / "a" / "other.prototxt", (0, 0))
     assert run() == wanted
