@@ -382,7 +382,16 @@ def _specs(spec: SolverSpec, notes: list[str]) -> tuple[Message, dict[str, NetSp
     for k, test in enumerate(tests):
         specs.append(refuse(test.spec("TEST", *spec.state("TEST", k)), training=True))
     notes += dict.fromkeys(note for one in specs for note in one.notes if note not in read_by_data(one))
+    if _in_half_precision(train.net):
+        notes.append("the net asks for half precision (FLOAT16), as NVIDIA/caffe has it; it is trained in float32")
     return train.net, {"TRAIN": specs[0], "TEST": specs[min(1, len(tests))]}, specs[2:]
+
+
+def _in_half_precision(net: Message) -> bool:
+    kinds = ("forward_type", "backward_type")
+    return any(getattr(net, f"default_{kind}") == "FLOAT16" for kind in kinds) or any(
+        getattr(layer, kind) == "FLOAT16" for layer in net.layer for kind in kinds
+    )
 
 
 def _weights(spec: SolverSpec, options: TrainOptions) -> list[Path]:
