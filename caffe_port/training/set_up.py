@@ -262,13 +262,16 @@ def set_up(
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    notes = [devices.NO_BF16] if options.fast and options.amp is None else []
+    notes = [*spec.notes, *([devices.NO_BF16] if options.fast and options.amp is None else [])]
     definition, specs, others = _specs(spec, notes)
     phases = ("TRAIN", "TEST") if spec.tests else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
     if any(isinstance(feed, AnnotatedFeed) for feed in feeds["TRAIN"]) and (options.cuda_graph or options.compile):
         notes.append("the number of boxes differs from batch to batch: without compilation and CUDA graphs")
         options = replace(options, cuda_graph=False, compile=False)
+    if spec.scheduled and options.cuda_graph:
+        notes.append("the momentum or the weight decay changes: without CUDA graphs")
+        options = replace(options, cuda_graph=False)
     if options.epochs is not None:
         if not feeds["TRAIN"]:
             raise SpecError("reads no data, which could be counted in epochs", specs["TRAIN"].path, "Use --max-iter.")
