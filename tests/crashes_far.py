@@ -1,6 +1,6 @@
 """Breaks off whole commands at every point of their life and looks at what is left; crashes.py does so to functions.
 
-`python tests/crashes_far.py 200`: as many SIGKILLs of a running `train`, spread over its whole life (`--only train --how
+`python tests/crashes_far.py 200`: as many SIGKILLs of a running `train`, spread over its life (`--only train --how
 kill` does nothing else), and for every command that writes a file:
 
 - call: SIGKILL before or after the n-th call that touches a file; most of those of train are in its snapshots;
