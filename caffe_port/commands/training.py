@@ -131,16 +131,19 @@ def evaluate(
         batch = {} if batch_size is None else {"batch_size": batch_size}
         chosen = {name: options[name] for name in ("split", "scale", "channel_order", "limit", "device")}
         chosen |= batch | {"data": data, "labels": labels, "mean": numbers}
-        return _evaluate_detections(net.read(), expect, output, as_json, ap, **chosen)
+        read = net.read()
+        read.check_layers()
+        return _evaluate_detections(read, expect, output, as_json, ap, **chosen)
     checks.data_set(data, options["root"], options["download"], (options["split"],))
     read = net.read()
+    read.check_layers()
     assert read.weights is not None
     from caffe_port.evaluation import evaluate as evaluation
 
     options |= {"data": data, "batch_size": batch_size or evaluation.BATCH_SIZE}
     with progress_bar("evaluating", as_json, "image") as progress:
         found = evaluation.evaluate_files(
-            read.weights, read.prototxt, mean=numbers, std=divisors, progress=progress, **options, **read.options
+            read.weights, read.definition, mean=numbers, std=divisors, progress=progress, **options, **read.options
         )
     result = found.result
     verdict = None if expect is None else result.verdict(expect)
@@ -181,7 +184,7 @@ def _evaluate_detections(
 
     assert net.weights is not None
     with progress_bar("evaluating", as_json, "image") as progress:
-        result = evaluate_detections(net.weights, net.prototxt, progress=progress, **options, **net.options)
+        result = evaluate_detections(net.weights, net.definition, progress=progress, **options, **net.options)
     verdict = None if expect is None else result.verdict(expect, version)
     more = {"data": result.data, "preprocessing": result.preprocessing, "expected": expect, "verdict": verdict}
     figures = json.dumps(result.as_dict(version) | more, indent=2)
