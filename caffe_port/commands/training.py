@@ -566,6 +566,10 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
                 accuracy = "acc" in name.lower()
                 value = f"accuracy {100 * point[1]:.2f} %" if accuracy else f"{printable(name)} {point[1]:.6g}"
                 click.echo(f"{word} test {value}{of_net} at iteration {point[0]:,}")
+    if found.replaced:
+        note(f"{count(found.replaced, 'point')} of earlier runs in the file left out, where a later run goes on")
+    if found.of_others:
+        note(f"{count(found.of_others, 'point')} of further processes left out; the first one counts")
     if found.not_read:
         note(f"{count(len(found.not_read), 'line')} not understood, the first: {found.not_read[0].strip()}")
 
