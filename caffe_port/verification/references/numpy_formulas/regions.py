@@ -189,7 +189,7 @@ def box_output(layer: Layer) -> Result:
                 w, h = min(w, x.shape[3] * rate - left), min(h, x.shape[2] * rate - upper)
                 if w >= p.min_size and h >= p.min_size:
                     found.append([left, upper, left + w, upper + h, score])
-        order = sorted(range(len(found)), key=lambda k: (found[k][4], k), reverse=True)
+        order = sorted(range(len(found)), key=lambda k: (np.float32(found[k][4]), k), reverse=True)  # float makes ties
         found = [found[k] for k in order][: p.max_nms_num or None]
         kept: list[list[float]] = []
         for box in found:
@@ -271,7 +271,7 @@ def box_group_output(layer: Layer) -> Result:
                     x, y, score = max(x, 0), max(y, 0), 1 - prob[at, 0, row, column]
                     if score >= p.fg_thr and right - x + 1 >= p.min_size and lower - y + 1 >= p.min_size:
                         found.append([x, y, right, lower, score])
-        found = sorted(found, key=lambda box: -box[4])[: p.max_nms_num or None]
+        found = sorted(found, key=lambda box: -np.float32(box[4]))[: p.max_nms_num or None]  # float: 1 - 1e-9 is 1
         kept = _not_overlapping(p.nms_type, found, p.iou_thr)[: p.max_post_nms_num or None]
         rows += [[image, *box] for box in kept]
     if not rows:
