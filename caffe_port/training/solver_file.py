@@ -440,7 +440,7 @@ def _has_no_effect(p: Message, name: str, field: Field | None) -> bool:
 
 
 def _shown(name: str, known: Sequence[str]) -> str:
-    near = did_you_mean(name, known)
+    near = did_you_mean(name, [one for one in known if one not in _OF_NVIDIA]) or did_you_mean(name, known)
     for theirs, ours in _ELSEWHERE.items():
         near = near.replace(f"'{theirs}'", f"'{ours}'")
     return f"'{name}'.{near}".removesuffix(".") if near else f"'{name}'"
