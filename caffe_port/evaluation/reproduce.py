@@ -167,7 +167,7 @@ def _earlier(name: str) -> dict[tuple[float, str], Finding]:
 def fetch(
     weights: WeightsFile, *, mirror: str | Path | None = None, offline: bool = False, step: Step | None = None
 ) -> Path:
-    """Finds or downloads a weights file and verifies its checksum: in model_defs, in the mirror, in the cache, or at its
+    """Finds or downloads a weights file and verifies its checksum: in model_defs, the mirror, the cache, or at its
     address.
 
     Args:

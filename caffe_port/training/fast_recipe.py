@@ -207,6 +207,8 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
         if isinstance(module, Dropout):
             module.p = 0.0
     fused_layers.fuse(net, relu_dropout=False)
+    if not (gpu or options.bf16 or options.compile):
+        fused_layers.use_winograd(net)
     net.to(memory_format=torch.channels_last)
     with torch.no_grad():
         scores = net(torch.zeros(2, *train_set.shape, device=device))

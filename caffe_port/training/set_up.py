@@ -65,7 +65,8 @@ class TrainOptions:
         weights: weights files to start from, separated by commas; a layer gets its blobs from the last that has it.
             None: the solver's ``weights``.
         resume: True: from the newest complete snapshot in the folder; a path: from that .solverstate.
-        fast: channels_last, and amp bf16 if the device has instructions for it; on a GPU also compile and cuda_graph.
+        fast: channels_last, and amp bf16 if the device has instructions for it, otherwise Winograd's convolutions on a
+            CPU; on a GPU also compile and cuda_graph.
         amp: ``"bf16"``: autocast; ``"tf32"``: a GPU's convolutions and matrix products round their factors to 10 bits.
         compile, channels_last, deterministic: as in PyTorch.
         cuda_graph: launch each update as one CUDA graph; on a GPU, in one process.
@@ -286,6 +287,8 @@ def set_up(
         net.to(memory_format=torch.channels_last)
     if not (options.sync_batch_norm and processes.world_size() > 1):
         fused_layers.fuse(net, relu_dropout=not options.compile)
+    if options.fast and options.amp is None and device.type == "cpu" and not options.compile:
+        fused_layers.use_winograd(net)
     if options.amp == "bf16":  # bf16 has 8 bits: an accuracy of 0.9532 would become 0.9531
         for module in net.modules():
             if getattr(module, "labels", False):

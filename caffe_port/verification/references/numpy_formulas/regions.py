@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -336,6 +337,17 @@ def scale_route(layer: Layer) -> Result:
     if not kept:
         kept = [min(range(len(scales)), key=lambda k: abs(math.log2((scales[k] or 1e-300) / middle)))]
     return [bottom[kept] for bottom in layer.bottoms]
+
+
+@formula("RoISelectLayer")
+def roi_select(layer: Layer) -> Result:
+    """The best region of every class. Source: roi_select_layer.py (caffe-face-attributes)."""
+    (rois, scores), rows = layer.bottoms, []
+    classes = int(re.findall(r"num_class\W*(\d+)", layer.param.python_param.param_str)[0])
+    for k in range(1, classes):
+        own = [r for r, row in enumerate(scores) if int(np.argmax(row)) == k] or range(len(scores))
+        rows.append(max(own, key=lambda r: scores[r, k]))
+    return rois[rows]
 
 
 Found = tuple[float, int, float, float, float, float]
