@@ -17,6 +17,7 @@ from caffe_port.errors import CaffePortError, first_line
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
 from caffe_port.net.state_dict import write_safetensors as write_safetensors
+from caffe_port.net.unfilled import unfilled
 from caffe_port.storage.files import let_go
 from caffe_port.storage.output_folder import Result as Result
 
@@ -46,7 +47,7 @@ def read_model(
     namespace = types.ModuleType("model")
     vars(namespace).update(known)
     exec(compile(source, MODEL, "exec"), namespace.__dict__)  # noqa: S102  caffe-port wrote it
-    with torch.device("meta"):  # skips initializing parameters that are replaced at once
+    with unfilled():
         module: nn.Module = namespace.__dict__[class_name]()
     tied: dict[int, list[str]] = {}
     for name, value in (*module.named_parameters("", True, False), *module.named_buffers("", True, False)):
