@@ -722,8 +722,7 @@ def _check_file(path: str | os.PathLike[str]) -> None:
 
 
 def _is_python(layer: Layer) -> bool:
-    own = (ModuleLayer, SplitLayer, layers.InputLayer, layers.DummyDataLayer, layers.FeedLayer, layers.MemoryDataLayer)
-    return not isinstance(layer, own)
+    return type(layer).__module__ != layers.__name__
 
 
 def _share(layer: Layer, index: int, owner: Blob) -> None:

@@ -527,3 +527,40 @@ def test_a_relu_of_its_own_does_not_overwrite(make: Make) -> None:
     for _ in range(2):
         net.forward()
         assert net.blobs["s"].data.min() < 0 <= net.blobs["r"].data.min()
+
+
+OUTPUT = """
+layer { name: "in" type: "Input" top: "x" top: "l" input_param { shape { dim: 3 dim: 4 } shape { dim: 3 } } }
+layer { name: "out" type: "HDF5Output" bottom: "x" bottom: "l" hdf5_output_param { file_name: "%s" } }
+"""
+
+
+def test_hdf5_output_writes_what_caffe_writes(make: Make, tmp_path: Path) -> None:
+    """The shapes, types and numbers that Caffe wrote, and its refusal of a second forward."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "out.h5"
+    net = make(OUTPUT % path, caffe.TEST)
+    net.blobs["x"].data[...] = np.arange(12).reshape(3, 4)
+    net.blobs["l"].data[...] = [7, 8, 9]
+    net.forward()
+    with h5py.File(path) as file:
+        assert {name: (data.shape, data.dtype) for name, data in file.items()} == {
+            "data": ((3, 4, 1, 1), np.float32),
+            "label": ((3, 1, 1, 1), np.float32),
+        }
+        assert file["data"][...].ravel().tolist() == list(range(12))
+        assert file["label"][...].ravel().tolist() == [7, 8, 9]
+    with pytest.raises(CaffePortError, match="writes once, as in Caffe"):
+        net.forward()
+    make(OUTPUT % path, caffe.TEST).forward()  # replaces it
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("notes.txt", "is not an HDF5 file"), ("none/out.h5", "no such folder"), ("", "is not an HDF5 file")],
+)
+def test_hdf5_output_replaces_nothing_else(make: Make, tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CaffePortError, match=words):
+        make(OUTPUT % (tmp_path / name), caffe.TEST)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -31,6 +31,11 @@ def _eltwise_affine_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str,
     return {"slope": shape, "bias": shape}
 
 
+def _power_file(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_axes(bottoms[0], 2, ANY)
+    return bottoms
+
+
 def truncation_bounds(p: Message) -> tuple[float, float]:
     """The least and the greatest number of a Truncation."""
     low = p.truncation_min if p.has("truncation_min") else -math.inf
@@ -60,7 +65,8 @@ declare(
     message=("hard_sigmoid_param", "hardsigmoid_param"),
     traits=Trait.ACTIVATION | Trait.NO_BACKWARD,
 )
-declare("SELU", same, message="selu_param", aliases=("Selu",), traits=Trait.ACTIVATION)
+declare("SELU", same, message="selu_param", aliases=("SeLu", "Selu"), traits=Trait.ACTIVATION)
+declare("Atan", same, traits=Trait.ACTIVATION | Trait.NO_BACKWARD)
 declare("NegReLU", same, message="relu_param", traits=Trait.ACTIVATION)
 declare("SignedSqrt", same, traits=Trait.ELEMENTWISE)
 declare("Insanity", _insanity, message="insanity_param", traits=Trait.ACTIVATION)
@@ -72,6 +78,7 @@ declare(
     blob_shapes=_eltwise_affine_blobs,
     traits=Trait.AFFINE,
 )
+declare("PowerFile", _power_file, message="power_file_param", traits=Trait.ELEMENTWISE)
 declare("Truncation", _truncation, message="truncation_param", traits=Trait.ELEMENTWISE)
 declare(
     "SpatialDropout",
