@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 30
 """Limit for files that are read whole. Weights are memory-mapped instead and may have any size."""
 
+LARGE_PIECE = 1 << 23
+"""Bytes to read at a time beside other threads: each piece may have to wait for the interpreter."""
+
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
@@ -239,11 +242,11 @@ def sha256(path: str | Path) -> str:
     """
     import hashlib
 
-    digest = hashlib.sha256()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(LARGE_PIECE))
     try:
         with opened(path) as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+                digest.update(buffer[:count])
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
     return digest.hexdigest()

@@ -1,0 +1,273 @@
+"""Times one net in one program. Started by turns.py with the Python of that program:
+
+    python worker.py KIND JSON
+
+Once it is ready, it answers every line of standard input, a number of seconds, with {"times": [...], "peak": MB,
+"import": MB}: the seconds of each pass within that time (one at least), the greatest memory so far, and the
+memory once the libraries were imported. With CPU_TIME=1 in the environment, the seconds are of processor time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Pass = Callable[[], Any]
+clock = time.process_time if os.environ.get("CPU_TIME") else time.perf_counter
+
+
+def memory(field: str) -> float:
+    """MB of this process: VmRSS, what it holds; VmHWM, the most that it held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+class Answers:
+    """Standard input and output, which libraries cannot print to."""
+
+    def __init__(self) -> None:
+        self.out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self.imported = 0.0
+        self.times: list[float] = []
+        self.end = self.mark = 0.0
+
+    def has_imported(self) -> None:
+        self.imported = memory("VmRSS")
+        # the most that it held from here on: writing 5 resets it to what is held now
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def say(self, **what: Any) -> None:
+        self.out.write(json.dumps(what) + "\n")
+        self.out.flush()
+
+    def wait(self) -> None:
+        """Waits for the next line; ends the process with the input."""
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)
+        self.times.clear()
+        self.mark = clock()
+        self.end = self.mark + float(line)
+
+    def passed(self) -> None:
+        """Called after each pass: answers and waits if it is time."""
+        now = clock()
+        self.times.append(now - self.mark)
+        self.mark = now
+        if now >= self.end:
+            self.say(times=self.times, peak=memory("VmHWM"), **{"import": self.imported})
+            self.wait()
+
+
+def drawn(task: dict[str, Any]) -> Any:
+    shape = [task["batch"], *task["shape"]]
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
+# -- Caffe, and caffe-port --------------------------------------------------------------------------------------------
+
+
+def caffe_forward(task: dict[str, Any], answers: Answers) -> Pass:
+    import caffe
+
+    answers.has_imported()
+    net = caffe.Net(task["net"], task["weights"], caffe.TEST)
+    net.blobs["data"].reshape(task["batch"], *task["shape"])
+    net.reshape()
+    net.blobs["data"].data[...] = drawn(task)
+    return lambda: _array(net.forward())
+
+
+def caffe_train(task: dict[str, Any], answers: Answers) -> Pass:
+    import caffe
+
+    answers.has_imported()
+    solver = caffe.get_solver(task["solver"])
+    return lambda: solver.step(1)
+
+
+def model(task: dict[str, Any], answers: Answers) -> Pass:
+    """The folder that convert wrote, used as its docstring says."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.set_num_threads(task["threads"])
+    answers.has_imported()
+    sys.path.insert(0, task["folder"])
+    source = __import__("model")
+    (made,) = (c for c in vars(source).values() if isinstance(c, type) and c.__name__ == task["class"])
+    net = made()
+    net.load_state_dict(load_file(f"{task['folder']}/weights.safetensors"))
+    net.eval()
+    x = torch.from_numpy(drawn(task))
+    torch.set_grad_enabled(False)
+    if task.get("compile"):
+        net = torch.compile(net, options={"freezing": True})
+    return lambda: net(x)
+
+
+def train(task: dict[str, Any], answers: Answers) -> None:
+    """What `caffe-port train SOLVER` does: never returns."""
+    import torch
+
+    torch.set_num_threads(task["threads"])
+    answers.has_imported()
+    from caffe_port.training.train import TrainOptions
+    from caffe_port.training.train import train as run
+
+    started = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress":
+            if not started:  # the first update is the warm-up
+                started.append(True)
+                answers.say(ready=True)
+                answers.wait()
+            else:
+                answers.passed()
+
+    run(task["solver"], task["out"], TrainOptions(**task.get("options", {})), listen)
+
+
+# -- others -----------------------------------------------------------------------------------------------------------
+
+
+def onnxruntime(task: dict[str, Any], answers: Answers) -> Pass:
+    import onnxruntime as ort
+
+    answers.has_imported()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = task["threads"]
+    session = ort.InferenceSession(task["onnx"], options, providers=["CPUExecutionProvider"])
+    fed = {session.get_inputs()[0].name: drawn(task)}
+    return lambda: session.run(None, fed)
+
+
+def openvino(task: dict[str, Any], answers: Answers) -> Pass:
+    import openvino as ov
+
+    answers.has_imported()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": task["threads"]}
+    settings["PERFORMANCE_HINT"] = "LATENCY"
+    core = ov.Core()
+    read = core.read_model(task["onnx"])
+    read.reshape([task["batch"], *task["shape"]])
+    request = core.compile_model(read, "CPU", settings).create_infer_request()
+    x = drawn(task)
+    return lambda: request.infer([x], share_inputs=True)
+
+
+def opencv(task: dict[str, Any], answers: Answers) -> Pass:
+    import cv2
+
+    answers.has_imported()
+    cv2.setNumThreads(task["threads"])
+    net = cv2.dnn.readNetFromCaffe(task["net"], task["weights"])
+    x = drawn(task)
+
+    def run() -> Any:
+        net.setInput(x)
+        return net.forward()
+
+    return run
+
+
+def mnn(task: dict[str, Any], answers: Answers) -> Pass:
+    """From Caffe's files, by MNN's converter."""
+    import MNN
+    import MNN.expr as F
+    import MNN.nn as nn
+
+    answers.has_imported()
+    made = f"{task['work']}/net.mnn"
+    if not Path(made).exists():
+        tool = [sys.executable, "-c", "import sys, MNN, _tools; _tools.mnnconvert(sys.argv)", "-f", "CAFFE"]
+        files = ["--modelFile", task["weights"], "--prototxt", task["net"], "--MNNModel", made, "--bizCode", "x"]
+        done = subprocess.run([*tool, *files], capture_output=True, text=True)
+        if not Path(made).exists():
+            raise RuntimeError((done.stdout + done.stderr).strip().splitlines()[-1])
+    settings = {"precision": "high", "backend": "CPU", "numThread": task["threads"]}
+    manager = nn.create_runtime_manager((settings,))
+    net = nn.load_module_from_file(made, ["data"], [task["output"]], runtime_manager=manager)
+    x = drawn(task)
+
+    def run() -> Any:
+        value = F.placeholder(x.shape, F.NCHW)
+        value.write(x)
+        return np.array(net.forward(value).read())
+
+    assert MNN is not None
+    return run
+
+
+def ncnn(task: dict[str, Any], answers: Answers) -> Pass:
+    """From our ONNX, by pnnx; ncnn has no batches: the images are given one by one."""
+    import ncnn as n
+
+    answers.has_imported()
+    stem = Path(task["work"]) / "net"
+    if not stem.with_suffix(".ncnn.param").exists():
+        stem.with_suffix(".onnx").write_bytes(Path(task["onnx"]).read_bytes())
+        shape = ",".join(map(str, (1, *task["shape"])))
+        tool = [Path(sys.executable).parent / "pnnx", stem.with_suffix(".onnx"), "fp16=0", f"inputshape=[{shape}]"]
+        done = subprocess.run(tool, capture_output=True, text=True, cwd=task["work"])
+        if not stem.with_suffix(".ncnn.param").exists():
+            raise RuntimeError((done.stdout + done.stderr).strip().splitlines()[-1])
+    net = n.Net()
+    net.opt.num_threads = task["threads"]
+    net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = net.opt.use_fp16_packed = False
+    net.opt.use_bf16_storage = False
+    if net.load_param(str(stem.with_suffix(".ncnn.param"))) or net.load_model(str(stem.with_suffix(".ncnn.bin"))):
+        raise RuntimeError("ncnn does not load what pnnx wrote")
+    images = [n.Mat(image).clone() for image in drawn(task)]
+
+    def run() -> Any:
+        for image in images:
+            extractor = net.create_extractor()
+            extractor.input("in0", image)
+            code, made = extractor.extract("out0")
+            if code:
+                raise RuntimeError("ncnn computes nothing")
+        return np.array(made)
+
+    return run
+
+
+def _array(made: Any) -> Any:
+    return next(iter(made.values())) if isinstance(made, dict) else made
+
+
+def main() -> None:
+    """Serves until standard input ends."""
+    warnings.simplefilter("ignore")
+    answers, task = Answers(), json.loads(sys.argv[2])
+    try:
+        run = globals()[sys.argv[1]](task, answers)
+        run()  # the warm-up
+        run()
+    except BaseException as error:  # noqa: BLE001
+        text = " ".join(str(error).split())
+        answers.say(error=f"{type(error).__name__}: {text[:160]}")
+        os._exit(1)
+    answers.say(ready=True)
+    answers.wait()
+    while True:
+        run()
+        answers.passed()
+
+
+if __name__ == "__main__":
+    main()
