@@ -24,6 +24,7 @@ from caffe_port.emit.model_source import MARK, Model, model
 from caffe_port.emit.self_check import MODEL, REPORT_IT, WEIGHTS, example_inputs, read_model, run_once, self_check
 from caffe_port.errors import CaffePortError, first_line, suggests_keywords
 from caffe_port.formats.caffemodel import Weights
+from caffe_port.net.layout import prefers_channels_last
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
 from caffe_port.net.state_dict import write_safetensors as write_safetensors
@@ -48,7 +49,7 @@ def convert(
     *,
     force: bool = False,
     fold: bool = False,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     formats: Sequence[str] = ("torch",),
     dynamic: str = "size",
     plain_pooling: bool = False,
@@ -64,7 +65,8 @@ def convert(
         force: replace the files of an earlier run in ``folder``; other files are kept.
         fold: for inference, fold BatchNorm and Scale into the weights of the Convolution or InnerProduct before them;
             outputs then agree up to rounding, not bit by bit.
-        channels_last: convolutions compute in PyTorch's channels-last memory format; outputs agree up to rounding.
+        channels_last: compute in PyTorch's channels-last memory format, in which sums are in another order; parameters
+            and outputs are contiguous as ever. None: if the net has convolutions of images and no plugin's layers.
         formats: names from FORMATS: "torch" (model.py, weights.safetensors), "onnx" (model.onnx), "pt2" (model.pt2),
             "safetensors" (blobs.safetensors; for that alone see :func:`caffe_port.emit.blobs.convert`).
         dynamic: for "onnx" and "pt2": "size" (batch, height and width may differ from the net's own, as far as it
@@ -93,7 +95,8 @@ def convert(
     fitted = None
     if preprocessing is not None and len(plan.spec.inputs) == 1:
         fitted = preprocess_source.fitted(preprocessing, plan.shapes[plan.spec.inputs[0][1]])
-    source = model(ported.net, fold, channels_last, fitted, classes)
+    last = prefers_channels_last(ported.net) if channels_last is None else channels_last
+    source = model(ported.net, fold, last, fitted, classes)
     read: dict[str, Definition | Weights] = {ported.definition.path: ported.definition}
     if ported.weights is not None:  # a definition from inside it has its path
         read[ported.weights.path] = ported.weights
@@ -113,15 +116,16 @@ def convert(
             source.source,
             source.class_name,
             stored if ported.shared else temporary / WEIGHTS,
-            exact=not (fold or channels_last),
+            exact=not fold,
             per_item=source.per_item,
+            channels_last=last,
             seed=seed,
         )
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
         if (temporary / output_folder.MEAN).exists():
             files.append(output_folder.MEAN)
         if "onnx" in formats or "pt2" in formats:
-            exported = _to_export(ported.net, source, temporary / WEIGHTS, fold, channels_last)
+            exported = _to_export(ported.net, temporary / WEIGHTS, fold)
             example = _fitting_inputs(ported.net, seed)
             for name, write, path in (("onnx", export.onnx, export.ONNX), ("pt2", export.pt2, export.PT2)):
                 if name in formats:
@@ -134,6 +138,7 @@ def convert(
         report = _report(ported, source, check, notes)
         report["preprocessing"] = None if fitted is None else fitted.as_dict()
         report["classes"] = list(classes)
+        report["channels_last"] = last
         report["from"] = [origin.result() for origin in origins]
         made = {
             name: digest.result() if name == WEIGHTS else output_folder.fingerprint(temporary / name) for name in files
@@ -142,7 +147,7 @@ def convert(
         output_folder.write_report(temporary, report)
         files.append(output_folder.REPORT)
         output_folder.move_in(temporary, folder, files)
-    return Result(folder, tuple(files), source.class_name, report["layers"], report["parameters"], check, notes)
+    return Result(folder, tuple(files), source.class_name, report["layers"], report["parameters"], check, notes, last)
 
 
 def _origin(file: Definition | Weights) -> dict[str, Any]:
@@ -185,13 +190,10 @@ def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) 
             tensor.data = copy
 
 
-def _to_export(net: Net, source: Model, weights: Path, fold: bool, channels_last: bool) -> export.Source:
-    """The written model, and the same marked with the layers' names."""
-
-    marked = model(net, fold, channels_last, marked=True)
-    module, traced = (
-        read_model(one.source, one.class_name, weights, {MARK: operators.named}) for one in (source, marked)
-    )
+def _to_export(net: Net, weights: Path, fold: bool) -> export.Source:
+    """The written model without a memory format, and the same marked with the layers' names."""
+    sources = model(net, fold), model(net, fold, marked=True)
+    module, traced = (read_model(one.source, one.class_name, weights, {MARK: operators.named}) for one in sources)
     return export.Source(module, traced, net.plans[False])
 
 
@@ -200,7 +202,7 @@ def to_export(net: Net) -> export.Source:
     with tempfile.TemporaryDirectory() as folder:
         source = model(net)
         write_safetensors(Path(folder) / WEIGHTS, source.state)
-        return _to_export(net, source, Path(folder) / WEIGHTS, False, False)
+        return _to_export(net, Path(folder) / WEIGHTS, False)
 
 
 def _fitting_inputs(net: Net, seed: int) -> tuple[Tensor, ...]:
@@ -237,6 +239,7 @@ def _report(ported: Ported, source: Model, check: str, notes: Sequence[str]) -> 
         "check": check,
         "preprocessing": None,
         "classes": [],
+        "channels_last": False,
         "from": [],
         "files": [],
         "versions": {"caffe-port": __version__, "torch": importlib.metadata.version("torch")},
