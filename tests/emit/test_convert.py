@@ -516,6 +516,26 @@ def test_channels_last_is_for_images(port: Callable[[str], Ported], tmp_path: Pa
     assert not convert(volume, tmp_path / "volume").channels_last
 
 
+def test_channels_last_where_it_does_not_work(
+    port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a model for which it was asked is refused."""
+
+    def check(*given: Any, channels_last: bool, **how: Any) -> str:
+        if channels_last:
+            raise CaffePortError("the output differs")
+        return self_check(*given, channels_last=channels_last, **how)
+
+    monkeypatch.setattr("caffe_port.emit.convert.self_check", check)
+    ported = port(data(2, 3, 5, 4) + conv("conv", "data", "conv", 8, 3))
+    result = convert(ported, tmp_path / "chosen")
+    assert (result.channels_last, result.check) == (False, "outputs are bit-equal to the Net's")
+    assert "channels_last" not in (result.folder / "model.py").read_text()
+    assert json.loads((result.folder / "port.json").read_text())["channels_last"] is False
+    with pytest.raises(CaffePortError, match="the output differs"):
+        convert(ported, tmp_path / "asked", channels_last=True)
+
+
 def test_the_net_keeps_its_state(port: Callable[[str], Ported], tmp_path: Path) -> None:
     net = port(data(2, 3, 5, 4) + layer("n", "BatchNorm", "data", "n")).net
     made, _ = written(net, tmp_path)
