@@ -40,6 +40,14 @@ NETS = {
         "BoxGroupOutput, DecodeBBox",
         "data=1,3,150,200",
     ),
+    "Cascade R-CNN (ResNet-50, FPN)": Published(
+        "zhaoweicai/cascade-rcnn/examples/coco/res50-15s-800-fpn-cascade/deploy.prototxt",
+        "ScaleRoute, ROIAlign of corners",
+        "data=1,3,128,160",
+    ),
+    "MS-CNN (Caltech)": Published(
+        "zhaoweicai/mscnn/examples/caltech/mscnn-7s-480-2x/mscnn_deploy.prototxt", "pad_ratio", "data=1,3,96,128"
+    ),
     "FaceBoxes": Published(
         "sfzhang15/FaceBoxes/models/faceboxes/deploy.prototxt", "densified priors", "data=1,3,128,192"
     ),

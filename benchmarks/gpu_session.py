@@ -176,7 +176,7 @@ def report(all_stages: list[Stage], out: Path) -> None:
 
 def small_solver(folder: Path) -> Path:
     """Three iterations of the slim net, tested on one batch."""
-    text = (MODELS / "simplenet_slim_310k_cifar10_solver.prototxt").read_text()
+    text = (MODELS / "simplenet_slim_300k_cifar10_solver.prototxt").read_text()
     for name, value in (("test_iter", 1), ("test_interval", 2), ("max_iter", 3), ("display", 1), ("snapshot", 2)):
         text, count = re.subn(rf"^{name}: \d+$", f"{name}: {value}", text, flags=re.MULTILINE)
         assert count == 1, name

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
-from caffe_port.definition import model_archive, odd_values
-from caffe_port.definition.chained import settled
+from caffe_port.definition import odd_values, reading
 from caffe_port.definition.definition import Definition
-from caffe_port.definition.deploy_view import phase_spec
-from caffe_port.definition.fits import fitted
-from caffe_port.definition.input_shapes import channels_read, resolve
-from caffe_port.definition.stored_blobs import for_layers
-from caffe_port.errors import CaffePortError, SpecError, WeightsError, suggests_keywords
-from caffe_port.formats import caffemodel
+from caffe_port.definition.phases import Phases, phases, with_remedy
+from caffe_port.errors import SpecError, WeightsError, suggests_keywords
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.dialects import assuming
-from caffe_port.formats.kinds import holds_weights
 from caffe_port.layers import fillers
 from caffe_port.layers.stub import Stub
 from caffe_port.net.net import LoadReport, Net
@@ -120,29 +113,7 @@ def read(
     if isinstance(prototxt, Ported):
         weights = prototxt.weights if weights is None else weights
         prototxt = prototxt.definition
-    if isinstance(prototxt, (str, Path)) and holds_weights(prototxt):
-        if weights is None:
-            prototxt, weights = None, prototxt
-        elif isinstance(weights, (str, Path)) and not holds_weights(weights):
-            prototxt, weights = weights, prototxt
-    if prototxt is None and weights is None:
-        raise CaffePortError("give a prototxt, a caffemodel, or both")
-    if weights is None and isinstance(prototxt, (str, Path)) and model_archive.is_archive(prototxt):
-        prototxt, weights = None, prototxt
-    if isinstance(weights, (str, Path)) and model_archive.is_archive(weights):
-        model = model_archive.read(weights, writable, ignore_fields)
-        weights, prototxt = model.weights, model.definition if prototxt is None else prototxt
-    stored = weights if isinstance(weights, Weights) or weights is None else caffemodel.read(weights, writable)
-    if isinstance(prototxt, Definition):
-        definition = prototxt.without(ignore_fields)
-    elif prototxt is not None:
-        definition = Definition.read(prototxt, ignore_fields)
-    else:
-        assert stored is not None
-        stored = settled(stored)
-        definition = Definition.embedded(stored).without(ignore_fields)
-    definition = definition.beside(stored)
-    return definition, None if stored is None else for_layers(stored, definition.net.layer)
+    return reading.read(prototxt, weights, writable, ignore_fields)
 
 
 @suggests_keywords
@@ -205,6 +176,7 @@ def build(
     share: bool = False,
     stub: bool = False,
     resolved: NetSpec | None = None,
+    found: Phases | None = None,
 ) -> Ported:
     """Like :func:`port`, for parsed files.
 
@@ -214,42 +186,36 @@ def build(
         definition, stored: the parsed definition and weights.
         input_shapes, keep_loss, level, stages, seed, share, stub: as for :func:`port`.
         resolved: the net in one phase, if already resolved by :func:`phase_spec` with the same options.
+        found: both phases, if already known by :func:`phases` with the same options.
     """
 
-    def spec(phase: str, given: Collection[str]) -> NetSpec:
-        if resolved is not None and resolved.phase == phase:
-            return resolved
-        return phase_spec(definition, phase, level, stages, given, keep_loss, stub)
-
     share = share and stored is not None and stored.mapping is not None and stored.mapping.writable
-    notes: list[str] = []
-    try:
-        test = spec("TEST", input_shapes or {})
-    except SpecError as error:
-        try:
-            test = spec("TRAIN", input_shapes or {})
-        except SpecError:
-            raise error from None
-        notes.append(f"phase TEST cannot be built; eval() uses the layers of TRAIN: {error.where}: {error.what}")
-    shapes = resolve(test, stored, input_shapes, guess=True)
-    test = fitted(test, shapes.shapes)
-    notes += [*test.notes, *shapes.notes]
+    if found is None:
+        found = phases(
+            definition,
+            stored,
+            input_shapes=input_shapes,
+            keep_loss=keep_loss,
+            level=level,
+            stages=stages,
+            stub=stub,
+            resolved=resolved,
+        )
     draw, stand_in = None if stored else seed, Stub if stub else None
     try:
-        train = spec("TRAIN", shapes.shapes)
-        known = {blob: shape for blob, shape in shapes.shapes.items() if blob in dict(train.inputs)}
-        resolved_shapes = resolve(train, stored, known, guess=True).shapes
-        train = fitted(train, resolved_shapes | shapes.shapes)
-        net = Net(test, resolved_shapes | shapes.shapes, train, draw, stand_in)
+        net = Net(found.test, found.shapes, found.train, draw, stand_in)
     except SpecError as error:
-        net = Net(test, shapes.shapes, None, draw, stand_in)
-        notes.append(f"phase TRAIN cannot be built; train() uses the layers of TEST: {error.where}: {error.what}")
+        if found.train is None:
+            raise
+        found = found.without_train(error)
+        net = Net(found.test, found.shapes, None, draw, stand_in)
+    notes = list(found.notes)
     report = None
     if stored is not None:
         try:
             report = net.load_weights(stored, share)
         except WeightsError as error:
-            raise _with_remedy(error, definition, stored, test, input_shapes or {}) from None
+            raise with_remedy(error, definition, stored, found.test, input_shapes or {}) from None
         notes += [*load_notes(report), *odd_values.notes(stored, definition.net.layer)]
     else:
         notes.append(f"no weights given: parameters initialized from the fillers (seed {seed})")
@@ -287,32 +253,3 @@ def _odd_fillers(net: Net, drawn: Collection[str]) -> list[str]:
                     odd.setdefault(filler.type, name)
     told = ", ".join(f"{kind} (layer '{name}')" for kind, name in odd.items())
     return [f"xavier is used for fillers that do not exist in Caffe: {told}"] if odd else []
-
-
-def _with_remedy(
-    error: WeightsError, definition: Definition, stored: Weights, spec: NetSpec, given: Mapping[str, Sequence[int]]
-) -> WeightsError:
-    """Adds a hint to the error for weights that do not match: an input shape that was given may be wrong, and most
-    caffemodels carry a definition that does match.
-    """
-    for blob, shape in given.items():
-        producer = dict(spec.inputs).get(blob)
-        asked = None if producer is None else channels_read(spec, producer, stored)
-        if asked is not None and len(shape) > 1 and asked != shape[1]:
-            fits = ",".join(map(str, (shape[0], asked, *shape[2:])))
-            what = f"the shape {tuple(shape)} that is given for '{blob}' has {count(shape[1], 'channel')}"
-            return WeightsError(f"{what}; the weights ask for {asked}", error.where, f"Give {blob}={fits}.")
-    if definition.path == stored.path or stored.net is None:
-        return error
-    what = error.what.replace("the definition asks", "the prototxt asks")
-    diff = "`caffe-port inspect --diff`"
-    own = "The caffemodel matches its own definition: run without the prototxt, or compare them with"
-    return WeightsError(what, error.where, f"{own} {diff}." if _fits_itself(stored) else f"Compare them with {diff}.")
-
-
-def _fits_itself(stored: Weights) -> bool:
-    try:
-        port(None, stored, share=True)
-    except CaffePortError:
-        return False
-    return True

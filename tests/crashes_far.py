@@ -1,7 +1,7 @@
 """Breaks off whole commands at every point of their life and looks at what is left; crashes.py does so to functions.
 
-`python tests/crashes_far.py 200`: as many SIGKILLs of `train`, spread over its whole life, and for every command that
-writes a file:
+`python tests/crashes_far.py 200`: as many SIGKILLs of a running `train`, spread over its life (`--only train --how
+kill` does nothing else), and for every command that writes a file:
 
 - call: SIGKILL before or after the n-th call that touches a file; most of those of train are in its snapshots;
 - again: SIGKILL at random, and of the resumed run, and of that one's;
@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -88,10 +89,10 @@ class Job:
 
 def jobs(project: Path) -> list[Job]:
     """Writes what the commands read."""
-    for name, more in (("solver", ""), ("solver_h5", "snapshot_format: HDF5")):
-        path = small_training.project(project, more=f"momentum: 0.9 {more}")
-        text = path.read_text().replace("max_iter: 12", "max_iter: 24").replace("snapshot: 4", "snapshot: 3")
-        (project / f"{name}.prototxt").write_text(text)
+    for form in ("BINARYPROTO", "HDF5"):
+        path = small_training.project(project, more=f"momentum: 0.9 snapshot_format: {form}")
+        text = path.read_text().replace("max_iter: 12", "max_iter: 60").replace("snapshot: 4", "snapshot: 5")
+        (project / f"{form}.prototxt").write_text(text)
     (project / "conv.prototxt").write_text(NET.format(name="new", outputs=6))
     (project / "ip.prototxt").write_text(CLASSIFIER)
     rng = np.random.default_rng(0)
@@ -103,12 +104,10 @@ def jobs(project: Path) -> list[Job]:
     )
     cv2.imwrite(str(project / "a.png"), pictures[0].transpose(1, 2, 0))
     (project / "caffe.log").write_text("".join(map(LOG.format, range(9))))
-    ip = "ip.prototxt ip.caffemodel"
+    ip, train = "ip.prototxt ip.caffemodel", "train --out OUT"
     found = [
-        Job(
-            "train", "train solver.prototxt --out OUT", "train solver.prototxt --out OUT --resume", ("again", *TROUBLES)
-        ),
-        Job("train as HDF5", "train solver_h5.prototxt --out OUT", "train solver_h5.prototxt --out OUT --resume"),
+        Job("train", f"{train} BINARYPROTO.prototxt", f"{train} BINARYPROTO.prototxt --resume", ("again", *TROUBLES)),
+        Job("train as HDF5", f"{train} HDF5.prototxt", f"{train} HDF5.prototxt --resume"),
         Job("convert", "convert conv.prototxt -o OUT/net --force"),
         Job("evaluate", f"evaluate {ip} --data set.npz --confusion OUT/c.png --json"),
         Job("predict", "predict conv.prototxt a.png --draw OUT/d.png"),
@@ -272,6 +271,7 @@ class Breaker:
         caffemodel.write(self.project / "ip.caffemodel", ported.definition.net, ported.net.blobs())
         self.whole: dict[str, tuple[int, float]] = {}
         self.done: Counter[str] = Counter()
+        self.reached: Counter[str] = Counter()
         self.violations: list[str] = []
 
     def undisturbed(self, job: Job) -> tuple[int, float]:
@@ -294,13 +294,16 @@ class Breaker:
         """Once: the command, its trouble, what is left, and what goes on from there."""
         calls, seconds = self.undisturbed(job)
         out = self.folder / "out"
+        if trouble == "kill":
+            self.kill(job, out, seconds)
+            return
         if not job.again and self.rng.random() < 0.5:  # over the files of an earlier run
             shutil.copytree(self.folder / f"whole-{job.name.replace(' ', '-')}", out)
         out.mkdir(exist_ok=True)
         at = self.rng.randrange(1, calls + 1)
-        if trouble in ("kill", "again"):
+        if trouble == "again":
             result = run(job.line, self.project, out, seconds=self.rng.uniform(0, seconds))
-            for _ in range(2 * (trouble == "again")):
+            for _ in range(2):
                 self.judge(job, trouble, at, result, out)
                 result = run(job.again, self.project, out, seconds=self.rng.uniform(0, seconds))
         else:
@@ -309,18 +312,42 @@ class Breaker:
         self.done[f"{job.name}, {trouble}"] += 1
         self.done["killed"] += result.code is None
         self.judge(job, trouble, at, result, out)
-        if result.code is None and trouble not in ("kill", "again", "call"):
+        if result.code is None and trouble not in ("again", "call"):
             self.violations.append(f"{job.name}, {trouble} at {at}: hangs")
         if job.again:
-            ended = run(job.again, self.project, out)
-            last = "last.caffemodel"
-            expected = self.folder / f"whole-{job.name.replace(' ', '-')}" / last
-            if ended.code != 0:
-                self.violations.append(f"{job.name}, {trouble} at {at}: does not go on: {ended.said[-500:]}")
-            elif (out / last).read_bytes() != expected.read_bytes():
-                self.violations.append(f"{job.name}, {trouble} at {at}: ends with other weights")
+            self.go_on(job, f"{trouble} at {at}", out)
         for path in (out, out.with_name("moved")):
             shutil.rmtree(path, ignore_errors=True)
+
+    def kill(self, job: Job, out: Path, seconds: float) -> None:
+        """SIGKILL at a random time of a job's life. One that ends before is measured again, and does not count."""
+        while True:
+            out.mkdir()
+            at, began = self.rng.uniform(0, seconds), time.monotonic()
+            result = run(job.line, self.project, out, seconds=at)
+            self.judge(job, "kill", 0, result, out)
+            if result.code is None:
+                break
+            shutil.rmtree(out)
+            self.done[f"{job.name}, ended before"] += 1
+            seconds = (seconds + time.monotonic() - began) / 2
+            self.whole[job.name] = self.whole[job.name][0], seconds
+        self.done[f"{job.name}, kill"] += 1
+        self.done["killed"] += 1
+        metrics = out / "metrics.jsonl"
+        iterations = [int(it) for it in re.findall(r'"iter": (\d+)', metrics.read_text() if metrics.exists() else "")]
+        self.reached[f"{max(iterations) // 10 * 10:02}-" if iterations else "before the first"] += 1
+        self.go_on(job, f"kill after {at:.2f} s", out)
+        shutil.rmtree(out)
+
+    def go_on(self, job: Job, trouble: str, out: Path) -> None:
+        """The job goes on, and ends with the weights of one that was left alone."""
+        ended, last = run(job.again, self.project, out), "last.caffemodel"
+        expected = self.folder / f"whole-{job.name.replace(' ', '-')}" / last
+        if ended.code != 0:
+            self.violations.append(f"{job.name}, {trouble}: does not go on: {ended.said[-500:]}")
+        elif (out / last).read_bytes() != expected.read_bytes():
+            self.violations.append(f"{job.name}, {trouble}: ends with other weights")
 
     def judge(self, job: Job, trouble: str, at: int, result: Result, out: Path) -> None:
         """Notes what is wrong with a result and with its files."""
@@ -332,7 +359,7 @@ class Breaker:
 
     def torchrun(self, times: int) -> None:
         """Two processes: SIGKILL of all of them, or of one, at a random time."""
-        line = "--out OUT solver.prototxt --device cpu"
+        line = "--out OUT BINARYPROTO.prototxt --device cpu"
         whole, began = self.folder / "whole-torchrun", time.monotonic()
         assert self._torchrun(line, whole, None) == 0, "torchrun fails by itself"
         seconds = time.monotonic() - began
@@ -396,9 +423,11 @@ def main() -> int:
     parser.add_argument("--torchrun", type=int, default=0, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], metavar="COMMAND")
+    parser.add_argument("--how", nargs="*", default=[], choices=("kill", "again", *TROUBLES))
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # says what was done until then
     torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1)])  # imports seconds of modules, which would be most of a small run's life
     plots.curves = lambda *_, **__: None  # a second of matplotlib each; `log --plot` writes the same ones
     with tempfile.TemporaryDirectory(prefix="caffe-port-crashes.") as name:
         breaker = Breaker(Path(name), chosen.seed)
@@ -411,11 +440,14 @@ def main() -> int:
                 plan += [(job, trouble)] * max(chosen.times // share, 1)
         try:
             for job, trouble in plan:
+                if chosen.how and trouble not in chosen.how:
+                    continue
                 breaker.break_off(job, trouble)
             if chosen.torchrun:
                 breaker.torchrun(chosen.torchrun)
         finally:
-            print(json.dumps({"done": breaker.done, "violations": breaker.violations}, indent=1), flush=True)
+            said = {"done": breaker.done, "killed in iteration": breaker.reached, "violations": breaker.violations}
+            print(json.dumps(said, indent=1, sort_keys=True), flush=True)
     return int(bool(breaker.violations))
 
 

@@ -84,11 +84,11 @@ def test_dump_and_convert(tmp_path: Path) -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    """Two Nets, for it draws the weights that it then converts: one definition, resolved for each of them."""
+    """Two Nets, for it draws the weights that it then converts, of one definition."""
     seen = run("demo", "-o", tmp_path / "demo")
     prototxt, weights = Path("simplenet_cifar10.prototxt"), Path("simplenet_cifar10.caffemodel")
     assert seen.of(prototxt, weights) == {prototxt.name: (2, 1), weights.name: (2, 1)}
-    assert phases(seen, prototxt) == {"TEST": 2, "TRAIN": 2}
+    assert phases(seen, prototxt) == ONCE
 
 
 @pytest.fixture

@@ -112,6 +112,13 @@ def reference(against: str, state: str | None) -> None:
     npz.names(against, "a trace")
 
 
+def is_trace(against: str) -> bool:
+    """Whether ``--against``, once checked by :func:`reference`, names a trace."""
+    from caffe_port.verification.references import runtimes
+
+    return against.lower() not in REFERENCES and ".py" not in against and runtimes.find(against) is None
+
+
 def training(
     solver: str, out: Path, ignored: tuple[str, ...], resume: bool | str, options: Mapping[str, Any]
 ) -> SolverSpec:
@@ -141,6 +148,10 @@ def training(
     spec = SolverSpec.read(solver, ignored)
     nets = [(spec.definition(), "TRAIN", 0)]
     nets += [(spec.definition("TEST", k), "TEST", k) for k in range(len(spec.tests))]
+    from caffe_port.definition.fields import refuse
+    from caffe_port.definition.structure import check_types
+
+    check_types([refuse(definition.spec(phase, *spec.state(phase, k)), training=True) for definition, phase, k in nets])
     if options["data"] is not None:
         data_set(options["data"], options["root"], options["download"], ("train", "test") if spec.tests else ("train",))
         return spec

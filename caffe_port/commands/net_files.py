@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from caffe_port.formats.kinds import holds_weights
 
 if TYPE_CHECKING:
     from caffe_port.definition.definition import Definition
+    from caffe_port.definition.phases import Phases
     from caffe_port.formats.caffemodel import Weights
 
 
@@ -59,11 +62,37 @@ class Shape(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no param
 
 @dataclass(frozen=True)
 class Contents:
-    """A net's parsed files; ``options`` are those of caffe_port.api.port."""
+    """A net's parsed files; ``options`` are those of caffe_port.api.build."""
 
-    prototxt: Definition | None
+    definition: Definition
     weights: Weights | None
     options: dict[str, Any]
+
+    def phases(self, **options: Any) -> Phases:
+        """Both phases of the net, checked: what building it would refuse is refused here, without torch.
+
+        Args:
+            options: further ones of caffe_port.definition.phases.phases.
+        """
+        from caffe_port.definition.phases import phases
+
+        return phases(self.definition, self.weights, **self.options, **options)
+
+    @contextlib.contextmanager
+    def examined(self) -> Iterator[None]:
+        """Takes checksums and looks for NaN in other threads, while torch is imported within this context."""
+        with ThreadPoolExecutor(2) as pool:
+            if (weights := self.weights) is not None:
+                pool.submit(lambda: weights.sha256)
+                pool.submit(lambda: weights.not_finite)
+            yield
+
+    def check_layers(self) -> None:
+        """Checks the layers of phase TEST, whatever the shape of its input, which comes from the data."""
+        from caffe_port.definition.phases import check_layers
+
+        options = self.options
+        check_layers(self.definition, options.get("level", 0), options.get("stages", ()), options.get("input_shapes"))
 
 
 @dataclass(frozen=True)
@@ -80,19 +109,11 @@ class NetFiles:
         Args:
             writable: as for :func:`caffe_port.formats.caffemodel.read`.
         """
-        from caffe_port.definition import model_archive
-        from caffe_port.definition.definition import Definition
-        from caffe_port.formats import caffemodel
+        from caffe_port.definition import reading
 
-        ignored = self.options.get("ignore_fields", ())
-        definition = None if self.prototxt is None else Definition.read(self.prototxt, ignored)
-        stored = None
-        if self.weights is not None and model_archive.is_archive(self.weights):
-            model = model_archive.read(self.weights, writable, ignored)
-            stored, definition = model.weights, definition or model.definition.without(ignored)
-        elif self.weights is not None:
-            stored = caffemodel.read(self.weights, writable)
-        return Contents(definition, stored, self.options | ({} if definition is None else {"ignore_fields": ()}))
+        options = dict(self.options)
+        definition, stored = reading.read(self.prototxt, self.weights, writable, options.pop("ignore_fields", ()))
+        return Contents(definition, stored, options)
 
 
 def located(path: str) -> str:

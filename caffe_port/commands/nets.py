@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,19 +120,23 @@ def convert(
     checks.mean(how["mean"])
     if "onnx" in formats:
         checks.package(("onnx", "onnxscript"), "--format onnx", "onnx")
-    read = net.read(writable=trained is None)
-    from caffe_port import api
-
     share = trained is None
-    ported = api.port(read.prototxt, read.weights, keep_loss=keep_loss, stub=stub, share=share, **read.options)
-    if trained is None:
+    read = net.read(writable=share)
+    found = read.phases(keep_loss=keep_loss, stub=stub)
+    with read.examined() if share else contextlib.nullcontext():
+        from caffe_port import api
         from caffe_port.emit.convert import convert as write
+
+    ported = api.build(
+        read.definition, read.weights, found=found, keep_loss=keep_loss, stub=stub, share=share, **read.options
+    )
+    if trained is None:
         from caffe_port.evaluation.known import known_of
 
         notes: list[str] = []
-        found = known_of(ported, notes, **{name: how.pop(name) for name in _IMAGES})
-        if found is not None:
-            how |= {"preprocessing": found.preprocessing, "classes": found.classes}
+        images = known_of(ported, notes, **{name: how.pop(name) for name in _IMAGES})
+        if images is not None:
+            how |= {"preprocessing": images.preprocessing, "classes": images.classes}
         for text in notes:
             note(text)
         _show(write(ported, folder, formats=formats, **how))
@@ -358,30 +363,32 @@ def predict(
     checks.mean(options["mean"])
     if draw is not None:
         _check_drawing(draw, images)
-    read = net if isinstance(net, Path) else NetFiles(*net, {}).read()
-    from caffe_port.evaluation import predict as prediction
+    if isinstance(net, Path):
+        from caffe_port.evaluation import predict as prediction
 
-    if isinstance(read, Path):
-        predictor = prediction.Predictor(read, **options)
+        predictor = prediction.Predictor(net, **options)
     else:
+        read = NetFiles(*net, {"input_shapes": dict(shapes)}).read()
+        found = read.phases()
         from caffe_port import api
+        from caffe_port.evaluation import predict as prediction
 
-        ported = api.port(read.prototxt, read.weights, input_shapes=dict(shapes))
+        ported = api.build(read.definition, read.weights, found=found, **read.options)
         predictor = prediction.Predictor(ported, **options)
     for text in predictor.notes:
         note(text)
     written = []
     with progress_bar("predicting", as_json or len(images) < _MANY, "image") as progress:
         for number, path in enumerate(images, 1):
-            found = predictor.predict(path)
+            said = predictor.predict(path)
             if as_json:
-                written.append(prediction.as_dict(found, predictor, top))
+                written.append(prediction.as_dict(said, predictor, top))
             else:
                 click.echo(printable(str(path)))
-                for line in prediction.lines(found, predictor, top, least):
+                for line in prediction.lines(said, predictor, top, least):
                     click.echo(printable(line))
             if draw is not None:
-                _write_drawing(prediction.draw(found, predictor, least), draw, path, len(images) > 1)
+                _write_drawing(prediction.draw(said, predictor, least), draw, path, len(images) > 1)
             if progress is not None:
                 progress(number, len(images))
     if as_json:

@@ -133,14 +133,17 @@ def verify(
     checks.mean(options["mean"])
     _check_options(**options)
     read = net.read()
-    from caffe_port.verification.details import Details
-    from caffe_port.verification.reports import html, terminal
-    from caffe_port.verification.reports.junit import to_junit
-    from caffe_port.verification.verify import verify as run
+    if _own_shapes(given) and not checks.is_trace(options["against"]):
+        read.phases(keep_loss=bool(options["keep_loss"]))
+    with read.examined():
+        from caffe_port.verification.details import Details
+        from caffe_port.verification.reports import html, terminal
+        from caffe_port.verification.reports.junit import to_junit
+        from caffe_port.verification.verify import verify as run
 
     details = Details() if page is not None else None
     found = run(
-        read.prototxt,
+        read.definition,
         read.weights,
         input=given,
         details=details,
@@ -188,6 +191,11 @@ def _named_files(inputs: tuple[str, ...]) -> str | dict[str, str] | None:
     if not all(equals for _, equals, _ in named):
         raise click.UsageError("several inputs need names: --input NAME=FILE")
     return {name: path for name, _, path in named}
+
+
+def _own_shapes(given: str | dict[str, str] | None) -> bool:
+    """Whether the inputs have the net's own shapes, as images do; an array brings its own."""
+    return given is None or (isinstance(given, str) and not given.endswith(".npy"))
 
 
 @command()
@@ -320,18 +328,19 @@ def dump(
     checks.values(given)
     checks.caffe(by)
     how = Preprocessing(channel_order, scale=scale).changed(mean=mean)
-    net = NetFiles(*sort_files(files), {"ignore_fields": ignored}).read()
+    net = NetFiles(*sort_files(files), {"ignore_fields": ignored, "input_shapes": dict(shapes)}).read()
+    if _own_shapes(given):
+        net.phases(keep_loss=keep_loss)
     from caffe_port.verification.dump import dump as record
 
     trace = record(
         output,
-        net.prototxt,
+        net.definition,
         net.weights,
         by=by,
         input=given,
         seed=seed,
         preprocess=how,
-        input_shapes=dict(shapes),
         keep_loss=keep_loss,
         **net.options,
     )

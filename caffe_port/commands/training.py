@@ -131,16 +131,19 @@ def evaluate(
         batch = {} if batch_size is None else {"batch_size": batch_size}
         chosen = {name: options[name] for name in ("split", "scale", "channel_order", "limit", "device")}
         chosen |= batch | {"data": data, "labels": labels, "mean": numbers}
-        return _evaluate_detections(net.read(), expect, output, as_json, ap, **chosen)
+        read = net.read()
+        read.check_layers()
+        return _evaluate_detections(read, expect, output, as_json, ap, **chosen)
     checks.data_set(data, options["root"], options["download"], (options["split"],))
     read = net.read()
+    read.check_layers()
     assert read.weights is not None
     from caffe_port.evaluation import evaluate as evaluation
 
     options |= {"data": data, "batch_size": batch_size or evaluation.BATCH_SIZE}
     with progress_bar("evaluating", as_json, "image") as progress:
         found = evaluation.evaluate_files(
-            read.weights, read.prototxt, mean=numbers, std=divisors, progress=progress, **options, **read.options
+            read.weights, read.definition, mean=numbers, std=divisors, progress=progress, **options, **read.options
         )
     result = found.result
     verdict = None if expect is None else result.verdict(expect)
@@ -181,7 +184,7 @@ def _evaluate_detections(
 
     assert net.weights is not None
     with progress_bar("evaluating", as_json, "image") as progress:
-        result = evaluate_detections(net.weights, net.prototxt, progress=progress, **options, **net.options)
+        result = evaluate_detections(net.weights, net.definition, progress=progress, **options, **net.options)
     verdict = None if expect is None else result.verdict(expect, version)
     more = {"data": result.data, "preprocessing": result.preprocessing, "expected": expect, "verdict": verdict}
     figures = json.dumps(result.as_dict(version) | more, indent=2)
@@ -265,6 +268,11 @@ def _std(text: str | None) -> list[float] | None:
     "--shuffle/--in-sequence",
     default=None,
     help="Order of the records. Default: shuffle data sets, read databases in sequence.",
+)
+@click.option(
+    "--flip/--no-flip",
+    default=None,
+    help="With --recipe: flip images horizontally. Default: color images, except SVHN.",
 )
 @click.option("--weights", metavar="FILE", type=click.Path(), help="A .caffemodel to start from (fine-tuning).")
 @click.option(
@@ -358,8 +366,9 @@ def train(
         raise click.UsageError("--recipe cannot be combined with --ignore-field")
     if recipe is not None:
         return _train_fast(context, solver, seeds, out, resume, options)
-    if solver is None or seeds != 1:
-        raise click.UsageError("give a SOLVER or --recipe; --seeds requires --recipe")
+    if solver is None or seeds != 1 or options["flip"] is not None:
+        raise click.UsageError("give a SOLVER or --recipe; --seeds and --flip require --recipe")
+    del options["flip"]
     resumed = resume if resume not in (None, "newest") else resume is not None
     spec = checks.training(located(str(solver)), out, ignored, resumed, options)
     from caffe_port.training import processes
@@ -393,7 +402,18 @@ def _show_run(result: TrainResult) -> None:
         note(f"stopped by {result.stopped} after {done}; continue with --resume")
 
 
-_OF_RECIPES = ("data", "root", "download", "epochs", "batch_size", "seed", "max_seconds", "device", "tensorboard")
+_OF_RECIPES = (
+    "data",
+    "root",
+    "download",
+    "epochs",
+    "batch_size",
+    "seed",
+    "max_seconds",
+    "device",
+    "tensorboard",
+    "flip",
+)
 
 
 def _train_fast(
@@ -551,6 +571,10 @@ def log(path: Path, csv: Path | None, plots: tuple[Path, ...], as_json: bool) ->
                 accuracy = "acc" in name.lower()
                 value = f"accuracy {100 * point[1]:.2f} %" if accuracy else f"{printable(name)} {point[1]:.6g}"
                 click.echo(f"{word} test {value}{of_net} at iteration {point[0]:,}")
+    if found.replaced:
+        note(f"{count(found.replaced, 'point')} of earlier runs in the file left out, where a later run goes on")
+    if found.of_others:
+        note(f"{count(found.of_others, 'point')} of further processes left out; the first one counts")
     if found.not_read:
         note(f"{count(len(found.not_read), 'line')} not understood, the first: {found.not_read[0].strip()}")
 

@@ -5,7 +5,7 @@ This augmentation is not Caffe's; for transform_param, see :mod:`caffe_port.data
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,9 +57,9 @@ class Epochs:
         """The number of batches in an epoch."""
         return len(self.labels) // self.batch_size
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int, first: int = 0, scale: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (images, labels) of an epoch, from its batch ``first`` on; images are float32 (N, C, H, W) in
-        channels-last memory.
+        channels-last memory, their sides ``scale`` times as long as the data set's.
         """
         a, count = self.augmentation, len(self.labels)
         always = torch.Generator(self.device).manual_seed(self.seed << 20)
@@ -84,4 +84,12 @@ class Epochs:
                 y, x = height - centres[0][chosen], width - centres[1][chosen]
                 y, x = (2 * y.abs() <= a.cutout), (2 * x.abs() <= a.cutout)
                 images = images.masked_fill((y[:, :, None] & x[:, None, :])[..., None], 0)
-            yield images.permute(0, 3, 1, 2), self.labels[chosen]
+            images = images.permute(0, 3, 1, 2)
+            if (size := scaled(self.size, scale)) != tuple(self.size):
+                images = F.interpolate(images, size, mode="bilinear", antialias=True)
+            yield images, self.labels[chosen]
+
+
+def scaled(size: Sequence[int], scale: float) -> tuple[int, ...]:
+    """Height and width, scaled and rounded."""
+    return tuple(max(round(side * scale), 1) for side in size)

@@ -147,7 +147,7 @@ class Definition:
     def spec(
         self, phase: str = "TEST", level: int = 0, stages: Sequence[str] | None = (), inputs: Collection[str] = ()
     ) -> NetSpec:
-        """The net in one phase.
+        """The net in one phase, resolved once for the same arguments.
 
         Args:
             phase, level, stages: Caffe's NetState. None: no stages, but "deploy" in phase TEST if layers belong to it,
@@ -158,6 +158,16 @@ class Definition:
         Raises:
             SpecError: with the line: rules that exclude each other, a bottom that does not exist, a top made twice.
         """
+        asked = (phase, level, None if stages is None else tuple(stages), tuple(inputs))
+        if asked not in self._specs:
+            self._specs[asked] = self._resolved(*asked)
+        return self._specs[asked]
+
+    @functools.cached_property
+    def _specs(self) -> dict[tuple[str, int, tuple[str, ...] | None, tuple[str, ...]], NetSpec]:
+        return {}
+
+    def _resolved(self, phase: str, level: int, stages: tuple[str, ...] | None, inputs: tuple[str, ...]) -> NetSpec:
         state = self.net.state
         notes: list[str] = [*self.remarks, *self.notes]
         if stages is None and phase == "TEST" and not state.stage and self._has_stage(DEPLOY):
@@ -240,7 +250,8 @@ class Definition:
         """Data layers that make missing blobs, which then are made."""
         found = []
         for layer in self.net.layer:
-            is_source = has(layer.type, Trait.SOURCE) or _brings_data(layer)
+            fills = not layer.bottom and not keeps_blobs(layer.type)  # DummyData
+            is_source = has(layer.type, Trait.SOURCE) or fills or _brings_data(layer)
             if is_source and missing.intersection(layer.top) and not made.intersection(layer.top):
                 found.append(layer)
                 missing.difference_update(layer.top)

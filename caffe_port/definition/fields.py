@@ -19,7 +19,7 @@ from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, told
 from caffe_port.formats.message import Message, at, schema
 from caffe_port.formats.unfollowed import CHANGES, FEED, HARMLESS, PRECISION, TRAINING, Rule, is_neutral, rule_of
 from caffe_port.signatures.plugins import find
-from caffe_port.signatures.signature import Holds, Signature, Trait, compares_labels, holds
+from caffe_port.signatures.signature import Holds, Signature, Trait, compares_labels, has, holds
 from caffe_port.spec import NetSpec, Unfollowed
 
 _INITIAL = frozenset({"FillerParameter", "ParamSpec"})
@@ -59,6 +59,8 @@ def _fields(
     for field, value in message.items():
         if field == "propagate_down" and message is layer and _goes_everywhere(layer):
             continue
+        if kind == "NetParameter" and field.startswith("global_grad_scale") and _cancels(message):
+            continue
         rule = None if message is layer and field in (owned or ()) else rule_of(type_, kind, field)
         if rule is None and message is layer and owned is not None and _is_foreign(field, value, owned):
             rule = Rule(HARMLESS, f"layers of type {type_} do not read it")
@@ -67,6 +69,8 @@ def _fields(
     for key in message.unknown:
         rule = rule_of(type_, kind, str(key))
         if rule is None and message is layer and key in (owned or ()):
+            continue
+        if kind == "NetParameter" and str(key).startswith("global_grad_scale") and _cancels(message):
             continue
         effect, words = (_effect(rule, signature), rule.words) if rule else _unknown(message, key, layer, signature)
         if isinstance(key, int) and (users := told(kind, key)):
@@ -81,6 +85,18 @@ def _goes_everywhere(layer: Message) -> bool:
         flag or (labels and index > 0) or holds(layer.type, index) in (Holds.LABELS, Holds.FLAGS, Holds.INDICES)
         for index, flag in enumerate(layer.propagate_down)
     )
+
+
+_SCALED = ("SoftmaxWithLoss", "SigmoidCrossEntropyLoss")
+
+
+def _cancels(net: Message) -> bool:
+    """Whether NVIDIA's factor of gradients changes none: all losses multiply by it, and the solver divides by it.
+
+    Source: softmax_loss_layer.cpp, sigmoid_cross_entropy_loss_layer.cpp and Net::ReduceAndUpdate of NVIDIA/caffe.
+    """
+    losses = [layer for layer in net.layer if has(layer.type, Trait.LOSS) or any(layer.loss_weight)]
+    return all(layer.type in _SCALED for layer in losses)
 
 
 def _owned(signature: Signature | None) -> tuple[str, ...] | None:

@@ -141,6 +141,9 @@ def _from_data(
     crop = _crop(layer)
     lengths = [p.new_length for _, p in layer.param.items() if isinstance(p, Message) and p.has("new_length")]
     length = tuple(n for n in lengths[:1] if n > 1)  # of a video, in frames
+    stacked = _stacked_frames(layer)
+    if stacked and crop is not None:
+        channels, length = stacked, ()
     if not lengths and (length := frames_of(spec)) and crop is not None:
         notes.append(f"input '{blob}': the file does not say how many frames it has; {length[0]} assumed")
     if channels is None and crop is not None:
@@ -151,7 +154,8 @@ def _from_data(
             channels = 1
         notes.append(f"input '{blob}': the number of channels is unknown without weights; {channels} assumed")
     if channels is not None and crop is not None:
-        return (next(cuts(spec, layer.name, 0), 1), channels, *length, *crop)
+        rest = (channels, *length, *crop)
+        return (next(cuts(spec, layer.name, 0), 0) or _batch_reshaped(spec, producer, math.prod(rest)), *rest)
     if channels is not None:
         sides = [n for n in _SIDES if _fits(spec, {**known, blob: (1, channels, n, n)}, weights)]
         if not sides and _differ(spec, weights):  # no size makes them fit: loading the weights will say how
@@ -173,6 +177,27 @@ def _from_data(
         layer.where,
         f"Set it with --input-shape {blob}={shown}",
     )
+
+
+def _stacked_frames(layer: LayerSpec) -> int:
+    """The channels of a video whose frames follow each other there: temporal segment networks. 0 if it is none.
+
+    Source: yjxiong/caffe video_data_layer.cpp, io.cpp (ReadSegmentRGBToDatum, ReadSegmentFlowToDatum)
+    """
+    p = layer.param.video_data_param
+    if not any(p.has(name) for name in ("num_segments", "modality", "name_pattern")):
+        return 0
+    gray = "grayscale" in p.unknown and p.grayscale
+    return int((2 if p.modality == "FLOW" else 1 if gray else 3) * p.new_length * p.num_segments)
+
+
+def _batch_reshaped(spec: NetSpec, producer: Producer, each: int) -> int:
+    """How many items of ``each`` values a Reshape of a data layer's top asks for; 1 if none does."""
+    for layer in spec.layers:
+        dims = layer.param.reshape_param.shape.dim if layer.type == "Reshape" and producer in layer.producers else []
+        if len(dims) and min(dims) > 0 and math.prod(dims) % each == 0:
+            return int(math.prod(dims)) // each
+    return 1
 
 
 _SIZES = (

@@ -26,10 +26,9 @@ from caffe_port.errors import CaffePortError, first_line, suggests_keywords
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.net.layout import prefers_channels_last
 from caffe_port.net.net import Net
-from caffe_port.net.state_dict import LARGE, Mapped
+from caffe_port.net.state_dict import LARGE, Mapped, stored
 from caffe_port.net.state_dict import write_safetensors as write_safetensors
-from caffe_port.storage import output_folder
-from caffe_port.storage.files import MappedFile
+from caffe_port.storage import output_folder, safetensors
 from caffe_port.storage.output_folder import Result as Result
 from caffe_port.version import __version__
 
@@ -106,23 +105,31 @@ def convert(
         (temporary / MODEL).write_text(source.source, encoding="utf-8")
         if fitted is not None and fitted.mean_image is not None:
             np.save(temporary / output_folder.MEAN, fitted.mean_image)
-        write_safetensors(temporary / WEIGHTS, source.state, mapping)
+        wanted = {name: stored(tensor) for name, tensor in source.state.items()}
+        safetensors.write(temporary / WEIGHTS, wanted, mapping)
         digest = pool.submit(output_folder.fingerprint, temporary / WEIGHTS)
-        stored = _read_back(temporary / WEIGHTS, source.state, mapping)
+        made = _mapped(temporary / WEIGHTS)
+        difference = pool.submit(made.difference, wanted, mapping)
         if ported.shared:
-            _adopt(ported.net, source.state, stored.tensors)
-        weights = stored if ported.shared else temporary / WEIGHTS
+            _adopt(ported.net, source.state, made.tensors)
+        weights = made if ported.shared else temporary / WEIGHTS
         try:
-            check = _check(ported.net, source, weights, fold, last, seed)
-        except CaffePortError:
-            check = ""
-            if not last or channels_last:
-                raise
-        if last and not channels_last and not check.startswith("outputs"):  # it was not asked for, and does not work
-            last = False
-            source = model(ported.net, fold, last, fitted, classes)
-            (temporary / MODEL).write_text(source.source, encoding="utf-8")
-            check = _check(ported.net, source, weights, fold, last, seed)
+            try:
+                check = _check(ported.net, source, weights, fold, last, seed)
+            except CaffePortError:
+                if not last or channels_last:
+                    raise
+                check = ""
+            if (
+                last and not channels_last and not check.startswith("outputs")
+            ):  # it does not work, and was not asked for
+                last = False
+                source = model(ported.net, fold, last, fitted, classes)
+                (temporary / MODEL).write_text(source.source, encoding="utf-8")
+                check = _check(ported.net, source, weights, fold, last, seed)
+        finally:  # a random input does not reveal a weight that is slightly off; one that is far off explains the rest
+            if wrong := difference.result():
+                raise CaffePortError(f"does not hold '{wrong}' as it was written", WEIGHTS, REPORT_IT)
         files = [name for key in FORMATS if key in formats for name in FORMATS[key]]
         if (temporary / output_folder.MEAN).exists():
             files.append(output_folder.MEAN)
@@ -142,10 +149,9 @@ def convert(
         report["classes"] = list(classes)
         report["channels_last"] = last
         report["from"] = [origin.result() for origin in origins]
-        made = {
-            name: digest.result() if name == WEIGHTS else output_folder.fingerprint(temporary / name) for name in files
-        }
-        report["files"] = list(made.values())
+        report["files"] = [
+            digest.result() if name == WEIGHTS else output_folder.fingerprint(temporary / name) for name in files
+        ]
         output_folder.write_report(temporary, report)
         files.append(output_folder.REPORT)
         output_folder.move_in(temporary, folder, files)
@@ -164,16 +170,11 @@ def _check(net: Net, source: Model, weights: Path | Mapped, fold: bool, last: bo
     return self_check(net, *named, weights, exact=not fold, per_item=source.per_item, channels_last=last, seed=seed)
 
 
-def _read_back(weights: Path, state: Mapping[str, Tensor], source: MappedFile | None) -> Mapped:
-    """Reads the weights back, bit-equal to ``state``: a random input does not reveal a weight that is slightly off."""
+def _mapped(weights: Path) -> Mapped:
     try:
-        stored = Mapped(weights)
-        wrong = stored.difference(state, source)
+        return Mapped(weights)
     except Exception as error:  # noqa: BLE001  any error here is caffe-port's, and no folder may appear
         raise CaffePortError(f"could not be read back: {first_line(error)}", WEIGHTS, REPORT_IT) from None
-    if wrong:
-        raise CaffePortError(f"does not hold '{wrong}' as it was written", WEIGHTS, REPORT_IT)
-    return stored
 
 
 def _adopt(net: Net, state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:

@@ -59,6 +59,8 @@ def onnx(
 ) -> str:
     """Writes a module as ONNX, with the net's blob names for its inputs and outputs and its layers' names for nodes.
 
+    An output that has the name of an input, as where a layer works in place on an input, is renamed: "data_1".
+
     Args:
         example: inputs.
         dynamic: one of :data:`DYNAMIC`; what the net does not allow stays as in the example, and is said.
@@ -79,6 +81,8 @@ def onnx(
     from caffe_port.emit.onnx_functions import translations
 
     head = _Head(source, as_operators=True)
+    names = onnx_graph.distinct(source.plan.inputs, ())
+    outputs = onnx_graph.distinct(head.outputs, names)  # a layer in place may make an output of an input's name
 
     def write(made: _Variation) -> None:
         with contextlib.nullcontext() if plain_pooling else AgreedForms(onnx=True):
@@ -86,8 +90,8 @@ def onnx(
                 head.traced,
                 tuple(made.inputs),
                 dynamo=True,
-                input_names=list(source.plan.inputs),
-                output_names=head.outputs,
+                input_names=names,
+                output_names=outputs,
                 verbose=False,
                 custom_translation_table=translations(),
                 dynamic_shapes=made.shapes,
@@ -102,11 +106,11 @@ def onnx(
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # it warns of shapes that it merges
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        names = [i.name for i in session.get_inputs()]
+        asked = [i.name for i in session.get_inputs()]
 
         def run(given: Sequence[Tensor]) -> list[Tensor]:
-            feeds = {name: x.numpy() for name, x in zip(names, given, strict=True)}
-            return [torch.from_numpy(y) for y in session.run(head.outputs, feeds)]
+            feeds = {name: x.numpy() for name, x in zip(asked, given, strict=True)}
+            return [torch.from_numpy(y) for y in session.run(outputs, feeds)]
 
         return run
 

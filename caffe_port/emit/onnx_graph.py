@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -14,6 +15,7 @@ def finish(graph: Any) -> None:
     values = {value.name for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     nodes: set[str] = set()
     outputs = set(graph.outputs)
+    _leave(graph, values)
     for node in list(graph):
         node.metadata_props.clear()  # stack traces with paths of this machine
         if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
@@ -47,6 +49,27 @@ def finish(graph: Any) -> None:
             values.add(name)
         marked.replace_all_uses_with(value)
         graph.remove(node, safe=True)
+
+
+def _leave(graph: Any, held: set[str]) -> None:
+    """Gives the values that the exporter named like a layer other names, so that no two values get one name."""
+    wanted = {node.attributes["name"].as_string() for node in graph if node.domain == "caffe_port"}
+    inner = [value for node in graph for value in node.outputs if value.name not in held]
+    names = {value.name for value in inner}
+    for value in inner:
+        if value.name in wanted:
+            value.name = distinct([value.name], held | names | wanted)[0]
+            names.add(value.name)
+
+
+def distinct(names: Iterable[str], taken: Collection[str]) -> list[str]:
+    """Names that differ from each other and from those that are taken, and of which none is empty: ONNX has one space
+    of names for all values, and "" there is a value that is left out."""
+    found: list[str] = []
+    for name in names:
+        tries = (name, *(f"{name or 'blob'}_{k}" for k in range(1, len(taken) + len(found) + 2)))
+        found.append(next(one for one in tries if one and one not in taken and one not in found))
+    return found
 
 
 def _zero(node: Any) -> None:

@@ -167,7 +167,8 @@ def _earlier(name: str) -> dict[tuple[float, str], Finding]:
 def fetch(
     weights: WeightsFile, *, mirror: str | Path | None = None, offline: bool = False, step: Step | None = None
 ) -> Path:
-    """Finds or downloads a weights file and verifies its checksum: in the mirror, the cache, or at its address.
+    """Finds or downloads a weights file and verifies its checksum: in model_defs, the mirror, the cache, or at its
+    address.
 
     Args:
         weights: the file.
@@ -178,7 +179,7 @@ def fetch(
     Raises:
         CaffePortError: the file is not available, or is a different file.
     """
-    for folder in [Path(mirror)] if mirror is not None else []:
+    for folder in [registry.model_defs(), *([Path(mirror)] if mirror is not None else [])]:
         for path in (folder / weights.file, folder / Path(weights.file).name):
             if path.is_file():
                 return _checked(path, weights)

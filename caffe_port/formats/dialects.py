@@ -362,21 +362,25 @@ def _only_of(type_: str) -> Dialect | None:
     return next((d for d in dialects() if d.project in projects), None) if len(projects) == 1 else None
 
 
-def written(type_: str, name: str, value: Any) -> tuple[int, dict[str, int]]:
+def written(type_: str, name: str, value: Any, preferred: Dialect | None = None) -> tuple[int, dict[str, int]]:
     """How a field of a LayerParameter is written: as the first dialect reads it that has what is stated, if a number of
     proto/caffe.proto for it is a placeholder, or the type or a field in it is one dialect's alone.
 
     Args:
         type_: the layer's type.
         name, value: of the field.
+        preferred: a dialect that goes before, if it has the field and what is stated in it.
 
     Returns:
         Its number, and those of the fields in it by name where they are not those of proto/caffe.proto.
     """
     field = schema("LayerParameter").fields[name]
+    stated = {key for key, _ in value.items()} if isinstance(value, Message) else set()
+    for number, numbers in _ways(name, (preferred,)) if preferred else ():
+        if stated <= numbers.keys():
+            return number, numbers
     if field.message_name is None or not isinstance(value, Message):
         return field.number, {}
-    stated = {key for key, _ in value.items()}
     mark, fork = TELLING.get(field.message_name, ("", ""))
     only = find(fork) if mark in stated else _only_of(type_)
     unnumbered = field.number in PLACEHOLDERS

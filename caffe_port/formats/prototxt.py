@@ -243,7 +243,8 @@ class _Parser:
             self.messages += 1
             if self.messages > MAX_MESSAGES:
                 self.fail(f"there are more than {MAX_MESSAGES} blocks")
-            child = Message(field.message if isinstance(field, Field) else None, self.line(self.start))
+            own = field.message if isinstance(field, Field) else _of_newer_layer(message, field)
+            child = Message(own, self.line(self.start))
             self.put(message, field, child, self.start)
             stack.append((message, closing, opened, list_field))
             closing, opened, list_field = "}" if self.token == "{" else ">", self.start, None
@@ -441,6 +442,14 @@ def _is_a_forks_type(token: str, known: Iterable[str]) -> bool:
 
 _LAYERS = ("LayerParameter", "V1LayerParameter")
 _EVERY_LAYERS = ("transform_param", "loss_param")
+
+
+def _of_newer_layer(message: Message, name: str) -> Schema | None:
+    """The schema of parameters that a fork's own V1LayerParameter has: those of a layer of today."""
+    if message.schema is None or message.schema.name != "V1LayerParameter":
+        return None
+    field = schema("LayerParameter").fields.get(name)
+    return field.message if field is not None and field.message_name and not field.repeated else None
 
 
 def _slip_of(name: str, message: Message) -> str | None:

@@ -89,6 +89,7 @@ _HARMLESS: Final = {
     "LayerParameter.forward_type backward_type forward_math backward_math": "the precision; float32 is used",
     "NetParameter.default_forward_type default_backward_type default_forward_math default_backward_math": "the "
     "precision; float32 is used",
+    "SolverParameter.data_type": "the precision; float32 is used",  # Caffe's OpenCL branch
     # What is printed, drawn or written beside the net
     "*.debug_info": "what is printed",
     "LayerParameter.debug": "what is printed",
@@ -113,6 +114,12 @@ _HARMLESS: Final = {
     "SolverParameter.solver_mode device_id layer_wise_reduce per_parameter_reduce": "where the net is trained",
     "LabelSpecificMarginParameter.margin_on_test": "nothing: the layer's own source does not read it in TEST",
     "SolverParameter.engine": "which library trains",
+    "SolverParameter.device": "where the net is trained",  # Caffe's OpenCL branch
+    "SolverParameter.richness": "how much memory cuDNN may take (yjxiong)",
+    "SolverParameter.group_id": "how several machines share the work (yjxiong)",
+    "SolverParameter.save_loss show_realtime_loss": "what is written and displayed (CC4.0)",
+    "SolverParameter.log_avg_gradient_norm gan_solver": "what is printed",
+    "SolverParameter.test_before_snapshot": "when the net is tested",
     "SolverParameter.snapshot_diff snapshot_format store_blobs_in_old_format": "what a snapshot holds",
     # What has no reader in the code of its own fork
     "ConvolutionParameter.negative_slope": "counts with relu: true alone (Intel)",
@@ -243,13 +250,9 @@ _CHANGES: Final = {
     "UpsampleParameter.nearestneighbor_mode": "repeats values (Cambricon)",
     "V0LayerParameter.new_num new_channels new_height new_width": "the shape of a type that Caffe 1.0 does not have",
     "BlobProto.half_data half_diff": "numbers in half precision, as NVIDIA once wrote them",
-    "SolverParameter.rampup_interval rampup_lr": "raises the rate at first, linearly or not by release (NVIDIA)",
-    "SolverParameter.momentum_policy max_momentum momentum_power": "changes the momentum (NVIDIA)",
-    "SolverParameter.larc larc_policy larc_eta": "a rate for each blob, by a formula of each release: LARC (NVIDIA)",
-    "SolverParameter.weight_decay_policy weight_decay_power": "changes the weight decay (NVIDIA)",
-    "SolverParameter.solver_data_type": "the precision of the updates (NVIDIA)",
     "SolverParameter.max_epoch epoch_size test_epoch_size test_interval_epoch": "counts in epochs (NVIDIA)",
     "SolverParameter.disabled_update": "leaves the weights as they are (Intel)",
+    "SolverParameter.clip_weights clamp_weights_lower clamp_weights_upper": "bounds the weights (happynear)",
     # Of forks, outside the schema
     "ReLUParameter.upper_limit": "where the layer stops",
     "NegReLU:relu6 maximum": "where the layer stops",

@@ -101,6 +101,10 @@ def _from_v1(old: Message, where: str) -> Message:
         if name not in _V1_ONLY and name in new.schema.fields:
             new.set(name, value)
     new.unknown = dict(old.unknown)
+    for key, values in old.unknown.items():  # a fork's parameters, which its own V1LayerParameter has
+        if len(values) == 1 and isinstance(values[0], Message) and values[0].schema is not None:
+            new.set(str(key), values[0])
+            del new.unknown[key]
     if old.has("type"):
         if not isinstance(old.type, str):
             raise SpecError(f"layer '{old.name}': type {old.type} is not a V1 type", at(where, old))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, View, canonical, written
+from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, Dialect, View, canonical, written
 from caffe_port.formats.message import Field, Message, decimal
 from caffe_port.terminal import count
 
@@ -378,20 +378,23 @@ def _signed(value: int, bits: int) -> int:
 # -- writing ------------------------------------------------------------------------------------------------------
 
 
-def serialize(message: Message, own_numbers: bool = False) -> Iterator[bytes | memoryview]:
+def serialize(
+    message: Message, own_numbers: bool = False, dialect: Dialect | None = None
+) -> Iterator[bytes | memoryview]:
     """The message's bytes in chunks; arrays are separate chunks and are not copied.
 
     Fields are in the order of their numbers, as protobuf writes them.
 
     Args:
         own_numbers: with the numbers of proto/caffe.proto even where a fork's file has others.
+        dialect: whose numbers layers have, where it has their fields.
     """
-    chunks, _ = _serialize(message, None, own_numbers)
+    chunks, _ = _serialize(message, None, own_numbers, dialect)
     yield from chunks
 
 
 def _serialize(
-    message: Message, given: dict[str, int] | None, own_numbers: bool
+    message: Message, given: dict[str, int] | None, own_numbers: bool, dialect: Dialect | None
 ) -> tuple[list[bytes | memoryview], int]:
     chunks: list[bytes | memoryview] = []
     assert message.schema is not None
@@ -399,7 +402,7 @@ def _serialize(
     numbers |= given or {}
     if message.schema.name == "LayerParameter" and not own_numbers:
         for name, value in message.items():
-            numbers[name], inside[name] = written(message.type, name, value)
+            numbers[name], inside[name] = written(message.type, name, value, dialect)
     for field in sorted((message.schema.fields[n] for n, _ in message.items()), key=lambda f: numbers[f.name]):
         value, number = message._fields[field.name], numbers[field.name]
         if field.packed and field.repeated:
@@ -408,7 +411,7 @@ def _serialize(
             continue
         for one in value if field.repeated else [value]:
             if field.message_name is not None:
-                inner, size = _serialize(one, inside.get(field.name), own_numbers)
+                inner, size = _serialize(one, inside.get(field.name), own_numbers, dialect)
                 chunks += [_varint(number << 3 | 2) + _varint(size), *inner]
             elif field.wire_type == 2:
                 data = one.encode("utf-8", "surrogatepass") if isinstance(one, str) else bytes(one)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from caffe_port.errors import SpecError, did_you_mean
+from caffe_port.definition.structure import unknown_python
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import PYTHON_LAYERS, Layer
 from caffe_port.signatures.data import dummy_draws, dummy_shapes
@@ -186,17 +186,7 @@ class Python(Layer):
             SpecError: there is none.
         """
         p = layer.python_param
-        name = f"{p.module}.{p.layer}"
-        found = PYTHON_LAYERS.get(name)
+        found = PYTHON_LAYERS.get(f"{p.module}.{p.layer}")
         if found is None:
-            raise SpecError(
-                f"runs the Python code {name}, which works only with pycaffe.{did_you_mean(name, PYTHON_LAYERS)}",
-                hint=(
-                    (
-                        f'Map it with --plugin: a file with @python_layer("{p.module}", "{p.layer}") above a Layer; '
-                        "--stub inserts a placeholder."
-                    ),
-                    "A script of pycaffe's that uses the net runs, with this layer as it is, under `caffe-port run`.",
-                ),
-            )
+            raise unknown_python(layer)
         return found

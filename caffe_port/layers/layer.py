@@ -8,7 +8,6 @@ registers its types by being imported, and says what is to be known of them in i
 from __future__ import annotations
 
 import inspect
-import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from caffe_port.definition.structure import misfit
 from caffe_port.errors import SpecError, WeightsError
 from caffe_port.formats.caffemodel import shapes_agree
 from caffe_port.formats.message import Message
 from caffe_port.signatures import signature as records
-from caffe_port.signatures.checks import canonical_axis
+from caffe_port.signatures.checks import canonical_axis, check_count
 from caffe_port.signatures.signature import ANY, UNSUPPORTED, Signature, Trait
 from caffe_port.terminal import count
 from caffe_port.typing import Shape
@@ -219,17 +219,8 @@ class Layer(nn.Module):
 
     def mismatch(self, arrays: Sequence[np.ndarray[Any, Any]]) -> str:
         """Why these blobs cannot be loaded, or an empty string; see :func:`shapes_agree` for what a shape may be."""
-        names = self.blob_names()
-        if len(arrays) != len(names):
-            shown = ", ".join(str(tuple(a.shape)) for a in arrays)
-            want = f"{len(names)} ({', '.join(names)})" if names else "none"
-            held = f"{count(len(arrays), 'blob')} ({shown})" if arrays else "no blobs"
-            return f"holds {held}, the definition asks for {want}"
-        for name, array in zip(names, arrays, strict=True):
-            shape = tuple(self.get_blob(name).shape)
-            if not shapes_agree(array.shape, shape, self.signature.has(Trait.ROWS)):
-                return f"holds {name} {tuple(array.shape)}, the definition asks for {shape}"
-        return ""
+        shapes = {name: tuple(self.get_blob(name).shape) for name in self.blob_names()}
+        return misfit(shapes, arrays, self.signature.has(Trait.ROWS))
 
     def load_blobs(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
         """Copies Caffe's blobs in.
@@ -308,12 +299,6 @@ def expect_bottoms(bottoms: Sequence[Shape], least: int, most: int | None = None
     if not least <= len(bottoms) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
         raise SpecError(f"{count(len(bottoms), 'bottom')}; the layer takes {wanted}")
-
-
-def check_count(what: str, shape: Sequence[int]) -> None:
-    """Raises SpecError for more numbers than Caffe's Blob holds. blob.cpp"""
-    if math.prod(shape) > 2**31 - 1:
-        raise SpecError(f"{what} would contain {math.prod(shape)} values; Caffe's limit is 2^31 - 1")
 
 
 def number(value: float) -> str:

@@ -5,7 +5,7 @@ Source of the semantics: net.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from caffe_port import layers
+from caffe_port.definition import structure
 from caffe_port.definition.stored_blobs import for_layers
-from caffe_port.errors import (
-    CaffePortError,
-    SpecError,
-    UnsupportedLayerError,
-    WeightsError,
-    did_you_mean,
-    first_line,
-    out_of_memory,
-)
+from caffe_port.errors import CaffePortError, SpecError, did_you_mean, first_line, out_of_memory
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
 from caffe_port.layers import fillers
@@ -34,15 +27,13 @@ from caffe_port.net.execution import Execution
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.net.state_dict import LARGE
+from caffe_port.net.unfilled import unfilled
 from caffe_port.signatures import shapes
 from caffe_port.signatures.normalization import row_shape
-from caffe_port.signatures.plugins import find_type
-from caffe_port.signatures.signature import SIGNATURES, UNSUPPORTED, Trait
+from caffe_port.signatures.signature import Trait
 from caffe_port.spec import LayerSpec, NetSpec, Producer
-from caffe_port.terminal import count, human_bytes
+from caffe_port.terminal import human_bytes
 from caffe_port.typing import Array, Shape
-
-MAX_ELEMENTS = (1 << 31) - 1  # of a blob, which Caffe counts in an int. Source: blob.cpp
 
 Outputs = Tensor | dict[str, Tensor]
 
@@ -98,7 +89,7 @@ class Net(nn.Module):
         super().__init__()
         specs = {False: test, True: train or test}
         if stand_in is None:
-            _check_types(list(specs.values()))
+            structure.check_types(specs.values())
         named = dict.fromkeys(layer.name for spec in specs.values() for layer in spec.layers)
         taken = set(dir(nn.Module)) | set(dir(Net)) | {"training", "names", "plans", "scales", "copies"}
         self.names: dict[str, str] = identifiers(named, taken)
@@ -149,10 +140,7 @@ class Net(nn.Module):
         slot: dict[Producer, int] = {}
         inferred: dict[Producer, Shape] = {}
         for blob, producer in spec.inputs:
-            if blob not in shapes:
-                raise SpecError(f"the shape of input '{blob}' is unknown", spec.path)
-            if 0 in shapes[blob]:
-                raise SpecError(f"input '{blob}' of shape {tuple(shapes[blob])} holds no numbers", spec.path)
+            structure.check_input(blob, shapes, spec.path)
             slot[producer], inferred[producer] = len(slot), tuple(shapes[blob])
         last_read = {s: i for i, layer in enumerate(spec.layers) for s in layer.producers}
         kept = {producer for _, producer in spec.outputs}
@@ -164,7 +152,7 @@ class Net(nn.Module):
             tops = _infer(layer, module, [inferred[s] for s in layer.producers])
             for k, shape in enumerate(tops):
                 slot[layer.name, k], inferred[layer.name, k] = len(slot), shape
-            weights = _loss_weights(layer, module)
+            weights = structure.loss_weights(layer, module.signature)
             losses += [(slot[layer.name, k], w) for k, w in enumerate(weights) if w]
             kept |= {(layer.name, k) for k, w in enumerate(weights) if w}
             tops_here = {(layer.name, k) for k in range(len(tops))}
@@ -208,7 +196,7 @@ class Net(nn.Module):
             if first[0].param is layer.param and same_shapes:
                 return getattr(self, attribute)  # type: ignore[no-any-return]
         try:
-            with layer.checked(), torch.device("meta"):
+            with layer.checked(), unfilled():
                 module = cls.build(layer.param, bottoms)
                 if first is not None:
                     other: Layer = getattr(self, attribute)
@@ -222,13 +210,8 @@ class Net(nn.Module):
                             return module
         except RuntimeError as error:  # a shape beyond PyTorch's range
             raise layer.error(first_line(error)) from None
-        for name in module.blob_names():
-            numbers = getattr(module, name).numel()
-            if numbers > MAX_ELEMENTS:
-                raise layer.error(f"{name} would contain {numbers} values; Caffe's limit is 2^31 - 1")
-        if len(layer.param.param) > len(module.blob_names()) and cls is not stand_in:
-            blobs = count(len(module.blob_names()), "blob")
-            raise layer.error(f"has {len(layer.param.param)} param entries, but {blobs}")
+        if cls is not stand_in:
+            structure.check_params(layer, {name: getattr(module, name).shape for name in module.blob_names()})
         if first is not None:
             attribute = f"{attribute}__train"
             while attribute in self.names.values():
@@ -404,23 +387,8 @@ class Net(nn.Module):
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]
         bare = [name for name in modules if name in stored and name not in targets]
-        if targets and not matched:
-            near = did_you_mean(next(iter(targets)), stored)
-            raise WeightsError(
-                f"contains no layer of this net; the net has {_few(targets)}, the file has {_few(stored)}.{near}",
-                weights.path,
-            )
-        entries = [(layer.name, layer.blobs) for layer in held.layers if layer.name in modules]
-        entries += [(name, ()) for name in weights.bare if name in targets]
-        shared = {id(getattr(modules[name], blob)) for name in matched for blob in targets[name].blob_names()}
-        for name in targets.keys() & weights.empty:  # what is shared is stored with its owner
-            if any(id(getattr(modules[name], blob)) not in shared for blob in targets[name].blob_names()):
-                entries.append((name, ()))
-        differ = {name: text for name, blobs in reversed(entries) if (text := modules[name].mismatch(blobs))}
-        wrong = [f"layer '{name}' {differ[name]}" for name in modules if name in differ]
-        if wrong:
-            count = f"; {len(wrong)} of {len(matched)} layers differ" if len(matched) > 1 else ""
-            raise WeightsError(f"{wrong[0]}{count}.", weights.path)
+        keys = {name: [id(getattr(module, blob)) for blob in module.blob_names()] for name, module in modules.items()}
+        structure.check_blobs(held, weights, keys, lambda name, arrays: modules[name].mismatch(arrays))
         absent = [name for name in targets if name not in stored]
         if absent and fill:  # first, for a layer of the file may share their blobs
             self.initialise(only=absent)
@@ -461,34 +429,18 @@ def _ordered(plan: Plan, bottoms: Sequence[Tensor], named: Mapping[str, Tensor])
     if not named:
         raise CaffePortError(f"{takes}, got {len(bottoms)}", path)
     if bottoms:
-        raise CaffePortError(f"{takes} by position or by name, got {len(bottoms)} by position and {_few(named)}", path)
+        raise CaffePortError(
+            f"{takes} by position or by name, got {len(bottoms)} by position and {structure.few(named)}", path
+        )
     for name in named:
         if name not in plan.inputs:
             raise CaffePortError(f"{takes}, got '{name}'", path, did_you_mean(name, plan.inputs).strip())
     if missing := [name for name in plan.inputs if name not in named]:
-        raise CaffePortError(f"{takes}, got none for {_few(missing)}", path)
+        raise CaffePortError(f"{takes}, got none for {structure.few(missing)}", path)
     return [named[name] for name in plan.inputs]
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------
-
-
-def _check_types(specs: Iterable[NetSpec]) -> None:
-    unknown = {layer.name: layer for spec in specs for layer in spec.layers if find_type(layer.type) is None}
-    if not unknown:
-        return
-    lines = []
-    for layer in unknown.values():
-        reason = UNSUPPORTED.get(layer.type) or did_you_mean(layer.type, SIGNATURES, 0.75).strip()
-        lines.append(f"{layer.where}: layer '{layer.name}' ({layer.type}){': ' + reason if reason else ''}")
-    lines.append("Use --stub to insert placeholders, or --plugin to supply your own Layer.")
-    some = next(iter(unknown.values()))
-    path = some.where.rsplit(":", 1)[0] if some.param.line else some.where
-    raise UnsupportedLayerError(
-        f"{len(unknown)} {'layers have a type' if len(unknown) > 1 else 'layer has a type'} that is not supported:",
-        path,
-        lines,
-    )
 
 
 def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Shape]:
@@ -497,13 +449,7 @@ def _infer(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) -> list[Sh
         tops = shapes.top_shapes(layer, bottoms)
     else:
         tops = infer_by_running(layer, module, bottoms)
-    if len(tops) != len(layer.tops):
-        raise layer.error(f"has {len(layer.tops)} tops, but this type produces {len(tops)} from {len(bottoms)} bottoms")
-    for name, shape in zip(layer.tops, tops, strict=True):
-        if 0 in shape:
-            raise layer.error(f"top '{name}' of shape {shape} holds no numbers")
-        if np.prod(shape, dtype=float) > MAX_ELEMENTS or min(shape, default=1) < 0:
-            raise layer.error(f"top '{name}' of shape {shape} is too large for any memory")
+    structure.check_tops(layer, tops, len(bottoms))
     return tops
 
 
@@ -524,15 +470,6 @@ def infer_by_running(layer: LayerSpec, module: Layer, bottoms: Sequence[Shape]) 
         raise layer.error(f"does not fit its bottoms of shape {shown}: {first_line(error)}") from None
     tops = made if isinstance(made, tuple) else () if made is None else (made,)
     return [tuple(top.shape) for top in tops]
-
-
-def _loss_weights(layer: LayerSpec, module: Layer) -> list[float]:
-    given = list(layer.param.loss_weight)
-    if module.loss and not given and len(layer.tops) > 1 and not module.signature.has(Trait.OTHERS):
-        raise layer.error(f"a loss with {len(layer.tops)} tops needs a loss_weight for each of them")
-    if given and len(given) != len(layer.tops):
-        raise layer.error(f"{len(given)} loss_weight values for {len(layer.tops)} tops; give one per top")
-    return given or [1.0 if module.loss and k == 0 else 0.0 for k in range(len(layer.tops))]
 
 
 def _share(
@@ -564,8 +501,3 @@ def _share(
 def _is_turned(module: Layer, blob: str) -> bool:
     """Whether a weight is (C_out, C_in) here, and (C_in, C_out) in Caffe."""
     return isinstance(module, InnerProduct) and blob == "weight" and module.transpose and not module.caffe_layout
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

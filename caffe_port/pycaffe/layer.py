@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from caffe_port import layers
 from caffe_port.data.batches import Feed
 from caffe_port.data.records import from_layer
-from caffe_port.errors import SpecError, first_line
+from caffe_port.errors import CaffePortError, SpecError, first_line
 from caffe_port.formats.message import Message
 from caffe_port.layers import fillers
 from caffe_port.layers.layer import class_of
@@ -29,6 +30,8 @@ from caffe_port.signatures.data import dummy_draws, dummy_shapes
 from caffe_port.signatures.normalization import row_shape
 from caffe_port.signatures.signature import PYTHON, Trait
 from caffe_port.spec import LayerSpec
+from caffe_port.storage import hdf5
+from caffe_port.storage.files import atomic_write, opened
 from caffe_port.typing import Array, Shape
 
 Blobs = Sequence[Blob]
@@ -507,6 +510,59 @@ class MemoryDataLayer(Layer):
         self.position = (self.position + self.shape[0]) % len(self.data)
 
 
+class HDF5OutputLayer(Layer):
+    """Writes its two bottoms, with four axes, as ``data`` and ``label`` of an HDF5 file. Source: hdf5_output_layer.cpp.
+
+    Differs from Caffe: the file appears, complete, in the first forward, and not empty with the net; a file that is not
+    HDF5 is not replaced.
+    """
+
+    def __init__(self, spec: LayerSpec) -> None:
+        self.spec, self.type = spec, spec.param.type
+        self.path = Path(spec.param.hdf5_output_param.file_name)
+        self.written = False
+
+    def setup(self, bottom: Blobs, top: Blobs) -> None:
+        if len(bottom) != 2 or top:
+            raise self.spec.error(
+                f"has {len(bottom)} bottoms and {len(top)} tops; it writes two bottoms and has no top"
+            )
+        if not self.path.name:
+            raise self.spec.error("needs hdf5_output_param { file_name }, where its bottoms are written")
+        hdf5.library(str(self.path))
+        if not self.path.parent.is_dir():
+            raise self.spec.error(f"cannot write {self.path}: there is no such folder")
+        if self.path.exists() and not _is_hdf5(self.path):
+            raise self.spec.error(f"would replace {self.path}, which is not an HDF5 file", "Give it another file_name.")
+
+    def reshape(self, bottom: Blobs, top: Blobs) -> None:
+        data, label = (blob._shape for blob in bottom)
+        if max(len(data), len(label)) > 4 or data[:1] != label[:1]:
+            raise self.spec.error(f"has bottoms of shape {_shown((data, label))}; expected as many rows, and four axes")
+
+    def forward(self, bottom: Blobs, top: Blobs) -> None:
+        if self.written:
+            raise self.spec.error(
+                f"has written {self.path} in an earlier forward, and writes once, as in Caffe",
+                "Run the layers before it with net.forward(end=...), or build the net again with another file_name.",
+            )
+        with atomic_write(self.path) as out, hdf5.library(str(self.path)).File(out, "w") as file:
+            for name, blob in zip(("data", "label"), bottom, strict=True):
+                file[name] = blob.value().detach().cpu().numpy().reshape((*blob._shape, *[1] * (4 - len(blob._shape))))
+        self.written = True
+
+    def backward(self, top: Blobs, propagate_down: Sequence[bool], bottom: Blobs) -> None:
+        pass
+
+
+def _is_hdf5(path: Path) -> bool:
+    try:
+        with opened(path) as file:
+            return file.read(8) == b"\x89HDF\r\n\x1a\n"
+    except CaffePortError:
+        return False
+
+
 def make(spec: LayerSpec, phase: int) -> Layer:
     """The layer for a LayerSpec.
 
@@ -524,6 +580,8 @@ def make(spec: LayerSpec, phase: int) -> Layer:
         return DummyDataLayer(spec)
     if type_ == "MemoryData":
         return MemoryDataLayer(spec)
+    if type_ == "HDF5Output":
+        return HDF5OutputLayer(spec)
     if spec.is_input:
         return FeedLayer(spec, phase)
     return ModuleLayer(spec, phase)

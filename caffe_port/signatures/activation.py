@@ -74,7 +74,11 @@ declare("ReLU", same, message="relu_param", traits=Trait.ACTIVATION)
 declare("ReLU6", same, aliases=("Relu6",), message="relu6_param", traits=Trait.ACTIVATION)
 declare("Sigmoid", same, traits=Trait.ACTIVATION)
 declare(
-    "Softmax", _softmax, message="softmax_param", traits=Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES | Trait.AGGREGATES
+    "Softmax",
+    _softmax,
+    aliases=("VoxelSoftmax",),
+    message="softmax_param",
+    traits=Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES | Trait.AGGREGATES,
 )
 declare("Swish", same, message="swish_param", traits=Trait.ACTIVATION)
 declare("TanH", same, traits=Trait.ACTIVATION)

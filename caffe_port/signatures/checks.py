@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from caffe_port.errors import SpecError
@@ -9,12 +10,21 @@ from caffe_port.formats.message import Message
 from caffe_port.signatures.signature import ANY
 from caffe_port.typing import Shape
 
+MAX_COUNT = (1 << 31) - 1
+"""Of the numbers of a blob, which Caffe counts in an int. Source: blob.cpp"""
+
 
 def canonical_axis(axis: int, dims: int) -> int:
     """A negative axis counted from the end. Raises SpecError outside [-dims, dims). Source: blob.hpp."""
     if not -dims <= axis < dims:
         raise SpecError(f"axis {axis} does not exist in a bottom of {dims} axes")
     return axis % dims
+
+
+def check_count(what: str, shape: Sequence[int]) -> None:
+    """Raises SpecError for more numbers than Caffe's Blob holds."""
+    if math.prod(shape) > MAX_COUNT:
+        raise SpecError(f"{what} would contain {math.prod(shape)} values; Caffe's limit is 2^31 - 1")
 
 
 def expect_axes(bottom: Shape, least: int, most: int | None = None) -> None:

@@ -58,7 +58,11 @@ def _batch_norm_kyle_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str
 
 
 def row_shape(layer: Message, channels: int) -> Shape:
-    """The shape in which a BN's fork stores a vector."""
+    """The shape in which a BN's fork stores a vector.
+
+    Sources: bn_layer.cpp of SegNet and synopsys-caffe (two blobs), of happynear and the PSPNet of 2016 (four): four
+    axes each; of yjxiong, with slope_filler and bias_filler: two.
+    """
     p = layer.bn_param
     return (1, channels, 1, 1) if bn_keeps_decay(p) or bn_is_segnets(p) else (1, channels)
 

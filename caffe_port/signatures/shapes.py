@@ -82,11 +82,16 @@ def blob_shapes(layer: LayerSpec, bottoms: Sequence[Shape]) -> list[Shape]:
     if layer.is_input:
         return []
     top_shapes(layer, bottoms)
+    return list(named_blobs(layer, bottoms).values())
+
+
+def named_blobs(layer: LayerSpec, bottoms: Sequence[Shape]) -> dict[str, Shape]:
+    """The shapes of the parameter blobs by name, of a layer that :func:`top_shapes` takes."""
     rule = _known(layer).blob_shapes
     if rule is None:
-        return []
+        return {}
     with layer.checked():
-        return list(rule(layer.param, [tuple(shape) for shape in bottoms]).values())
+        return dict(rule(layer.param, [tuple(shape) for shape in bottoms]))
 
 
 def statistics(layer: LayerSpec) -> frozenset[int]:

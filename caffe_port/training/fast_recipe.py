@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from caffe_port import api, devices
 from caffe_port.data import datasets
-from caffe_port.data.augment import Augmentation, Epochs
+from caffe_port.data.augment import Augmentation, Epochs, scaled
 from caffe_port.data.prepare import Preprocessor
 from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.definition.definition import Definition
@@ -37,7 +37,7 @@ from caffe_port.evaluation.evaluate import Evaluation, evaluate
 from caffe_port.layers.activation import Dropout
 from caffe_port.storage.files import atomic_write, read_bytes
 from caffe_port.terminal import count
-from caffe_port.training import fused_layers, plots, processes, signals
+from caffe_port.training import fused_layers, heap, plots, processes, signals
 from caffe_port.training.run_folder import (
     Claim,
     RunFolder,
@@ -63,7 +63,9 @@ class Recipe:
         peak_rate: the highest learning rate, reached after the fraction ``rise`` of all updates; then it falls to 0.
         weight_decay: weight decay of convolution and classifier weights; biases and Scale have none.
         smoothing: label smoothing, the share of every label that is spread over all classes.
-        average: decay per update of the averaged parameters; lower at the beginning.
+        average: the fraction of all updates over which the parameters are averaged, exponentially.
+        scale: the side of the images in the first epoch, relative to the data set's; it grows linearly to 1.
+        grown: the fraction of the epochs after which the images have their full size.
         augmentation: the augmentation of the images.
     """
 
@@ -74,7 +76,9 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     smoothing: float = 0.1
-    average: float = 0.999
+    average: float = 0.03
+    scale: float = 1.0
+    grown: float = 0.8
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def rate(self, update: int, updates: int) -> float:
@@ -82,11 +86,28 @@ class Recipe:
         at, peak = update + 1, max(self.rise * updates, 1)
         return self.peak_rate * min(at / peak, (updates + 1 - at) / max(updates + 1 - peak, 1))
 
+    def share(self, update: int, updates: int) -> float:
+        """The share of the present parameters in the averages after an update; greater in the first updates."""
+        return max(1 / max(self.average * updates, 1), 9 / (10 + update))
 
-RECIPES = (  # (largest number of classes, net, recipe)
-    (10, "simplenet_cifar10.prototxt", Recipe()),
-    (100, "simplenet_cifar100.prototxt", Recipe(epochs=120)),
-)
+    def scale_in(self, epoch: int) -> float:
+        """The scale of the images in an epoch; epochs are counted from 0."""
+        return min(self.scale + (1 - self.scale) * epoch / max(self.grown * self.epochs, 1), 1.0)
+
+
+SIMPLENETS = ((10, "simplenet_cifar10.prototxt"), (100, "simplenet_cifar100.prototxt"))
+"""The nets that are trained if none is given, by the largest number of classes."""
+
+SLIM = 1_000_000
+"""Nets with fewer parameters are trained with smaller batches, on images that grow, and with less augmentation."""
+
+
+def recipe_for(parameters: int, classes: int, channels: int, flip: bool) -> Recipe:
+    """The recipe for a net and a data set. Gray images are taken for characters, which are shifted less."""
+    slim = parameters < SLIM
+    augmentation = Augmentation(shift=4 if channels > 1 else 2, cutout=0 if slim or channels == 1 else 8, flip=flip)
+    recipe = Recipe(epochs=100 if classes <= 10 else 120, augmentation=augmentation)
+    return replace(recipe, batch_size=128, peak_rate=0.1, scale=0.625) if slim else recipe
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,7 @@ class FastOptions:
         resume: continue the run in the folder.
         max_seconds: time limit; the run stops after the update in which it is reached, but not before its first.
         tensorboard: also write TensorBoard's events, to ``tensorboard`` in the run's folder.
+        flip: flip images horizontally; None: if they have colors, except SVHN's digits.
         compile, bf16: None: compile on a GPU; use bf16 if the device has instructions for it.
     """
 
@@ -115,6 +137,7 @@ class FastOptions:
     max_seconds: float | None = None
     tensorboard: bool = False
     device: str = "auto"
+    flip: bool | None = None
     compile: bool | None = None
     bf16: bool | None = None
 
@@ -174,16 +197,18 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
         datasets.load(options.data, split, options.root, options.download).to(device) for split in datasets.SPLITS
     )
     classes = int(train_set.labels.max()) + 1
-    name, recipe = next((name, recipe) for most, name, recipe in RECIPES if classes <= most or most == RECIPES[-1][0])
-    recipe = replace(recipe, epochs=options.epochs or recipe.epochs, batch_size=options.batch_size or recipe.batch_size)
+    name = next((name for most, name in SIMPLENETS if classes <= most), SIMPLENETS[-1][1])
     path = Path(options.net) if options.net else registry.model_defs() / name
     definition = Definition.read(path)
     inputs = [blob for blob, _ in phase_spec(definition, "TEST", 0, (), (), keep_loss=False).inputs]
-    net = api.port(path, input_shapes={inputs[0]: (recipe.batch_size, *train_set.shape)}).net.to(device)
+    net = api.port(path, input_shapes={inputs[0]: (1, *train_set.shape)}).net.to(device)
+    recipe = _recipe(net, classes, train_set, options)
     for module in net.modules():
         if isinstance(module, Dropout):
             module.p = 0.0
     fused_layers.fuse(net, relu_dropout=False)
+    if not (gpu or options.bf16 or options.compile):
+        fused_layers.use_winograd(net)
     net.to(memory_format=torch.channels_last)
     with torch.no_grad():
         scores = net(torch.zeros(2, *train_set.shape, device=device))
@@ -202,7 +227,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
         if options.resume and (done := _finished(folder, recipe, seed)):
             results.append(done)
             continue
-        with hold(folder) as claim, signals.caught() as stop:
+        with hold(folder) as claim, signals.caught() as stop, heap.kept(device.type):
             epochs = Epochs(train_set, mean.float(), std.float(), recipe.batch_size, recipe.augmentation, seed)
             run_folder = RunFolder(folder, "fast", tensorboard=options.tensorboard)
             facts = {
@@ -258,6 +283,19 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
         if stopped:
             break
     return results
+
+
+def _recipe(net: nn.Module, classes: int, data: datasets.ImageSet, options: FastOptions) -> Recipe:
+    """The recipe with the options' changes; without growing images if the net refuses the smallest."""
+    channels, *size = data.shape
+    flip = channels > 1 and not data.name.startswith("svhn") if options.flip is None else options.flip
+    recipe = recipe_for(sum(p.numel() for p in net.parameters()), classes, channels, flip)
+    try:
+        with torch.no_grad():
+            net(torch.zeros(2, channels, *scaled(size, recipe.scale), device=next(net.parameters()).device))
+    except (CaffePortError, RuntimeError):  # the latter from an InnerProduct over maps of another size
+        recipe = replace(recipe, scale=1.0)
+    return replace(recipe, epochs=options.epochs or recipe.epochs, batch_size=options.batch_size or recipe.batch_size)
 
 
 def summary(results: Results) -> str:
@@ -317,7 +355,7 @@ def _epochs(
 
     while run.epoch < recipe.epochs:
         started, before = time.monotonic(), run.epoch_seconds
-        for images, labels in epochs.epoch(run.epoch, first=len(run.losses)):
+        for images, labels in epochs.epoch(run.epoch, len(run.losses), recipe.scale_in(run.epoch)):
             update = run.updates(length)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(update, updates)
@@ -328,7 +366,7 @@ def _epochs(
             torch.autograd.backward(loss)
             optimizer.step()
             run.losses.append(loss.detach())
-            torch._foreach_lerp_(run.averages, present, 1 - min(recipe.average, (1 + update) / (10 + update)))
+            torch._foreach_lerp_(run.averages, present, recipe.share(update, updates))
             listen({"kind": "progress", "update": update + 1, "updates": updates})
             if len(run.losses) == length:
                 break

@@ -1,7 +1,7 @@
-"""Adjacent layers computed together in training: the same values up to rounding, in fewer passes over memory.
+"""Layers computed in other ways in training: the same values up to rounding, in fewer passes or operations.
 
-These are BatchNorm and the Scale after it, and ReLU and the Dropout after it. The modules, their blobs and names do not
-change; only the plan of phase TRAIN does.
+These are BatchNorm and the Scale after it, ReLU and the Dropout after it, and convolutions of 3x3. The modules, their
+blobs and names do not change; only the plan of phase TRAIN does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from caffe_port.layers.activation import Dropout, ReLU
 from caffe_port.layers.linear import Scale
 from caffe_port.layers.normalization import BatchNorm
+from caffe_port.layers.spatial import Convolution
 from caffe_port.net import fusion
 from caffe_port.net.net import Net
+from caffe_port.training import winograd
 
 
 def fuse(net: Net, relu_dropout: bool = True) -> int:
@@ -43,11 +45,30 @@ def fuse(net: Net, relu_dropout: bool = True) -> int:
     return len(norms) + len(relus)
 
 
+def use_winograd(net: Net) -> None:
+    """Computes the convolutions of 3x3 in phase TRAIN by :mod:`~caffe_port.training.winograd` where it is faster."""
+    plan = net.plans[True]
+    steps = (
+        replace(step, operation=convolution, partner=step.attribute)
+        if type(net.get_submodule(step.attribute)) is Convolution and len(step.bottoms) == 1
+        else step
+        for step in plan.fused
+    )
+    net.plans[True] = replace(plan, fused=tuple(steps))
+
+
 def _drops(dropout: Any) -> bool:
     return type(dropout) is Dropout and dropout.scale_train and not dropout.always and dropout.p > 0
 
 
 # As in net/fusion.py, the modules are checked again on every call: users may replace them or register hooks on them.
+
+
+def convolution(module: Any, _: Any, x: Tensor) -> Tensor:
+    """A convolution in training."""
+    if winograd.pays(module, x) and not fusion.is_altered(module):
+        return winograd.convolve(x, module.weight, module.bias)
+    return module(x)  # type: ignore[no-any-return]
 
 
 def batch_norm_and_scale(norm: Any, scale: Any, x: Tensor) -> Tensor:

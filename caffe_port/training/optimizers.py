@@ -1,7 +1,8 @@
-"""Caffe's six solvers as torch optimizers, in Caffe's order of operations.
+"""Caffe's six solvers as torch optimizers, in Caffe's order of operations; and a seventh, NVIDIA's SAG.
 
 Sources: sgd_solver.cpp (ApplyUpdate: clip, normalize, regularize, compute, update), nesterov_solver.cpp,
-adagrad_solver.cpp, rmsprop_solver.cpp, adadelta_solver.cpp, adam_solver.cpp.
+adagrad_solver.cpp, rmsprop_solver.cpp, adadelta_solver.cpp, adam_solver.cpp; sgd_solver.cpp, sgd_solver.cu,
+sag_solver.cpp and sag_solver.cu of NVIDIA/caffe 0.17.4; sgd_solver.cpp of Intel's Caffe.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from torch import Tensor
 from caffe_port.errors import did_you_mean
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
-Rate = float | Tensor
+Rate = float | Tensor | list[Tensor]
+"""One for all tensors, or one for each."""
 Update = tuple[Tensors, Rate]
 OPTIMIZERS: dict[str, type[CaffeOptimizer]] = {}
 
 
 class CaffeOptimizer(torch.optim.Optimizer):
-    """Base class of the six solvers. One step is Caffe's ApplyUpdate.
+    """Base class of the solvers. One step is Caffe's ApplyUpdate.
 
     ``.grad`` must contain the *sum* over ``iter_size`` backward passes. Gradients are clipped (by their common L2 norm
     over all groups), divided by iter_size, regularized, and turned into an update; ``.grad`` itself does not change.
@@ -34,15 +36,16 @@ class CaffeOptimizer(torch.optim.Optimizer):
         lr: the learning rate; set ``group["lr"]`` from :func:`caffe_port.training.solver.learning_rate` before every
             step.
         weight_decay: factor of the regularization's gradient.
-        regularization_type: ``"L2"`` (adds decay * parameter) or ``"L1"`` (adds decay * sign).
+        regularization_type: ``"L2"`` (adds decay * parameter to the gradient), ``"L1"`` (adds decay * sign), or
+            ``"WD"`` (subtracts rate * decay * parameter from the parameter, beside the update: NVIDIA's SGD and SAG).
         clip_gradients: maximum L2 norm; negative: no clipping.
         iter_size: number of backward passes summed in ``.grad``.
-        options: the solver's options: ``momentum``, ``momentum2``, ``rms_decay``, ``delta``.
+        options: the solver's options, by the names of :class:`~caffe_port.training.solver_file.SolverSpec`.
     """
 
     slots: ClassVar[int] = 1
     """Number of history arrays per parameter."""
-    options: ClassVar[dict[str, float]] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,8 +103,13 @@ class CaffeOptimizer(torch.optim.Optimizer):
             params = group["params"]
             if params:
                 histories = [[self.history(p)[k] for p in params] for k in range(self.slots)]
-                update, rate = self.compute(self._regularised(group, grads, factor), histories, group, rate)
-                _add(params, update, -rate)
+                plain = self._normalised(group, grads, factor)
+                rate = self.local_rates(group, plain, histories, rate)
+                decayed = self._decayed(group, rate)
+                update, rate = self.compute(self._regularised(group, plain), histories, group, rate)
+                _add(params, update, rate, -1.0)
+                if decayed is not None:
+                    torch._foreach_sub_(params, decayed)
                 if self.update_in_grad:
                     torch._foreach_copy_([p.grad for p in params], torch._foreach_mul(update, rate))
             group["iter"] += 1
@@ -124,10 +132,14 @@ class CaffeOptimizer(torch.optim.Optimizer):
                 self.rates[k].fill_(value)
                 self._filled[k] = value
 
+    def local_rates(self, group: dict[str, Any], grads: Tensors, histories: Sequence[Tensors], rate: Rate) -> Rate:
+        """The rate of each parameter, from its gradient before regularization; by default, the group's."""
+        return rate
+
     def history(self, parameter: Tensor) -> Tensors:
         """The parameter's history arrays, initially zero."""
         state = self.state[parameter]
-        if not state:
+        if "history0" not in state:
             state.update({f"history{k}": torch.zeros_like(parameter) for k in range(self.slots)})
         return [state[f"history{k}"] for k in range(self.slots)]
 
@@ -147,21 +159,27 @@ class CaffeOptimizer(torch.optim.Optimizer):
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
         return torch.where(norm > self.clip_gradients, self.clip_gradients / norm, 1.0)
 
-    def _regularised(self, group: dict[str, Any], grads: Tensors, factor: Tensor | None) -> Tensors:
-        grads = self._normalised(group, grads, factor)
+    def _regularised(self, group: dict[str, Any], grads: Tensors) -> Tensors:
         decay = group["weight_decay"] * group["decay_mult"]
-        if not decay:
+        if not decay or group["regularization_type"] == "WD":
             return grads
         toward = group["params"] if group["regularization_type"] == "L2" else torch._foreach_sign(group["params"])
         return torch._foreach_add(grads, toward, alpha=decay)
 
+    def _decayed(self, group: dict[str, Any], rate: Rate) -> Tensors | None:
+        """What regularization_type WD subtracts from the parameters."""
+        decay = group["weight_decay"] * group["decay_mult"]
+        if not decay or group["regularization_type"] != "WD":
+            return None
+        return torch._foreach_mul(torch._foreach_mul(group["params"], rate), decay)
 
-def _add(tensors: Tensors, values: Tensors, rate: Rate) -> None:
-    """tensors += rate * values"""
-    if isinstance(rate, Tensor):
-        torch._foreach_add_(tensors, torch._foreach_mul(values, rate))
+
+def _add(tensors: Tensors, values: Tensors, rate: Rate, sign: float = 1.0) -> None:
+    """tensors += sign * rate * values"""
+    if isinstance(rate, float):
+        torch._foreach_add_(tensors, values, alpha=sign * rate)
     else:
-        torch._foreach_add_(tensors, values, alpha=rate)
+        torch._foreach_add_(tensors, torch._foreach_mul(values, rate), alpha=sign)
 
 
 class SGD(CaffeOptimizer):
@@ -171,21 +189,49 @@ class SGD(CaffeOptimizer):
     the history accumulated at the old rate fades over 1 / (1 - momentum) iterations.
 
     With ``lars``, a blob's rate is lr times lars |w| / (|g| + weight_decay |w|), whatever its lr_mult: LARS, as in
-    Intel's Caffe, where only this solver has it.
+    Intel's Caffe, where only this solver has it. With ``larc_ratio``, it is lr times, or with ``larc_clip`` at most,
+    (1 - momentum) larc_ratio |w| / |g|: LARC, as in NVIDIA/caffe from 0.17.1 on. Where a norm is zero, the factor is 1.
+    With ``larc_turbo``, 0.9 times a moving average of the cosine between gradient and history is subtracted from the
+    factor; the averages start again at zero when a run is resumed, as there.
     """
 
-    options: ClassVar[dict[str, float]] = {"momentum": 0.0, "lars": 0.0}
+    options: ClassVar[dict[str, Any]] = {
+        "momentum": 0.0,
+        "lars": 0.0,
+        "larc_ratio": 0.0,
+        "larc_clip": False,
+        "larc_turbo": False,
+    }
 
-    def _regularised(self, group: dict[str, Any], grads: Tensors, factor: Tensor | None) -> Tensors:
-        made = super()._regularised(group, grads, factor)
-        if not group["lars"]:
-            return made
-        gradients = torch._foreach_norm(self._normalised(group, grads, factor))
-        local = [
-            torch.where((w > 0) & (g > 0), group["lars"] * w / (g + group["weight_decay"] * w), 1.0) / group["lr_mult"]
-            for w, g in zip(torch._foreach_norm(group["params"]), gradients, strict=True)
-        ]
-        return torch._foreach_mul(made, local)
+    def local_rates(self, group: dict[str, Any], grads: Tensors, histories: Sequence[Tensors], rate: Rate) -> Rate:
+        if group.get("lars"):
+            norms = torch._foreach_norm(group["params"]), torch._foreach_norm(grads)
+            factors = [
+                torch.where((w > 0) & (g > 0), group["lars"] * w / (g + group["weight_decay"] * w), 1.0)
+                for w, g in zip(*norms, strict=True)
+            ]
+        elif group["larc_ratio"]:
+            factors = self._larc(group, grads, histories[0])
+        else:
+            return rate
+        lr = rate / group["lr_mult"]
+        return [torch.minimum(torch.as_tensor(lr).to(f), f) if group["larc_clip"] else lr * f for f in factors]
+
+    def _larc(self, group: dict[str, Any], grads: Tensors, history: Tensors) -> list[Tensor]:
+        factors = _trust(group["params"], grads, (1 - group["momentum"]) * group["larc_ratio"])
+        if group["larc_turbo"]:
+            factors = [f - 0.9 * c for f, c in zip(factors, self._cosines(group, grads, history), strict=True)]
+        return factors
+
+    def _cosines(self, group: dict[str, Any], grads: Tensors, history: Tensors) -> list[Tensor]:
+        """Moving averages of the cosine between a parameter's gradient and its history."""
+        averages = []
+        for p, g, h in zip(group["params"], grads, history, strict=True):
+            length = torch.linalg.vector_norm(g) * torch.linalg.vector_norm(h)
+            cosine = torch.where(length > 0, (g * h).sum() / length, 0.0)
+            average = self.state[p].setdefault("larc_cosine", torch.zeros_like(cosine))
+            averages.append(average.mul_(0.95).add_(cosine, alpha=0.05))
+        return averages
 
     def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories
@@ -194,10 +240,38 @@ class SGD(CaffeOptimizer):
         return history, 1.0
 
 
+class SAG(SGD):
+    """h = momentum h + (1 - momentum) g; the update is lr h (NVIDIA/caffe).
+
+    Differs from SGD: LARC divides by the norm of h before the update and has no factor (1 - momentum); with
+    ``larc_turbo``, it is multiplied by 1 minus 0.9 times the average, from the third iteration on.
+    """
+
+    options: ClassVar[dict[str, Any]] = {name: value for name, value in SGD.options.items() if name != "lars"}
+
+    def _larc(self, group: dict[str, Any], grads: Tensors, history: Tensors) -> list[Tensor]:
+        factors = _trust(group["params"], history, group["larc_ratio"])
+        if group["larc_turbo"] and group["iter"] > 1:
+            factors = [f * (1 - 0.9 * c) for f, c in zip(factors, self._cosines(group, grads, history), strict=True)]
+        return factors
+
+    def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
+        (history,) = histories
+        torch._foreach_mul_(history, group["momentum"])
+        _add(history, grads, 1 - group["momentum"])
+        return history, rate
+
+
+def _trust(params: Tensors, divisors: Tensors, ratio: float) -> list[Tensor]:
+    """ratio |parameter| / |divisor|; 1 where one of them is zero."""
+    norms = torch._foreach_norm(params), torch._foreach_norm(divisors)
+    return [torch.where((w > 0) & (d > 0), ratio * w / d, 1.0) for w, d in zip(*norms, strict=True)]
+
+
 class Nesterov(CaffeOptimizer):
     """h' = momentum h + lr g; the update is (1 + momentum) h' - momentum h."""
 
-    options: ClassVar[dict[str, float]] = {"momentum": 0.0}
+    options: ClassVar[dict[str, Any]] = {"momentum": 0.0}
 
     def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories
@@ -213,7 +287,7 @@ class Nesterov(CaffeOptimizer):
 class AdaGrad(CaffeOptimizer):
     """h = h + g^2; the update is lr g / (sqrt(h) + delta)."""
 
-    options: ClassVar[dict[str, float]] = {"delta": 1e-8}
+    options: ClassVar[dict[str, Any]] = {"delta": 1e-8}
 
     def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories
@@ -224,7 +298,7 @@ class AdaGrad(CaffeOptimizer):
 class RMSProp(CaffeOptimizer):
     """h = rms_decay h + (1 - rms_decay) g^2; the update is lr g / (sqrt(h) + delta)."""
 
-    options: ClassVar[dict[str, float]] = {"rms_decay": 0.99, "delta": 1e-8}
+    options: ClassVar[dict[str, Any]] = {"rms_decay": 0.99, "delta": 1e-8}
 
     def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         (history,) = histories
@@ -239,7 +313,7 @@ class AdaDelta(CaffeOptimizer):
     """
 
     slots: ClassVar[int] = 2
-    options: ClassVar[dict[str, float]] = {"momentum": 0.0, "delta": 1e-8}
+    options: ClassVar[dict[str, Any]] = {"momentum": 0.0, "delta": 1e-8}
 
     def compute(self, grads: Tensors, histories: Sequence[Tensors], group: dict[str, Any], rate: Rate) -> Update:
         of_gradients, of_updates = histories
@@ -260,7 +334,7 @@ class Adam(CaffeOptimizer):
     """
 
     slots: ClassVar[int] = 2
-    options: ClassVar[dict[str, float]] = {"momentum": 0.9, "momentum2": 0.999, "delta": 1e-8}
+    options: ClassVar[dict[str, Any]] = {"momentum": 0.9, "momentum2": 0.999, "delta": 1e-8}
 
     def rate(self, group: dict[str, Any]) -> float:
         t = group["iter"] + 1

@@ -66,7 +66,8 @@ class TrainOptions:
         weights: weights files to start from, separated by commas; a layer gets its blobs from the last that has it.
             None: the solver's ``weights``.
         resume: True: from the newest complete snapshot in the folder; a path: from that .solverstate.
-        fast: channels_last, and amp bf16 if the device has instructions for it; on a GPU also compile and cuda_graph.
+        fast: channels_last, and amp bf16 if the device has instructions for it, otherwise Winograd's convolutions on a
+            CPU; on a GPU also compile and cuda_graph.
         amp: ``"bf16"``: autocast; ``"tf32"``: a GPU's convolutions and matrix products round their factors to 10 bits.
         compile, deterministic: as in PyTorch.
         channels_last: compute in that memory format; None: on a CPU, if the net has convolutions of images.
@@ -264,13 +265,16 @@ def set_up(
     if options.deterministic:
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    notes = [devices.NO_BF16] if options.fast and options.amp is None else []
+    notes = [*spec.notes, *([devices.NO_BF16] if options.fast and options.amp is None else [])]
     definition, specs, others = _specs(spec, notes)
     phases = ("TRAIN", "TEST") if spec.tests else ("TRAIN",)
     feeds = {phase: _feeds(specs[phase], phase, spec, options, seed, device, notes) for phase in phases}
     if any(isinstance(feed, AnnotatedFeed) for feed in feeds["TRAIN"]) and (options.cuda_graph or options.compile):
         notes.append("the number of boxes differs from batch to batch: without compilation and CUDA graphs")
         options = replace(options, cuda_graph=False, compile=False)
+    if spec.scheduled and options.cuda_graph:
+        notes.append("the momentum or the weight decay changes: without CUDA graphs")
+        options = replace(options, cuda_graph=False)
     if options.epochs is not None:
         if not feeds["TRAIN"]:
             raise SpecError("reads no data, which could be counted in epochs", specs["TRAIN"].path, "Use --max-iter.")
@@ -287,6 +291,8 @@ def set_up(
         net.to(memory_format=torch.channels_last)
     if not (options.sync_batch_norm and processes.world_size() > 1):
         fused_layers.fuse(net, relu_dropout=not options.compile)
+    if options.fast and options.amp is None and device.type == "cpu" and not options.compile:
+        fused_layers.use_winograd(net)
     if options.amp == "bf16":  # bf16 has 8 bits: an accuracy of 0.9532 would become 0.9531
         for module in net.modules():
             if getattr(module, "labels", False):
@@ -383,7 +389,16 @@ def _specs(spec: SolverSpec, notes: list[str]) -> tuple[Message, dict[str, NetSp
     for k, test in enumerate(tests):
         specs.append(refuse(test.spec("TEST", *spec.state("TEST", k)), training=True))
     notes += dict.fromkeys(note for one in specs for note in one.notes if note not in read_by_data(one))
+    if _in_half_precision(train.net):
+        notes.append("the net asks for half precision (FLOAT16), as NVIDIA/caffe has it; it is trained in float32")
     return train.net, {"TRAIN": specs[0], "TEST": specs[min(1, len(tests))]}, specs[2:]
+
+
+def _in_half_precision(net: Message) -> bool:
+    kinds = ("forward_type", "backward_type")
+    return any(getattr(net, f"default_{kind}") == "FLOAT16" for kind in kinds) or any(
+        getattr(layer, kind) == "FLOAT16" for layer in net.layer for kind in kinds
+    )
 
 
 def _weights(spec: SolverSpec, options: TrainOptions) -> list[Path]:

@@ -19,6 +19,8 @@ from caffe_port.training.solver_file import Plateau as Plateau
 from caffe_port.training.solver_file import SolverSpec as SolverSpec
 from caffe_port.training.solver_file import current_step as current_step
 from caffe_port.training.solver_file import learning_rate as learning_rate
+from caffe_port.training.solver_file import momentum as momentum
+from caffe_port.training.solver_file import weight_decay as weight_decay
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,15 @@ def build(spec: SolverSpec, net: Net) -> CaffeOptimizer:
 
 
 def set_iteration(optimizer: CaffeOptimizer, spec: SolverSpec, it: int, steps: int | None = None) -> float:
-    """Sets the learning rate (and Adam's t) of iteration ``it``; returns the rate. For ``steps``, see learning_rate."""
+    """Sets the learning rate, the momentum, the weight decay and Adam's t of iteration ``it``; returns the rate.
+
+    For ``steps``, see learning_rate.
+    """
     rate = learning_rate(spec, it, steps)
     for group in optimizer.param_groups:
         group["lr"], group["iter"] = rate, it
+        if spec.scheduled:
+            group["weight_decay"] = weight_decay(spec, it)
+            if "momentum" in group:
+                group["momentum"] = momentum(spec, it, rate)
     return rate

@@ -1,6 +1,6 @@
 """Solver definitions (solver.prototxt) and the learning rate. Without torch.
 
-Sources: solver.cpp, sgd_solver.cpp (GetLearningRate).
+Sources: solver.cpp, sgd_solver.cpp (GetLearningRate); of NVIDIA/caffe 0.17.4 also GetMomentum and GetWeightDecay.
 """
 
 from __future__ import annotations
@@ -31,10 +31,24 @@ _OLD_TYPES = {
     "ADADELTA": "AdaDelta",
     "ADAM": "Adam",
 }
-TYPES = tuple(_OLD_TYPES.values())
-"""The types of solvers."""
-_SWITCHES = {"larc": False, "weight_decay_policy": "fixed"}
-"""Fields outside the schema that switch on those whose names begin like theirs -> the value that leaves them off."""
+TYPES = (*_OLD_TYPES.values(), "SAG")
+"""The types of solvers: Caffe 1.0's, and one of NVIDIA/caffe."""
+_LEAST_DELTA = {"AdaGrad": 1e-3, "AdaDelta": 1e-3, "RMSProp": 1e-4, "Adam": 1e-4}
+"""NVIDIA/caffe takes at least this delta."""
+_OF_NVIDIA = (
+    *("rampup_interval", "rampup_lr", "min_lr", "solver_data_type", "store_blobs_in_old_format"),
+    *("momentum_policy", "max_momentum", "momentum_power", "test_and_snapshot_last_epochs"),
+    *("larc", "larc_policy", "larc_eta", "larc_turbo"),
+    *("weight_decay_policy", "weight_decay_power", "max_weight_decay"),
+)
+"""Fields of solvers that were written for NVIDIA/caffe."""
+_SGDS = ("SGD", "SAG")
+"""The types that NVIDIA's momentum_policy, larc and regularization_type WD are for."""
+_POLICIES = {
+    "momentum_policy": ("fixed", "poly", "opt"),
+    "weight_decay_policy": ("fixed", "poly"),
+    "larc_policy": ("scale", "clip"),
+}
 _READ = ("test_offset", "update_interval")
 """Fields outside the schema that are followed: Intel's, and yjxiong's name of iter_size."""
 _ELSEWHERE = {"learning_rate": "base_lr", "lr": "base_lr", "epochs": "max_iter"}
@@ -48,7 +62,9 @@ _AT_LEAST = {
     "display": 0,
     "warmup_iter": 0,
     "min_lr": 0,
+    "rampup_interval": 0,
 }
+_NEEDED = ("base_lr", "lr_policy", "max_iter")
 _REPEATED = {"test_iter": "test_iter", "stepvalue": "stepvalues", "plateau_winsize": "plateau_winsizes"} | {
     name: f"{name}s" for name in ("stagelr", "stageiter")
 }
@@ -59,10 +75,10 @@ class SolverSpec:
     """The fields of a solver.prototxt, with Caffe's names; the old ``solver_type`` is converted to ``type``.
 
     Attributes:
-        type: ``"SGD"``, ``"Nesterov"``, ``"AdaGrad"``, ``"RMSProp"``, ``"AdaDelta"`` or ``"Adam"``.
+        type: ``"SGD"``, ``"Nesterov"``, ``"AdaGrad"``, ``"RMSProp"``, ``"AdaDelta"``, ``"Adam"`` or ``"SAG"``.
         momentum: for AdaDelta, the decay of its averages (rho); for Adam, beta 1.
         momentum2: for Adam, beta 2.
-        delta: added to denominators to avoid division by zero.
+        delta: added to denominators to avoid division by zero; in a solver for NVIDIA/caffe, at least as much as there.
         clip_gradients: maximum L2 norm of all gradients together; negative: no clipping.
         iter_size: number of batches whose gradients are accumulated for one update.
         stepvalues: iterations at which "multistep" takes a step.
@@ -71,6 +87,14 @@ class SolverSpec:
         warmup_iter, warmup_start_lr: the rate rises linearly from warmup_start_lr to base_lr in the first warmup_iter
             iterations (Intel's Caffe).
         min_lr: the rate never falls below it, and "poly" ends there (NVIDIA/caffe).
+        rampup_interval, rampup_lr: in the first rampup_interval iterations, the rate rises from rampup_lr to base_lr
+            with the square of the iteration (NVIDIA/caffe from 0.16.5 on).
+        momentum_policy, max_momentum, momentum_power: with SGD and SAG, "poly" takes the momentum to max_momentum in
+            max_iter iterations; "opt" computes it from the rate, and max_momentum, if given, bounds it (NVIDIA/caffe).
+        weight_decay_policy, max_weight_decay, weight_decay_power: "poly" takes the decay from weight_decay to
+            max_weight_decay in max_iter iterations (NVIDIA/caffe from 0.17.1 on).
+        larc, larc_policy, larc_eta, larc_turbo: with SGD and SAG, a rate for each blob, by which the solver's is
+            multiplied ("scale") or bounded ("clip"): LARC (NVIDIA/caffe from 0.17.1 on).
         local_lr_auto, local_gw_ratio: with SGD, the rate of a blob is the solver's times the ratio times |w| / (|g| +
             weight_decay |w|), in place of lr_mult: LARS (Intel's Caffe).
         test_offset: tests are made this number of iterations later (Intel's Caffe).
@@ -106,6 +130,18 @@ class SolverSpec:
     warmup_iter: int = 0
     warmup_start_lr: float = 0.0
     min_lr: float = 0.0
+    rampup_interval: int = 0
+    rampup_lr: float = 0.0
+    momentum_policy: str = "fixed"
+    max_momentum: float = 0.99
+    momentum_power: float = 1.0
+    weight_decay_policy: str = "fixed"
+    weight_decay_power: float = 1.0
+    max_weight_decay: float = 0.0
+    larc: bool = False
+    larc_policy: str = "scale"
+    larc_eta: float = 0.001
+    larc_turbo: bool = False
     local_lr_auto: bool = False
     local_gw_ratio: float = 0.001
     test_offset: int = 0
@@ -151,8 +187,8 @@ class SolverSpec:
         _check_fields(p, path, ignore_fields)
         own = {"type", "param", "path", "ignore_fields", "nets", "test_offset", *_REPEATED.values()}
         names = set(cls.__dataclass_fields__) - own
-        values = {name: getattr(p, name) for name in names}
-        values |= {name: tuple(getattr(p, field)) for field, name in _REPEATED.items()}
+        values = {name: getattr(p, name) for name in names if name not in ignore_fields or name in _NEEDED}
+        values |= {name: tuple(getattr(p, field)) for field, name in _REPEATED.items() if field not in ignore_fields}
         values["lr_policy"] = p.lr_policy or "fixed"
         read = {name: _whole(p, name, path) for name in _READ if name in p.unknown and name not in ignore_fields}
         values["test_offset"] = read.get("test_offset", 0)
@@ -161,6 +197,8 @@ class SolverSpec:
                 raise SpecError("sets both iter_size and update_interval, which mean the same", path)
             values["iter_size"] = read["update_interval"]
         kind = _OLD_TYPES[p.solver_type] if p.has("solver_type") else p.type
+        if kind in _LEAST_DELTA and any(p.has(name) for name in _OF_NVIDIA if name not in ignore_fields):
+            values["delta"] = max(values["delta"], _LEAST_DELTA[kind])
         spec = cls(type=kind, param=p, path=path, ignore_fields=tuple(ignore_fields), **values)
         spec.check()
         spec._check_tests()
@@ -188,8 +226,14 @@ class SolverSpec:
             raise SpecError(f"momentum cannot be used with {self.type}", self.path)
         if self.type == "RMSProp" and not 0 <= self.rms_decay < 1:
             raise SpecError(f"rms_decay {self.rms_decay} is not in [0, 1)", self.path)
-        if self.regularization_type not in ("L1", "L2"):
+        if self.regularization_type not in ("L1", "L2", *(("WD",) if self.type in _SGDS else ())):
             raise SpecError(f"regularization_type '{self.regularization_type}' is neither L1 nor L2", self.path)
+        for name, policies in _POLICIES.items():
+            if getattr(self, name) not in policies:
+                near = did_you_mean(getattr(self, name), policies)
+                raise SpecError(f"{name} '{getattr(self, name)}' is not one of {', '.join(policies)}.{near}", self.path)
+        if self.lr_policy == "poly" and self.base_lr < self.min_lr:
+            raise SpecError(f"min_lr {self.min_lr} is above base_lr {self.base_lr}", self.path)
         for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
                 raise SpecError(f"{name} is {getattr(self, name)}, expected at least {least}", self.path)
@@ -204,7 +248,15 @@ class SolverSpec:
         if self.detects:
             check_version(self.ap_version, self.path)
         numbers = [self.base_lr, self.gamma, self.power, self.momentum, self.momentum2, self.delta, self.weight_decay]
-        numbers += [self.warmup_start_lr, self.min_lr, self.local_gw_ratio, *self.stagelrs]
+        numbers += [
+            self.warmup_start_lr,
+            self.rampup_lr,
+            self.min_lr,
+            self.local_gw_ratio,
+            self.larc_eta,
+            *self.stagelrs,
+        ]
+        numbers += [self.max_momentum, self.momentum_power, self.max_weight_decay, self.weight_decay_power]
         if not all(map(math.isfinite, numbers)):
             raise SpecError("a rate, momentum or decay is not finite", self.path)
 
@@ -215,6 +267,8 @@ class SolverSpec:
         if not self.test_interval and not (p.has("net") or p.has("net_param") or p.test_net or p.test_net_param):
             return  # older Caffes did not look at test_iter, where nothing is tested
         own = len(p.test_net) + len(p.test_net_param)
+        if not any(p.has(name) for name in ("net", "net_param", "train_net", "train_net_param")) and not own:
+            raise SpecError("names no net: neither net nor train_net", self.path)
         if tests < own or (tests > own and not (p.has("net") or p.has("net_param"))):
             raise SpecError(
                 f"has {count(own, 'test net')}, but test_iter {count(tests, 'time')}; give it once for each", self.path
@@ -224,7 +278,7 @@ class SolverSpec:
             raise SpecError(
                 f"has {count(tests, 'test net')}, but test_state {states}; give it once for each", self.path
             )
-        if tests and not self.test_interval:
+        if any(self.test_iter) and not self.test_interval:
             raise SpecError("sets test_iter, but not test_interval (the iterations between two tests)", self.path)
 
     @property
@@ -242,6 +296,51 @@ class SolverSpec:
     def lars(self) -> float:
         """The ratio of LARS; 0: every blob has its lr_mult."""
         return self.local_gw_ratio if self.local_lr_auto else 0.0
+
+    @property
+    def larc_ratio(self) -> float:
+        """The ratio of LARC; 0: none."""
+        return self.larc_eta if self.larc else 0.0
+
+    @property
+    def larc_clip(self) -> bool:
+        """Whether LARC's rates bound the solver's."""
+        return self.larc_policy == "clip"
+
+    @property
+    def rise(self) -> int:
+        """The iterations in which the rate rises to base_lr."""
+        return max(self.warmup_iter, self.rampup_interval)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the momentum or the weight decay changes from iteration to iteration."""
+        return self.weight_decay_policy != "fixed" or (self.momentum_policy != "fixed" and self.type in _SGDS)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know who trained with another release or on another device."""
+        made = []
+        if self.rampup_interval:
+            made.append("rampup_interval: the rate rises as in NVIDIA/caffe from 0.16.5 on; before, it rose linearly")
+        if self.larc:
+            made.append(
+                "larc: as in NVIDIA/caffe from 0.17.1 on; 0.16.5 to 0.17.0 have no factor 1 - momentum in it"
+                if self.type in _SGDS
+                else f"larc has no effect on {self.type}, as in NVIDIA/caffe"
+            )
+        if self.weight_decay_policy != "fixed":
+            made.append("weight_decay_policy: as in NVIDIA/caffe from 0.17.1 on; before, the decay rose from zero")
+        if self.momentum_policy != "fixed" and self.type not in _SGDS:
+            made.append(f"momentum_policy has no effect on {self.type}, as in NVIDIA/caffe")
+        if self.param is not None:
+            if self.delta > self.param.delta:
+                made.append(f"delta is {self.delta:g}, not {self.param.delta:g}: NVIDIA/caffe's least for {self.type}")
+            if self.param.solver_data_type != "FLOAT" and "solver_data_type" not in self.ignore_fields:
+                made.append(f"solver_data_type {self.param.solver_data_type}: weights and updates are float32 here")
+            if self.param.test_and_snapshot_last_epochs:
+                made.append("test_and_snapshot_last_epochs: no tests and snapshots beside those of the intervals")
+        return made
 
     @property
     def tests(self) -> tuple[int, ...]:
@@ -336,16 +435,12 @@ def _whole(p: Message, name: str, path: str) -> int:
 
 
 def _has_no_effect(p: Message, name: str, field: Field | None) -> bool:
-    """Whether the field has its default; or is one of a fork that is switched off, or goes with one."""
-    if field is not None:
-        return is_neutral(field, getattr(p, name)) or getattr(p, name) == "fixed"
-    switch = next((one for one in _SWITCHES if name.startswith(one.removesuffix("_policy"))), None)
-    given = {str(key): values[-1] for key, values in p.unknown.items()}
-    return switch is not None and given.get(switch, _SWITCHES[switch]) == _SWITCHES[switch]
+    """Whether the field has its default."""
+    return field is not None and is_neutral(field, getattr(p, name))
 
 
 def _shown(name: str, known: Sequence[str]) -> str:
-    near = did_you_mean(name, known)
+    near = did_you_mean(name, [one for one in known if one not in _OF_NVIDIA]) or did_you_mean(name, known)
     for theirs, ours in _ELSEWHERE.items():
         near = near.replace(f"'{theirs}'", f"'{ours}'")
     return f"'{name}'.{near}".removesuffix(".") if near else f"'{name}'"
@@ -364,7 +459,33 @@ def learning_rate(spec: SolverSpec, it: int, steps: int | None = None) -> float:
     """
     if it < spec.warmup_iter:
         return (it * spec.base_lr + (spec.warmup_iter - it) * spec.warmup_start_lr) / spec.warmup_iter
+    if it < spec.rampup_interval:
+        risen = (it / spec.rampup_interval) ** 2
+        return max(spec.rampup_lr + (spec.base_lr - spec.rampup_lr) * risen, spec.min_lr)
     return max(_by_policy(spec, it, steps), spec.min_lr)
+
+
+def momentum(spec: SolverSpec, it: int, rate: float) -> float:
+    """The momentum of iteration ``it``, at this learning rate. Source: GetMomentum of NVIDIA/caffe."""
+    if spec.momentum_policy == "fixed" or spec.type not in _SGDS:
+        return spec.momentum
+    if spec.momentum_policy == "poly":
+        return float(spec.momentum + (spec.max_momentum - spec.momentum) * _done(spec, it) ** spec.momentum_power)
+    best = (1 - 0.5 * math.sqrt(rate)) ** 2
+    bounded = spec.param is not None and spec.param.has("max_momentum")
+    return min(best, spec.max_momentum) if bounded else best
+
+
+def weight_decay(spec: SolverSpec, it: int) -> float:
+    """The weight decay of iteration ``it``. Source: GetWeightDecay of NVIDIA/caffe."""
+    if spec.weight_decay_policy == "fixed":
+        return spec.weight_decay
+    change = spec.max_weight_decay - spec.weight_decay
+    return float(spec.weight_decay + change * _done(spec, it) ** spec.weight_decay_power)
+
+
+def _done(spec: SolverSpec, it: int) -> float:
+    return it / max(spec.max_iter, 1)
 
 
 def _by_policy(spec: SolverSpec, it: int, steps: int | None) -> float:
@@ -377,7 +498,7 @@ def _by_policy(spec: SolverSpec, it: int, steps: int | None) -> float:
     if spec.lr_policy == "inv":
         return float(spec.base_lr * (1 + spec.gamma * it) ** -spec.power)
     if spec.lr_policy == "poly":
-        left = max(0.0, 1 - it / spec.max_iter) ** spec.power
+        left = max(0.0, 1 - _done(spec, it)) ** spec.power
         return float((spec.base_lr - spec.min_lr) * left + spec.min_lr)
     if spec.lr_policy == "multifixed":
         stages = zip(spec.stagelrs, spec.stageiters, strict=True)
@@ -391,8 +512,8 @@ def current_step(spec: SolverSpec, it: int) -> int:
     "multistep" takes at most one step per iteration, in the order of the stepvalues, as in Caffe.
     """
     if spec.lr_policy == "step":
-        return it // spec.stepsize if it >= spec.warmup_iter else 0
-    taken, earliest = 0, spec.warmup_iter
+        return it // spec.stepsize if it >= spec.rise else 0
+    taken, earliest = 0, spec.rise
     for value in spec.stepvalues if spec.lr_policy == "multistep" else ():
         earliest = max(value, earliest)
         if it < earliest:
@@ -420,7 +541,7 @@ class Plateau:
 
     def hear(self, spec: SolverSpec, it: int, loss: float) -> None:
         """Takes in the averaged loss of iteration ``it``, before its update."""
-        if it < spec.warmup_iter:
+        if it < spec.rise:
             return
         if loss < self.minimum_loss:
             self.minimum_loss, self.iter_last_event = loss, it

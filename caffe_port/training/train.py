@@ -22,7 +22,7 @@ from caffe_port.errors import CaffePortError
 from caffe_port.evaluation.average_precision import Detections
 from caffe_port.net.net import Net
 from caffe_port.spec import NetSpec
-from caffe_port.training import plots, processes, run_folder, signals, solver
+from caffe_port.training import heap, plots, processes, run_folder, signals, solver
 from caffe_port.training.cuda_graph import GraphedUpdate
 from caffe_port.training.set_up import Listener, Training, TrainOptions, TrainResult, facts, set_up
 from caffe_port.training.solver import SolverSpec
@@ -56,7 +56,7 @@ def train(
     with processes.group(options.device) as device, run_folder.hold(out) as claim:
         hear = listen if listen is not None and processes.is_first() else (lambda _: None)
         training, start = set_up(spec, Path(out), options, device, hear, claim)
-        with signals.caught() as stop, contextlib.closing(training):
+        with signals.caught() as stop, contextlib.closing(training), heap.kept(device.type):
             training.began = began
             return _loop(training, start, stop)
 

@@ -146,7 +146,49 @@ EXPECTED = {
     "inspect absent.prototxt": "absent.prototxt: cannot be read",
     "demo absent.caffemodel -o o": "absent.caffemodel: cannot be read",
     "demo -o full": "full: is not empty",
+    "convert type.prototxt -o o": "1 layer has a type that is not supported:\n  type.prototxt:2: layer 'l'",
+    "verify type.prototxt": "1 layer has a type that is not supported",
+    "verify type.prototxt --against numpy --keep-loss": "1 layer has a type that is not supported",
+    "dump type.prototxt -o t.npz": "1 layer has a type that is not supported",
+    "predict type.prototxt seven.png": "1 layer has a type that is not supported",
+    "evaluate type.prototxt w.caffemodel --data set.npz": "1 layer has a type that is not supported",
+    "evaluate type.prototxt w.caffemodel": "1 layer has a type that is not supported",
+    "train type_solver.prototxt -o run": "1 layer has a type that is not supported",
+    "train type_solver.prototxt -o run --data set.npz": "1 layer has a type that is not supported",
+    "convert python.prototxt -o o": "python.prototxt:2: layer 'l' (Python): runs the Python code code.Own, which works",
+    "convert field.prototxt -o o": "field.prototxt:2",
+    "convert wires.prototxt -o o": "wires.prototxt:2: layer 'l' (ReLU): bottom 'z' does not exist",
+    "verify wires.prototxt": "wires.prototxt:2: layer 'l' (ReLU): bottom 'z' does not exist",
+    "convert bottoms.prototxt -o o": "bottoms.prototxt:2: layer 'l' (BatchNorm): 2 bottoms; the layer takes 1",
+    "convert tops.prototxt -o o": "tops.prototxt:2: layer 'l' (ReLU): has 2 tops, but this type produces 1",
+    "convert kernel.prototxt -o o": "kernel.prototxt:2: layer 'l' (Convolution)",
+    "predict kernel.prototxt seven.png": "kernel.prototxt:2: layer 'l' (Convolution)",
+    "convert kernel.prototxt -o o --input-shape y=1,2,9,9": "has no input 'y'; its inputs are x",
+    "convert params.prototxt -o o": "params.prototxt:2: layer 'l' (ReLU): has 1 param entries, but 0 blobs",
+    "convert loss.prototxt -o o --keep-loss": "layer 'l' (SoftmaxWithLoss): 2 loss_weight values for 1",
+    "convert wide.prototxt w.caffemodel -o o": "w.caffemodel: layer 'c1' holds weight",
+    "verify wide.prototxt w.caffemodel": "the prototxt asks for (5, 3, 3, 3).\n  The caffemodel matches its own",
+    "predict wide.prototxt w.caffemodel seven.png": "w.caffemodel: layer 'c1' holds weight",
+    "convert other.prototxt w.caffemodel -o o": "contains no layer of this net; the net has none_such, the file has",
 }
+NETS = {
+    "type": 'layer { name: "l" type: "Unheard" bottom: "x" top: "y" }',
+    "python": 'layer { name: "l" type: "Python" bottom: "x" top: "y" python_param { module: "code" layer: "Own" } }'
+    'layer { name: "a" type: "InnerProduct" bottom: "y" top: "z" inner_product_param { num_output: 2 } }',
+    "field": 'layer { name: "l" type: "ReLU" bottom: "x" top: "y" relu_param { steepness: 2 } }',
+    "wires": 'layer { name: "l" type: "ReLU" bottom: "z" top: "y" }',
+    "bottoms": 'layer { name: "l" type: "BatchNorm" bottom: "x" bottom: "x" top: "y" }',
+    "tops": 'layer { name: "l" type: "ReLU" bottom: "x" top: "y" top: "z" }',
+    "kernel": 'layer { name: "l" type: "Convolution" bottom: "x" top: "y" '
+    "convolution_param { num_output: 2 kernel_size: 9 } }",
+    "params": 'layer { name: "l" type: "ReLU" bottom: "x" top: "y" param { lr_mult: 1 } }',
+    "loss": 'layer { name: "l" type: "SoftmaxWithLoss" bottom: "x" bottom: "x" top: "y" '
+    "loss_weight: 1 loss_weight: 2 }",
+    "wide": 'layer { name: "c1" type: "Convolution" bottom: "x" top: "y" '
+    "convolution_param { num_output: 5 kernel_size: 3 } }",
+    "other": 'layer { name: "none_such" type: "Scale" bottom: "x" top: "y" }',
+}
+"""Name -> the second layer of a net, whose first one is an input x of shape (1, 3, 7, 5)."""
 FINE = {"inspect model_defs/simplenet_cifar10.prototxt": "simplenet_cifar10", "log caffe.log": "1 test point"}
 """What works without torch, from any folder."""
 
@@ -183,6 +225,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "solver.prototxt").write_text(f'net: "train.prototxt" {rest}')
     (folder / "netless.prototxt").write_text(f'net: "absent.prototxt" {rest}')
     (folder / "typo.prototxt").write_text(f'net: "train.prototxt" type: "SDG" {rest}')
+    for name, layer in NETS.items():
+        source = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 dim: 7 dim: 5 } } }'
+        (folder / f"{name}.prototxt").write_text(f"{source}\n{layer}\n")
+    (folder / "type_solver.prototxt").write_text(f'net: "type.prototxt" {rest}')
     (folder / "caffe.log").write_text(
         "I0101 00:00:00.000000  1 solver.cpp:330] Iteration 0, Testing net (#0)\n"
         "I0101 00:00:01.000000  1 solver.cpp:397]     Test net output #0: accuracy = 0.5\n"

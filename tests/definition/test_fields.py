@@ -66,7 +66,8 @@ def test_what_changes_numbers_refuses_the_net(text: str, said: str) -> None:
         (layer("ELU", "elu_param { lambda: 1 }"), ""),  # as without it
         (layer("ReLU", "quantization_param { bw_layer_in: 8 scale_in: 2 }"), "caffe-port computes in float32"),
         (layer("ReLU", "") + "eltwise_mem_sharing: false", "changes no number"),
-        (layer("ReLU", "") + "global_grad_scale_adaptive: true", "a net with its weights computes the same"),
+        (layer("ReLU", "loss_weight: 1") + "global_grad_scale: 9", "a net with its weights computes the same"),
+        (layer("ReLU", "") + "global_grad_scale_adaptive: true", ""),  # no loss has it
         (layer("Im2col", "convolution_param { kernel_size: 1 num_output: 3 }"), ""),
     ],
 )

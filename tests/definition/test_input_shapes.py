@@ -348,6 +348,29 @@ def test_a_net_that_fits_no_square() -> None:
     assert "--input-shape data=1,3,360,480" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        ("new_length: 5 num_segments: 3 modality: FLOW", (1, 30, 12, 12)),
+        ("num_segments: 3", (1, 6, 12, 12)),
+        ("new_length: 4 num_segments: 3 modality: RGB", (1, 36, 12, 12)),
+        ("new_length: 4 modality: RGB grayscale: true", (1, 4, 12, 12)),
+        ("new_length: 8", (1, 3, 8, 12, 12)),
+    ],
+)
+def test_frames_follow_each_other_as_channels_in_temporal_segment_networks(fields: str, shape: tuple[int, ...]) -> None:
+    text = 'layer { name: "d" type: "VideoData" top: "data" transform_param { crop_size: 12 } '
+    text += f'video_data_param {{ {fields} }} }} layer {{ name: "a" type: "AbsVal" bottom: "data" top: "a" }}'
+    assert input_shapes.resolve(spec(text), guess=True).shapes == {"data": shape}
+
+
+def test_a_reshape_says_how_many_items_a_batch_has() -> None:
+    text = 'layer { name: "d" type: "VideoData" top: "data" transform_param { crop_size: 12 } video_data_param { '
+    text += 'new_length: 4 modality: RGB } } layer { name: "r" type: "Reshape" bottom: "data" top: "r" reshape_param { '
+    text += "shape { dim: [7, 3, 4, 12, 12] } } }"
+    assert input_shapes.resolve(spec(text), guess=True).shapes == {"data": (7, 12, 12, 12)}
+
+
 def test_frames_that_nobody_counts_are_assumed(tmp_path: Path) -> None:
     """C3D's nets from voxel to voxel: crop_size, but no new_length."""
     path = tmp_path / "net.prototxt"

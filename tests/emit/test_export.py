@@ -177,6 +177,36 @@ def test_open_axes(tmp_path: Path, more: str, dynamic: str, words: str, sizes: l
             assert_close(run_onnx(tmp_path, x), module(x))
 
 
+@pytest.mark.parametrize(
+    ("names", "outputs"),
+    [
+        ("x in p s q add s last", ["s"]),  # the exporter calls the first sum "add"; "s" is taken by the output
+        ("a in a sum", ["a_1"]),
+        (" in x sum", ["x"]),
+        ("x in  sum", ["blob_1"]),
+    ],
+)
+def test_names_that_meet(tmp_path: Path, names: str, outputs: list[str]) -> None:
+    """A layer that is called as the exporter calls a value, an output that is called as an input, a blob without a
+    name: ONNX has one space of names, without an empty one."""
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    words = names.split(" ")
+    text = f'layer {{ name: "in" type: "Input" top: "{words[0]}" input_param {{ shape {{ dim: [2, 3] }} }} }}'
+    bottom = words[0]
+    for top, layer in zip(words[2::2], words[3::2], strict=True):
+        shift = "power_param { shift: 1 }"
+        text += f'layer {{ name: "{layer}" type: "Power" bottom: "{bottom}" top: "{top}" {shift} }}'
+        bottom = top
+    (tmp_path / "net.prototxt").write_text(text)
+    convert(caffe_port.port(tmp_path / "net.prototxt"), tmp_path / "out", formats=["onnx"], dynamic="none")
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert [output.name for output in graph.output] == outputs
+    assert [node.name for node in graph.node] == words[3::2]
+    x = torch.randn(2, 3)
+    assert_close(run_onnx(tmp_path, x), x + len(words[3::2]))
+
+
 def test_a_batch_that_is_written_out_is_kept(tmp_path: Path) -> None:
     """Caffe would merge the images of another batch; model.py keeps them apart, and says so."""
     (tmp_path / "net.prototxt").write_text(CONV + MERGING)

@@ -49,6 +49,35 @@ def test_by_definition(version: str) -> None:
         assert average_precision(scores, right.astype(bool), objects, version) == pytest.approx(want, abs=1e-5)
 
 
+@pytest.mark.parametrize(("version", "most"), [("11point", 10), ("101point", 100)])
+def test_points_by_the_source(version: str, most: int) -> None:
+    """ComputeAP of bbox_util.cpp, read line by line: of weiliu89/caffe for 11point, and of zhaoweicai/cascade-rcnn,
+    whose 101point differs from it by its numbers alone. It goes down the levels of recall and the detections at once:
+    where a recall (float32) is below a level (float64), the precision so far is handed to the next level, which begins
+    there. A level that no recall is below hands nothing on; the first detection is then right, so nothing is lost.
+    """
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        count, objects = int(rng.integers(1, 40)), int(rng.integers(1, 45))
+        right = rng.random(count) < 0.6
+        right &= np.cumsum(right) <= objects
+        hits = np.cumsum(right).astype(np.float32)
+        precision, recall = hits / np.arange(1, count + 1, dtype=np.float32), hits / np.float32(objects)
+        best, begin = np.zeros(most + 1, np.float32), count - 1
+        for level in range(most, -1, -1):
+            for k in range(begin, -1, -1):
+                if float(recall[k]) < level / float(most):
+                    begin = k
+                    best[level - 1] = best[level]
+                    break
+                best[level] = max(best[level], precision[k])
+        want = np.float32(0)
+        for level in range(most, -1, -1):
+            want += best[level] / np.float32(most + 1)
+        scores = np.linspace(0.9, 0.1, count)
+        assert average_precision(scores, right, objects, version) == pytest.approx(float(want), abs=1e-7)
+
+
 def test_seven_of_ten_are_less_than_0_7() -> None:
     """As in SSD, where 0.7 in float32 is compared with 0.7 in float64; 0.6 in float32 is the greater of the two."""
     right, scores = np.ones(7, bool), np.linspace(0.9, 0.3, 7)

@@ -94,6 +94,17 @@ def test_v1_types_that_nobody_numbered() -> None:
         upgraded("layers { type: CONVOLUTON }")
 
 
+def test_v1_keeps_the_parameters_of_a_fork() -> None:
+    """CRF-RNN's own V1LayerParameter has them; ours is that of Caffe."""
+    text = "multi_stage_meanfield_param { num_iterations: 10 compatibility_mode: POTTS theta_alpha: 160 }"
+    net = prototxt.parse(f'layers {{ name: "crf" type: MULTI_STAGE_MEANFIELD {text} }}', "NetParameter")
+    (layer,) = upgrade(net, "net").layer
+    assert layer.type == "MultiStageMeanfield"
+    own = layer.multi_stage_meanfield_param
+    assert (own.num_iterations, own.compatibility_mode, own.theta_alpha) == (10, "POTTS", 160)
+    assert not layer.unknown
+
+
 def test_v1_by_number() -> None:
     assert [layer.type for layer in upgraded("layers { type: 4 } layers { type: 14 }").layer] == [
         "Convolution",

@@ -58,6 +58,8 @@ CASES = {
     "CropCenter": ("crop_center_param { crop_size: 0 crop_size: 1 crop_size: 1 crop_size: 2 }", X),
     "Axpy": ("", random(2, 3, 1, 1), X, Y),
     "Mish": ("", X),
+    "Atan": ("", X),
+    "Flip": ("flip_param { flip_height: true }", X),
     "GRN": ("grn_param { bias: 2 }", X),
     "Local": ("local_param { num_output: 4 kernel_size: 3 weight_filler { type: 'xavier' } }", X),
     "Correlation": ("correlation_param { kernel_size: 1 max_displacement: 2 pad: 2 }", X, Y),

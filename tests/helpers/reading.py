@@ -39,7 +39,7 @@ class Reading:
 def counted() -> Iterator[Reading]:
     """Counts within the block."""
     found = Reading()
-    open_, parse_text, parse_bytes, spec = os.open, prototxt.parse, caffemodel.recognize, Definition.spec
+    open_, parse_text, parse_bytes, spec = os.open, prototxt.parse, caffemodel.recognize, Definition._resolved
 
     def opening(path: Any, *args: Any, **kwargs: Any) -> int:
         found.opened[Path(os.fsdecode(path)).name] += 1
@@ -53,13 +53,13 @@ def counted() -> Iterator[Reading]:
         found.parsed[Path(where).name] += 1
         return parse_bytes(data, message_type, where, *args, **kwargs)
 
-    def resolving(self: Definition, phase: str = "TEST", *args: Any, **kwargs: Any) -> Any:
+    def resolving(self: Definition, phase: str, *args: Any) -> Any:
         found.resolved[Path(self.path).name, phase] += 1
-        return spec(self, phase, *args, **kwargs)
+        return spec(self, phase, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", opening)
         patch.setattr(prototxt, "parse", parsing_text)
         patch.setattr(caffemodel, "recognize", parsing_bytes)
-        patch.setattr(Definition, "spec", resolving)
+        patch.setattr(Definition, "_resolved", resolving)
         yield found

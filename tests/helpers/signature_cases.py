@@ -81,11 +81,18 @@ def _infogain_matrix(classes: int) -> Path:
     return path
 
 
+def _numbers(count: int) -> Path:
+    """A text file of numbers."""
+    path = Path(_FOLDER.name) / f"{count}.txt"
+    path.write_text(" ".join(str(k / 4) for k in range(1, count + 1)))
+    return path
+
+
 ALIKE = """
-AbsVal AddNoise BN BNLL BatchNorm BatchNormKyle ChannelDropout Dropout ELU Exp GRL GRN GaussianNoise GradientReversal
-GradientScaler HSigmoid HSwish HardSigmoid HardSwish Insanity L2Norm L2Normalization L2Normalize LRN Log MVN Mish
-NegReLU Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU Selu Sigmoid SignedSqrt
-Softmax Softplus SpatialDropout Swish TanH Threshold Truncation
+AbsVal AddNoise Atan BN BNLL BatchNorm BatchNormKyle ChannelDropout Dropout ELU Exp GRL GRN GaussianNoise
+GradientReversal GradientScaler HSigmoid HSwish HardSigmoid HardSwish Insanity L2Norm L2Normalization L2Normalize LRN
+Log MVN Mish NegReLU Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU
+SeLUDropout SeLu SeLuDropout Selu Sigmoid SignedSqrt Softmax Softplus SpatialDropout Swish TanH Threshold Truncation
 """
 """Types that need no parameters, whose tops are like their bottoms."""
 
@@ -100,6 +107,9 @@ def _all() -> Iterator[Case]:
     yield from _same("PReLU", "", "prelu_param { channel_shared: true }")
     yield from _same("EltwiseAffine", "", "eltwise_affine_param { channel_shared: true }")
     yield from _same("LRNRistretto", FLOATS)
+    yield from _same("PowerFile", "", f'power_file_param {{ shift_file: "{_numbers(20)}" }}')
+    yield from _same("Flip", "", "flip_param { flip_height: true }", "flip_param { flip_width: false }", shape=X)
+    yield Case("VoxelSoftmax", "", ((2, 3, 4, 5, 6),))
     yield from _same("ShuffleChannel", "shuffle_channel_param { group: 2 }")
     yield Case("Pad", "pad_param { paddings: [0, 1, 2, 0, 0, 3, 1, 4] constant_values: 0.5 }", (X,))
     yield Case("Pad", "pad_param { paddings: [0, 0, 1, 2] }", ((3, 5),))
@@ -414,6 +424,9 @@ def _all() -> Iterator[Case]:
     yield Case("Proposal", own, ((2, 8, 5, 7), (2, 16, 5, 7), (2, 3)), 2)
     own = 'python_param { module: "rpn.proposal_layer" layer: "ProposalLayer" }'
     yield Case("Python", own, ((2, 18, 5, 7), (2, 36, 5, 7), (2, 3)))
+    own = """python_param { module: "rpn.roi_select_layer" layer: "RoISelectLayer" param_str: "'num_class': 4" }"""
+    yield Case("Python", own, ((9, 5), (9, 4)))
+    yield Case("RoISelectLayer", own, ((9, 5), (9, 4)))
     own = "yolo_detection_output_param { num_classes: 3 num_box: 2 biases: [1, 2, 3, 4] }"
     yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7),))
     yield Case("YoloDetectionOutput", own, ((2, 16, 5, 7), (2, 16, 10, 14)))

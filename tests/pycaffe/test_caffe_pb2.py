@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import needs_shared, real_files
 from google.protobuf import message_factory, text_format
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from caffe_port.formats import caffemodel, dialects, wire
 from caffe_port.formats import message as messages
@@ -206,6 +206,55 @@ def test_a_layer_of_a_fork_is_written_as_the_fork_reads_it(type_: str, parameter
     (body,) = [data[start:stop] for *_, start, stop in wire.Reader(memoryview(data), "").fields(0, len(data))]
     numbers = {number for number, *_ in wire.Reader(memoryview(body), "").fields(0, len(body))}
     assert not numbers & set(dialects.PLACEHOLDERS)
+
+
+def number_of(fork: str, name: str) -> int:
+    return next(n for n, fact in dialects.find(fork).layout("LayerParameter").items() if fact.name == name)
+
+
+@pytest.mark.parametrize(
+    ("fork", "type_", "field", "inner"),
+    [
+        ("fast-rcnn", "ROIPooling", "roi_pooling_param", varint(1 << 3) + varint(6) + varint(2 << 3) + varint(7)),
+        ("r-fcn", "ROIPooling", "roi_pooling_param", varint(1 << 3) + varint(6) + varint(2 << 3) + varint(7)),
+        ("ssd", "Permute", "permute_param", b"\x08\x00\x08\x02\x08\x03\x08\x01"),
+        ("pspnet", "Interp", "interp_param", varint(1 << 3) + varint(33) + varint(2 << 3) + varint(65)),
+    ],
+)
+def test_a_net_keeps_the_numbers_of_its_fork(fork: str, type_: str, field: str, inner: bytes) -> None:
+    """Also a copy, a pickled one, and after editing; whichever fork caffe-port would choose without knowing."""
+    number = number_of(fork, field)
+    file = layer("it", type_, delimited(number, inner))
+    with dialects.assuming(fork):
+        read = caffe_pb2.NetParameter.FromString(file)
+    copied = caffe_pb2.NetParameter()
+    copied.CopyFrom(read)
+    for one in (read, copied, pickle.loads(pickle.dumps(read)), copy.deepcopy(read)):
+        assert one.SerializeToString() == file
+        assert "900000" not in text_format.MessageToString(one)
+    read.layer[0].name = "new"
+    assert delimited(number, inner) in read.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "forged", [delimited(900_000, b"no number"), delimited(900_000, b"999999"), varint(900_000 << 3) + b"\x07"]
+)
+def test_a_file_cannot_forge_the_fork(forged: bytes) -> None:
+    made = net(NET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dropped what has no meaning
+        read = caffe_pb2.NetParameter.FromString(made.SerializeToString() + forged)
+    assert read.SerializeToString() == made.SerializeToString()
+
+
+def test_a_number_that_means_something_else_there_is_refused() -> None:
+    """A layer of SSD in a net that was read as happynear's, where 203 is not PriorBox's."""
+    pooled = delimited(number_of("happynear", "roi_pooling_param"), varint(1 << 3) + varint(6) + varint(16) + b"\x07")
+    with dialects.assuming("happynear"):
+        read = caffe_pb2.NetParameter.FromString(layer("it", "ROIPooling", pooled))
+    text_format.Merge('layer { name: "new" type: "PriorBox" prior_box_param { min_size: 30 } }', read)
+    with pytest.raises(EncodeError, match=r"layer 'new' .*happynear.*203, is triplet_loss_param"):
+        read.SerializeToString()
 
 
 def test_what_has_no_meaning_is_dropped_with_a_warning() -> None:

@@ -260,6 +260,28 @@ def test_all_at_once_in_batches(make: Make) -> None:
     assert diffs["fc"].shape == (5, 4)
 
 
+def test_forward_and_backward_of_inputs_alone(make: Make) -> None:
+    """Without diffs of the outputs, as scripts of Python 2 call it: the blobs hold them."""
+    net = make(DEPLOY + "force_backward: true")
+    many = np.random.default_rng(0).standard_normal((3, *net.blobs["data"].shape[1:]))
+    forward, backward = net.forward_backward_all(data=many)
+    assert all(len(value) == 3 for value in forward.values())
+    np.testing.assert_array_equal(forward[net.outputs[0]], net.forward_all(data=many)[net.outputs[0]])
+    assert backward.keys() == {"data"}
+
+
+def test_wrong_calls_say_what_is_wrong(make: Make, tmp_path: Path) -> None:
+    net = make(DEPLOY)
+    with pytest.raises(TypeError, match="takes the inputs by name: data"):
+        net.forward_all()
+    with pytest.raises(TypeError, match="takes the inputs by name: data"):
+        net.forward_backward_all()
+    with pytest.raises(ValueError, match=r"the net has no layer 'conv9'\. Did you mean"):
+        net.forward(end="conv9")
+    with pytest.raises(TypeError, match="got phase 7"):
+        caffe.Net(str(tmp_path / "net.prototxt"), 7)
+
+
 def test_callbacks_are_called_for_every_layer(make: Make) -> None:
     net, seen = make(IN_PLACE), []
     net.before_forward(lambda i: seen.append(("before", i)))
@@ -527,3 +549,40 @@ def test_a_relu_of_its_own_does_not_overwrite(make: Make) -> None:
     for _ in range(2):
         net.forward()
         assert net.blobs["s"].data.min() < 0 <= net.blobs["r"].data.min()
+
+
+OUTPUT = """
+layer { name: "in" type: "Input" top: "x" top: "l" input_param { shape { dim: 3 dim: 4 } shape { dim: 3 } } }
+layer { name: "out" type: "HDF5Output" bottom: "x" bottom: "l" hdf5_output_param { file_name: "%s" } }
+"""
+
+
+def test_hdf5_output_writes_what_caffe_writes(make: Make, tmp_path: Path) -> None:
+    """The shapes, types and numbers that Caffe wrote, and its refusal of a second forward."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "out.h5"
+    net = make(OUTPUT % path, caffe.TEST)
+    net.blobs["x"].data[...] = np.arange(12).reshape(3, 4)
+    net.blobs["l"].data[...] = [7, 8, 9]
+    net.forward()
+    with h5py.File(path) as file:
+        assert {name: (data.shape, data.dtype) for name, data in file.items()} == {
+            "data": ((3, 4, 1, 1), np.float32),
+            "label": ((3, 1, 1, 1), np.float32),
+        }
+        assert file["data"][...].ravel().tolist() == list(range(12))
+        assert file["label"][...].ravel().tolist() == [7, 8, 9]
+    with pytest.raises(CaffePortError, match="writes once, as in Caffe"):
+        net.forward()
+    make(OUTPUT % path, caffe.TEST).forward()  # replaces it
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("notes.txt", "is not an HDF5 file"), ("none/out.h5", "no such folder"), ("", "is not an HDF5 file")],
+)
+def test_hdf5_output_replaces_nothing_else(make: Make, tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CaffePortError, match=words):
+        make(OUTPUT % (tmp_path / name), caffe.TEST)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -101,6 +101,35 @@ def test_what_a_data_layer_cannot_have(tmp_path: Path) -> None:
         train(tmp_path / "case/ae_solver.prototxt", tmp_path / "run")
 
 
+NVIDIAS = """
+    default_forward_type: FLOAT16 default_backward_type: FLOAT16 global_grad_scale: 1000
+    layer { name: "d" type: "DummyData" top: "x" top: "l" dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
+      data_filler { type: "gaussian" } data_filler { type: "constant" } } }
+    layer { name: "f" type: "InnerProduct" bottom: "x" top: "f" forward_type: FLOAT
+      inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
+    layer { name: "s" type: "SoftmaxWithLoss" bottom: "f" bottom: "l" top: "s" }
+"""
+
+
+def test_half_precision_of_nvidias_is_trained_in_float32(tmp_path: Path) -> None:
+    """Its factor of gradients, which the solver divides by, cancels out; but a loss that does not multiply by it does
+    not.
+    """
+    path, said = tmp_path / "solver.prototxt", []
+    path.write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 3 solver_data_type: FLOAT16')
+    (tmp_path / "net.prototxt").write_text(NVIDIAS)
+    train(path, tmp_path / "half", listen=said.append)
+    notes = [event["text"] for event in said if event["kind"] == "note"]
+    assert [("FLOAT16" in note, "float32" in note) for note in notes] == [(True, True)] * 2
+    whole = NVIDIAS.replace("FLOAT16", "FLOAT").replace("global_grad_scale: 1000", "")
+    (tmp_path / "net.prototxt").write_text(whole)
+    train(path, tmp_path / "whole")
+    assert_equal(blobs(tmp_path / "half"), blobs(tmp_path / "whole"))
+    (tmp_path / "net.prototxt").write_text(NVIDIAS.replace("SoftmaxWithLoss", "HingeLoss"))
+    with pytest.raises(CaffePortError, match="'global_grad_scale' of NetParameter is not followed"):
+        train(path, tmp_path / "hinge")
+
+
 # -- tests ----------------------------------------------------------------------------------------------------------
 
 

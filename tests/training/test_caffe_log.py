@@ -158,6 +158,150 @@ I0103 10:00:03.000000 1 net.cpp:66] Iteration 1 = nothing of the solver's
     assert 19 < log.seconds / 86400 < 22
 
 
+def test_nvcaffes_names_of_devices_and_its_average_precision() -> None:
+    """print_current_device() before a message, from NVIDIA/caffe 0.17.1 on; TestDetection of its solver.cpp."""
+    log = caffe_log.parse("""
+I0512 10:00:00.000001 77 solver.cpp:496] Iteration 100, Testing net (#0)
+I0512 10:00:01.000001 77 solver.cpp:702] class AP 1: 0.5
+I0512 10:00:01.000002 77 solver.cpp:702] class AP 2: 0.25
+I0512 10:00:01.000003 77 solver.cpp:712] Test net output mAP #0: detection_eval = 0.375
+I0512 10:00:02.000001 77 solver.cpp:339]     [0.0] Iteration 100 (4.2 iter/s, 23.8s/100 iter), 1.5/90ep, loss = 3.5
+I0512 10:00:02.000002 77 solver.cpp:359]     [0.0]     Train net output #0: mbox_loss = 3.5 (* 1 = 3.5 loss)
+I0512 10:00:02.000003 77 sgd_solver.cpp:180] [0.0] Iteration 100, lr = 0.01, m = 0.9, lrm = 0.1, wd = 0.0005, gs = 1
+I0512 10:00:03.000001 77 solver.cpp:496] Iteration 200, Testing net (#0)
+I0512 10:00:03.000002 77 solver.cpp:582]     (0)    Test net output #0: top-1 = 0.5
+""")
+    test, trained, second = log.metrics
+    assert test["outputs"] == {"detection_eval": 0.375, "detection_eval class 1": 0.5, "detection_eval class 2": 0.25}
+    assert (trained["loss"], trained["lr"], trained["outputs"]) == (3.5, 0.01, {"mbox_loss": 3.5})
+    assert (second["iter"], second["outputs"]) == (200, {"top-1": 0.5})
+    assert log.best() == (100, 0.375)
+    assert not log.not_read
+
+
+def test_the_average_precision_of_ssds_classes() -> None:
+    log = caffe_log.parse("""
+I0512 10:00:00.000001 77 solver.cpp:433] Iteration 500, Testing net (#0)
+I0512 10:00:00.000002 77 net.cpp:693] Ignoring source layer mbox_loss
+I0512 10:00:01.000001 77 solver.cpp:540] class1: 0.75
+I0512 10:00:01.000002 77 solver.cpp:540] class20: 0
+I0512 10:00:01.000003 77 solver.cpp:546]     Test net output #0: detection_eval = 0.375
+""")
+    assert log.output() == "detection_eval"
+    assert log.tests[0]["outputs"]["detection_eval class 20"] == 0
+
+
+def test_a_run_that_goes_on_replaces_what_came_after(tmp_path: Path) -> None:
+    """The first run reached 300 and was resumed from its snapshot at 100; that one was killed at 200."""
+    run = """I0512 1{k}:00:0{at}.00000{k} {k} solver.cpp:330] Iteration {at}00, Testing net (#0)
+I0512 1{k}:00:0{at}.00001{k} {k} solver.cpp:397]     Test net output #0: accuracy = 0.{k}{at}
+I0512 1{k}:00:0{at}.00002{k} {k} solver.cpp:218] Iteration {at}00 (1 iter/s, 1s/100 iters), loss = {k}.{at}
+I0512 1{k}:00:0{at}.00003{k} {k} sgd_solver.cpp:105] Iteration {at}00, lr = 0.0{k}
+"""
+    begins = "I0512 1{k}:00:00.000000 {k} solver.cpp:45] Initializing solver from parameters:\nbase_lr: 0.0{k}\n"
+    begins += "train_state {{\n  level: 0\n}}\nI0512 1{k}:00:00.000000 {k} solver.cpp:50] x\n"
+    first = begins.format(k=1) + "".join(run.format(k=1, at=at) for at in range(4))
+    second = begins.format(k=2) + "I0512 12:00:00.000000 2 sgd_solver.cpp:3] Restoring previous solver status from s\n"
+    second += "".join(run.format(k=2, at=at) for at in (1, 2))
+    log = caffe_log.parse(first + second)
+    assert log.accuracies() == [(0, 0.1), (100, 0.21), (200, 0.22)]
+    assert [(line["loss"], line["lr"]) for line in log.trained] == [(1.0, 0.01), (2.1, 0.02), (2.2, 0.02)]
+    assert log.replaced == 6 == log.as_dict()["points_replaced"]
+    assert log.solver == {"base_lr": "0.02"}
+    again = caffe_log.parse(first + first + second)
+    assert (again.metrics, again.replaced) == (log.metrics, log.replaced), "a line that occurs twice counts once"
+
+
+@pytest.mark.parametrize("ranks", [True, False])
+def test_processes_that_train_at_the_same_time(ranks: bool) -> None:
+    """Intel's Caffe on two nodes: with and without the numbers that mpirun writes before the lines."""
+    lines = []
+    for at in range(3):
+        for k in range(2):
+            rank = f"[{k}] " if ranks else ""
+            lines += [
+                f"{rank}I0512 10:0{at}:00.00000{k} 9{k} solver.cpp:474] Iteration {at}0, Testing net (#0)",
+                f"{rank}I0512 10:0{at}:00.00001{k} 9{k} solver.cpp:562]     Test net output #0: top-1 = 0.{at}{k}",
+                f"{rank}I0512 10:0{at}:00.00002{k} 9{k} solver.cpp:312] Iteration {at}0, loss = {at}.{k}",
+                f"{rank}I0512 10:0{at}:00.00003{k} 9{k} sgd_solver.cpp:200] Iteration {at}0, lr = 0.1",
+            ]
+        lines[-8:] = [line for pair in zip(lines[-8:-4], lines[-4:], strict=True) for line in pair]  # in turns
+    log = caffe_log.parse("\n".join(lines))
+    assert log.accuracies() == [(0, 0.0), (10, 0.1), (20, 0.2)]
+    assert [line["loss"] for line in log.trained] == [0, 1, 2]
+    assert (log.of_others, log.not_read) == (6, [])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{header} {message}\n",
+        "{header} {message}\r\n",
+        "{message}\n",
+        "> {header} {message}\n",
+        "web_1  | {header} {message}\n",
+        "{header} {message} ",
+        "... {file}] {message}\n",
+        ":00:00.000001    77 {file}] {message}\n",
+        '      "{header} {message}\\n",\n',
+    ],
+)
+def test_lines_as_people_keep_them(form: str) -> None:
+    """Windows' line ends; quoted, in a notebook, from a container, run together; without glog's header."""
+    messages = [
+        "solver.cpp:330|Iteration 100, Testing net (#0)",
+        "solver.cpp:397|    Test net output #0: accuracy = 0.5",
+        "solver.cpp:397|    Test net output #1: loss: mean = 1.5e-05 (* 1 = 1.5e-05 loss)",
+        "solver.cpp:218|Iteration 100 (0.15 iter/s, 670.289s/100 iter), loss = 3.25, remaining 212 hours",
+        "solver.cpp:237|    Train net output #0: loss = nan (* 1 = nan loss)",
+        "sgd_solver.cpp:105|Iteration 100, lr = 0.001",
+    ]
+    text = ""
+    for k, line in enumerate(messages):
+        file, _, message = line.partition("|")
+        text += form.format(header=f"I0512 10:00:00.00000{k} 77 {file}]", file=file, message=message)
+    log = caffe_log.parse(text)
+    assert log.tests[0]["outputs"] == {"accuracy": 0.5, "loss: mean": 1.5e-05}
+    assert log.tests[0]["losses"] == {"loss: mean": 1}
+    assert [(line["iter"], line["loss"], line["lr"]) for line in log.trained] == [(100, 3.25, 0.001)]
+    assert math.isnan(log.trained[0]["outputs"]["loss"])
+    assert not log.not_read
+
+
+def test_a_number_that_is_cut_off_is_not_read() -> None:
+    head = "I0512 10:00:00.000001 77 solver.cpp:330] Iteration 100, Testing net (#0)\n"
+    line = "I0512 10:00:00.000002 77 solver.cpp:397]     Test net output #0: loss = 1.5e-05"
+    for end in ("", "\n", " (* 1 = 1.5e-05 loss)"):
+        assert caffe_log.parse(head + line + end).tests[0]["outputs"] == {"loss": 1.5e-05}
+    for cut in (1, 2, 3, 5):
+        log = caffe_log.parse(head + line[:-cut])
+        assert not log.tests
+        assert len(log.not_read) == 1
+    log = caffe_log.parse(head + line[:-4] + "I0512 10:00:00.000003 78 solver.cpp:1] Iteration 7, loss = 2")
+    assert [(line["iter"], line["loss"]) for line in log.metrics] == [(7, 2)]
+    assert len(log.not_read) == 1
+
+
+def test_the_form_of_2013() -> None:
+    """Tutorials leave out time and thread; a test does not name its iteration."""
+    log = caffe_log.parse("""
+    I1203 solver.cpp:204] Iteration 500, lr = 0.0099
+    I1203 solver.cpp:66] Iteration 500, loss = 0.26
+    I1203 solver.cpp:84] Testing net
+    I1203 solver.cpp:111] Test score #0: 0.9785
+    I1203 solver.cpp:111] Test score #1: 0.06
+""")
+    assert [(line["iter"], line["loss"], line["lr"]) for line in log.trained] == [(500, 0.26, 0.0099)]
+    assert [(line["iter"], line["outputs"]) for line in log.tests] == [(500, {"score #0": 0.9785, "score #1": 0.06})]
+    assert log.seconds == 0
+
+
+def test_a_value_that_is_no_number_is_never_the_best() -> None:
+    head = "Iteration {0}, Testing net (#0)\n    Test net output #0: accuracy = {1}\n"
+    log = caffe_log.parse(head.format(0, "-nan") + head.format(10, "0.25") + head.format(20, "-nan(ind)"))
+    assert log.best() == (10, 0.25)
+
+
 def test_which_axis_an_output_is_drawn_on() -> None:
     assert plots.is_loss("loss", {})
     assert not plots.is_loss("top-1", {})

@@ -512,6 +512,59 @@ def test_the_rate_rises_and_falls() -> None:
     assert all(map(math.isfinite, (fast_recipe.Recipe().rate(0, 1), fast_recipe.Recipe().rate(0, 2))))
 
 
+def test_images_grow_to_their_full_size() -> None:
+    recipe = fast_recipe.Recipe(epochs=10, scale=0.5, grown=0.8)
+    scales = [recipe.scale_in(k) for k in range(10)]
+    assert scales[0] == 0.5
+    assert scales == sorted(scales)
+    assert scales[4] == pytest.approx(0.75)
+    assert scales[8:] == [1.0, 1.0]
+    assert [fast_recipe.Recipe().scale_in(k) for k in (0, 50)] == [1.0, 1.0]
+    epochs = Epochs(colours(50), torch.zeros(3), torch.ones(3), 8, Augmentation(0, 0, flip=False), seed=4)
+    (whole, _), *_ = epochs.epoch(1)
+    (half, _), *_ = epochs.epoch(1, scale=0.5)
+    assert half.shape == (8, 3, 5, 4)  # of 10 x 9; 4.5 is rounded to even
+    assert half.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(half.mean((2, 3)), whole.mean((2, 3)), atol=12)
+
+
+def test_the_average_is_a_fraction_of_the_run() -> None:
+    """Over a run of any length, what was 0 in the first half and is 1 in the second ends up at 1, nearly."""
+    recipe = fast_recipe.Recipe(average=0.05)
+    for updates in (40, 400, 40_000):
+        average = 0.0
+        for k in range(updates):
+            average += recipe.share(k, updates) * (float(k >= updates // 2) - average)
+        assert 0.99 < average <= 1
+    assert recipe.share(0, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "name", "flip", "wanted"),
+    [
+        ((3, 32, 32), "cifar10 train", None, Augmentation(4, 0, flip=True)),
+        ((3, 32, 32), "svhn train", None, Augmentation(4, 0, flip=False)),
+        ((3, 32, 32), "set.npz", False, Augmentation(4, 0, flip=False)),
+        ((1, 28, 28), "mnist train", None, Augmentation(2, 0, flip=False)),
+        ((1, 28, 28), "set.npz", True, Augmentation(2, 0, flip=True)),
+    ],
+)
+def test_digits_are_not_flipped(shape: tuple[int, ...], name: str, flip: bool | None, wanted: Augmentation) -> None:
+    data = datasets.ImageSet(name, torch.zeros(4, *shape, dtype=torch.uint8), torch.arange(4))
+    net = torch.nn.Conv2d(shape[0], 5, 3)
+    recipe = fast_recipe._recipe(net, 4, data, fast_recipe.FastOptions("x", flip=flip))
+    assert recipe.augmentation == wanted
+    assert (recipe.batch_size, recipe.scale < 1) == (128, True)
+
+
+def test_larger_nets_and_nets_of_one_size() -> None:
+    data = datasets.ImageSet("x", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))
+    large, fixed = torch.nn.Conv2d(3, 40_000, 3), torch.nn.Linear(32, 5)
+    recipe = fast_recipe._recipe(large, 10, data, fast_recipe.FastOptions("x", epochs=7))
+    assert (recipe.epochs, recipe.batch_size, recipe.scale, recipe.augmentation.cutout) == (7, 512, 1.0, 8)
+    assert fast_recipe._recipe(fixed, 10, data, fast_recipe.FastOptions("x", batch_size=9)).scale == 1.0
+
+
 def test_the_recipe_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nets = []
     compiled = fast_recipe._compiled

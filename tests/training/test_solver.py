@@ -183,6 +183,11 @@ def spec_of(text: str) -> SolverSpec:
         ('lr_policy: "multistep" stepvalue: [2, 3] gamma: 0.1 warmup_iter: 4', {2: 0.05, 4: 0.01, 5: 0.001}),
         ('lr_policy: "poly" power: 2 max_iter: 4 min_lr: 0.02', {0: 0.1, 2: 0.04, 4: 0.02, 5: 0.02}),
         ('lr_policy: "step" stepsize: 2 gamma: 0.1 min_lr: 0.005', {0: 0.1, 2: 0.01, 4: 0.005}),
+        ('lr_policy: "fixed" rampup_interval: 4 rampup_lr: 0.02', {0: 0.02, 1: 0.025, 2: 0.04, 3: 0.065, 4: 0.1}),
+        ('lr_policy: "fixed" rampup_interval: 4 min_lr: 0.01', {0: 0.01, 1: 0.01, 2: 0.025, 4: 0.1}),
+        ('lr_policy: "multistep" stepvalue: [2, 3] gamma: 0.1 rampup_interval: 4', {2: 0.025, 4: 0.01, 5: 0.001}),
+        ('lr_policy: "step" stepsize: 2 gamma: 0.5 rampup_interval: 3', {2: 0.4 / 9, 3: 0.05, 4: 0.025}),
+        ('lr_policy: "poly" power: 1', {0: 0.1, 1: 0.0}),  # without max_iter, it is over at once
         ('lr_policy: "sigmoid" gamma: -0.5 stepsize: 2', {2: 0.05, 4: 0.1 / (1 + math.e), 9999: 0.0}),
     ],
 )
@@ -216,8 +221,14 @@ def test_rates_by_hand(text: str, rates: dict[int, float]) -> None:
         ("base_lr: 1 iter_size: 2 update_interval: 2", "iter_size and update_interval, which mean the same"),
         ("base_lr: 1 test_offset: 0.5", "test_offset is 0.5; expected a whole number"),
         ("base_lr: 1 update_interval: 2 update_interval: 3", "update_interval is 2, 3; expected a whole number"),
-        ("base_lr: 1 larc: true larc_eta: 0.001", "LARC"),
-        ('base_lr: 1 weight_decay_policy: "poly"', "changes the weight decay"),
+        ('base_lr: 1 larc: true larc_policy: "clipped"', "larc_policy 'clipped' is not one of scale, clip"),
+        ('base_lr: 1 momentum_policy: "linear"', "momentum_policy 'linear' is not one of fixed, poly, opt"),
+        ('base_lr: 1 weight_decay_policy: "opt"', "weight_decay_policy 'opt' is not one of fixed, poly"),
+        ('base_lr: 1 type: "Adam" regularization_type: "WD"', "neither L1 nor L2"),
+        ('base_lr: 1 lr_policy: "poly" min_lr: 2', "min_lr 2.0 is above base_lr 1.0"),
+        ("base_lr: 1 rampup_interval: -1", "rampup_interval is -1, expected at least 0"),
+        ("base_lr: 1 clip_weights: 3", "'clip_weights' is not followed: bounds the weights"),
+        ("base_lr: 1 test_iter: 5 test_interval: 5", "names no net"),
         ('base_lr: 1 lr_policy: "multifixed" stagelr: 1', "1 stagelr and 0 stageiter"),
         ("base_lr: 1 min_lr: -1", "min_lr is -1"),
     ],
@@ -239,6 +250,7 @@ def test_fields_of_forks_are_followed() -> None:
     spec = spec_of('lr_policy: "multifixed" stagelr: 0.5 stageiter: 9')
     assert learning_rate(spec, 3) == 0.5
     assert spec_of('base_lr: 1 train_net: "a" test_iter: 100 test_interval: 0').tests == ()
+    assert spec_of('base_lr: 1 net: "a" test_iter: 0 test_interval: 0').tests == (), "CaffeOnSpark, which tests itself"
 
 
 @pytest.mark.parametrize(
@@ -259,16 +271,16 @@ def test_tests_may_be_made_later(text: str, tested: list[int]) -> None:
 
 
 def test_lars_by_hand() -> None:
-    """Intel's GetLocalRate: from the gradient that is clipped and divided, without decay; no lr_mult, but that of 0."""
+    """GetLocalRate of Intel's Caffe, read line by line, as SGDFusion and ComputeUpdateValue call it: after the gradient
+    was clipped and divided, before the decay is added. Only an lr_mult of 0 counts. The decay in the formula is the
+    solver's, without decay_mult. GetLocalRate of NVIDIA/caffe 0.16.4 is the same.
+    """
     rng = np.random.default_rng(0)
     start = [rng.standard_normal((3, 2)).astype(np.float32), np.zeros(4, np.float32)]
-    params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
-    groups = [{"params": [p], "lr_mult": m, "decay_mult": d} for p, m, d in zip(params, (1, 2), (1, 0), strict=True)]
     spec = spec_of(
         "base_lr: 0.5 momentum: 0.9 weight_decay: 0.01 iter_size: 2 local_lr_auto: true local_gw_ratio: 0.02"
     )
-    options = {name: getattr(spec, name) for name in optimizers.SGD.options}
-    made = optimizers.SGD(groups, 0.5, weight_decay=0.01, iter_size=2, **options)
+    params, made = optimizer_of(spec, start, ((1, 1), (2, 0)))
     weights, histories = [w.astype(np.float64) for w in start], [np.zeros_like(w, np.float64) for w in start]
     for _ in range(4):
         for k, (p, decay) in enumerate(zip(params, (1, 0), strict=True)):
@@ -282,6 +294,174 @@ def test_lars_by_hand() -> None:
         for k, p in enumerate(params):
             weights[k] = weights[k] - histories[k]
             np.testing.assert_allclose(p.detach(), weights[k], rtol=1e-5, atol=1e-6)
+
+
+def optimizer_of(
+    spec: SolverSpec, start: list[np.ndarray], factors: tuple[tuple[float, float], ...]
+) -> tuple[list[torch.nn.Parameter], optimizers.CaffeOptimizer]:
+    """Parameters, and the solver's optimizer for them; ``factors`` are their lr_mult and decay_mult."""
+    cls = optimizers.OPTIMIZERS[spec.type]
+    params = [torch.nn.Parameter(torch.tensor(w)) for w in start]
+    made = cls(
+        [{"params": [p], "lr_mult": m, "decay_mult": d} for p, (m, d) in zip(params, factors, strict=True)],
+        0.0,
+        weight_decay=spec.weight_decay,
+        regularization_type=spec.regularization_type,
+        clip_gradients=spec.clip_gradients,
+        iter_size=spec.iter_size,
+        **{name: getattr(spec, name) for name in cls.options},
+    )
+    solver.set_iteration(made, spec, 0)
+    return params, made
+
+
+def nvidias_run(
+    p: dict[str, float | str | bool], start: np.ndarray, grads: list[np.ndarray], mult: float, decay_mult: float
+) -> list[np.ndarray]:
+    """One blob's values after every update, in float64: written from GetLearningRate (fixed, with the ramp),
+    GetMomentum, GetWeightDecay, GetLocalRate and ComputeUpdateValue of sgd_solver.cpp and sag_solver.cpp, and the
+    kernels SGDRegUpdateAllAndClear, SGDWdUpdateAllAndClear, SAGRegUpdateAllAndClear and SAGWdUpdateAllAndClear of
+    sgd_solver.cu and sag_solver.cu, NVIDIA/caffe 0.17.4.
+    """
+    w, h, correlation, values = start.astype(np.float64), np.zeros(start.shape), 0.0, []
+    sag = p["type"] == "SAG"
+    for it, summed in enumerate(grads):
+        g = summed.astype(np.float64) / p["iter_size"]
+        rate = p["base_lr"]
+        if it < p["rampup_interval"]:
+            alpha = it / p["rampup_interval"]
+            rate = p["rampup_lr"] + (p["base_lr"] - p["rampup_lr"]) * alpha * alpha
+        m = p["momentum"]
+        if p["momentum_policy"] == "poly":
+            m += (p["max_momentum"] - m) * (it / p["max_iter"]) ** p["momentum_power"]
+        elif p["momentum_policy"] == "opt":
+            m = min(p["max_momentum"], (1 - 0.5 * np.sqrt(rate)) * (1 - 0.5 * np.sqrt(rate)))
+        decay = p["weight_decay"]
+        if p["weight_decay_policy"] == "poly":
+            decay += (p["max_weight_decay"] - decay) * (it / p["max_iter"]) ** p["weight_decay_power"]
+        decay *= decay_mult
+        local = mult
+        if p["larc"]:
+            w_norm, g_norm, h_norm = (np.sqrt((x * x).sum()) for x in (w, g, h))
+            local = 1.0
+            if w_norm > 0 and (h_norm if sag else g_norm) > 0:
+                local = p["larc_eta"] * w_norm / h_norm if sag else (1 - m) * p["larc_eta"] * w_norm / g_norm
+            if p["larc_turbo"] and (not sag or it > 1):
+                cosine = (g * h).sum() / (g_norm * h_norm) if g_norm > 0 and h_norm > 0 else 0.0
+                correlation = 0.95 * correlation + 0.05 * cosine
+                local = local * (1 - 0.9 * correlation) if sag else local - 0.9 * correlation
+            local = min(rate, local) if p["larc_policy"] == "clip" else rate * local
+        else:
+            local *= rate
+        unbound = p["regularization_type"] == "WD"
+        reg = np.sign(w) if p["regularization_type"] == "L1" else w
+        made = g if unbound else g + decay * reg
+        if sag:
+            h = m * h + (1 - m) * made
+            w = w - local * (h + (decay * w if unbound else 0))
+        else:
+            h = m * h + local * made
+            w = w - (h + (decay * local * w if unbound else 0))
+        values.append(w)
+    return values
+
+
+DEFAULTS = {
+    "type": "SGD",
+    "base_lr": 0.5,
+    "momentum": 0.9,
+    "weight_decay": 0.02,
+    "max_iter": 6,
+    "iter_size": 2,
+    "regularization_type": "L2",
+    "rampup_interval": 0,
+    "rampup_lr": 0.0,
+    "momentum_policy": "fixed",
+    "max_momentum": 0.99,
+    "momentum_power": 1.0,
+    "weight_decay_policy": "fixed",
+    "weight_decay_power": 1.0,
+    "max_weight_decay": 0.0,
+    "larc": False,
+    "larc_policy": "scale",
+    "larc_eta": 0.001,
+    "larc_turbo": False,
+}
+RAMP = {"rampup_interval": 3, "rampup_lr": 0.0}
+
+
+@pytest.mark.parametrize("type_", ["SGD", "SAG"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"regularization_type": "WD"},
+        {"regularization_type": "L1"},
+        RAMP,
+        {"momentum_policy": "poly", "max_momentum": 0.95, "momentum_power": 2.0, "momentum": 0.5},
+        {"momentum_policy": "opt", "max_momentum": 0.6},
+        {"weight_decay_policy": "poly", "max_weight_decay": 0.1, "weight_decay_power": 0.5},
+        {"larc": True, "larc_eta": 0.3},
+        {"larc": True, "larc_eta": 0.3, "larc_policy": "clip"} | RAMP,
+        {"larc": True, "larc_eta": 5.0, "larc_policy": "clip", "momentum_policy": "poly"},
+        {"larc": True, "larc_eta": 0.3, "larc_turbo": True, "regularization_type": "WD"},
+        {"larc": True, "larc_eta": 0.3, "larc_turbo": True, "larc_policy": "clip", "weight_decay_policy": "poly"}
+        | RAMP,
+    ],
+)
+def test_nvidias_updates_by_hand(type_: str, changes: dict[str, float | str | bool]) -> None:
+    values = DEFAULTS | changes | {"type": type_}
+    text = " ".join(f'{k}: "{v}"' if isinstance(v, str) else f"{k}: {str(v).lower()}" for k, v in values.items())
+    spec = spec_of(text)
+    rng = np.random.default_rng(1)
+    start = [rng.standard_normal((3, 2)).astype(np.float32), np.zeros(4, np.float32)]
+    factors = ((1, 1), (2, 0.5))
+    grads = [[rng.standard_normal(w.shape).astype(np.float32) for w in start] for _ in range(6)]
+    params, optimizer = optimizer_of(spec, start, factors)
+    runs = [nvidias_run(values, w, [g[k] for g in grads], *factors[k]) for k, w in enumerate(start)]
+    for it in range(6):
+        solver.set_iteration(optimizer, spec, it)
+        for p, g in zip(params, grads[it], strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step()
+        for p, run in zip(params, runs, strict=True):
+            np.testing.assert_allclose(p.detach(), run[it], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("type_", "delta"), [("Adam", 1e-4), ("RMSProp", 1e-4), ("AdaGrad", 1e-3), ("AdaDelta", 1e-3), ("SGD", 1e-8)]
+)
+def test_nvidias_least_delta(type_: str, delta: float) -> None:
+    """max(delta, 0.0001) or max(delta, 0.001) in ComputeUpdateValue of NVIDIA/caffe's solvers; Caffe 1.0 has none."""
+    spec = spec_of(f'base_lr: 1 type: "{type_}" min_lr: 0.5')
+    assert spec.delta == pytest.approx(delta)
+    assert any("delta" in note for note in spec.notes) == (type_ != "SGD")
+    assert spec_of(f'base_lr: 1 type: "{type_}"').delta == 1e-8
+    assert spec_of(f'base_lr: 1 type: "{type_}" min_lr: 0.5 delta: 0.25').delta == 0.25
+
+
+def test_what_a_user_of_nvidias_caffe_should_know() -> None:
+    text = "base_lr: 1 larc: true solver_data_type: FLOAT16 rampup_interval: 5 test_and_snapshot_last_epochs: 6"
+    notes = "\n".join(spec_of(text).notes)
+    for said in (
+        "0.16.5 to 0.17.0 have no factor 1 - momentum",
+        "are float32 here",
+        "linearly",
+        "no tests and snapshots",
+    ):
+        assert said in notes
+    text = 'base_lr: 1 type: "Nesterov" momentum: 0.9 momentum_policy: "poly" larc: true weight_decay_policy: "poly"'
+    spec = spec_of(text)
+    assert sum("has no effect on Nesterov" in note for note in spec.notes) == 2
+    assert solver.momentum(spec, 3, 1.0) == spec.momentum
+    assert spec_of("base_lr: 1 store_blobs_in_old_format: true solver_data_type: FLOAT").notes == []
+
+
+def test_an_ignored_field_of_the_solver_has_no_effect() -> None:
+    text = "base_lr: 1 larc: true min_lr: 0.5 iter_size: 2"
+    spec = SolverSpec.parse(prototxt.parse(text, "SolverParameter"), ignore_fields=("larc", "min_lr"))
+    assert (spec.larc, spec.min_lr, spec.iter_size) == (False, 0.0, 2)
+    assert spec.ignored == {"larc", "min_lr"}
 
 
 def test_every_unknown_field_is_named() -> None:

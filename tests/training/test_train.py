@@ -95,7 +95,14 @@ def test_tests_are_averaged_as_caffe_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("type_", "more"), [("SGD", "momentum: 0.9 iter_size: 2"), ("AdaDelta", "momentum: 0.9 delta: 1e-3"), ("Adam", "")]
+    ("type_", "more"),
+    [
+        ("SGD", "momentum: 0.9 iter_size: 2"),
+        ("AdaDelta", "momentum: 0.9 delta: 1e-3"),
+        ("Adam", ""),
+        ("SGD", 'momentum: 0.9 larc: true larc_policy: "clip" larc_eta: 0.05 momentum_policy: "opt"'),
+        ("SAG", 'momentum: 0.9 regularization_type: "WD"'),
+    ],
 )
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, type_: str, more: str) -> None:
     solver = project(tmp_path, type_, more)

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port.formats.message import Message
+from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.activation import Clip
 from caffe_port.layers.layer import Layer
 from caffe_port.signatures.forks.activation import truncation_bounds
+from caffe_port.storage.files import map_file
 from caffe_port.typing import Shape
 
 
@@ -78,6 +79,19 @@ class SELU(Layer):
         return "nn.SELU()" if self.scale is None else None
 
 
+class Atan(Layer):
+    """Same as torch.atan.
+
+    Reference: foss-for-synopsys-dwc-arc-processors/synopsys-caffe atan_layer.cpp
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.atan()
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"{bottoms[0]}.atan()"
+
+
 class NegReLU(Layer):
     """``min(x, 0) + negative_slope * max(x, 0)``: ReLU upside down. From FlowNet2.
 
@@ -94,6 +108,29 @@ class NegReLU(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(x < 0, x, self.negative_slope * x)
+
+
+class PowerFile(Layer):
+    """Adds a number of its own to every value of an item: those of the text file ``shift_file``.
+
+    The file is read when the layer is built; numbers that it lacks are 0, further ones are left out. Without
+    ``shift_file`` nothing is added.
+
+    Differs from Caffe: a file that cannot be read is an error; the original adds zeros then.
+    Reference: daerduoCarey/SpatialTransformerLayer power_file_layer.cpp, power_file_layer.cu
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        count = math.prod(bottoms[0][1:])
+        return {"shift": shifts_of(p.shift_file, count) if p.shift_file else (0.0,) * count}
+
+    def __init__(self, shift: tuple[float, ...]) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.new_tensor(self.shift).reshape(x.shape[1:])
 
 
 class SignedSqrt(Layer):
@@ -191,6 +228,33 @@ class SpatialDropout(Layer, nn.Dropout2d):
         return f"nn.Dropout2d({self.p!r})"
 
 
+class SeLUDropout(Layer):
+    """Dropout that keeps mean and variance after SELU; the identity in evaluation.
+
+    In training, a dropped value becomes ``alpha``, and all are scaled and shifted.
+
+    Differs from PyTorch: torch.nn.AlphaDropout has the same formula, with -1.7580993408473766 for ``alpha``.
+    Reference: foss-for-synopsys-dwc-arc-processors/synopsys-caffe selu_dropout_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"ratio": decimal(p.dropout_ratio), "alpha": decimal(p.alpha)}
+
+    def __init__(self, ratio: float = 0.1, alpha: float = -1.75809932) -> None:
+        super().__init__()
+        self.ratio, self.alpha = ratio, alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = 1 - self.ratio
+        scale = (keep * (1 + self.alpha**2 * self.ratio)) ** -0.5
+        kept = torch.rand_like(x) < keep
+        top: Tensor = scale * torch.where(kept, x, self.alpha) - scale * self.ratio * self.alpha
+        return top
+
+
 class Noise(Layer):
     """The identity in evaluation. In training adds numbers that are drawn from a normal distribution around ``bias``,
     or evenly from ``bias - uniform_range`` to ``bias + uniform_range``.
@@ -241,3 +305,21 @@ class GradientScaler(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.detach() - self.factor * (x - x.detach())
+
+
+# -- parameters, from Caffe ---------------------------------------------------------------------------------------
+
+
+def shifts_of(path: str, count: int) -> tuple[float, ...]:
+    """The first ``count`` numbers of a text file, up to the first word that is none; zeros where it has fewer.
+
+    Raises:
+        CaffePortError: the file cannot be read.
+    """
+    numbers: list[float] = []
+    for word in bytes(map_file(path)).split()[:count]:
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            break
+    return tuple(numbers + [0.0] * (count - len(numbers)))

@@ -77,8 +77,8 @@ class BoxOutput(Layer):
     (R, 5), rows of image, x1, y1, x2, y2, and as a second top the same with the score (R, 6). No region at all gives
     one, from (1, 1) to (10, 10).
 
-    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly.
-    Of equal scores the earlier box comes first; the original takes the later one.
+    Differs from PyTorch: the number of rows depends on the values, so torch.export does not support it directly. Of
+    equal scores the later box comes first.
     Reference: zhaoweicai/mscnn box_output_layer.cpp
     """
 
@@ -121,7 +121,9 @@ class BoxOutput(Layer):
     def forward(self, *grids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         rows = []
         for image in range(grids[0].shape[0]):
-            found = torch.cat([self.boxes(x[image], *field) for x, field in zip(grids, self.fields, strict=True)])
+            found = torch.cat([self.boxes(x[image], *field) for x, field in zip(grids, self.fields, strict=True)]).flip(
+                0
+            )
             large = (found[:, 2:4] - found[:, :2] >= self.min_size).all(1)
             found = found[large & (found[:, 4] >= self.least_score)]
             found = found[found[:, 4].sort(descending=True, stable=True).indices][: self.pre_nms]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.forks.detection import suppress
 from caffe_port.layers.layer import Layer, check_count
-from caffe_port.signatures.forks.rcnn import anchors_of, deformable_kernel, pooled_size, settled_scale
+from caffe_port.signatures.forks.rcnn import anchors_of, classes_of, deformable_kernel, pooled_size, settled_scale
 from caffe_port.typing import Shape
 
 
@@ -288,6 +288,32 @@ class Proposal(Layer):
                 both = size.clamp(min=0).prod(1) * touch
                 alive &= both / (area[i] + area - both) <= self.nms_thresh
         return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+
+
+class RoISelectLayer(Layer):
+    """The best region of every class but the background: ``type: "Python"`` of caffe-face-attributes.
+
+    Takes regions (R, 5) and their scores (R, num_class); gives (num_class - 1, 5). Of each class, the region with the
+    best score among those of which it is the best class; where there is none, among all. The first of equal ones.
+
+    Reference: JiajianZeng/caffe-face-attributes roi_select_layer.py
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"classes": classes_of(p)}
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, rois: Tensor, scores: Tensor) -> Tensor:
+        label = scores.argmax(1)
+        rows = []
+        for k in range(1, self.classes):
+            own = label == k
+            rows.append(scores[:, k].where(own | ~own.any(), -torch.inf).argmax())
+        return rois[torch.stack(rows)]
 
 
 class DeformableConvolution(Layer):

@@ -343,6 +343,27 @@ class Reverse(Layer):
         return f"{bottoms[0]}.flip({self.dim})"
 
 
+class Flip(Layer):
+    """Same as torch.flip: mirrors images, left to right or upside down.
+
+    Reference: happynear/caffe-windows flip_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"dims": tuple(dim for dim, flips in ((2, p.flip_height), (3, p.flip_width)) if flips)}
+
+    def __init__(self, dims: tuple[int, ...] = (3,)) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(self.dims)
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"{bottoms[0]}.flip({self.dims})"
+
+
 # -- in forward ---------------------------------------------------------------------------------------------------
 
 

@@ -6,10 +6,10 @@ live beside a caffe_pb2 of somebody else. ``google.protobuf.text_format`` and ev
 Differs from a generated module: proto/caffe.proto holds the fields of many forks, each under one number, while forks
 give one number to several fields. Therefore a NetParameter or BlobProto is parsed as
 :mod:`caffe_port.formats.recognition` reads it, whichever fork wrote the file; what has no meaning in any is dropped,
-with a warning. A NetParameter is written with the numbers of a fork that has its layers; where several have, not always
-of the one that wrote the file. Other messages have the numbers of proto/caffe.proto: those of Caffe and SSD, and for
-other fields private ones. Fields of forks that proto/caffe.proto lacks are there for text; in bytes only this module
-knows them.
+with a warning. A NetParameter that was read from a fork's file is written with that fork's numbers, also by a copy;
+another one with those of a fork that has its layers. Other messages have the numbers of proto/caffe.proto: those of
+Caffe and SSD, and for other fields private ones. Fields of forks that proto/caffe.proto lacks are there for text; in
+bytes only this module knows them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from typing import Any
 
 import google.protobuf.text_format  # noqa: F401 - as protobuf 2: scripts use it after `import google.protobuf` alone
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.internal import encoder
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import EncodeError
 
 from caffe_port.errors import CaffePortError
 from caffe_port.formats import dialects, recognition, wire
-from caffe_port.formats.dialects import Fact, assumed, written
+from caffe_port.formats.dialects import Dialect, Fact, assumed, written
 from caffe_port.formats.message import Message
 
 _OPTIONAL = {
@@ -40,6 +42,9 @@ last of several values in a file counts."""
 
 _PRIVATE = range(800_000, 900_000)
 """The numbers of fields that proto/caffe.proto lacks. No fork uses any of them."""
+_DIALECT = 900_000
+"""The number of an unknown field of a NetParameter in memory, the index of the dialect that wrote it. Copies have it,
+text and files do not."""
 _TYPES = {
     name.removeprefix("TYPE_").lower(): number for name, number in descriptor_pb2.FieldDescriptorProto.Type.items()
 }
@@ -151,7 +156,7 @@ def _read_as_recognized(class_: Any) -> None:
             return int(parse(self, serialized))
         for one in found.unknown:
             warnings.warn(f"dropped what has no meaning here: {one}", stacklevel=2)
-        parse(self, b"".join(wire.serialize(message, own_numbers=True)))
+        parse(self, b"".join((*wire.serialize(message, own_numbers=True), *_mark(message, found.dialect))))
         return len(serialized)
 
     def from_string(serialized: Any) -> Any:
@@ -172,14 +177,59 @@ def _write_with_numbers_of_forks(class_: Any) -> None:
         def serialize_to_string(self: Any, **options: Any) -> bytes:
             data: bytes = serialize(self, **options)
             message = wire.parse(data, class_.DESCRIPTOR.name)
-            if _has_private(message) or not any(map(_of_a_fork, message.layer)):
+            marks = message.unknown.pop(_DIALECT, [])
+            dialect = next((d for d in dialects.dialects() if marks and marks[-1] == _index(d)), None)
+            if _has_private(message):
+                return _without_mark(self, serialize, options) if marks else data
+            if not (marks or any(map(_of_a_fork, message.layer))):
                 return data
-            return b"".join(wire.serialize(message))
+            _refuse_what_is_read_as_another(message, dialect)
+            return b"".join(wire.serialize(message, dialect=dialect))
 
         return serialize_to_string
 
     class_.SerializeToString = replaced(class_.SerializeToString)
     class_.SerializePartialToString = replaced(class_.SerializePartialToString)
+
+
+def _mark(message: Message, dialect: Dialect) -> list[bytes]:
+    """The field that says which dialect a net was read with, if it would be written otherwise without knowing."""
+    fields = [(one, name, value) for one in message.layer for name, value in one.items()]
+    if all(_numbers(*field, None) == _numbers(*field, dialect) for field in fields):
+        return []
+    return [encoder.TagBytes(_DIALECT, 2), bytes([len(_index(dialect))]), _index(dialect)]
+
+
+def _index(dialect: Dialect) -> bytes:
+    return str(dialect.index).encode()
+
+
+def _numbers(layer: Message, name: str, value: Any, dialect: Dialect | None) -> tuple[int, list[int]]:
+    """The number with which a field of a layer is written, and those of the fields in it."""
+    number, inside = written(layer.type, name, value, dialect)
+    if not isinstance(value, Message) or value.schema is None:
+        return number, []
+    return number, [inside.get(key, value.schema.fields[key].number) for key, _ in value.items()]
+
+
+def _without_mark(message: Any, serialize: Any, options: dict[str, Any]) -> bytes:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    copy.DiscardUnknownFields()
+    return bytes(serialize(copy, **options))
+
+
+def _refuse_what_is_read_as_another(message: Message, dialect: Dialect | None) -> None:
+    """Raises EncodeError for a field that the dialect lacks, and whose number means another one there."""
+    layout = {} if dialect is None else dialect.layout("LayerParameter")
+    for layer in message.layer:
+        for name, value in layer.items():
+            number, _ = written(layer.type, name, value, dialect)
+            if number in layout and layout[number].name != name:
+                raise EncodeError(
+                    f"layer '{layer.name}' ({layer.type}): {name} cannot be written into a net that was read as one of "
+                    f"{dialect}, where its number, {number}, is {layout[number].name}"
+                )
 
 
 def _has_private(message: Message) -> bool:

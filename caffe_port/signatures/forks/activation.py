@@ -31,6 +31,11 @@ def _eltwise_affine_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str,
     return {"slope": shape, "bias": shape}
 
 
+def _power_file(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_axes(bottoms[0], 2, ANY)
+    return bottoms
+
+
 def truncation_bounds(p: Message) -> tuple[float, float]:
     """The least and the greatest number of a Truncation."""
     low = p.truncation_min if p.has("truncation_min") else -math.inf
@@ -42,6 +47,13 @@ def truncation_bounds(p: Message) -> tuple[float, float]:
 
 def _truncation(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     truncation_bounds(layer.truncation_param)
+    return bottoms
+
+
+def _selu_dropout(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    ratio = layer.selu_dropout_param.dropout_ratio
+    if not 0 < ratio < 1:
+        raise SpecError(f"selu_dropout_param: dropout_ratio {ratio} is not between 0 and 1")
     return bottoms
 
 
@@ -60,7 +72,8 @@ declare(
     message=("hard_sigmoid_param", "hardsigmoid_param"),
     traits=Trait.ACTIVATION | Trait.NO_BACKWARD,
 )
-declare("SELU", same, message="selu_param", aliases=("Selu",), traits=Trait.ACTIVATION)
+declare("SELU", same, message="selu_param", aliases=("SeLu", "Selu"), traits=Trait.ACTIVATION)
+declare("Atan", same, traits=Trait.ACTIVATION | Trait.NO_BACKWARD)
 declare("NegReLU", same, message="relu_param", traits=Trait.ACTIVATION)
 declare("SignedSqrt", same, traits=Trait.ELEMENTWISE)
 declare("Insanity", _insanity, message="insanity_param", traits=Trait.ACTIVATION)
@@ -72,6 +85,7 @@ declare(
     blob_shapes=_eltwise_affine_blobs,
     traits=Trait.AFFINE,
 )
+declare("PowerFile", _power_file, message="power_file_param", traits=Trait.ELEMENTWISE)
 declare("Truncation", _truncation, message="truncation_param", traits=Trait.ELEMENTWISE)
 declare(
     "SpatialDropout",
@@ -80,6 +94,7 @@ declare(
     aliases=("ChannelDropout",),
     traits=IN_TRAINING,
 )
+declare("SeLUDropout", _selu_dropout, message="selu_dropout_param", aliases=("SeLuDropout",), traits=IN_TRAINING)
 declare("Noise", same, message="noise_param", aliases=("AddNoise", "GaussianNoise", "RandomNoise"), traits=IN_TRAINING)
 declare(
     "GradientScaler",

@@ -150,6 +150,23 @@ def _proposal(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return [(count, 5), (count, 1) if layer.type == "Python" else (count,)][: max(1, len(layer.top))]
 
 
+def _roi_select(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    """One region for every class but the background."""
+    rois, scores = bottoms
+    classes = classes_of(layer)
+    if rois[1:2] != (5,) or len(scores) != 2 or scores[0] != rois[0] or scores[1] < classes:
+        raise SpecError(f"expected regions (R, 5) and scores (R, {classes}), got {rois} and {scores}")
+    return [(classes - 1, *rois[1:])]
+
+
+def classes_of(layer: Message) -> int:
+    """The ``num_class`` that a Python layer says in its param_str."""
+    classes = int(yaml_numbers(layer.python_param.param_str).get("num_class", [0])[0])
+    if classes < 2:
+        raise SpecError("param_str: num_class must be at least 2")
+    return classes
+
+
 def deformable_kernel(p: Message) -> Kernel:
     """The window of a DeformableConvolution, down and across."""
     return Kernel(
@@ -233,6 +250,14 @@ declare(
     holds=(Holds.NUMBERS, Holds.NUMBERS, Holds.IMAGE_SIZES),
     python=("rpn.proposal_layer.ProposalLayer", "pylayer.proposal_layer.ProposalLayer"),
     settles=settled_scale,
+    traits=Trait.WHOLE_LAYER,
+)
+declare(
+    "RoISelectLayer",
+    _roi_select,
+    bottoms=2,
+    holds=(Holds.BOXES, Holds.NUMBERS),
+    python=("rpn.roi_select_layer.RoISelectLayer",),
     traits=Trait.WHOLE_LAYER,
 )
 declare(

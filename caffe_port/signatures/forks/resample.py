@@ -236,6 +236,11 @@ def _reverse(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return bottoms
 
 
+def _flip(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_axes(bottoms[0], 4)
+    return bottoms
+
+
 declare("Interp", _interp, message="interp_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS)
 declare(
     "Upsample", _upsample, message="upsample_param", bottoms=(1, 2), traits=Trait.KEEPS_CHANNELS | Trait.NO_BACKWARD
@@ -267,6 +272,7 @@ declare(
     traits=Trait.REARRANGES,
 )
 declare("CropCenter", _crop_center, message="crop_center_param", traits=Trait.REARRANGES | Trait.WHOLE_LAYER)
+declare("Flip", _flip, message="flip_param", traits=Trait.REARRANGES | Trait.KEEPS_CHANNELS)
 declare(
     "Reverse",
     _reverse,

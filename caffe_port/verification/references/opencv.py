@@ -17,9 +17,12 @@ from caffe_port.errors import CaffePortError, DependencyError
 from caffe_port.formats import prototxt, wire
 from caffe_port.formats.caffemodel import blob_message
 from caffe_port.formats.message import Message
+from caffe_port.formats.unfollowed import is_neutral, rule_of
+from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.storage.images import quiet
 from caffe_port.typing import Array
+from caffe_port.verification.references.opencv_schema import KNOWN
 from caffe_port.verification.references.reference import Case, Made, Run, Tops, computing
 
 _SEGMENT_BYTES = 64 << 20
@@ -228,7 +231,25 @@ def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str])
 def deviation(layer: LayerSpec) -> str:
     """How OpenCV deviates from Caffe in this layer; empty if it does not."""
     check = DEVIATIONS.get(layer.type)
-    return check(layer.param, len(layer.producers)) if check else ""
+    return (check(layer.param, len(layer.producers)) if check else "") or _beyond_its_schema(layer)
+
+
+_TAKEN = ("ceil_mode", "round_mode", "round_below", "top_k", "nms_threshold")
+"""Fields outside its schema that it follows: handed on by name, or translated by :func:`_pooling`."""
+
+
+def _beyond_its_schema(layer: LayerSpec) -> str:
+    """A field of a fork that changes the layer, and that OpenCV skips without a word."""
+    signature = signature_of(layer.type)
+    for message in signature.messages if signature else ():
+        own = getattr(layer.param, message)
+        known = KNOWN.get(own.schema.name, frozenset(own.schema.fields))
+        for name, value in own.items():
+            if name in known or name in (*_TAKEN, *_WITHOUT_EFFECT) or is_neutral(own.schema.fields[name], value):
+                continue
+            if rule_of(layer.type, own.schema.name, name) is None:
+                return f"OpenCV ignores {name} of {layer.type}"
+    return ""
 
 
 _WINDOWED = ("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "LRN", "Pooling")
@@ -317,7 +338,7 @@ _WITHOUT_EFFECT = ("engine", "weight_filler", "bias_filler", "filler", "slope_fi
 
 
 def _layer(name: str, layer: LayerSpec, blob: Mapping[Producer, str], case: Case) -> Message:
-    """The LayerParameter for OpenCV's parser, which refuses unknown fields."""
+    """The LayerParameter for OpenCV's parser."""
     tops = [blob[layer.name, k] for k in range(len(layer.tops))]
     entry = Message("LayerParameter", name=name, type=layer.type, bottom=[blob[s] for s in layer.producers], top=tops)
     for field, value in layer.param.items():

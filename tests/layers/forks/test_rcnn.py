@@ -8,9 +8,11 @@ import torch
 import torchvision
 from fork_layers import build, layer_text, random
 from opencv_layer import opencv
+from signature_cases import Case, spec_of
 
 import caffe_port.layers.forks.rcnn  # noqa: F401
 from caffe_port.errors import SpecError
+from caffe_port.verification.references.numpy_formulas import compute
 
 
 def c_round(x):
@@ -335,3 +337,19 @@ def test_deformable_convolution_moves_its_taps_vertically_first():
     offset = torch.zeros(1, 2, 5, 6)
     offset[:, 0] = 1
     assert layer(x, offset)[0, 0, 1, 2] == x[0, 0, 2, 2]
+
+
+def test_the_best_region_of_every_class():
+    """caffe-face-attributes: 1 is the best class of rows 0 and 3; 2 of none; 3 of row 2."""
+    scores = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.7, 0.1, 0.2, 0.0], [0, 0.3, 0.3, 0.4], [0.0, 0.9, 0.05, 0.05]])
+    scores = torch.cat((scores, torch.tensor([[0.8, 0.0, 0.2, 0.95]])))
+    scores[4, 3] = 0.5  # more than that of row 2, whose best class it is
+    rois = torch.arange(25.0).reshape(5, 5)
+    own = """module: "rpn.roi_select_layer" layer: "RoISelectLayer" param_str: "'num_class': 4\""""
+    layer = build("Python", f"python_param {{ {own} }}", (5, 5), (5, 4))
+    assert torch.equal(layer(rois, scores), rois[[3, 2, 2]])
+    case = Case("Python", f"python_param {{ {own} }}", ((5, 5), (5, 4)))
+    tops, _ = compute(spec_of(case), [rois.numpy(), scores.numpy()], ())
+    assert np.array_equal(tops[0], rois[[3, 2, 2]].numpy())
+    with pytest.raises(SpecError, match="num_class must be at least 2"):
+        build("Python", f"python_param {{ {own.replace('4', '1')} }}", (5, 5), (5, 4))

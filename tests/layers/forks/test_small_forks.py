@@ -9,7 +9,7 @@ import torch
 from fork_layers import build, layer_text, random
 from opencv_layer import opencv
 
-from caffe_port.errors import SpecError
+from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.layers import lookup
 
 X = random(2, 3, 5, 6, scale=3.0)
@@ -22,6 +22,12 @@ X = random(2, 3, 5, 6, scale=3.0)
         ("HSigmoid", "", lambda x: np.clip(x + 3, 0, 6) / 6),
         ("SELU", "", lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x))),
         ("SELU", "selu_param { lambda: 2 alpha: 3 }", lambda x: 2 * np.where(x > 0, x, 3 * np.expm1(x))),
+        ("SeLu", "selu_param { lambda: 2 alpha: 3 }", lambda x: 2 * np.where(x > 0, x, 3 * np.expm1(x))),
+        ("Atan", "", np.arctan),
+        ("Flip", "", lambda x: x[..., ::-1]),
+        ("Flip", "flip_param { flip_width: false flip_height: true }", lambda x: x[:, :, ::-1]),
+        ("VoxelSoftmax", "", lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True)),
+        ("PowerFile", "", lambda x: x),
         ("NegReLU", "relu_param { negative_slope: 0.1 }", lambda x: np.minimum(x, 0) + 0.1 * np.maximum(x, 0)),
         ("SignedSqrt", "", lambda x: np.sign(x) * np.sqrt(np.abs(x))),
         ("Softplus", "", lambda x: np.log1p(np.exp(x))),
@@ -30,6 +36,7 @@ X = random(2, 3, 5, 6, scale=3.0)
         ("Insanity", "", lambda x: np.where(x > 0, x, x * math.log(2) / 5)),
         ("Noise", "noise_param { gaussian_std: 2 }", lambda x: x),
         ("SpatialDropout", "", lambda x: x),
+        ("SeLuDropout", "selu_dropout_param { dropout_ratio: 0.3 }", lambda x: x),
         ("GradientScaler", "", lambda x: x),
         ("Sum", "", lambda x: x.sum((1, 2, 3)).reshape(2, 1, 1, 1)),
         ("L2Normalize", "", lambda x: x / np.sqrt((x**2).sum((1, 2, 3), keepdims=True) + 1e-7)),
@@ -233,3 +240,34 @@ def test_mask_pooling_and_writers():
 def test_bad_definitions_are_refused(kind, text, shapes, says):
     with pytest.raises(SpecError, match=says):
         build(kind, text, *shapes)
+
+
+def test_dropout_after_selu_keeps_mean_and_variance():
+    x = torch.randn(200, 500, generator=torch.Generator().manual_seed(1))
+    layer = build("SeLUDropout", "selu_dropout_param { dropout_ratio: 0.3 }", x.shape).train()
+    torch.manual_seed(0)
+    y = layer(x)
+    assert abs(y.mean()) < 0.02
+    assert abs(y.std() - 1) < 0.02
+    torch.manual_seed(0)
+    ours = y - torch.where(torch.rand_like(x) < 0.7, x, -1.75809932) * (0.7 * (1 + 1.75809932**2 * 0.3)) ** -0.5
+    torch.testing.assert_close(ours, torch.full_like(x, 0.3 * 1.75809932 * (0.7 * (1 + 1.75809932**2 * 0.3)) ** -0.5))
+    with pytest.raises(SpecError, match="is not between 0 and 1"):
+        build("SeLUDropout", "selu_dropout_param { dropout_ratio: 1 }", x.shape)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shift"),
+    [("1 0.5 -2", [1, 0.5, -2]), ("1\n2e1", [1, 20, 0]), ("1 2 3 4", [1, 2, 3]), ("1 x 3", [1, 0, 0])],
+)
+def test_the_numbers_of_a_file_are_added(tmp_path, numbers, shift):
+    path = tmp_path / "shift.txt"
+    path.write_text(numbers)
+    x = torch.arange(6.0).reshape(2, 3, 1)
+    layer = build("PowerFile", f'power_file_param {{ shift_file: "{path}" }}', x.shape)
+    torch.testing.assert_close(layer(x), x + torch.tensor(shift).reshape(3, 1))
+
+
+def test_a_file_of_numbers_that_is_not_there(tmp_path):
+    with pytest.raises(CaffePortError, match=r"shift\.txt"):
+        build("PowerFile", f'power_file_param {{ shift_file: "{tmp_path / "shift.txt"}" }}', (2, 3))

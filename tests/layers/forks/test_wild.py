@@ -81,6 +81,28 @@ def test_as_the_formula(case: Case) -> None:
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.parametrize("type_", ["BoxGroupOutput", "BoxOutput"])
+def test_scores_that_float_makes_equal(type_: str) -> None:
+    """1 - 1e-9 is 1 in float32: layer and formula take such boxes in the same order."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    background = rng.permutation(5e-9 * np.arange(30)).reshape(1, 1, 5, 6)
+    code = rng.uniform(-1, 1, (1, 4, 5, 6)) * [[[[0.1]], [[0.1]], [[0.01]], [[0.01]]]]
+    if type_ == "BoxOutput":
+        text = "box_output_param { field_h: 9 field_w: 12 downsample_rate: 4 iou_thr: 0.4 min_size: 3 }"
+        bottoms = [np.concatenate((background, np.ones_like(background), code), 1)]
+    else:
+        text = (
+            "box_group_output_param { iou_thr: 0.4 min_size: 3 box_group_param { field_h: 9 field_w: 12 stride: 4 } }"
+        )
+        bottoms = [np.concatenate((background, 1 - background), 1), code]
+    bottoms = [bottom.astype(np.float32) for bottom in bottoms]
+    case = Case(type_, text, tuple(bottom.shape for bottom in bottoms))
+    made = build(type_, text, *case.bottoms)(*map(torch.from_numpy, bottoms))
+    tops, _ = compute(spec_of(case), bottoms, ())
+    assert tops is not None
+    np.testing.assert_allclose(made.numpy(), tops[0], rtol=1e-5)
+
+
 # -- windows --------------------------------------------------------------------------------------------------------
 
 ROW = torch.arange(1.0, 6).reshape(1, 1, 1, 5).expand(2, 3, 1, 5).contiguous()

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, ROOT
 from golden_nets import case_of
+from google.protobuf import descriptor_pb2
 
 from caffe_port.errors import CaffePortError, DependencyError
+from caffe_port.formats.message import schema
+from caffe_port.formats.unfollowed import rule_of
 from caffe_port.verification.comparison import difference
-from caffe_port.verification.references.opencv import DEVIATIONS, OpenCVReference
+from caffe_port.verification.references.opencv import DEVIATIONS, OpenCVReference, deviation
+from caffe_port.verification.references.opencv_schema import KNOWN
 from caffe_port.verification.references.reference import Case, Made, record
 
 cv2 = pytest.importorskip("cv2")
@@ -97,6 +101,54 @@ def test_as_caffe_or_not_at_all(path: Path) -> None:
             assert found.passed, f"{turn.layer.name}: {found}"
         refused = turn.layer.type in REFUSED or (path.stem in REFUSED_CASES and turn.layer.type not in ("ReLU", "TanH"))
         assert (turn.tops is None) == refused, turn.note
+
+
+FORKS = {
+    "ROIPooling": ("roi_pooling_param { pooled_h: 3 pooled_w: 2 spatial_scale: 0.25 %s}", "pad_ratio: 0.25 "),
+    "BatchNorm": ("batch_norm_param { %s}", "add_eps_before_sqrt: false "),
+}
+"""A field of a fork, which OpenCV's importer skips without a word."""
+
+
+@pytest.mark.parametrize("type_", FORKS)
+def test_a_field_of_a_fork_is_not_opencvs(type_: str, tmp_path: Path) -> None:
+    from caffe_port.api import port
+
+    text, field = FORKS[type_]
+    for given, verdict in ((field, f"OpenCV ignores {field.split(':')[0]} of {type_}"), ("", "")):
+        net = tmp_path / "net.prototxt"
+        net.write_text(
+            'input: "x" input_shape { dim: 2 dim: 3 dim: 9 dim: 7 } input: "rois" input_shape { dim: 4 dim: 5 }'
+            f'layer {{ name: "a" type: "{type_}" bottom: "x" top: "a" {text % given}'
+            + (' bottom: "rois" }' if type_ == "ROIPooling" else " }")
+        )
+        plan = port(net).net.plan
+        assert deviation(plan.spec.layers[-1]) == verdict
+
+
+def test_the_schema_is_that_of_opencvs_binary() -> None:
+    """OpenCV's file descriptor begins with its name, and its fields follow until something else does."""
+    binary = next(Path(cv2.__file__).parent.glob("cv2*.so")).read_bytes()
+    start = binary.index(b"\x0a\x12opencv-caffe.proto")
+    end = start
+    while binary[end] in (0x0A, 0x12, 0x22, 0x2A, 0x42):  # name, package, message, enum, options
+        size = shift = 0
+        while True:
+            end += 1
+            size |= (binary[end] & 127) << shift
+            shift += 7
+            if binary[end] < 128:
+                break
+        end += 1 + size
+    file = descriptor_pb2.FileDescriptorProto.FromString(binary[start:end])
+    theirs = {message.name: {field.name for field in message.field} for message in file.message_type}
+    messages = {field.message_name for field in schema("LayerParameter").fields.values() if field.message_name}
+    feed = {"AnnotatedDataParameter", "DataParameter", "ImageDataParameter", "TransformationParameter"}
+    losses = {"InfogainLossParameter", "LossParameter"}
+    for name in sorted((messages & set(theirs)) - feed - losses - {"BlobProto"}):
+        followed = {f for f in schema(name).fields if rule_of(name.removesuffix("Parameter"), name, f) is None}
+        assert name in KNOWN or followed <= theirs[name], f"{name} has fields that OpenCV does not know"
+    assert {name: theirs[name] for name in KNOWN} == KNOWN
 
 
 @pytest.mark.parametrize(

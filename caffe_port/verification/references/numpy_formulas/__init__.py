@@ -92,7 +92,7 @@ def compute(
     layer: LayerSpec, bottoms: Sequence[Array], blobs: Sequence[Array], train: bool = False
 ) -> tuple[Tops | None, str]:
     """One layer's tops in float64, or None and the reason."""
-    formula = FORMULAS.get(layer.type)
+    formula = FORMULAS.get(layer.param.python_param.layer if layer.type == "Python" else layer.type)
     if formula is None:
         return None, f"no formula for {layer.type}"
     question = Layer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -34,11 +35,28 @@ def hard_sigmoid(layer: Layer) -> Result:
     return np.maximum(0, np.minimum(1, p.alpha * layer.x + p.beta))
 
 
-@formula("SELU", "Selu")
+@formula("SELU", "SeLu", "Selu")
 def selu(layer: Layer) -> Result:
     """lambda (max(x, 0) + alpha (exp(min(x, 0)) - 1)). Source: selu_layer.cpp."""
     p = layer.param.selu_param
     return getattr(p, "lambda") * (np.maximum(layer.x, 0) + p.alpha * np.expm1(np.minimum(layer.x, 0)))
+
+
+@formula("Atan")
+def atan(layer: Layer) -> Result:
+    """Source: atan_layer.cpp (Synopsys)."""
+    return np.arctan(layer.x)
+
+
+@formula("PowerFile")
+def power_file(layer: Layer) -> Result:
+    """x + the numbers of a text file, one for each value of an item. Source: power_file_layer.cu (daerduoCarey)."""
+    path, top = layer.param.power_file_param.shift_file, layer.x.copy()
+    numbers = Path(path).read_text().split() if path else []
+    flat = top.reshape(len(top), -1)
+    for k, number in enumerate(numbers[: flat.shape[1]]):
+        flat[:, k] += float(number)
+    return top
 
 
 @formula("Softplus")
@@ -84,7 +102,16 @@ def truncation(layer: Layer) -> Result:
     return np.clip(layer.x, low, p.truncation_max if p.has("truncation_max") else np.inf)
 
 
-@formula("AddNoise", "ChannelDropout", "GaussianNoise", "Noise", "RandomNoise", "SpatialDropout")
+@formula(
+    "AddNoise",
+    "ChannelDropout",
+    "GaussianNoise",
+    "Noise",
+    "RandomNoise",
+    "SeLUDropout",
+    "SeLuDropout",
+    "SpatialDropout",
+)
 def noise(layer: Layer) -> Result:
     """The identity in TEST."""
     if layer.train:

@@ -163,7 +163,7 @@ def softmax_of(x: Array, axis: int) -> Array:
     return np.asarray(e / e.sum(axis, keepdims=True))
 
 
-@formula("Softmax")
+@formula("Softmax", "VoxelSoftmax")
 def softmax(layer: Layer) -> Result:
     """Source: softmax_layer.cpp."""
     return softmax_of(layer.x, layer.param.softmax_param.axis)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -189,7 +190,7 @@ def box_output(layer: Layer) -> Result:
                 w, h = min(w, x.shape[3] * rate - left), min(h, x.shape[2] * rate - upper)
                 if w >= p.min_size and h >= p.min_size:
                     found.append([left, upper, left + w, upper + h, score])
-        order = sorted(range(len(found)), key=lambda k: (found[k][4], k), reverse=True)
+        order = sorted(range(len(found)), key=lambda k: (np.float32(found[k][4]), k), reverse=True)  # float makes ties
         found = [found[k] for k in order][: p.max_nms_num or None]
         kept: list[list[float]] = []
         for box in found:
@@ -271,7 +272,7 @@ def box_group_output(layer: Layer) -> Result:
                     x, y, score = max(x, 0), max(y, 0), 1 - prob[at, 0, row, column]
                     if score >= p.fg_thr and right - x + 1 >= p.min_size and lower - y + 1 >= p.min_size:
                         found.append([x, y, right, lower, score])
-        found = sorted(found, key=lambda box: -box[4])[: p.max_nms_num or None]
+        found = sorted(found, key=lambda box: -np.float32(box[4]))[: p.max_nms_num or None]  # float: 1 - 1e-9 is 1
         kept = _not_overlapping(p.nms_type, found, p.iou_thr)[: p.max_post_nms_num or None]
         rows += [[image, *box] for box in kept]
     if not rows:
@@ -336,6 +337,17 @@ def scale_route(layer: Layer) -> Result:
     if not kept:
         kept = [min(range(len(scales)), key=lambda k: abs(math.log2((scales[k] or 1e-300) / middle)))]
     return [bottom[kept] for bottom in layer.bottoms]
+
+
+@formula("RoISelectLayer")
+def roi_select(layer: Layer) -> Result:
+    """The best region of every class. Source: roi_select_layer.py (caffe-face-attributes)."""
+    (rois, scores), rows = layer.bottoms, []
+    classes = int(re.findall(r"num_class\W*(\d+)", layer.param.python_param.param_str)[0])
+    for k in range(1, classes):
+        own = [r for r, row in enumerate(scores) if int(np.argmax(row)) == k] or range(len(scores))
+        rows.append(max(own, key=lambda r: scores[r, k]))
+    return rois[rows]
 
 
 Found = tuple[float, int, float, float, float, float]

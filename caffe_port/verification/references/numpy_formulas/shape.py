@@ -98,6 +98,13 @@ def reverse(layer: Layer) -> Result:
     return np.flip(layer.x, (layer.param.reverse_axis_param if own else layer.param.reverse_param).axis)
 
 
+@formula("Flip")
+def flip(layer: Layer) -> Result:
+    """Source: flip_layer.cpp (happynear/caffe-windows)."""
+    p = layer.param.flip_param
+    return layer.x[:, :, :: -1 if p.flip_height else 1, :: -1 if p.flip_width else 1]
+
+
 @formula("Tile")
 def tile(layer: Layer) -> Result:
     """Source: tile_layer.cpp."""
