@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects pycaffe-tests deviations mutations ports layers docs fuzz differential crashes build compat clean reading deploy bench-pycaffe
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects pycaffe-tests deviations mutations ports layers docs fuzz differential crashes build compat clean reading deploy bench-pycaffe bench-caffe bench-cpu
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,12 @@ bench-convert: $(VENV)/.installed-test  ## what converting a VGG-16-sized net co
 
 bench-inference: $(VENV)/.installed-test  ## a converted net beside the same net written by hand, and OpenCV
 	$(BIN)/python benchmarks/bench_inference.py $(ARGS)
+
+bench-caffe: $(VENV)/.installed-test  ## Caffe itself (make caffe) beside what convert and train make of the same files: speed and memory
+	$(BIN)/python benchmarks/bench_caffe.py $(ARGS)
+
+bench-cpu: $(VENV)/.installed-test  ## the ways to run a net on a CPU: model.py, ONNX, and other programs on the same files
+	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
 
 bench-pycaffe: $(VENV)/.installed-test  ## net.forward() through pycaffe's API, beside the Net's own and Caffe itself
 	$(BIN)/python benchmarks/bench_pycaffe.py $(ARGS)

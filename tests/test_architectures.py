@@ -189,13 +189,15 @@ def test_channels_last_is_the_same(name: str, prepare: Callable[[str], Prepared]
     net = prepared.port().net
     made = model_source.model(net, channels_last=True)
     module = read_model(made.source, made.class_name, made.state)
-    last = torch.channels_last
-    wide = [p for p in module.parameters() if p.dim() == 4]
-    assert all(p.is_contiguous(memory_format=last) for p in wide)
+    assert all(p.is_contiguous() for p in module.parameters())
     inputs = tensors(prepared.inputs(net))
     with torch.no_grad():
         outputs, others = by_name(net(*inputs), net), by_name(module(*inputs), net)
+        last = [x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+        same = by_name(net(*last), net)
     for blob, value in outputs.items():
+        assert others[blob].is_contiguous()
+        assert torch.equal(others[blob], same[blob])
         torch.testing.assert_close(others[blob], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()), msg=blob)
 
 

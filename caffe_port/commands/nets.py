@@ -58,7 +58,12 @@ from caffe_port.terminal import count, human_bytes
 @click.option(
     "--fold", is_flag=True, help="For inference: fold BatchNorm and Scale into the weights of the layer before them."
 )
-@click.option("--channels-last", is_flag=True, help="Use PyTorch's channels-last memory format; often faster.")
+@click.option(
+    "--channels-last/--no-channels-last",
+    default=None,
+    help="Whether model.py computes in PyTorch's channels-last memory format. Default: if the net has convolutions of "
+    "images, which are then faster on a CPU, and no plugin's layers.",
+)
 @click.option("--keep-loss", is_flag=True, help="Keep losses, Accuracy and the label input.")
 @image_options
 @click.option("--stub", is_flag=True, help="Convert layers of unknown types to stubs that you complete by hand.")
@@ -101,7 +106,7 @@ def convert(
       2  bad usage or bad input; nothing is written
     """
     if set(formats) == {"safetensors"}:
-        if net.weights is None or trained or stub or keep_loss or how["fold"] or how["channels_last"]:
+        if net.weights is None or trained or stub or keep_loss or how["fold"] or how["channels_last"] is not None:
             raise click.UsageError(
                 "--format safetensors alone needs WEIGHTS and cannot be combined with --fold, "
                 "--channels-last, --keep-loss, --stub or --caffemodel"
@@ -150,6 +155,7 @@ def _show(result: Any) -> None:
     for text in result.notes:
         note(text)
     size = f"{count(result.layers, 'layer')}, {count(result.parameters, 'parameter')}"
+    size += ", channels-last memory" if result.channels_last else ""
     click.echo(f"{size}; {printable(result.check)}")
     for name in result.files:
         path = result.folder / name

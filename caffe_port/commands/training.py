@@ -289,7 +289,12 @@ def _std(text: str | None) -> list[float] | None:
 )
 @click.option("--amp", type=click.Choice(["bf16", "tf32"]), help="Mixed precision: bf16 autocast, or TF32 on a GPU.")
 @click.option("--compile", is_flag=True, help="Compile the net with torch.compile.")
-@click.option("--channels-last", is_flag=True, help="Use the channels-last memory format; often faster on a GPU.")
+@click.option(
+    "--channels-last/--no-channels-last",
+    default=None,
+    help="Whether to compute in the channels-last memory format. Default: on a CPU, if the net has convolutions of "
+    "images, which are then faster.",
+)
 @click.option("--cuda-graph", is_flag=True, help="Launch each update as one CUDA graph.")
 @click.option("--deterministic", is_flag=True, help="Use only deterministic kernels.")
 @click.option(

@@ -11,7 +11,7 @@ import ast
 import builtins
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from caffe_port.emit.copied_classes import quoted
@@ -167,12 +167,18 @@ class Body:
 
     Args:
         names: the names of a call's tops, to mark them with; None: they are not marked.
+        images: names of the inputs and outputs that are images, if it computes in channels-last memory.
     """
 
     def __init__(
-        self, flow_: Flow, render: Render, taken: Iterable[str], names: Callable[[Call], Sequence[str]] | None = None
+        self,
+        flow_: Flow,
+        render: Render,
+        taken: Iterable[str],
+        names: Callable[[Call], Sequence[str]] | None = None,
+        images: Collection[str] = (),
     ) -> None:
-        self.flow, self.render, self.names = flow_, render, names
+        self.flow, self.render, self.names, self.images = flow_, render, names, images
         self.phases = sorted(flow_.outputs)
         reserved = _RESERVED | set(taken)
         every_blob = [*flow_.inputs, *flow_.blobs.values()]
@@ -346,9 +352,17 @@ class Body:
     def _return(self, phase: bool) -> str:
         out = self.flow.outputs[phase]
         if len(out) == 1:
-            return f"return {self._var(out[0][1])}"
-        items = {blob: self._var(producer) for blob, producer in out}
+            return f"return {self._returned(*out[0])}"
+        items = {blob: self._returned(blob, producer) for blob, producer in out}
         return f"return {{{', '.join(f'{quoted(blob)}: {name}' for blob, name in items.items())}}}"
+
+    def _returned(self, blob: str, producer: Producer) -> str:
+        return f"{self._var(producer)}.contiguous()" if blob in self.images else self._var(producer)
+
+    def _opening(self) -> Iterator[str]:
+        for blob, name in self.parameters.items():
+            if blob in self.images:
+                yield f"{name} = {name}.to(memory_format=torch.channels_last)"
 
     def lines(self, indent: int = 8) -> list[str]:
         """The body, indented and wrapped."""
@@ -376,7 +390,7 @@ class Body:
             pieces[-1] = (everywhere, f"return {self._expression(final)}")
         else:
             pieces.append((everywhere, returns[self.phases[0]]))
-        result: list[str] = []
+        result = [line for text in self._opening() for line in wrap(text, indent)]
         position = 0
         while position < len(pieces):
             phases = pieces[position][0]

@@ -73,7 +73,7 @@ def model(
     Args:
         fold: fold BatchNorm, BN and Scale into the weights of the Convolution or InnerProduct before them; for
             inference, because train() then computes what eval() does.
-        channels_last: convolutions store their weights, and therefore compute, in that memory format.
+        channels_last: it computes in that memory format; parameters and outputs are contiguous as ever.
         preprocessing: how an image becomes the net's only input, the result of
             :func:`caffe_port.emit.preprocess_source.fitted`; None: no ``preprocess`` is written.
         classes: names by label.
@@ -180,9 +180,6 @@ class _Writer:
             lines += wrap(f"self.{attribute} = {source}", 8)
         for name, owner in self._ties():
             lines.append(f"        self.{name} = self.{owner}")
-        if self.channels_last:
-            lines.append("        self.to(memory_format=torch.channels_last)")
-            self.copied.imports.add(Import("torch", None, "torch"))
         return lines
 
     def _called(self, attribute: str) -> bool:
@@ -283,7 +280,8 @@ class _Writer:
         plans = self.net.plans
         merged = self._flow((False,) if _same(plans[False], plans[True]) else (False, True))
         names = self._top_names if self.marked else None
-        body = Body(merged, self._render, self.copied.names, names)
+        images = self._images()
+        body = Body(merged, self._render, self.copied.names, names, images)
         if body.right:
             return self._method("forward", merged, body), body.parameters
         lines: list[str] = []
@@ -291,12 +289,22 @@ class _Writer:
         calls = {}
         for phase, name in ((False, "_forward_test"), (True, "_forward_train")):
             own = self._flow((phase,))
-            part = Body(own, self._render, self.copied.names, names)
+            part = Body(own, self._render, self.copied.names, names, images)
             lines += self._method(name, own, part)
             calls[phase] = f"return self.{name}({', '.join(both.parameters[blob] for blob in own.inputs)})"
         head = self._signature("forward", both.parameters, self._returns(merged))
         head += ["        if self.training:", *wrap(calls[True], 12), *wrap(calls[False], 8)]
         return head + lines, both.parameters
+
+    def _images(self) -> set[str]:
+        """The inputs that are taken into channels-last memory, and the outputs that come out of it, by blob name."""
+        if not self.channels_last:
+            return set()
+        self.copied.imports.add(Import("torch", None, "torch"))
+        test = self.net.plans[False]
+        inputs = {blob for blob, source in test.spec.inputs if _is_image(test.shapes[source])}
+        plans = self.net.plans.values()
+        return inputs | {blob for plan in plans for blob, top in plan.spec.outputs if len(plan.shapes[top]) == 4}
 
     def _top_names(self, call: Call) -> list[str]:
         """The name of each top: its layer's, or that of the last layer that was folded into that one."""
@@ -415,6 +423,10 @@ def escaped(text: str) -> str:
     """Text that is safe in a docstring: no quotes that end it, no escapes, no control characters."""
     printable = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return printable.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+
+
+def _is_image(shape: Sequence[int]) -> bool:
+    return len(shape) == 4 and shape[2] * shape[3] > 1
 
 
 def _words(source: str) -> set[str]:

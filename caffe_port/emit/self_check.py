@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import operator
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -112,6 +112,7 @@ def self_check(
     exact: bool = True,
     training: bool = False,
     per_item: bool = False,
+    channels_last: bool = False,
     seed: int = 0,
 ) -> str:
     """Runs a written model and the Net on the same random input and compares the outputs.
@@ -123,6 +124,7 @@ def self_check(
         training: run in train(), both with the same random state, instead of eval().
         per_item: the Net takes its own batch size only, the model any: in eval(), two batches at once must give what
             they give one by one.
+        channels_last: the Net, too, gets its images in that memory format; sums of other order would differ.
 
     Returns:
         A sentence that begins with "outputs" if they were compared; otherwise the reason why they could not be.
@@ -136,6 +138,11 @@ def self_check(
         module.train(training)
     except Exception as error:  # noqa: BLE001  any error here is caffe-port's, and no folder may appear
         raise CaffePortError(f"could not be read back: {first_line(error)}", where, REPORT_IT) from None
+
+    def image(x: Tensor) -> Tensor:
+        last = channels_last and x.dim() == 4 and x.shape[2:].numel() > 1
+        return x.to(memory_format=torch.channels_last) if last else x
+
     was_training = net.training
     net.train(training)
     hooks = _letting_go((net, module), weights.mapping) if isinstance(weights, Mapped) else []
@@ -144,7 +151,7 @@ def self_check(
         tried = [(seed, batch, uniform) for uniform in (False, True) for batch in ((None,) if per_item else (2, None))]
         wanted = reason = None
         for inputs in (example_inputs(net, *how) for how in tried):
-            beside, failed = Beside(net, inputs, seed), None
+            beside, failed = Beside(net, tuple(map(image, inputs)), seed), None
             try:
                 with beside:
                     got = run_once(module, inputs, seed)
@@ -161,7 +168,7 @@ def self_check(
             if failed is not None:
                 raise failed
             if per_item and not training:
-                again = run_once(net, turned := tuple(x.flip(-1) for x in inputs), seed)
+                again = run_once(net, map(image, turned := tuple(x.flip(-1) for x in inputs)), seed)
                 both = run_once(module, tuple(map(torch.cat, zip(inputs, turned, strict=True))), seed)
                 _compare({name: _joined(net, name, value, again[name]) for name, value in wanted.items()}, both, False)
         except CaffePortError:
@@ -202,7 +209,7 @@ def _letting_go(modules: Sequence[nn.Module], mapping: mmap.mmap) -> list[Remova
 REPORT_IT = "This is a bug in caffe-port, not in the net; please report it."
 
 
-def run_once(module: nn.Module, inputs: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+def run_once(module: nn.Module, inputs: Iterable[Tensor], seed: int) -> dict[str, Tensor]:
     """What a module makes of inputs, which stay as they are, by blob name; one output alone by an empty name."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

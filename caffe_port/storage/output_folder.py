@@ -33,6 +33,7 @@ class Result:
         layers, parameters: how many; parameters that layers share count once.
         check: the result of running the model against the Net, as a sentence; without a model, what was written.
         notes: warnings.
+        channels_last: model.py computes in that memory format.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Result:
     parameters: int
     check: str
     notes: tuple[str, ...]
+    channels_last: bool = False
 
 
 def check(folder: Path, force: bool) -> None:

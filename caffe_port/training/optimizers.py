@@ -7,6 +7,7 @@ sag_solver.cpp and sag_solver.cu of NVIDIA/caffe 0.17.4; sgd_solver.cpp of Intel
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -79,6 +80,12 @@ class CaffeOptimizer(torch.optim.Optimizer):
             **options,
         }
         super().__init__(params, defaults)
+
+    # torch.optim keeps its compiler out of these, and imports it for that: 170 MB and a second that nothing here needs.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

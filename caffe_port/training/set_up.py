@@ -32,6 +32,7 @@ from caffe_port.evaluation import registry
 from caffe_port.formats import caffemodel, solverstate
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer
+from caffe_port.net.layout import prefers_channels_last
 from caffe_port.net.net import LoadReport, Net
 from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec, NetSpec
@@ -68,7 +69,8 @@ class TrainOptions:
         fast: channels_last, and amp bf16 if the device has instructions for it, otherwise Winograd's convolutions on a
             CPU; on a GPU also compile and cuda_graph.
         amp: ``"bf16"``: autocast; ``"tf32"``: a GPU's convolutions and matrix products round their factors to 10 bits.
-        compile, channels_last, deterministic: as in PyTorch.
+        compile, deterministic: as in PyTorch.
+        channels_last: compute in that memory format; None: on a CPU, if the net has convolutions of images.
         cuda_graph: launch each update as one CUDA graph; on a GPU, in one process.
         read_loss_every: iterations between two readings of the loss, each of which synchronizes with the device; None:
             1, or 100 on a GPU. The loss is always read before a display, test or snapshot.
@@ -96,7 +98,7 @@ class TrainOptions:
     fast: bool = False
     amp: str | None = None
     compile: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None
     cuda_graph: bool = False
     read_loss_every: int | None = None
     max_seconds: float | None = None
@@ -213,7 +215,7 @@ class Training:
     def batch(self, phase: str, number: int) -> list[Tensor]:
         """This process's rows of a batch, in the order of the net's inputs."""
         tops = [top for feed in self.feeds[phase] for top in feed.batch(number)]
-        return [processes.rows(top, self.options.channels_last) for top in tops]
+        return [processes.rows(top, bool(self.options.channels_last)) for top in tops]
 
     @property
     def batch_size(self) -> int:
@@ -283,6 +285,8 @@ def set_up(
     loaded = [caffemodel.read(path) for path in _weights(spec, options)]
     notes += _notes([net.load_weights(weights, fill=False) for weights in loaded])
     net.to(device).train()
+    if options.channels_last is None:
+        options = replace(options, channels_last=device.type == "cpu" and prefers_channels_last(net))
     if options.channels_last:
         net.to(memory_format=torch.channels_last)
     if not (options.sync_batch_norm and processes.world_size() > 1):
@@ -360,7 +364,7 @@ def _for_device(options: TrainOptions, device: torch.device) -> TrainOptions:
         options = replace(
             options,
             amp=amp,
-            channels_last=True,
+            channels_last=options.channels_last is not False,
             compile=options.compile or gpu,
             cuda_graph=options.cuda_graph or (gpu and alone),
         )

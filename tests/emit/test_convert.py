@@ -100,7 +100,7 @@ def test_hostile_names(net_name: str, port: Callable[[str], Ported], tmp_path: P
     assert result.check == "outputs are bit-equal to the Net's"
     source = (tmp_path / "out" / "model.py").read_text(encoding="utf-8")
     tree = ast.parse(source)
-    assert [type(n).__name__ for n in tree.body] == ["Expr", "ImportFrom", "ClassDef"]
+    assert [type(n).__name__ for n in tree.body] == ["Expr", "Import", "ImportFrom", "ClassDef"]
     called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
     assert called == {"super"}
     assert all(c.isprintable() or c == "\n" for c in source)
@@ -487,22 +487,54 @@ def test_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:
 
 
 def test_channels_last(port: Callable[[str], Ported], tmp_path: Path) -> None:
-    """The weights file stays as it is; a model that loaded it as its docstring says computes in the other format."""
+    """The weights file, the parameters and the outputs stay as they are; convolutions compute in the other format."""
     ported = port('name: "Small"\n' + data(2, 3, 5, 4) + conv("conv", "data", "conv", 8, 3) + conv("b", "conv", "b", 4))
-    plain = convert(ported, tmp_path / "plain")
-    other = convert(ported, tmp_path / "other", channels_last=True)
-    assert other.check.startswith("outputs differ from the Net's by ")
+    plain = convert(ported, tmp_path / "plain", channels_last=False)
+    other = convert(ported, tmp_path / "other")
+    assert (plain.channels_last, other.channels_last) == (False, True)
+    assert plain.check == other.check == "outputs are bit-equal to the Net's"
     weights = "weights.safetensors"
     assert (other.folder / weights).read_bytes() == (plain.folder / weights).read_bytes()
     code = (
-        "from model import Small\nfrom safetensors.torch import load_file\nimport torch\n"
+        "from model import Small\nfrom safetensors.torch import load_file, save_file\nimport torch\n"
         f"model = Small()\nmodel.load_state_dict(load_file('{weights}'))\nmodel.eval()\n"
-        "y = model(torch.randn(2, 3, 7, 6))\n"
-        "print(y.is_contiguous(memory_format=torch.channels_last), y.is_contiguous())\n"
+        "model.conv.register_forward_hook(lambda m, _, y: print(y.is_contiguous()))\n"
+        "x = torch.randn(2, 3, 7, 6)\n"
+        "y = model(x)\n"
+        "print(x.is_contiguous(), y.is_contiguous())\n"
+        "save_file(model.state_dict(), 'again.safetensors')\n"
     )
-    for folder, said in ((other.folder, "True False\n"), (plain.folder, "False True\n")):
+    for folder, said in ((other.folder, "False\nTrue True\n"), (plain.folder, "True\nTrue True\n")):
         done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
         assert done.stdout == said
+
+
+def test_channels_last_is_for_images(port: Callable[[str], Ported], tmp_path: Path) -> None:
+    """Neither for nets without convolutions, nor for those of volumes."""
+    relu = port(data(2, 3, 5, 4) + layer("r", "ReLU", "data", "r"))
+    assert not convert(relu, tmp_path / "relu").channels_last
+    volume = port(data(2, 3, 5, 4, 6) + conv("conv", "data", "conv", 8, 3))
+    assert not convert(volume, tmp_path / "volume").channels_last
+
+
+def test_channels_last_where_it_does_not_work(
+    port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a model for which it was asked is refused."""
+
+    def check(*given: Any, channels_last: bool, **how: Any) -> str:
+        if channels_last:
+            raise CaffePortError("the output differs")
+        return self_check(*given, channels_last=channels_last, **how)
+
+    monkeypatch.setattr("caffe_port.emit.convert.self_check", check)
+    ported = port(data(2, 3, 5, 4) + conv("conv", "data", "conv", 8, 3))
+    result = convert(ported, tmp_path / "chosen")
+    assert (result.channels_last, result.check) == (False, "outputs are bit-equal to the Net's")
+    assert "channels_last" not in (result.folder / "model.py").read_text()
+    assert json.loads((result.folder / "port.json").read_text())["channels_last"] is False
+    with pytest.raises(CaffePortError, match="the output differs"):
+        convert(ported, tmp_path / "asked", channels_last=True)
 
 
 def test_the_net_keeps_its_state(port: Callable[[str], Ported], tmp_path: Path) -> None:

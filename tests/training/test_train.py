@@ -368,6 +368,23 @@ def test_options_that_change_how_it_is_computed(tmp_path: Path, options: dict[st
     assert other.outputs["loss"] == pytest.approx(plain.outputs["loss"], rel=0.1 if "amp" in options else 1e-3)
 
 
+def test_a_cpu_trains_in_channels_last_memory(tmp_path: Path) -> None:
+    """The default, for a net with convolutions; the option decides otherwise."""
+    for channels_last, said in ((None, True), (False, False)):
+        train(project(tmp_path), tmp_path / str(said), TrainOptions(max_iter=1, channels_last=channels_last))
+        assert json.loads((tmp_path / str(said) / "config.json").read_text())["options"]["channels_last"] is said
+
+
+def test_training_does_not_import_pytorchs_compiler(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom caffe_port.training.train import TrainOptions, train\n"
+        f"train({str(project(tmp_path))!r}, {str(tmp_path / 'run')!r}, TrainOptions(max_iter=2))\n"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_the_reference_log_is_compared(tmp_path: Path, shared: Path) -> None:
     events: list[dict[str, Any]] = []
     log = str(shared / "models/simplenet/logs/mnist_9972.log")
