@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,13 +118,14 @@ def convert(
     share = trained is None
     read = net.read(writable=share)
     found = read.phases(keep_loss=keep_loss, stub=stub)
-    from caffe_port import api
+    with read.examined() if share else contextlib.nullcontext():
+        from caffe_port import api
+        from caffe_port.emit.convert import convert as write
 
     ported = api.build(
         read.definition, read.weights, found=found, keep_loss=keep_loss, stub=stub, share=share, **read.options
     )
     if trained is None:
-        from caffe_port.emit.convert import convert as write
         from caffe_port.evaluation.known import known_of
 
         notes: list[str] = []

@@ -45,6 +45,21 @@ def run(line: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     return int(caught.value.code or 0), capfd.readouterr().err
 
 
+def test_interrupted_while_modules_are_imported() -> None:
+    """Ctrl-C before the command line is there: one line and exit code 130, as later."""
+    script = (
+        "import sys, runpy\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'caffe_port.commands':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('caffe_port', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 # -- what nothing else caught -----------------------------------------------------------------------------------------
 
 

@@ -91,8 +91,8 @@ def _numbers(count: int) -> Path:
 ALIKE = """
 AbsVal AddNoise Atan BN BNLL BatchNorm BatchNormKyle ChannelDropout Dropout ELU Exp GRL GRN GaussianNoise
 GradientReversal GradientScaler HSigmoid HSwish HardSigmoid HardSwish Insanity L2Norm L2Normalization L2Normalize LRN
-Log MVN Mish NegReLU Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU SeLu Selu
-Sigmoid SignedSqrt Softmax Softplus SpatialDropout Swish TanH Threshold Truncation
+Log MVN Mish NegReLU Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU
+SeLUDropout SeLu SeLuDropout Selu Sigmoid SignedSqrt Softmax Softplus SpatialDropout Swish TanH Threshold Truncation
 """
 """Types that need no parameters, whose tops are like their bottoms."""
 

@@ -241,6 +241,8 @@ def test_processes_that_train_at_the_same_time(ranks: bool) -> None:
         "> {header} {message}\n",
         "web_1  | {header} {message}\n",
         "{header} {message} ",
+        "... {file}] {message}\n",
+        ":00:00.000001    77 {file}] {message}\n",
         '      "{header} {message}\\n",\n',
     ],
 )
@@ -257,7 +259,7 @@ def test_lines_as_people_keep_them(form: str) -> None:
     text = ""
     for k, line in enumerate(messages):
         file, _, message = line.partition("|")
-        text += form.format(header=f"I0512 10:00:00.00000{k} 77 {file}]", message=message)
+        text += form.format(header=f"I0512 10:00:00.00000{k} 77 {file}]", file=file, message=message)
     log = caffe_log.parse(text)
     assert log.tests[0]["outputs"] == {"accuracy": 0.5, "loss: mean": 1.5e-05}
     assert log.tests[0]["losses"] == {"loss: mean": 1}

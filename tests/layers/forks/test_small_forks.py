@@ -36,6 +36,7 @@ X = random(2, 3, 5, 6, scale=3.0)
         ("Insanity", "", lambda x: np.where(x > 0, x, x * math.log(2) / 5)),
         ("Noise", "noise_param { gaussian_std: 2 }", lambda x: x),
         ("SpatialDropout", "", lambda x: x),
+        ("SeLuDropout", "selu_dropout_param { dropout_ratio: 0.3 }", lambda x: x),
         ("GradientScaler", "", lambda x: x),
         ("Sum", "", lambda x: x.sum((1, 2, 3)).reshape(2, 1, 1, 1)),
         ("L2Normalize", "", lambda x: x / np.sqrt((x**2).sum((1, 2, 3), keepdims=True) + 1e-7)),
@@ -239,6 +240,20 @@ def test_mask_pooling_and_writers():
 def test_bad_definitions_are_refused(kind, text, shapes, says):
     with pytest.raises(SpecError, match=says):
         build(kind, text, *shapes)
+
+
+def test_dropout_after_selu_keeps_mean_and_variance():
+    x = torch.randn(200, 500, generator=torch.Generator().manual_seed(1))
+    layer = build("SeLUDropout", "selu_dropout_param { dropout_ratio: 0.3 }", x.shape).train()
+    torch.manual_seed(0)
+    y = layer(x)
+    assert abs(y.mean()) < 0.02
+    assert abs(y.std() - 1) < 0.02
+    torch.manual_seed(0)
+    ours = y - torch.where(torch.rand_like(x) < 0.7, x, -1.75809932) * (0.7 * (1 + 1.75809932**2 * 0.3)) ** -0.5
+    torch.testing.assert_close(ours, torch.full_like(x, 0.3 * 1.75809932 * (0.7 * (1 + 1.75809932**2 * 0.3)) ** -0.5))
+    with pytest.raises(SpecError, match="is not between 0 and 1"):
+        build("SeLUDropout", "selu_dropout_param { dropout_ratio: 1 }", x.shape)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,16 @@ def truncation(layer: Layer) -> Result:
     return np.clip(layer.x, low, p.truncation_max if p.has("truncation_max") else np.inf)
 
 
-@formula("AddNoise", "ChannelDropout", "GaussianNoise", "Noise", "RandomNoise", "SpatialDropout")
+@formula(
+    "AddNoise",
+    "ChannelDropout",
+    "GaussianNoise",
+    "Noise",
+    "RandomNoise",
+    "SeLUDropout",
+    "SeLuDropout",
+    "SpatialDropout",
+)
 def noise(layer: Layer) -> Result:
     """The identity in TEST."""
     if layer.train:
