@@ -121,7 +121,8 @@ class ReluDropout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
-        return torch.where(y > 0, grads[0], 0).mul_(ctx.factor), None
+        passed: Tensor = torch.ops.aten.threshold_backward(grads[0], y, 0)  # torch.where takes six times as long
+        return passed.mul_(ctx.factor), None
 
 
 def _kept(like: Tensor, p: float) -> Tensor:
