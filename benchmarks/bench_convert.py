@@ -37,7 +37,11 @@ BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 @dataclass
 class Row:
-    """A process to measure, and the results of its runs; ``parts`` are figures that it prints itself, as JSON."""
+    """A process to measure, and the results of its runs; ``parts`` are figures that it prints itself, as JSON.
+
+    Attributes:
+        fails: whether it must end with exit code 2, bad input.
+    """
 
     name: str
     command: list[str]
@@ -45,6 +49,7 @@ class Row:
     peak: float = 0.0
     anonymous: float = 0.0
     parts: dict[str, list[float]] = field(default_factory=dict)
+    fails: bool = False
 
     def run(self) -> None:
         start = time.perf_counter()
@@ -54,7 +59,7 @@ class Row:
         out, err = process.communicate()
         self.seconds.append(time.perf_counter() - start)
         watcher.join()
-        if process.returncode:
+        if process.returncode != (2 if self.fails else 0):
             sys.exit(f"{' '.join(self.command)}\n{err}")
         if out.startswith("{"):
             for name, value in json.loads(out).items():
@@ -175,12 +180,12 @@ def inside(folder: Path) -> dict[str, float]:
     from caffe_port import api
     from caffe_port.emit import convert as emitting
 
-    compare, checking = emitting.self_check, [0.0]
+    compare, checking = emitting.self_check, [0.0, 0.0]
 
     def check(*args: object, **options: object) -> str:
-        start = time.perf_counter()
+        checking[0] = time.perf_counter()
         said = compare(*args, **options)  # type: ignore[arg-type]
-        checking[0] = time.perf_counter() - start
+        checking[1] = time.perf_counter()
         return said
 
     emitting.self_check = check
@@ -189,7 +194,8 @@ def inside(folder: Path) -> dict[str, float]:
     port = time.perf_counter() - start
     start = time.perf_counter()
     emitting.convert(ported, folder / "inside", force=True)
-    return {"port": port, "write": time.perf_counter() - start - checking[0], "check": checking[0]}
+    began, ended = checking
+    return {"port": port, "write": began - start, "check": ended - began, "rest": time.perf_counter() - ended}
 
 
 def blobs(folder: Path) -> dict[str, float]:
@@ -255,7 +261,14 @@ def measure(folder: Path, rounds: int) -> None:
         [*command, "convert", weights, "-o", str(folder / "blobs"), "--format", "safetensors"],
     )
     alone = Row("the same in a running Python", own("blobs"))
+    (folder / "unknown.prototxt").write_text(Path(prototxt).read_text().replace('"Softmax"', '"SoftMax"'))
+    wrong = Row(
+        "`caffe-port convert` of a net with a layer of an unknown type, refused",
+        [*command, "convert", str(folder / "unknown.prototxt"), weights, "-o", str(folder / "out")],
+        fails=True,
+    )
     small = [
+        wrong,
         Row("`caffe-port --help`", [*command, "--help"]),
         Row("`caffe-port inspect net.prototxt`", [*command, "inspect", prototxt]),
     ]
@@ -270,7 +283,7 @@ def measure(folder: Path, rounds: int) -> None:
 
     base = statistics.median(cp.seconds)
     middle = {name: statistics.median(found) for row in (reading, alone, parts) for name, found in row.parts.items()}
-    proper = statistics.median(a + b for a, b in zip(parts.parts["port"], parts.parts["write"], strict=True))
+    proper = statistics.median(map(sum, zip(*parts.parts.values(), strict=True)))
     size = Path(weights).stat().st_size / 1e6
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "caffe-port", "protobuf"))
     print(f"{datetime.date.today()}; {processor()}; Python {platform.python_version()}, {versions}; {size:.0f} MB\n")
@@ -281,13 +294,17 @@ def measure(folder: Path, rounds: int) -> None:
     print(line(alone.name, middle["blobs"], base, alone))
     for row in (torch, whole):
         print(line(row.name, statistics.median(row.seconds), base, row))
-    print(line(parts.name, proper + middle["check"], base, parts))
-    print(line("- of it: build the Net", middle["port"], base))
-    print(line("- of it: write, read back, compare, checksums", middle["write"], base))
-    print(line("- of it: run model.py and the Net", middle["check"], base))
+    print(line(parts.name, proper, base, parts))
+    print(line("- of it: read and build the Net, look for NaN", middle["port"], base))
+    print(line("- of it: write", middle["write"], base))
+    print(line("- of it: run model.py beside the Net; meanwhile, read back, compare, checksums", middle["check"], base))
+    print(line("- of it: wait for these; port.json", middle["rest"], base))
     print(line(f"{simple.name}, once, without its imports", simple.parts["naive"][0], base, simple))
     for row in small:
         print(line(row.name, statistics.median(row.seconds), base, row))
+    times = statistics.median(a / b for a, b in zip(whole.seconds, torch.seconds, strict=True))
+    more = f"{whole.peak - torch.peak:,.0f} MB more at its peak"
+    print(f"\n`caffe-port convert` takes {times:.2f} times what `import torch` does, and {more}.")
 
 
 def main() -> None:

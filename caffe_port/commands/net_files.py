@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +77,15 @@ class Contents:
         from caffe_port.definition.phases import phases
 
         return phases(self.definition, self.weights, **self.options, **options)
+
+    @contextlib.contextmanager
+    def examined(self) -> Iterator[None]:
+        """Takes checksums and looks for NaN in other threads, while torch is imported within this context."""
+        with ThreadPoolExecutor(2) as pool:
+            if (weights := self.weights) is not None:
+                pool.submit(lambda: weights.sha256)
+                pool.submit(lambda: weights.not_finite)
+            yield
 
     def check_layers(self) -> None:
         """Checks the layers of phase TEST, whatever the shape of its input, which comes from the data."""

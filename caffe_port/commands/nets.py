@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,13 +118,14 @@ def convert(
     share = trained is None
     read = net.read(writable=share)
     found = read.phases(keep_loss=keep_loss, stub=stub)
-    from caffe_port import api
+    with read.examined() if share else contextlib.nullcontext():
+        from caffe_port import api
+        from caffe_port.emit.convert import convert as write
 
     ported = api.build(
         read.definition, read.weights, found=found, keep_loss=keep_loss, stub=stub, share=share, **read.options
     )
     if trained is None:
-        from caffe_port.emit.convert import convert as write
         from caffe_port.evaluation.known import known_of
 
         notes: list[str] = []
@@ -248,7 +250,7 @@ def inspect(
 )
 @click.option("--force", is_flag=True, help="Replace the files of an earlier demo.")
 def demo(weights: Path | None, folder: Path, force: bool) -> int:
-    """Convert and verify SimpleNet as a demonstration, offline.
+    """Convert and verify a trained SimpleNet as a demonstration, offline.
 
     \b
     Arguments:
@@ -273,15 +275,14 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
     from caffe_port.verification.reports import terminal
     from caffe_port.verification.verify import verify as run
 
-    with demonstration.workspace() as scratch:
-        prepared = demonstration.prepare(scratch, weights)
-        click.secho(f"1. {prepared.story}", bold=True)
-        click.secho("2. convert", bold=True)
-        ported = api.port(prepared.definition, prepared.weights)
-        result = write(ported, folder, force=force)
-        _show(result)
-        click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
-        found = run(ported)
+    weights, story = (weights, f"{weights}, with its own definition") if weights else demonstration.trained()
+    click.secho(f"1. {story}", bold=True)
+    click.secho("2. convert", bold=True)
+    ported = api.port(None, weights)
+    result = write(ported, folder, force=force)
+    _show(result)
+    click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
+    found = run(ported)
     terminal.render(found, console(), all_rows=False)
     click.secho("4. use it", bold=True)
     click.echo(demonstration.usage(folder, result.class_name))

@@ -135,10 +135,11 @@ def verify(
     read = net.read()
     if _own_shapes(given) and not checks.is_trace(options["against"]):
         read.phases(keep_loss=bool(options["keep_loss"]))
-    from caffe_port.verification.details import Details
-    from caffe_port.verification.reports import html, terminal
-    from caffe_port.verification.reports.junit import to_junit
-    from caffe_port.verification.verify import verify as run
+    with read.examined():
+        from caffe_port.verification.details import Details
+        from caffe_port.verification.reports import html, terminal
+        from caffe_port.verification.reports.junit import to_junit
+        from caffe_port.verification.verify import verify as run
 
     details = Details() if page is not None else None
     found = run(

@@ -13,24 +13,8 @@ from caffe_port.formats.caffemodel import LayerBlobs, Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures.signature import Signature, signature_of
 from caffe_port.terminal import count
-from caffe_port.typing import Array
 
-_PIECE = 1 << 20
 _NAMED = 4
-
-
-def not_finite(blob: Array) -> tuple[int, int]:
-    """How many values are NaN, and how many infinite; in pieces, because a blob may be larger than memory."""
-    flat = blob.reshape(-1)
-    nans = infinities = 0
-    if not np.issubdtype(flat.dtype, np.floating):
-        return 0, 0
-    for start in range(0, flat.size, _PIECE):
-        piece = flat[start : start + _PIECE]
-        if not np.isfinite(piece).all():
-            nans += int(np.isnan(piece).sum())
-            infinities += int(np.isinf(piece).sum())
-    return nans, infinities
 
 
 def notes(weights: Weights, layers: Iterable[Message] = ()) -> list[str]:
@@ -42,10 +26,10 @@ def notes(weights: Weights, layers: Iterable[Message] = ()) -> list[str]:
     """
     types = {layer.name: layer.type for layer in layers}
     broken, odd = [], []
-    for layer in weights.layers:
+    for index, layer in enumerate(weights.layers):
         record = signature_of(types.get(layer.name) or layer.type)
         names = _names(layer, record)
-        broken += _broken(layer, names)
+        broken += _broken(layer, names, weights.not_finite[index])
         odd += _statistics(layer, record, names)
     if len(broken) > _NAMED:
         broken[_NAMED:] = [f"and {count(len(broken) - _NAMED, 'more blob')}"]
@@ -63,11 +47,10 @@ def _names(layer: LayerBlobs, record: Signature | None) -> list[str]:
     return [known[index] if index < len(known) else f"blob {index}" for index in layer.positions]
 
 
-def _broken(layer: LayerBlobs, names: Sequence[str]) -> list[str]:
+def _broken(layer: LayerBlobs, names: Sequence[str], counted: Sequence[tuple[int, int]]) -> list[str]:
     """What is not finite, by blob."""
     found = []
-    for name, blob in zip(names, layer.blobs, strict=True):
-        nans, infinities = not_finite(blob)
+    for name, blob, (nans, infinities) in zip(names, layer.blobs, counted, strict=True):
         if nans or infinities:
             counts = [f"{nans:,} NaN"] * bool(nans) + [f"{infinities:,} infinite"] * bool(infinities)
             found.append(f"layer '{layer.name}', {name}: {' and '.join(counts)} of {count(blob.size, 'value')}")

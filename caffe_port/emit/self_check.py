@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from caffe_port.emit.beside import Beside
 from caffe_port.errors import CaffePortError, first_line
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import LARGE, Mapped
 from caffe_port.net.state_dict import write_safetensors as write_safetensors
+from caffe_port.net.unfilled import unfilled
 from caffe_port.storage.files import let_go
 from caffe_port.storage.output_folder import Result as Result
 
@@ -45,7 +47,7 @@ def read_model(
     namespace = types.ModuleType("model")
     vars(namespace).update(known)
     exec(compile(source, MODEL, "exec"), namespace.__dict__)  # noqa: S102  caffe-port wrote it
-    with torch.device("meta"):  # skips initializing parameters that are replaced at once
+    with unfilled():
         module: nn.Module = namespace.__dict__[class_name]()
     tied: dict[int, list[str]] = {}
     for name, value in (*module.named_parameters("", True, False), *module.named_buffers("", True, False)):
@@ -142,15 +144,22 @@ def self_check(
         tried = [(seed, batch, uniform) for uniform in (False, True) for batch in ((None,) if per_item else (2, None))]
         wanted = reason = None
         for inputs in (example_inputs(net, *how) for how in tried):
+            beside, failed = Beside(net, inputs, seed), None
             try:
-                wanted = run_once(net, inputs, seed)
+                with beside:
+                    got = run_once(module, inputs, seed)
+            except Exception as error:  # noqa: BLE001  as above, unless the Net raised it
+                failed = error
+            try:
+                wanted = beside.outputs()
                 break
             except (RuntimeError, IndexError, ValueError) as error:
                 reason = first_line(error)
         if wanted is None:
             return f"the Net does not run on random inputs ({reason})"
         try:
-            got = run_once(module, inputs, seed)
+            if failed is not None:
+                raise failed
             if per_item and not training:
                 again = run_once(net, turned := tuple(x.flip(-1) for x in inputs), seed)
                 both = run_once(module, tuple(map(torch.cat, zip(inputs, turned, strict=True))), seed)

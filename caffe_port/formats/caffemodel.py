@@ -24,7 +24,8 @@ from caffe_port.formats.message import Message
 from caffe_port.formats.recognition import Recognition
 from caffe_port.formats.recognition import read as recognize
 from caffe_port.storage import hdf5
-from caffe_port.storage.files import MappedFile, atomic_write, map_file, sha256
+from caffe_port.storage.files import LARGE_PIECE, MappedFile, atomic_write, map_file, sha256
+from caffe_port.storage.safetensors import pieces
 from caffe_port.terminal import count
 from caffe_port.typing import Array, Shape
 
@@ -118,6 +119,11 @@ class Weights:
         """The checksum of the file, taken once; None where the weights are no file's."""
         return sha256(self.path) if Path(self.path).is_file() else None
 
+    @functools.cached_property
+    def not_finite(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """NaN and infinite values of each blob of each layer, as the file has them; counted once."""
+        return tuple(tuple(_not_finite(blob, self.mapping) for blob in layer.blobs) for layer in self.layers)
+
     def by_name(self) -> dict[str, LayerBlobs]:
         """Layers by name; of equal names, the last one with the first one's shapes: Caffe copies them one by one."""
         table: dict[str, LayerBlobs] = {}
@@ -181,6 +187,19 @@ def from_message(net: Message, where: str = "<message>") -> Weights:
         raise ParseError("contains no layers: it is damaged or not a .caffemodel", where)
     names = "layer" if format_ == "V2" else "layers"
     return Weights(where, format_, tuple(layers), net.copy(**{names: bare}))
+
+
+def _not_finite(blob: Array, mapping: MappedFile | None) -> tuple[int, int]:
+    """NaN and infinite values, counted in pieces, because a blob may be larger than memory."""
+    nans = infinities = 0
+    if not np.issubdtype(blob.dtype, np.floating):
+        return 0, 0
+    for piece in pieces(np.ascontiguousarray(blob).reshape(-1).view(np.uint8), mapping, LARGE_PIECE):
+        values = np.frombuffer(piece, blob.dtype)
+        if not np.isfinite(values).all():
+            nans += int(np.isnan(values).sum())
+            infinities += int(np.isinf(values).sum())
+    return nans, infinities
 
 
 def _without_blobs(layer: Message) -> Message:

@@ -27,6 +27,7 @@ from caffe_port.net.execution import Execution
 from caffe_port.net.identifiers import identifiers
 from caffe_port.net.plan import Plan, Step
 from caffe_port.net.state_dict import LARGE
+from caffe_port.net.unfilled import unfilled
 from caffe_port.signatures import shapes
 from caffe_port.signatures.normalization import row_shape
 from caffe_port.signatures.signature import Trait
@@ -195,7 +196,7 @@ class Net(nn.Module):
             if first[0].param is layer.param and same_shapes:
                 return getattr(self, attribute)  # type: ignore[no-any-return]
         try:
-            with layer.checked(), torch.device("meta"):
+            with layer.checked(), unfilled():
                 module = cls.build(layer.param, bottoms)
                 if first is not None:
                     other: Layer = getattr(self, attribute)

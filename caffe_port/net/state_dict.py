@@ -82,10 +82,11 @@ LARGE = 1 << 20
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], source: MappedFile | None = None) -> None:
     """Writes tensors, which may share memory; see :func:`caffe_port.storage.safetensors.write`."""
-    safetensors.write(path, {name: _stored(tensor) for name, tensor in tensors.items()}, source)
+    safetensors.write(path, {name: stored(tensor) for name, tensor in tensors.items()}, source)
 
 
-def _stored(tensor: Tensor) -> Stored:
+def stored(tensor: Tensor) -> Stored:
+    """A tensor as it is stored in a file; not copied if it is contiguous and on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return Stored(_DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy())
 
@@ -123,16 +124,17 @@ class Mapped:
         made.reshape(-1).view(torch.uint8).numpy()[:] = np.frombuffer(self.mapping, np.uint8, size, at)
         return made
 
-    def difference(self, tensors: Mapping[str, Tensor], source: MappedFile | None = None) -> str:
+    def difference(self, tensors: Mapping[str, Stored], source: MappedFile | None = None) -> str:
         """The first name under which these are not the very bytes of ``tensors``, or an empty string.
 
         Args:
             source: the mapped file that they may be views of.
         """
-        for name in {**tensors, **self.tensors}:
-            one, other = tensors.get(name), self.tensors.get(name)
-            if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+        own = {name: stored(tensor) for name, tensor in self.tensors.items()}
+        for name in {**tensors, **own}:
+            one, other = tensors.get(name), own.get(name)
+            if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
                 return name
-            if not safetensors.same(_stored(one).data, _stored(other).data, (source, self.mapping)):
+            if not safetensors.same(one.data, other.data, (source, self.mapping)):
                 return name
         return ""

@@ -11,6 +11,7 @@ import errno
 import functools
 import mmap
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 30
 """Limit for files that are read whole. Weights are memory-mapped instead and may have any size."""
+
+LARGE_PIECE = 1 << 23
+"""Bytes to read at a time beside other threads: each piece may have to wait for the interpreter."""
 
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
@@ -75,18 +79,25 @@ def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file object whose contents appear at ``path`` if the block succeeds, and not at all otherwise.
 
+    A device or a named pipe (``/dev/null``, ``/dev/stdout``) is written to, and never replaced by a file.
+
     Raises:
-        CaffePortError: the folder does not exist or cannot be written to, or the disk is full.
+        CaffePortError: the folder does not exist or cannot be written to, the disk is full, or nobody reads the pipe.
     """
     path = Path(path)
-    temporary = None
+    temporary, stream = None, _is_stream(path)
     if "\0" in str(path):
         raise CaffePortError("cannot be written: the name contains a NUL character", str(path))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name[:50]}.", suffix=".part", dir=None if stream else path.parent
+        )
         encoding = None if "b" in mode else "utf-8"
         with os.fdopen(handle, mode, encoding=encoding) as file:
             yield file
+        if stream:
+            _pour(temporary, path)
+            return
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -98,6 +109,29 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a file must not be replaced: a device, a pipe, or an open file by its name in /dev or /proc."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    named = str(path.absolute().parent).startswith(("/dev/fd", "/proc/")) or str(path.absolute()) in _STANDARD
+    return not stat.S_ISDIR(mode) and (named or not stat.S_ISREG(mode))
+
+
+_STANDARD = ("/dev/stdin", "/dev/stdout", "/dev/stderr")
+
+
+def _pour(made: str, path: Path) -> None:
+    if stat.S_ISBLK(path.stat().st_mode):
+        raise CaffePortError("is a block device; expected a file", str(path))
+    # With O_NONBLOCK, opening a named pipe that nobody reads is an error, and does not wait.
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "wb") as out, open(made, "rb") as source:
+        os.set_blocking(handle, True)
+        shutil.copyfileobj(source, out)
 
 
 def stays_inside(path: str) -> bool:
@@ -208,11 +242,11 @@ def sha256(path: str | Path) -> str:
     """
     import hashlib
 
-    digest = hashlib.sha256()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(LARGE_PIECE))
     try:
         with opened(path) as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+                digest.update(buffer[:count])
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
     return digest.hexdigest()

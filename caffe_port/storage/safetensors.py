@@ -99,17 +99,17 @@ def same(one: Array, other: Array, sources: tuple[MappedFile | None, MappedFile 
         return all(pool.map(equal, range(0, one.size, _SPAN)))
 
 
-def pieces(data: Array, source: MappedFile | None) -> Iterator[memoryview]:
-    """The bytes of an array, at most 1 MiB at a time; each piece is valid until the next one is requested.
+def pieces(data: Array, source: MappedFile | None, most: int = _PIECE) -> Iterator[memoryview]:
+    """The bytes of an array, at most 1 MiB at a time, or ``most``; each piece is valid until the next one is requested.
 
     A mapped file is read through its handle, because the kernel copies faster than it maps.
     """
     at = source.offset(data) if source is not None and hasattr(os, "preadv") else None
     if source is None or at is None:
-        yield from (data[k : k + _PIECE].data for k in range(0, data.size, _PIECE))
+        yield from (data[k : k + most].data for k in range(0, data.size, most))
         return
-    buffer = memoryview(bytearray(min(_PIECE, data.size)))
-    for begin in range(at, at + data.size, _PIECE):
+    buffer = memoryview(bytearray(min(most, data.size)))
+    for begin in range(at, at + data.size, most):
         piece, done = buffer[: at + data.size - begin], 0
         while done < len(piece):
             count = os.preadv(source.handle, [piece[done:]], begin + done)

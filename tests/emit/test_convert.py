@@ -34,6 +34,7 @@ from caffe_port.formats import caffemodel, prototxt
 from caffe_port.formats.prototxt import quoted
 from caffe_port.net.net import Net
 from caffe_port.net.state_dict import write_safetensors
+from caffe_port.storage import safetensors
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ def test_a_damaged_weights_file_leaves_nothing(
     damage: str, port: Callable[[str], Ported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two nets give equal outputs for a weight that ReLU makes dead: the bytes are compared too."""
-    right = write_safetensors
+    right = safetensors.write
 
     def wrong(path: Path, *rest: Any) -> None:
         right(path, *rest)
@@ -369,7 +370,7 @@ def test_a_damaged_weights_file_leaves_nothing(
         stored[-4 if damage == "last bit" else 9] ^= 1  # the least significant bit of the last number
         path.write_bytes(stored)
 
-    monkeypatch.setattr(convert_module, "write_safetensors", wrong)
+    monkeypatch.setattr(safetensors, "write", wrong)
     filler = "bias_filler { value: -1e9 }"
     text = data(2, 3, 5, 4) + layer(
         "conv", "Convolution", "data", "conv", f"convolution_param {{ num_output: 4 kernel_size: 1 {filler} }}"
