@@ -97,10 +97,10 @@ def row(name: str, root: Path, verify: bool = True) -> str:
     """What became of a net, as a row of the table."""
     net = NETS[name]
     start = time.perf_counter()
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for one in net.inputs.split():
         blob, _, dims = one.partition("=")
-        shapes = {blob: tuple(map(int, dims.split(",")))}
+        shapes[blob] = tuple(map(int, dims.split(",")))
     try:
         ported = port(root / net.path, input_shapes=shapes)
         draw(ported)
