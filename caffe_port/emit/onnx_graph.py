@@ -22,7 +22,7 @@ def finish(graph: Any) -> None:
             _zero(node)
         if node.domain != "caffe_port":
             continue
-        name = node.attributes["name"].as_string()
+        name = node.attributes["name"].as_string()  # may be empty: then the value keeps its own
         value, marked = node.inputs[0], node.outputs[0]
         producer = value.producer()
         taken = producer is None or producer.name in nodes or name in nodes
@@ -30,7 +30,7 @@ def finish(graph: Any) -> None:
             node.domain, node.op_type, node.name = "", "Identity", f"{name}_again" if name in nodes else name
             node.attributes.clear()
             nodes.add(node.name)
-            if marked not in outputs and name not in values:
+            if name and marked not in outputs and name not in values:
                 marked.name = name
                 values.add(name)
             continue
@@ -44,7 +44,7 @@ def finish(graph: Any) -> None:
                 if output is marked:
                     graph.outputs[i] = value
             outputs = set(graph.outputs)
-        elif name not in values and value not in outputs:
+        elif name and name not in values and value not in outputs:
             value.name = name
             values.add(name)
         marked.replace_all_uses_with(value)

@@ -184,6 +184,7 @@ def test_open_axes(tmp_path: Path, more: str, dynamic: str, words: str, sizes: l
         ("a in a sum", ["a_1"]),
         (" in x sum", ["x"]),
         ("x in  sum", ["blob_1"]),
+        ("x in y  z last", ["z"]),  # a layer without a name
     ],
 )
 def test_names_that_meet(tmp_path: Path, names: str, outputs: list[str]) -> None:
