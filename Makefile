@@ -63,7 +63,7 @@ bench-pycaffe: $(VENV)/.installed-test  ## net.forward() through pycaffe's API, 
 	$(BIN)/python benchmarks/bench_pycaffe.py $(ARGS)
 
 bench-training: $(VENV)/.installed-test  ## images/s and memory of training, beside the original port's loop
-	$(BIN)/python benchmarks/bench_training.py
+	$(BIN)/python benchmarks/bench_training.py $(ARGS)
 
 bench: bench-convert bench-inference bench-training bench-verify  ## all the tables that a CPU can make, in less than 10 minutes
 

@@ -36,7 +36,7 @@ def test_wheel(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (entry_points,) = [n for n in names if n.endswith("entry_points.txt")]
-        assert "caffe-port = caffe_port.cli:main" in archive.read(entry_points).decode()
+        assert "caffe-port = caffe_port.__main__:main" in archive.read(entry_points).decode()
     for name in NEEDED:
         assert f"caffe_port/{name}" in names
     for path in (ROOT / "model_defs").iterdir():

@@ -250,7 +250,8 @@ class Definition:
         """Data layers that make missing blobs, which then are made."""
         found = []
         for layer in self.net.layer:
-            is_source = has(layer.type, Trait.SOURCE) or _brings_data(layer)
+            fills = not layer.bottom and not keeps_blobs(layer.type)  # DummyData
+            is_source = has(layer.type, Trait.SOURCE) or fills or _brings_data(layer)
             if is_source and missing.intersection(layer.top) and not made.intersection(layer.top):
                 found.append(layer)
                 missing.difference_update(layer.top)

@@ -221,9 +221,12 @@ def _run(
         lost: list[Item] = []
         with _pool(workers) as pool:
             while (left or running) and not lost:
-                while left and len(running) < workers:
+                while left and len(running) < workers and not lost:
                     item = left.popleft()
-                    running[pool.submit(work, item, *how)] = item
+                    try:
+                        running[pool.submit(work, item, *how)] = item
+                    except BrokenProcessPool:  # a process ended after the last wait
+                        lost.append(item)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     item = running.pop(future)
                     try:

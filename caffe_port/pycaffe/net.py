@@ -26,7 +26,7 @@ from torch import Tensor
 from caffe_port.definition.definition import Definition
 from caffe_port.definition.fields import refuse
 from caffe_port.definition.stored_blobs import for_layers
-from caffe_port.errors import WeightsError
+from caffe_port.errors import WeightsError, did_you_mean
 from caffe_port.formats import caffemodel, meanings
 from caffe_port.formats.caffemodel import Weights, shapes_agree
 from caffe_port.formats.message import Message
@@ -35,7 +35,7 @@ from caffe_port.net import fusion
 from caffe_port.pycaffe import layer as layers
 from caffe_port.pycaffe.blob import Blob, BlobVec
 from caffe_port.pycaffe.layer import Layer, ModuleLayer, SplitLayer
-from caffe_port.pycaffe.settings import TEST, log, settings
+from caffe_port.pycaffe.settings import TEST, TRAIN, log, settings
 from caffe_port.signatures.signature import Holds, Trait, has, holds
 from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.typing import Array
@@ -68,7 +68,7 @@ class Net:
             if not isinstance(level, int) or stages is not None or weights is not None:
                 raise TypeError("Net(network_file, weights_file, phase) takes no further arguments")
             phase, weights, level = level, phase, 0
-        if not isinstance(phase, int) or not isinstance(level, int):
+        if not isinstance(phase, int) or phase not in (TRAIN, TEST) or not isinstance(level, int):
             raise TypeError(f"Net takes a prototxt and a phase (caffe.TRAIN or caffe.TEST), got phase {phase!r}")
         _check_file(network_file)
         if weights is not None:
@@ -317,9 +317,9 @@ class Net:
             The outputs (the tops of ``end``) by name: arrays that the next forward overwrites.
         """
         names = list(blobs or ())
-        first = self._layer_names.index(start) if start is not None else 0
+        first = self._index(start) if start is not None else 0
         if end is not None:
-            last = self._layer_names.index(end)
+            last = self._index(end)
             names = [*self.top_names[end], *names]
         else:
             last = len(self.layers) - 1
@@ -333,6 +333,11 @@ class Net:
                 self.blobs[name].data[...] = value
         self._forward(first, last)
         return {name: self.blobs[name].data for name in dict.fromkeys(names)}
+
+    def _index(self, layer: str) -> int:
+        if layer not in self._layer_names:
+            raise ValueError(f"the net has no layer {layer!r}.{did_you_mean(str(layer), self._layer_names)}")
+        return self._layer_names.index(layer)
 
     def _forward(self, start: int, end: int) -> float:
         """Runs the layers from ``start`` to ``end``; returns their loss."""
@@ -452,9 +457,9 @@ class Net:
             The diffs of the inputs (the bottoms of ``end``) by name: arrays that the next backward overwrites.
         """
         names = list(diffs or ())
-        first = self._layer_names.index(start) if start is not None else len(self.layers) - 1
+        first = self._index(start) if start is not None else len(self.layers) - 1
         if end is not None:
-            last = self._layer_names.index(end)
+            last = self._index(end)
             names = [*self.bottom_names[end], *names]
         else:
             last = 0
@@ -552,6 +557,8 @@ class Net:
         Returns:
             Copies of the outputs and of ``blobs``, by name, as long as the inputs.
         """
+        if not kwargs:
+            raise TypeError(f"forward_all takes the inputs by name: {', '.join(self.inputs)}")
         found: dict[str, list[Array]] = {name: [] for name in dict.fromkeys([*self.outputs, *(blobs or ())])}
         for batch in self._batch(kwargs):
             for name, value in self.forward(blobs=blobs, **batch).items():
@@ -567,6 +574,8 @@ class Net:
         Returns:
             Copies of the outputs and of ``blobs``, and of the input diffs and of ``diffs``, by name.
         """
+        if not kwargs:
+            raise TypeError(f"forward_backward_all takes the inputs by name: {', '.join(self.inputs)}")
         found: dict[str, list[Array]] = {name: [] for name in dict.fromkeys([*self.outputs, *(blobs or ())])}
         back: dict[str, list[Array]] = {name: [] for name in dict.fromkeys([*self.inputs, *(diffs or ())])}
         forward = self._batch({name: kwargs[name] for name in self.inputs if name in kwargs})
@@ -586,7 +595,7 @@ class Net:
     def _batch(self, blobs: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
         """Batches of arrays of equal lengths; zeros follow the last ones."""
         if not blobs:
-            raise StopIteration("no inputs are given")
+            return
         size, length = self._blobs[0].shape[0], len(next(iter(blobs.values())))
         for at in range(0, length, size):
             batch = {name: np.asarray(value[at : at + size]) for name, value in blobs.items()}

@@ -11,6 +11,7 @@ import errno
 import functools
 import mmap
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -78,18 +79,25 @@ def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file object whose contents appear at ``path`` if the block succeeds, and not at all otherwise.
 
+    A device or a named pipe (``/dev/null``, ``/dev/stdout``) is written to, and never replaced by a file.
+
     Raises:
-        CaffePortError: the folder does not exist or cannot be written to, or the disk is full.
+        CaffePortError: the folder does not exist or cannot be written to, the disk is full, or nobody reads the pipe.
     """
     path = Path(path)
-    temporary = None
+    temporary, stream = None, _is_stream(path)
     if "\0" in str(path):
         raise CaffePortError("cannot be written: the name contains a NUL character", str(path))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name[:50]}.", suffix=".part", dir=None if stream else path.parent
+        )
         encoding = None if "b" in mode else "utf-8"
         with os.fdopen(handle, mode, encoding=encoding) as file:
             yield file
+        if stream:
+            _pour(temporary, path)
+            return
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -101,6 +109,29 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a file must not be replaced: a device, a pipe, or an open file by its name in /dev or /proc."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    named = str(path.absolute().parent).startswith(("/dev/fd", "/proc/")) or str(path.absolute()) in _STANDARD
+    return not stat.S_ISDIR(mode) and (named or not stat.S_ISREG(mode))
+
+
+_STANDARD = ("/dev/stdin", "/dev/stdout", "/dev/stderr")
+
+
+def _pour(made: str, path: Path) -> None:
+    if stat.S_ISBLK(path.stat().st_mode):
+        raise CaffePortError("is a block device; expected a file", str(path))
+    # With O_NONBLOCK, opening a named pipe that nobody reads is an error, and does not wait.
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "wb") as out, open(made, "rb") as source:
+        os.set_blocking(handle, True)
+        shutil.copyfileobj(source, out)
 
 
 def stays_inside(path: str) -> bool:

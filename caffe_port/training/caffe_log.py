@@ -23,8 +23,9 @@ from caffe_port.training.plots import curves, is_loss, judge
 _HEADER = re.compile(
     r"(?<![A-Za-z_])[IWEF](?P<year>\d{4})?(?P<day>\d{4})(?: (?P<time>\d\d:\d\d:\d\d(?:\.\d+)?))?(?: +(?P<thread>\d+))?"
     r" (?:[^\s\]]*[/\\])?(?P<file>\w[\w.]*):\d+\] ?"
+    r"|(?<![\w./\\])(?P<alone>\w+\.(?:cpp|cc|cu|hpp)):\d+\] ?"
 )
-"""What glog writes before a message; logs of 2013 in tutorials have neither time nor thread."""
+"""What glog writes before a message. Tutorials leave out the time and the thread of 2013, or all but the file."""
 _RANK = re.compile(r"\[(?:\d+,)?(\d+)\](?:<std\w+>:)? ?")
 """What mpirun writes before a line, to say which process wrote it."""
 _NUMBER = r"([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d\d+)?|\.\d+|nan(?:\([^)]*\))?|inf|\d\.#\w+))(?![\w.#+-])"
@@ -180,7 +181,9 @@ def parse(text: str, path: str = "<text>") -> CaffeLog:
                     continue
                 seen.add(key)
                 _time(times, header["year"], header["day"], header["time"])
-            reader.message(message, raw, (process, header["thread"] or ""), "solver" in header["file"])
+            reader.message(
+                message, raw, (process, header["thread"] or ""), "solver" in (header["file"] or header["alone"])
+            )
     reader.finish()
     log.seconds = (times[-1] - times[0]).total_seconds() if times else 0.0
     return log

@@ -278,7 +278,7 @@ class SolverSpec:
             raise SpecError(
                 f"has {count(tests, 'test net')}, but test_state {states}; give it once for each", self.path
             )
-        if tests and not self.test_interval:
+        if any(self.test_iter) and not self.test_interval:
             raise SpecError("sets test_iter, but not test_interval (the iterations between two tests)", self.path)
 
     @property

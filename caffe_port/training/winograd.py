@@ -26,6 +26,7 @@ OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -
 LEAST_CHANNELS, LEAST_PRODUCT = 64, 64 * 128  # fewer are not faster: the transforms cost as much as they save
 CACHE = 1 << 20  # bytes of the tiles that are transformed at a time: what a core's second cache holds
 MOST_BYTES = 8 << 20  # of one image's tiles
+LEAST_TILES = 64  # of a batch; with fewer, transforming the weights costs more than is saved
 LEAST_USE = 0.75  # share of the tiles' outputs that are in the image
 
 
@@ -41,6 +42,7 @@ def pays(module: Any, x: Tensor) -> bool:
     return (
         least >= LEAST_CHANNELS
         and least * most >= LEAST_PRODUCT
+        and len(x) * tiles >= LEAST_TILES
         and x.shape[2] * x.shape[3] >= LEAST_USE * TILE**2 * tiles
         and 4 * READ**2 * tiles * most <= MOST_BYTES
     )

@@ -370,6 +370,14 @@ def test_what_only_train_does_to_the_data_is_taken_from_there() -> None:
     assert test.notes[1] == f"net.prototxt:2: {told}"
 
 
+def test_data_that_a_layer_of_training_fills_are_taken_from_there() -> None:
+    """Intel's nets for measuring: DummyData in TRAIN only."""
+    own = "dummy_data_param { shape { dim: 2 dim: 3 dim: 5 dim: 7 } } include { phase: TRAIN }"
+    test = spec(layer("fill", "DummyData", "", "data", own) + CONV)
+    assert names(test) == ["fill", "conv"]
+    assert test.by_name["conv"].producers == (("fill", 0),)
+
+
 def test_a_net_of_stages_names_them() -> None:
     text = layer("conv", "Convolution", "data", "c", 'include { stage: "coarse" }') + layer(
         "fine", "ReLU", "c", "d", 'include { stage: "fine" }'

@@ -63,7 +63,7 @@ def test_the_types_read_what_their_records_say() -> None:
     fields = schema("LayerParameter").fields
     for type_, reads in field_reads.by_type().items():
         signature = SIGNATURES[type_]
-        said = {*signature.messages, *signature.also}
+        said = {*signature.messages, *signature.also, *(("python_param",) if signature.python else ())}
         messages = {name for name in reads.get("LayerParameter", ()) if fields[name].message_name}
         assert messages <= said | {"transform_param", "batch_norm_param", "pooling_param"}, type_  # the definition's
 

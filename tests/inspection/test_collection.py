@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,24 @@ def test_a_process_that_ends_loses_no_other_net(tree: Path, tmp_path: Path, monk
     found = survey(tree, tmp_path / "out", "inspect", workers=2)
     assert done(found) == {"a/net.caffemodel": "done", "a/other.prototxt": "done", "b/c/bad.prototxt": "crashed"}
     assert "its process ended" in found[-1].what
+
+
+def test_a_process_that_ends_while_a_net_is_handed_over(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool then refuses the net itself; it and the others are done all the same."""
+    refuse = [False, True]
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *args: Any, **named: Any) -> Any:
+            if refuse and refuse.pop(0):
+                raise BrokenProcessPool("a child process terminated abruptly")
+            return super().submit(*args, **named)
+
+    monkeypatch.setattr(collection, "_pool", Pool)
+    found = survey(tree, tmp_path / "out", "inspect", workers=2)
+    assert done(found) == {"a/net.caffemodel": "done", "a/other.prototxt": "done", "b/c/bad.prototxt": "refused"}
+    assert not refuse
 
 
 def test_a_net_that_takes_too_long_is_given_up(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

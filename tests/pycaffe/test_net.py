@@ -260,6 +260,28 @@ def test_all_at_once_in_batches(make: Make) -> None:
     assert diffs["fc"].shape == (5, 4)
 
 
+def test_forward_and_backward_of_inputs_alone(make: Make) -> None:
+    """Without diffs of the outputs, as scripts of Python 2 call it: the blobs hold them."""
+    net = make(DEPLOY + "force_backward: true")
+    many = np.random.default_rng(0).standard_normal((3, *net.blobs["data"].shape[1:]))
+    forward, backward = net.forward_backward_all(data=many)
+    assert all(len(value) == 3 for value in forward.values())
+    np.testing.assert_array_equal(forward[net.outputs[0]], net.forward_all(data=many)[net.outputs[0]])
+    assert backward.keys() == {"data"}
+
+
+def test_wrong_calls_say_what_is_wrong(make: Make, tmp_path: Path) -> None:
+    net = make(DEPLOY)
+    with pytest.raises(TypeError, match="takes the inputs by name: data"):
+        net.forward_all()
+    with pytest.raises(TypeError, match="takes the inputs by name: data"):
+        net.forward_backward_all()
+    with pytest.raises(ValueError, match=r"the net has no layer 'conv9'\. Did you mean"):
+        net.forward(end="conv9")
+    with pytest.raises(TypeError, match="got phase 7"):
+        caffe.Net(str(tmp_path / "net.prototxt"), 7)
+
+
 def test_callbacks_are_called_for_every_layer(make: Make) -> None:
     net, seen = make(IN_PLACE), []
     net.before_forward(lambda i: seen.append(("before", i)))

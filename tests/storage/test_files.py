@@ -35,6 +35,48 @@ def test_replaces_what_was_there(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    def write() -> None:
+        with atomic_write(path, "w") as file:
+            file.write("text")
+
+    with pytest.raises(CaffePortError, match="cannot be written"):  # nobody reads; it does not wait
+        write()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write()
+    assert os.read(reader, 99) == b"text"
+    os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="has no terminals")
+def test_a_device_is_written_to_and_stays() -> None:
+    """`--html /dev/null`, as root, replaced the device by a file."""
+    reader, device = os.openpty()
+    path = Path(os.ttyname(device))
+    with atomic_write(path) as file:
+        file.write(b"text")
+    assert os.read(reader, 99) == b"text"
+    assert stat.S_ISCHR(path.stat().st_mode)
+    os.close(reader)
+    os.close(device)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="has no /dev/fd")
+def test_an_open_file_is_written_to(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("wb", buffering=0) as out:
+        out.write(b"before ")
+        with atomic_write(f"/dev/fd/{out.fileno()}") as file:
+            file.write(b"text")
+        assert (tmp_path / "a").stat().st_ino == os.fstat(out.fileno()).st_ino
+    assert (tmp_path / "a").read_bytes() == b"before text"
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, CaffePortError])
 def test_an_error_leaves_everything_as_it_was(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "a"

@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import HERE
 
+from caffe_port.cli import cli
 from caffe_port.errors import CaffePortError
 from caffe_port.training import caffe_log, plots
 
@@ -212,6 +214,20 @@ I0512 1{k}:00:0{at}.00003{k} {k} sgd_solver.cpp:105] Iteration {at}00, lr = 0.0{
     assert (again.metrics, again.replaced) == (log.metrics, log.replaced), "a line that occurs twice counts once"
 
 
+def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
+    begins, line = "I0512 10:00:00.00000{0} {0} solver.cpp:45] Initializing solver from parameters:\n", ""
+    for k in (1, 2):
+        line += begins.format(k)
+        for at in (0, 10):
+            line += f"I0512 1{k}:00:0{at // 10}.000000 {k} solver.cpp:218] Iteration {at}, loss = 2.5\n"
+    line += "I0512 13:00:00.000000 2 solver.cpp:218] Iteration 20 took long: loss = 2\n"
+    (tmp_path / "caffe.log").write_text(line)
+    shown = CliRunner().invoke(cli, ["log", str(tmp_path / "caffe.log")])
+    assert "2 training points" in shown.stdout
+    assert "2 points of earlier runs in the file left out" in shown.stderr
+    assert "1 line not understood" in shown.stderr
+
+
 @pytest.mark.parametrize("ranks", [True, False])
 def test_processes_that_train_at_the_same_time(ranks: bool) -> None:
     """Intel's Caffe on two nodes: with and without the numbers that mpirun writes before the lines."""
@@ -241,6 +257,8 @@ def test_processes_that_train_at_the_same_time(ranks: bool) -> None:
         "> {header} {message}\n",
         "web_1  | {header} {message}\n",
         "{header} {message} ",
+        "... {file}] {message}\n",
+        ":00:00.000001    77 {file}] {message}\n",
         '      "{header} {message}\\n",\n',
     ],
 )
@@ -257,7 +275,7 @@ def test_lines_as_people_keep_them(form: str) -> None:
     text = ""
     for k, line in enumerate(messages):
         file, _, message = line.partition("|")
-        text += form.format(header=f"I0512 10:00:00.00000{k} 77 {file}]", message=message)
+        text += form.format(header=f"I0512 10:00:00.00000{k} 77 {file}]", file=file, message=message)
     log = caffe_log.parse(text)
     assert log.tests[0]["outputs"] == {"accuracy": 0.5, "loss: mean": 1.5e-05}
     assert log.tests[0]["losses"] == {"loss: mean": 1}

@@ -250,6 +250,7 @@ def test_fields_of_forks_are_followed() -> None:
     spec = spec_of('lr_policy: "multifixed" stagelr: 0.5 stageiter: 9')
     assert learning_rate(spec, 3) == 0.5
     assert spec_of('base_lr: 1 train_net: "a" test_iter: 100 test_interval: 0').tests == ()
+    assert spec_of('base_lr: 1 net: "a" test_iter: 0 test_interval: 0').tests == (), "CaffeOnSpark, which tests itself"
 
 
 @pytest.mark.parametrize(

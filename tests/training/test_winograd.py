@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_training import project
 from torch.nn import functional as F
 
-from caffe_port import api
+from caffe_port import api, devices
 from caffe_port.net.net import Net
 from caffe_port.training import fused_layers, winograd
+from caffe_port.training.train import TrainOptions, train
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
@@ -73,7 +75,7 @@ def test_a_net_uses_them_in_training_where_they_are_faster(tmp_path: Path, monke
     net, called = net_of(tmp_path), []
     own = winograd.convolve
     monkeypatch.setattr(winograd, "convolve", lambda *of: called.append(of[1].shape[0]) or own(*of))
-    x = torch.randn(2, 64, 8, 8)
+    x = torch.randn(16, 64, 8, 8)  # 64 tiles
     net.train()
     plain = net(x)
     fused_layers.use_winograd(net)
@@ -82,9 +84,22 @@ def test_a_net_uses_them_in_training_where_they_are_faster(tmp_path: Path, monke
     for name, value in plain.items():
         torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-4)
     net.eval()(x)
-    net.train().double()(x.double())
+    net.train()(x[:15])  # too few tiles
+    net.double()(x.double())
     assert len(called) == 1
     seen = []
     net.float().wide.register_forward_hook(lambda *of: seen.append(of))
     net(x)
     assert (len(called), len(seen)) == (1, 1), "a hook sees the module's own call"
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_train_uses_them_where_bfloat16_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    used: list[Net] = []
+    monkeypatch.setattr(devices, "has_bf16", lambda _: bf16)
+    monkeypatch.setattr(fused_layers, "use_winograd", used.append)
+    solver = project(tmp_path)
+    train(solver, tmp_path / "plain", TrainOptions(max_iter=1))
+    assert not used, "train without --fast computes as Caffe does"
+    train(solver, tmp_path / "fast", TrainOptions(max_iter=1, fast=True))
+    assert len(used) == (0 if bf16 else 1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from caffe_port.formats.message import Message
+from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.activation import Clip
 from caffe_port.layers.layer import Layer
 from caffe_port.signatures.forks.activation import truncation_bounds
@@ -226,6 +226,33 @@ class SpatialDropout(Layer, nn.Dropout2d):
 
     def torch_source(self) -> str:
         return f"nn.Dropout2d({self.p!r})"
+
+
+class SeLUDropout(Layer):
+    """Dropout that keeps mean and variance after SELU; the identity in evaluation.
+
+    In training, a dropped value becomes ``alpha``, and all are scaled and shifted.
+
+    Differs from PyTorch: torch.nn.AlphaDropout has the same formula, with -1.7580993408473766 for ``alpha``.
+    Reference: foss-for-synopsys-dwc-arc-processors/synopsys-caffe selu_dropout_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"ratio": decimal(p.dropout_ratio), "alpha": decimal(p.alpha)}
+
+    def __init__(self, ratio: float = 0.1, alpha: float = -1.75809932) -> None:
+        super().__init__()
+        self.ratio, self.alpha = ratio, alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = 1 - self.ratio
+        scale = (keep * (1 + self.alpha**2 * self.ratio)) ** -0.5
+        kept = torch.rand_like(x) < keep
+        top: Tensor = scale * torch.where(kept, x, self.alpha) - scale * self.ratio * self.alpha
+        return top
 
 
 class Noise(Layer):

@@ -50,6 +50,13 @@ def _truncation(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return bottoms
 
 
+def _selu_dropout(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    ratio = layer.selu_dropout_param.dropout_ratio
+    if not 0 < ratio < 1:
+        raise SpecError(f"selu_dropout_param: dropout_ratio {ratio} is not between 0 and 1")
+    return bottoms
+
+
 def _spatial_dropout(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.spatial_dropout_param if layer.has("spatial_dropout_param") else layer.dropout_param
     if not 0 <= p.dropout_ratio < 1:
@@ -87,6 +94,7 @@ declare(
     aliases=("ChannelDropout",),
     traits=IN_TRAINING,
 )
+declare("SeLUDropout", _selu_dropout, message="selu_dropout_param", aliases=("SeLuDropout",), traits=IN_TRAINING)
 declare("Noise", same, message="noise_param", aliases=("AddNoise", "GaussianNoise", "RandomNoise"), traits=IN_TRAINING)
 declare(
     "GradientScaler",

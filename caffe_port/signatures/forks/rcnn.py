@@ -255,7 +255,6 @@ declare(
 declare(
     "RoISelectLayer",
     _roi_select,
-    message="python_param",
     bottoms=2,
     holds=(Holds.BOXES, Holds.NUMBERS),
     python=("rpn.roi_select_layer.RoISelectLayer",),

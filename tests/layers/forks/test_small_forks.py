@@ -36,6 +36,7 @@ X = random(2, 3, 5, 6, scale=3.0)
         ("Insanity", "", lambda x: np.where(x > 0, x, x * math.log(2) / 5)),
         ("Noise", "noise_param { gaussian_std: 2 }", lambda x: x),
         ("SpatialDropout", "", lambda x: x),
+        ("SeLuDropout", "selu_dropout_param { dropout_ratio: 0.3 }", lambda x: x),
         ("GradientScaler", "", lambda x: x),
         ("Sum", "", lambda x: x.sum((1, 2, 3)).reshape(2, 1, 1, 1)),
         ("L2Normalize", "", lambda x: x / np.sqrt((x**2).sum((1, 2, 3), keepdims=True) + 1e-7)),
@@ -241,6 +242,20 @@ def test_bad_definitions_are_refused(kind, text, shapes, says):
         build(kind, text, *shapes)
 
 
+def test_dropout_after_selu_keeps_mean_and_variance():
+    x = torch.randn(200, 500, generator=torch.Generator().manual_seed(1))
+    layer = build("SeLUDropout", "selu_dropout_param { dropout_ratio: 0.3 }", x.shape).train()
+    torch.manual_seed(0)
+    y = layer(x)
+    assert abs(y.mean()) < 0.02
+    assert abs(y.std() - 1) < 0.02
+    torch.manual_seed(0)
+    ours = y - torch.where(torch.rand_like(x) < 0.7, x, -1.75809932) * (0.7 * (1 + 1.75809932**2 * 0.3)) ** -0.5
+    torch.testing.assert_close(ours, torch.full_like(x, 0.3 * 1.75809932 * (0.7 * (1 + 1.75809932**2 * 0.3)) ** -0.5))
+    with pytest.raises(SpecError, match="is not between 0 and 1"):
+        build("SeLUDropout", "selu_dropout_param { dropout_ratio: 1 }", x.shape)
+
+
 @pytest.mark.parametrize(
     ("numbers", "shift"),
     [("1 0.5 -2", [1, 0.5, -2]), ("1\n2e1", [1, 20, 0]), ("1 2 3 4", [1, 2, 3]), ("1 x 3", [1, 0, 0])],
@@ -256,3 +271,26 @@ def test_the_numbers_of_a_file_are_added(tmp_path, numbers, shift):
 def test_a_file_of_numbers_that_is_not_there(tmp_path):
     with pytest.raises(CaffePortError, match=r"shift\.txt"):
         build("PowerFile", f'power_file_param {{ shift_file: "{tmp_path / "shift.txt"}" }}', (2, 3))
+
+
+@pytest.mark.parametrize("way", ["COLLECT", "DISTRIBUTE"])
+def test_attention_to_one_neighbor(way):
+    """A weight for the place to the right alone: taken from there, or given to it."""
+    x = torch.arange(2.0 * 3 * 2 * 3).reshape(2, 3, 2, 3) + 1
+    mask = torch.zeros(2, 9, 2, 3)
+    mask[:, 5] = 2  # the middle row, the last column
+    own = f"pointwise_spatial_attention_param {{ attention_mask_height: 3 attention_mask_width: 3 psa_type: {way} }}"
+    y = build("PointwiseSpatialAttention", own, x.shape, mask.shape)(x, mask)
+    empty = torch.zeros(2, 3, 2, 1)
+    moved = torch.cat((x[..., 1:], empty) if way == "COLLECT" else (empty, x[..., :-1]), 3)
+    torch.testing.assert_close(y, moved * 2 / 9)
+
+
+def test_attention_counts_what_the_mask_does_not_reach():
+    x, mask = torch.rand(1, 2, 2, 3), torch.zeros(1, 15, 2, 3)
+    own = "pointwise_spatial_attention_param { is_softmax: true normalization_factor: 2 }"
+    y = build("PointwiseSpatialAttention", own, x.shape, mask.shape)(x, mask)
+    torch.testing.assert_close(y, x.mean((2, 3), keepdim=True).expand_as(x) / 2)
+    own = "pointwise_spatial_attention_param { attention_mask_height: 3 }"
+    with pytest.raises(SpecError, match="odd numbers above 1"):
+        build("PointwiseSpatialAttention", own, x.shape, mask.shape)
