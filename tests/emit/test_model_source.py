@@ -82,7 +82,16 @@ def test_real_model(name: str, shared: Path, tmp_path: Path) -> None:
     stored = tmp_path / "out" / "weights.safetensors"
     exact = not ported.net.scales  # which TRAIN runs by themselves, model.py as halves of nn.BatchNorm2d
     fixed = any("batch size written out" in note for note in result.notes)
-    check = self_check(ported.net, source, result.class_name, stored, exact=exact, training=True, per_item=fixed)
+    check = self_check(
+        ported.net,
+        source,
+        result.class_name,
+        stored,
+        exact=exact,
+        training=True,
+        per_item=fixed,
+        channels_last=result.channels_last,
+    )
     assert check.startswith("outputs ")
     module = read_model(source, result.class_name, stored)
     inputs = example_inputs(ported.net, batch=2)
