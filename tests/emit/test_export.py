@@ -211,7 +211,7 @@ def test_a_batch_that_is_written_out_is_kept(tmp_path: Path) -> None:
     """Caffe would merge the images of another batch; model.py keeps them apart, and says so."""
     (tmp_path / "net.prototxt").write_text(CONV + MERGING)
     ported = caffe_port.port(tmp_path / "net.prototxt")
-    result = convert(ported, tmp_path / "out")
+    result = convert(ported, tmp_path / "out", channels_last=False)
     assert any("Reshape layers with the batch size written out" in note for note in result.notes)
     module = read_model(
         (tmp_path / "out/model.py").read_text(), result.class_name, tmp_path / "out/weights.safetensors"
@@ -286,7 +286,7 @@ def test_written_back_to_caffe(name: str, shared: Path, tmp_path: Path) -> None:
 def test_a_net_trained_as_pytorch_goes_back_to_caffe(shared: Path, tmp_path: Path) -> None:
     ported = port("mnist_9972", shared)
     folder = tmp_path / "out"
-    result = convert(ported, folder)
+    result = convert(ported, folder, channels_last=False)
     module = read_model((folder / "model.py").read_text(), result.class_name, folder / "weights.safetensors")
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)

@@ -76,7 +76,7 @@ def test_golden_net_is_bit_equal(path: Path, tmp_path: Path) -> None:
 def test_real_model(name: str, shared: Path, tmp_path: Path) -> None:
     prototxt, weights = (shared / "models" / path if path else None for path in REAL[name])
     ported = caffe_port.port(prototxt, weights)
-    result = convert(ported, tmp_path / "out")
+    result = convert(ported, tmp_path / "out", channels_last=False)
     assert result.check == "outputs are bit-equal to the Net's"
     source = (tmp_path / "out" / "model.py").read_text()
     stored = tmp_path / "out" / "weights.safetensors"
@@ -115,8 +115,8 @@ def test_mtcnn_reads_as_if_written_by_hand(shared: Path) -> None:
 @pytest.mark.parametrize("name", ["mnist_9972", "svhn_9757"])
 def test_fold(name: str, shared: Path, tmp_path: Path) -> None:
     ported = caffe_port.port(None, shared / "models" / str(REAL[name][1]))
-    plain = convert(ported, tmp_path / "plain")
-    folded = convert(ported, tmp_path / "folded", fold=True)
+    plain = convert(ported, tmp_path / "plain", channels_last=False)
+    folded = convert(ported, tmp_path / "folded", fold=True, channels_last=False)
     assert folded.check.startswith("outputs differ from the Net's by ")
     source = (tmp_path / "folded" / "model.py").read_text()
     assert "Scale" not in source
