@@ -52,9 +52,15 @@ NETS = {
         "sfzhang15/FaceBoxes/models/faceboxes/deploy.prototxt", "densified priors", "data=1,3,128,192"
     ),
     "TextBoxes++": Published("MhLiao/TextBoxes_plusplus/models/deploy.prototxt", "polygons", "data=1,3,320,384"),
-    "PWC-Net": Published("NVlabs/PWC-Net/Caffe/benchmark_time/pwc_net_1024_448_batch1.tpl.prototxt", "Warp"),
+    "PWC-Net": Published(
+        "NVlabs/PWC-Net/Caffe/benchmark_time/pwc_net_1024_448_batch1.tpl.prototxt",
+        "Warp",
+        "img0_nomean_resize=1,3,128,64 img1_nomean_resize=1,3,128,64",
+    ),
     "ENet": Published("TimoSaemann/ENet/prototxts/enet_deploy.prototxt", "SpatialDropoutLayer (Python)"),
-    "CRF-RNN": Published("torrvision/crfasrnn/python-scripts/TVG_CRFRNN_new_deploy.prototxt", "MultiStageMeanfield"),
+    "CRF-RNN": Published(
+        "torrvision/crfasrnn/python-scripts/TVG_CRFRNN_new_deploy.prototxt", "MultiStageMeanfield", "data=1,3,24,28"
+    ),
     "MobileNet v2 of TensorFlow": Published(
         SYNOPSYS + "mobilenet/caffe_model/mobilenet_v2_1.0_224.prototxt", "pad_type beside pads"
     ),
@@ -92,8 +98,8 @@ def row(name: str, root: Path, verify: bool = True) -> str:
     net = NETS[name]
     start = time.perf_counter()
     shapes = {}
-    if net.inputs:
-        blob, _, dims = net.inputs.partition("=")
+    for one in net.inputs.split():
+        blob, _, dims = one.partition("=")
         shapes = {blob: tuple(map(int, dims.split(",")))}
     try:
         ported = port(root / net.path, input_shapes=shapes)

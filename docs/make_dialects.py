@@ -155,6 +155,7 @@ LOOSE = {
     (147, "imresize_param"): "OpenPose",
     (148, "nms_param"): "OpenPose",
     (153, "continuation_indicator_param"): "CC4.0",
+    (1001, "pointwise_spatial_attention_param"): "hszhao/PSANet",
 }
 
 _CODES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,15 @@ class Command(click.Command):
         self.params.append(
             click.Option([TRACEBACK], is_flag=True, expose_value=False, hidden=True, help=TRACEBACK_HELP)
         )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Rejects NaN and infinity as numbers, which every range of click takes."""
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise click.BadParameter(f"{value} is not a finite number.", ctx=ctx, param=param)
+        return rest
 
 
 command = functools.partial(click.command, cls=Command)

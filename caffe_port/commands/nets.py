@@ -256,7 +256,7 @@ def inspect(
 )
 @click.option("--force", is_flag=True, help="Replace the files of an earlier demo.")
 def demo(weights: Path | None, folder: Path, force: bool) -> int:
-    """Convert and verify SimpleNet as a demonstration, offline.
+    """Convert and verify a trained SimpleNet as a demonstration, offline.
 
     \b
     Arguments:
@@ -281,15 +281,14 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
     from caffe_port.verification.reports import terminal
     from caffe_port.verification.verify import verify as run
 
-    with demonstration.workspace() as scratch:
-        prepared = demonstration.prepare(scratch, weights)
-        click.secho(f"1. {prepared.story}", bold=True)
-        click.secho("2. convert", bold=True)
-        ported = api.port(prepared.definition, prepared.weights)
-        result = write(ported, folder, force=force)
-        _show(result)
-        click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
-        found = run(ported)
+    weights, story = (weights, f"{weights}, with its own definition") if weights else demonstration.trained()
+    click.secho(f"1. {story}", bold=True)
+    click.secho("2. convert", bold=True)
+    ported = api.port(None, weights)
+    result = write(ported, folder, force=force)
+    _show(result)
+    click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
+    found = run(ported)
     terminal.render(found, console(), all_rows=False)
     click.secho("4. use it", bold=True)
     click.echo(demonstration.usage(folder, result.class_name))

@@ -114,15 +114,22 @@ def _named_sizes(spec: NetSpec) -> Iterator[tuple[int, int]]:
         yield from ((height * factor, width * factor) for factor in (1, 2, 4, 8, 16, 32))
 
 
-def cuts(spec: NetSpec, name: str, axis: int) -> Iterator[int]:
-    """Lengths along an axis of a data layer's tops that a Slice cuts, a pair of images in one blob: the last part is
-    taken to be as long as the one before.
+def cuts(spec: NetSpec, name: str, axis: int, index: int | None = None) -> Iterator[int]:
+    """Lengths along an axis of a data layer's tops that a Slice cuts, a pair of images in one blob: the parts come
+    twice, else the last is taken to be as long as the one before.
     """
     for one in spec.layers:
         p = one.param.slice_param
-        if one.type == "Slice" and one.producers[0][0] == name and p.slice_point and axis == _sliced_axis(p):
-            before = p.slice_point[-2] if len(p.slice_point) > 1 else 0
-            yield 2 * p.slice_point[-1] - before
+        if one.type == "Slice" and _is_of(one.producers[0], name, index) and p.slice_point and axis == _sliced_axis(p):
+            points, half = list(p.slice_point), len(p.slice_point) // 2
+            if len(points) % 2 and [n - points[half] for n in points[half + 1 :]] == points[:half]:
+                yield 2 * points[half]  # the parts come twice: OpenPose's weights and its truth
+            else:
+                yield 2 * points[-1] - points[-2]
+
+
+def _is_of(producer: Producer, name: str, index: int | None) -> bool:
+    return producer[0] == name and index in (None, producer[1])
 
 
 def _sliced_axis(p: Message) -> int:

@@ -149,10 +149,12 @@ def _from_data(
     if channels is None and crop is not None:
         channels = len(layer.param.transform_param.mean_value) or 3
         channels = 3 if channels == 1 else channels  # one mean value serves any number of channels
-        channels = next((n for n in cuts(spec, layer.name, 1) if n > channels), channels)
+        channels = next((n for n in cuts(spec, layer.name, 1, producer[1]) if n > channels), channels)
         if layer.param.transform_param.force_gray or not layer.param.image_data_param.is_color:
             channels = 1
         notes.append(f"input '{blob}': the number of channels is unknown without weights; {channels} assumed")
+    if crop is not None and producer[1] > 0 and (stride := _map_stride(layer)):
+        crop = crop[0] // stride, crop[1] // stride
     if channels is not None and crop is not None:
         rest = (channels, *length, *crop)
         return (next(cuts(spec, layer.name, 0), 0) or _batch_reshaped(spec, producer, math.prod(rest)), *rest)
@@ -189,6 +191,12 @@ def _stacked_frames(layer: LayerSpec) -> int:
         return 0
     gray = "grayscale" in p.unknown and p.grayscale
     return int((2 if p.modality == "FLOW" else 1 if gray else 3) * p.new_length * p.num_segments)
+
+
+def _map_stride(layer: LayerSpec) -> int:
+    """By how much the maps of a data layer are smaller than its images (pose machines); 0 if it does not say."""
+    unknown = (value for values in layer.param.unknown.values() for value in values if isinstance(value, Message))
+    return next((int(one.stride) for one in unknown if one.has("stride") and one.has("crop_size_x")), 0)
 
 
 def _batch_reshaped(spec: NetSpec, producer: Producer, each: int) -> int:

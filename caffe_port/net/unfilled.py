@@ -12,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 @contextlib.contextmanager
 def unfilled() -> Iterator[None]:
-    """Within this context, tensors are made on the meta device, and torch.nn.init leaves them alone: PyTorch spends
-    more time there on drawing numbers that do not exist than on the module.
+    """Within this context, tensors are made on the meta device, and torch.nn.init leaves them alone.
+
+    Drawing numbers that do not exist takes PyTorch as long there as making the modules.
     """
     with torch.device("meta"), _NothingDrawn():
         yield

@@ -258,7 +258,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
                 if result is None:  # interrupted; what is left to do is the test
                     stopped = stop[0]
                     torch._foreach_copy_(_state(net), trained)
-                    _save(run_folder, net, recipe, seed, run)
+                    _save(run_folder, net, recipe, seed, run, len(epochs))
             updates, seconds = run.updates(len(epochs)), run.seconds + run.epoch_seconds
             facts |= {
                 "epochs_done": run.epoch,
@@ -347,7 +347,7 @@ def _epochs(
     def save() -> None:
         claim.begun = True
         run.momenta = [_momentum(optimizer, p) for p in decayed + plain]
-        _save(folder, net, recipe, epochs.seed, run)
+        _save(folder, net, recipe, epochs.seed, run, len(epochs))
 
     def stopped() -> str:
         over = options.max_seconds is not None and time.monotonic() - began >= options.max_seconds
@@ -508,7 +508,7 @@ def _plain(recipe: Recipe) -> Any:
     return json.loads(json.dumps(asdict(recipe)))
 
 
-def _save(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, run: Run) -> None:
+def _save(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, run: Run, length: int) -> None:
     """Saves the run in one file, so that the previous save survives if the process is killed while writing."""
     from safetensors.torch import save
 
@@ -518,6 +518,7 @@ def _save(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, run: Run
     told = {
         "recipe": _plain(recipe),
         "seed": seed,
+        "length": length,
         "epoch": run.epoch,
         "epoch_seconds": run.epoch_seconds,
         "seconds": run.seconds,
@@ -550,6 +551,9 @@ def _begin(folder: RunFolder, net: nn.Module, recipe: Recipe, seed: int, length:
                 raise CaffePortError(
                     "contains a run with another recipe or seed", str(folder.path), "Give another folder."
                 )
+            if told.get("length", length) != length:
+                what = f"contains a run of {told['length']} updates per epoch; with this data set there are {length}"
+                raise CaffePortError(what, str(folder.path), "Give another folder, or the data set of that run.")
             found = {
                 kind: [file.get_tensor(f"{kind}.{k}") for k in range(len(like))]
                 for kind, like in (("state", state), ("averages", state), ("momenta", moving))

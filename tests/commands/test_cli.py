@@ -193,12 +193,13 @@ def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     folder = tmp_path / "Bob's demo"
     result = run("demo", "-o", folder)
-    assert "all 64 compared tops agree" in result.stdout
+    assert "90.31 % of CIFAR-10's test images" in result.stdout
+    assert "all 52 compared tops agree" in result.stdout
     assert run("demo", "-o", folder, code=2).stderr.startswith("error:")
     _, _, pasted = result.stdout.partition("4. use it\n")
     done = subprocess.run(["sh"], input=pasted, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("SimplenetCifar10(\n")
+    assert done.stdout.startswith("SimplenetSlim300kCifar10(\n")
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert demo_files.usage("demo", "Net").startswith("cd demo && python -c '\nfrom model import Net\n")
 

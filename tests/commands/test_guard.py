@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import cv2
 import numpy as np
 import pytest
@@ -43,6 +44,21 @@ def run(line: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit) as caught:
         main()
     return int(caught.value.code or 0), capfd.readouterr().err
+
+
+def test_no_option_takes_a_number_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """click's ranges take NaN; every option of every command that takes a number with a point rejects it."""
+    seen = 0
+    for name, command in cli.commands.items():
+        for option in command.params:
+            monkeypatch.setattr(option, "required", False)
+        for option in command.params:
+            if isinstance(option.type, click.types.FloatParamType) and option.nargs == 1:
+                seen += 1
+                for number in ("nan", "inf", "-inf"):
+                    with pytest.raises(click.BadParameter, match=r"is not (a finite number|in the range)"):
+                        command.make_context(name, [f"{option.opts[-1]}={number}"])
+    assert seen > 8
 
 
 def test_interrupted_while_modules_are_imported() -> None:

@@ -11,7 +11,7 @@ from conftest import needs_shared
 
 import caffe_port
 from caffe_port.cli import cli
-from caffe_port.evaluation import registry
+from caffe_port.evaluation import registry, reproduce
 
 
 def test_the_list_says_who_size_reported_verified_and_preprocessing() -> None:
@@ -40,6 +40,6 @@ def test_as_many_tops_agree_as_the_registry_says(name: str, shared: Path) -> Non
     entry = registry.entry(name)
     assert entry.weights is not None
     assert entry.verified is not None
-    report = caffe_port.verify(None, shared / entry.weights.file)
+    report = caffe_port.verify(None, reproduce.fetch(entry.weights, mirror=shared, offline=True))
     assert report.passed
     assert report.compared == entry.verified.tops

@@ -364,6 +364,18 @@ def test_frames_follow_each_other_as_channels_in_temporal_segment_networks(field
     assert input_shapes.resolve(spec(text), guess=True).shapes == {"data": shape}
 
 
+def test_parts_that_come_twice() -> None:
+    """OpenPose's net for training: weights of limbs and of joints, then the truth of both."""
+    text = 'layer { name: "d" type: "CPMData" top: "data" top: "label" '
+    text += "cpm_transform_param { stride: 8 crop_size_x: 32 crop_size_y: 16 } }"
+    text += 'layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" '
+    text += "convolution_param { num_output: 1 kernel_size: 1 } }"
+    text += 'layer { name: "s" type: "Slice" bottom: "label" top: "a" top: "b" top: "c" top: "e" '
+    text += "slice_param { slice_point: [4, 7, 11] } }"
+    found = input_shapes.resolve(spec(text), guess=True)
+    assert found.shapes == {"data": (1, 3, 16, 32), "label": (1, 14, 2, 4)}
+
+
 def test_a_reshape_says_how_many_items_a_batch_has() -> None:
     text = 'layer { name: "d" type: "VideoData" top: "data" transform_param { crop_size: 12 } video_data_param { '
     text += 'new_length: 4 modality: RGB } } layer { name: "r" type: "Reshape" bottom: "data" top: "r" reshape_param { '

@@ -59,6 +59,11 @@ CASES = {
     "Axpy": ("", random(2, 3, 1, 1), X, Y),
     "Mish": ("", X),
     "Atan": ("", X),
+    "PointwiseSpatialAttention": (
+        "pointwise_spatial_attention_param { is_softmax: true normalization_factor: 1 }",
+        X,
+        random(2, 99, 5, 6),
+    ),
     "Flip": ("flip_param { flip_height: true }", X),
     "GRN": ("grn_param { bias: 2 }", X),
     "Local": ("local_param { num_output: 4 kernel_size: 3 weight_filler { type: 'xavier' } }", X),

@@ -109,6 +109,11 @@ def _all() -> Iterator[Case]:
     yield from _same("LRNRistretto", FLOATS)
     yield from _same("PowerFile", "", f'power_file_param {{ shift_file: "{_numbers(20)}" }}')
     yield from _same("Flip", "", "flip_param { flip_height: true }", "flip_param { flip_width: false }", shape=X)
+    for way in ("", "is_softmax: true normalization_factor: 0.5", "psa_type: DISTRIBUTE is_softmax: true"):
+        own = f"pointwise_spatial_attention_param {{ {way} }}"
+        yield Case("PointwiseSpatialAttention", own, ((2, 6, 4, 5), (2, 63, 4, 5)))
+    own = "pointwise_spatial_attention_param { attention_mask_height: 3 attention_mask_width: 5 psa_type: DISTRIBUTE }"
+    yield Case("PointwiseSpatialAttention", own, ((2, 3, 4, 6), (2, 15, 4, 6)))
     yield Case("VoxelSoftmax", "", ((2, 3, 4, 5, 6),))
     yield from _same("ShuffleChannel", "shuffle_channel_param { group: 2 }")
     yield Case("Pad", "pad_param { paddings: [0, 1, 2, 0, 0, 3, 1, 4] constant_values: 0.5 }", (X,))

@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import HERE
 
+from caffe_port.cli import cli
 from caffe_port.errors import CaffePortError
 from caffe_port.training import caffe_log, plots
 
@@ -210,6 +212,20 @@ I0512 1{k}:00:0{at}.00003{k} {k} sgd_solver.cpp:105] Iteration {at}00, lr = 0.0{
     assert log.solver == {"base_lr": "0.02"}
     again = caffe_log.parse(first + first + second)
     assert (again.metrics, again.replaced) == (log.metrics, log.replaced), "a line that occurs twice counts once"
+
+
+def test_the_command_says_what_it_left_out(tmp_path: Path) -> None:
+    begins, line = "I0512 10:00:00.00000{0} {0} solver.cpp:45] Initializing solver from parameters:\n", ""
+    for k in (1, 2):
+        line += begins.format(k)
+        for at in (0, 10):
+            line += f"I0512 1{k}:00:0{at // 10}.000000 {k} solver.cpp:218] Iteration {at}, loss = 2.5\n"
+    line += "I0512 13:00:00.000000 2 solver.cpp:218] Iteration 20 took long: loss = 2\n"
+    (tmp_path / "caffe.log").write_text(line)
+    shown = CliRunner().invoke(cli, ["log", str(tmp_path / "caffe.log")])
+    assert "2 training points" in shown.stdout
+    assert "2 points of earlier runs in the file left out" in shown.stderr
+    assert "1 line not understood" in shown.stderr
 
 
 @pytest.mark.parametrize("ranks", [True, False])

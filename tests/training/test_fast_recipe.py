@@ -442,6 +442,16 @@ def test_the_recipe_in_pieces_is_one_run_to_the_bit(tmp_path: Path) -> None:
         fast_recipe.train(tmp_path / "pieces", replace(options, seed=9))
 
 
+def test_a_run_does_not_go_on_with_another_data_set(tmp_path: Path) -> None:
+    options = recipe_options(tmp_path, epochs=1, max_seconds=0.0, resume=True)
+    fast_recipe.train(tmp_path / "run", options)
+    with np.load(options.data) as file:
+        halved = {name: array[::2] if "train" in name else array for name, array in file.items()}
+    np.savez(tmp_path / "half.npz", **halved)
+    with pytest.raises(CaffePortError, match=r"a run of 12 updates per epoch; with this data set there are 6\b"):
+        fast_recipe.train(tmp_path / "run", replace(options, data=str(tmp_path / "half.npz")))
+
+
 def test_a_signal_during_the_test_leaves_only_the_test(tmp_path: Path) -> None:
     options = recipe_options(tmp_path, epochs=1, tests=1200)
     (whole,) = fast_recipe.train(tmp_path / "whole", options)

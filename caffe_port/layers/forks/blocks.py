@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.errors import SpecError
-from caffe_port.formats.message import Message
+from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.layer import Layer, check_count
-from caffe_port.signatures.forks.blocks import local_size
+from caffe_port.signatures.forks.blocks import attention_mask, local_size
 from caffe_port.typing import Shape
 
 
@@ -30,6 +31,51 @@ class Axpy(Layer):
     def call_source(self, *bottoms: str) -> str:
         a, x, y = bottoms
         return f"{a}.flatten(1)[:, :, None, None] * {x} + {y}"
+
+
+class PointwiseSpatialAttention(Layer):
+    """Every place of an image as a sum over the places around it, with weights of its own: PSANet.
+
+    Takes features (N, C, H, W) and at every place a mask (N, mh * mw, H, W), row by row, the middle of which is the
+    place itself: what it takes from the others or, with ``distribute``, what it gives them. Beyond the mask, weights
+    are 0; with ``softmax`` they are normalized afterwards, those zeros included. Sums are divided by ``divisor``.
+
+    Reference: hszhao/PSANet pointwise_spatial_attention_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        mask = attention_mask(p, bottoms)
+        divisor = decimal(p.normalization_factor) if p.has("normalization_factor") else math.prod(mask)
+        args: dict[str, Any] = {"mask": mask, "divisor": float(divisor)}
+        args |= {"distribute": True} if p.psa_type == "DISTRIBUTE" else {}
+        return args | ({"softmax": True} if p.is_softmax else {})
+
+    def __init__(self, mask: tuple[int, int], divisor: float, distribute: bool = False, softmax: bool = False) -> None:
+        super().__init__()
+        self.mask, self.divisor, self.distribute, self.softmax = mask, divisor, distribute, softmax
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        weights = self.weights(mask)
+        if self.distribute:
+            weights = weights.transpose(1, 2)
+        if self.softmax:
+            weights = weights.softmax(1)
+        top: Tensor = (x.flatten(2) @ weights / self.divisor).reshape(x.shape)
+        return top
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """What each place has from every other, (N, H * W others, H * W)."""
+        n, _, height, width = mask.shape
+        row, column = (torch.arange(side, device=mask.device) for side in (height, width))
+        down, right = row[:, None] - row + self.mask[0] // 2, column[:, None] - column + self.mask[1] // 2
+        inside = ((down >= 0) & (down < self.mask[0]))[:, None, :, None]
+        inside = inside & ((right >= 0) & (right < self.mask[1]))[:, None]
+        at = (
+            down.clamp(0, self.mask[0] - 1)[:, None, :, None] * self.mask[1] + right.clamp(0, self.mask[1] - 1)[:, None]
+        )
+        there = mask.flatten(2).gather(1, at.reshape(1, height * width, height * width).expand(n, -1, -1))
+        return there * inside.reshape(height * width, height * width)
 
 
 class Mish(Layer, nn.Mish):

@@ -52,6 +52,34 @@ def _local_macs(layer: Message, bottoms: Sequence[Shape], tops: Sequence[Shape])
 
 
 declare("Axpy", _axpy, bottoms=3)
+
+
+def _attention(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    (x, mask), (height, width) = bottoms, attention_mask(layer.pointwise_spatial_attention_param, bottoms)
+    if mask != (x[0], height * width, *x[2:]):
+        raise SpecError(f"a mask of {height} x {width} needs {(x[0], height * width, *x[2:])}, got {mask}")
+    return [x]
+
+
+def attention_mask(p: Message, bottoms: Sequence[Shape]) -> tuple[int, int]:
+    """Height and width of the mask at each place of a PointwiseSpatialAttention: to every other, if it does not say."""
+    expect_axes(bottoms[0], 4)
+    given = [p.has(name) for name in ("attention_mask_height", "attention_mask_width")]
+    if not any(given):
+        return 2 * bottoms[0][2] - 1, 2 * bottoms[0][3] - 1
+    sides = int(p.attention_mask_height), int(p.attention_mask_width)
+    if not all(given) or min(sides) < 3 or not all(side % 2 for side in sides):
+        raise SpecError("attention_mask_height and attention_mask_width are odd numbers above 1, and both are needed")
+    return sides
+
+
+declare(
+    "PointwiseSpatialAttention",
+    _attention,
+    message="pointwise_spatial_attention_param",
+    bottoms=2,
+    traits=Trait.KEEPS_CHANNELS,
+)
 declare("Mish", same, traits=Trait.ACTIVATION)
 declare("GRN", _grn, message="grn_param", traits=Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
 declare("Local", _local, message="local_param", blobs=("weight", "bias"), blob_shapes=_local_blobs, macs=_local_macs)

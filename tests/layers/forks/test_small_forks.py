@@ -271,3 +271,26 @@ def test_the_numbers_of_a_file_are_added(tmp_path, numbers, shift):
 def test_a_file_of_numbers_that_is_not_there(tmp_path):
     with pytest.raises(CaffePortError, match=r"shift\.txt"):
         build("PowerFile", f'power_file_param {{ shift_file: "{tmp_path / "shift.txt"}" }}', (2, 3))
+
+
+@pytest.mark.parametrize("way", ["COLLECT", "DISTRIBUTE"])
+def test_attention_to_one_neighbor(way):
+    """A weight for the place to the right alone: taken from there, or given to it."""
+    x = torch.arange(2.0 * 3 * 2 * 3).reshape(2, 3, 2, 3) + 1
+    mask = torch.zeros(2, 9, 2, 3)
+    mask[:, 5] = 2  # the middle row, the last column
+    own = f"pointwise_spatial_attention_param {{ attention_mask_height: 3 attention_mask_width: 3 psa_type: {way} }}"
+    y = build("PointwiseSpatialAttention", own, x.shape, mask.shape)(x, mask)
+    empty = torch.zeros(2, 3, 2, 1)
+    moved = torch.cat((x[..., 1:], empty) if way == "COLLECT" else (empty, x[..., :-1]), 3)
+    torch.testing.assert_close(y, moved * 2 / 9)
+
+
+def test_attention_counts_what_the_mask_does_not_reach():
+    x, mask = torch.rand(1, 2, 2, 3), torch.zeros(1, 15, 2, 3)
+    own = "pointwise_spatial_attention_param { is_softmax: true normalization_factor: 2 }"
+    y = build("PointwiseSpatialAttention", own, x.shape, mask.shape)(x, mask)
+    torch.testing.assert_close(y, x.mean((2, 3), keepdim=True).expand_as(x) / 2)
+    own = "pointwise_spatial_attention_param { attention_mask_height: 3 }"
+    with pytest.raises(SpecError, match="odd numbers above 1"):
+        build("PointwiseSpatialAttention", own, x.shape, mask.shape)

@@ -59,6 +59,27 @@ def power_file(layer: Layer) -> Result:
     return top
 
 
+@formula("PointwiseSpatialAttention")
+def attention(layer: Layer) -> Result:
+    """Source: pointwise_spatial_attention_layer.cpp (hszhao/PSANet)."""
+    p, (x, mask) = layer.param.pointwise_spatial_attention_param, layer.bottoms
+    n, _, height, width = x.shape
+    given_ = p.has("attention_mask_height")
+    sides = (p.attention_mask_height, p.attention_mask_width) if given_ else (2 * height - 1, 2 * width - 1)
+    buffer = np.zeros((n, height, width, height, width))
+    for h, w, i, j in itertools.product(*map(range, (height, width, height, width))):
+        row, column = i - h + sides[0] // 2, j - w + sides[1] // 2
+        if 0 <= row < sides[0] and 0 <= column < sides[1]:
+            place = (i, j, h, w) if p.psa_type == "COLLECT" else (h, w, i, j)
+            buffer[(slice(None), *place)] = mask[:, row * sides[1] + column, h, w]
+    weights = buffer.reshape(n, height * width, height * width)
+    if p.is_softmax:
+        weights = np.exp(weights - weights.max(1, keepdims=True))
+        weights = weights / weights.sum(1, keepdims=True)
+    by = p.normalization_factor if p.has("normalization_factor") else sides[0] * sides[1]
+    return (x.reshape(n, x.shape[1], -1) @ weights).reshape(x.shape) / by
+
+
 @formula("Softplus")
 def softplus(layer: Layer) -> Result:
     """log(1 + exp(x))."""
