@@ -160,7 +160,7 @@ def test_runs_and_is_emitted(name: str, prepare: Callable[[str], Prepared], tmp_
         if not _as_many_as_found(net, blob):
             assert tuple(value.shape) == net.plan.shapes[dict(net.plan.spec.outputs)[blob]], blob
 
-    result = convert(ported, tmp_path / "emitted")
+    result = convert(ported, tmp_path / "emitted", channels_last=False)
     assert result.check.startswith("outputs are bit-equal")
     source = (tmp_path / "emitted" / MODEL).read_text(encoding="utf-8")
     module = read_model(source, result.class_name, tmp_path / "emitted" / WEIGHTS)

@@ -181,7 +181,7 @@ def test_clustered_priors_are_emitted(tmp_path):
                 prior_box_param { width: 9 width: 17.5 height: 21 height: 8 variance: 0.2 clip: true } }
     """)
     ported = caffe_port.port(net)
-    result = convert(ported, tmp_path / "emitted")
+    result = convert(ported, tmp_path / "emitted", channels_last=False)
     assert result.check.startswith("outputs are bit-equal")
 
 

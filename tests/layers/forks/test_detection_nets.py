@@ -132,7 +132,7 @@ def opencv_net(net, text):
 
 
 def emitted(tmp_path, ported):
-    result = convert(ported, tmp_path / "out")
+    result = convert(ported, tmp_path / "out", channels_last=False)
     source = (result.folder / "model.py").read_text()
     assert "caffe_port" not in source.split('"""', 2)[2]
     return source, read_model(source, result.class_name, result.folder / "weights.safetensors")

@@ -25,7 +25,7 @@ def test_model_py_gives_the_same(tmp_path, name):
     path = tmp_path / "net.prototxt"
     path.write_text(f'name: "Net"\n{net}layer {{ name: "l" type: "{name.split()[0]}" {bottoms} top: "l" {text} }}')
     made = port(path)
-    result = convert(made, tmp_path / "out")
+    result = convert(made, tmp_path / "out", channels_last=False)
     model = read_model(
         (result.folder / "model.py").read_text(), result.class_name, result.folder / "weights.safetensors"
     )
