@@ -53,7 +53,7 @@ class Case:
     tops: int = 1
 
     def __str__(self) -> str:
-        words = re.sub(r"[{}]|'.*'|source: \S+", "", self.param).split()
+        words = re.sub(r"[{}]|'.*'|(?:source|shift_file): \S+", "", self.param).split()
         return f"{self.type}-{len(self.bottoms)}-{self.tops}-{'_'.join(words)[:60]}"
 
     @property
