@@ -20,9 +20,10 @@ from architectures import ARCHITECTURES, Architecture
 from torch import Tensor
 
 import caffe_port
-from caffe_port import api, layers
+from caffe_port import layers
 from caffe_port.api import Ported
 from caffe_port.definition.definition import Definition
+from caffe_port.definition.deploy_view import phase_spec
 from caffe_port.emit import model_source
 from caffe_port.emit.convert import convert
 from caffe_port.emit.self_check import MODEL, WEIGHTS, read_model
@@ -113,7 +114,7 @@ every = pytest.mark.parametrize("name", ARCHITECTURES)
 def test_has_as_many_parameters_as_published(name: str, phase: str, tmp_path: Path) -> None:
     path = tmp_path / "net.prototxt"
     path.write_text(ARCHITECTURES[name].text(small=False), encoding="utf-8")
-    count = _count(api.phase_spec(Definition.read(path), phase, 0, (), {}, True))
+    count = _count(phase_spec(Definition.read(path), phase, 0, (), {}, True))
     published = ARCHITECTURES[name].parameters[phase]
     if isinstance(published, str):
         digits = len(published.partition(".")[2].rstrip("M"))

@@ -39,8 +39,8 @@ def test_wheel(built: Path) -> None:
         assert "caffe-port = caffe_port.__main__:main" in archive.read(entry_points).decode()
     for name in NEEDED:
         assert f"caffe_port/{name}" in names
-    for path in (ROOT / "model_defs").iterdir():
-        assert f"caffe_port/model_defs/{path.name}" in names
+    for path in (path for path in (ROOT / "model_defs").rglob("*") if path.is_file()):
+        assert f"caffe_port/{path.relative_to(ROOT).as_posix()}" in names
     assert not [n for n in names if n.startswith(("proto/", "tests/", "model_defs/"))], "nothing else is importable"
 
 
