@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ class Program:
 
     def __init__(self, python: Path, kind: str, task: Mapping[str, Any], threads: int, path: Sequence[Path] = ()):
         environment = {**os.environ, "GLOG_minloglevel": "3", "PYTHONPATH": os.pathsep.join(map(str, path))}
+        environment.pop("OMP_WAIT_POLICY", None)  # threads that sleep between operations make small ones slow
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = str(threads)
         self.process = subprocess.Popen(
@@ -70,12 +71,15 @@ class Program:
         return json.loads(line) if line else {"error": f"the process ended with {self.process.wait()}"}
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """Runs for a time, one pass at least."""
+        """Runs for a time, one pass at least. Between its turns the process is stopped, also threads that spin."""
         assert self.process.stdin is not None
+        self.process.send_signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(f"{seconds}\n")
             self.process.stdin.flush()
-        return self.answer()
+        answer = self.answer()
+        self.process.send_signal(signal.SIGSTOP)
+        return answer
 
     def stop(self) -> None:
         self.process.kill()
@@ -105,11 +109,11 @@ def in_turns(programs: dict[str, Program], seconds: float, rounds: int) -> dict[
         for name, program in programs.items():
             if said := program.answer().get("error"):
                 errors[name] = said
+            program.process.send_signal(signal.SIGSTOP)
         turn = seconds / rounds / max(len(programs) - len(errors), 1)
         for number in range(rounds):
             names = [name for name in programs if name not in errors]
             for name in names if number % 2 else reversed(names):
-                time.sleep(0.02)  # threads of the one before stop waiting for work
                 last[name] = programs[name].run(turn)
                 if said := last[name].get("error"):
                     errors[name] = said

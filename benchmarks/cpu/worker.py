@@ -83,7 +83,8 @@ def caffe_forward(task: dict[str, Any], answers: Answers) -> Pass:
     import caffe
 
     answers.has_imported()
-    net = caffe.Net(task["net"], task["weights"], caffe.TEST)
+    too_large = os.path.getsize(task["weights"]) > 1 << 29  # for brocolli-caffe 9.0.2, which then draws its own
+    net = caffe.Net(task["net"], *([] if too_large else [task["weights"]]), caffe.TEST)
     net.blobs["data"].reshape(task["batch"], *task["shape"])
     net.reshape()
     net.blobs["data"].data[...] = drawn(task)

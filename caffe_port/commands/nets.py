@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,9 @@ from caffe_port.commands.net_files import (
 from caffe_port.commands.progress import progress_bar
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.terminal import count, human_bytes
+
+if TYPE_CHECKING:
+    from caffe_port.api import Ported
 
 
 @command()
@@ -131,15 +134,8 @@ def convert(
         read.definition, read.weights, found=found, keep_loss=keep_loss, stub=stub, share=share, **read.options
     )
     if trained is None:
-        from caffe_port.evaluation.known import known_of
-
-        notes: list[str] = []
-        images = known_of(ported, notes, **{name: how.pop(name) for name in _IMAGES})
-        if images is not None:
-            how |= {"preprocessing": images.preprocessing, "classes": images.classes}
-        for text in notes:
-            note(text)
-        _show(write(ported, folder, formats=formats, **how))
+        images = _images(ported, **{name: how.pop(name) for name in _IMAGES})
+        _show(write(ported, folder, formats=formats, **how, **images))
         return
     from caffe_port.emit import caffe_files
 
@@ -149,6 +145,17 @@ def convert(
 
 
 _IMAGES = ("mean", "scale", "channel_order", "labels")
+
+
+def _images(ported: Ported, **given: Any) -> dict[str, Any]:
+    """How images become the net's input, and the names of the classes, as far as they are known: for ``convert``."""
+    from caffe_port.evaluation.known import known_of
+
+    notes: list[str] = []
+    images = known_of(ported, notes, **given)
+    for text in notes:
+        note(text)
+    return {} if images is None else {"preprocessing": images.preprocessing, "classes": images.classes}
 
 
 def _show(result: Any) -> None:
@@ -285,7 +292,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
     click.secho(f"1. {story}", bold=True)
     click.secho("2. convert", bold=True)
     ported = api.port(None, weights)
-    result = write(ported, folder, force=force)
+    result = write(ported, folder, force=force, **_images(ported))
     _show(result)
     click.secho("3. verify, layer by layer, against OpenCV's importer", bold=True)
     found = run(ported)

@@ -23,7 +23,7 @@ KERNEL = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 KERNEL += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
-LEAST_CHANNELS, LEAST_PRODUCT = 64, 64 * 128  # fewer are not faster: the transforms cost as much as they save
+LEAST_CHANNELS, LEAST_WORK = 64, 64 * 128 * 4  # less is not faster: the transforms cost as much as they save
 CACHE = 1 << 20  # bytes of the tiles that are transformed at a time: what a core's second cache holds
 MOST_BYTES = 8 << 20  # of one image's tiles
 LEAST_TILES = 64  # of a batch; with fewer, transforming the weights costs more than is saved
@@ -41,7 +41,7 @@ def pays(module: Any, x: Tensor) -> bool:
     tiles = -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE)
     return (
         least >= LEAST_CHANNELS
-        and least * most >= LEAST_PRODUCT
+        and least * most * tiles >= LEAST_WORK
         and len(x) * tiles >= LEAST_TILES
         and x.shape[2] * x.shape[3] >= LEAST_USE * TILE**2 * tiles
         and 4 * READ**2 * tiles * most <= MOST_BYTES
