@@ -1,8 +1,8 @@
 """Which memory format a net computes in on a CPU: PyTorch's channels-last where it has convolutions of images.
 
 A rule rather than a measurement at run time, so that a net always gets the same. Of the nets in docs/performance.md,
-all are faster in it with batches and in training, as far as they were tried, and ResNet-50 alone is slower, by 4 %, with
-one image.
+all are faster in it with batches and in training, as far as they were tried; with one image, ResNet-50 alone is slower,
+by 4 %.
 """
 
 from __future__ import annotations
