@@ -23,7 +23,7 @@ $(VENV)/.installed-test: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed  ## SimpleNet: convert and verify it layer by layer, without network (WEIGHTS=... to use yours)
+demo: $(VENV)/.installed  ## a trained SimpleNet: convert and verify it layer by layer, without network (WEIGHTS=... to use yours)
 	$(BIN)/caffe-port demo --force $(WEIGHTS)
 
 test: $(VENV)/.installed-test  ## the whole test suite

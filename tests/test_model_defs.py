@@ -384,7 +384,8 @@ def test_entry_agrees_with_its_model(schema, entry):
     net = parse(schema, "NetParameter", MODEL_DEFS / table["model"])
     assert count(net) == table["parameters"]
     assert net_blobs(net)[1]["ip1"] == (table["classes"],)
-    assert parse(schema, "SolverParameter", MODEL_DEFS / table["solver"]).net == table["model"]
+    if "solver" in table:  # the fast recipe has none
+        assert parse(schema, "SolverParameter", MODEL_DEFS / table["solver"]).net == table["model"]
 
 
 def test_every_net_and_solver_is_in_the_registry():
