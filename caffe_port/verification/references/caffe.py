@@ -259,8 +259,13 @@ class CaffeReference:
             here = Path(folder)
             (here / "dump.py").write_text(script(), "utf-8")
             (here / "net.prototxt").write_text(prototxt.dump(meanings.for_caffe(net)), "utf-8")
-            caffemodel.write(here / "w.caffemodel", net, blobs)
-            command = [*self.caffe.command, "dump.py", "net.prototxt", "w.caffemodel" if blobs else "-", "trace.npz"]
+            files = []
+            for number, part in enumerate(_parts(blobs)):
+                files.append(f"w{number}.caffemodel")
+                own = Message("NetParameter", layer=[layer for layer in net.layer if layer.name in part])
+                caffemodel.write(here / files[-1], own, part)
+            command = [*self.caffe.command, "dump.py", "net.prototxt", files[0] if files else "-", "trace.npz"]
+            command += [f"--more={name}" for name in files[1:]]
             command += ["--phase", case.spec.phase, "--at", "at", *(["--backward"] if backward else [])]
             for number, (blob, source) in enumerate(fed.items()):
                 np.save(here / f"in{number}.npy", np.asarray(values[source], np.float32))
@@ -276,6 +281,24 @@ class CaffeReference:
             tops={source: top for source, top in trace.tops.items() if not source[0].startswith(_INPUT)},
             provenance={**trace.provenance, "producer": self.name, "file": self.caffe.place},
         )
+
+
+PART = 400 << 20
+"""Most bytes of blobs in a file, if they are of several layers: brocolli-caffe 9.0.2 reads no file above 512 MiB."""
+
+
+def _parts(blobs: Mapping[str, list[Array]]) -> list[dict[str, list[Array]]]:
+    """The blobs of layers, divided among files."""
+    parts: list[dict[str, list[Array]]] = []
+    size = 0
+    for name, arrays in blobs.items():
+        own = 4 * sum(array.size for array in arrays)
+        if not parts or size + own > PART:
+            parts.append({})
+            size = 0
+        parts[-1][name] = arrays
+        size += own
+    return parts
 
 
 def definition(

@@ -13,6 +13,7 @@ from caffe_port.errors import CaffePortError
 from caffe_port.formats import caffemodel, wire
 from caffe_port.formats.message import Message
 from caffe_port.verification.comparison import Report
+from caffe_port.verification.references import caffe as references_caffe
 from caffe_port.verification.references.caffe import script
 from caffe_port.verification.references.trace import Trace
 from caffe_port.verification.reports.terminal import verdict
@@ -112,6 +113,18 @@ def test_equal_names(caffe: Path) -> None:
     report = verify(case.with_suffix(".prototxt"), case.with_suffix(".caffemodel"), against="caffe")
     assert report.passed
     assert statuses(report) == dict.fromkeys(("conv:0", "conv#2:0", "o:0"), "passed")
+
+
+def test_weights_in_several_files(caffe: Path, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As VGG-16's: one file of them would be too large for this Caffe."""
+    monkeypatch.setattr(references_caffe, "PART", 100)
+    parts = []
+    divide = references_caffe._parts
+    monkeypatch.setattr(references_caffe, "_parts", lambda blobs: parts.extend(divide(blobs)) or divide(blobs))
+    case = golden / "layers/net_residual"
+    report = verify(case.with_suffix(".prototxt"), case.with_suffix(".caffemodel"), against="caffe")
+    assert report.passed
+    assert len(parts) > 2
 
 
 def test_random_numbers_are_the_references(caffe: Path) -> None:
