@@ -131,6 +131,7 @@ EXPECTED = {
     "train solver.prototxt -o run --reference-log absent.log": "absent.log: cannot be read",
     "train solver.prototxt -o run --tensorboard": "--tensorboard requires tensorboard\n  pip",
     "train solver.prototxt -o run --data mnist --root empty": "incomplete: missing train-images-",
+    "train solver.prototxt -o run --no-flip": "--seeds and --flip require --recipe",
     "train -o run": "give a SOLVER or --recipe",
     "train --recipe fast -o run": "--recipe requires --data",
     "train --recipe fast --data set.npz -o used": "used: already contains a run",
