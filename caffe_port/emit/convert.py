@@ -120,9 +120,7 @@ def convert(
                 if not last or channels_last:
                     raise
                 check = ""
-            if (
-                last and not channels_last and not check.startswith("outputs")
-            ):  # it does not work, and was not asked for
+            if last and not channels_last and not check.startswith("outputs"):  # not asked for, and does not work
                 last = False
                 source = model(ported.net, fold, last, fitted, classes)
                 (temporary / MODEL).write_text(source.source, encoding="utf-8")

@@ -85,6 +85,7 @@ def test_a_net_uses_them_in_training_where_they_are_faster(tmp_path: Path, monke
         torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-4)
     net.eval()(x)
     net.train()(x[:15])  # too few tiles
+    net(torch.randn(64, 64, 4, 4))  # too little to compute in an image
     net.double()(x.double())
     assert len(called) == 1
     seen = []
