@@ -386,11 +386,7 @@ def _earlier(source: dict[str, Any]) -> Iterator[list[Any]]:
 
 
 #: Fields that a type has beside those that its record here reads.
-ALSO_OWNED = {
-    "DataAugmentation": ("coeff_schedule_param",),
-    "GenerateAugmentationParameters": ("augmentation_param", "coeff_schedule_param"),
-    "SmoothL1LossOHEM": ("smooth_l1_loss_param",),
-}
+ALSO_OWNED = {"SmoothL1LossOHEM": ("smooth_l1_loss_param",)}
 
 
 def owners() -> dict[str, list[str]]:

@@ -102,6 +102,13 @@ _HARMLESS: Final = {
     "*.label_map_file": "the names of the classes, for what is written",
     "DataAugmentation:write_augmented write_mean": "what is written beside the top",
     "DataAugmentation:num mode bottomwidth bottomheight": "for GenerateAugmentationParameters",
+    "GenerateAugmentationParameters:write_augmented write_mean max_multiplier recompute_mean mean_per_pixel mean "
+    "chromatic_eigvec num": "for DataAugmentation",
+    "FlowAugmentation:write_augmented write_mean max_multiplier augment_during_test recompute_mean mean_per_pixel mean "
+    "mode bottomwidth bottomheight num chromatic_eigvec mirror translate rotate zoom squeeze translate_x translate_y "
+    "gamma brightness contrast color lmult_pow lmult_mult lmult_add sat_pow sat_mult sat_add col_pow col_mult col_add "
+    "ladd_pow ladd_mult ladd_add col_rotate fog_amount fog_size motion_blur_angle motion_blur_size shadow_angle "
+    "shadow_distance shadow_strength noise": "for DataAugmentation",
     "QuantizationParameter.scale_in scale_out scale_params": "Intel's scales; Ristretto's code has none",
     "QuantizationParameter.rounding_scheme": "STOCHASTIC is for training",
     "LayerParameter.sigmoid_param tanh_param": "which library computes the layer",
@@ -176,13 +183,8 @@ _TRAINING: Final = {
     "BatchNormParameter.stats_batch_size": "of how many images at a time training takes the statistics (Intel)",
     "NetParameter.bn_stats_batch_size": "of how many images at a time training takes the statistics (Intel)",
     "BatchNormParameter.update_global_stats": "whether training updates the statistics",
-    "RandomGeneratorParameter.rand_type prob apply_schedule discretize multiplier": "varies images at random (FlowNet)",
     "SegAccuracyParameter.output_label": "what a measure writes (PSPNet)",
     "BatchNormParameter.filler": "the initial scale (Intel)",
-    "DataAugmentation:max_multiplier chromatic_eigvec mirror translate rotate zoom squeeze translate_x translate_y "
-    "gamma brightness contrast color lmult_pow lmult_mult lmult_add sat_pow sat_mult sat_add col_pow col_mult col_add "
-    "ladd_pow ladd_mult ladd_add col_rotate fog_amount fog_size motion_blur_angle motion_blur_size shadow_angle "
-    "shadow_distance shadow_strength noise": "varies images at random in training (FlowNet)",
     "FillerParameter.file diag_val values": "initial values",
     "MultiStageMeanfieldParameter.spatial_filter_weights_str bilateral_filter_weights_str": "initial values",
 }
@@ -236,7 +238,6 @@ _CHANGES: Final = {
     "BatchReductionParameter.pos": "what is added to the levels",
     "CorrelationParameter.do_abs": "takes absolute values",
     "Correlation:single_direction": "compares in one direction alone",
-    "DataAugmentation:augment_during_test": "varies images at random in phase TEST, too",
     "ChannelDropout:sample_weights_test scale_train": "how dropout scales",
     "SpatialDropout:sample_weights_test scale_train": "how dropout scales",
     "ELUParameter.lambda": "multiplies the top (NVIDIA's SELU)",

@@ -71,6 +71,13 @@ CASES = {
     "Correlation1D": ("correlation_param { kernel_size: 1 max_displacement: 2 pad: 2 single_direction: -1 }", X, Y),
     "FlowWarp": ("", X, random(2, 2, 5, 6)),
     "ChannelNorm": ("", X),
+    "GenerateAugmentationParameters": ("augmentation_param { crop_height: 3 crop_width: 5 rotate { spread: 1 } }", X),
+    "FlowAugmentation": (
+        "augmentation_param { crop_height: 3 crop_width: 5 }",
+        random(2, 2, 5, 6),
+        random(2, 42, 1, 1, scale=0.1),
+        random(2, 42, 1, 1, scale=0.1, seed=1),
+    ),
     "DataAugmentation": ("augmentation_param { recompute_mean: 9 crop_height: 3 crop_width: 5 }", X),
     "ROIPooling": ("roi_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.1 }", LONG, rois()),
     "ROIAlign": ("roi_align_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.1 roi_end_mode: 1 }", LONG, rois()),

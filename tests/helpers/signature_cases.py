@@ -374,6 +374,22 @@ def _all() -> Iterator[Case]:
     yield Case("ChannelNorm", "", (X,))
     yield Case("DataAugmentation", "", (X,))
     yield Case("DataAugmentation", "augmentation_param { recompute_mean: 9 crop_height: 3 crop_width: 5 }", (X,))
+    cut, moved = "crop_height: 3 crop_width: 5", "translate { spread: 0.1 } zoom { exp: true mean: 0.2 spread: 0.1 }"
+    colors = "chromatic_eigvec: [0.51, 0.56, 0.65, 0.79, 0.01, -0.62, 0.35, -0.83, 0.44]"
+    images, coefficients = (3, 3, 8, 9), (3, 42, 1, 1)
+    yield Case("DataAugmentation", f"augmentation_param {{ {cut} {moved} {colors} }}", (images,), 2)
+    yield Case(
+        "DataAugmentation", f"augmentation_param {{ {cut} {colors} max_multiplier: 1 }}", (images, (3, 42, 1, 1)), 2
+    )
+    yield Case("DataAugmentation", "augmentation_param { mean: [1, 2, 3] mean_per_pixel: false }", (images,))
+    yield Case("GenerateAugmentationParameters", f"augmentation_param {{ {cut} {moved} }}", (images,))
+    sized = f"{cut} {moved} bottomheight: 8 bottomwidth: 9"
+    for mode in ("add", "replace", "regenerate"):
+        own = f"augmentation_param {{ {sized} mode: '{mode}' noise {{ mean: 0.1 }} gamma {{ spread: 0.2 exp: true }} }}"
+        yield Case("GenerateAugmentationParameters", own, (coefficients,))
+    own = f"augmentation_param {{ {moved} }} coeff_schedule_param {{ half_life: 9 initial_coeff: 0.5 }}"
+    yield Case("GenerateAugmentationParameters", own, (coefficients, images, (3, 3, 5, 7)))
+    yield Case("FlowAugmentation", f"augmentation_param {{ {cut} }}", ((3, 2, 8, 9), coefficients, coefficients))
     for count in (1, 2):
         yield Case("Mean", "mean_param { value: 9 value: 8 }", (X, X)[:count], count)
     # boxes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from caffe_port.layers.forks import (  # noqa: F401  each registers its types
     activation,
+    augmentation,
     blocks,
     cascade,
     crf,

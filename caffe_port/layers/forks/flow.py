@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from caffe_port.formats.message import Message, decimal
 from caffe_port.layers.layer import Layer
-from caffe_port.signatures.forks.flow import augmented_size
 from caffe_port.typing import Shape
 
 
@@ -185,60 +184,6 @@ class ChannelNorm(Layer):
 
     def call_source(self, *bottoms: str) -> str:
         return f"torch.linalg.vector_norm({bottoms[0]}, dim=1, keepdim=True)"
-
-
-class DataAugmentation(Layer):
-    """Cuts out the middle of the image, and subtracts the mean (FlowNet).
-
-    The cut goes halfway between pixels where the sizes say so; as in the original, its last row and column stay 0.05
-    pixels inside. The mean is of the channels, or of the pixels with mean_per_pixel.
-
-    Differs from Caffe: nothing is changed at random, and the mean is not updated; train with your own augmentation.
-    Blobs: iterations (1, 1, 1, 1), pixel_mean (1, C, H, W), channel_mean (1, C, 1, 1); without recompute_mean only the
-    first
-    Reference: lmb-freiburg/flownet2 data_augmentation_layer.cu
-    """
-
-    @classmethod
-    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        size, p = augmented_size(p, bottoms[0]), p.augmentation_param
-        crop = size if p.has("crop_height") and p.has("crop_width") else None
-        args: dict[str, Any] = {"crop": crop}
-        if p.recompute_mean > 0:
-            return args | {"learned": (bottoms[0][1], *size), "mean_per_pixel": p.mean_per_pixel}
-        mean = tuple(decimal(m) for m in p.mean)
-        return args | ({"mean": mean} if len(mean) == 3 and not p.mean_per_pixel else {})
-
-    def __init__(
-        self,
-        crop: tuple[int, int] | None = None,
-        learned: tuple[int, int, int] | None = None,
-        mean_per_pixel: bool = False,
-        mean: tuple[float, ...] = (),
-    ) -> None:
-        super().__init__()
-        self.crop, self.mean_per_pixel, self.mean = crop, mean_per_pixel, mean
-        self.iterations = nn.Parameter(torch.empty(1, 1, 1, 1), requires_grad=False)
-        self.pixel_mean = self.channel_mean = None
-        if learned:
-            self.pixel_mean = nn.Parameter(torch.empty(1, *learned), requires_grad=False)
-            self.channel_mean = nn.Parameter(torch.empty(1, learned[0], 1, 1), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.crop:
-            x = self.middle(self.middle(x, 2, self.crop[0]), 3, self.crop[1])
-        if self.pixel_mean is not None and self.channel_mean is not None:
-            return x - (self.pixel_mean if self.mean_per_pixel else self.channel_mean)
-        return x - torch.tensor(self.mean).to(x)[:, None, None] if self.mean else x
-
-    def middle(self, x: Tensor, dim: int, size: int) -> Tensor:
-        at = torch.arange(size, device=x.device) + (x.shape[dim] - size) / 2
-        at = at.clamp(max=x.shape[dim] - 1.05).to(x.dtype)
-        first = at.floor()
-        share = (at - first).reshape([-1 if d == dim else 1 for d in range(4)])
-        index = first.long()
-        following = (index + 1).clamp(max=x.shape[dim] - 1)
-        return x.index_select(dim, index) * (1 - share) + x.index_select(dim, following) * share
 
 
 class Mean(Layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from caffe_port.signatures.forks import (  # noqa: F401  each declares its types
     activation,
+    augmentation,
     blocks,
     cascade,
     crf,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.signatures.checks import expect_axes, expect_images, nothing
+from caffe_port.signatures.checks import expect_axes, nothing
 from caffe_port.signatures.signature import ANY, Trait, declare
 from caffe_port.typing import Shape
 
@@ -65,34 +65,6 @@ def _channel_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]: 
     return [(bottoms[0][0], 1, *bottoms[0][2:])]
 
 
-def augmented_size(layer: Message, bottom: Shape) -> tuple[int, int]:
-    """Height and width that a DataAugmentation cuts out: those of the bottom unless both are given."""
-    p = layer.augmentation_param
-    expect_images([bottom])
-    if len(layer.top) > 1:
-        raise SpecError("a second top, the random parameters, is not supported")
-    height, width = bottom[2:]
-    if not (p.has("crop_height") and p.has("crop_width")):
-        return height, width
-    if min(p.crop_height, p.crop_width) < 1 or p.crop_height > height or p.crop_width > width:
-        crop = p.crop_height, p.crop_width
-        raise SpecError(f"crop_height and crop_width {crop} do not fit an image of {height} x {width}")
-    return p.crop_height, p.crop_width
-
-
-def _data_augmentation(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    size, p = augmented_size(layer, bottoms[0]), layer.augmentation_param
-    if p.recompute_mean <= 0 and len(p.mean) == 3 and not p.mean_per_pixel and bottoms[0][1] not in (1, 3):
-        raise SpecError(f"3 mean values for {bottoms[0][1]} channels")
-    return [(*bottoms[0][:2], *size)]
-
-
-def _data_augmentation_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shape]:
-    channels, size = bottoms[0][1], augmented_size(layer, bottoms[0])
-    means = {"pixel_mean": (1, channels, *size), "channel_mean": (1, channels, 1, 1)}
-    return {"iterations": (1, 1, 1, 1), **(means if layer.augmentation_param.recompute_mean > 0 else {})}
-
-
 def _mean(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.mean_param
     if p.has("file"):
@@ -109,15 +81,6 @@ declare("FlowWarp", _flow_warp, message="flow_warp_param", bottoms=2, traits=Tra
 declare("Warp", _flow_warp, bottoms=2, traits=Trait.KEEPS_CHANNELS)
 declare("Warping", _warping, bottoms=3, traits=Trait.KEEPS_CHANNELS)
 declare("ChannelNorm", _channel_norm, traits=Trait.KEEPS_PLACES)
-declare(
-    "DataAugmentation",
-    _data_augmentation,
-    message="augmentation_param",
-    blobs=("iterations", "pixel_mean", "channel_mean"),
-    blob_shapes=_data_augmentation_blobs,
-    statistics=("iterations", "pixel_mean", "channel_mean"),
-    traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER,
-)
 declare("Mean", _mean, message="mean_param", bottoms=(1, ANY), traits=Trait.ELEMENTWISE | Trait.PER_BOTTOM)
 declare(
     "ImgWriter",

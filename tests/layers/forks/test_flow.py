@@ -1,4 +1,4 @@
-"""Correlation, Correlation1D, FlowWarp, ChannelNorm, DataAugmentation: against OpenCV, and loops after FlowNet2."""
+"""Correlation, Correlation1D, FlowWarp, ChannelNorm: against OpenCV, and loops after FlowNet2."""
 
 import math
 
@@ -109,30 +109,6 @@ def test_channel_norm():
     assert torch.equal(eval(layer.call_source("x"), {"torch": torch, "x": x}), layer(x))
 
 
-def test_data_augmentation_subtracts_the_mean_of_its_blobs():
-    x = random(2, 3, 4, 5)
-    layer = build("DataAugmentation", "augmentation_param { recompute_mean: 9 mean_per_pixel: false }", x.shape)
-    mean = np.float32([1, 2, 3]).reshape(1, 3, 1, 1)
-    layer.load_blobs([np.zeros((1, 1, 1, 1)), np.ones((1, 3, 4, 5)), mean])
-    np.testing.assert_allclose(layer(x).numpy(), x.numpy() - mean, rtol=1e-6)
-    pixels = build("DataAugmentation", "augmentation_param { recompute_mean: 9 mean_per_pixel: true }", x.shape)
-    pixels.load_blobs([np.zeros((1, 1, 1, 1)), np.ones((1, 3, 4, 5)), mean])
-    np.testing.assert_allclose(pixels(x).numpy(), x.numpy() - 1, rtol=1e-6, atol=1e-6)
-    given = build("DataAugmentation", "augmentation_param { mean: 1 mean: 2 mean: 3 mean_per_pixel: false }", x.shape)
-    assert given.blob_names() == ["iterations"]
-    np.testing.assert_allclose(given(x).numpy(), x.numpy() - mean, rtol=1e-6)
-
-
-def test_data_augmentation_cuts_out_the_middle():
-    x = torch.arange(70.0).reshape(1, 1, 7, 10)
-    layer = build("DataAugmentation", "augmentation_param { crop_height: 3 crop_width: 5 }", x.shape)
-    y = layer(x)
-    np.testing.assert_allclose(y[0, 0].numpy(), (x[0, 0, 2:5, 2:7] + x[0, 0, 2:5, 3:8]).numpy() / 2)
-    # SpatialAugmentation: positions end at size - 1.05
-    whole = build("DataAugmentation", "augmentation_param { crop_height: 7 crop_width: 10 }", x.shape)(x)
-    np.testing.assert_allclose(whole[0, 0, 0, -2:].numpy(), [8, 8.95], rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("kind", "text", "shapes", "says"),
     [
@@ -155,7 +131,6 @@ def test_data_augmentation_cuts_out_the_middle():
             "one shape",
         ),
         ("FlowWarp", "", [(1, 2, 9, 9), (1, 3, 9, 9)], "a flow"),
-        ("DataAugmentation", "augmentation_param { crop_height: 9 crop_width: 3 }", [(1, 2, 8, 9)], "do not fit"),
     ],
 )
 def test_bad_definitions_are_refused(kind, text, shapes, says):

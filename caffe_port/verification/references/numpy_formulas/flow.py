@@ -89,29 +89,178 @@ def channel_norm(layer: Layer) -> Result:
     return np.sqrt((layer.x**2).sum(1, keepdims=True))
 
 
+# -- augmentation -------------------------------------------------------------------------------------------------
+
+_HOW = (("pow", "*"), ("add", ""), ("mult", "*"))
+_COEFFICIENTS = (
+    *("mirror", "dx", "dy", "angle", "zoom_x*", "zoom_y*"),
+    *("gamma*", "brightness", "contrast*", "color1*", "color2*", "color3*"),
+    *(f"{how}_{what}{k}{star}" for what in ("nomean", "withmean") for how, star in _HOW for k in range(3)),
+    *("lmult_pow*", "lmult_add", "lmult_mult*", "col_angle"),
+    *("fog_amount", "fog_size", "motion_blur_angle", "motion_blur_size"),
+    *("shadow_angle", "shadow_distance", "shadow_strength", "noise"),
+)
+"""The fields of AugmentationCoeff in the order of the schema; with a star those whose default is 1."""
+
+Coefficients = dict[str, float]
+
+
+def _coefficients(row: Array, settle: bool) -> Coefficients:
+    """array_to_coeff, and clear_defaults where that follows it."""
+    values = {}
+    for name, number in zip(_COEFFICIENTS, row.reshape(-1), strict=True):
+        default = float(name.endswith("*"))
+        value = math.exp(number) if default else float(number)
+        values[name.rstrip("*")] = default if settle and abs(value - default) < 1e-3 else value
+    return values
+
+
+def _matrix(c: Coefficients, crop: tuple[int, int], size: tuple[int, ...]) -> Array:
+    """tTransMat::fromCoeff: where a place of the cut lies in the image, as a matrix of homogeneous places."""
+    (height, width), flip = crop, -1 if c["mirror"] else 1
+    to_middle = np.array([[flip, 0, -flip * width / 2], [0, 1, -height / 2], [0, 0, 1]])
+    cos, sin = math.cos(c["angle"]), math.sin(c["angle"])
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    move = np.array([[1, 0, c["dx"] * width], [0, 1, c["dy"] * height], [0, 0, 1]])
+    zoom = np.diag([1 / c["zoom_x"], 1 / c["zoom_y"], 1])
+    back = np.array([[1, 0, size[1] / 2], [0, 1, size[0] / 2], [0, 0, 1]])
+    matrix: Array = back @ zoom @ move @ turn @ to_middle
+    return matrix
+
+
+def _is_drawn(layer: Layer, p: Message) -> bool:
+    return (layer.train or p.augment_during_test) and any(isinstance(value, Message) for _, value in p.items())
+
+
+@formula("GenerateAugmentationParameters")
+def generate_augmentation_parameters(layer: Layer) -> Result:
+    """Without a draw: the coefficients of the bottom, or zeros. Source: generate_augmentation_parameters_layer.cu."""
+    p, x = layer.param.augmentation_param, layer.x
+    if _is_drawn(layer, p):
+        raise NotImplementedError("coefficients that are drawn at random")
+    if p.mode == "regenerate" or (len(layer.bottoms) == 1 and x[0, 0].size > 1):
+        return np.zeros((len(x), len(_COEFFICIENTS), 1, 1))
+    return x
+
+
+@formula("FlowAugmentation")
+def flow_augmentation(layer: Layer) -> Result:
+    """Pixel by pixel: into the first image, along the flow, out of the second. Source: flow_augmentation_layer.cu."""
+    p, (flow, *coefficients) = layer.param.augmentation_param, layer.bottoms
+    crop, (images, _, height, width) = (p.crop_height, p.crop_width), flow.shape
+    top, memory = np.zeros((images, 2, *crop)), flow.reshape(-1)
+    for n in range(images):
+        into, out = (_matrix(_coefficients(c[n], False), crop, (height, width)) for c in coefficients)
+        for y, x in np.ndindex(*crop):
+            at_x, at_y, _ = into @ (x, y, 1)
+            starts = [width * (height * (2 * n + k) + int(at_y + 0.5)) + int(at_x + 0.5) for k in range(2)]
+            across, down = (memory[min(max(start, 0), memory.size - 1)] for start in starts)
+            to_x, to_y, _ = np.linalg.solve(out, (at_x + across, at_y + down, 1))
+            top[n, :, y, x] = to_x - x, to_y - y
+    return top
+
+
 @formula("DataAugmentation")
 def data_augmentation(layer: Layer) -> Result:
-    """Cuts out the middle, between pixels, and subtracts the mean.
+    """Cuts out a part, between pixels, changes its colors and subtracts the mean, with the coefficients of the bottom.
 
-    Sources: data_augmentation_layer.cu, augmentation_layer_base.cpp (without coefficients the matrix is a shift).
+    Sources: data_augmentation_layer.cu, augmentation_layer_base.cpp.
     """
     p, x = layer.param.augmentation_param, layer.x
-    if layer.train or p.augment_during_test or len(layer.bottoms) > 1 or layer.tops > 1:
-        raise NotImplementedError("a DataAugmentation that changes images at random")
+    given = layer.bottoms[1] if len(layer.bottoms) > 1 else np.zeros((len(x), len(_COEFFICIENTS), 1, 1))
     if p.has("crop_width") and p.has("crop_height"):
-        for axis, size in ((2, p.crop_height), (3, p.crop_width)):
-            old = x.shape[axis]
-            place = (np.arange(size) - size / 2 + old / 2).clip(0, old - 1.05)
-            low = np.floor(place).astype(int)
-            share = (place - low).reshape(-1, *[1] * (3 - axis))
-            x = (1 - share) * x.take(low, axis) + share * x.take(np.minimum(low + 1, old - 1), axis)
+        if len(layer.bottoms) == 1 and _is_drawn(layer, p):
+            raise NotImplementedError("a DataAugmentation that changes images at random")
+        crop, rows = (p.crop_height, p.crop_width), [_coefficients(row, True) for row in given]
+        y = np.stack([_cut(image, c, crop) for image, c in zip(x, rows, strict=True)])
+        x = _recolored(y, x, rows, p) if x.shape[1] == 3 else y
     if p.recompute_mean > 0:
         if layer.blobs[0].reshape(-1)[0] + 1 <= p.recompute_mean:
             raise NotImplementedError("a DataAugmentation whose mean every forward still changes")
-        return x - (layer.blobs[1].reshape(x.shape[1:]) if p.mean_per_pixel else layer.blobs[2].reshape(-1, 1, 1))
-    if len(p.mean) == 3 and not p.mean_per_pixel:
-        return x - np.array(p.mean).reshape(1, 3, 1, 1)
-    return x
+        x = x - (layer.blobs[1].reshape(x.shape[1:]) if p.mean_per_pixel else layer.blobs[2].reshape(-1, 1, 1))
+    elif len(p.mean) == 3 and not p.mean_per_pixel:
+        x = x - np.array(p.mean)[: x.shape[1]].reshape(1, -1, 1, 1)
+    return x if layer.tops == 1 else [x, given]
+
+
+def _cut(image: Array, c: Coefficients, crop: tuple[int, int]) -> Array:
+    """SpatialAugmentation."""
+    height, width = image.shape[1:]
+    matrix, y = _matrix(c, crop, (height, width)), np.zeros((len(image), *crop))
+    for row, column in np.ndindex(*crop):
+        at_x, at_y, _ = matrix @ (column, row, 1)
+        at_x, at_y = max(min(at_x, width - 1.05), 0), max(min(at_y, height - 1.05), 0)
+        left, top = int(at_x), int(at_y)
+        right, bottom, a, b = min(left + 1, width - 1), min(top + 1, height - 1), at_x - left, at_y - top
+        above = (1 - a) * image[:, top, left] + a * image[:, top, right]
+        below = (1 - a) * image[:, bottom, left] + a * image[:, bottom, right]
+        y[:, row, column] = (1 - b) * above + b * below
+    return y
+
+
+def _recolored(y: Array, x: Array, rows: list[Coefficients], p: Message) -> Array:
+    """The kernels of colors, each run on the whole batch where any of its images asks for it."""
+    neutral = {name.rstrip("*"): float(name.endswith("*")) for name in _COEFFICIENTS}
+    asked = [{name for name in c if c[name] != neutral[name]} for c in rows]
+    eigen = {name for name in neutral if "mean" in name or name.startswith("lmult") or name == "col_angle"}
+    if any(names & eigen for names in asked) and len(p.chromatic_eigvec) == 9:
+        vectors = np.array(p.chromatic_eigvec).reshape(3, 3)
+        y = np.stack([_along(image, x, c, vectors, p.max_multiplier) for image, c in zip(y, rows, strict=True)])
+    if any(names & {"gamma", "brightness", "contrast", "color1", "color2", "color3"} for names in asked):
+        for image, c in zip(y, rows, strict=True):
+            before = image.sum(0)
+            image *= np.array([c["color1"], c["color2"], c["color3"]])[:, None, None]
+            image[:] = np.clip(image * before / (image.sum(0) + 0.01), 0, 1) ** c["gamma"] + c["brightness"]
+            image[:] = np.clip(0.5 + (image - 0.5) * c["contrast"], 0, p.max_multiplier)
+    if any(c["noise"] > 0 for c in rows):
+        raise NotImplementedError("a DataAugmentation that adds noise")
+    if any(names >= {"fog_amount", "fog_size"} for names in asked) or any(
+        c["motion_blur_size"] > 0 or c["shadow_strength"] > 0 for c in rows
+    ):
+        height, width = y.shape[2:]
+        for image, c in zip(y, rows, strict=True):
+            for row, column in np.ndindex(height, width):
+                far = (column - width // 2) * math.cos(c["shadow_angle"])
+                far += (row - height // 2) * math.sin(c["shadow_angle"])
+                if far > c["shadow_distance"]:
+                    image[:, row, column] -= c["shadow_strength"]
+            image[:] = np.clip(image, 0, p.max_multiplier)
+    return y
+
+
+def _along(image: Array, batch: Array, c: Coefficients, vectors: Array, most: float) -> Array:
+    """ComputeChromaticEigenspace and ChromaticEigenAugmentation, pixel by pixel."""
+    mean = batch.mean((0, 2, 3))
+    unit = [np.abs(np.tensordot(v, batch, (0, 1))).max() for v in vectors]
+    far = math.sqrt(sum(u * u for u in unit))
+    middle = [v @ mean / (u if u > 1e-2 else 1) for v, u in zip(vectors, unit, strict=True)]
+    y = np.zeros(image.shape)
+    for row, column in np.ndindex(*image.shape[1:]):
+        e = list(vectors @ (image[:, row, column] - mean))
+        for k in range(3):
+            if unit[k] > 1e-2:
+                e[k] /= unit[k]
+                e[k] = math.copysign(abs(e[k]) ** c[f"pow_nomean{k}"], e[k])
+                e[k] = (e[k] + c[f"add_nomean{k}"]) * c[f"mult_nomean{k}"]
+            e[k] += middle[k]
+        if unit[0] > 1e-2:
+            e[0] = math.copysign(abs(e[0]) ** c["pow_withmean0"], e[0])
+            e[0] = (e[0] + c["add_withmean0"]) * c["mult_withmean0"]
+        s = s1 = math.hypot(e[1], e[2])
+        if s > 1e-2:
+            s1 = max(s ** c["pow_withmean1"] + c["add_withmean1"], 0) * c["mult_withmean1"]
+        cos, sin = math.cos(c["col_angle"]), math.sin(c["col_angle"])
+        e[1:] = cos * e[1] - sin * e[2], sin * e[1] + cos * e[2]
+        e = [v * u if u > 1e-2 else v for v, u in zip(e, unit, strict=True)]
+        wanted = math.hypot(*e) / far
+        if s > 1e-2:
+            e[1], e[2] = e[1] / s * s1, e[2] / s * s1
+        length = math.hypot(*e)
+        wanted = max(wanted ** c["lmult_pow"] + c["lmult_add"], 0) * c["lmult_mult"] * far
+        if far > 1e-2 and length > 1e-2:
+            e = [min(v / length * wanted, u) for v, u in zip(e, unit, strict=True)]
+        y[:, row, column] = np.clip(vectors.T @ e, 0, most)
+    return y
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------
