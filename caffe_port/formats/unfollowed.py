@@ -73,6 +73,11 @@ _HARMLESS: Final = {
     "*.conv_algorithm": "which of Intel's algorithms convolves",
     "DataParameter.threads parser_threads disk_reader_threads huge_video_dataset": "how many threads read",
     "DataParameter.verbose": "what is printed",
+    "NetParameter.richness": "how much memory cuDNN may take (Cysu/caffe)",
+    "ConvolutionParameter.conv_mode dump_parameter dump_activation parameter_sparsity_pattern_histogram": "which of "
+    "SkimCaffe's algorithms convolves, and what it writes",
+    "InnerProductParameter.gemm_mode spmdm_transpose_in spmdm_transpose_out dump_parameter dump_activation": "which of "
+    "SkimCaffe's algorithms multiplies, and what it writes",
     "*.prefetch": "how many batches are read ahead",
     "DataParameter.cache": "whether records stay in memory",
     "WindowDataParameter.cache_images": "whether images stay in memory",
@@ -179,6 +184,8 @@ _TRAINING: Final = {
     "NetParameter.global_grad_scale global_grad_scale_adaptive": "the factor of gradients in half precision",
     "LayerParameter.blobs_lr weight_decay blob_share_mode": "the old form of param, which layers of this form ignore",
     "LayerParameter.propagate_down": "stops gradients",
+    "LayerParameter.connectivity_mode": "which weights stay zero (SkimCaffe)",
+    "Sparsify:coef": "the factor of an L1 penalty on the top",
     "ParamSpec.l1_mult": "the factor of an L1 penalty",
     "BatchNormParameter.stats_batch_size": "of how many images at a time training takes the statistics (Intel)",
     "NetParameter.bn_stats_batch_size": "of how many images at a time training takes the statistics (Intel)",
@@ -236,6 +243,7 @@ _CHANGES: Final = {
     "AutoCrop:dimsize": "the size to crop to",
     "Crop:dimsize": "the size to crop to (OpenVINO)",
     "BatchReductionParameter.pos": "what is added to the levels",
+    "ScaleParameter.min_value max_value": "bounds the factors (happynear)",
     "CorrelationParameter.do_abs": "takes absolute values",
     "Correlation:single_direction": "compares in one direction alone",
     "ChannelDropout:sample_weights_test scale_train": "how dropout scales",

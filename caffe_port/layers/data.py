@@ -121,13 +121,18 @@ class DummyData(Layer):
 class Parameter(Layer):
     """A trainable tensor as a top, without bottoms.
 
-    Blobs: value, of the shape that ``parameter_param`` gives; zeros without a weights file
+    Blobs: value, of the shape that ``parameter_param`` gives; without a weights file zeros,
+    or what ``blob_filler`` says (happynear)
     Reference: parameter_layer.hpp
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         return {"shape": tuple(int(n) for n in p.shape.dim)}
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        return {"value": p.blob_filler}
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer, constructor, scalar_if_equal
 from caffe_port.signatures.kernel_params import per_axis
-from caffe_port.signatures.pooling import padding_of, rounds_up, spp_window, window_count
+from caffe_port.signatures.pooling import padding_of, rounds_up, spp_window, spread, window_count
 from caffe_port.typing import Shape
 
 
@@ -26,7 +26,8 @@ class Pooling(Layer):
     a probability proportional to it, and gives sum(x^2) / sum(x) in eval(); the bottom must not be negative.
     A second top holds the index of each maximum within its plane, as floats. A bottom (N, C, D, H, W) is pooled as by
     Pooling3D. AVE_EXC_PAD and AVE_TF are AVE with ``count_include_pad=False``; each side may have a padding of its own
-    (``pad_l``, ``pad_r``, ``pad_t``, ``pad_b``, or ``pad_type: 1``, TensorFlow's SAME).
+    (``pad_l``, ``pad_r``, ``pad_t``, ``pad_b``, or ``pad_type: 1``, TensorFlow's SAME). ``dilation`` (Caffe's OpenCL
+    branch) belongs to MAX.
     Reference: pooling_layer.cpp, pooling_layer.cu; what 1.0 does not have: pooling_layer.cpp of
     foss-for-synopsys-dwc-arc-processors/synopsys-caffe
     """
@@ -44,9 +45,11 @@ class Pooling(Layer):
         ceil_mode: bool = True,
         mask: bool = False,
         end: tuple[int, int] | None = None,
+        dilation: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
         self.pool = pool
+        self.dilation = dilation
         self.kernel_size = kernel_size  # None: the whole image
         self.stride = stride
         self.padding = padding
@@ -59,9 +62,9 @@ class Pooling(Layer):
             return F.adaptive_avg_pool2d(x, 1)
         kernel = (x.shape[2], x.shape[3]) if self.kernel_size is None else self.kernel_size
         if self.mask:
-            return max_pool_mask(x, kernel, self.stride, self.padding, self.ceil_mode, self.end)
+            return max_pool_mask(x, kernel, self.stride, self.padding, self.ceil_mode, self.end, self.dilation)
         if self.pool == "MAX":
-            return max_pool(x, kernel, self.stride, self.padding, self.ceil_mode, self.end)
+            return max_pool(x, kernel, self.stride, self.padding, self.ceil_mode, self.end, self.dilation)
         if self.pool in ("AVE", "AVE_EXC_PAD"):
             return ave_pool(x, kernel, self.stride, self.padding, self.ceil_mode, self.end, self.pool == "AVE")
         return stochastic_pool(x, kernel, self.stride, self.ceil_mode, self.training)
@@ -77,7 +80,8 @@ class Pooling(Layer):
         name = "Max" if self.pool == "MAX" else "Avg"
         if self.kernel_size is None:
             return f"nn.Adaptive{name}Pool2d(1)"
-        if not torch_has_windows(self.kernel_size, self.stride, self.padding, self.ceil_mode, self.end):
+        windows = (self.kernel_size, self.stride, self.padding, self.ceil_mode, self.end)
+        if self.dilation != (1, 1) or not torch_has_windows(*windows):
             return None
         options = {
             "padding": (scalar_if_equal(self.padding), 0),
@@ -110,17 +114,19 @@ class Pooling3D(Layer):
         stride: tuple[int, ...] = (1, 1, 1),
         padding: tuple[int, ...] = (0, 0, 0),
         ceil_mode: bool = True,
+        dilation: tuple[int, ...] = (1, 1, 1),
     ) -> None:
         super().__init__()
         self.pool, self.kernel_size, self.stride, self.padding = pool, kernel_size, stride, padding
-        self.ceil_mode = ceil_mode
+        self.ceil_mode, self.dilation = ceil_mode, dilation
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = tuple(x.shape[2:]) if self.kernel_size is None else self.kernel_size
         if self.pool == "MAX":
             lowest = torch.finfo(x.dtype).min
-            wide = fit_to_windows(x, kernel, self.stride, self.padding, self.ceil_mode, lowest)
-            return F.max_pool3d(wide, kernel, self.stride)
+            reach = spread(kernel, self.dilation)
+            wide = fit_to_windows(x, reach, self.stride, self.padding, self.ceil_mode, lowest)
+            return F.max_pool3d(wide, kernel, self.stride, dilation=self.dilation)
         wide = fit_to_windows(x, kernel, self.stride, self.padding, self.ceil_mode)
         total = F.avg_pool3d(wide, kernel, self.stride) * math.prod(kernel)
         for axis, (k, s, pad) in enumerate(zip(kernel, self.stride, self.padding, strict=True), 2):
@@ -133,7 +139,8 @@ class Pooling3D(Layer):
         name = {"MAX": "Max", "AVE": "Avg"}[self.pool]
         if self.kernel_size is None:
             return f"nn.Adaptive{name}Pool3d(1)"
-        if not torch_has_windows(self.kernel_size, self.stride, self.padding, self.ceil_mode):
+        windows = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
+        if set(self.dilation) != {1} or not torch_has_windows(*windows):
             return None
         options = {
             "padding": (scalar_if_equal(self.padding), 0),
@@ -234,11 +241,13 @@ def max_pool(
     padding: tuple[int, int],
     ceil_mode: bool,
     end: tuple[int, int] | None = None,
+    dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    if torch_has_windows(kernel, stride, padding, ceil_mode, end):
+    if dilation == (1, 1) and torch_has_windows(kernel, stride, padding, ceil_mode, end):
         return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
     lowest = torch.finfo(x.dtype).min
-    return F.max_pool2d(fit_to_windows(x, kernel, stride, padding, ceil_mode, lowest, end), kernel, stride)
+    wide = fit_to_windows(x, spread(kernel, dilation), stride, padding, ceil_mode, lowest, end)
+    return F.max_pool2d(wide, kernel, stride, dilation=dilation)
 
 
 def max_pool_mask(
@@ -248,14 +257,15 @@ def max_pool_mask(
     padding: tuple[int, int],
     ceil_mode: bool,
     end: tuple[int, int] | None = None,
+    dilation: tuple[int, int] = (1, 1),
 ) -> tuple[Tensor, Tensor]:
     """The maxima, and for each the index of its pixel in the plane; -1 for a window without pixels."""
-    if torch_has_windows(kernel, stride, padding, ceil_mode, end):
+    if dilation == (1, 1) and torch_has_windows(kernel, stride, padding, ceil_mode, end):
         y, index = F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode, return_indices=True)
         return y, index.to(x.dtype)
     lowest = torch.finfo(x.dtype).min
-    wide = fit_to_windows(x, kernel, stride, padding, ceil_mode, lowest, end)
-    y, index = F.max_pool2d(wide, kernel, stride, return_indices=True)
+    wide = fit_to_windows(x, spread(kernel, dilation), stride, padding, ceil_mode, lowest, end)
+    y, index = F.max_pool2d(wide, kernel, stride, dilation=dilation, return_indices=True)
     row, column = index // wide.shape[3] - padding[0], index % wide.shape[3] - padding[1]
     return y, torch.where(y > lowest, row * x.shape[3] + column, -1).to(x.dtype)
 
@@ -310,6 +320,7 @@ def pooling_arguments(p: Message, bottom: Shape) -> dict[str, Any]:
     axes, (padding, end) = len(bottom) - 2, ((), ()) if p.global_pooling else padding_of(p, bottom)
     if p.global_pooling:
         return {"pool": p.pool, "kernel_size": None}
+    dilation = per_axis(p, "dilation", axes, 1, least=1)
     return {
         "pool": p.pool,
         "kernel_size": per_axis(p, "kernel_size", axes, None, least=1),
@@ -317,4 +328,5 @@ def pooling_arguments(p: Message, bottom: Shape) -> dict[str, Any]:
         "padding": padding,
         "ceil_mode": rounds_up(p),
         **({"end": end} if end != padding else {}),
+        **({"dilation": dilation} if set(dilation) != {1} else {}),
     }

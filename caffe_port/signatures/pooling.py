@@ -31,6 +31,11 @@ def rounds_up(p: Message) -> bool:
     return bool(p.round_mode == "CEIL" and p.ceil_mode and not p.round_below) and not is_same(p)
 
 
+def spread(kernel: Shape, dilation: Shape) -> Shape:
+    """How far a window reaches whose pixels are ``dilation`` apart."""
+    return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+
+
 def spp_window(size: tuple[int, int], bins: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Kernel (also the stride) and padding that cut an image into bins x bins windows. spp_layer.cpp"""
     kernel = (math.ceil(size[0] / bins), math.ceil(size[1] / bins))
@@ -92,7 +97,10 @@ def _pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     if p.global_pooling:
         _expect_no_window(p, axes)
         return [(*bottom[:2], *[1] * axes)] * min(tops, 2)
-    kernel = per_axis(p, "kernel_size", axes, None, least=1)
+    kernel, dilation = per_axis(p, "kernel_size", axes, None, least=1), per_axis(p, "dilation", axes, 1, least=1)
+    if set(dilation) != {1} and p.pool != "MAX":
+        raise SpecError(f"dilation needs pool: MAX, got {p.pool}")
+    kernel = spread(kernel, dilation)
     stride, (padding, end) = per_axis(p, "stride", axes, 1, least=1), padding_of(p, bottom)
     return [_pooled(bottom, p.pool, kernel, stride, padding, rounds_up(p), end)] * min(tops, 2)
 

@@ -205,7 +205,7 @@ declare("Flatten", _flatten, message="flatten_param", traits=_SAME_NUMBERS | Tra
 declare("Permute", _permute, message="permute_param", traits=Trait.REARRANGES)
 declare("Transpose", _transpose, message="transpose_param", traits=Trait.REARRANGES)
 declare("Reduction", _reduction, message="reduction_param", traits=Trait.AGGREGATES)
-declare("Reshape", _reshape, message="reshape_param", traits=_SAME_NUMBERS | Trait.NOT_IN_PLACE)
+declare("Reshape", _reshape, message="reshape_param", traits=_SAME_NUMBERS)
 declare(
     "ShuffleChannel",
     _shuffle_channel,

@@ -91,8 +91,9 @@ def _numbers(count: int) -> Path:
 ALIKE = """
 AbsVal AddNoise Atan BN BNLL BatchNorm BatchNormKyle ChannelDropout Dropout ELU Exp GRL GRN GaussianNoise
 GradientReversal GradientScaler HSigmoid HSwish HardSigmoid HardSwish Insanity L2Norm L2Normalization L2Normalize LRN
-Log MVN Mish NegReLU Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU
-SeLUDropout SeLu SeLuDropout Selu Sigmoid SignedSqrt Softmax Softplus SpatialDropout Swish TanH Threshold Truncation
+Log MVN Mish NegReLU NegSquare Noise Normalization Normalize NormalizeFeature Power RandomNoise ReLU ReLU6 Relu6 SELU
+ExpMax SeLUDropout ScaleTanH SeLu SeLuDropout Selu Sigmoid SignedSqrt Sparsify Softmax Softplus SpatialDropout Swish
+TanH Threshold Truncation
 """
 """Types that need no parameters, whose tops are like their bottoms."""
 
@@ -303,6 +304,7 @@ def _all() -> Iterator[Case]:
     yield Case("DummyData", "dummy_data_param { shape { dim: 2 dim: 5 } }", (), 2)
     yield Case("DummyData", "dummy_data_param { num: 2 channels: 3 channels: 4 height: 5 width: 7 }", (), 2)
     yield Case("Parameter", "parameter_param { shape { dim: 2 dim: 5 } }", ())
+    yield Case("Parameter", "parameter_param { shape { dim: 2 dim: 5 } blob_filler { type: 'xavier' } }", ())
     yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ())
     yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 }", ((3, 2, 5),))
     yield Case("ContinuationIndicator", "continuation_indicator_param { time_step: 4 batch_size: 3 }", ((3, 1),))
@@ -410,6 +412,26 @@ def _all() -> Iterator[Case]:
     for sizes in ("32, 64, 128", "256"):
         yield Case("PriorBox", f"prior_box_param {{ min_size: [{sizes}] faceboxes: true }}", (X, (2, 3, 50, 60)))
     yield Case("Warp", "", (X, (X[0], 2, *X[2:])))
+    yield Case("Warp", "warp_param { places: true }", (X, (X[0], 2, *X[2:])))
+    yield Case("Grid", "", (X,))
+    yield Case("ExpMax", "expmax_param { base: 2 scale: 3 shift: -1 }", (X,))
+    yield Case("ScaleTanH", "scale_tanh_param { init_scale: 2 gamma: 0.5 power: 2 step_size: 3 }", (X,))
+    yield Case("Sparsify", "sparsify_param { thre: 0.5 }", (X,))
+    yield Case("Norm", "", (X,))
+    yield Case("Norm", "", ((3, 5),))
+    larger = (X[0], X[1], X[2] + 3, X[3] + 4)
+    for own in ("", "operation: ADD", "forward: true forward: false", "operation: ADD backward: [false, true]"):
+        yield Case("MergeCrop", f"mergecrop_param {{ {own} }}", (X, larger))
+    yield Case("MergeCrop", "", (VIDEO, (*VIDEO[:2], 9, 9, 12)))
+    regions = "region_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.25"
+    yield Case("RegionPooling", f"{regions} }}", (X, (5, 9)))
+    yield Case("RegionPooling", f"{regions} offset: 0 }}", (X, (5, 9, 1, 1)))
+    for size in ("target_height: 5 target_width: 4", "target_height: 11 target_width: 4", ""):
+        yield Case("RandomCrop", f"random_crop_param {{ {size} }}", ((2, 7, 8, 9),))
+    for own in ("stride: 2 dilation: 2", "stride: 2 pad: 1 dilation: 3", "stride: 3 pad: 2 dilation: [2, 3]"):
+        yield Case("Pooling", f"pooling_param {{ kernel_size: 2 {own} }}", (X,))
+        yield Case("Pooling", f"pooling_param {{ kernel_size: 2 {own} }}", (X,), 2)
+    yield Case("Pooling", "pooling_param { kernel_size: 2 stride: 2 dilation: [3, 1, 2] }", (VIDEO,))
     own = "theta_alpha: 5 theta_beta: 0.25 theta_gamma: 1.5 num_iterations: 3"
     scores = ((2, 5, 4, 6), (2, 5, 4, 6), (2, 3, 4, 6))
     yield Case("MultiStageMeanfield", f"multi_stage_meanfield_param {{ {own} }}", scores)

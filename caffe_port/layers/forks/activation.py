@@ -167,6 +167,69 @@ class Insanity(Layer):
         return torch.where(x > 0, x, x / slope)
 
 
+class ScaleTanH(Layer):
+    """``tanh(scale * x)``: scale is init_scale in eval() and at first; in train() it follows the iterations (HashNet).
+
+    Iteration i counts from 2; every step_size of them, scale becomes ``init_scale * (1 + gamma * i) ** power``.
+
+    Differs from Caffe: there, a TEST net counts its own forward passes, and begins anew when it is loaded, too.
+    Reference: thuml/HashNet scale_tanh_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        args = {"scale": decimal(p.init_scale), "gamma": decimal(p.gamma), "power": decimal(p.power)}
+        return args | {"step_size": p.step_size}
+
+    def __init__(self, scale: float = 1.0, gamma: float = 1.0, power: float = 0.0, step_size: int = 200) -> None:
+        super().__init__()
+        self.scale, self.gamma, self.power, self.step_size = scale, gamma, power, step_size
+        self.iteration = 1  # counted by the making of the layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return torch.tanh(self.scale * x)
+        self.iteration += 1
+        last = self.iteration - self.iteration % self.step_size
+        scale = self.scale * float((1 + self.gamma * last) ** self.power) if last else self.scale
+        return torch.tanh(scale * x)
+
+
+class Sparsify(Layer):
+    """Same as torch.nn.Softshrink.
+
+    Reference: wenwei202/caffe sparsify_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"threshold": decimal(p.thre)}
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softshrink(x, self.threshold)
+
+    def torch_source(self) -> str:
+        return f"nn.Softshrink({self.threshold!r})"
+
+
+class Norm(Layer):
+    """Divided by the L2 norm over the channels, plus 1e-6; the top has four axes (video_triplet).
+
+    Differs from PyTorch: F.normalize takes the greater of the norm and eps.
+    Differs from Caffe: the gradient is the derivative; the original has 1e-6 in another place there.
+    Reference: xiaolonw/caffe-video_triplet norm_layer.cpp
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(*x.shape, *[1] * (4 - x.dim()))
+        length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        return x / (length + 1e-6)
+
+
 class EltwiseAffine(Layer):
     """``slope * x + bias`` along the channels, or with one of each for all.
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.formats.message import Message, decimal
@@ -214,6 +215,31 @@ class FlowAugmentation(Layer):
         across, down = (numbers[((item + k) * area + place).long().clamp(0, numbers.numel() - 1)] for k in range(2))
         to_x, to_y = cut_places(two, at_x + across, at_y + down, self.crop, size)
         return torch.stack((to_x - x, to_y - y), 1)
+
+
+class RandomCrop(Layer):
+    """Cuts the same part out of all images and disparities (N, 7, H, W): in train() anywhere, else the middle.
+
+    Where the part is larger, the images continue with 128, and the disparity, the last channel, with NaN. From iResNet.
+
+    Reference: leonzfa/iResNet random_crop_layer.cu
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        return {"size": (p.target_height, p.target_width)}
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        edges: list[int] = []
+        for old, new in zip(x.shape[2:], self.size, strict=True):
+            drawn = self.training and old > new
+            first = int(torch.randint(old - new, ())) if drawn else math.trunc((old - new) / 2)
+            edges = [-first, new - old + first, *edges]
+        return torch.cat((F.pad(x[:, :-1], edges, value=128.0), F.pad(x[:, -1:], edges, value=math.nan)), 1)
 
 
 # -- in forward ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,13 +145,30 @@ class FlowWarp(Layer):
 class Warp(FlowWarp):
     """FlowWarp, but what is beyond the center of the last pixel is 0. From PWC-Net.
 
+    LiteFlowNet's layer of this name takes places, (N, 2, H, W), in place of the flow, and mixes in zeros over a pixel's
+    width beyond the border, as F.grid_sample does; a net with a Grid is read so.
+
     Differs from PyTorch: F.grid_sample mixes in zeros over a pixel's width beyond the border.
-    Reference: NVlabs/PWC-Net warp_layer.cu
+    Reference: NVlabs/PWC-Net warp_layer.cu; twhui/LiteFlowNet warp_layer.cu
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        return {}
+        return {"places": True} if p.places else {}
+
+    def __init__(self, places: bool = False) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(self, image: Tensor, *flows: Tensor) -> Tensor:
+        if not self.places:
+            return super().forward(image, *flows)
+        height, width = image.shape[2:]
+        x, y = flows[0].unbind(1)
+        x, y = x.nan_to_num(-2).clamp(-2, width + 1), y.nan_to_num(-2).clamp(-2, height + 1)
+        sizes = torch.tensor((width, height), dtype=x.dtype, device=x.device)
+        at = (torch.stack((x, y), 3) + 0.5) * 2 / sizes - 1
+        return F.grid_sample(image, at, align_corners=False)
 
     def inside(self, place: Tensor, size: int) -> Tensor:
         return (place >= 0) & (place <= size - 1)
@@ -171,6 +189,54 @@ class Warping(FlowWarp):
 
     def inside(self, place: Tensor, size: int) -> Tensor:
         return (place >= 0) & (place < size - 1)
+
+
+class Grid(Layer):
+    """The column and the row of every pixel of the bottom, (N, 2, H, W).
+
+    Reference: twhui/LiteFlowNet grid_layer.cpp
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) for n in x.shape[2:])
+        shape = (x.shape[0], *x.shape[2:])
+        return torch.stack((columns.expand(shape), rows[:, None].expand(shape)), 1)
+
+
+class NegSquare(Layer):
+    """``-x ** 2``.
+
+    Differs from Caffe: the gradient is the derivative; the original multiplies with memory that was never written.
+    Reference: twhui/LiteFlowNet negsquare_layer.cu
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x.square()
+
+    def call_source(self, *bottoms: str) -> str:
+        return f"-{bottoms[0]}.square()"
+
+
+class ExpMax(Layer):
+    """base ** (shift + scale * (x - m)), where m is the greatest of the channels at the same place; base -1 is e.
+
+    No gradient reaches m.
+
+    Differs from Caffe: of a batch, the original subtracts the maxima of the first image alone.
+    Reference: twhui/LiteFlowNet expmax_layer.cu
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        log = 1.0 if p.base == -1 else math.log(p.base)
+        return {"scale": log * p.scale, "factor": math.exp(log * p.shift)}
+
+    def __init__(self, scale: float = 1.0, factor: float = 1.0) -> None:
+        super().__init__()
+        self.scale, self.factor = scale, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * (self.scale * (x - x.detach().amax(1, keepdim=True))).exp()
 
 
 class ChannelNorm(Layer):

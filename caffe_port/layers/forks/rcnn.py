@@ -49,6 +49,49 @@ class ROIPooling(Layer):
         return torchvision.ops.roi_pool(x, rois, self.output_size, self.spatial_scale)  # type: ignore[no-any-return]
 
 
+class RegionPooling(Layer):
+    """The greatest value, or 0, in each bin of each region without its inner rectangle (MR-CNN, LocNet).
+
+    Takes the features (N, C, H, W) and the regions (R, 9), rows of image, x1, y1, x2, y2 and the same of the inner
+    rectangle, in pixels of the net's input; gives (R, C, pooled_h, pooled_w). Each rectangle first loses ``offset``
+    pixels on every side. A region naming an image that is not in the batch takes the nearest one.
+
+    Reference: gidariss/caffe_LocNet region_pooling_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        args = {"output_size": (p.pooled_h, p.pooled_w), "spatial_scale": p.spatial_scale}
+        return args | {"offset": decimal(p.offset)}
+
+    def __init__(self, output_size: tuple[int, int], spatial_scale: float = 1.0, offset: float = 6.0) -> None:
+        super().__init__()
+        self.output_size, self.spatial_scale, self.offset = output_size, spatial_scale, offset
+
+    def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+        import torchvision  # here: it takes as long to load as torch itself, and few nets need it
+
+        rois = regions(rois, x)
+        x = x.clamp(min=0)  # each maximum begins at 0
+        columns, rows = torch.arange(x.shape[3], device=x.device), torch.arange(x.shape[2], device=x.device)[:, None]
+        outer, inner = self.rectangle(rois[:, 1:5]), self.rectangle(rois[:, 5:9])
+        tops = [x.new_zeros(0, x.shape[1], *self.output_size)]
+        for image, box, hidden in zip(rois[:, :1].long(), outer, inner, strict=True):
+            left, top, right, bottom = hidden
+            inside = (columns > left) & (columns < right) & (rows > top) & (rows < bottom)
+            ring = x.index_select(0, image).masked_fill(inside, 0)
+            tops.append(torchvision.ops.roi_pool(ring, [box[None]], self.output_size, 1.0))
+        return torch.cat(tops)
+
+    def rectangle(self, corners: Tensor) -> Tensor:
+        """The corners (R, 4) as pixels of the features; one that is turned around becomes its middle."""
+        start = ((corners[:, :2] + 1 + self.offset) * self.spatial_scale + 0.5).floor()
+        end = ((corners[:, 2:] + 1 - self.offset) * self.spatial_scale - 0.5).ceil()
+        middle = ((start + end) / 2).trunc()
+        turned = start > end
+        return torch.cat((torch.where(turned, middle, start), torch.where(turned, middle, end)), 1)
+
+
 class ROIAlign(Layer):
     """Same as torchvision.ops.RoIAlign with aligned=False, Mask R-CNN's original operator.
 

@@ -64,6 +64,24 @@ def _spatial_dropout(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape
     return bottoms
 
 
+def _scale_tanh(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    if layer.scale_tanh_param.step_size < 1:
+        raise SpecError("step_size must be at least 1")
+    return bottoms
+
+
+def _sparsify(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    if min(layer.sparsify_param.thre, layer.sparsify_param.coef) < 0:
+        raise SpecError("thre and coef must not be negative")
+    return bottoms
+
+
+def _norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    """Four axes, whatever the bottom's."""
+    expect_axes(bottoms[0], 1, 4)
+    return [(*bottoms[0], *[1] * (4 - len(bottoms[0])))]
+
+
 declare("HSwish", same, aliases=("HardSwish",), traits=Trait.ACTIVATION | Trait.NO_BACKWARD)
 declare("HSigmoid", same, traits=Trait.ACTIVATION)
 declare(
@@ -75,6 +93,9 @@ declare(
 declare("SELU", same, message="selu_param", aliases=("SeLu", "Selu"), traits=Trait.ACTIVATION)
 declare("Atan", same, traits=Trait.ACTIVATION | Trait.NO_BACKWARD)
 declare("NegReLU", same, message="relu_param", traits=Trait.ACTIVATION)
+declare("ScaleTanH", _scale_tanh, message="scale_tanh_param", traits=Trait.ACTIVATION)
+declare("Sparsify", _sparsify, message="sparsify_param", traits=Trait.ACTIVATION)
+declare("Norm", _norm)
 declare("SignedSqrt", same, traits=Trait.ELEMENTWISE)
 declare("Insanity", _insanity, message="insanity_param", traits=Trait.ACTIVATION)
 declare(

@@ -108,6 +108,16 @@ def _flow_augmentation(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Sha
     return [(*bottoms[0][:2], p.crop_height, p.crop_width)]
 
 
+def _random_crop(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p = layer.random_crop_param
+    if len(bottoms[0]) != 4 or bottoms[0][1] != 7:
+        raise SpecError(f"expected two images and a disparity, (N, 7, H, W), got {bottoms[0]}")
+    if min(p.target_height, p.target_width) < 1:
+        raise SpecError("target_height and target_width must be at least 1")
+    return [(*bottoms[0][:2], p.target_height, p.target_width)]
+
+
+declare("RandomCrop", _random_crop, message="random_crop_param", traits=Trait.KEEPS_CHANNELS)
 declare(
     "DataAugmentation",
     _data_augmentation,

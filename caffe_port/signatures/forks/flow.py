@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.signatures.checks import expect_axes, nothing
+from caffe_port.signatures.checks import expect_axes, expect_images, nothing, same
 from caffe_port.signatures.signature import ANY, Trait, declare
 from caffe_port.typing import Shape
 
@@ -65,6 +65,27 @@ def _channel_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]: 
     return [(bottoms[0][0], 1, *bottoms[0][2:])]
 
 
+def _settled_warp(layer: Message, dialect: str) -> tuple[Message, str]:
+    """Two forks have a Warp: the second bottom is a flow in PWC-Net, and places in LiteFlowNet, which makes them of a
+    Grid and a flow."""
+    if layer.has("warp_param") or dialect != "liteflownet":
+        return layer, ""
+    note = "its second bottom is read as places, as in LiteFlowNet; PWC-Net's Warp takes a flow"
+    return layer.copy(warp_param=Message("WarpParameter", places=True)), note
+
+
+def _grid(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
+    expect_images(bottoms)
+    return [(bottoms[0][0], 2, *bottoms[0][2:])]
+
+
+def _exp_max(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    expect_axes(bottoms[0], 2, ANY)
+    if layer.expmax_param.base != -1 and layer.expmax_param.base <= 0:
+        raise SpecError(f"base must be positive, or -1 for e, got {layer.expmax_param.base}")
+    return bottoms
+
+
 def _mean(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     p = layer.mean_param
     if p.has("file"):
@@ -78,8 +99,11 @@ def _mean(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 declare("Correlation", _correlation, message="correlation_param", bottoms=2)
 declare("Correlation1D", _correlation_1d, message="correlation_param", bottoms=2)
 declare("FlowWarp", _flow_warp, message="flow_warp_param", bottoms=2, traits=Trait.KEEPS_CHANNELS)
-declare("Warp", _flow_warp, bottoms=2, traits=Trait.KEEPS_CHANNELS)
+declare("Warp", _flow_warp, message="warp_param", bottoms=2, settles=_settled_warp, traits=Trait.KEEPS_CHANNELS)
 declare("Warping", _warping, bottoms=3, traits=Trait.KEEPS_CHANNELS)
+declare("Grid", _grid, dialect="liteflownet")
+declare("NegSquare", same, traits=Trait.ACTIVATION)
+declare("ExpMax", _exp_max, message="expmax_param", traits=Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
 declare("ChannelNorm", _channel_norm, traits=Trait.KEEPS_PLACES)
 declare("Mean", _mean, message="mean_param", bottoms=(1, ANY), traits=Trait.ELEMENTWISE | Trait.PER_BOTTOM)
 declare(

@@ -221,6 +221,15 @@ def _deformable_macs(layer: Message, bottoms: Sequence[Shape], tops: Sequence[Sh
     return tops[0][0] * math.prod(tops[0][2:]) * math.prod(weight)
 
 
+def _region_pooling(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p, (x, rois) = layer.region_pooling_param, bottoms
+    if len(x) != 4 or rois not in ((rois[0], 9), (rois[0], 9, 1, 1)):
+        raise SpecError(f"expected features (N, C, H, W) and regions (R, 9), got {x} and {rois}")
+    if min(p.pooled_h, p.pooled_w) < 1:
+        raise SpecError("pooled_h and pooled_w must be at least 1")
+    return [(rois[0], x[1], p.pooled_h, p.pooled_w)]
+
+
 _FEATURES_AND_REGIONS = (Holds.NUMBERS, Holds.BOXES)
 
 declare(
@@ -240,6 +249,7 @@ declare(
     holds=_FEATURES_AND_REGIONS,
     traits=Trait.KEEPS_CHANNELS | Trait.WHOLE_LAYER,
 )
+declare("RegionPooling", _region_pooling, message="region_pooling_param", bottoms=2, traits=Trait.KEEPS_CHANNELS)
 declare("PSROIPooling", _psroi_pooling, message="psroi_pooling_param", bottoms=2, holds=_FEATURES_AND_REGIONS)
 declare(
     "Proposal",

@@ -85,6 +85,11 @@ def drawn(case: Case, index: int, rng: np.random.Generator) -> np.ndarray[Any, A
         rows[:, 0] = rng.integers(0, 2, shape[0])
         rows[:, 3:5] += rows[:, 1:3] - 5
         return rows.reshape(shape)
+    if case.type == "RegionPooling" and index == 1:  # image, outer and inner rectangle
+        rows = rng.uniform(0, 40, shape[:2])
+        rows[:, 0] = rng.integers(0, 2, shape[0])
+        rows[:, 3:5] += 12
+        return rows.reshape(shape)
     numbers = rng.normal(0, 1, shape)
     if case.type in ("Upsample", "Unpooling") and index == 1:  # a mask: each place at most once
         planes = [rng.permutation(shape[2] * shape[3])[: shape[2] * shape[3]] for _ in range(shape[0] * shape[1])]

@@ -58,6 +58,39 @@ def correlation_1d(layer: Layer) -> Result:
     return _patches_compared(p, a, b, 0, moves)
 
 
+@formula("Grid")
+def grid(layer: Layer) -> Result:
+    """Column, row. Source: grid_layer.cpp (LiteFlowNet)."""
+    rows, columns = np.indices(layer.x.shape[2:], dtype=float)
+    return np.stack([np.stack((columns, rows))] * len(layer.x))
+
+
+@formula("NegSquare")
+def neg_square(layer: Layer) -> Result:
+    """Source: negsquare_layer.cu (LiteFlowNet)."""
+    return -(layer.x**2)
+
+
+@formula("ExpMax")
+def exp_max(layer: Layer) -> Result:
+    """base^(shift + scale (x - the greatest channel)). Source: expmax_layer.cu (LiteFlowNet)."""
+    p, x = layer.param.expmax_param, layer.x
+    base = math.e if p.base == -1 else p.base
+    return base ** (p.shift + p.scale * (x - x.max(1, keepdims=True)))
+
+
+def _at_places(image: Array, places: Array) -> Array:
+    """Each of the four pixels around a place counts by its distance, if there is one. LiteFlowNet's warp_layer.cu."""
+    top = np.zeros((*image.shape[:2], *places.shape[2:]))
+    for n, y, x in np.ndindex(len(image), *places.shape[2:]):
+        at_x, at_y = places[n, :, y, x]
+        for column, row in np.ndindex(2, 2):
+            px, py = math.floor(at_x) + column, math.floor(at_y) + row
+            if 0 <= px < image.shape[3] and 0 <= py < image.shape[2]:
+                top[n, :, y, x] += (1 - abs(at_x - px)) * (1 - abs(at_y - py)) * image[n, :, py, px]
+    return top
+
+
 @formula("FlowWarp", "Warp", "Warping")
 def flow_warp(layer: Layer) -> Result:
     """The pixel at (x, y) + flow, between its four neighbors.
@@ -65,6 +98,8 @@ def flow_warp(layer: Layer) -> Result:
     Sources: flow_warp_layer.cpp; warp_layer.cu (PWC-Net), up to the middle of the last pixel; warping_layer.cu (Garg),
     where there must be a pixel on both sides.
     """
+    if layer.param.type == "Warp" and layer.param.warp_param.places:
+        return _at_places(*layer.bottoms)
     image, flow = layer.bottoms[0], np.concatenate(layer.bottoms[1:], 1)
     height, width = image.shape[2:]
     own = layer.param.type == "FlowWarp"
@@ -157,6 +192,21 @@ def flow_augmentation(layer: Layer) -> Result:
             across, down = (memory[min(max(start, 0), memory.size - 1)] for start in starts)
             to_x, to_y, _ = np.linalg.solve(out, (at_x + across, at_y + down, 1))
             top[n, :, y, x] = to_x - x, to_y - y
+    return top
+
+
+@formula("RandomCrop")
+def random_crop(layer: Layer) -> Result:
+    """The middle; beyond the image 128, or NaN in the last channel. Source: random_crop_layer.cu (iResNet)."""
+    p, x = layer.param.random_crop_param, layer.x
+    if layer.train:
+        raise NotImplementedError("a part that is drawn at random")
+    top = np.full((*x.shape[:2], p.target_height, p.target_width), 128.0)
+    top[:, -1] = np.nan
+    down, right = (int((old - new) / 2) for old, new in zip(x.shape[2:], top.shape[2:], strict=True))
+    for row, column in np.ndindex(*top.shape[2:]):
+        if 0 <= row + down < x.shape[2] and 0 <= column + right < x.shape[3]:
+            top[:, :, row, column] = x[:, :, row + down, column + right]
     return top
 
 

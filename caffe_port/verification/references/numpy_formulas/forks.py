@@ -11,7 +11,7 @@ import numpy as np
 
 from caffe_port.formats.message import Message
 from caffe_port.typing import Array
-from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula, given
+from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula, given, spatial
 
 # -- elementwise ----------------------------------------------------------------------------------------------------
 
@@ -40,6 +40,40 @@ def selu(layer: Layer) -> Result:
     """lambda (max(x, 0) + alpha (exp(min(x, 0)) - 1)). Source: selu_layer.cpp."""
     p = layer.param.selu_param
     return getattr(p, "lambda") * (np.maximum(layer.x, 0) + p.alpha * np.expm1(np.minimum(layer.x, 0)))
+
+
+@formula("ScaleTanH")
+def scale_tanh(layer: Layer) -> Result:
+    """tanh(init_scale x), until step_size iterations have passed. Source: scale_tanh_layer.cpp (HashNet)."""
+    if layer.train:
+        raise NotImplementedError("a scale that follows the iterations")
+    return np.tanh(layer.param.scale_tanh_param.init_scale * layer.x)
+
+
+@formula("Sparsify")
+def sparsify(layer: Layer) -> Result:
+    """Nearer to 0 by thre. Source: sparsify_layer.cpp (wenwei202)."""
+    return np.sign(layer.x) * np.maximum(np.abs(layer.x) - layer.param.sparsify_param.thre, 0)
+
+
+@formula("Norm")
+def norm(layer: Layer) -> Result:
+    """x / (||x|| + 1e-6) along the channels, with four axes. Source: norm_layer.cpp (video_triplet)."""
+    x = layer.x.reshape(*layer.x.shape, *[1] * (4 - layer.x.ndim))
+    return x / (np.sqrt((x**2).sum(1, keepdims=True)) + 1e-6)
+
+
+@formula("MergeCrop")
+def merge_crop(layer: Layer) -> Result:
+    """The middle of the second bottom beside the first, or added. Source: mergecrop_layer.cu (naibaf7)."""
+    p, (first, second) = layer.param.mergecrop_param, layer.bottoms
+    start = [(big - small) // 2 for small, big in zip(first.shape[2:], second.shape[2:], strict=True)]
+    cut = second
+    for axis, (k, n) in enumerate(zip(start, first.shape[2:], strict=True), 2):
+        cut = cut.take(range(k, k + n), axis)
+    says = [*p.forward, True, True]
+    parts = [x if says[k] else np.zeros(x.shape) for k, x in enumerate((first, cut))]
+    return parts[0] + parts[1] if p.operation == "ADD" else np.concatenate(parts, 1)
 
 
 @formula("Atan")
@@ -382,16 +416,22 @@ def pooling3d(layer: Layer) -> Result:
     if p.global_pooling:
         return (x.max if p.pool == "MAX" else x.mean)((2, 3, 4), keepdims=True)
     kernel, stride, pad = _sides(p, "kernel_size", 1), _sides(p, "stride", 1), _sides(p, "pad", 0)
+    apart = spatial(p.dilation, None, None, 3, 1)
     out = []
-    for n, k, s, q in zip(x.shape[2:], kernel, stride, pad, strict=True):
+    for n, k, s, q in zip(
+        x.shape[2:], [(k - 1) * d + 1 for k, d in zip(kernel, apart, strict=True)], stride, pad, strict=True
+    ):
         ceil = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below
         count = (math.ceil((n + 2 * q - k) / s) if ceil else (n + 2 * q - k) // s) + 1
         out.append(count - 1 if any(pad) and (count - 1) * s >= n + q else count)
     y: Array = np.zeros((*x.shape[:2], *out))
     for at in np.ndindex(*out):
         first = [a * s - q for a, s, q in zip(at, stride, pad, strict=True)]
-        box = [slice(max(f, 0), min(f + k, n)) for f, k, n in zip(first, kernel, x.shape[2:], strict=True)]
-        values = x[(slice(None), slice(None), *box)].reshape(*x.shape[:2], -1)
+        axes = zip(first, kernel, apart, x.shape[2:], strict=True)
+        box = x
+        for axis, (f, k, d, n) in enumerate(axes, 2):
+            box = box.take([i for i in range(f, f + k * d, d) if 0 <= i < n], axis)
+        values = box.reshape(*x.shape[:2], -1)
         cells = math.prod(min(f + k, n + q) - f for f, k, n, q in zip(first, kernel, x.shape[2:], pad, strict=True))
         y[(..., *at)] = values.max(2) if p.pool == "MAX" else values.sum(2) / cells
     return y

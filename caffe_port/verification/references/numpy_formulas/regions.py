@@ -448,3 +448,33 @@ def nms(layer: Layer) -> Result:
             top[image, part, k + 1] = [*total[:2] / total[2], rows[row, column]]
         top[image, part, 0, 0] = min(len(peaks), p.max_peaks)
     return top
+
+
+@formula("RegionPooling")
+def region_pooling(layer: Layer) -> Result:
+    """The greatest value or 0 of each bin, without what is inside the inner rectangle.
+
+    Source: region_pooling_layer.cpp (gidariss/caffe_LocNet).
+    """
+    p, (x, rois) = layer.param.region_pooling_param, layer.bottoms
+    top = np.zeros((len(rois), x.shape[1], p.pooled_h, p.pooled_w))
+    for r, (image, *corners) in enumerate(rois.reshape(len(rois), 9)):
+        own = x[min(max(int(image), 0), len(x) - 1)]
+        outer, inner = (_pixels_of(corners[k : k + 4], p.spatial_scale, p.offset) for k in (0, 4))
+        left, up, right, down = outer
+        for i, j in np.ndindex(p.pooled_h, p.pooled_w):
+            high, wide = max(down - up + 1, 1) / p.pooled_h, max(right - left + 1, 1) / p.pooled_w
+            for row in range(up + math.floor(i * high), up + math.ceil((i + 1) * high)):
+                for column in range(left + math.floor(j * wide), left + math.ceil((j + 1) * wide)):
+                    there = 0 <= row < x.shape[2] and 0 <= column < x.shape[3]
+                    hidden = inner[0] < column < inner[2] and inner[1] < row < inner[3]
+                    if there and not hidden:
+                        top[r, :, i, j] = np.maximum(top[r, :, i, j], own[:, row, column])
+    return top
+
+
+def _pixels_of(corners: list[float], scale: float, offset: float) -> tuple[int, ...]:
+    start = [math.floor((v + 1 + offset) * scale + 0.5) for v in corners[:2]]
+    end = [math.ceil((v + 1 - offset) * scale - 0.5) for v in corners[2:]]
+    both = [(a, b) if a <= b else (int((a + b) / 2),) * 2 for a, b in zip(start, end, strict=True)]
+    return (*(a for a, _ in both), *(b for _, b in both))

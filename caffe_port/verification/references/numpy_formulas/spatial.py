@@ -182,6 +182,25 @@ def pool(
     return y, index
 
 
+def _dilated(x: Array, kernel: Sides, stride: Sides, pad: Sides, dilation: Sides) -> tuple[Array, Array]:
+    """The maximum of pixels that are apart. Source: pooling_layer.cu (Caffe's OpenCL branch)."""
+    sides = x.shape[2:]
+    places = []
+    for n, k, s, q, d in zip(sides, kernel, stride, pad, dilation, strict=True):
+        count = math.ceil((n + 2 * q - (k - 1) * d - 1) / s) + 1
+        count -= any(pad) and (count - 1) * s >= n + q
+        windows = [[i * s - q + j * d for j in range(k)] for i in range(count)]
+        places.append([[at for at in window if 0 <= at < n] for window in windows])
+    y = np.full((*x.shape[:2], *map(len, places)), -FLT_MAX)
+    index = np.full(y.shape, -1.0)
+    for (i, rows), (j, columns) in itertools.product(enumerate(places[0]), enumerate(places[1])):
+        for row, column in itertools.product(rows, columns):
+            better = x[:, :, row, column] > y[:, :, i, j]
+            y[:, :, i, j][better] = x[:, :, row, column][better]
+            index[:, :, i, j][better] = row * sides[1] + column
+    return y, index
+
+
 @formula("Pooling")
 def pooling(layer: Layer) -> Result:
     """Maximum or mean over windows, and the mask. Source: pooling_layer.cpp; of volumes as in C3D."""
@@ -204,6 +223,9 @@ def pooling(layer: Layer) -> Result:
         elif any(p.has(name) for name in ("pad_l", "pad_r", "pad_t", "pad_b")):
             pad, end = (p.pad_t, p.pad_l), (p.pad_b, p.pad_r)
     ceil = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below and p.pad_type != 1
+    if set(p.dilation) - {1}:
+        y, index = _dilated(x, kernel, stride, pad, tuple(spatial(p.dilation, None, None, 2, 1)))
+        return [y, index][: layer.tops]
     y, index = pool(x, p.pool, kernel, stride, pad, ceil, end)
     return [y, index][: layer.tops]
 
