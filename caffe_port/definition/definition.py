@@ -280,12 +280,10 @@ def _data_layer(layer: Message, path: str, notes: list[str]) -> Message:
 def _settled(layers: Sequence[Message], dialect: tuple[str, str], path: str, notes: list[str]) -> list[Message]:
     """What forks of Caffe read differently, read in one way: see Signature.settles. A note for each way."""
     settled, told = [], dict[tuple[str, str], list[Message]]()
-    known = [signature for layer in layers if (signature := find(layer)) is not None]
-    spoken = dialect[0] or next((signature.dialect for signature in known if signature.dialect), "")
     for layer in layers:
         signature = find(layer)
         if signature is not None and signature.settles is not None:
-            layer, note = signature.settles(layer, spoken)
+            layer, note = signature.settles(layer, dialect[0])
             if note:
                 told.setdefault((layer.type, note), []).append(layer)
         settled.append(layer)

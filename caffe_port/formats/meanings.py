@@ -8,10 +8,11 @@ The schema has one name for each meaning. :func:`translate` is where a definitio
 
 The fourth blob of a BN is the running variance; in brocolli-caffe the running inverse standard deviation. A ROIAlign
 with roi_pooling_param gives the mean of each bin; in MS-CNN's and Cascade R-CNN's Caffe, which other layers tell, the
-values at the corners of the bins. What a binary's numbers mean is the business of
-:mod:`caffe_port.formats.recognition`.
+values at the corners of the bins. A Warp takes a flow, in LiteFlowNet's Caffe places. What a binary's numbers mean is
+the business of :mod:`caffe_port.formats.recognition`.
 
-Sources: bn_layer.cpp of brocolli-caffe 9.0.2; roi_align_layer.cu of zhaoweicai/cascade-rcnn.
+Sources: bn_layer.cpp of brocolli-caffe 9.0.2 and Cysu/caffe; roi_align_layer.cu of zhaoweicai/cascade-rcnn;
+warp_layer.cu of NVlabs/PWC-Net and twhui/LiteFlowNet.
 """
 
 from __future__ import annotations
@@ -43,18 +44,19 @@ NOT_IN_FILES: Final[dict[str, frozenset[str]]] = {
     "EmbedParameter": frozenset({"last_axis"}),
     "ProposalParameter": frozenset({"scale_in_pixels"}),
     "ROIPoolingParameter": frozenset({"corners"}),
+    "WarpParameter": frozenset({"places"}),
 }
 
 
 def recognized(layers: Sequence[Message], whose: Recognition | None = None) -> tuple[str, str]:
-    """Whose meaning holds, ``caffe`` or ``brocolli``, and the reason; empty strings where nothing tells.
+    """Whose meaning holds, ``caffe``, ``brocolli`` or a chosen ``textboxes``, and the reason; empty if nothing tells.
 
     Args:
         layers: LayerParameters of a definition.
         whose: the dialect of its weights.
     """
     if (chosen := assumed()) is not None:
-        return _family(chosen), f"--dialect {chosen}"
+        return chosen if chosen == "textboxes" else _family(chosen), f"--dialect {chosen}"
     for layer in layers:
         if layer.type in MARKS and MARKS[layer.type](layer):
             return "brocolli", f"layer '{layer.name}' ({layer.type}) is one of brocolli-caffe's"
@@ -92,6 +94,7 @@ def translate(
         notes += [f"{one}. --dialect NAME decides" for one in unsaid if not one.chosen.startswith(SETTLED)]
     layers = _inverse_std(layers, family, reason, notes)
     layers = _corners(layers, [*layers, *also], notes)
+    layers = _places(layers, [*layers, *also], notes)
     same = all(new is old for new, old in zip(layers, net.layer, strict=True))
     return net if same else net.copy(layer=layers), tuple(notes)
 
@@ -126,7 +129,10 @@ def _inverse_std(layers: list[Message], dialect: str, reason: str, notes: list[s
     elif dialect:
         notes.append(f"{many}: blob 3 is read as {other}: {reason}")
     else:
-        told = f"as most forks have it; in brocolli-caffe it is {inverse} (--dialect brocolli)"
+        told = (
+            f"as most forks have it; in brocolli-caffe, and in Cysu/caffe without cuDNN, it is {inverse} "
+            "(--dialect brocolli)"
+        )
         notes.append(f"{many}: blob 3 is read as {other}, {told}")
     set_to = True if dialect == "brocolli" else None
     return [
@@ -160,3 +166,19 @@ def _corners(layers: list[Message], known: Sequence[Message], notes: list[str]) 
         layer.copy(roi_pooling_param=layer.roi_pooling_param.copy(corners=True)) if one else layer
         for layer, one in zip(layers, found, strict=True)
     ]
+
+
+# -- Warp ---------------------------------------------------------------------------------------------------------
+
+
+def _places(layers: list[Message], known: Sequence[Message], notes: list[str]) -> list[Message]:
+    """LiteFlowNet's Warp takes places, which its net makes of a Grid and a flow; ``--dialect liteflownet`` decides."""
+    found = [layer.type == "Warp" and not layer.has("warp_param") for layer in layers]
+    mark = next((f"layer '{layer.name}' (Grid) is one of its own" for layer in known if layer.type == "Grid"), None)
+    if (chosen := assumed()) is not None:
+        mark = f"--dialect {chosen}" if chosen == "liteflownet" else None
+    if mark is None or not any(found):
+        return layers
+    notes.append(f"{count(sum(found), 'Warp layer')}: the second bottom is read as places, as in LiteFlowNet: {mark}")
+    places = Message("WarpParameter", places=True)
+    return [layer.copy(warp_param=places) if one else layer for layer, one in zip(layers, found, strict=True)]

@@ -184,6 +184,7 @@ _TRAINING: Final = {
     "NetParameter.global_grad_scale global_grad_scale_adaptive": "the factor of gradients in half precision",
     "LayerParameter.blobs_lr weight_decay blob_share_mode": "the old form of param, which layers of this form ignore",
     "LayerParameter.propagate_down": "stops gradients",
+    "GradientScalerParameter.max_iter": "in how many iterations the factor grows",
     "LayerParameter.connectivity_mode": "which weights stay zero (SkimCaffe)",
     "Sparsify:coef": "the factor of an L1 penalty on the top",
     "ParamSpec.l1_mult": "the factor of an L1 penalty",

@@ -146,7 +146,6 @@ class Signature:
         statistics: the blobs that a forward in TRAIN writes and no solver learns: BatchNorm's.
         macs: its rule; None: 0. What is done once for each number (biases, activations, pooling) does not count.
         python: ``module.class`` of the Python layers that it stands for.
-        dialect: the dialect that alone has the type, if that says how another type of the net is read.
         settles: how a layer is read of which forks make different things, where it does not say what it means.
         traits: what can be relied on.
     """
@@ -165,7 +164,6 @@ class Signature:
     macs: MacsRule | None = None
     python: tuple[str, ...] = ()
     settles: SettlesRule | None = None
-    dialect: str = ""
     traits: Trait = Trait.NONE
 
     def has(self, trait: Trait) -> bool:
@@ -234,7 +232,6 @@ def declare(
     macs: MacsRule | None = None,
     python: tuple[str, ...] = (),
     settles: SettlesRule | None = None,
-    dialect: str = "",
     traits: Trait = Trait.NONE,
 ) -> Signature:
     """Makes the record of a type, and registers it."""
@@ -254,7 +251,6 @@ def declare(
             macs=macs,
             python=python,
             settles=settles,
-            dialect=dialect,
             traits=traits,
         )
     )

@@ -323,6 +323,11 @@ class SolverSpec:
         made = []
         if self.rampup_interval:
             made.append("rampup_interval: the rate rises as in NVIDIA/caffe from 0.16.5 on; before, it rose linearly")
+        if self.min_lr and self.lr_policy == "poly":
+            made.append(
+                "min_lr: poly falls to it in max_iter iterations, as in NVIDIA/caffe up to 0.16.4 and from 0.17.1 on; "
+                "in 0.16.5 to 0.17.0 it falls towards zero, and stays at min_lr when it is there"
+            )
         if self.larc:
             made.append(
                 "larc: as in NVIDIA/caffe from 0.17.1 on; 0.16.5 to 0.17.0 have no factor 1 - momentum in it"

@@ -450,6 +450,9 @@ def test_what_a_user_of_nvidias_caffe_should_know() -> None:
         "no tests and snapshots",
     ):
         assert said in notes
+    (poly,) = spec_of('base_lr: 1 lr_policy: "poly" min_lr: 0.5 max_iter: 4').notes
+    assert "from 0.17.1 on; in 0.16.5 to 0.17.0 it falls towards zero" in poly
+    assert spec_of('base_lr: 1 lr_policy: "fixed" min_lr: 0.5').notes == []
     text = 'base_lr: 1 type: "Nesterov" momentum: 0.9 momentum_policy: "poly" larc: true weight_decay_policy: "poly"'
     spec = spec_of(text)
     assert sum("has no effect on Nesterov" in note for note in spec.notes) == 2

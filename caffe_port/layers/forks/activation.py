@@ -320,7 +320,8 @@ class SeLUDropout(Layer):
 
 class Noise(Layer):
     """The identity in evaluation. In training adds numbers that are drawn from a normal distribution around ``bias``,
-    or evenly from ``bias - uniform_range`` to ``bias + uniform_range``.
+    with gaussian_std times the root of the bottom's mean square as its deviation, or evenly from
+    ``bias - uniform_range`` to ``bias + uniform_range``.
 
     The random numbers are PyTorch's, not Caffe's. Types of other forks with this name in theirs and parameters that are
     not these add nothing.
@@ -343,24 +344,29 @@ class Noise(Layer):
             return x
         noise = torch.empty_like(x)
         if self.std is not None:
-            return x + noise.normal_(self.bias, self.std)
+            return x + self.bias + noise.normal_() * self.std * x.detach().square().mean().sqrt()
         assert self.width is not None
         return x + noise.uniform_(self.bias - self.width, self.bias + self.width)
 
 
 class GradientScaler(Layer):
-    """The identity, through which the gradient goes back times -1 (domain adaptation).
+    """The identity, through which the gradient goes back times -factor (domain adaptation).
 
-    Differs from Caffe: the forks' factor grows with the solver's iteration, to its final value -1 by default; here it
-    is the final one from the beginning.
-    Reference: Jiaolong/caffe gradient_scaler_layer.cpp; ddtm/caffe
+    ``scale_factor`` is what the gradient is multiplied by, -factor.
+
+    Differs from Caffe: ddtm's factor grows with the solver's iteration, from lower_bound to upper_bound, 1 by default;
+    here it is the final one from the beginning.
+    Reference: ddtm/caffe and yuhuayc/da-faster-rcnn gradient_scaler_layer.cpp
     """
 
     @classmethod
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
-        own = p.gradient_scaler_param if p.has("gradient_scaler_param") else None
-        upper = own.upper_bound if own is not None and own.has("upper_bound") else 1.0
-        return {"factor": float(upper)} if upper != 1 else {}
+        own = p.gradient_scaler_param
+        if own.has("scale_factor"):
+            return {"factor": -decimal(own.scale_factor)}
+        rise = 2 / (1 + math.exp(-own.alpha)) - 1 if own.has("alpha") else 1.0  # by default all but 1
+        factor = own.lower_bound + (own.upper_bound - own.lower_bound) * rise
+        return {"factor": decimal(factor)} if factor != 1 else {}
 
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()

@@ -94,9 +94,12 @@ def _prior_box(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 
 def _settled_clip(layer: Message, dialect: str) -> tuple[Message, str]:
     p = layer.prior_box_param
+    if dialect == "textboxes" and not p.has("denser_prior_boxes"):
+        layer, note = _settled_clip(layer.copy(prior_box_param=p.copy(denser_prior_boxes=True)), dialect)
+        return layer, "; ".join(filter(None, ("every box comes twice, as in TextBoxes", note)))
     if p.has("clip") or not layer.has("prior_box_param"):
         return layer, ""
-    clip = dialect == "brocolli"
+    clip = dialect in ("brocolli", "textboxes")
     note = f"clip is not given and read as {str(clip).lower()}"
     if not dialect:
         note += (
@@ -166,7 +169,10 @@ def check_priors(
     if (math.prod(loc[1:]), math.prod(conf[1:])) != wanted or loc[0] != conf[0]:
         raise SpecError(
             f"{count} priors and {num_classes} classes need loc (N, {wanted[0]}) and conf (N, {wanted[1]}),"
-            f" got {loc} and {conf}"
+            f" got {loc} and {conf}",
+            hint="TextBoxes makes each prior twice: give --dialect textboxes"
+            if (math.prod(loc[1:]), math.prod(conf[1:])) == (2 * wanted[0], 2 * wanted[1])
+            else "",
         )
 
 

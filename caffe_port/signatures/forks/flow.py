@@ -65,15 +65,6 @@ def _channel_norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]: 
     return [(bottoms[0][0], 1, *bottoms[0][2:])]
 
 
-def _settled_warp(layer: Message, dialect: str) -> tuple[Message, str]:
-    """Two forks have a Warp: the second bottom is a flow in PWC-Net, and places in LiteFlowNet, which makes them of a
-    Grid and a flow."""
-    if layer.has("warp_param") or dialect != "liteflownet":
-        return layer, ""
-    note = "its second bottom is read as places, as in LiteFlowNet; PWC-Net's Warp takes a flow"
-    return layer.copy(warp_param=Message("WarpParameter", places=True)), note
-
-
 def _grid(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     expect_images(bottoms)
     return [(bottoms[0][0], 2, *bottoms[0][2:])]
@@ -99,9 +90,9 @@ def _mean(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
 declare("Correlation", _correlation, message="correlation_param", bottoms=2)
 declare("Correlation1D", _correlation_1d, message="correlation_param", bottoms=2)
 declare("FlowWarp", _flow_warp, message="flow_warp_param", bottoms=2, traits=Trait.KEEPS_CHANNELS)
-declare("Warp", _flow_warp, message="warp_param", bottoms=2, settles=_settled_warp, traits=Trait.KEEPS_CHANNELS)
+declare("Warp", _flow_warp, message="warp_param", bottoms=2, traits=Trait.KEEPS_CHANNELS)
 declare("Warping", _warping, bottoms=3, traits=Trait.KEEPS_CHANNELS)
-declare("Grid", _grid, dialect="liteflownet")
+declare("Grid", _grid)
 declare("NegSquare", same, traits=Trait.ACTIVATION)
 declare("ExpMax", _exp_max, message="expmax_param", traits=Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES)
 declare("ChannelNorm", _channel_norm, traits=Trait.KEEPS_PLACES)

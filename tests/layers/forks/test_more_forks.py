@@ -8,7 +8,7 @@ from fork_layers import build, random
 from caffe_port.api import port
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import SpecError
-from caffe_port.formats import prototxt
+from caffe_port.formats import dialects, prototxt
 
 
 def net(text, **inputs):
@@ -31,7 +31,7 @@ def test_a_warp_beside_a_grid_takes_places():
     x, flow = random(2, 3, 5, 6), random(2, 2, 5, 6, seed=1)
     with_grid = net(GRID + WARP % "places", x=x.shape, flow=flow.shape)
     (note,) = [note for note in with_grid.notes if "read as places" in note]
-    assert "PWC-Net" in note
+    assert "'grid' (Grid)" in note
     alone = net(WARP % "flow", x=x.shape, flow=flow.shape)
     assert not any("places" in note for note in alone.notes)
     ours, theirs = (one.net.eval()(x=x, flow=flow) for one in (with_grid, alone))
@@ -134,3 +134,21 @@ def test_a_reshape_in_place_as_in_locnet():
         x=(2, 3, 4, 5),
     )
     assert ported.net.eval()(random(2, 3, 4, 5)).shape == (2, 2)
+
+
+def test_textboxes_makes_every_prior_twice():
+    text = """layer { name: "p" type: "PriorBox" bottom: "x" bottom: "image" top: "p"
+        prior_box_param { min_size: 30 aspect_ratio: 2 flip: false variance: 0.1 } }
+        layer { name: "d" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "p" top: "d"
+        detection_output_param { num_classes: 2 nms_param { nms_threshold: 0.4 } } }"""
+    inputs = {"x": (1, 4, 2, 3), "image": (1, 3, 60, 90), "loc": (1, 96), "conf": (1, 48)}
+    with pytest.raises(SpecError) as refused:
+        net(text, **inputs)
+    assert "--dialect textboxes" in refused.value.hint
+    with dialects.assuming("textboxes"):
+        ported = net(text, **inputs)
+    assert any("every box comes twice" in note for note in ported.notes)
+    boxes = ported.net.p(torch.zeros(1, 4, 2, 3), torch.zeros(1, 3, 60, 90))[0, 0].reshape(6, 2, 2, 4)
+    # prior_box_layer.cpp of TextBoxes: the same box around the lower edge of the cell, 15 pixels down; clipped
+    torch.testing.assert_close(boxes[0, 0, 0], torch.tensor([0.0, 0.0, 1 / 3, 0.5]))
+    torch.testing.assert_close(boxes[0, 0, 1], torch.tensor([0.0, 0.25, 1 / 3, 0.75]))
