@@ -147,7 +147,8 @@ class _Parser:
         if match is None:
             if self.text[self.start] in "0123456789.":
                 self.fail("this is not a number, or a space is missing after it")
-            self.fail(f"unexpected character {self.text[self.start]!r}")
+            template = " (a template? replace its $NAMES$ first)" if self.text[self.start] == "$" else ""
+            self.fail(f"unexpected character {self.text[self.start]!r}{template}")
         self.kind = match.lastgroup or ""
         self.position = match.end()
         if self.kind == "string":

@@ -304,6 +304,7 @@ ERRORS = {
     "layer { relu_param { negative_slope: 1.2.3 } }": "1:38: this is not a number, or a space is missing after it",
     "name: +1": "1:7: unexpected character '+'",
     "\n\n  @": "3:3: unexpected character '@'",
+    "a { b: $SIZE$ }": "1:8: unexpected character '$' (a template? replace its $NAMES$ first)",
     "# c\nlayer { name: é }": "2:15: unexpected character 'é'",
     "3: 4": "1:1: expected the name of a field, got '3'",
     "name: --1": "1:8: expected a value for 'name', got '-'",

@@ -168,6 +168,7 @@ CASES = {
     "ScaleTanH": ("scale_tanh_param { init_scale: 2 }", X),
     "Sparsify": ("sparsify_param { thre: 0.5 }", X),
     "Norm": ("", X),
+    "GuidedDropout": ("guided_dropout_param { type: 'deterministic' guidance_threshold: 0 }", X, random(2, 3, seed=2)),
     "MergeCrop": ("", X, random(2, 3, 8, 11)),
     "RegionPooling": (
         "region_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.1 offset: 1 }",

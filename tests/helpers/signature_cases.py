@@ -418,6 +418,9 @@ def _all() -> Iterator[Case]:
     yield Case("ScaleTanH", "scale_tanh_param { init_scale: 2 gamma: 0.5 power: 2 step_size: 3 }", (X,))
     yield Case("Sparsify", "sparsify_param { thre: 0.5 }", (X,))
     yield Case("Norm", "", (X,))
+    for own in ("type: 'deterministic' guidance_threshold: 0.25", "type: 'stochastic' sigmoid_scaler: 2"):
+        yield Case("GuidedDropout", f"guided_dropout_param {{ {own} }}", (X, (*X[:2], 1, 1)))
+        yield Case("GuidedDropout", f"guided_dropout_param {{ {own} }}", ((4, 3), (4, 3)))
     yield Case("Norm", "", ((3, 5),))
     larger = (X[0], X[1], X[2] + 3, X[3] + 4)
     for own in ("", "operation: ADD", "forward: true forward: false", "operation: ADD backward: [false, true]"):

@@ -216,6 +216,41 @@ class Sparsify(Layer):
         return f"nn.Softshrink({self.threshold!r})"
 
 
+class GuidedDropout(Layer):
+    """Drops channels that the guidance (N, C) of another net thinks little of (domain guided dropout).
+
+    deterministic: those whose guidance is not above guidance_threshold, in train() and eval(). stochastic: in train()
+    each is kept with the probability sigmoid(sigmoid_scaler * guidance); eval() drops none. What is left of an image is
+    multiplied by C over the number of channels kept, or over the sum of their probabilities.
+
+    Differs from Caffe: the random numbers are others.
+    Reference: Cysu/caffe guided_dropout_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        if p.type == "deterministic":
+            return {"threshold": decimal(p.guidance_threshold)}
+        return {"scaler": decimal(p.sigmoid_scaler)}
+
+    def __init__(self, threshold: float | None = None, scaler: float = 1.0) -> None:
+        super().__init__()
+        self.threshold, self.scaler = threshold, scaler
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        guidance = guidance.flatten(1)
+        if self.threshold is not None:
+            kept = (guidance > self.threshold).to(x.dtype)
+            total = kept.sum(1, keepdim=True)
+        elif self.training:
+            chance = torch.sigmoid(self.scaler * guidance)
+            kept, total = (torch.rand_like(chance) <= chance).to(x.dtype), chance.sum(1, keepdim=True)
+        else:
+            return x
+        factor = kept * torch.where(total > 0, x.shape[1] / total, 1.0)
+        return x * factor.reshape(*factor.shape, *[1] * (x.dim() - 2))
+
+
 class Norm(Layer):
     """Divided by the L2 norm over the channels, plus 1e-6; the top has four axes (video_triplet).
 

@@ -76,6 +76,16 @@ def _sparsify(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
     return bottoms
 
 
+def _guided_dropout(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p, (x, guidance) = layer.guided_dropout_param, bottoms
+    if len(x) < 2 or guidance[:2] != x[:2] or any(n != 1 for n in guidance[2:]):
+        raise SpecError(f"expected a bottom (N, C, ...) and guidance (N, C), got {x} and {guidance}")
+    needed = {"deterministic": "guidance_threshold", "stochastic": "sigmoid_scaler"}
+    if p.type not in needed or not p.has(needed[p.type]):
+        raise SpecError("expected type: 'deterministic' with guidance_threshold, or 'stochastic' with sigmoid_scaler")
+    return [x]
+
+
 def _norm(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:  # noqa: ARG001
     """Four axes, whatever the bottom's."""
     expect_axes(bottoms[0], 1, 4)
@@ -96,6 +106,13 @@ declare("NegReLU", same, message="relu_param", traits=Trait.ACTIVATION)
 declare("ScaleTanH", _scale_tanh, message="scale_tanh_param", traits=Trait.ACTIVATION)
 declare("Sparsify", _sparsify, message="sparsify_param", traits=Trait.ACTIVATION)
 declare("Norm", _norm)
+declare(
+    "GuidedDropout",
+    _guided_dropout,
+    message="guided_dropout_param",
+    bottoms=2,
+    traits=Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES,
+)
 declare("SignedSqrt", same, traits=Trait.ELEMENTWISE)
 declare("Insanity", _insanity, message="insanity_param", traits=Trait.ACTIVATION)
 declare(

@@ -152,3 +152,20 @@ def test_textboxes_makes_every_prior_twice():
     # prior_box_layer.cpp of TextBoxes: the same box around the lower edge of the cell, 15 pixels down; clipped
     torch.testing.assert_close(boxes[0, 0, 0], torch.tensor([0.0, 0.0, 1 / 3, 0.5]))
     torch.testing.assert_close(boxes[0, 0, 1], torch.tensor([0.0, 0.25, 1 / 3, 0.75]))
+
+
+def test_guided_dropout_keeps_by_chance():
+    torch.manual_seed(0)
+    x, guidance = torch.ones(4000, 3), torch.tensor([-1.0, 0.0, 2.0]).expand(4000, 3)
+    text = "guided_dropout_param { type: 'stochastic' sigmoid_scaler: 2 }"
+    layer = build("GuidedDropout", text, x.shape, guidance.shape)
+    assert torch.equal(layer(x, guidance), x)
+    y, chance = layer.train()(x, guidance), torch.sigmoid(2 * guidance[0])
+    torch.testing.assert_close((y > 0).float().mean(0), chance, atol=0.03, rtol=0)
+    torch.testing.assert_close(y[y > 0], torch.full_like(y[y > 0], 3 / chance.sum().item()))
+    none = build(
+        "GuidedDropout", "guided_dropout_param { type: 'deterministic' guidance_threshold: 9 }", *[x.shape] * 2
+    )
+    assert not none(x, guidance).any()
+    with pytest.raises(SpecError, match="with sigmoid_scaler"):
+        build("GuidedDropout", "guided_dropout_param { type: 'stochastic' }", *[x.shape] * 2)

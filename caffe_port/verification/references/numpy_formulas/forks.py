@@ -56,6 +56,21 @@ def sparsify(layer: Layer) -> Result:
     return np.sign(layer.x) * np.maximum(np.abs(layer.x) - layer.param.sparsify_param.thre, 0)
 
 
+@formula("GuidedDropout")
+def guided_dropout(layer: Layer) -> Result:
+    """Image by image. Source: guided_dropout_layer.cpp (Cysu)."""
+    p, (x, guidance) = layer.param.guided_dropout_param, layer.bottoms
+    if p.type == "stochastic":
+        if layer.train:
+            raise NotImplementedError("channels that are dropped at random")
+        return x
+    top = np.zeros(x.shape)
+    for n, row in enumerate(guidance.reshape(len(x), -1)):
+        kept = np.flatnonzero(row > p.guidance_threshold)
+        top[n, kept] = x[n, kept] * (x.shape[1] / len(kept) if len(kept) else 1)
+    return top
+
+
 @formula("Norm")
 def norm(layer: Layer) -> Result:
     """x / (||x|| + 1e-6) along the channels, with four axes. Source: norm_layer.cpp (video_triplet)."""
