@@ -115,7 +115,7 @@ def model(task: dict[str, Any], answers: Answers) -> Pass:
     if task.get("compile"):
         import torch._inductor.config
 
-        torch._inductor.config.freezing = True  # as an option of torch.compile it has no effect in torch 2.14.1
+        torch._inductor.config.freezing = True  # torch 2.14.1 ignores it as an option of torch.compile
         net = torch.compile(net)
     return lambda: net(x)
 
