@@ -175,7 +175,7 @@ CASES = {
         LONG,
         torch.cat((rois(), rois()[:, 1:] / 2 + 8), 1),
     ),
-    "RandomCrop": ("random_crop_param { target_height: 4 target_width: 8 }", random(2, 7, 5, 6)),
+    "RandomCrop": ("random_crop_param { target_height: 4 target_width: 3 }", random(2, 7, 5, 6)),
     "Warping": ("", X, random(2, 1, 5, 6), random(2, 1, 5, 6, seed=1)),
     "DeformableConvolution": (
         "deformable_convolution_param { num_output: 4 kernel_size: 3 pad: 1 weight_filler { type: 'xavier' } }",
