@@ -317,11 +317,11 @@ def test_unknown_fields_of_data_layers_are_told_with_their_line() -> None:
     ("type_", "field", "refused"),
     [
         ("Convolution", "convolution_param { num_output: 2 kernel_size: 1 shine: 1 }", True),
-        ("Convolution", "warp_param { a: 1 }", True),
+        ("Convolution", "bend_param { a: 1 }", True),
         ("Convolution", "shine: 1", True),
         ("Local", "local_param { num_output: 2 kernel_size: 3 kernel_grid: 3 }", True),
         ("OwnConvolution", "convolution_param { num_output: 2 kernel_size: 1 kernel_grid: 3 }", False),
-        ("OwnConvolution", "warp_param { a: 1 }", False),
+        ("OwnConvolution", "bend_param { a: 1 }", False),
     ],
 )
 def test_the_layers_type_decides_on_unknown_fields(type_: str, field: str, refused: bool) -> None:
