@@ -107,7 +107,7 @@ def _guessed(
 
 
 def _declared(layer: LayerSpec, index: int) -> Shape | None:
-    """What the layer itself says: Input's shape (one for all tops, or one each), MemoryData's four numbers."""
+    """What the layer itself says: Input's shape (one for all tops, or one each), MemoryData's four numbers or dims."""
     if layer.type == "Input":
         declared = layer.param.input_param.shape
         if not declared:
@@ -116,6 +116,9 @@ def _declared(layer: LayerSpec, index: int) -> Shape | None:
         if len(declared) not in (1, len(tops)):
             raise layer.error(f"gives {len(declared)} shapes for {len(tops)} tops")
         return tuple(declared[tops.index(layer.tops[index]) if len(declared) > 1 else 0].dim)
+    if layer.type == "MemoryData" and layer.param.memory_data_param.dim:
+        shape = tuple(int(n) for n in layer.param.memory_data_param.dim)
+        return shape if index == 0 else (shape[0], *[1] * (len(shape) - 1))
     if layer.type == "MemoryData" and index == 0:
         p = layer.param.memory_data_param
         return (p.batch_size, p.channels, p.height, p.width) if p.has("channels") else None

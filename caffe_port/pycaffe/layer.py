@@ -471,13 +471,13 @@ class MemoryDataLayer(Layer):
 
     def setup(self, bottom: Blobs, top: Blobs) -> None:
         p = self.spec.param.memory_data_param
-        self.shape = (p.batch_size, p.channels, p.height, p.width)
+        self.shape = tuple(map(int, p.dim)) or (p.batch_size, p.channels, p.height, p.width)
         if min(self.shape) < 1 or len(top) != 2:
             raise self.spec.error(
                 f"has shape {self.shape} and {len(top)} tops; expected positive sizes, data and label"
             )
         top[0].reshape(*self.shape)
-        top[1].reshape(p.batch_size)
+        top[1].reshape(self.shape[0])
 
     def set_arrays(self, data: Array, labels: Array) -> None:
         """Takes (N, C, H, W) and (N, 1, 1, 1), which are not copied.

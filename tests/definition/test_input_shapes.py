@@ -121,6 +121,10 @@ def test_frames_that_a_reshape_counts() -> None:
             data("memory_data_param { batch_size: 2 channels: 3 height: 5 width: 7 }", "data label", "MemoryData"),
             {"data": (2, 3, 5, 7), "label": (2,)},
         ),
+        (
+            data("memory_data_param { dim: 2 dim: 3 dim: 5 dim: 7 dim: 9 }", "data label", "MemoryData"),
+            {"data": (2, 3, 5, 7, 9), "label": (2, 1, 1, 1, 1)},
+        ),
     ],
 )
 def test_declared_shapes(text: str, want: dict[str, tuple[int, ...]]) -> None:
