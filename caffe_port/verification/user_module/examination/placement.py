@@ -41,7 +41,7 @@ def region_of(exam: Examination, layer: LayerSpec) -> list[tuple[Call, int]]:
                 continue
             seen.add(call.index)
             found.append((call, distance))
-            if not call_family(call):
+            if not call_family(call) or call.index not in exam.weights.layers:  # a product of a recurrent layer
                 queue += [(out, distance + 1) for out in call.outputs if not out.carries]
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from caffe_port.signatures.signature import Trait, has
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.verification.user_module.examination.absent import by_hand, end_of, exchanged, judge_absent
@@ -121,7 +123,8 @@ def _judge(exam: Examination, layer: LayerSpec) -> bool:
     call = partner(exam, layer, region)
     if call is None or not has_its_size(exam, layer, call):
         call = elsewhere(exam, layer) or call
-    if call is None or not (call.kind or family(layer.type) or _is_right(exam, layer, call)):
+    whole = call is not None and (call.kind or family(layer.type) or _is_right(exam, layer, call))
+    if not whole or _is_a_part(exam, layer, call, region):
         value = end_of(exam, layer, region)
         maker = None if value is None else value.call
         if maker is not None and family(layer.type) and likeness(exam, layer, maker) > 0:
@@ -134,6 +137,13 @@ def _judge(exam: Examination, layer: LayerSpec) -> bool:
         judge_call(exam, layer, call)
         return True
     return judge_absent(exam, layer, region)
+
+
+def _is_a_part(exam: Examination, layer: LayerSpec, call: Call | None, region: Sequence[tuple[Call, int]]) -> bool:
+    """Whether a call is one of several that compute a layer together, as the steps of an LSTM do."""
+    if call is None or any(value.array.numel() == exam.top(layer).size for value in call.outputs):
+        return False
+    return sum(other.kind == call.kind for other, _ in region) > 1
 
 
 def _is_right(exam: Examination, layer: LayerSpec, call: Call) -> bool:
