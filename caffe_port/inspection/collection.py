@@ -26,7 +26,7 @@ from caffe_port.errors import CaffePortError, printable
 from caffe_port.formats import caffemodel
 from caffe_port.inspection import compare_blobs
 from caffe_port.inspection.inspect import Options, kind_of
-from caffe_port.storage.files import opened
+from caffe_port.storage.files import lock, opened
 
 RECORDS = "survey.jsonl"
 """In the output folder: what was found, a line of JSON per net."""
@@ -158,7 +158,7 @@ def survey(
         The results of all nets, in the order of :func:`find`.
 
     Raises:
-        CaffePortError: there is no net, an unknown job, or ``out`` cannot be written.
+        CaffePortError: there is no net, an unknown job, or ``out`` cannot be written, or is by another survey.
     """
     if job not in JOBS:
         raise CaffePortError(f"unknown job '{job}'; jobs: {', '.join(JOBS)}")
@@ -169,12 +169,12 @@ def survey(
         log = (folder / RECORDS).open("a", encoding="utf-8")
     except OSError as error:
         raise CaffePortError(f"cannot be written: {error.strerror}", str(folder)) from None
-    done = {name: one for name, one in _read(folder / RECORDS, job).items() if one.status != "crashed"}
     stamps = {item.name: _stamp(item, root) for item in items}
-    results = {item.name: done[item.name] for item in items if _same(done.get(item.name), item, stamps[item.name])}
-    rest = [item for item in items if item.name not in results]
     threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
-    with log:
+    with log, lock(folder, "the folder is being written to"):
+        done = {name: one for name, one in _read(folder / RECORDS, job).items() if one.status != "crashed"}
+        results = {item.name: done[item.name] for item in items if _same(done.get(item.name), item, stamps[item.name])}
+        rest = [item for item in items if item.name not in results]
         for one in _run(rest, (str(root), str(folder), job, limit, threads), workers, executor):
             one = dataclasses.replace(one, stamp=stamps[one.name])
             log.write(json.dumps(dataclasses.asdict(one)) + "\n")
