@@ -32,6 +32,10 @@ def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
     if not 1 <= len(files) <= 2:
         raise CaffePortError(f"give a prototxt, a weights file, or both; got {len(files)} files")
     files = [located(str(file)) for file in files]
+    for file in files:
+        if os.path.isdir(file):
+            hint = "Name the files in it, or take caffe-port survey for all the nets of a folder."
+            raise CaffePortError("is a folder; expected a file", str(file), hint)
     kinds = [holds_weights(file) for file in files]
     if len(files) == 2 and kinds[0] == kinds[1]:
         kind = "weights files" if kinds[0] else "prototxt texts"

@@ -110,6 +110,9 @@ def find(tree: str | Path) -> list[Item]:
             items.append(Item("" if text is None else _below(text, root), _below(one, root)))
         items += [Item(_below(text, root)) for text in texts if text not in taken]
     if not items:
+        if not root.is_dir():
+            what = "is a file; expected a folder" if root.exists() else "does not exist"
+            raise CaffePortError(what, str(root))
         raise CaffePortError(f"holds no net ({', '.join(_NAMES)})", str(root))
     return sorted(items, key=lambda item: item.name)
 
