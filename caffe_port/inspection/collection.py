@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import html
 import json
 import multiprocessing
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port.definition.definition import Definition
-from caffe_port.errors import CaffePortError, printable
+from caffe_port.errors import CaffePortError, escaped, printable
 from caffe_port.formats import caffemodel
 from caffe_port.inspection import compare_blobs
 from caffe_port.inspection.inspect import Options, kind_of
@@ -378,17 +377,17 @@ def to_html(results: Sequence[Found], title: str) -> str:
     """One table of all nets, as a page of its own."""
     colors = {"done": "#2da44e", "differs": "#cf222e", "refused": "#e5a50a"}
     rows = [
-        f"<tr><td style='color:{colors.get(one.status, '#cf222e')}'>{one.status}<td>{_shown(one.name)}"
+        f"<tr><td style='color:{colors.get(one.status, '#cf222e')}'>{one.status}<td>{escaped(one.name)}"
         f"<td class=n>{one.layers or ''}<td class=n>{f'{one.parameters:,}' if one.parameters else ''}"
-        f"<td class=n>{one.seconds:.1f}<td>{_shown(one.what)}</tr>"
+        f"<td class=n>{one.seconds:.1f}<td>{escaped(one.what)}</tr>"
         for one in results
     ]
-    groups = [f"<li>{n} {status}: {_shown(reason)}" for status, reason, n, _ in reasons(results)]
+    groups = [f"<li>{n} {status}: {escaped(reason)}" for status, reason, n, _ in reasons(results)]
     told = ", ".join(f"{n} {status}" for status, n in counts(results).items())
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{_shown(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{_shown(title)}</h1><p>{told}</p><ul>{''.join(groups)}</ul><div class=scroll><table>"
+        f"<title>{escaped(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{escaped(title)}</h1><p>{told}</p><ul>{''.join(groups)}</ul><div class=scroll><table>"
         "<tr><th>status<th>net<th class=n>layers<th class=n>parameters<th class=n>seconds<th></tr>"
         f"{''.join(rows)}</table></div></html>\n"
     )
@@ -402,7 +401,3 @@ td, th { padding: 3px 8px; text-align: left; vertical-align: top; border-bottom:
   overflow-wrap: anywhere }
 td.n, th.n { text-align: right; white-space: nowrap }
 """
-
-
-def _shown(text: str) -> str:
-    return html.escape(printable(text))
