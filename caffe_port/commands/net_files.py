@@ -32,10 +32,6 @@ def sort_files(files: Sequence[str | Path]) -> tuple[str | None, str | None]:
     if not 1 <= len(files) <= 2:
         raise CaffePortError(f"give a prototxt, a weights file, or both; got {len(files)} files")
     files = [located(str(file)) for file in files]
-    for file in files:
-        if os.path.isdir(file):
-            hint = "Name the files in it, or take caffe-port survey for all the nets of a folder."
-            raise CaffePortError("is a folder; expected a file", str(file), hint)
     kinds = [holds_weights(file) for file in files]
     if len(files) == 2 and kinds[0] == kinds[1]:
         kind = "weights files" if kinds[0] else "prototxt texts"
@@ -121,14 +117,21 @@ class NetFiles:
 
 
 def located(path: str) -> str:
-    """The path; ``model_defs/...`` also means the folder in the installed package, from wherever it is named."""
+    """The path; ``model_defs/...`` also means the folder in the installed package, from wherever it is named.
+
+    Raises:
+        CaffePortError: it is a folder.
+    """
     parts = Path(path).parts
     if len(parts) > 1 and parts[0] == "model_defs" and not os.path.lexists(path):
         from caffe_port.evaluation import registry
 
         own = registry.model_defs().joinpath(*parts[1:])
         if own.exists():
-            return str(own)
+            path = str(own)
+    if os.path.isdir(path):
+        hint = "Name the files in it, or run caffe-port survey for all nets in a folder."
+        raise CaffePortError("is a folder; expected a file", path, hint)
     return path
 
 

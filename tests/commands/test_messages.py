@@ -224,3 +224,24 @@ def test_a_full_disk_names_stdout(line: str) -> None:
         command = [sys.executable, "-m", "caffe_port", *line.split()]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("line", ["inspect .", "convert . -o out", "verify ."])
+def test_a_folder_in_place_of_a_net(line: str, capfd, monkeypatch) -> None:
+    code, _, error = run(line, capfd, monkeypatch)
+    assert code == 2
+    assert error.startswith("error: .: is a folder; expected a file\n  Name the files in it, or run caffe-port survey")
+
+
+def test_an_address_in_place_of_a_file(capfd, monkeypatch) -> None:
+    code, _, error = run("inspect https://example.com/net.prototxt", capfd, monkeypatch)
+    assert code == 2
+    assert "Download it first" in error
+
+
+def test_images_before_the_net(capfd, monkeypatch) -> None:
+    gray_net()
+    shutil.copy(ROOT / "docs" / "images" / "seven.png", "a.png")
+    code, _, error = run("predict a.png net.prototxt", capfd, monkeypatch)
+    assert code == 2
+    assert "net.prototxt: is not an image\n  The net comes first, then the images." in error
