@@ -54,7 +54,7 @@ def overwrites(outputs: Iterable[PathLike], inputs: Iterable[PathLike]) -> None:
     read = [part for text in map(str, inputs) for part in (text, *text.partition("=")[2:], *_around_colon(text))]
     written: list[str] = []
     for path in map(str, outputs):
-        if any(_same_file(path, other) for other in read):
+        if os.path.isfile(path) and any(_same_file(path, other) for other in read):
             raise CaffePortError("is an input, which the output would overwrite", path, "Name another file to write.")
         if any(_same_file(path, other) for other in written):
             raise CaffePortError("is named for two outputs", path, "Name a file for each.")

@@ -62,7 +62,7 @@ class Command(click.Command):
             if isinstance(value, float) and not math.isfinite(value):
                 raise click.BadParameter(f"{value} is not a finite number.", ctx=ctx, param=param)
         outputs = [param for param in self.params if isinstance(param.type, Output)]
-        read = [param for param in self.params if param not in outputs]
+        read = [param for param in self.params if not isinstance(param.type, (Output, click.Choice))]
         checks.overwrites(_paths(ctx, outputs), _paths(ctx, read))
         return rest
 
