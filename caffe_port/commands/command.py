@@ -57,6 +57,8 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rejects NaN and infinity as numbers, which every range of click takes, and outputs that are inputs."""
         rest = super().parse_args(ctx, args)
+        if ctx.resilient_parsing:  # of a line that is still being typed, for its completion
+            return rest
         for param in self.params:
             value = ctx.params.get(param.name or "")
             if isinstance(value, float) and not math.isfinite(value):

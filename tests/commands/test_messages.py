@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -245,3 +246,12 @@ def test_images_before_the_net(capfd, monkeypatch) -> None:
     code, _, error = run("predict a.png net.prototxt", capfd, monkeypatch)
     assert code == 2
     assert "net.prototxt: is not an image\n  The net comes first, then the images." in error
+
+
+def test_a_wrong_line_is_still_completed() -> None:
+    gray_net()
+    line = "caffe-port verify net.prototxt --html net.prototxt --ju"
+    words = {"_CAFFE_PORT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "5"}
+    command = [sys.executable, "-c", "from caffe_port.cli import main; main()"]
+    done = subprocess.run(command, env=os.environ | words, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("plain,--junit\n", "")
