@@ -41,6 +41,7 @@ from caffe_port.terminal import count
 from caffe_port.training import fused_layers, processes, solver
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import Claim, RunFolder, restore_random_states, seed_everything
+from caffe_port.training.sizes import Sizes
 from caffe_port.training.snapshot import restore
 from caffe_port.training.solver import SolverSpec
 from caffe_port.typing import Array
@@ -161,6 +162,10 @@ class TestNet:
     net: Net
     feeds: list[Feed]
     batches: int
+    sizes: Sizes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", Sizes(self.net.plans[False].spec, self.feeds))
 
     def take_over(self, trained: Net) -> None:
         """Copies the blobs of the trained layers, by name. Source: Net::ShareTrainedLayersWith."""
@@ -211,11 +216,14 @@ class Training:
     drawn: float = field(default_factory=time.monotonic)
     plateau: solver.Plateau | None = None
     start: int = 0
+    sizes: Sizes = field(init=False)
 
-    def batch(self, phase: str, number: int) -> list[Tensor]:
+    def __post_init__(self) -> None:
+        self.sizes = Sizes(self.net.plans[True].spec, self.feeds["TRAIN"])
+
+    def batch(self, number: int) -> list[Tensor]:
         """This process's rows of a batch, in the order of the net's inputs."""
-        tops = [top for feed in self.feeds[phase] for top in feed.batch(number)]
-        return [processes.rows(top, bool(self.options.channels_last)) for top in tops]
+        return [processes.rows(top, bool(self.options.channels_last)) for top in self.sizes.batch(number)]
 
     @property
     def batch_size(self) -> int:

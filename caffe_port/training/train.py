@@ -79,7 +79,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
 
         t.net.train()
         rate = solver.set_iteration(t.optimizer, spec, it)
-        batches = [t.batch("TRAIN", it * spec.iter_size + k) for k in range(spec.iter_size)]
+        batches = [t.batch(it * spec.iter_size + k) for k in range(spec.iter_size)]
         if graphed is not None:
             t.unread.append(graphed(batches))
         else:
@@ -230,7 +230,7 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
             if processes.world_size() == 1 and (_over_within(t, it, stop) if stoppable else stop):
                 return
             with t.autocast():
-                outputs = test.net(*(top for feed in test.feeds for top in feed.batch(first + k)))
+                outputs = test.net(*test.sizes.batch(first + k))
             named = outputs if isinstance(outputs, dict) else {test.net.outputs[0]: outputs}
             for name in _detections(test.net.plans[False].spec) if t.spec.detects else ():
                 found.setdefault(name, Detections()).add(named[name].float().cpu().numpy())

@@ -7,17 +7,21 @@ import time
 from pathlib import Path
 
 import h5py
+import lmdb
 import numpy as np
 import pytest
 import torch
+from beside_caffe import caffe_train, furthest, start_state
 from conftest import HERE
+from small_lmdb import write
 from small_training import assert_equal, blobs, project
 
 from caffe_port import api
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.formats import caffemodel, solverstate
+from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
-from caffe_port.training import run_folder, solver
+from caffe_port.training import caffe_log, run_folder, solver
 from caffe_port.training import train as training
 from caffe_port.training.train import TrainOptions, train
 
@@ -99,6 +103,71 @@ def test_what_a_data_layer_cannot_have(tmp_path: Path) -> None:
     net.write_text(net.read_text().replace('top: "data"', 'top: "data" top: "b" top: "c"', 1))
     with pytest.raises(CaffePortError, match=r"has 3 tops, expected data, or data and label"):
         train(tmp_path / "case/ae_solver.prototxt", tmp_path / "run")
+
+
+FCN = """
+layer { name: "data" type: "Data" top: "data" transform_param { mean_value: 104 mean_value: 117 mean_value: 123 }
+  data_param { source: "images" batch_size: 1 backend: LMDB } }
+layer { name: "label" type: "Data" top: "label" data_param { source: "maps" batch_size: 1 backend: LMDB } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
+  num_output: 4 kernel_size: 3 pad: 1 stride: 2 weight_filler { type: "xavier" } } }
+layer { name: "up" type: "Deconvolution" bottom: "conv" top: "up" param { lr_mult: 0 } convolution_param {
+  num_output: 4 kernel_size: 4 stride: 2 group: 4 bias_term: false weight_filler { type: "bilinear" } } }
+layer { name: "score" type: "Crop" bottom: "up" bottom: "data" top: "score" crop_param { axis: 2 offset: 1 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "score" bottom: "label" top: "loss"
+  loss_param { ignore_label: 255 normalize: false } }
+"""
+FCN_SOLVER = """
+train_net: "net.prototxt" test_net: "test.prototxt" test_iter: 3 test_interval: 4 base_lr: 1e-6 lr_policy: "fixed"
+momentum: 0.99 iter_size: 2 max_iter: 6 display: 1 snapshot_prefix: "fcn" solver_mode: CPU
+"""
+
+
+def segmentation(folder: Path) -> Path:
+    """Images of three sizes and their maps, in two databases, as FCN has them; returns the solver's path."""
+    rng = np.random.default_rng(5)
+    for k, size in enumerate([(12, 10), (9, 14), (16, 11), (9, 14), (12, 10)]):
+        for name, array in (("images", rng.integers(0, 256, (3, *size))), ("maps", rng.integers(0, 4, (1, *size)))):
+            shape = dict(zip(("channels", "height", "width"), array.shape, strict=True))
+            with lmdb.open(str(folder / name), map_size=1 << 24) as env, env.begin(write=True) as txn:
+                txn.put(b"%08d" % k, write(Message("Datum", **shape, data=array.astype(np.uint8).tobytes())))
+    (folder / "net.prototxt").write_text(FCN)
+    # in the fork, two nets that read one database in a layer of the same name wait forever
+    (folder / "test.prototxt").write_text(
+        FCN.replace('name: "data"', 'name: "d"').replace('name: "label"', 'name: "l"')
+    )
+    (folder / "solver.prototxt").write_text(FCN_SOLVER)
+    return folder / "solver.prototxt"
+
+
+def test_images_of_several_sizes_one_by_one(tmp_path: Path, caffe: Path) -> None:
+    solver_path = segmentation(tmp_path)
+    train(solver_path, tmp_path / "start", TrainOptions(max_iter=0))
+    start = tmp_path / "start/last.caffemodel"
+    log = caffe_log.parse(
+        caffe_train(caffe, tmp_path, "-solver", "solver.prototxt", "-snapshot", str(start_state(start)))
+    )
+    train(solver_path, tmp_path / "run", TrainOptions(weights=str(start)))
+    losses = [line["loss"] for line in lines(tmp_path / "run", "train")]
+    assert losses == pytest.approx([line["loss"] for line in log.trained][:6], rel=1e-4)
+    tests = [line["outputs"]["loss"] for line in lines(tmp_path / "run", "test")]
+    assert tests[:2] == pytest.approx([line["outputs"]["loss"] for line in log.tests], rel=1e-4)
+    assert furthest(tmp_path / "run/snapshots/fcn_iter_6.caffemodel", tmp_path / "fcn_iter_6.caffemodel") < 1e-5
+
+
+def test_a_layer_that_cannot_take_another_size(tmp_path: Path) -> None:
+    path = segmentation(tmp_path)
+    net = tmp_path / "net.prototxt"
+    path.write_text("net: 'net.prototxt' base_lr: 0.1 lr_policy: 'fixed' max_iter: 6")
+    net.write_text("""
+        layer { name: "data" type: "Data" top: "data" top: "label"
+          data_param { source: "images" batch_size: 1 backend: LMDB } }
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+          inner_product_param { num_output: 2 weight_filler { type: "gaussian" std: 1e-4 } } }
+        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+    """)
+    with pytest.raises(SpecError, match=r"layer 'ip' .* has weight \(2, 360\) .* have \(2, 378\) .* \(1, 3, 9, 14\)"):
+        train(path, tmp_path / "run")
 
 
 NVIDIAS = """
