@@ -193,7 +193,7 @@ def _keep(
 
 
 def _contents(table: memoryview, offset: int, size: int, path: Path) -> bytes | memoryview:
-    """The uncompressed contents of a block, without its trailer. What is not compressed is not read before it is used."""
+    """A block without its trailer, uncompressed. If it is stored uncompressed, it is not read before it is used."""
     if offset + size + 5 > len(table):
         raise ParseError("a block is beyond the end of its table", str(path))
     data, kind = table[offset : offset + size], table[offset + size]
