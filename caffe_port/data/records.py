@@ -301,6 +301,8 @@ def from_layer(
 def _hdf5(
     layer: LayerSpec, own: Message, size: int, _train: bool, shuffle: bool | None, options: dict[str, Any]
 ) -> Feed:
+    if layer.param.has("transform_param"):
+        raise layer.error("does not transform its data, as in Caffe: transform_param has no effect", "Remove it.")
     source = locate(own.source, layer.folder, layer)
     lines = read_bytes(source).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").split("\n")
     names: list[str] = []

@@ -38,7 +38,7 @@ from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.storage.files import find
 from caffe_port.terminal import count
-from caffe_port.training import fused_layers, processes, solver
+from caffe_port.training import fused_layers, processes, recurrent, solver
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import Claim, RunFolder, restore_random_states, seed_everything
 from caffe_port.training.sizes import Sizes
@@ -155,6 +155,7 @@ class TestNet:
 
     Attributes:
         batches: number of batches in a test.
+        states: those of its recurrent layers, after its last test.
     """
 
     __test__ = False  # no tests are in this class, whatever its name
@@ -163,6 +164,7 @@ class TestNet:
     feeds: list[Feed]
     batches: int
     sizes: Sizes = field(init=False)
+    states: recurrent.States = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", Sizes(self.net.plans[False].spec, self.feeds))
@@ -290,6 +292,9 @@ def set_up(
         spec = spec.changed(max_iter=math.ceil(options.epochs * size / batch))
     spec = spec.changed(max_iter=options.max_iter)
     net = _net(specs, feeds, seed)
+    if recurrent.keep(net) and (options.cuda_graph or options.compile):
+        notes.append("recurrent layers go on where the last batch ended: without compilation and CUDA graphs")
+        options = replace(options, cuda_graph=False, compile=False)
     loaded = [caffemodel.read(path) for path in _weights(spec, options)]
     notes += _notes([net.load_weights(weights, fill=False) for weights in loaded])
     net.to(device).train()
@@ -468,6 +473,7 @@ def _test_net(
         SpecError: a layer's blobs have another number or shape than those of the trained layer of the same name.
     """
     net = Net(spec, _shapes(spec, feeds), seed=seed)
+    recurrent.keep(net)
     for weights in loaded:
         if not {layer.name for layer in weights.layers}.isdisjoint(net.caffe_layers()):
             net.load_weights(weights, fill=False)
@@ -495,6 +501,10 @@ def _feeds(
             f"reads no data in phase {phase}", net.path, f"Add a data layer with include {{ phase: {phase} }}."
         )
     size = options.batch_size if phase == "TRAIN" else None
+    for layer in net.layers if options.data is None else ():
+        if layer.name in net.borrowed and not layer.bottoms:
+            what = f"belongs to another phase or stage, and in phase {phase} no layer makes '{layer.tops[0]}'"
+            raise layer.error(what, f"Add a data layer with include {{ phase: {phase} }}.")
     if options.data is None:
         shuffle = options.shuffle if phase == "TRAIN" else None
         feeds = [
@@ -625,6 +635,10 @@ def _resume(t: Training) -> int:
         restore_random_states(extra["random"])
         t.best, losses = extra["best"], extra["losses"]
         t.losses.extend(losses)
+        kept = [recurrent.unpacked(own, t.net, str(state.path)) for own in extra.get("recurrent", ())]
+        for own, test in zip(kept[1:], t.tests, strict=False):
+            test.states.update(own)
+        recurrent.put(t.net, kept[0] if kept else {})
         t.seconds_before = float(extra.get("seconds", 0))
         t.untrained = extra.get("untrained")
     if processes.is_first():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from beside_caffe import caffe_train, furthest, start_state
 from conftest import HERE
 from small_lmdb import write
-from small_training import assert_equal, blobs, project
+from small_training import DATA, assert_equal, blobs, project
 
 from caffe_port import api
 from caffe_port.errors import CaffePortError, SpecError
@@ -178,6 +179,36 @@ NVIDIAS = """
       inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
     layer { name: "s" type: "SoftmaxWithLoss" bottom: "f" bottom: "l" top: "s" }
 """
+
+
+@pytest.mark.parametrize(("phase", "other"), [("TRAIN", "TEST"), ("TEST", "TRAIN")])
+def test_the_data_of_another_phase_are_not_taken(tmp_path: Path, phase: str, other: str) -> None:
+    """Caffe: Unknown bottom blob 'data'. The net is not trained on what it is tested on, nor the reverse."""
+    path = project(tmp_path, data=DATA.replace("hdf5_data_param", f"include {{ phase: {other} }} hdf5_data_param"))
+    with pytest.raises(SpecError, match=f"'data' .* phase or stage, and in phase {phase} no layer makes 'data'"):
+        train(path, tmp_path / "run")
+
+
+def test_hdf5_is_not_transformed(tmp_path: Path) -> None:
+    """Caffe: HDF5Data does not transform data. Source: hdf5_data_layer.cpp."""
+    path = project(tmp_path, data=DATA.replace("hdf5_data_param", "transform_param { scale: 0.5 } hdf5_data_param"))
+    with pytest.raises(SpecError, match=r"'data' \(HDF5Data\): does not transform its data"):
+        train(path, tmp_path / "run")
+
+
+def test_an_infogain_matrix_in_the_folder_of_the_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, matrix = project(tmp_path), np.random.default_rng(0).uniform(0.1, 1, (1, 1, 5, 5)).astype(np.float32)
+    (tmp_path / "h.binaryproto").write_bytes(write(caffemodel.blob_message(matrix)))
+    net = tmp_path / "net.prototxt"
+    losses = """layer { name: "p" type: "Softmax" bottom: "ip" top: "p" }
+        layer { name: "l" type: "InfogainLoss" bottom: "p" bottom: "label" top: "loss"
+          infogain_loss_param { source: "h.binaryproto" } }"""
+    net.write_text(net.read_text().partition('layer { name: "accuracy"')[0] + losses)
+    monkeypatch.chdir("/")
+    assert train(path, tmp_path / "run", TrainOptions(max_iter=1)).iter == 1
+    net.write_text(net.read_text().replace("h.binaryproto", "absent.binaryproto"))
+    with pytest.raises(CaffePortError, match=r"absent\.binaryproto: "):
+        train(path, tmp_path / "again", TrainOptions(max_iter=1))
 
 
 def test_half_precision_of_nvidias_is_trained_in_float32(tmp_path: Path) -> None:
@@ -428,6 +459,74 @@ def test_the_time_limit_within_a_test_or_an_iteration(
     monkeypatch.undo()
     train(path, tmp_path / "pieces", TrainOptions(resume=True))
     assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "pieces"))
+
+
+# -- recurrent layers -----------------------------------------------------------------------------------------------
+
+RECURRENT = """
+layer { name: "data" type: "HDF5Data" top: "data" top: "cont" top: "label" include { phase: TRAIN }
+  hdf5_data_param { source: "train.txt" batch_size: 3 } }
+layer { name: "data" type: "HDF5Data" top: "data" top: "cont" top: "label" include { phase: TEST }
+  hdf5_data_param { source: "test.txt" batch_size: 4 } }
+layer { name: "one" type: "LSTM" bottom: "data" bottom: "cont" top: "one" recurrent_param { num_output: 6
+  weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }
+layer { name: "two" type: "RNN" bottom: "one" bottom: "cont" top: "two" recurrent_param { num_output: 5
+  weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }
+layer { name: "out" type: "InnerProduct" bottom: "two" top: "out" inner_product_param { num_output: 3 axis: 2
+  weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "out" bottom: "label" top: "loss" softmax_param { axis: 2 } }
+"""
+RECURRENT_SOLVER = """net: "net.prototxt"
+base_lr: 0.2 lr_policy: "fixed" momentum: 0.9 iter_size: 2 max_iter: 12 display: 1
+test_iter: 3 test_interval: 4 snapshot: 6 snapshot_prefix: "small" solver_mode: CPU
+"""
+
+
+def sequences(folder: Path) -> Path:
+    """Two streams of steps, most of which go on from batch to batch; returns the solver's path."""
+    rng = np.random.default_rng(4)
+    for name, steps in (("train", 36), ("test", 23)):  # 12 of train's steps are read in two iterations
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["data"] = rng.standard_normal((steps, 2, 4)).astype(np.float32)
+            file["cont"] = (rng.random((steps, 2)) < 0.8).astype(np.float32)
+            file["label"] = rng.integers(0, 3, (steps, 2)).astype(np.float32)
+        (folder / f"{name}.txt").write_text(f"{name}.h5\n")
+    (folder / "net.prototxt").write_text(RECURRENT)
+    (folder / "solver.prototxt").write_text(RECURRENT_SOLVER)
+    return folder / "solver.prototxt"
+
+
+def test_sequences_go_on_in_the_next_batch(tmp_path: Path, caffe: Path) -> None:
+    """The training net and the test net each continue where their own last batch ended."""
+    path = sequences(tmp_path)
+    train(path, tmp_path / "start", TrainOptions(max_iter=0))
+    start = tmp_path / "start/last.caffemodel"
+    log = caffe_log.parse(caffe_train(caffe, tmp_path, "-solver", path.name, "-snapshot", str(start_state(start))))
+    train(path, tmp_path / "run", TrainOptions(weights=str(start)))
+    for kind, theirs in (("train", log.trained[:12]), ("test", log.tests)):
+        losses = [
+            line["loss"] if kind == "train" else line["outputs"]["loss"] for line in lines(tmp_path / "run", kind)
+        ]
+        wanted = [line["loss"] if kind == "train" else line["outputs"]["loss"] for line in theirs]
+        assert losses == pytest.approx(wanted, rel=1e-4)
+    assert furthest(tmp_path / "run/snapshots/small_iter_12.caffemodel", tmp_path / "small_iter_12.caffemodel") < 1e-5
+
+
+def test_a_resumed_run_goes_on_in_its_sequences(tmp_path: Path) -> None:
+    path = sequences(tmp_path)
+    train(path, tmp_path / "whole")
+    train(path, tmp_path / "halves", TrainOptions(max_iter=6))
+    train(path, tmp_path / "halves", TrainOptions(resume=True))
+    assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "halves"))
+    runs = [[(line["iter"], line["outputs"]) for line in lines(tmp_path / run, "test")] for run in ("whole", "halves")]
+    assert [line for line in runs[1] if line[0] in (0, 4, 8, 12)] == runs[0]
+    snapshot = tmp_path / "halves/snapshots/small_iter_12.json"
+    table = json.loads(snapshot.read_text())
+    assert [[shape for shape, _ in own["one"]] for own in table["recurrent"]] == [[[2, 6], [2, 6]]] * 2
+    table["recurrent"][1]["one"][0][0] = [2, 7]
+    snapshot.write_text(json.dumps(table))
+    with pytest.raises(CaffePortError, match=r"is damaged: the states of recurrent layers"):
+        train(path, tmp_path / "halves", TrainOptions(resume=True, max_iter=13))
 
 
 # -- databases ------------------------------------------------------------------------------------------------------
