@@ -1,5 +1,5 @@
-"""The states of LSTM and RNN between two forward passes. As in Caffe, each of the nets, the training's and those that
-are tested, goes on where its own last batch ended, unless cont is 0 there.
+"""The states of LSTM, Lstm and RNN between two forward passes. As in Caffe, the training net and each test net go on
+where their own last batch ended, unless cont is 0 there.
 
 Source: recurrent_layer.cpp (Forward_cpu)
 """
@@ -27,7 +27,7 @@ def _layers(net: Net) -> Iterator[tuple[str, Any]]:
 
 def keep(net: Net) -> bool:
     """Lets the layers go on where they ended; returns whether there are any."""
-    found = [module for _, module in _layers(net) if not module.expose_hidden]
+    found = [module for _, module in _layers(net) if not getattr(module, "expose_hidden", False)]
     for module in found:
         module.stateful = True
     return bool(found)
