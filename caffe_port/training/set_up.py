@@ -297,6 +297,7 @@ def set_up(
         options = replace(options, cuda_graph=False, compile=False)
     loaded = [caffemodel.read(path) for path in _weights(spec, options)]
     notes += _notes([net.load_weights(weights, fill=False) for weights in loaded])
+    notes += _unreadable(net) if spec.snapshot_format == "HDF5" else []
     net.to(device).train()
     if options.channels_last is None:
         options = replace(options, channels_last=device.type == "cpu" and prefers_channels_last(net))
@@ -438,6 +439,21 @@ def _notes(reports: Sequence[LoadReport]) -> list[str]:
         return []
     drawn = tuple(name for name in reports[0].initialised if all(name in one.initialised for one in reports))
     return load_notes(LoadReport((), drawn, tuple(dict.fromkeys(name for one in reports for name in one.unused))))
+
+
+def _unreadable(net: Net) -> list[str]:
+    """A note if Caffe cannot load HDF5 snapshots: it takes a group within a layer's for a further blob of it.
+
+    Source: Net::CopyTrainedLayersFromHDF5
+    """
+    layers = net.caffe_layers()
+    pairs = ((name, name.rpartition("/")[0]) for name in layers if "/" in name)
+    inner, outer = next(((a, b) for a, b in pairs if b in layers and layers[b].blob_names()), ("", ""))
+    if not inner:
+        return []
+    return [
+        f"caffe-port can load HDF5 snapshots with layers '{outer}' and '{inner}', Caffe cannot; BINARYPROTO suits both"
+    ]
 
 
 def _shapes(net: NetSpec, feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:

@@ -395,6 +395,21 @@ def test_hdf5_snapshots(tmp_path: Path) -> None:
     ]
 
 
+def test_names_within_each_other_in_hdf5(tmp_path: Path) -> None:
+    """Caffe says "Incompatible number of blobs for layer conv" of its own file; here it can be resumed."""
+    path, said = project(tmp_path), []
+    net = tmp_path / "net.prototxt"
+    net.write_text(net.read_text().replace('name: "bn"', 'name: "conv/bn"'))
+    train(path, tmp_path / "binary", TrainOptions(max_iter=1), said.append)
+    assert not [event for event in said if event["kind"] == "note" and "HDF5" in event["text"]]
+    path.write_text(path.read_text() + "snapshot_format: HDF5")
+    train(path, tmp_path / "whole", listen=said.append)
+    assert [event["text"] for event in said if event["kind"] == "note" and "'conv' and 'conv/bn'" in event["text"]]
+    train(path, tmp_path / "halves", TrainOptions(max_iter=8))
+    train(path, tmp_path / "halves", TrainOptions(resume=True))
+    assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "halves"))
+
+
 def test_a_shared_blob_is_written_once(tmp_path: Path) -> None:
     from caffe_port.training.snapshot import own_blobs
 
