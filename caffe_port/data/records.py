@@ -187,7 +187,7 @@ class RecordFeed:
             torch.device(device),
             len(records),
         )
-        self.classes: int | None = None  # if set, labels are checked
+        self.classes: int | None = None  # if set, labels are checked: at least one loss counts as many
         first, _ = records[0]
         self.labels, self.skip = labels, skip
         shape = plan.shape(first.shape)
@@ -290,7 +290,7 @@ def from_layer(
     """
     read, record = _READERS.get(layer.type), signature_of(layer.type)
     if read is None or record is None:
-        raise layer.error(f"type {layer.type} does not read from files; give the data with --data")
+        raise layer.error(f"the data of a {layer.type} are not read from files; give the data with --data")
     own = record.parameters(layer.param)
     size = batch_size or own.batch_size
     if size < 1:

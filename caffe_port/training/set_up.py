@@ -606,16 +606,15 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
         losses = [
             s.layer for s in plan.steps if s.layer.type == "SoftmaxWithLoss" and not s.layer.param.has("loss_param")
         ]
-        inputs = dict(plan.spec.inputs).values()
+        owners = [(feed, k) for feed in feeds.get(phase, []) for k in range(len(feed.shapes))]
+        inputs = dict(zip((producer for _, producer in plan.spec.inputs), owners, strict=False))
         for layer in losses:
-            if layer.producers[1] not in inputs:
-                continue
+            feed, top = inputs.get(layer.producers[1], (None, 0))
             classes = plan.shapes[layer.producers[0]][layer.param.softmax_param.axis]
-            for feed in feeds.get(phase, []):
-                if isinstance(feed, ImageFeed):
-                    feed.data.check_labels(classes)
-                elif isinstance(feed, RecordFeed):
-                    feed.classes = classes
+            if isinstance(feed, ImageFeed):
+                feed.data.check_labels(classes)
+            elif isinstance(feed, RecordFeed) and top == 1:
+                feed.classes = min(classes, feed.classes or classes)
 
 
 def _check_detections(test: NetSpec, only: bool) -> None:

@@ -161,7 +161,7 @@ def test_databases_that_cannot_be_read(tmp_path: Path) -> None:
             records.from_layer(data_layer(tmp_path), "TRAIN")
     with pytest.raises(SpecError, match="has no batch_size"):
         records.from_layer(data_layer(tmp_path, size=0), "TRAIN")
-    with pytest.raises(SpecError, match="does not read from files; give the data with --data"):
+    with pytest.raises(SpecError, match=r"data of a .* are not read from files; give the data with --data"):
         records.from_layer(layer(tmp_path, "", "MemoryData"), "TRAIN")
 
 

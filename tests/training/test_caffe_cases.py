@@ -196,6 +196,34 @@ def test_hdf5_is_not_transformed(tmp_path: Path) -> None:
         train(path, tmp_path / "run")
 
 
+def test_labels_are_checked_against_the_loss_that_reads_them(tmp_path: Path) -> None:
+    """The images' database has labels, too, which nobody reads; and two losses have their own numbers of classes."""
+    rng, labels = np.random.default_rng(0), {"a": [0, 1, 2], "b": [7, 3, 8], "images": [999, 500, 3]}
+    for name, own in labels.items():
+        with lmdb.open(str(tmp_path / name), map_size=1 << 24) as env, env.begin(write=True) as txn:
+            for k, label in enumerate(own):
+                data = rng.integers(0, 256, 24).astype(np.uint8).tobytes()
+                datum = Message("Datum", channels=2, height=3, width=4, data=data, label=label)
+                txn.put(b"%08d" % k, write(datum))
+    net = 'layer { name: "i" type: "Data" top: "x" data_param { source: "images" batch_size: 3 backend: LMDB } }'
+    for name, classes in (("a", 3), ("b", 9)):
+        net += f"""
+            layer {{ name: "{name}" type: "Data" top: "x_{name}" top: "label_{name}"
+              data_param {{ source: "{name}" batch_size: 3 backend: LMDB }} }}
+            layer {{ name: "cat_{name}" type: "Concat" bottom: "x" bottom: "x_{name}" top: "cat_{name}" }}
+            layer {{ name: "ip_{name}" type: "InnerProduct" bottom: "cat_{name}" top: "ip_{name}"
+              inner_product_param {{ num_output: {classes} }} }}
+            layer {{ name: "loss_{name}" type: "SoftmaxWithLoss" bottom: "ip_{name}" bottom: "label_{name}"
+              top: "loss_{name}" }}"""
+    (tmp_path / "net.prototxt").write_text(net)
+    path = tmp_path / "solver.prototxt"
+    path.write_text('net: "net.prototxt" base_lr: 0.01 lr_policy: "fixed" max_iter: 2')
+    assert train(path, tmp_path / "run").iter == 2
+    (tmp_path / "net.prototxt").write_text(net.replace("num_output: 9", "num_output: 8"))
+    with pytest.raises(CaffePortError, match="record 2 has label 8; the net has 8 classes"):
+        train(path, tmp_path / "again")
+
+
 def test_an_infogain_matrix_in_the_folder_of_the_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, matrix = project(tmp_path), np.random.default_rng(0).uniform(0.1, 1, (1, 1, 5, 5)).astype(np.float32)
     (tmp_path / "h.binaryproto").write_bytes(write(caffemodel.blob_message(matrix)))
