@@ -200,6 +200,7 @@ class Definition:
                 f"{count(switched, 'BatchNorm layer')} saved in TRAIN with use_global_stats: false; eval() uses the "
                 "stored statistics, as Caffe's TEST phase does"
             )
+        notes += _softened_twice(layers)
         resolved = crop_offsets.align(_resolve(layers, self.path, notes), notes)
         return NetSpec(
             self.net.name,
@@ -355,6 +356,18 @@ def _batch_statistics_by_phase(layers: list[Message], saved_in: str | None) -> t
             switched += 1
         result.append(layer)
     return result, switched
+
+
+def _softened_twice(layers: Sequence[Message]) -> Iterator[str]:
+    """Notes on nets for older versions of Caffe, in which InfogainLoss takes probabilities."""
+    soft: dict[str, bool] = {}
+    for layer in layers:
+        if layer.type == "InfogainLoss" and soft.get(next(iter(layer.bottom), "")):
+            yield (
+                f"InfogainLoss layer '{layer.name}' computes Softmax itself, as in Caffe 1.0, of what is a Softmax "
+                "already; for older versions of Caffe, give it that layer's bottom"
+            )
+        soft.update(dict.fromkeys(layer.top, layer.type == "Softmax"))
 
 
 def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator[LayerSpec]:
