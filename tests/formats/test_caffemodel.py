@@ -331,7 +331,7 @@ def test_hdf5(tmp_path: Path) -> None:
             file[f"data/conv1/3x3_s2/{index}"] = blob
         for index in range(11):
             file[f"data/many/{index}"] = np.full(index + 2, index, np.float64)
-        file.create_group("data/relu")
+        file.create_group("data")
     weights = caffemodel.read(path)
     assert (weights.format, weights.net) == ("HDF5", None)
     table = weights.by_name()
@@ -378,7 +378,7 @@ def _outside(file: h5py.File) -> None:
 
 HDF5 = {
     "no_group": (_no_group, "has no group 'data': not a .caffemodel.h5"),
-    "no_layers": (_no_layers, "contains no layers with weights"),
+    "no_layers": (_no_layers, "contains no layers: it is damaged"),
     "data_is_an_array": (_data_is_an_array, "has no group 'data': not a .caffemodel.h5"),
     "strings": (_strings, "'0' is not numeric"),
     "bomb": (_bomb, "'/data/a/0' declares 4,000,000,000,000 bytes but stores 0"),
