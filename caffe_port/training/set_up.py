@@ -582,6 +582,12 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
                     feed.data.check_labels(classes)
                 elif isinstance(feed, RecordFeed):
                     feed.classes = classes
+        for layer in (step.layer for step in plan.steps if step.layer.type == "MultiBoxLoss"):
+            if layer.producers[3] in inputs:
+                p = layer.param.multibox_loss_param
+                for feed in feeds.get(phase, []):
+                    if isinstance(feed, AnnotatedFeed):
+                        feed.classes = p.num_classes, p.background_label_id
 
 
 def _check_detections(test: NetSpec, only: bool) -> None:
