@@ -94,7 +94,13 @@ class Nets:
     """
 
     def __init__(self, knows: Mapping[str, Any], only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
-        self.fields: Mapping[str, Mapping[str, list[str] | None]] = knows["messages"]
+        fields: dict[str, Mapping[str, list[str] | None]] = dict(knows["messages"])
+        own = Message("LayerParameter").schema
+        assert own is not None
+        for name, theirs in knows.get("parameters", {}).items():  # a message may be called otherwise there
+            if name in own.fields and (message := own.fields[name].message_name) is not None:
+                fields[message] = knows["messages"][theirs]
+        self.fields: Mapping[str, Mapping[str, list[str] | None]] = fields
         both = [name for name in knows["types"] if name in SIGNATURES and SIGNATURES[name].tops is not None]
         asked = [name for name in both if (name in only if only else name not in (*without, *NOT_DRAWN))]
         self.types = [name for name in asked if not _unsuited(SIGNATURES[name])]
