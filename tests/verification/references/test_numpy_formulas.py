@@ -13,6 +13,7 @@ from golden_nets import case_of
 
 import caffe_port.verification.references.numpy_formulas
 from caffe_port import layers
+from caffe_port.api import port
 from caffe_port.formats import prototxt
 from caffe_port.spec import LayerSpec
 from caffe_port.verification.comparison import difference
@@ -207,3 +208,39 @@ def test_the_formulas_fill_what_opencv_does_not_know(tmp_path: Path) -> None:
     assert [r.layer for r in report.rows if r.by] == ["lrn", "c"]
     assert "agree: 2 with OpenCV 4." in verdict(report)
     assert ", 2 with NumPy" in verdict(report)
+
+
+@pytest.mark.parametrize("kind", ["AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "ReLU", "Sigmoid", "TanH"])
+def test_blobs_without_axes(kind: str, tmp_path: Path) -> None:
+    """NumPy makes a number of an array without axes, as of a loss that another layer reads."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(f"""
+        input: "a" input_shape {{ dim: 3 dim: 5 }} input: "b" input_shape {{ dim: 3 dim: 5 }}
+        layer {{ name: "loss" type: "EuclideanLoss" bottom: "a" bottom: "b" top: "loss" loss_weight: 1 }}
+        layer {{ name: "{kind}" type: "{kind}" bottom: "loss" top: "y" }}
+    """)
+    report = verify(net, against="numpy", keep_loss=True)
+    assert report.passed
+    assert [row.layer for row in report.rows if row.status == "passed"] == ["loss", kind]
+    ported = port(net, keep_loss=True)
+    layer = getattr(ported.net, ported.net.names[kind])
+    layer.forward = lambda x: type(layer).forward(layer, x) + 1  # what is wrong is looked for among the slips
+    report = verify(ported, against="numpy")
+    assert [row.layer for row in report.broken] == [kind]
+
+
+@pytest.mark.parametrize("against", ["numpy", "opencv"])
+@pytest.mark.parametrize("axes", [(0, 1), (0, 2), (1, 0), (2, 0)])
+def test_a_top_with_other_axes(axes: tuple[int, int], against: str, tmp_path: Path) -> None:
+    """The net keeps axes that the reference does not, or the other way round: FAILED, at this layer."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(f"""
+        input: "a" input_shape {{ dim: 3 dim: 5 dim: 4 }}
+        layer {{ name: "sum" type: "Reduction" bottom: "a" top: "sum" reduction_param {{ axis: {axes[0]} }} }}
+        layer {{ name: "e" type: "Exp" bottom: "sum" top: "e" }}
+    """)
+    ported = port(net)
+    ported.net.sum.dims = tuple(range(axes[1], 3))  # type: ignore[assignment, union-attr]
+    report = verify(ported, against=against)
+    assert not report.passed
+    assert [row.layer for row in report.broken] == ["sum"]
