@@ -52,13 +52,11 @@ def measure(name: str, cell: str, folder: Path, threads: int, seconds: float) ->
         return in_turns(programs, seconds, ROUNDS)
     task = {"batch": 1 if cell == "one" else net.batch, "shape": net.shape}
     if not (folder / "converted").exists():
-        made = convert(caffe_port.port(folder / "net.prototxt", folder / "net.caffemodel"), folder / "converted")
-        (folder / "class").write_text(made.class_name)
+        convert(caffe_port.port(folder / "net.prototxt", folder / "net.caffemodel"), folder / "converted")
     files = {"net": f"{folder}/net.prototxt", "weights": f"{folder}/net.caffemodel"}
-    converted = {"folder": f"{folder}/converted", "class": (folder / "class").read_text()}
     programs = {
         "Caffe": Program(caffe, "caffe_forward", task | files, threads),
-        "caffe-port": Program(own, "model", task | converted, threads),
+        "caffe-port": Program(own, "model", task | {"folder": f"{folder}/converted"}, threads),
     }
     return in_turns(programs, seconds, ROUNDS)
 
