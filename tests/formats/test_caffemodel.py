@@ -331,7 +331,7 @@ def test_hdf5(tmp_path: Path) -> None:
             file[f"data/conv1/3x3_s2/{index}"] = blob
         for index in range(11):
             file[f"data/many/{index}"] = np.full(index + 2, index, np.float64)
-        file.create_group("data")
+        file.create_group("data/relu")
     weights = caffemodel.read(path)
     assert (weights.format, weights.net) == ("HDF5", None)
     table = weights.by_name()
@@ -347,7 +347,7 @@ def _no_group(file: h5py.File) -> None:
 
 
 def _no_layers(file: h5py.File) -> None:
-    file.create_group("data/relu")
+    file.create_group("data")
 
 
 def _data_is_an_array(file: h5py.File) -> None:
