@@ -13,8 +13,11 @@ from golden_nets import case_of
 from google.protobuf import descriptor_pb2
 
 from caffe_port.errors import CaffePortError, DependencyError
+from caffe_port.formats import prototxt
 from caffe_port.formats.message import schema
 from caffe_port.formats.unfollowed import rule_of
+from caffe_port.signatures.signature import SIGNATURES
+from caffe_port.spec import LayerSpec
 from caffe_port.verification.comparison import difference
 from caffe_port.verification.references.opencv import DEVIATIONS, OpenCVReference, deviation
 from caffe_port.verification.references.opencv_schema import KNOWN
@@ -108,6 +111,15 @@ FORKS = {
     "BatchNorm": ("batch_norm_param { %s}", "add_eps_before_sqrt: false "),
 }
 """A field of a fork, which OpenCV's importer skips without a word."""
+
+
+def test_every_type_is_asked_for_deviations() -> None:
+    """Also those whose message is outside the schema: GRL's."""
+    assert "gradient_scaler_param" not in schema("LayerParameter").fields
+    for type_ in SIGNATURES:
+        for more in ("", "gradient_scaler_param { lower_bound: 0 }"):
+            layer = prototxt.parse(f'name: "a" type: "{type_}" bottom: "x" top: "a" {more}', "LayerParameter")
+            assert isinstance(deviation(LayerSpec("a", type_, ("x",), ("a",), (("x", 0),), layer, "")), str)
 
 
 @pytest.mark.parametrize("type_", FORKS)
