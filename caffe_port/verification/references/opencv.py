@@ -123,6 +123,10 @@ DEVIATIONS: dict[str, Check] = {
     ),
     "Deconvolution": _deconvolution,
     "DetectionOutput": _detections_beyond,
+    "HardSigmoid": _when(
+        lambda p, _: any(min(own.alpha, own.beta) < 0 for own in (p.hard_sigmoid_param, p.hardsigmoid_param)),
+        "OpenCV drops the sign of alpha and beta",
+    ),
     "InnerProduct": _inner_product,
     "Interp": _when(
         lambda p, _: bool(p.interp_param.pad_beg or p.interp_param.pad_end or p.interp_param.has("shrink_factor")),

@@ -22,6 +22,7 @@ from caffe_port.verification.comparison import difference
 from caffe_port.verification.references.opencv import DEVIATIONS, OpenCVReference, deviation
 from caffe_port.verification.references.opencv_schema import KNOWN
 from caffe_port.verification.references.reference import Case, Made, record
+from caffe_port.verification.verify import verify
 
 cv2 = pytest.importorskip("cv2")
 
@@ -177,6 +178,23 @@ def test_the_deviations_are_real(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         for turn in turns(case, expected)
     ]
     assert any(wrong)
+
+
+@pytest.mark.parametrize(
+    ("fields", "deviates"), [("alpha: 2 beta: -0.7", True), ("alpha: -1", True), ("beta: 0.1", False)]
+)
+def test_signs_of_hard_sigmoid(fields: str, deviates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer is that of Caffe's fork: it passes, by the formula where OpenCV drops a sign; which it does."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'input: "x" input_shape { dim: 2 dim: 3 dim: 5 dim: 7 } layer { name: "h" type: "HardSigmoid" bottom: "x" '
+        f'top: "h" hard_sigmoid_param {{ {fields} }} }}'
+    )
+    report = verify(net)
+    assert report.passed
+    assert report.rows[0].note.startswith("OpenCV drops the sign") == deviates
+    monkeypatch.delitem(DEVIATIONS, "HardSigmoid")
+    assert verify(net).passed != deviates
 
 
 def test_a_refused_layer_does_not_take_the_net_with_it(tmp_path: Path) -> None:
