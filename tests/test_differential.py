@@ -131,6 +131,19 @@ def test_a_planted_fault_is_found_and_made_small(plant: str, word: str) -> None:
     assert sum(map(np.prod, small.inputs.values())) <= sum(map(np.prod, case.inputs.values()))
 
 
+def test_inputs_of_detection_mean_something() -> None:
+    """Without such numbers Caffe refuses the net as it runs, or what it computes is undefined."""
+    priors = Values("priors").draw((1, 2, 24), [1])[0].reshape(2, 6, 4)
+    assert (priors[0, :, :2] < priors[0, :, 2:]).all()
+    assert (priors[1] > 0).all()
+    for kind, width, corners in (("objects", 8, 3), ("detections", 7, 3)):
+        rows = np.concatenate([Values(kind, 3, 4).draw((1, 1, 9, width), [seed])[0, 0] for seed in range(9)])
+        assert set(rows[:, 0]) == {-1, 0, 1, 2}
+        assert set(rows[:, 1]) == {1, 2, 3}
+        assert (rows[:, corners : corners + 2] < rows[:, corners + 2 : corners + 4]).all()
+    assert Values("image sizes").draw((2, 3), [1]).tolist() == [[61, 83, 1]] * 2
+
+
 def test_a_finding_is_stored_with_its_inputs(tmp_path: Path) -> None:
     text = 'layer { name: "l0" type: "InnerProduct" bottom: "x0" top: "y" inner_product_param { num_output: 3 } }'
     layer = prototxt.parse(text, "NetParameter").layer[0]

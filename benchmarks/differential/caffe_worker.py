@@ -56,7 +56,7 @@ def receive(file):
 
 
 def knowledge(caffe):
-    """Layer types; message -> field -> what it holds."""
+    """Layer types; message -> field -> what it holds; field of LayerParameter -> its message."""
     from caffe.proto import caffe_pb2
 
     messages = {}
@@ -64,7 +64,8 @@ def knowledge(caffe):
         messages[name] = {
             f.name: [value.name for value in f.enum_type.values] if f.enum_type else None for f in message.fields
         }
-    return {"types": list(caffe.layer_type_list()), "messages": messages}
+    parameters = {f.name: f.message_type.name for f in caffe_pb2.LayerParameter.DESCRIPTOR.fields if f.message_type}
+    return {"types": list(caffe.layer_type_list()), "messages": messages, "parameters": parameters}
 
 
 def fill(net, request):

@@ -16,15 +16,22 @@ from caffe_port.typing import Array, Shape
 
 Arrays = dict[str, Array]
 
+SPECIAL = ("integers", "boxes", "scores", "priors", "objects", "detections", "image sizes")
+"""Kinds of values that mean something: only layers that take them read them."""
+
+ROWS = {"objects": 8, "detections": 7}
+"""The length of a row of boxes."""
+
 
 @dataclass(frozen=True)
 class Values:
     """How an input is drawn.
 
     Attributes:
-        kind: ``normal``, ``ties`` (multiples of a half), ``positive``, ``wide``, ``zeros``, ``integers``, ``boxes``.
-        below: the bound of integers.
-        ignored: an integer that is among them, whatever the bound: an ignore_label.
+        kind: ``normal``, ``ties`` (multiples of a half), ``positive``, ``wide``, ``zeros``, ``integers``, ``boxes``;
+            those of detection: ``priors``, ``objects``, ``detections``, ``image sizes``, ``scores`` (in 0..1).
+        below: the bound of integers; how many images boxes, objects and detections are in.
+        ignored: an integer that is among them, whatever the bound: an ignore_label; the classes of objects.
     """
 
     kind: str
@@ -52,7 +59,36 @@ class Values:
             if len(shape) > 1 and shape[1] >= 5:
                 value[:, 0] = rng.integers(0, max(1, self.below), value[:, 0].shape)
                 value[:, 3:5] += value[:, 1:3]
+        elif self.kind == "scores":
+            value = rng.random(shape)
+        elif self.kind == "image sizes" and shape and shape[-1] in (3, 4):
+            value = np.broadcast_to(np.array([61.0, 83.0, 1.0, 1.0])[: shape[-1]], shape).copy()
+        elif self.kind == "priors" and len(shape) > 2 and shape[1] == 2 and not np.prod(shape[2:]) % 4:
+            corners = _corners(rng, np.prod(shape[2:]) // 4)
+            value = np.stack((corners, rng.choice((0.1, 0.2, 0.5), corners.shape)))
+            value = np.broadcast_to(value.reshape(1, *shape[1:]), shape).copy()
+        elif self.kind in ROWS and shape and shape[-1] == ROWS[self.kind]:
+            value = self._rows(rng, shape)
         return value.astype(np.float32) + np.float32(0)  # no -0: its inverse is another infinity
+
+    def _rows(self, rng: np.random.Generator, shape: Shape) -> Array:
+        """Boxes, one a row, by image; sometimes the last are of no image."""
+        count = int(np.prod(shape[:-1]))
+        image = np.sort(rng.integers(0, max(1, self.below), count)).astype(float)
+        if count > 1 and rng.random() < 0.3:
+            image[-1] = -1
+        label, corners = rng.integers(1, max(2, self.ignored or 2), count), _corners(rng, count)
+        if self.kind == "detections":
+            rows = np.column_stack((image, label, rng.random(count), corners))
+        else:
+            rows = np.column_stack((image, label, np.zeros(count), corners, rng.random(count) < 0.3))
+        return rows.reshape(shape)
+
+
+def _corners(rng: np.random.Generator, count: int) -> Array:
+    """Boxes (count, 4), in parts of an image; some reach out of it."""
+    start = rng.uniform(-0.1, 0.8, (count, 2))
+    return np.concatenate((start, start + rng.uniform(0.05, 0.6, (count, 2))), 1)
 
 
 @dataclass(frozen=True)
@@ -83,9 +119,14 @@ class Case:
         return tuple(layer for layer in self.layers if layer.name not in self.values)
 
     @property
+    def forced(self) -> bool:
+        """Whether the inputs get gradients, not parameters alone: MultiBoxLoss refuses one of its priors."""
+        return all(layer.type != "MultiBoxLoss" for layer in self.layers)
+
+    @property
     def text(self) -> str:
         """The prototxt, with force_backward so that inputs get gradients."""
-        return prototxt.dump(Message("NetParameter", name="net", force_backward=True, layer=list(self.layers)))
+        return prototxt.dump(Message("NetParameter", name="net", force_backward=self.forced, layer=list(self.layers)))
 
     def arrays(self) -> Arrays:
         """The inputs."""

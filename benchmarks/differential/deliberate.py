@@ -8,10 +8,13 @@ from collections.abc import Callable
 from case import Case
 from verdict import Verdict
 
-from caffe_port.signatures.signature import Trait, has
+from caffe_port.signatures.signature import Trait, has, keeps_blobs
 
-NO_BACKWARD = ("Proposal", "MaxUnPool")
+NO_BACKWARD = ("Proposal", "MaxUnPool", "DetectionOutput", "DetectionEvaluate")
 """Further types whose Backward is empty in the Caffe of this reference."""
+
+GROWING = ("DetectionOutput", "Proposal")
+"""Types whose tops are as long as what they find."""
 
 OLDER = {
     "Accuracy": "ties and nets without labels: this Caffe has the rules of before 2017",
@@ -28,6 +31,10 @@ FORKS = {
     "Not Implemented Yet (psroi_pooling_layer.cpp)": "PSROIPooling: Caffe has it for GPUs only",
     "loss_weight must be unspecified or specified once per top blob": "SoftmaxWithLoss with probabilities: Caffe trips "
     "over its own check of the softmax inside",
+    "DetectionOutput Layer takes at most": "DetectionOutput of five bottoms: RefineDet has it",
+    "Found background label": "objects of the background: `train` refuses them as it reads them",
+    "do_neg_mining_ ==": "do_neg_mining: false alone: SSD before mining_type",
+    "Currently only support negative mining if share_location": "do_neg_mining: false alone: SSD before mining_type",
     'Non-repeated field "': "this Caffe's schema has one value where Caffe 1.0 takes several",
 }
 """Words of a refusal -> what another Caffe or a GPU runs."""
@@ -47,6 +54,10 @@ STRICTER = {
     "differ in shape": "bottoms of Eltwise that hold as many numbers: this Caffe asks for no more, Caffe 1.0 does",
     "gives an empty output": "a kernel larger than the image by less than the stride: Caffe rounds -1 / 2 to a window",
     "expected a bottom (N, C, H, W)": "layers of forks, of images, that this Caffe runs on fewer axes",
+    "the fourth bottom is an image": "DetectionOutput of four bottoms, the last of which is no image",
+    "need scores (N, ": "Proposal of other scores or corrections: Caffe reads beyond them",
+    "the priors have shape": "MultiBoxLoss, DetectionOutput of other priors: Caffe reads beyond them",
+    "the labels have shape": "MultiBoxLoss of other labels: Caffe reads as many as the third axis is long",
     "does not fit the first": "Scale of another length: this Caffe does not check it, Caffe 1.0 does",
     "has overwritten": "a blob whose memory another layer has overwritten: Caffe reads what that layer made",
 }
@@ -74,7 +85,15 @@ def read_losses(case: Case) -> bool:
 
 def without_gradients(case: Case) -> bool:
     """Whether this Caffe has no gradients for the net."""
-    return any(has(layer.type, Trait.NO_BACKWARD) or layer.type in NO_BACKWARD for layer in case.computing)
+    types = [layer.type for layer in case.computing]
+    learned = {top for layer in case.computing if keeps_blobs(layer.type) for top in layer.top}
+    unforced = any(  # Backward goes only as far as there are parameters
+        one.type == "MultiBoxLoss"
+        and (not one.propagate_down or 0 in one.loss_weight or not learned.issuperset(one.bottom[:2]))
+        for one in case.computing
+    )
+    unforced |= "MultiBoxLoss" in types and not all(keeps_blobs(type_) for type_ in types if type_ != "MultiBoxLoss")
+    return unforced or any(has(type_, Trait.NO_BACKWARD) or type_ in NO_BACKWARD for type_ in types)
 
 
 def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
@@ -97,6 +116,8 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
     for type_, why in OLDER.items():
         if type_ in at and (verdict.word == "differs" or len(types) == 1):
             return f"{type_}: {why}"
+    if any(one.type in GROWING and any(one.loss_weight) for one in case.computing) and verdict.word == "differs":
+        return "loss_weight of a top that grows: Caffe keeps it where the smaller one was"
     if "Filter" in types and verdict.key == ("differs", "top: shape"):
         return "Filter that nothing passes: Caffe's layers after it keep the shape that they had"
     if "Filter" in types and verdict.word in ("only Caffe refuses", "traceback") and verdict.at.startswith("forward"):
@@ -128,9 +149,6 @@ def reason(case: Case, verdict: Verdict, agrees: Callable[[Case], bool]) -> str:
         return "Upsample of more axes than its dims_num"
     if verdict.word == "differs" and "BilinearInterpolate" in at:
         return "BilinearInterpolate of one row or column: this Caffe reads outside of the bottom"
-    unclipped = any(one.type == "PriorBox" and not one.prior_box_param.has("clip") for one in case.computing)
-    if verdict.word == "differs" and unclipped:
-        return "PriorBox without clip: the default of this Caffe is true"
     if verdict.word == "differs" and any(one.type == "BatchNorm" and len(one.param) == 3 for one in case.computing):
         return "BatchNorm with three param entries: this Caffe drops them with their names, as before 2017"
     if verdict.word == "differs" and case.phase == "TRAIN" and _shared(case) & {"LSTM", "RNN"}:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import signature_cases
-from case import Case, Values, input_layer
+from case import SPECIAL, Case, Values, input_layer
 
 from caffe_port.errors import CaffePortError
 from caffe_port.formats.message import Field, Message
@@ -45,6 +45,14 @@ INTEGERS: dict[str, Sequence[int]] = {
     "dim": (-1, 0, 0, 1, 2, 3, 4, 6, 12),
     "local_size": (1, 3, 3, 5, 7, 2),
     "coeff_blob": (0, 1),
+    "num_classes": (2, 3, 4),
+    "background_label_id": (*[0] * 9, 1),
+    "keep_top_k": (-1, 1, 2, 5),
+    "sample_size": (1, 2, 64),
+    "feat_stride": (4, 8, 16),
+    "base_size": (4, 8, 16),
+    "pre_nms_topn": (5, 20, 6000),
+    "post_nms_topn": (1, 5, 300),
 }
 """Lengths and places that a field may hold, by what its name begins with."""
 
@@ -55,11 +63,24 @@ POSITIVE = (0.5, 1.0, 2.0)
 MASKS = ("Upsample", "MaxUnPool")
 """Types whose second bottom holds places of the top: the first is always there."""
 
-NOT_DRAWN = ("DetectionEvaluate", "DetectionOutput", "MultiBoxLoss", "Proposal", "InfogainLoss", "PSROIPooling")
-"""Types that are drawn only if asked for: those whose bottoms hold priors, annotations or scores that must fit each
-other, and two of which this Caffe has an older version, or none for a CPU."""
+NOT_DRAWN = ("InfogainLoss", "PSROIPooling")
+"""Types that are drawn only if asked for: this Caffe has an older version of one, and none for a CPU of the other."""
 
-LEFT_OUT = ("engine", "source", "filler", "param_str", "debug", "force", "root_folder", "mean_file", "weight_filler")
+MEANINGS = {
+    Holds.PRIORS: "priors",
+    Holds.OBJECTS: "objects",
+    Holds.DETECTIONS: "detections",
+    Holds.IMAGE_SIZES: "image sizes",
+}
+"""What a bottom holds -> the kind of its values. Such bottoms are not read by layers that take other numbers."""
+
+SCORES = {"Proposal": 0, "DetectionOutput": 1, "MultiBoxLoss": 1}
+"""The bottom whose numbers a layer sorts: equal ones are in no order, in Caffe."""
+
+LEFT_OUT = (
+    *("engine", "source", "filler", "param_str", "debug", "force", "root_folder", "mean_file", "weight_filler"),
+    *("save_", "visualize", "name_size_file"),
+)
 """Fields that change no number, or name files."""
 
 
@@ -73,7 +94,13 @@ class Nets:
     """
 
     def __init__(self, knows: Mapping[str, Any], only: Sequence[str] = (), without: Sequence[str] = ()) -> None:
-        self.fields: Mapping[str, Mapping[str, list[str] | None]] = knows["messages"]
+        fields: dict[str, Mapping[str, list[str] | None]] = dict(knows["messages"])
+        own = Message("LayerParameter").schema
+        assert own is not None
+        for name, theirs in knows.get("parameters", {}).items():  # a message may be called otherwise there
+            if name in own.fields and (message := own.fields[name].message_name) is not None:
+                fields[message] = knows["messages"][theirs]
+        self.fields: Mapping[str, Mapping[str, list[str] | None]] = fields
         both = [name for name in knows["types"] if name in SIGNATURES and SIGNATURES[name].tops is not None]
         asked = [name for name in both if (name in only if only else name not in (*without, *NOT_DRAWN))]
         self.types = [name for name in asked if not _unsuited(SIGNATURES[name])]
@@ -175,11 +202,14 @@ class _Net:
             if rng.random() < 0.5:
                 self.draw_fields(layer, signature, rng.choice((0.05, 0.15, 0.3)))
             count = example.tops
+            if type_ == "DetectionEvaluate" and rng.random() < 0.9:  # objects are of class 1 and more
+                layer.set("detection_evaluate_param", layer.detection_evaluate_param.copy(background_label_id=None))
         else:
             layer = Message("LayerParameter", name=name, type=type_)
             self.draw_fields(layer, signature, rng.choice((0.1, 0.2, 0.4)))
             least, most = signature.bottoms
-            wanted = self.related(rng.randint(least, max(least, min(most, 3))), signature)
+            wanted = self.detected(layer) if rng.random() < 0.9 else []
+            wanted = wanted or self.related(rng.randint(least, max(least, min(most, 3))), signature)
             count = rng.choice((1, 1, 1, 1, 2, 3)) if not signature.has(Trait.SINK) else 0
         bottoms = [self.bottom(layer, wanted, k) for k in range(len(wanted))]
         layer.set("bottom", bottoms)
@@ -223,10 +253,22 @@ class _Net:
             tag = self.shared.setdefault(key, layer.name) if blobs else ""
             first = rng.random() < 0.5
             layer.set("param", [Message("ParamSpec", name=f"{tag}_{j}") for j in range(1 if first else len(blobs))])
+        if layer.type == "MultiBoxLoss" and rng.random() < 0.8:
+            self.learn(layer)
         self.layers.append(layer)
         self.blobs |= dict(zip(names, tops, strict=True))
         for name in names:  # what is overwritten is no label any more, and no input to be had again
             self.special.pop(name, None)
+
+    def learn(self, loss: Message) -> None:
+        """Puts a Scale before each of the first two bottoms of a loss that has no gradient where nothing is learned."""
+        for k, bottom in enumerate(loss.bottom[:2]):
+            p = Message("ScaleParameter", axis=0, num_axes=-1)
+            top = f"{loss.name}s{k}"
+            scale = Message("LayerParameter", name=top, type="Scale", bottom=[bottom], top=[top], scale_param=p)
+            self.layers.append(scale)
+            self.blobs[top] = self.blobs[bottom]
+            loss.bottom[k] = top
 
     # -- bottoms ------------------------------------------------------------------------------------------------------
 
@@ -251,6 +293,31 @@ class _Net:
         while len(found) < count:
             found.append(self.relative(first))
         return found
+
+    def detected(self, layer: Message) -> list[Shape]:
+        """Bottoms of a layer of detection that fit each other; none for other types."""
+        rng, type_ = self.rng, layer.type
+        images, boxes, found = rng.randint(1, 3), rng.randint(1, 6), rng.randint(1, 8)
+        if type_ == "DetectionEvaluate":
+            return [(1, 1, found, 7), (1, 1, boxes, 8)]
+        if type_ == "Proposal":
+            p = layer.proposal_param.copy(
+                ratio=rng.choice(([0.5, 1, 2], [1], [0.5, 2])), scale=rng.choice(([1, 2], [4]))
+            )
+            layer.set("proposal_param", p.copy(min_size=p.min_size % 8))
+            anchors, plane = len(p.ratio) * len(p.scale), (rng.randint(1, 4), rng.randint(2, 5))
+            return [(images, 2 * anchors, *plane), (images, 4 * anchors, *plane), (images, 3)]
+        if type_ not in ("DetectionOutput", "MultiBoxLoss"):
+            return []
+        name = "detection_output_param" if type_ == "DetectionOutput" else "multibox_loss_param"
+        p = getattr(layer, name).copy(num_classes=rng.choice((2, 3, 4)))
+        layer.set(name, p)
+        each = 4 * found * (1 if p.share_location else p.num_classes)
+        wanted = [(images, each), (images, found * p.num_classes), (1, 2, 4 * found)]
+        if type_ == "MultiBoxLoss":
+            layer.set("propagate_down", [True, True, False, False])
+            wanted.append((1, 1, boxes, 8))
+        return wanted
 
     def relative(self, x: Shape) -> Shape:
         """A shape that has to do with x."""
@@ -306,6 +373,12 @@ class _Net:
             values = Values("integers", 1)
         elif what is Holds.BOXES:
             values = Values("boxes", wanted[0][0] if wanted[0] else 1)
+        elif what in MEANINGS:
+            p = SIGNATURES[layer.type].parameters(layer) if SIGNATURES[layer.type].messages else layer
+            classes = p.num_classes if p.schema is not None and "num_classes" in p.schema.fields else 0
+            values = Values(MEANINGS[what], wanted[0][0] if layer.type == "MultiBoxLoss" and wanted[0] else 2, classes)
+        elif k == SCORES.get(layer.type):
+            values = Values("scores")
         else:
             try:
                 below = shapes.integers_below(spec, wanted, k)
@@ -314,9 +387,7 @@ class _Net:
             if below is not None:
                 values = Values("integers", below, self.ignored(layer, wanted))
         old = [blob for blob, there in self.blobs.items() if there == shape]
-        old = [
-            b for b in old if (self.values.get(b) == values if values.kind in ("integers", "boxes") else self.free(b))
-        ]
+        old = [b for b in old if (self.values.get(b) == values if values.kind in SPECIAL else self.free(b))]
         if old and rng.random() < 0.8:
             return rng.choice(old[-3:])
         return self.new_input(shape, values)
@@ -334,7 +405,7 @@ class _Net:
         self.inputs.append(input_layer(blob, shape))
         self.values[blob] = values
         self.blobs[blob] = shape
-        if values.kind in ("integers", "boxes"):
+        if values.kind in SPECIAL:
             self.special[blob] = values
         return blob
 

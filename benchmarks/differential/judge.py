@@ -89,7 +89,7 @@ def compare(case: Case, caffe: Outcome, mine: Outcome, backward: bool = True) ->
     a, b = caffe.arrays, dict(mine.arrays)
     for key in [key for key in a if key.startswith("after:")]:  # what a forward pass here leaves as it was
         b.setdefault(key, a[key.replace("after:", "blob:")])
-    gradients = ("grad:", "gradparam:") if backward else ()
+    gradients = (("grad:", "gradparam:") if case.forced else ("gradparam:",)) if backward else ()
     for kind in ("top:", "after:", "loss", *gradients):
         for key in [key for key in a if key.startswith(kind)]:
             if verdict := _differs(key, a[key], b, types):

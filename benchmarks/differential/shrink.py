@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from case import Case, Values, input_layer
+from case import SPECIAL, Case, Values, input_layer
 
 from caffe_port.formats.message import Message
 from caffe_port.typing import Shape
@@ -54,7 +54,7 @@ def candidates(case: Case, shapes: Mapping[tuple[str, int], Shape]) -> Iterator[
             least = min((n for n, m in zip(smaller, shape, strict=True) if n < m), default=1)
             yield case.replace(layers=layers, values=_below(case.values, least))  # labels stay classes
     for blob, values in case.values.items():
-        if values.kind not in ("normal", "integers", "boxes"):
+        if values.kind not in ("normal", *SPECIAL):
             yield case.replace(values=case.values | {blob: Values("normal")})
     if case.phase == "TRAIN":
         yield case.replace(phase="TEST")

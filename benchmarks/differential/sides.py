@@ -28,10 +28,14 @@ from torch import Tensor, nn
 from caffe_port.definition.definition import Definition
 from caffe_port.errors import CaffePortError
 from caffe_port.formats import prototxt
+from caffe_port.formats.dialects import assuming
 from caffe_port.layers.layer import Layer
 from caffe_port.net.net import Net
 from caffe_port.typing import Array
 from caffe_port.verification.references.caffe import find
+
+DIALECT = "brocolli"
+"""The fork that Caffe is here: what it reads in its own way is read so on both sides."""
 
 
 @dataclass
@@ -215,8 +219,9 @@ class Ours:
 
 def build(case: Case) -> Net:
     """The case's net, in its phase alone."""
-    spec = Definition.parse(prototxt.parse(case.text, "NetParameter")).spec(case.phase)
-    return Net(spec, case.inputs, None, 0)
+    with assuming(DIALECT):
+        spec = Definition.parse(prototxt.parse(case.text, "NetParameter")).spec(case.phase)
+        return Net(spec, case.inputs, None, 0)
 
 
 def load(net: Net, arrays: Mapping[str, Array]) -> None:

@@ -190,6 +190,7 @@ class AnnotatedFeed:
         self.records, self.batch_size, self.transform, self.train = records, batch_size, transform, train
         self.seed, self.shuffle, self.size = seed, seed if shuffle else None, len(records)
         self.device, self.labels = torch.device(device), labels
+        self.classes: tuple[int, int] | None = None  # if set, labels are checked: how many, and the background's
         first = records[0]
         self.annotated = first.found is not None
         self.varies = transform.resize is not None and transform.resize.resize_mode == "FIT_SMALL_SIZE"
@@ -210,6 +211,7 @@ class AnnotatedFeed:
                 raise CaffePortError(f"record {index} has shape {x.shape}, the first has {self._shape}", hint=hint)
             pictures.append(x)
             rows.append(found.rows(item))
+            self._check(rows[-1][:, 1], int(index))
             labels.append(example.label)
         data = torch.from_numpy(np.stack(pictures)).to(self.device)
         if not self.labels:
@@ -219,3 +221,14 @@ class AnnotatedFeed:
         table = np.concatenate(rows)
         table = table if len(table) else np.full((1, 8), -1, np.float32)
         return data, torch.from_numpy(table[None, None]).to(self.device)
+
+    def _check(self, labels: Array, record: int) -> None:
+        """Source: bbox_util.cpp (GetGroundTruth)."""
+        if self.classes is None or not self.labels:
+            return
+        classes, background = self.classes
+        for label in labels[(labels == background) | (labels >= classes)]:
+            said = "is its background" if label == background else "is none of them"
+            raise CaffePortError(
+                f"record {record} has an object of class {label:.0f}; of the net's {classes} classes, this {said}"
+            )

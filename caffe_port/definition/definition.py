@@ -468,7 +468,8 @@ def _producer(layer: LayerSpec, bottom: str, current: dict[str, Producer], layer
 def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[str]) -> str:
     """The layer's name; a further layer of a name gets a suffix.
 
-    Caffe copies stored blobs into the first layer of their name (CopyTrainedLayersFrom): the others keep their fillers.
+    Caffe copies the blobs of a caffemodel into the first layer of their name (CopyTrainedLayersFrom), those of an HDF5
+    file into the last one: the others keep their fillers.
     """
     name: str = layer.name
     first = names.setdefault(name, layer)
@@ -479,7 +480,8 @@ def _unique(layer: Message, names: dict[str, Message], where: str, notes: list[s
         count += 1
     names[f"{name}#{count}"] = layer
     which = f"layer name '{name}' is used twice" if name else "a second layer has no name"
-    told = "; weights are loaded only into the first one, as in Caffe" if keeps_blobs(layer.type) else ""
+    told = "; weights are loaded only into the first one (from HDF5 the last), as in Caffe"
+    told = told if keeps_blobs(layer.type) else ""
     notes.append(f"{where}: {which}; this one is renamed '{name}#{count}'{told}")
     return f"{name}#{count}"
 

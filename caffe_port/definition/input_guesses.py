@@ -9,10 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 
+from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
-from caffe_port.signatures.signature import Holds, holds
+from caffe_port.signatures.plugins import find
+from caffe_port.signatures.signature import Holds, Trait, holds
 from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
 
@@ -32,7 +34,7 @@ def try_shapes(
     spec: NetSpec,
     wanted: Sequence[tuple[str, Producer]],
     known: Mapping[str, Shape],
-    channels: int | None,
+    channels: Mapping[str, int | None],
     refused: Callable[[Mapping[str, Shape]], str],
 ) -> tuple[dict[str, Shape], str]:
     """Shapes for inputs, and why none fits: an empty string where these do.
@@ -41,14 +43,16 @@ def try_shapes(
         spec: the net.
         wanted: the inputs without a shape.
         known: the shapes of the others.
-        channels: of the images, if the weights define them.
+        channels: of the images by input, if the weights define them.
         refused: why a choice of shapes for all inputs does not carry through the net, or an empty string.
     """
     vectors = {blob: shape for blob, producer in wanted if (shape := _vector(spec, blob, producer))}
     pictures = [blob for blob, _ in wanted if blob not in vectors]
     reason = ""
-    for shape in _candidates(spec, spec.by_name[wanted[0][1][0]], channels) if pictures else [()]:
-        choice = {**dict.fromkeys(pictures, shape), **vectors}
+    first = channels[pictures[0]] if pictures else None
+    for shape in _candidates(spec, spec.by_name[wanted[0][1][0]], first) if pictures else [()]:
+        sized = {blob: (shape[0], channels[blob] or shape[1], *shape[2:]) for blob in pictures}
+        choice = {**sized, **vectors}
         reason = refused({**known, **choice})
         if not reason:
             return choice, ""
@@ -87,14 +91,42 @@ def _candidates(spec: NetSpec, layer: LayerSpec, channels: int | None) -> Iterat
     mean_values = len(p.transform_param.mean_value)
     frames = frames_of(spec)
     likely = (channels,) if channels else (*((mean_values,) if mean_values > 1 else ()), *sliced, 3, 1, 2, 6)
-    sizes = [*_named_sizes(spec), *((side, side) for side in _SIDES), *_PAIRS]
+    sizes: list[tuple[int, ...]] = [*_named_sizes(spec), *((side, side) for side in _SIDES), *_PAIRS]
+    axes = spatial_axes(spec)
+    if axes == 1:
+        sizes = [(side,) for side in _SIDES]
     for batch, count, size in itertools.product((1, *_batches(spec, layer)), likely, sizes):
-        yield (batch, count, *frames, *size)
+        yield (batch, count, *(frames if axes != 1 else ()), *size)
+
+
+def pictures_of(count: int) -> Iterator[Shape]:
+    """Shapes of one item of so many values: an image of a common size, or else a vector."""
+    for channels, (height, width) in itertools.product((3, 1, 2, 6), (*((side, side) for side in _SIDES), *_PAIRS)):
+        if channels * height * width == count:
+            yield (1, channels, height, width)
+    yield (1, count)
+
+
+def spatial_axes(spec: NetSpec, weights: Weights | None = None) -> int:
+    """How many spatial axes the images have: as many as the first convolution slides along, which its weights tell, or
+    how many lengths it gives; 2 if nothing does."""
+    stored = weights.by_name() if weights else {}
+    for layer in spec.layers:
+        signature = find(layer.param)
+        if signature is None or not signature.has(Trait.SLIDES):
+            continue
+        if layer.name in stored and 3 <= stored[layer.name].blobs[0].ndim <= 5:
+            return stored[layer.name].blobs[0].ndim - 2
+        p = signature.parameters(layer.param)
+        given = [getattr(p, name) for name in ("kernel_size", "stride", "pad", "dilation") if p.has(name)]
+        count = max((len(value) for value in given if isinstance(value, Sized)), default=0)
+        return 3 if count == 3 or _is_video(layer) else 2
+    return 2
 
 
 def frames_of(spec: NetSpec) -> tuple[int, ...]:
     """How many frames an input has that nobody counts, if the net is one for videos."""
-    return (_FRAMES,) if any(_is_video(layer) for layer in spec.layers) else ()
+    return (_FRAMES,) if any(_is_video(layer) for layer in spec.layers) or spatial_axes(spec) == 3 else ()
 
 
 def _is_video(layer: LayerSpec) -> bool:

@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from caffe_port.definition import fits
-from caffe_port.definition.input_guesses import cuts, frames_of, try_shapes
+from caffe_port.definition.input_guesses import cuts, frames_of, pictures_of, spatial_axes, try_shapes
 from caffe_port.errors import SpecError, did_you_mean
 from caffe_port.formats.caffemodel import MAX_AXES, Weights
 from caffe_port.formats.message import Message
 from caffe_port.signatures import shapes
+from caffe_port.signatures.loss import class_axis
 from caffe_port.signatures.signature import Holds, Trait, compares_labels, has, has_weights, holds, signature_of
 from caffe_port.spec import LayerSpec, NetSpec, Producer
 from caffe_port.typing import Shape
@@ -24,6 +25,7 @@ MAX_COUNT = (1 << 31) - 1  # Caffe counts a blob's numbers in an int. Source: bl
 
 _COMMON_SIDES = (32, 224, 227, 28, 64, 96, 112, 128, 256, 299)
 _SIDES = range(1, 513)
+_LONGEST_CUBE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +59,14 @@ def resolve(
     found: dict[str, Shape] = {}
     notes: list[str] = []
     unknown: list[tuple[str, Producer]] = []
+    labels: list[tuple[str, Producer]] = []
     asked: SpecError | None = None
     for blob, producer in spec.inputs:
         layer = spec.by_name[producer[0]]
         shape = wanted[blob] if blob in wanted else _declared(layer, producer[1])
-        if shape is None and producer[1] > 0 and _is_label(spec, producer):
-            shape = found[layer.tops[0]][:1] if layer.tops[0] in found else (1,)  # one value per image
+        if shape is None and _is_label(spec, producer):
+            shape = found[layer.tops[0]][:1] if producer[1] > 0 and layer.tops[0] in found else (1,)  # one per image
+            labels.append((blob, producer))
         try:
             found[blob] = _from_data(spec, blob, producer, weights, found, notes) if shape is None else shape
         except SpecError as error:
@@ -82,6 +86,7 @@ def resolve(
         told = " ".join(f"--input-shape {blob}={','.join(map(str, shape))}" for blob, shape in guessed.items())
         notes.append(f"the file does not define the input shapes; assumed (set others if needed): {told}")
         found |= guessed
+    found |= _labels(spec, labels, found)
     return InputShapes({blob: found[blob] for blob in names}, tuple(notes))
 
 
@@ -100,10 +105,60 @@ def _guessed(
         except shapes.UnknownShape:
             return ""
 
-    shapes_, reason = try_shapes(spec, unknown, known, channels_read(spec, unknown[0][1], weights), refused)
+    made: dict[str, Shape] = {}
+    for blob, producer in unknown:
+        if count := _values_read(spec, producer, weights):
+            fits_ = [one for one in pictures_of(count) if _fits(spec, {**known, blob: one}, weights)]
+            made |= {blob: fits_[0]} if fits_ else {}
+    known, unknown = {**known, **made}, [one for one in unknown if one[0] not in made]
+    if not unknown:
+        return made
+    channels = {blob: channels_read(spec, producer, weights) for blob, producer in unknown}
+    shapes_, reason = try_shapes(spec, unknown, known, channels, refused)
+    shapes_ |= made
     if reason:
         raise SpecError(f"{asked.what}; none of the common sizes fits: {reason}", asked.where, asked.hint)
     return shapes_
+
+
+def _labels(spec: NetSpec, labels: Sequence[tuple[str, Producer]], found: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes of labels that the file does not define: what the loss that reads them asks for, if it asks for more
+    than one value per image."""
+    known = {blob: shape for blob, shape in found.items() if blob not in dict(labels)}
+    try:
+        tops = shapes.infer(_downstream(spec, known), {blob: found[blob] for blob, _ in spec.inputs})
+    except SpecError:  # building the net says why
+        return {}
+    asked: dict[str, Shape] = {}
+    for blob, producer in labels:
+        readers = (one for one in spec.layers if producer in one.producers and compares_labels(one.type))
+        reader = next(readers, None)
+        if reader is None or reader.producers[0] not in tops or reader.producers[0] == producer:
+            continue
+        made, index = tops[reader.producers[0]], reader.producers.index(producer)
+        what = holds(reader.type, index)
+        if what is Holds.LABELS and index == 1:
+            try:
+                axis = class_axis(reader.param, made)
+            except SpecError:
+                continue
+            inner = made[axis + 1 :]
+            asked[blob] = (*made[:axis], 1, *inner) if math.prod(inner) > 1 else made[:axis]
+        elif what is Holds.NUMBERS or (what is Holds.FLAGS and index == 1):
+            asked[blob] = made if math.prod(made[1:]) > 1 else found[blob]
+    return asked
+
+
+def _downstream(spec: NetSpec, known: Mapping[str, Shape]) -> NetSpec:
+    """The net without the layers that need inputs which are not known."""
+    lost = {producer for blob, producer in spec.inputs if blob not in known}
+    kept = []
+    for layer in spec.layers:
+        if lost.intersection(layer.producers):
+            lost.update((layer.name, k) for k in range(len(layer.tops)))
+        else:
+            kept.append(layer)
+    return dataclasses.replace(spec, layers=tuple(kept))
 
 
 def _declared(layer: LayerSpec, index: int) -> Shape | None:
@@ -162,19 +217,22 @@ def _from_data(
         rest = (channels, *length, *crop)
         return (next(cuts(spec, layer.name, 0), 0) or _batch_reshaped(spec, producer, math.prod(rest)), *rest)
     if channels is not None:
-        sides = [n for n in _SIDES if _fits(spec, {**known, blob: (1, channels, n, n)}, weights)]
+        axes = spatial_axes(spec, weights)
+        every = _SIDES if axes < 3 else _SIDES[:_LONGEST_CUBE]
+        sides = [n for n in every if _fits(spec, {**known, blob: (1, channels, *(n,) * axes)}, weights)]
         if not sides and _differ(spec, weights):  # no size makes them fit: loading the weights will say how
-            side = _likely(_SIDES, channels)
+            side = _likely(every, channels)
             notes.append(f"input '{blob}': no height and width fit the weights; {side} is used")
-            return (1, channels, side, side)
-        if sides and len(sides) < len(_SIDES) // 2:
+            return (1, channels, *(side,) * axes)
+        if sides and len(sides) < len(every) // 2:
             side = _likely(sides, channels)
             if len(sides) > 1:
+                letters = {1: "L", 2: "H,W"}.get(axes, "D,H,W")
                 notes.append(
                     f"input '{blob}': the file does not define height and width; {sides[0]} to {sides[-1]} fit the "
-                    f"weights, {side} is used (set it with --input-shape {blob}=1,{channels},H,W)"
+                    f"weights, {side} is used (set it with --input-shape {blob}=1,{channels},{letters})"
                 )
-            return (1, channels, side, side)
+            return (1, channels, *(side,) * axes)
     shown = f"1,{channels or 'C'},H,W"
     raise SpecError(
         f"the shape of input '{blob}' is unknown: layer '{layer.name}' ({layer.type}) "
@@ -255,11 +313,28 @@ def channels_read(spec: NetSpec, producer: Producer, weights: Weights | None) ->
         if not reached.intersection(layer.producers):
             continue
         blobs = stored[layer.name].blobs if layer.name in stored else ()
-        if blobs and blobs[0].ndim == 4 and has_weights(layer.type) and not has(layer.type, Trait.DENSE):
+        if blobs and 3 <= blobs[0].ndim <= 5 and has_weights(layer.type) and not has(layer.type, Trait.DENSE):
             return _inputs_of(layer, blobs[0].shape)
         if has(layer.type, Trait.KEEPS_CHANNELS) and layer.producers[0] in reached:
             reached.add((layer.name, 0))
     return None
+
+
+def _values_read(spec: NetSpec, producer: Producer, weights: Weights | None) -> int:
+    """How many values of each item the InnerProduct takes that reads ``producer``; 0 if another layer comes first."""
+    stored = weights.by_name() if weights else {}
+    reached = {producer}
+    for layer in spec.layers:
+        if not reached.intersection(layer.producers):
+            continue
+        if has(layer.type, Trait.DENSE) and layer.name in stored:
+            p = layer.param.inner_product_param
+            return stored[layer.name].blobs[0].size // p.num_output if p.num_output and p.axis == 1 else 0
+        if has(layer.type, Trait.KEEPS_CHANNELS) or layer.type == "Flatten":
+            reached.add((layer.name, 0))
+        else:
+            return 0
+    return 0
 
 
 def _inputs_of(layer: LayerSpec, weight: Shape) -> int:
@@ -293,8 +368,9 @@ def _differ(spec: NetSpec, weights: Weights | None) -> bool:
 
 def _fits(spec: NetSpec, known: Mapping[str, Shape], weights: Weights | None) -> bool:
     """Whether the shapes carry through the net and the InnerProducts find what they were made for."""
+    labels = {blob: (1,) for blob, producer in spec.inputs if _is_label(spec, producer)}
     try:
-        return not _misfit(spec, known, weights)
+        return not _misfit(_downstream(spec, {**labels, **known}), known, weights)
     except shapes.UnknownShape:
         return False
 

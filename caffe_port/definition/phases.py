@@ -37,7 +37,7 @@ class Phases:
     shapes: Mapping[str, Shape]
     notes: tuple[str, ...]
 
-    def without_train(self, error: SpecError) -> Phases:
+    def without_train(self, error: SpecError | WeightsError) -> Phases:
         """The net in phase TEST only, with a note that says why."""
         shapes = {blob: self.shapes[blob] for blob, _ in self.test.inputs}
         note = f"phase TRAIN cannot be built; train() uses the layers of TEST: {error.where}: {error.what}"
@@ -101,8 +101,21 @@ def phases(
         try:
             structure.check(stored)
         except WeightsError as error:
-            raise with_remedy(error, definition, stored, test, input_shapes or {}) from None
+            if found.train is None or not _fit(stored, test, shapes.shapes, stub):
+                raise with_remedy(error, definition, stored, test, input_shapes or {}) from None
+            found = found.without_train(error)
     return found
+
+
+def _fit(stored: Weights, test: NetSpec, shapes: Mapping[str, Shape], stub: bool) -> bool:
+    """Whether weights fit the net in phase TEST: in TEST, Caffe never sees the layers that are in TRAIN alone."""
+    alone = Structure()
+    alone.add(test, shapes, stub)
+    try:
+        alone.check(stored)
+    except WeightsError:
+        return False
+    return True
 
 
 def check_layers(

@@ -18,6 +18,7 @@ import numpy as np
 from caffe_port.errors import WeightsError
 from caffe_port.formats.caffemodel import LayerBlobs, Weights
 from caffe_port.formats.message import Message
+from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 
 
@@ -30,6 +31,25 @@ def for_layers(weights: Weights, layers: Sequence[Message]) -> Weights:
     """
     names = {layer.name for layer in layers}
     return _divided(_completed(weights, layers), names)
+
+
+def renamed(weights: Weights, phases: Sequence[Sequence[LayerSpec]]) -> Weights:
+    """The weights, named as the layers that Caffe copies them into: of two layers of one name, those of an HDF5 file
+    go into the last one, those of a caffemodel into the first one, which keeps the name.
+
+    Args:
+        weights: of a file.
+        phases: the layers of the net in each phase, in its order. Where the phases disagree, the first one counts.
+    """
+    if weights.format != "HDF5":
+        return weights
+    last: dict[str, str] = {}
+    for layers in phases:
+        last = {layer.param.name: layer.name for layer in layers} | last
+    if all(name == own for name, own in last.items()):
+        return weights
+    stored = tuple(dataclasses.replace(layer, name=last.get(layer.name, layer.name)) for layer in weights.layers)
+    return dataclasses.replace(weights, layers=stored, empty=tuple(last.get(name, name) for name in weights.empty))
 
 
 def with_scale(weights: Weights) -> set[str]:

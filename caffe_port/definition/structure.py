@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from caffe_port.definition.stored_blobs import for_layers
+from caffe_port.definition.stored_blobs import for_layers, renamed
 from caffe_port.errors import SpecError, UnsupportedLayerError, WeightsError, did_you_mean
 from caffe_port.formats.caffemodel import Weights, shapes_agree
 from caffe_port.formats.message import Message
@@ -31,14 +31,14 @@ class Structure:
         blobs: layer name -> shape by blob name, for the layers of both phases.
         keys: layer name -> what tells its blobs apart: layers that share a blob have the same one.
         rows: the layers whose vectors may also be stored as (1, n).
-        messages: the LayerParameters.
+        phases: the layers of each phase.
         whole: whether every layer is known; a plugin's layer may not be.
     """
 
     blobs: dict[str, dict[str, Shape]] = field(default_factory=dict)
     keys: dict[str, list[Hashable]] = field(default_factory=dict)
     rows: set[str] = field(default_factory=set)
-    messages: list[Message] = field(default_factory=list)
+    phases: list[Sequence[LayerSpec]] = field(default_factory=list)
     whole: bool = True
     _walked: dict[str, tuple[Message, list[Shape], list[Shape] | None]] = field(default_factory=dict)
 
@@ -56,12 +56,12 @@ class Structure:
         """
         if not stub:
             check_types([spec])
+        self.phases.append(spec.layers)
         found: dict[Producer, Shape] = {}
         for blob, producer in spec.inputs:
             check_input(blob, inputs, spec.path)
             found[producer] = tuple(inputs[blob])
         for layer in spec.layers:
-            self.messages.append(layer.param)
             if layer.is_input:
                 continue
             if find(layer.param) is None and not stub:
@@ -90,7 +90,9 @@ class Structure:
             check_params(layer, blobs)
             check_tops(layer, tops, len(bottoms))
             loss_weights(layer, signature)
-            if first is None:
+            if layer.name in self.blobs:
+                check_phases(layer, list(blobs.values()), list(self.blobs[layer.name].values()))
+            else:
                 names = [param.name for param in layer.param.param] + [""] * len(blobs)
                 self.blobs[layer.name] = blobs
                 self.keys[layer.name] = [names[k] or (layer.name, k) for k in range(len(blobs))]
@@ -101,7 +103,8 @@ class Structure:
     def check(self, weights: Weights) -> None:
         """Raises WeightsError for weights that cannot be loaded; see :func:`check_blobs`."""
         if self.whole:
-            held = for_layers(weights, self.messages)
+            weights = renamed(weights, self.phases)
+            held = for_layers(weights, [layer.param for layers in self.phases for layer in layers])
             check_blobs(held, weights, self.keys, self._misfit)
 
     def _misfit(self, name: str, arrays: Sequence[Array]) -> str:
@@ -174,6 +177,16 @@ def check_tops(layer: LayerSpec, tops: Sequence[Shape], bottoms: int) -> None:
             raise layer.error(f"top '{name}' of shape {shape} is too large for any memory")
 
 
+def check_phases(layer: LayerSpec, blobs: Sequence[Shape], others: Sequence[Shape]) -> None:
+    """Raises SpecError for a layer whose blobs are not those of the layer of this name in the other phase."""
+    if list(map(tuple, blobs)) != list(map(tuple, others)):
+        shown = " and ".join(", ".join(map(str, map(tuple, one))) or "none" for one in (blobs, others))
+        raise layer.error(
+            f"has other blobs than in the other phase: {shown}",
+            "Caffe cannot share them between the nets that it trains and tests. Give one of the two another name.",
+        )
+
+
 def loss_weights(layer: LayerSpec, signature: Signature) -> list[float]:
     """The loss_weight of each top.
 
@@ -243,5 +256,5 @@ def check_blobs(
 
 def few(names: Iterable[str]) -> str:
     """The first four names, and how many there are."""
-    names = list(names)
+    names = list(names) or ["none"]
     return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

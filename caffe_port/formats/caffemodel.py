@@ -293,8 +293,8 @@ def _read_hdf5(path: str | Path, where: str) -> Weights:
                     empty.append(name)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ParseError(f"is a damaged HDF5 file: {str(error)[:200]}", where) from None
-    if not found:
-        raise ParseError("contains no layers with weights", where)
+    if not found and not empty:
+        raise ParseError("contains no layers: it is damaged or not a .caffemodel.h5", where)
     return Weights(where, "HDF5", tuple(found), None, empty=tuple(empty))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from caffe_port import layers
 from caffe_port.definition import structure
-from caffe_port.definition.stored_blobs import for_layers
+from caffe_port.definition.stored_blobs import for_layers, renamed
 from caffe_port.errors import CaffePortError, SpecError, did_you_mean, first_line, out_of_memory
 from caffe_port.formats.caffemodel import Weights
 from caffe_port.formats.message import Message
@@ -213,6 +213,8 @@ class Net(nn.Module):
         if cls is not stand_in:
             structure.check_params(layer, {name: getattr(module, name).shape for name in module.blob_names()})
         if first is not None:
+            twin = getattr(self, attribute)
+            structure.check_phases(layer, *([b.shape for b in map(m.get_blob, m.blob_names())] for m in (module, twin)))
             attribute = f"{attribute}__train"
             while attribute in self.names.values():
                 attribute += "_"
@@ -381,8 +383,9 @@ class Net(nn.Module):
                 then nothing was copied.
         """
         modules = self.caffe_layers()
-        params = [step.layer.param for training in (False, True) for step in self.plans[training].steps]
-        held = for_layers(weights, params)
+        phases = [[step.layer for step in self.plans[training].steps] for training in (False, True)]
+        weights = renamed(weights, phases)
+        held = for_layers(weights, [layer.param for layers_ in phases for layer in layers_])
         stored = held.by_name()
         targets = {name: module for name, module in modules.items() if module.blob_names()}
         matched = [name for name in targets if name in stored]

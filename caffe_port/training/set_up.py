@@ -615,6 +615,11 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
                 feed.data.check_labels(classes)
             elif isinstance(feed, RecordFeed) and top == 1:
                 feed.classes = min(classes, feed.classes or classes)
+        for layer in (step.layer for step in plan.steps if step.layer.type == "MultiBoxLoss"):
+            feed, _ = inputs.get(layer.producers[3], (None, 0))
+            if isinstance(feed, AnnotatedFeed):
+                p = layer.param.multibox_loss_param
+                feed.classes = p.num_classes, p.background_label_id
 
 
 def _check_detections(test: NetSpec, only: bool) -> None:

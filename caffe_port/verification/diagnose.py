@@ -79,7 +79,7 @@ def diagnose(
     if layer.type not in FORMULAS:
         return other_parameters(layer, blobs, parameters, others)
     keep = _items(layer, bottoms)
-    if keep is not None and actual.shape[:1] == bottoms[0].shape[:1]:
+    if keep is not None and all(bottoms[0].shape[:1] == x.shape[:1] for x in (actual, expected) if x is not None):
         bottoms, actual = [b[:keep] for b in bottoms], actual[:keep]
         expected = None if expected is None else expected[:keep]
     question = Layer(
@@ -110,7 +110,7 @@ def _formula(question: Layer) -> Array | None:
     """The first top by the formula; None if it cannot be computed."""
     with np.errstate(all="ignore"), contextlib.suppress(*_NONSENSE):
         made = FORMULAS[question.param.type](question)
-        return np.asarray(made if isinstance(made, np.ndarray) else made[0])
+        return np.asarray(made if isinstance(made, (np.ndarray, np.generic)) else made[0])
     return None
 
 
@@ -121,7 +121,7 @@ def _explains(one: Array, other: Array, tolerance: Tolerance) -> bool:
 
 def _items(layer: LayerSpec, bottoms: Sequence[Array]) -> int | None:
     """How many items of the batch are enough."""
-    if has(layer.type, Trait.BATCH_STATISTICS) or not bottoms:
+    if has(layer.type, Trait.BATCH_STATISTICS) or not bottoms or not bottoms[0].ndim:
         return None
     if any(b.shape[:1] != bottoms[0].shape[:1] for b in bottoms):
         return None

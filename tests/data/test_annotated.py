@@ -80,6 +80,20 @@ def test_no_object_at_all_is_a_row_of_minus_one(tmp_path: Path) -> None:
     assert feed(tmp_path).batch(0)[1].tolist() == [[[[-1.0] * 8]]]
 
 
+@pytest.mark.parametrize(("classes", "said"), [((2, 0), "is none of them"), ((3, 1), "is its background")])
+def test_classes_that_the_net_does_not_have(tmp_path: Path, classes: tuple[int, int], said: str) -> None:
+    """The scenes have objects of the classes 1 and 2. SSD ends with "Found background label in the dataset"."""
+    database(tmp_path / "db", scenes(12, 1))
+    made = feed(tmp_path, batch=12)
+    made.classes = 3, 0
+    assert {1, 2} == set(made.batch(0)[1][0, 0, :, 1].tolist())
+    made.classes = classes
+    with pytest.raises(
+        CaffePortError, match=rf"record \d+ has an object of class {2 if classes[0] == 2 else 1}.*{said}"
+    ):
+        made.batch(0)
+
+
 def test_records_without_boxes_have_labels(tmp_path: Path) -> None:
     images = scenes(3, 1)
     database(tmp_path / "db", images, bbox=False)

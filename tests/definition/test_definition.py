@@ -244,7 +244,9 @@ def test_a_layer_without_a_type() -> None:
 @pytest.mark.parametrize("type_", ["Local", "EltwiseAffine", "DeformableConvolution", "Lstm", "ConvolutionRistretto"])
 def test_a_second_name_of_any_type_with_weights_is_told(type_: str) -> None:
     net = spec(DATA + "".join(layer("twin", type_, "data", f"r{k}") for k in range(2)))
-    assert net.notes[-1].endswith("'twin#2'; weights are loaded only into the first one, as in Caffe")
+    assert net.notes[-1].endswith(
+        "'twin#2'; weights are loaded only into the first one (from HDF5 the last), as in Caffe"
+    )
 
 
 def test_a_second_name_without_weights_is_renamed_and_told() -> None:
@@ -260,7 +262,9 @@ def test_a_second_name_with_weights_is_renamed_and_told() -> None:
     net = spec(DATA + CONV + layer("conv", "Convolution", "conv", "c2"))
     assert names(net) == ["data", "conv", "conv#2"]
     (told,) = net.notes
-    assert told.endswith("this one is renamed 'conv#2'; weights are loaded only into the first one, as in Caffe")
+    assert told.endswith(
+        "this one is renamed 'conv#2'; weights are loaded only into the first one (from HDF5 the last), as in Caffe"
+    )
 
 
 def test_layers_without_names() -> None:

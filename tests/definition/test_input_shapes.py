@@ -259,8 +259,8 @@ def test_weights_of_another_net_are_left_to_loading() -> None:
 
 
 def test_labels_are_batches_of_one_number() -> None:
-    text = data("transform_param { crop_size: 28 }", "data label") + CONV
-    text += 'layer { name: "acc" type: "Accuracy" bottom: "conv" bottom: "label" top: "acc" }'
+    text = data("transform_param { crop_size: 28 }", "data label") + CONV + FC
+    text += 'layer { name: "acc" type: "Accuracy" bottom: "fc" bottom: "label" top: "acc" }'
     assert input_shapes.resolve(spec(text), weights(conv=(4, 1, 5, 5))).shapes == {
         "data": (1, 1, 28, 28),
         "label": (1,),
@@ -268,10 +268,64 @@ def test_labels_are_batches_of_one_number() -> None:
 
 
 def test_labels_come_in_the_batch_of_their_pictures() -> None:
-    loss = 'layer { type: "SoftmaxWithLoss" bottom: "conv" bottom: "label" top: "loss" }'
-    text = data("", "data label") + CONV + loss
+    loss = 'layer { type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'
+    text = data("", "data label") + CONV + FC + loss
     found = input_shapes.resolve(spec(text), None, {"data": (3, 1, 7, 9)})
     assert found.shapes == {"data": (3, 1, 7, 9), "label": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("loss", "bottom", "label"),
+    [
+        ("SoftmaxWithLoss", "conv", (3, 1, 3, 5)),
+        ("SoftmaxWithLoss", "fc", (3,)),
+        ("Accuracy", "conv", (3, 1, 3, 5)),
+        ("EuclideanLoss", "fc", (3, 6)),
+        ("SigmoidCrossEntropyLoss", "conv", (3, 4, 3, 5)),
+    ],
+)
+def test_a_label_is_as_large_as_its_loss_asks(loss: str, bottom: str, label: tuple[int, ...]) -> None:
+    """A class for each pixel, or a number for each number; labels of a database of their own, too."""
+    text = CONV + FC + f'layer {{ name: "l" type: "{loss}" bottom: "{bottom}" bottom: "label" top: "l" }}'
+    given = {"data": (3, 1, 7, 9)}
+    own = data() + data(tops="label").replace("batch", "labels")
+    for start in (data("", "data label"), own):
+        assert input_shapes.resolve(spec(start + text), None, given).shapes == {**given, "label": label}
+
+
+def test_a_vector_for_an_inner_product() -> None:
+    """As many values as its weights take: an image of a common size, else a vector."""
+    fc = FC.replace('"conv"', '"data"')
+    for values, shape in ((13, (1, 13)), (784, (1, 1, 28, 28)), (3072, (1, 3, 32, 32))):
+        assert guessed(data(type_="HDF5Data") + fc, weights(fc=(6, values))) == {"data": shape}
+        norm = 'layer { name: "bn" type: "BatchNorm" bottom: "data" top: "data" }'
+        assert guessed(data() + norm + fc, weights(fc=(6, values))) == {"data": shape}
+
+
+def test_inputs_of_different_shapes() -> None:
+    """An image and a vector that are joined later; two images of other channels and sizes."""
+    text = data("", "data pose", "HDF5Data") + CONV + FC + FC.replace('"conv"', '"pose"').replace('"fc"', '"more"')
+    text += 'layer { name: "all" type: "Concat" bottom: "fc" bottom: "more" top: "all" }'
+    stored = {"conv": (4, 3, 5, 5), "fc": (6, 4 * 16 * 16)}
+    assert guessed(text, weights(**stored, more=(6, 7))) == {"data": (1, 3, 20, 20), "pose": (1, 7)}
+    second = CONV.replace("conv", "other").replace('"data"', '"pose"').replace("otherolution", "convolution")
+    second = second.replace('"Otherolution"', '"Convolution"')
+    text = text.replace('bottom: "pose"', 'bottom: "other"').replace(FC, FC + second)
+    found = input_shapes.resolve(spec(text), weights(**stored, other=(4, 1, 5, 5), more=(6, 4 * 24 * 24)))
+    assert found.shapes == {"data": (1, 3, 20, 20), "pose": (1, 1, 28, 28)}
+
+
+@pytest.mark.parametrize(
+    ("axes", "fc", "want"), [(1, 28, (1, 2, 32)), (2, 28**2, (1, 2, 32, 32)), (3, 28**3, (1, 2, 32, 32, 32))]
+)
+def test_as_many_axes_as_the_weights_slide_along(axes: int, fc: int, want: tuple[int, ...]) -> None:
+    stored = weights(conv=(4, 2, *(5,) * axes), fc=(6, 4 * fc))
+    assert input_shapes.resolve(spec(data() + CONV + FC), stored).shapes == {"data": want}
+
+
+def test_as_many_axes_as_the_kernel_has_lengths() -> None:
+    conv = CONV.replace("kernel_size: 5", "kernel_size: 3 kernel_size: 5 kernel_size: 5")
+    assert guessed(data() + conv + FC) == {"data": (1, 3, 16, 224, 224)}
 
 
 def test_a_second_top_that_the_net_learns_from_is_no_label() -> None:

@@ -13,7 +13,7 @@ from conftest import HERE
 
 import caffe_port
 from caffe_port.cli import main
-from caffe_port.errors import CaffePortError, SpecError
+from caffe_port.errors import CaffePortError, SpecError, WeightsError
 from caffe_port.formats import caffemodel
 from caffe_port.inspection.inspect import inspect_file
 
@@ -40,6 +40,24 @@ def test_a_net_without_parameters(tmp_path: Path) -> None:
         assert torch.equal(ported.net(-torch.ones(2, 3, 4)), torch.full((2, 3, 4), 0.5 * (np.exp(-1) - 1)))  # type: ignore[arg-type]
     assert caffe_port.convert(ported, tmp_path / "out").check.startswith("outputs are bit-equal")
     assert not inspect_file(weights).errors
+
+
+def test_a_net_without_parameters_in_hdf5(tmp_path: Path) -> None:
+    """As net.save_hdf5 writes it: a group per layer, and nothing in it."""
+    h5py = pytest.importorskip("h5py")
+    prototxt = CASES / "caffemodel_without_blobs" / "cpp_elu_a05.prototxt"
+    with h5py.File(tmp_path / "net.caffemodel.h5", "w") as file:
+        for layer in ("data", "elu"):
+            file.create_group(f"data/{layer}")
+    ported = caffe_port.port(prototxt, tmp_path / "net.caffemodel.h5")
+    assert torch.equal(ported.net(-torch.ones(2, 3, 4)), torch.full((2, 3, 4), 0.5 * (np.exp(-1) - 1)))  # type: ignore[arg-type]
+    assert not inspect_file(tmp_path / "net.caffemodel.h5").errors
+    (tmp_path / "ip.prototxt").write_text(
+        'input: "data" input_shape { dim: 2 dim: 3 } layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" '
+        "inner_product_param { num_output: 2 } }"
+    )
+    with pytest.raises(WeightsError, match="the net has ip, the file has none"):
+        caffe_port.load(tmp_path / "ip.prototxt", tmp_path / "net.caffemodel.h5")
 
 
 @pytest.mark.parametrize(("name", "shape"), [("mean3", (3, 1, 1)), ("small", (3, 5, 5))])

@@ -261,3 +261,12 @@ def test_solvers_that_measure_detections_need_them(tmp_path: Path) -> None:
         solver.write_text(text.replace('eval_type: "detection"', "").replace('ap_version: "11point"', "") + field)
         with pytest.raises(CaffePortError, match=said):
             train(solver, tmp_path / "run")
+
+
+def test_objects_of_the_background_are_refused(tmp_path: Path) -> None:
+    """SSD: Found background label in the dataset."""
+    solver = small_ssd.project(tmp_path / "ssd")
+    net = tmp_path / "ssd/net.prototxt"
+    net.write_text(net.read_text().replace("use_difficult_gt: true", "use_difficult_gt: true background_label_id: 1"))
+    with pytest.raises(CaffePortError, match="class 1; of the net's 3 classes, this is its background"):
+        train(solver, tmp_path / "run", TrainOptions(max_iter=1))

@@ -363,7 +363,7 @@ def _no_group(file: h5py.File) -> None:
 
 
 def _no_layers(file: h5py.File) -> None:
-    file.create_group("data/relu")
+    file.create_group("data")
 
 
 def _data_is_an_array(file: h5py.File) -> None:
@@ -394,7 +394,7 @@ def _outside(file: h5py.File) -> None:
 
 HDF5 = {
     "no_group": (_no_group, "has no group 'data': not a .caffemodel.h5"),
-    "no_layers": (_no_layers, "contains no layers with weights"),
+    "no_layers": (_no_layers, "contains no layers: it is damaged"),
     "data_is_an_array": (_data_is_an_array, "has no group 'data': not a .caffemodel.h5"),
     "strings": (_strings, "'0' is not numeric"),
     "bomb": (_bomb, "'/data/a/0' declares 4,000,000,000,000 bytes but stores 0"),

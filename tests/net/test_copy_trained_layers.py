@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from caffe_port import api
-from caffe_port.errors import WeightsError
+from caffe_port.definition.definition import Definition
+from caffe_port.errors import SpecError, WeightsError
 from caffe_port.formats import caffemodel, wire
 from caffe_port.formats.message import Message
+from caffe_port.net.net import Net
 from caffe_port.typing import Shape
 
 
@@ -183,3 +185,73 @@ def test_a_layer_without_blobs_is_not_one_that_is_absent(tmp_path: Path, suffix:
             continue
         with pytest.raises(WeightsError, match=r"layer 'turned' holds no blobs, the \w+ asks for 1 \(weight\)"):
             api.load(tmp_path / "net.prototxt", path)
+
+
+def conv(name: str, bottom: str, rule: str = "", num_output: int = 4) -> str:
+    body = (
+        f'convolution_param {{ num_output: {num_output} kernel_size: 1 weight_filler {{ type: "constant" value: 7 }} }}'
+    )
+    return layer(name, "Convolution", bottom, f"{rule} {body}").replace(f'top: "{name}"', f'top: "{name}{len(bottom)}"')
+
+
+def written(path: Path, blobs: dict[str, list[np.ndarray]]) -> Path:
+    if path.suffix == ".h5":
+        caffemodel.write_hdf5(path, list(blobs), {name: dict(enumerate(arrays)) for name, arrays in blobs.items()})
+    else:
+        layers = [Message("LayerParameter", name=name, type="X") for name in blobs]
+        caffemodel.write(path, Message("NetParameter", layer=layers), blobs)
+    return path
+
+
+DATA = 'input: "data" input_shape { dim: 2 dim: 4 dim: 6 dim: 5 }\n'
+CONV = [np.full((4, 4, 1, 1), 2, np.float32), np.ones(4, np.float32)]
+
+
+@pytest.mark.parametrize(("suffix", "filled"), [(".caffemodel", "conv"), (".caffemodel.h5", "conv#2")])
+@pytest.mark.parametrize("rule", ["", "include { phase: TEST }"])
+def test_of_two_layers_of_one_name(tmp_path: Path, suffix: str, filled: str, rule: str, caffe: Path) -> None:
+    """Caffe fills the first one from a caffemodel, and the last one from HDF5."""
+    net = tmp_path / "0.prototxt"
+    net.write_text(DATA + conv("conv", "data", rule) + conv("conv", "conv4"))
+    weights = written(tmp_path / f"0{suffix}", {"conv": CONV})
+    ours = api.load(net, weights).blobs()
+    assert {name: float(blobs[0].flat[0]) for name, blobs in ours.items()} == {
+        "conv": 2 if filled == "conv" else 7,
+        "conv#2": 2 if filled == "conv#2" else 7,
+    }
+    script = (
+        "import caffe; n = caffe.Net('0.prototxt', '0%s', caffe.TEST); "
+        "print([float(one.blobs[0].data.flat[0]) for one in n.layers if one.type == 'Convolution'])"
+    )
+    ran = subprocess.run(
+        [caffe / "bin/python", "-c", script % suffix], cwd=tmp_path, check=True, capture_output=True, timeout=60
+    )
+    assert ran.stdout.decode().strip() == ("[2.0, 7.0]" if filled == "conv" else "[7.0, 2.0]")
+
+
+@pytest.mark.parametrize("suffix", [".caffemodel", ".caffemodel.h5"])
+def test_weights_that_fit_test_alone(tmp_path: Path, suffix: str) -> None:
+    """In TEST, Caffe never sees a layer of TRAIN: its blobs may be any. In TRAIN, it refuses them."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(DATA + conv("conv", "data") + conv("head", "conv4", "include { phase: TRAIN }", 3))
+    weights = written(tmp_path / f"w{suffix}", {"conv": CONV, "head": CONV})
+    ported = api.port(net, weights)
+    assert float(ported.net.blobs()["conv"][0].flat[0]) == 2
+    (note,) = (note for note in ported.notes if note.startswith("phase TRAIN cannot be built"))
+    assert "layer 'head' holds weight (4, 4, 1, 1), the definition asks for (3, 4, 1, 1)" in note
+    weights = written(tmp_path / f"w{suffix}", {"conv": CONV[::-1], "head": CONV})
+    with pytest.raises(WeightsError, match="layer 'conv' holds weight"):
+        api.load(net, weights)
+
+
+def test_phases_that_give_a_layer_other_blobs(tmp_path: Path) -> None:
+    """Caffe cannot share them between the net that it trains and the one that it tests: each phase is a net alone."""
+    rules = [f"include {{ phase: {phase} }}" for phase in ("TRAIN", "TEST")]
+    net = tmp_path / "net.prototxt"
+    net.write_text(DATA + conv("conv", "data", rules[0], 3) + conv("conv", "data", rules[1], 5))
+    ported = api.port(net)
+    assert [list(map(np.shape, blobs)) for blobs in ported.net.blobs().values()] == [[(5, 4, 1, 1), (5,)]]
+    (note,) = (note for note in ported.notes if note.startswith("phase TRAIN cannot be built"))
+    assert note.endswith("has other blobs than in the other phase: (3, 4, 1, 1), (3,) and (5, 4, 1, 1), (5,)")
+    with pytest.raises(SpecError, match="has other blobs than in the other phase"):
+        Net(ported.net.plans[False].spec, {"data": (2, 4, 6, 5)}, Definition.read(net).spec("TRAIN"))

@@ -592,7 +592,7 @@ def test_loading_copies() -> None:
         ({"a": A, "relu": [[2]]}, f"layer 'relu' holds 1 blob ((1,)), {ASKS} none."),
         ({"x": A, "y": B}, "contains no layer of this net; the net has a, b, the file has x, y."),
         ({"A": A}, "contains no layer of this net; the net has a, b, the file has A."),
-        ({}, "contains no layer of this net; the net has a, b, the file has ."),
+        ({}, "contains no layer of this net; the net has a, b, the file has none."),
     ],
 )
 def test_weights_that_do_not_fit(blobs: dict[str, list[Any]], what: str) -> None:

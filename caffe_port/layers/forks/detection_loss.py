@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
 from caffe_port.layers.forks.detection import area, decode, jaccard_overlap, split_priors, suppress
 from caffe_port.layers.layer import Layer
@@ -42,8 +41,6 @@ class MultiBoxLoss(Layer):
     def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
         counts = [bool(flag) for flag in p.propagate_down[:2]] or [True, True]
         divisor, p = normalization(p.loss_param, "VALID"), p.multibox_loss_param
-        if math.prod(bottoms[3][-1:]) != 8:
-            raise SpecError(f"the labels have shape {bottoms[3]}, expected (1, 1, boxes, 8)")
         mining, nms = mining_type(p), p.nms_param
         args: dict[str, Any] = {
             "num_classes": p.num_classes,
@@ -245,7 +242,7 @@ class MultiBoxLoss(Layer):
             candidates, count = torch.arange(len(losses), device=losses.device), self.sample_size
         else:
             candidates = ((match == -1) & (overlap < self.neg_overlap)).nonzero().squeeze(1)
-            count = int((match >= 0).sum().to(losses.dtype) * self.neg_pos_ratio)
+            count = max(0, int((match >= 0).sum().to(losses.dtype) * self.neg_pos_ratio))
         order = candidates[losses[candidates].sort(descending=True, stable=True).indices]
         if self.nms_threshold > 0:
             if not self.use_prior_for_nms:

@@ -38,11 +38,17 @@ def _multi_box_loss(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]
     if any(layer.propagate_down[2:]):
         raise SpecError("propagate_down: the priors and labels have no gradient; say false for them")
     check_priors(bottoms, p.num_classes, p.share_location)
+    _check_labels(bottoms[3])
     return [()]
 
 
+def _check_labels(labels: Shape) -> None:
+    if len(labels) != 4 or labels[:2] != (1, 1) or labels[3] != 8:
+        raise SpecError(f"the labels have shape {labels}, expected (1, 1, boxes, 8)")
+
+
 def _detection_evaluate(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
-    p, (found, _) = layer.detection_evaluate_param, bottoms
+    p, (found, labels) = layer.detection_evaluate_param, bottoms
     if not p.num_classes:
         raise SpecError("num_classes is missing")
     if p.background_label_id >= p.num_classes:
@@ -53,6 +59,7 @@ def _detection_evaluate(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Sh
         raise SpecError("resize_param is not supported")
     if len(found) != 4 or found[:2] != (1, 1) or found[3] != 7:
         raise SpecError(f"the detections have shape {found}, expected (1, 1, found, 7)")
+    _check_labels(labels)
     return [(1, 1, p.num_classes - 1 + found[2], 5)]
 
 

@@ -123,6 +123,10 @@ DEVIATIONS: dict[str, Check] = {
     ),
     "Deconvolution": _deconvolution,
     "DetectionOutput": _detections_beyond,
+    "HardSigmoid": _when(
+        lambda p, _: any(min(own.alpha, own.beta) < 0 for own in (p.hard_sigmoid_param, p.hardsigmoid_param)),
+        "OpenCV drops the sign of alpha and beta",
+    ),
     "InnerProduct": _inner_product,
     "Interp": _when(
         lambda p, _: bool(p.interp_param.pad_beg or p.interp_param.pad_end or p.interp_param.has("shrink_factor")),
@@ -242,7 +246,9 @@ def _beyond_its_schema(layer: LayerSpec) -> str:
     """A field of a fork that changes the layer, and that OpenCV skips without a word."""
     signature = signature_of(layer.type)
     for message in signature.messages if signature else ():
-        own = getattr(layer.param, message)
+        own = getattr(layer.param, message) if layer.param.has(message) else None
+        if own is None or own.schema is None:  # nothing is set; or a message outside the schema, of a type of its own
+            continue
         known = KNOWN.get(own.schema.name, frozenset(own.schema.fields))
         for name, value in own.items():
             if name in known or name in (*_TAKEN, *_WITHOUT_EFFECT) or is_neutral(own.schema.fields[name], value):

@@ -39,7 +39,7 @@ def slip(*types: str) -> Callable[[Hypothesis], Hypothesis]:
 def top(q: Layer) -> Array:
     """The first top of a layer, computed by its formula."""
     made = FORMULAS[q.param.type](q)
-    return made if isinstance(made, np.ndarray) else np.asarray(made[0])
+    return np.asarray(made if isinstance(made, (np.ndarray, np.generic)) else made[0])
 
 
 def with_fields(q: Layer, message: str, **fields: object) -> Layer:

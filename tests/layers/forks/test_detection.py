@@ -447,7 +447,7 @@ def loop_multibox(p, divisor, loc, conf, prior, label):
         losses = {i: class_loss(conf[n, i], p.background_label_id) for i in others}
         if mining:
             hard = sorted((i for i in others if match[i] == -1 and best[i] < p.neg_overlap), key=lambda i: -losses[i])
-            others = hard[: int(len(hits) * p.neg_pos_ratio)]
+            others = hard[: max(0, int(len(hits) * p.neg_pos_ratio))]
         conf_loss += sum(losses[i] for i in others)
     divide = {"VALID": matches, "FULL": images * count, "BATCH_SIZE": images, "NONE": 1}[divisor]
     return (p.loc_weight * loc_loss + conf_loss) / max(divide, 1)
@@ -461,6 +461,7 @@ LOSSES = [
     ("NONE", "code_type: CENTER_SIZE conf_loss_type: LOGISTIC ignore_cross_boundary_bbox: true overlap_threshold: 0.2"),
     ("VALID", "code_type: CENTER_SIZE use_prior_for_matching: false overlap_threshold: 0.25 neg_pos_ratio: 1.5"),
     ("VALID", "code_type: CENTER_SIZE do_neg_mining: false overlap_threshold: 0.4"),
+    ("VALID", "code_type: CENTER_SIZE neg_pos_ratio: -1"),
 ]
 
 
@@ -517,6 +518,16 @@ def test_multibox_loss_without_any_true_box_is_zero():
 def test_what_multibox_loss_refuses(text, says):
     with pytest.raises(SpecError, match=says):
         build("MultiBoxLoss", f"multibox_loss_param {{ {text} }}", (1, 36), (1, 27), (1, 2, 36), (1, 1, 2, 8))
+
+
+@pytest.mark.parametrize("labels", [(1, 2, 1, 8), (3, 8), (8,), (1, 1, 2, 7)])
+def test_labels_of_another_shape(labels):
+    """SSD would read one box, or beyond the labels; DetectionEvaluate refuses them."""
+    says = r"the labels have shape .*, expected \(1, 1, boxes, 8\)"
+    with pytest.raises(SpecError, match=says):
+        build("MultiBoxLoss", "multibox_loss_param { num_classes: 3 }", (1, 36), (1, 27), (1, 2, 36), labels)
+    with pytest.raises(SpecError, match=says):
+        build("DetectionEvaluate", "detection_evaluate_param { num_classes: 3 }", (1, 1, 4, 7), labels)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from golden_nets import case_of
 
 import caffe_port.verification.references.numpy_formulas
 from caffe_port import layers
+from caffe_port.api import port
 from caffe_port.formats import prototxt
 from caffe_port.spec import LayerSpec
 from caffe_port.verification.comparison import difference
@@ -81,6 +82,9 @@ FORKS = [
     ("Convolution", "convolution_param { num_output: 4 kernel_size: 2 hole_h: 3 hole_w: 2 }", [(2, 3, 9, 8)]),
     ("DepthwiseConvolution", "convolution_param { kernel_size: 3 pad: 1 stride: 2 }", [(2, 6, 9, 8)]),
     ("GRN", "grn_param { bias: 0.5 }", [(2, 3, 5, 7)]),
+    ("Im2col", "convolution_param { axis: 0 kernel_size: 1 stride: 2 pad: 1 }", [(3, 4, 7, 5)]),
+    ("Im2col", "convolution_param { axis: -2 kernel_size: 3 dilation: 2 pad: 1 }", [(2, 3, 4, 9)]),
+    ("Im2col", "convolution_param { kernel_size: 2 kernel_size: 3 kernel_size: 1 }", [(2, 3, 4, 9, 5)]),
     ("Interp", "interp_param { height: 11 width: 4 }", [(2, 3, 5, 7)]),
     ("Interp", "interp_param { height: 1 width: 9 }", [(2, 3, 5, 7)]),
     ("Interp", "interp_param { shrink_factor: 2 zoom_factor: 3 pad_beg: -1 pad_end: -2 }", [(2, 3, 9, 12)]),
@@ -207,3 +211,39 @@ def test_the_formulas_fill_what_opencv_does_not_know(tmp_path: Path) -> None:
     assert [r.layer for r in report.rows if r.by] == ["lrn", "c"]
     assert "agree: 2 with OpenCV 4." in verdict(report)
     assert ", 2 with NumPy" in verdict(report)
+
+
+@pytest.mark.parametrize("kind", ["AbsVal", "BNLL", "ELU", "Exp", "Log", "Power", "ReLU", "Sigmoid", "TanH"])
+def test_blobs_without_axes(kind: str, tmp_path: Path) -> None:
+    """NumPy makes a number of an array without axes, as of a loss that another layer reads."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(f"""
+        input: "a" input_shape {{ dim: 3 dim: 5 }} input: "b" input_shape {{ dim: 3 dim: 5 }}
+        layer {{ name: "loss" type: "EuclideanLoss" bottom: "a" bottom: "b" top: "loss" loss_weight: 1 }}
+        layer {{ name: "{kind}" type: "{kind}" bottom: "loss" top: "y" }}
+    """)
+    report = verify(net, against="numpy", keep_loss=True)
+    assert report.passed
+    assert [row.layer for row in report.rows if row.status == "passed"] == ["loss", kind]
+    ported = port(net, keep_loss=True)
+    layer = getattr(ported.net, ported.net.names[kind])
+    layer.forward = lambda x: type(layer).forward(layer, x) + 1  # what is wrong is looked for among the slips
+    report = verify(ported, against="numpy")
+    assert [row.layer for row in report.broken] == [kind]
+
+
+@pytest.mark.parametrize("against", ["numpy", "opencv"])
+@pytest.mark.parametrize("axes", [(0, 1), (0, 2), (1, 0), (2, 0)])
+def test_a_top_with_other_axes(axes: tuple[int, int], against: str, tmp_path: Path) -> None:
+    """The net keeps axes that the reference does not, or the other way round: FAILED, at this layer."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(f"""
+        input: "a" input_shape {{ dim: 3 dim: 5 dim: 4 }}
+        layer {{ name: "sum" type: "Reduction" bottom: "a" top: "sum" reduction_param {{ axis: {axes[0]} }} }}
+        layer {{ name: "e" type: "Exp" bottom: "sum" top: "e" }}
+    """)
+    ported = port(net)
+    ported.net.sum.dims = tuple(range(axes[1], 3))  # type: ignore[assignment, union-attr]
+    report = verify(ported, against=against)
+    assert not report.passed
+    assert [row.layer for row in report.broken] == ["sum"]

@@ -13,12 +13,16 @@ from golden_nets import case_of
 from google.protobuf import descriptor_pb2
 
 from caffe_port.errors import CaffePortError, DependencyError
+from caffe_port.formats import prototxt
 from caffe_port.formats.message import schema
 from caffe_port.formats.unfollowed import rule_of
+from caffe_port.signatures.signature import SIGNATURES
+from caffe_port.spec import LayerSpec
 from caffe_port.verification.comparison import difference
 from caffe_port.verification.references.opencv import DEVIATIONS, OpenCVReference, deviation
 from caffe_port.verification.references.opencv_schema import KNOWN
 from caffe_port.verification.references.reference import Case, Made, record
+from caffe_port.verification.verify import verify
 
 cv2 = pytest.importorskip("cv2")
 
@@ -110,6 +114,15 @@ FORKS = {
 """A field of a fork, which OpenCV's importer skips without a word."""
 
 
+def test_every_type_is_asked_for_deviations() -> None:
+    """Also those whose message is outside the schema: GRL's."""
+    assert "gradient_scaler_param" not in schema("LayerParameter").fields
+    for type_ in SIGNATURES:
+        for more in ("", "gradient_scaler_param { lower_bound: 0 }"):
+            layer = prototxt.parse(f'name: "a" type: "{type_}" bottom: "x" top: "a" {more}', "LayerParameter")
+            assert isinstance(deviation(LayerSpec("a", type_, ("x",), ("a",), (("x", 0),), layer, "")), str)
+
+
 @pytest.mark.parametrize("type_", FORKS)
 def test_a_field_of_a_fork_is_not_opencvs(type_: str, tmp_path: Path) -> None:
     from caffe_port.api import port
@@ -165,6 +178,23 @@ def test_the_deviations_are_real(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         for turn in turns(case, expected)
     ]
     assert any(wrong)
+
+
+@pytest.mark.parametrize(
+    ("fields", "deviates"), [("alpha: 2 beta: -0.7", True), ("alpha: -1", True), ("beta: 0.1", False)]
+)
+def test_signs_of_hard_sigmoid(fields: str, deviates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer is that of Caffe's fork: it passes, by the formula where OpenCV drops a sign; which it does."""
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'input: "x" input_shape { dim: 2 dim: 3 dim: 5 dim: 7 } layer { name: "h" type: "HardSigmoid" bottom: "x" '
+        f'top: "h" hard_sigmoid_param {{ {fields} }} }}'
+    )
+    report = verify(net)
+    assert report.passed
+    assert report.rows[0].note.startswith("OpenCV drops the sign") == deviates
+    monkeypatch.delitem(DEVIATIONS, "HardSigmoid")
+    assert verify(net).passed != deviates
 
 
 def test_a_refused_layer_does_not_take_the_net_with_it(tmp_path: Path) -> None:

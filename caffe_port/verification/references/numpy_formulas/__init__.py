@@ -109,7 +109,8 @@ def compute(
         return None, f"no formula for {error}"
     except (ValueError, IndexError, ZeroDivisionError, MemoryError) as error:
         return None, f"the formula fails: {str(error)[:120]}"
-    tops = (made,) if isinstance(made, np.ndarray) else tuple(made)
+    one = isinstance(made, (np.ndarray, np.generic))  # NumPy makes a number of an array without axes
+    tops = (made,) if one else tuple(made)
     return tuple(np.asarray(top, np.float64) for top in tops), ""
 
 

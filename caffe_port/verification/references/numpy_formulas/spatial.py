@@ -129,16 +129,17 @@ def _deconvolve(p: Message, x: Array, blobs: Sequence[Array]) -> Array:
 @formula("Im2col")
 def im2col(layer: Layer) -> Result:
     """Channel (i, k) is what kernel offset k reads from channel i. Source: im2col.cpp."""
-    x = layer.x
-    x = _bordered(layer.param.convolution_param, x)
-    kernel, stride, pad, dilation = _windows(layer.param.convolution_param, 2)
+    p = layer.param.convolution_param
+    x, axis = _bordered(p, layer.x), p.axis % layer.x.ndim
+    batch, sides = x.shape[:axis], x.shape[axis + 1 :]
+    kernel, stride, pad, dilation = _windows(p, len(sides))
     out = tuple(
         (n + 2 * q - (d * (k - 1) + 1)) // s + 1
-        for n, q, d, k, s in zip(x.shape[2:], pad, dilation, kernel, stride, strict=True)
+        for n, q, d, k, s in zip(sides, pad, dilation, kernel, stride, strict=True)
     )
-    x = np.pad(x, [(0, 0), (0, 0), *((q, q) for q in pad)])
+    x = np.pad(x, [(0, 0)] * (axis + 1) + [(q, q) for q in pad])
     columns = [x[_met(offset, stride, dilation, out)] for offset in _offsets(kernel)]
-    return np.stack(columns, axis=2).reshape(x.shape[0], -1, *out)
+    return np.stack(columns, axis=axis + 1).reshape(*batch, -1, *out)
 
 
 def pool(
