@@ -142,10 +142,10 @@ def _openblas() -> str:
     return found[0].stem.partition("-r")[2] if found else "as the system has it"
 
 
-def profile(given: argparse.Namespace) -> None:
-    """Prints the layers of each net."""
+def profile(given: argparse.Namespace) -> list[str]:
+    """The tables of the layers of each net."""
     clock = "processor time" if given.cpu_time else "time"
-    print(f"{datetime.date.today()}, {machine()}, {count(given.threads, 'thread')}. Milliseconds of {clock}.")
+    lines = [f"{datetime.date.today()}, {machine()}, {count(given.threads, 'thread')}. Milliseconds of {clock}."]
     for name in given.only.split(","):
         net = NETS[name]
         with tempfile.TemporaryDirectory(dir=os.environ.get("CAFFE_PORT_BENCH")) as folder:
@@ -153,7 +153,8 @@ def profile(given: argparse.Namespace) -> None:
                 measured = measure(name, cell, Path(folder), given.threads, given.seconds, profile=True)
                 rows = by_layer.rows(Path(folder), measured, cell == "train", given.by == "type")
                 what = {"one": "batch 1", "batch": f"batch {net.batch}"}.get(cell, f"update of {net.trained}")
-                print("\n".join(by_layer.table(f"{net.label}, {what}", rows, given.layers)), flush=True)
+                lines += by_layer.table(f"{net.label}, {what}", rows, given.layers)
+    return lines
 
 
 def main() -> None:
@@ -177,7 +178,10 @@ def main() -> None:
         os.environ["CPU_TIME"] = "1"
     torch.set_num_threads(given.threads)
     if given.profile:
-        profile(given)
+        lines = profile(given)
+        print("\n".join(lines))
+        if given.write:
+            replace_between(given.write, "make bench-caffe, by layer", lines)
         return
     store = Store(given.store)
     for name in given.only.split(","):
