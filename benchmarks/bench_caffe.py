@@ -61,11 +61,10 @@ def measure(
     if not (folder / "converted").exists():
         ported = caffe_port.port(folder / "net.prototxt", folder / "net.caffemodel")
         made = convert(ported, folder / "converted")
-        (folder / "class").write_text(made.class_name)
         if profile:
             by_layer.mark(ported, made, folder / "marked")
     files = {"net": f"{folder}/net.prototxt", "weights": f"{folder}/net.caffemodel"}
-    converted = {"folder": f"{folder}/{'marked' if profile else 'converted'}", "class": (folder / "class").read_text()}
+    converted = {"folder": f"{folder}/{'marked' if profile else 'converted'}"}
     programs = {
         "Caffe": Program(caffe, f"caffe_forward{of}", task | files, threads),
         "caffe-port": Program(own, f"model{of}", task | converted, threads),

@@ -43,8 +43,7 @@ def prepare(name: str, folder: Path) -> None:
     """Writes the files that the programs read; those that cannot be written are missing."""
     write(name, folder)
     ported = caffe_port.port(folder / "net.prototxt", folder / "net.caffemodel")
-    made = convert(ported, folder / "converted")
-    (folder / "class").write_text(made.class_name)
+    convert(ported, folder / "converted")
     convert(ported, folder / "folded", fold=True)
     for batch in dict.fromkeys((1, NETS[name].batch)):
         shaped = caffe_port.port(
@@ -62,7 +61,7 @@ def measure(name: str, batch: int, folder: Path, python: Mapping[str, Path], giv
         prepare(name, folder)
     net, own = NETS[name], Path(sys.executable)
     common = {"batch": batch, "shape": net.shape, "net": f"{folder}/net.prototxt"}
-    common |= {"weights": f"{folder}/net.caffemodel", "work": str(folder), "class": (folder / "class").read_text()}
+    common |= {"weights": f"{folder}/net.caffemodel", "work": str(folder)}
     common["output"] = next(iter(caffe_port.load(folder / "net.prototxt").outputs))
     programs = {
         "model.py": Program(own, "model", common | {"folder": f"{folder}/converted"}, given.threads),

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 import caffe_port
@@ -190,8 +191,9 @@ def _call(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def _compiled(net: nn.Module, x: Tensor, freezing: bool = False) -> Callable[[], Tensor]:
-    made = torch.compile(copy.deepcopy(net), fullgraph=True, options={"freezing": True} if freezing else None)
-    made(x)
+    made = torch.compile(copy.deepcopy(net), fullgraph=True)
+    with torch._inductor.config.patch(freezing=freezing):  # torch 2.14.1 ignores it as an option of torch.compile
+        made(x)
     return lambda: made(x)
 
 

@@ -200,6 +200,9 @@ def _to_export(net: Net, weights: Path, fold: bool) -> export.Source:
     """The written model without a memory format, and the same marked with the layers' names."""
     sources = model(net, fold), model(net, fold, marked=True)
     module, traced = (read_model(one.source, one.class_name, weights, {MARK: operators.named}) for one in sources)
+    for part in (*module.modules(), *traced.modules()):
+        if isinstance(part, nn.LocalResponseNorm) and not part.within_channel:
+            part.__class__ = nn.LocalResponseNorm  # which has a node of its own in ONNX
     return export.Source(module, traced, net.plans[False])
 
 

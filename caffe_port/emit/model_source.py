@@ -338,19 +338,21 @@ class _Writer:
     def _header(self, name: str) -> str:
         plan = self.net.plans[False]
         of = f"The Caffe net {quoted(plan.spec.name)}," if plan.spec.name else "A net"
-        load = (
-            ["    from safetensors.torch import load_file", ""],
-            ['    model.load_state_dict(load_file("weights.safetensors"))'],
-        )
+        ranks = {value.dim() for value in self.state.values()}
+        reorders = self.channels_last and 4 in ranks and 5 not in ranks  # of which to() raises
+        imports = ["    import torch"] if reorders else []
+        imports += ["    from safetensors.torch import load_file"] if self.state else []
         lines = [
             f"{of} converted from Caffe by caffe-port {__version__}.",
             "",
-            *(load[0] if self.state else []),
+            *imports,
+            *([""] if imports else []),
             f"    model = {name}()",
-            *(load[1] if self.state else []),
-            "    model.eval()",
+            *(['    model.load_state_dict(load_file("weights.safetensors"))'] if self.state else []),
+            f"    model.eval(){'.to(memory_format=torch.channels_last)' if reorders else ''}",
             "",
             "eval() is Caffe's phase TEST, train() is TRAIN.",
+            *(["to() orders the weights for a CPU once, instead of in every pass."] if reorders else []),
         ]
         return "\n".join(map(escaped, lines)) + "\n"
 

@@ -98,16 +98,17 @@ class Recipe:
 SIMPLENETS = ((10, "simplenet_cifar10.prototxt"), (100, "simplenet_cifar100.prototxt"))
 """The nets that are trained if none is given, by the largest number of classes."""
 
-SLIM = 1_000_000
-"""Nets with fewer parameters are trained with smaller batches, on images that grow, and with less augmentation."""
+SLIM, SHORT = 1_000_000, 30
+"""Nets of fewer parameters and runs of fewer epochs get smaller batches, images that grow, and less augmentation."""
 
 
-def recipe_for(parameters: int, classes: int, channels: int, flip: bool) -> Recipe:
+def recipe_for(parameters: int, classes: int, channels: int, flip: bool, epochs: int | None = None) -> Recipe:
     """The recipe for a net and a data set. Gray images are taken for characters, which are shifted less."""
-    slim = parameters < SLIM
-    augmentation = Augmentation(shift=4 if channels > 1 else 2, cutout=0 if slim or channels == 1 else 8, flip=flip)
-    recipe = Recipe(epochs=100 if classes <= 10 else 120, augmentation=augmentation)
-    return replace(recipe, batch_size=128, peak_rate=0.1, scale=0.625) if slim else recipe
+    epochs = epochs or (100 if classes <= 10 else 120)
+    light = parameters < SLIM or epochs < SHORT
+    augmentation = Augmentation(shift=4 if channels > 1 else 2, cutout=0 if light or channels == 1 else 8, flip=flip)
+    recipe = Recipe(epochs, augmentation=augmentation)
+    return replace(recipe, batch_size=128, peak_rate=0.1, scale=0.625) if light else recipe
 
 
 @dataclass(frozen=True)
@@ -289,13 +290,13 @@ def _recipe(net: nn.Module, classes: int, data: datasets.ImageSet, options: Fast
     """The recipe with the options' changes; without growing images if the net refuses the smallest."""
     channels, *size = data.shape
     flip = channels > 1 and not data.name.startswith("svhn") if options.flip is None else options.flip
-    recipe = recipe_for(sum(p.numel() for p in net.parameters()), classes, channels, flip)
+    recipe = recipe_for(sum(p.numel() for p in net.parameters()), classes, channels, flip, options.epochs)
     try:
         with torch.no_grad():
             net(torch.zeros(2, channels, *scaled(size, recipe.scale), device=next(net.parameters()).device))
     except (CaffePortError, RuntimeError):  # the latter from an InnerProduct over maps of another size
         recipe = replace(recipe, scale=1.0)
-    return replace(recipe, epochs=options.epochs or recipe.epochs, batch_size=options.batch_size or recipe.batch_size)
+    return replace(recipe, batch_size=options.batch_size or recipe.batch_size)
 
 
 def summary(results: Results) -> str:

@@ -509,6 +509,22 @@ def test_channels_last(port: Callable[[str], Ported], tmp_path: Path) -> None:
         assert done.stdout == said
 
 
+def test_the_docstring_runs(port: Callable[[str], Ported], tmp_path: Path) -> None:
+    """It orders the weights of images' convolutions; PyTorch's to() raises for those of volumes."""
+    image, volume = data(2, 3, 5, 4), data(2, 3, 5, 4, 6)
+    for shape, channels_last, ordered in ((image, None, True), (image, False, False), (volume, True, False)):
+        ported = port(shape + conv("conv", "data", "conv", 8, 3))
+        folder = convert(ported, tmp_path / "out", channels_last=channels_last, force=True).folder
+        code = (
+            "from model import *\nimport model as source\n"
+            "shown = [line[4:] for line in source.__doc__.splitlines() if line.startswith('    ')]\n"
+            "exec('\\n'.join(shown))\n"
+            "print(not model.training, not model.conv.weight.is_contiguous())\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+        assert done.stdout == f"True {ordered}\n"
+
+
 def test_channels_last_is_for_images(port: Callable[[str], Ported], tmp_path: Path) -> None:
     """Neither for nets without convolutions, nor for those of volumes."""
     relu = port(data(2, 3, 5, 4) + layer("r", "ReLU", "data", "r"))

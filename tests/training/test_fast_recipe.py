@@ -567,11 +567,12 @@ def test_digits_are_not_flipped(shape: tuple[int, ...], name: str, flip: bool | 
     assert (recipe.batch_size, recipe.scale < 1) == (128, True)
 
 
-def test_larger_nets_and_nets_of_one_size() -> None:
+def test_larger_nets_short_runs_and_nets_of_one_size() -> None:
     data = datasets.ImageSet("x", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))
     large, fixed = torch.nn.Conv2d(3, 40_000, 3), torch.nn.Linear(32, 5)
-    recipe = fast_recipe._recipe(large, 10, data, fast_recipe.FastOptions("x", epochs=7))
-    assert (recipe.epochs, recipe.batch_size, recipe.scale, recipe.augmentation.cutout) == (7, 512, 1.0, 8)
+    for epochs, wanted in ((None, (100, 512, 1.0, 8)), (70, (70, 512, 1.0, 8)), (7, (7, 128, 0.625, 0))):
+        recipe = fast_recipe._recipe(large, 10, data, fast_recipe.FastOptions("x", epochs=epochs))
+        assert (recipe.epochs, recipe.batch_size, recipe.scale, recipe.augmentation.cutout) == wanted
     assert fast_recipe._recipe(fixed, 10, data, fast_recipe.FastOptions("x", batch_size=9)).scale == 1.0
 
 
