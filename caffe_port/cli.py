@@ -38,7 +38,7 @@ def main() -> NoReturn:
         if TRACEBACK in sys.argv:
             traceback.print_exc()
         if isinstance(error, OSError) and error.strerror:
-            code = _complain(f"{error.filename or 'file'}: {error.strerror}")
+            code = _complain(f"{error.filename or guard.stream(error)}: {error.strerror}")
         else:
             code = _complain(guard.sentence(error))
     sys.exit(code or 0)

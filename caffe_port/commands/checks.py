@@ -44,6 +44,38 @@ def writable(*paths: PathLike | None) -> None:
             raise CaffePortError(f"cannot be written: {what}", str(path), f"Create the folder '{folder}' first.")
 
 
+def overwrites(outputs: Iterable[PathLike], inputs: Iterable[PathLike]) -> None:
+    """Raises CaffePortError for a file to be written that is also read, or is to be written twice.
+
+    Args:
+        outputs: files to be written.
+        inputs: what may name files to be read: paths, ``NAME=FILE``, ``RUNTIME:FILE`` or ``FILE:CLASS``.
+    """
+    read = [part for text in map(str, inputs) for part in (text, *text.partition("=")[2:], *_around_colon(text))]
+    written: list[str] = []
+    for path in map(str, outputs):
+        if os.path.isfile(path) and any(_same_file(path, other) for other in read):
+            raise CaffePortError("is an input, which the output would overwrite", path, "Name another file to write.")
+        if any(_same_file(path, other) for other in written):
+            raise CaffePortError("is named for two outputs", path, "Name a file for each.")
+        written.append(path)
+
+
+def _around_colon(text: str) -> tuple[str, str]:
+    before, _, after = text.rpartition(":")
+    return before, after
+
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether two paths name one regular file, which need not be there yet."""
+    if not os.path.lexists(one):
+        return os.path.abspath(one) == os.path.abspath(other)
+    try:
+        return os.path.isfile(one) and os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
 def package(names: Iterable[str], what: str, extra: str) -> None:
     """Raises DependencyError if a package is not installed.
 

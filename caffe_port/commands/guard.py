@@ -28,6 +28,14 @@ def sentence(error: Exception) -> str:
     )
 
 
+def stream(error: OSError) -> str:
+    """What an error that names no file is about: ``stdout`` if click or rich was writing to it, as to a full disk."""
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+    return "stdout" if module.partition(".")[0] in ("click", "rich") else "file"
+
+
 def _cut(error: BaseException) -> str:
     return printable(first_line(error))
 

@@ -117,14 +117,21 @@ class NetFiles:
 
 
 def located(path: str) -> str:
-    """The path; ``model_defs/...`` also means the folder in the installed package, from wherever it is named."""
+    """The path; ``model_defs/...`` also means the folder in the installed package, from wherever it is named.
+
+    Raises:
+        CaffePortError: it is a folder.
+    """
     parts = Path(path).parts
     if len(parts) > 1 and parts[0] == "model_defs" and not os.path.lexists(path):
         from caffe_port.evaluation import registry
 
         own = registry.model_defs().joinpath(*parts[1:])
         if own.exists():
-            return str(own)
+            path = str(own)
+    if os.path.isdir(path):
+        hint = "Name the files in it, or run caffe-port survey for all nets in a folder."
+        raise CaffePortError("is a folder; expected a file", path, hint)
     return path
 
 

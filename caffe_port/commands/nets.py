@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caffe_port.commands import checks
-from caffe_port.commands.command import command, console, note
+from caffe_port.commands.command import OUTPUT, command, console, note
 from caffe_port.commands.net_files import (
     NetFiles,
     Shape,
@@ -139,6 +139,7 @@ def convert(
         return
     from caffe_port.emit import caffe_files
 
+    checks.overwrites(caffe_files.paths(folder), filter(None, (net.prototxt, net.weights, trained)))
     caffe_files.load_state(ported.net, trained)
     for path in caffe_files.write_caffe(ported, folder):
         click.echo(f"  {printable(str(path))}  {human_bytes(path.stat().st_size)}")
@@ -326,7 +327,7 @@ def demo(weights: Path | None, folder: Path, force: bool) -> int:
 )
 @click.option(
     "--draw",
-    type=click.Path(path_type=Path),
+    type=OUTPUT,
     metavar="FILE",
     help="Write the image with its boxes, or the map or image that the net gives; a folder for several images.",
 )
@@ -426,10 +427,16 @@ def _check_drawing(target: Path, images: Sequence[Path]) -> None:
     if len(images) > 1:
         if target.exists() and not target.is_dir():
             raise CaffePortError("is a file; expected a folder, for several images", str(target))
+        checks.overwrites([_drawing_of(image, target) for image in images], images)
         return
+    checks.overwrites([target], images)
     checks.writable(target)
     if target.suffix and target.suffix.lower() not in (".png", ".jpg", ".jpeg", ".bmp", ".webp"):
         raise CaffePortError(f"cannot be written as '{target.suffix}'; use .png or .jpg", str(target))
+
+
+def _drawing_of(image: Path, folder: Path) -> Path:
+    return folder / f"{image.stem}.png"
 
 
 def _write_drawing(pixels: Any, target: Path, image: Path, several: bool) -> None:
@@ -437,7 +444,7 @@ def _write_drawing(pixels: Any, target: Path, image: Path, several: bool) -> Non
     from caffe_port.storage import images
     from caffe_port.storage.files import atomic_write
 
-    path = target / f"{image.stem}.png" if several else target
+    path = _drawing_of(image, target) if several else target
     if several:
         target.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower() or ".png"

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from caffe_port.commands import checks
-from caffe_port.commands.command import F, command, console
+from caffe_port.commands.command import OUTPUT, F, command, console
 from caffe_port.commands.net_files import NetFiles, Shape, ignore_field, net_options, sort_files
 from caffe_port.errors import CaffePortError, printable
 from caffe_port.storage.files import atomic_write
@@ -90,8 +90,8 @@ def feed_options(function: F) -> F:
     "--strict", is_flag=True, help="Also fail if a top is more than twice as far from a float64 run as the reference's."
 )
 @click.option("--backward", is_flag=True, help="Compare gradients with those of a trace or of Caffe.")
-@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write a JUnit XML report.")
-@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML report.")
+@click.option("--junit", type=OUTPUT, metavar="FILE", help="Write a JUnit XML report.")
+@click.option("--html", "page", type=OUTPUT, metavar="FILE", help="Write an HTML report.")
 @click.option("--all", "all_rows", is_flag=True, help="Show every top, not only the worst.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
@@ -256,7 +256,7 @@ def _finite(values: tuple[float, float]) -> list[float | None]:
 
 @command()
 @click.argument("files", nargs=-1, metavar="[PROTOTXT] [WEIGHTS]", type=click.Path())
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.npz", help="The trace to write.")
+@click.option("-o", "--output", type=OUTPUT, metavar="FILE.npz", help="The trace to write.")
 @ignore_field
 @click.option(
     "--by",

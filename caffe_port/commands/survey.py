@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from caffe_port.commands import checks
-from caffe_port.commands.command import command
+from caffe_port.commands.command import OUTPUT, command
 from caffe_port.commands.progress import Progress
 from caffe_port.storage.files import atomic_write
 from caffe_port.terminal import count, table
@@ -44,7 +44,7 @@ from caffe_port.terminal import count, table
     metavar="SECONDS",
     help="Give up a net that takes longer.",
 )
-@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write the table as a page.")
+@click.option("--html", "page", type=OUTPUT, metavar="FILE", help="Write the table as a page.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def survey(tree: Path, out: Path, page: Path | None, as_json: bool, **options: Any) -> int:
     """Convert or verify every net in a folder and the folders below it.

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from caffe_port.commands import checks
-from caffe_port.commands.command import command, note
+from caffe_port.commands.command import OUTPUT, command, note
 from caffe_port.commands.net_files import Contents, NetFiles, ignore_field, located, net_options
 from caffe_port.commands.progress import Progress, progress_bar
 from caffe_port.errors import printable
@@ -71,12 +71,8 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random mirroring.")
 @click.option("--expect", type=float, metavar="PERCENT", help="Reported accuracy; exit code 1 if the result is worse.")
-@click.option(
-    "--confusion", type=click.Path(path_type=Path), metavar="FILE", help="Plot the confusion matrix to this file."
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the result to this file, as JSON."
-)
+@click.option("--confusion", type=OUTPUT, metavar="FILE", help="Plot the confusion matrix to this file.")
+@click.option("-o", "--output", type=OUTPUT, metavar="FILE", help="Write the result to this file, as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     net: NetFiles,
@@ -521,14 +517,12 @@ class _Teller:
 
 @command()
 @click.argument("path", metavar="CAFFE_LOG", type=click.Path(path_type=Path))
-@click.option(
-    "--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write all training and test points as CSV."
-)
+@click.option("--csv", type=OUTPUT, metavar="FILE", help="Write all training and test points as CSV.")
 @click.option(
     "--plot",
     "plots",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=OUTPUT,
     metavar="FILE",
     help="Plot loss, accuracy and learning rate (.png, .svg or .pdf). May be repeated.",
 )

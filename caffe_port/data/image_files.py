@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from caffe_port.errors import CaffePortError, ParseError
+from caffe_port.formats.kinds import WEIGHTS
 from caffe_port.storage import images
 from caffe_port.storage.files import opened
 
@@ -36,4 +37,5 @@ def check(path: Path) -> None:
     opened(path).close()
     cv2 = images.opencv()
     if not cv2.haveImageReader(str(path)):
-        raise ParseError("is not an image", str(path))
+        hint = "The net comes first, then the images." if path.suffix.lower() in (".prototxt", *WEIGHTS) else ""
+        raise ParseError("is not an image", str(path), hint)

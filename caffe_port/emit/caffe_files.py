@@ -33,14 +33,19 @@ def write_caffe(net: Net | Ported, folder: str | Path, name: str = "net") -> tup
     folder = Path(folder)
     output_folder.check(folder, force=True)
     definition = caffe_definition(net)
-    files = f"{name}.prototxt", f"{name}.caffemodel"
+    files = [path.name for path in paths(folder, name)]
     kept = {layer.name for layer in definition.layer}
     with output_folder.beside(folder) as temporary:
         blobs = {layer: blobs for layer, blobs in net.blobs().items() if layer in kept}
         caffemodel.write(temporary / files[1], definition, blobs)
         (temporary / files[0]).write_text(prototxt.dump(meanings.for_caffe(definition)), encoding="utf-8")
         output_folder.move_in(temporary, folder, files)
-    return folder / files[0], folder / files[1]
+    return paths(folder, name)
+
+
+def paths(folder: Path, name: str = "net") -> tuple[Path, Path]:
+    """The two files that :func:`write_caffe` writes."""
+    return folder / f"{name}.prototxt", folder / f"{name}.caffemodel"
 
 
 def caffe_definition(net: Net) -> Message:

@@ -225,7 +225,8 @@ def _output(spec: NetSpec, wanted: str | None) -> str:
 def _source(reader: LayerSpec | None, spec: NetSpec) -> Path:
     """The database that the net reads."""
     if reader is None:
-        raise CaffePortError("reads no images with boxes itself", spec.path, "Give the data: --data NAME or PATH")
+        what = "has no data layer that evaluate reads (it reads AnnotatedData)"
+        raise CaffePortError(what, spec.path, "Give the data: --data NAME or PATH")
     return locate(reader.param.data_param.source, reader.folder, reader)
 
 

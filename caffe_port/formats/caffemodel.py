@@ -20,6 +20,7 @@ import numpy as np
 from caffe_port.errors import CaffePortError, ParseError
 from caffe_port.formats import wire
 from caffe_port.formats.dialects import assumed
+from caffe_port.formats.kinds import refuse_foreign
 from caffe_port.formats.message import Message
 from caffe_port.formats.recognition import Recognition
 from caffe_port.formats.recognition import read as recognize
@@ -31,15 +32,6 @@ from caffe_port.typing import Array, Shape
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MAX_AXES = 32  # kMaxBlobAxes of blob.hpp
-_NOT_WEIGHTS = (
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"PK\x03\x04", "a zip archive (a PyTorch file?)"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"BZh", "a bzip2 archive; unpack it first"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
-    (b"<", "a web page or XML, not weights; was the download an error page?"),
-)
 
 
 @dataclass(frozen=True)
@@ -150,9 +142,7 @@ def read(path: str | Path, writable: bool = False, dialect: str | None = None, *
     where = where or str(path)
     if data[: len(HDF5_MAGIC)] == HDF5_MAGIC:
         return _read_hdf5(path, where)
-    for magic, kind in _NOT_WEIGHTS:
-        if data[: len(magic)] == magic:
-            raise ParseError(f"is {kind}, not a .caffemodel", where)
+    refuse_foreign(data, "a .caffemodel", where)
     if bytes(data[8:10]) == b'{"' and int.from_bytes(data[:8], "little") < len(data):
         hint = "convert writes such files. Give the .caffemodel from which it was converted."
         raise ParseError("is a .safetensors file, not a .caffemodel", where, hint)
@@ -276,7 +266,7 @@ def _raw_array(data: Any, type_: str | int) -> Array:
 
 
 def _looks_like_text(head: bytes) -> bool:
-    return b"{" in head and all(b in b"\t\n\r\f" or 32 <= b < 127 for b in head)
+    return all(b in b"\t\n\r\f" or 32 <= b < 127 for b in head)
 
 
 def vector(values: Sequence[float]) -> Array:

@@ -396,13 +396,26 @@ def written(type_: str, name: str, value: Any, preferred: Dialect | None = None)
     return first or (loose_[0] if loose_ else field.number, {})
 
 
+def written_v1(name: str, preferred: Dialect) -> tuple[int, dict[str, int]]:
+    """How a dialect of V1 writes a field of a V1LayerParameter: its number, and those of the fields in it by name."""
+    ways = _ways(name, (preferred,), "V1")
+    return ways[0] if ways else (schema("V1LayerParameter").fields[name].number, {})
+
+
+def type_v1(name: str | int, preferred: Dialect) -> str | int:
+    """The number that a dialect of V1 has for a layer type; the name where it has none of its own."""
+    fact = next((fact for fact in preferred.layout("V1LayerParameter").values() if fact.name == "type"), None)
+    return name if fact is None or not isinstance(name, str) else (fact.values or {}).get(name, name)
+
+
 @functools.cache
-def _ways(name: str, among: tuple[Dialect, ...]) -> tuple[tuple[int, dict[str, int]], ...]:
-    own = schema("LayerParameter").fields[name]
+def _ways(name: str, among: tuple[Dialect, ...], era: str = "V2") -> tuple[tuple[int, dict[str, int]], ...]:
+    layer = "LayerParameter" if era == "V2" else "V1LayerParameter"
+    own = schema(layer).fields[name]
     found = []
     for dialect in among:
-        for number, fact in dialect.layout("LayerParameter").items() if dialect.era == "V2" else ():
-            if fact.name != name or place(fact, schema("LayerParameter")) is None:
+        for number, fact in dialect.layout(layer).items() if dialect.era == era else ():
+            if fact.name != name or place(fact, schema(layer)) is None:
                 continue
             own_numbers = dialect.layout(fact.message) if fact.message else {}
             inner = view(dialect, fact.message, str(own.message_name)).by_number if fact.message else {}

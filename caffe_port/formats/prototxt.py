@@ -20,6 +20,7 @@ from typing import Any, Final, NoReturn
 
 from caffe_port.errors import ParseError, did_you_mean
 from caffe_port.formats.dialects import ALIASES, names_field
+from caffe_port.formats.kinds import refuse_foreign
 from caffe_port.formats.message import Field, Message, Schema, decimal, schema
 from caffe_port.storage.files import read_bytes
 
@@ -109,11 +110,13 @@ def read_text(path: str | Path) -> str:
 
 def decode(data: bytes, where: str = "") -> str:
     """Decodes a prototxt: UTF-8 (comments may be in any encoding) or UTF-16 with a byte order mark."""
+    refuse_foreign(data, "a prototxt", where)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16", errors="replace")
     text = data.decode("utf-8-sig", errors="replace")
     if "\0" in text[:4096]:
-        raise ParseError("is a binary file, not prototxt text", where, "Give the weights as the second argument.")
+        hint = "Give a prototxt here, and weights where the command takes them."
+        raise ParseError("is a binary file, not prototxt text", where, hint)
     return text
 
 

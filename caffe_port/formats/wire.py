@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from caffe_port.errors import ParseError
-from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, Dialect, View, canonical, written
+from caffe_port.formats.dialects import CAFFES_LAST_NUMBER, Dialect, View, canonical, type_v1, written, written_v1
 from caffe_port.formats.message import Field, Message, decimal
 from caffe_port.terminal import count
 
@@ -403,8 +403,14 @@ def _serialize(
     if message.schema.name == "LayerParameter" and not own_numbers:
         for name, value in message.items():
             numbers[name], inside[name] = written(message.type, name, value, dialect)
+    old = dialect if message.schema.name == "V1LayerParameter" and dialect is not None and dialect.era == "V1" else None
+    if old is not None and not own_numbers:
+        for name, _ in message.items():  # noqa: PERF102 - a Message has no keys
+            numbers[name], inside[name] = written_v1(name, old)
     for field in sorted((message.schema.fields[n] for n, _ in message.items()), key=lambda f: numbers[f.name]):
         value, number = message._fields[field.name], numbers[field.name]
+        if old is not None and field.name == "type":
+            value = type_v1(value, old)
         if field.packed and field.repeated:
             payload = _packed(field, value)
             chunks += [_varint(number << 3 | 2) + _varint(len(payload)), payload]

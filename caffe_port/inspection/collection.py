@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import html
 import json
 import multiprocessing
 import os
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from caffe_port.definition.definition import Definition
-from caffe_port.errors import CaffePortError, printable
+from caffe_port.errors import CaffePortError, escaped, printable
 from caffe_port.formats import caffemodel
 from caffe_port.inspection import compare_blobs
 from caffe_port.inspection.inspect import Options, kind_of
-from caffe_port.storage.files import opened
+from caffe_port.storage.files import lock, opened
 
 RECORDS = "survey.jsonl"
 """In the output folder: what was found, a line of JSON per net."""
@@ -110,6 +109,9 @@ def find(tree: str | Path) -> list[Item]:
             items.append(Item("" if text is None else _below(text, root), _below(one, root)))
         items += [Item(_below(text, root)) for text in texts if text not in taken]
     if not items:
+        if not root.is_dir():
+            what = "is a file; expected a folder" if root.exists() else "does not exist"
+            raise CaffePortError(what, str(root))
         raise CaffePortError(f"holds no net ({', '.join(_NAMES)})", str(root))
     return sorted(items, key=lambda item: item.name)
 
@@ -158,7 +160,7 @@ def survey(
         The results of all nets, in the order of :func:`find`.
 
     Raises:
-        CaffePortError: there is no net, an unknown job, or ``out`` cannot be written.
+        CaffePortError: there is no net, an unknown job, or ``out`` cannot be written, or is by another survey.
     """
     if job not in JOBS:
         raise CaffePortError(f"unknown job '{job}'; jobs: {', '.join(JOBS)}")
@@ -169,12 +171,12 @@ def survey(
         log = (folder / RECORDS).open("a", encoding="utf-8")
     except OSError as error:
         raise CaffePortError(f"cannot be written: {error.strerror}", str(folder)) from None
-    done = {name: one for name, one in _read(folder / RECORDS, job).items() if one.status != "crashed"}
     stamps = {item.name: _stamp(item, root) for item in items}
-    results = {item.name: done[item.name] for item in items if _same(done.get(item.name), item, stamps[item.name])}
-    rest = [item for item in items if item.name not in results]
     threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
-    with log:
+    with log, lock(folder, "the folder is being written to"):
+        done = {name: one for name, one in _read(folder / RECORDS, job).items() if one.status != "crashed"}
+        results = {item.name: done[item.name] for item in items if _same(done.get(item.name), item, stamps[item.name])}
+        rest = [item for item in items if item.name not in results]
         for one in _run(rest, (str(root), str(folder), job, limit, threads), workers, executor):
             one = dataclasses.replace(one, stamp=stamps[one.name])
             log.write(json.dumps(dataclasses.asdict(one)) + "\n")
@@ -375,17 +377,17 @@ def to_html(results: Sequence[Found], title: str) -> str:
     """One table of all nets, as a page of its own."""
     colors = {"done": "#2da44e", "differs": "#cf222e", "refused": "#e5a50a"}
     rows = [
-        f"<tr><td style='color:{colors.get(one.status, '#cf222e')}'>{one.status}<td>{_shown(one.name)}"
+        f"<tr><td style='color:{colors.get(one.status, '#cf222e')}'>{one.status}<td>{escaped(one.name)}"
         f"<td class=n>{one.layers or ''}<td class=n>{f'{one.parameters:,}' if one.parameters else ''}"
-        f"<td class=n>{one.seconds:.1f}<td>{_shown(one.what)}</tr>"
+        f"<td class=n>{one.seconds:.1f}<td>{escaped(one.what)}</tr>"
         for one in results
     ]
-    groups = [f"<li>{n} {status}: {_shown(reason)}" for status, reason, n, _ in reasons(results)]
+    groups = [f"<li>{n} {status}: {escaped(reason)}" for status, reason, n, _ in reasons(results)]
     told = ", ".join(f"{n} {status}" for status, n in counts(results).items())
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{_shown(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{_shown(title)}</h1><p>{told}</p><ul>{''.join(groups)}</ul><div class=scroll><table>"
+        f"<title>{escaped(title)}</title><style>{_STYLE}</style>"
+        f"<h1>{escaped(title)}</h1><p>{told}</p><ul>{''.join(groups)}</ul><div class=scroll><table>"
         "<tr><th>status<th>net<th class=n>layers<th class=n>parameters<th class=n>seconds<th></tr>"
         f"{''.join(rows)}</table></div></html>\n"
     )
@@ -399,7 +401,3 @@ td, th { padding: 3px 8px; text-align: left; vertical-align: top; border-bottom:
   overflow-wrap: anywhere }
 td.n, th.n { text-align: right; white-space: nowrap }
 """
-
-
-def _shown(text: str) -> str:
-    return html.escape(printable(text))

@@ -46,7 +46,8 @@ def opened(path: str | Path) -> IO[bytes]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if os.path.isdir(path):  # for a folder, Windows says "Permission denied"
             raise CaffePortError("is a folder; expected a file", str(path)) from None
-        raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path)) from None
+        hint = "Download it first: files are read from disk only." if "://" in str(path) else ""
+        raise CaffePortError(f"cannot be read: {getattr(error, 'strerror', error)}", str(path), hint) from None
     kind = stat.S_IFMT(os.fstat(handle).st_mode)
     if kind != stat.S_IFREG:
         os.close(handle)

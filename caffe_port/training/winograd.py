@@ -92,7 +92,7 @@ class _Tiles:
         padded[:, 1 : s.height + 1, 1 : s.width + 1] = x
         a, b, d, e = padded.stride()
         tiles = padded.as_strided((READ, READ, n, s.rows, s.columns, c), (b, d, a, TILE * b, TILE * d, e))
-        read = _first(self.large[0], tiles.numel())
+        read = self.large[0][: tiles.numel()]
         read.view(tiles.shape).copy_(tiles)
         made = _both_axes(_matrix(INPUT, x), read, self.large[1], self.large[2])
         return made.view(READ**2, -1, c)
@@ -117,7 +117,7 @@ class _Tiles:
             self.grown[:n, : s.height, : s.width] = g
             g = self.grown[:n]
         tiles = _in_tiles(g).permute(2, 4, 0, 1, 3, 5)
-        read = _first(self.small, tiles.numel())
+        read = self.small[: tiles.numel()]
         read.view(tiles.shape).copy_(tiles)
         made = _both_axes(_matrix(OUTPUT, g).t(), read, self.large[1], self.large[0])
         return made.view(READ**2, -1, self.outputs)
@@ -148,7 +148,7 @@ class _Winograd(torch.autograd.Function):
         for at in range(0, s.images, s.chunk):
             some = slice(at, at + s.chunk)
             read = tiles.of_input(x[some].permute(0, 2, 3, 1))
-            products = _first(tiles.large[0], read.numel() // read.shape[2] * weight.shape[0])
+            products = tiles.large[0][: read.numel() // read.shape[2] * weight.shape[0]]
             torch.bmm(read, kernels, out=products.view(READ**2, -1, weight.shape[0]))
             tiles.to_output(products, bias, y[some].permute(0, 2, 3, 1))
         return y
@@ -172,7 +172,7 @@ class _Winograd(torch.autograd.Function):
             if gk is not None and read is not None:
                 gk.baddbmm_(read.transpose(1, 2), from_y)
             if gx is not None:
-                products = _first(tiles.large[2], from_y.numel() // from_y.shape[2] * weight.shape[1])
+                products = tiles.large[2][: from_y.numel() // from_y.shape[2] * weight.shape[1]]
                 torch.bmm(from_y, turned, out=products.view(READ**2, -1, weight.shape[1]))
                 tiles.to_gradient(products, gx[some].permute(0, 2, 3, 1))
             if gb is not None:
@@ -210,8 +210,8 @@ def _both_axes(matrix: Tensor, tiles: Tensor, between: Tensor, result: Tensor) -
     """matrix @ tile @ matrix.t() for tiles in ``tiles`` (flat: a square of values, then everything else)."""
     to, side = matrix.shape
     rest = tiles.numel() // side**2
-    half = torch.mm(matrix, tiles.view(side, -1), out=_first(between, to * side * rest).view(to, -1))
-    whole = _first(result, to * to * rest).view(to, to, rest)
+    half = torch.mm(matrix, tiles.view(side, -1), out=between[: to * side * rest].view(to, -1))
+    whole = result[: to * to * rest].view(to, to, rest)
     return torch.bmm(matrix.expand(to, to, side), half.view(to, side, rest), out=whole)
 
 
@@ -221,7 +221,3 @@ def _in_tiles(images: Tensor) -> Tensor:
     a, b, c, d = images.stride()
     shape = (n, height // TILE, TILE, width // TILE, TILE, channels)
     return images.as_strided(shape, (a, TILE * b, b, TILE * c, c, d), images.storage_offset())
-
-
-def _first(memory: Tensor, count: int) -> Tensor:
-    return memory[:count]

@@ -8,14 +8,13 @@ must be in the same places, infinity with the same sign; shapes must be equal.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from caffe_port.errors import CaffePortError, printable
+from caffe_port.errors import CaffePortError, escaped, printable
 from caffe_port.signatures.signature import has_weights
 from caffe_port.terminal import count
 from caffe_port.typing import Array
@@ -385,21 +384,17 @@ class Report:
             for row in shown[:_SHOWN]
         ]
         titles = ("layer", "type", "verdict", "free, max |a - e|", "isolated, max |a - e|", "")
-        lines = [f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in line)}</tr>" for line in cells]
+        lines = [f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in line)}</tr>" for line in cells]
         more = f"<div>and {len(shown) - _SHOWN} more</div>" if len(shown) > _SHOWN else ""
         return (
             f"<div style='border-left: 6px solid {color}; padding-left: 12px'>"
-            f"<b>{_escaped(self.net)}</b>, phase {_escaped(self.phase)}<br><b>{_escaped(self._summary())}</b>"
+            f"<b>{escaped(self.net)}</b>, phase {escaped(self.phase)}<br><b>{escaped(self._summary())}</b>"
             f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{''.join(lines)}</table>{more}</div>"
         )
 
 
 _SHOWN = 10
 """Rows in a notebook's table; :func:`~caffe_port.verification.reports.html.to_html` writes a whole page."""
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))
 
 
 def compare(

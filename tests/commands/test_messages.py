@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 
 import caffe_port
 from caffe_port.cli import main
@@ -156,3 +158,100 @@ def test_nothing_is_wrapped_in_a_pipe(capfd: pytest.CaptureFixture[str], monkeyp
     assert any(line.startswith(name) for line in out.splitlines())
     _, out, _ = run(f"inspect {path}", capfd, monkeypatch)
     assert name in out
+
+
+OVERWRITING = {
+    "dump net.prototxt net.caffemodel -o net.caffemodel": "net.caffemodel",
+    "dump net.prototxt net.caffemodel --by numpy -o ./net.prototxt": "net.prototxt",
+    "verify net.prototxt net.caffemodel --html net.prototxt": "net.prototxt",
+    "verify net.prototxt net.caffemodel --junit net.caffemodel": "net.caffemodel",
+    "verify net.prototxt net.caffemodel --input data=a.npy --html a.npy": "a.npy",
+    "verify net.prototxt net.caffemodel --against port.py:Net --html port.py": "port.py",
+    "predict net.prototxt net.caffemodel a.png --draw a.png": "a.png",
+    "log a.log --csv a.log": "a.log",
+    "log a.log --plot a.png --plot a.log": "a.log",
+    "evaluate net.prototxt net.caffemodel -o net.prototxt": "net.prototxt",
+    "evaluate net.prototxt net.caffemodel --labels a.txt --confusion a.txt": "a.txt",
+    "convert net.prototxt --input-shape data=1,1,9,7 -o . --force --caffemodel w.safetensors": "net.prototxt",
+}
+
+
+@pytest.mark.parametrize("line", OVERWRITING)
+def test_an_output_does_not_overwrite_an_input(line, capfd, monkeypatch) -> None:
+    gray_net()
+    for name in ("a.npy", "port.py", "a.png", "a.log", "a.txt", "w.safetensors"):
+        Path(name).write_text("x = 1\n")
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    code, out, error = run(line, capfd, monkeypatch)
+    assert (code, out) == (2, "")
+    assert f"error: {OVERWRITING[line]}: is an input, which the output would overwrite\n" in error
+    assert {path: path.read_bytes() for path in Path().iterdir()} == before
+
+
+def test_a_link_to_an_input_is_that_input(capfd, monkeypatch) -> None:
+    gray_net()
+    Path("report.html").symlink_to("net.prototxt")
+    code, _, error = run("verify net.prototxt net.caffemodel --html report.html", capfd, monkeypatch)
+    assert code == 2
+    assert "report.html: is an input" in error
+
+
+def test_two_outputs_are_two_files(capfd, monkeypatch) -> None:
+    gray_net()
+    code, _, error = run("verify net.prototxt net.caffemodel --html r --junit ./r", capfd, monkeypatch)
+    assert code == 2
+    assert "error: r: is named for two outputs\n  Name a file for each.\n" in error
+    line = "verify net.prototxt net.caffemodel --input-shape data=2,1,9,7 --html /dev/null --junit /dev/null"
+    assert run(line, capfd, monkeypatch)[0] == 0
+    Path("r").write_text("of an earlier run")
+    assert run(f"{line} --html r", capfd, monkeypatch)[0] == 0
+
+
+def test_drawings_do_not_overwrite_the_images(capfd, monkeypatch) -> None:
+    gray_net()
+    Path("images").mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(ROOT / "docs" / "images" / "seven.png", Path("images", name))
+    code, _, error = run("predict net.prototxt net.caffemodel images --draw images", capfd, monkeypatch)
+    assert code == 2
+    assert "error: images/a.png: is an input" in error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("line", ["inspect net.prototxt", "doctor", "--help"])
+def test_a_full_disk_names_stdout(line: str) -> None:
+    gray_net()
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "caffe_port", *line.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("line", ["inspect .", "convert . -o out", "verify ."])
+def test_a_folder_in_place_of_a_net(line: str, capfd, monkeypatch) -> None:
+    code, _, error = run(line, capfd, monkeypatch)
+    assert code == 2
+    assert error.startswith("error: .: is a folder; expected a file\n  Name the files in it, or run caffe-port survey")
+
+
+def test_an_address_in_place_of_a_file(capfd, monkeypatch) -> None:
+    code, _, error = run("inspect https://example.com/net.prototxt", capfd, monkeypatch)
+    assert code == 2
+    assert "Download it first" in error
+
+
+def test_images_before_the_net(capfd, monkeypatch) -> None:
+    gray_net()
+    shutil.copy(ROOT / "docs" / "images" / "seven.png", "a.png")
+    code, _, error = run("predict a.png net.prototxt", capfd, monkeypatch)
+    assert code == 2
+    assert "net.prototxt: is not an image\n  The net comes first, then the images." in error
+
+
+def test_a_wrong_line_is_still_completed() -> None:
+    gray_net()
+    line = "caffe-port verify net.prototxt --html net.prototxt --ju"
+    words = {"_CAFFE_PORT_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "5"}
+    command = [sys.executable, "-c", "from caffe_port.cli import main; main()"]
+    done = subprocess.run(command, env=os.environ | words, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("plain,--junit\n", "")

@@ -224,7 +224,7 @@ def test_evaluate_on_the_command_line(
 @pytest.mark.parametrize(
     ("net", "arguments", "said"),
     [
-        ("deploy.prototxt", [], "reads no images with boxes itself"),
+        ("deploy.prototxt", [], "has no data layer that evaluate reads"),
         ("deploy.prototxt", ["--data", "voc"], "object '(brick|leaf)' is of no known class"),
         ("plain.prototxt", ["--data", "voc"], r"the net's outputs are conf \(Convolution\); expected one of Detection"),
     ],

@@ -237,10 +237,10 @@ FOREIGN = {
     "a PNG image": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
     "a JPEG image": b"\xff\xd8\xff\xe0\0\x10JFIF",
     "a zip archive (a PyTorch file?)": b"PK\x03\x04\x14\0\0\0",
-    "a gzip archive; unpack it first": b"\x1f\x8b\x08\0",
-    "a bzip2 archive; unpack it first": b"BZh91AY",
-    "a Git LFS pointer, not the file itself; run `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid",
-    "a web page or XML, not weights; was the download an error page?": b"<!DOCTYPE html><html>404",
+    "a gzip archive": b"\x1f\x8b\x08\0",
+    "a bzip2 archive": b"BZh91AY",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid",
+    "a web page or XML": b"<!DOCTYPE html><html>404",
 }
 
 
@@ -250,7 +250,23 @@ def test_other_kinds_of_files(kind: str, tmp_path: Path) -> None:
     path.write_bytes(FOREIGN[kind])
     with pytest.raises(ParseError) as caught:
         caffemodel.read(path)
-    assert str(caught.value) == f"{path}: is {kind}, not a .caffemodel"
+    assert str(caught.value).partition("\n")[0] == f"{path}: is {kind}, not a .caffemodel"
+    path = tmp_path / "net.prototxt"
+    path.write_bytes(FOREIGN[kind])
+    with pytest.raises(ParseError) as caught:
+        prototxt.read(path, "NetParameter")
+    assert str(caught.value).partition("\n")[0] == f"{path}: is {kind}, not a prototxt"
+
+
+def test_other_texts(tmp_path: Path) -> None:
+    path = tmp_path / "w.caffemodel"
+    path.write_text("404: Not Found")
+    with pytest.raises(ParseError, match=r"is text, not a \.caffemodel"):
+        caffemodel.read(path)
+    path = tmp_path / "model.py"
+    path.write_text('"""A net."""\n')
+    with pytest.raises(ParseError, match="is a Python file, not a prototxt"):
+        prototxt.read(path, "NetParameter")
 
 
 def test_text_given_as_weights(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         prototxt.read("a\0b", "NetParameter")
     weights = tmp_path / "w.caffemodel"
     weights.write_bytes(b"\n\x03net\xa2\x06\x00\x00\x00")
-    with pytest.raises(ParseError, match="is a binary file, not prototxt text\n  Give the weights as the second"):
+    with pytest.raises(ParseError, match="is a binary file, not prototxt text\n  Give a prototxt here, and weights"):
         prototxt.read(weights, "NetParameter")
 
 

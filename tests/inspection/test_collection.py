@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from caffe_port.cli import cli
 from caffe_port.errors import CaffePortError
 from caffe_port.inspection import collection
 from caffe_port.inspection.collection import Found, Item, find, survey
+from caffe_port.storage.files import lock
 
 REFUSED = 'input: "x" input_shape { dim: 1 dim: 2 } layer { name: "n" type: "Nope" bottom: "x" top: "y" }'
 
@@ -75,6 +77,14 @@ def test_what_was_done_is_not_done_again(tree: Path, tmp_path: Path) -> None:
     os.utime(tree / "a" / "other.prototxt", (0, 0))
     assert run() == wanted
     assert said == ["a/other.prototxt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not lock folders")
+def test_two_surveys_do_not_write_to_one_folder(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with lock(tmp_path / "out", ""), pytest.raises(CaffePortError, match="out: the folder is being written"):
+        survey(tree, tmp_path / "out")
+    assert (tmp_path / "out" / collection.RECORDS).read_text() == ""
 
 
 def test_verifying(tree: Path, tmp_path: Path) -> None:

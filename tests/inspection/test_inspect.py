@@ -371,7 +371,7 @@ def test_kinds(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
         ("text.caffemodel", NET.encode(), "is text, not a .caffemodel"),
         ("broken.prototxt", b"layer {", "the file ends inside the block"),
         ("nothing.prototxt", b'name: "x"', "contains no layers"),
-        ("picture.prototxt", b"\x89PNG\r\n\x1a\n\x00\x00", "binary file"),
+        ("picture.prototxt", b"\x89PNG\r\n\x1a\n\x00\x00", "is a PNG image, not a prototxt"),
         ("deep.prototxt", b"layer {" * 10_000, "nested"),
     ],
 )

@@ -237,6 +237,30 @@ def test_a_net_keeps_the_numbers_of_its_fork(fork: str, type_: str, field: str, 
 
 
 @pytest.mark.parametrize(
+    ("fork", "type_", "field", "inner"),
+    [
+        ("HyeonwooNoh/caffe", "BN", "bn_param", delimited(1, varint(2 << 3 | 5) + b"\0\0\0@")),
+        ("HyeonwooNoh/caffe", "CROP", "", b""),
+        ("AlfredXiangWu/caffe@hybrid_dev", "PRELU", "", b""),
+        ("c3d-1.0", "CONVOLUTION3D", "convolution_param", varint(1 << 3) + varint(6) + varint(4 << 3) + varint(3)),
+    ],
+)
+def test_a_net_of_2014_keeps_the_numbers_of_its_fork(fork: str, type_: str, field: str, inner: bytes) -> None:
+    layout = dialects.find(fork).layout("V1LayerParameter")
+    number = next((n for n, fact in layout.items() if fact.name == field), 0)
+    types = next(fact.values for fact in layout.values() if fact.name == "type")
+    old = delimited(4, b"it") + varint(5 << 3) + varint(types[type_]) + (delimited(number, inner) if field else b"")
+    file = delimited(2, old)
+    with dialects.assuming(fork):
+        read = caffe_pb2.NetParameter.FromString(file)
+    assert read.layers[0].type == caffe_pb2.V1LayerParameter.LayerType.Value(type_)
+    copied = caffe_pb2.NetParameter()
+    copied.CopyFrom(read)
+    for one in (read, copied, pickle.loads(pickle.dumps(read))):
+        assert sorted(one.SerializeToString()) == sorted(file)
+
+
+@pytest.mark.parametrize(
     "forged", [delimited(900_000, b"no number"), delimited(900_000, b"999999"), varint(900_000 << 3) + b"\x07"]
 )
 def test_a_file_cannot_forge_the_fork(forged: bytes) -> None:

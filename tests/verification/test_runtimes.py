@@ -141,3 +141,15 @@ def test_names_of_runtimes() -> None:
     found = runtimes.find("OpenVINO")
     assert found is not None
     assert (found.runtime, found.path) == ("openvino", None)
+
+
+def test_an_input_of_any_shape_takes_the_nets(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper.make_tensor_value_info
+    x, y = make("x", onnx.TensorProto.FLOAT, None), make("relu", onnx.TensorProto.FLOAT, None)
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["relu"])], "g", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), str(tmp_path / "any.onnx"))
+    text = 'input: "x" input_shape { dim: 2 dim: 3 } layer { name: "relu" type: "ReLU" bottom: "x" top: "y" }'
+    (tmp_path / "net.prototxt").write_text(text)
+    assert caffe_port.verify(tmp_path / "net.prototxt", against=str(tmp_path / "any.onnx")).passed

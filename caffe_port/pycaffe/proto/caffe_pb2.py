@@ -195,9 +195,16 @@ def _write_with_numbers_of_forks(class_: Any) -> None:
 def _mark(message: Message, dialect: Dialect) -> list[bytes]:
     """The field that says which dialect a net was read with, if it would be written otherwise without knowing."""
     fields = [(one, name, value) for one in message.layer for name, value in one.items()]
-    if all(_numbers(*field, None) == _numbers(*field, dialect) for field in fields):
+    old = dialect.era == "V1" and _bytes(message, None) != _bytes(message, dialect)
+    if not old and all(_numbers(*field, None) == _numbers(*field, dialect) for field in fields):
         return []
     return [encoder.TagBytes(_DIALECT, 2), bytes([len(_index(dialect))]), _index(dialect)]
+
+
+def _bytes(message: Message, dialect: Dialect | None) -> bytes:
+    """A net's V1 layers, without blobs."""
+    layers = [layer.copy(blobs=None) for layer in message.layers]
+    return b"".join(wire.serialize(Message("NetParameter", layers=layers), dialect=dialect))
 
 
 def _index(dialect: Dialect) -> bytes:

@@ -137,10 +137,7 @@ def _openvino(path: Path, case: Case) -> dict[Producer, Array]:
     except Exception as error:  # noqa: BLE001  OpenVINO raises many kinds
         raise CaffePortError(f"OpenVINO cannot read it: {_said(error)}", str(path)) from None
     sizes = {
-        next(iter(port.get_names()), f"input {i}"): [
-            d.get_length() if d.is_static else None for d in port.partial_shape
-        ]
-        for i, port in enumerate(model.inputs)
+        next(iter(port.get_names()), f"input {i}"): _lengths(port.partial_shape) for i, port in enumerate(model.inputs)
     }
     fed = _inputs(case, sizes, str(path))
     ports: dict[str, Any] = {}
@@ -189,7 +186,11 @@ def _matches(case: Case, nodes: Mapping[str, Sequence[str]], values: Sequence[st
     return found
 
 
-def _inputs(case: Case, sizes: Mapping[str, Sequence[int | None]], where: str) -> dict[str, Array]:
+_Sizes = Sequence[int | None] | None
+"""The shape of an input in a file; None for a size, or for all, that may be any."""
+
+
+def _inputs(case: Case, sizes: Mapping[str, _Sizes], where: str) -> dict[str, Array]:
     """The net's inputs by the names of the file, in its order."""
     given = dict(case.inputs)
     if len(given) == len(sizes) == 1 and set(given) != set(sizes):
@@ -199,6 +200,8 @@ def _inputs(case: Case, sizes: Mapping[str, Sequence[int | None]], where: str) -
         raise CaffePortError(f"its inputs are {its}, the net's are {ours}", where)
     for name, shape in sizes.items():
         array = given[name]
+        if shape is None:
+            continue
         if len(shape) != array.ndim or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
             its = " x ".join("any" if n is None else str(n) for n in shape)
             got = " x ".join(map(str, array.shape))
@@ -208,12 +211,14 @@ def _inputs(case: Case, sizes: Mapping[str, Sequence[int | None]], where: str) -
     return {name: np.ascontiguousarray(given[name], np.float32) for name in sizes}
 
 
-def _sizes(value: Any) -> list[int | None]:
+def _sizes(value: Any) -> _Sizes:
+    if not value.type.tensor_type.HasField("shape"):
+        return None
     return [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
 
 
-def _lengths(shape: Any) -> list[int | None]:
-    return [d.get_length() if d.is_static else None for d in shape]
+def _lengths(shape: Any) -> _Sizes:
+    return [d.get_length() if d.is_static else None for d in shape] if shape.rank.is_static else None
 
 
 def _onnx() -> Any:

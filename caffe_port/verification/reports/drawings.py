@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import math
 import struct
 import zlib
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from caffe_port.errors import escaped
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Report, Row
@@ -23,12 +23,6 @@ MEANING = {
     "failed": "differs because an earlier layer does",
     "not compared": "not compared, or an input",
 }
-
-
-def escaped(text: str) -> str:
-    """Text for HTML; what cannot be printed is shown as its escape."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return html.escape(shown, quote=True)
 
 
 def kind(row: Row) -> str:

@@ -7,20 +7,10 @@ import hashlib
 import math
 from collections.abc import Iterator
 
+from caffe_port.errors import escaped
 from caffe_port.verification.comparison import Difference, Report, Row
 from caffe_port.verification.details import DECADES, Details
-from caffe_port.verification.reports.drawings import (
-    COLORS,
-    MEANING,
-    bars,
-    chart,
-    escaped,
-    graph,
-    kind,
-    maps,
-    shortened,
-    times,
-)
+from caffe_port.verification.reports.drawings import COLORS, MEANING, bars, chart, graph, kind, maps, shortened, times
 from caffe_port.verification.reports.terminal import verdict
 
 _STYLE = """

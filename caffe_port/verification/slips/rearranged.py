@@ -91,13 +91,17 @@ def other_curve(q: Layer, actual: Array) -> Iterator[Guess]:
                 yield f"it is a {name}, Caffe's is a {q.param.type}", top(other)
 
 
-@slip("LSTM")
-def lstm_gates(q: Layer, _: Array) -> Iterator[Guess]:
+@slip("LSTM", "RNN")
+def continuation(q: Layer, _: Array) -> Iterator[Guess]:
     ones = np.ones_like(q.bottoms[1])
     yield (
         "it ignores the continuation marks (cont): the state is not reset",
         top(with_bottoms(q, q.x, ones, *q.bottoms[2:])),
     )
+
+
+@slip("LSTM")
+def lstm_gates(q: Layer, _: Array) -> Iterator[Guess]:
     n = len(q.blobs[1]) // 4
     for order in itertools.permutations(range(4)):
         if order != (0, 1, 2, 3):

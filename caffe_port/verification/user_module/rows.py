@@ -8,8 +8,9 @@ from caffe_port.signatures.signature import Trait, has, has_weights, keeps_blobs
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Difference, Row, difference, failure
-from caffe_port.verification.user_module.examination import Examination, Extra, Verdict, like
-from caffe_port.verification.user_module.folded_layers import told
+from caffe_port.verification.user_module.examination.folded_layers import told
+from caffe_port.verification.user_module.examination.replay import normalized
+from caffe_port.verification.user_module.examination.state import Examination, Extra, Verdict, like
 from caffe_port.verification.user_module.recorder import Call, Value
 from caffe_port.verification.user_module.tops import array
 
@@ -199,7 +200,7 @@ def _together(found: Examination, layer: LayerSpec, blob: str, value: Value | No
     top = found.tops.arrays[layer.name, 0]
     made = found.alone.get(layer.name)
     if made is None and value is not None and value.call is not None:
-        made = found.normalized(layer, value.call)
+        made = normalized(found, layer, value.call)
     scale = found.scales.get(layer.name, layer)
     stands = value or next(
         (found.last.at(v.key) for v in (found.verdicts.get((n, 0)) for n in _pair(found, layer)) if v and v.key), None

@@ -21,7 +21,8 @@ from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.references.reference import Reference, StoredReference, record
 from caffe_port.verification.reports.terminal import as_text
 from caffe_port.verification.subject import Input, find_reference, prepare
-from caffe_port.verification.user_module.examination import Examination
+from caffe_port.verification.user_module.examination.search import search, unproven
+from caffe_port.verification.user_module.examination.state import Examination
 from caffe_port.verification.user_module.recorder import load_module, load_state
 from caffe_port.verification.user_module.rows import actual_of
 from caffe_port.verification.user_module.rows import rows as report_rows
@@ -104,10 +105,10 @@ def verify_port(
     tops = Tops(case.spec, trace.tops, tolerance)
     inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
     found = Examination(own, case, tops, tolerance, inputs, keep_parameters)
-    found.search()
+    search(found)
     rows = tuple(report_rows(found))
     notes = list(subject.notes)
-    if found.unproven() and not any(row.status == "failed" for row in rows):
+    if unproven(found) and not any(row.status == "failed" for row in rows):
         other = _on_another_input(found, judge, seed)
         if other is not None and other.verdicts:
             rows, found = tuple(report_rows(other)), other
@@ -158,7 +159,7 @@ def _on_another_input(found: Examination, judge: Reference, seed: int) -> Examin
     tops = Tops(case.spec, trace.tops, found.tolerance)
     tensors = [torch.from_numpy(case.inputs[blob]) for blob, _ in case.spec.inputs]
     other = Examination(found.module, case, tops, found.tolerance, tensors, True)
-    other.search()
+    search(other)
     return other
 
 

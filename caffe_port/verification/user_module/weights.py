@@ -345,15 +345,23 @@ class Weights:
         for name, target in self._named().items():
             if id(target) in filled or not target.is_floating_point():
                 continue
+            if "bias_hh" in name and isinstance(self._owner(name), _RECURRENT):
+                target.zero_()  # PyTorch adds two biases, of which Caffe has the first
+                continue
             fits = [n for n, (_, _, values) in enumerate(left) if values.size == target.numel()]
             if not fits:
                 continue
             best = max(fits, key=lambda n: (_ROLES[left[n][1]](name.rpartition(".")[2].lower()), -n))
             layer, _, values = left.pop(best)
-            if values.ndim == 2 and target.ndim == 2 and tuple(target.shape) == values.shape[::-1]:
+            if values.ndim == 2 and tuple(target.shape) == values.shape[::-1] != values.shape:
                 values = values.T
+            if layer.type == "LSTM" and isinstance(self._owner(name), _LSTM):
+                values = _in_torch_order(values)
             target.copy_(torch.tensor(np.ascontiguousarray(values, np.float32)).reshape(target.shape))
             self.notes.append(f"the port's {name} was filled from Caffe's '{layer.name}'")
+
+    def _owner(self, parameter: str) -> nn.Module:
+        return self.module.get_submodule(parameter.rpartition(".")[0])
 
     def _roles(self, layer: LayerSpec, done: set[tuple[str, str]]) -> Iterator[tuple[str, Array]]:
         if layer.name not in self.case.blobs:
@@ -384,6 +392,16 @@ _ROLES: dict[str, Callable[[str], int]] = {
     "bias": lambda name: int(any(w in name for w in ("bias", "beta", "shift", "offset"))),
 }
 """What a parameter's name says for a role."""
+
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_LSTM = (nn.LSTM, nn.LSTMCell)
+
+
+def _in_torch_order(values: Array) -> Array:
+    """An LSTM's gates: Caffe has input, forget, output, candidate; PyTorch has the candidate before the output."""
+    i, f, o, g = np.split(values, 4)
+    return np.concatenate([i, f, g, o])
 
 
 def matrix(layer: LayerSpec, weight: Array) -> Array:

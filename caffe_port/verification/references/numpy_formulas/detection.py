@@ -10,7 +10,7 @@ import numpy as np
 
 from caffe_port.formats.message import Message
 from caffe_port.typing import Array
-from caffe_port.verification.references.numpy_formulas.formulas import FLT_MIN, Layer, Result, formula
+from caffe_port.verification.references.numpy_formulas.formulas import FLT_MIN, Layer, Result, formula, rounded
 
 
 def _at_pixel(p: Message) -> list[tuple[float, float, float, float, float]]:
@@ -361,11 +361,6 @@ def multi_box_loss(layer: Layer) -> Result:
 # -- two stages ---------------------------------------------------------------------------------------------------
 
 
-def _half_away(x: Array) -> Array:
-    """C's round."""
-    return np.asarray(np.sign(x) * np.floor(np.abs(x) + 0.5))
-
-
 @formula("ROIPooling")
 def roi_pooling(layer: Layer) -> Result:
     """The greatest number in every bin of a region. Source: roi_pooling_layer.cpp (Fast R-CNN, MS-CNN)."""
@@ -378,7 +373,7 @@ def roi_pooling(layer: Layer) -> Result:
     single = np.float32  # as the source: an edge that is a whole number in exact arithmetic is rounded to a side
     for r, roi in enumerate(rois):
         more = (roi[3:] - roi[1:3] + 1) * p.pad_ratio
-        corners = _half_away(np.concatenate((roi[1:3] - more, roi[3:] + more)) * p.spatial_scale)
+        corners = rounded(np.concatenate((roi[1:3] - more, roi[3:] + more)) * p.spatial_scale)
         for bin_ in itertools.product(*map(range, bins)):
             cut = []
             for axis, (k, count) in enumerate(zip(bin_, bins, strict=True)):
@@ -400,8 +395,8 @@ def psroi_pooling(layer: Layer) -> Result:
     top = np.zeros((len(rois), p.output_dim, count, count))
     single = np.float32  # as the source: an edge that is a whole number in exact arithmetic is rounded to a side
     for r, roi in enumerate(rois):
-        start = _half_away(roi[1:3]).astype(single) * single(p.spatial_scale)
-        end = (_half_away(roi[3:]) + 1).astype(single) * single(p.spatial_scale)
+        start = rounded(roi[1:3]).astype(single) * single(p.spatial_scale)
+        end = (rounded(roi[3:]) + 1).astype(single) * single(p.spatial_scale)
         side = np.maximum(end - start, single(0.1)) / single(count)
         for row, column in np.ndindex(count, count):
             at = np.array([column, row], single)

@@ -72,3 +72,8 @@ def legacy_axis(p: Message, old: str) -> int:
 def along(values: Array, axis: int, dims: int) -> Array:
     """Parameters of one or more axes, reshaped to broadcast with a bottom from ``axis`` on."""
     return values.reshape(values.shape + (1,) * (dims - axis - values.ndim))
+
+
+def rounded(x: Array) -> Array:
+    """C's round: a half goes away from zero."""
+    return np.asarray(np.sign(x) * np.floor(np.abs(x) + 0.5))

@@ -8,21 +8,16 @@ import numpy as np
 
 from caffe_port.formats.message import Message
 from caffe_port.typing import Array
-from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula
+from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula, rounded
 from caffe_port.verification.references.numpy_formulas.linear import inner_product
 from caffe_port.verification.references.numpy_formulas.spatial import convolution, deconvolution
-
-
-def _nearest(x: Array) -> Array:
-    """C's round: a half goes away from zero."""
-    return np.asarray(np.sign(x) * np.floor(np.abs(x) + 0.5))
 
 
 def _fixed_point(x: Array, bits: int, places: int) -> Array:
     """Trim2FixedPoint: saturates, then rounds to 2^-places."""
     step = 2.0**-places
     least, most = -(2.0 ** (bits - 1)) * step, (2.0 ** (bits - 1) - 1) * step
-    return _nearest(x.clip(least, most) / step) * step
+    return rounded(x.clip(least, most) / step) * step
 
 
 def _minifloat(x: Array, mantissa_bits: int, exponent_bits: int) -> Array:
@@ -32,7 +27,7 @@ def _minifloat(x: Array, mantissa_bits: int, exponent_bits: int) -> Array:
     bias = 2 ** (exponent_bits - 1) - 1
     moved = exponent - 127 + bias
     most = 2**exponent_bits - 1
-    short = _nearest(mantissa / 2.0 ** (23 - mantissa_bits))
+    short = rounded(mantissa / 2.0 ** (23 - mantissa_bits))
     short = np.where(moved > most, 2.0**mantissa_bits - 1, short)
     value = (1 + short / 2.0**mantissa_bits) * 2.0 ** (np.minimum(moved, most) - bias)
     return np.where((exponent == 0) | (moved < 0), 0, value * np.where(sign, -1, 1))
@@ -40,7 +35,7 @@ def _minifloat(x: Array, mantissa_bits: int, exponent_bits: int) -> Array:
 
 def _power_of_two(x: Array, least: int, most: int) -> Array:
     """Trim2IntegerPowerOf2."""
-    return np.where(x >= 0, 1, -1) * 2.0 ** _nearest(np.log2(np.abs(x))).clip(least, most)
+    return np.where(x >= 0, 1, -1) * 2.0 ** rounded(np.log2(np.abs(x))).clip(least, most)
 
 
 def _rounded(p: Message, what: str, x: Array) -> Array:

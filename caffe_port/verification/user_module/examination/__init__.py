@@ -1,0 +1,1 @@
+"""Finds out where a port leaves the Caffe net, and why."""

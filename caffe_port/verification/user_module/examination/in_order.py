@@ -1,0 +1,110 @@
+"""Which layers are in order in a run of the port.
+
+A layer is *found* if a tensor of the port holds its top, and in order if it is found or if what reads it is: the same
+may be computed with other operations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caffe_port.signatures.signature import Trait, has, has_weights
+from caffe_port.spec import LayerSpec, Producer
+from caffe_port.verification.references.numpy_formulas import compute
+from caffe_port.verification.user_module.examination.placement import carriers
+from caffe_port.verification.user_module.examination.state import Examination
+from caffe_port.verification.user_module.recorder import Call
+from caffe_port.verification.user_module.tops import tops_of
+from caffe_port.verification.user_module.weights import family
+
+
+def consider(exam: Examination) -> None:
+    """Finds out which layers are in order in the last run."""
+    exam.fine = {}
+    exam.otherwise = set()
+    exam.odd = _odd_calls(exam)
+    for layer in reversed(exam.case.spec.layers):
+        exam.fine[layer.name] = all(_fine(exam, layer, producer) for producer in tops_of(layer))
+
+
+def _fine(exam: Examination, layer: LayerSpec, producer: Producer) -> bool:
+    if layer.is_input or producer in exam.verdicts or exam.found(producer):
+        return True
+    if producer not in exam.tops.arrays:
+        return True
+    readers = [reader for reader in exam.tops.readers.get(producer, ()) if _reads_numbers(exam, reader, producer)]
+    if producer in exam.tops.readers and not any(r.tops for r in exam.tops.readers[producer]):
+        return True  # only Silence and the like read it: nobody needs it
+    there = all(exam.fine[reader.name] and _is_there(exam, reader) for reader in readers)
+    if readers and there and layer.name not in exam.odd:
+        exam.otherwise.add(producer)
+        return True
+    return False
+
+
+def _reads_numbers(exam: Examination, reader: LayerSpec, producer: Producer) -> bool:
+    """Whether a layer reads the numbers of a top, and not only its shape, as Crop does of its second bottom."""
+    if not reader.tops:
+        return False
+    key = (reader.name, producer)
+    if key not in exam.shape_only:
+        exam.shape_only[key] = False
+        if len(reader.producers) > 1:
+            whole = exam.bottoms(reader)
+            without = [np.zeros_like(b) if s == producer else b for s, b in zip(reader.producers, whole, strict=True)]
+            blobs = exam.case.blobs.get(reader.name, ())
+            made, right = compute(reader, without, blobs)[0], compute(reader, whole, blobs)[0]
+            same = made is not None and right is not None and all(map(np.array_equal, made, right))
+            exam.shape_only[key] = same and bool(np.any(exam.tops.arrays[producer]))
+    return not exam.shape_only[key]
+
+
+def _is_there(exam: Examination, layer: LayerSpec) -> bool:
+    """Whether a layer's own numbers, or those after it, were found: not a verdict alone."""
+    return any(exam.found(p) or p in exam.otherwise for p in tops_of(layer))
+
+
+def _odd_calls(exam: Examination) -> dict[str, int]:
+    """Layers that a call of the port computes with other numbers: what comes after must not hide them.
+
+    A softmax that is saturated, or a max pooling, may. Not so where the next layer is affine and the layer has
+    weights: a bias may lie there.
+    """
+    found: dict[str, int] = {}
+    for layer in exam.case.spec.layers:
+        producer = (layer.name, 0)
+        if producer not in exam.tops.arrays or has(layer.type, Trait.NO_NUMBERS) or not layer.producers:
+            continue
+        if exam.found(producer):
+            continue
+        reader = exam.sole.get(producer)
+        if has_weights(layer.type) and reader is not None and has(reader.type, Trait.AFFINE):
+            continue
+        readers = [call for value in carriers(exam, layer.producers[0]) for call, _ in exam.last.reads(value)]
+        odd = next((call for call in readers if _stands_in(exam, layer, call)), None)
+        if odd is not None:
+            found[layer.name] = odd.index
+    return found
+
+
+def _stands_in(exam: Examination, layer: LayerSpec, call: Call) -> bool:
+    """Whether a call is a layer by its kind, its bottoms and its size, but makes nothing known."""
+    curves = has(call.kind, Trait.ACTIVATION) and has(layer.type, Trait.ACTIVATION)
+    if not call.kind or not (call.kind == layer.type or curves) or call.index in exam.weights.odd:
+        return False
+    if family(layer.type) and exam.weights.layers.get(call.index, layer.name) != layer.name:
+        return False
+    reads = len(call.inputs) == len(layer.producers) and all(
+        source in value.carries for source, value in zip(layer.producers, call.inputs, strict=True)
+    )
+    same = call.outputs[0].array.numel() == exam.tops.arrays[layer.name, 0].size
+    return reads and same and not call.outputs[0].made
+
+
+def first_wrong(exam: Examination) -> list[LayerSpec]:
+    """Layers that are not in order, though all that they read is."""
+    return [
+        layer
+        for layer in exam.case.spec.layers
+        if not exam.fine[layer.name] and all(exam.fine[name] for name, _ in layer.producers)
+    ]
