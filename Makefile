@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects pycaffe-tests deviations mutations ports layers docs fuzz differential crashes build compat clean reading deploy bench-pycaffe bench-caffe bench-cpu
+.PHONY: help demo test caffe docs-slow lint coverage proto bench-verify bench-convert bench-training bench-inference bench gpu structure plant-shapes dialects pycaffe-tests deviations mutations ports layers docs fuzz differential solvers crashes build compat clean reading deploy bench-pycaffe bench-caffe bench-cpu
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -105,6 +105,9 @@ fuzz: $(VENV)/.installed-fuzz  ## every reader of files, for SECONDS=60 in all; 
 
 differential: $(VENV)/.installed-test  ## random small nets beside Caffe itself (make caffe), for SECONDS=60 from SEED=0 (ARGS=--help)
 	$(BIN)/python benchmarks/differential --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(if $(PLANT),--plant "$(PLANT)") $(ARGS)
+
+solvers: $(VENV)/.installed-test  ## random solvers and nets, trained beside Caffe itself (make caffe), RUNS=20 from SEED=0 (ARGS=--help)
+	$(BIN)/python benchmarks/solver_runs --runs $(or $(RUNS),20) --seed $(or $(SEED),0) $(ARGS)
 
 reading: $(VENV)/.installed-test  ## random prototxt read beside protobuf's C++ parser as it comes with Caffe (make caffe), SECONDS=60
 	$(BIN)/python benchmarks/differential/reading.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0)

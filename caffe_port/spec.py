@@ -102,6 +102,7 @@ class NetSpec:
         full: the net before the deploy view left out what only labels need; None if it left out nothing.
         unfollowed: fields that are set and that no code follows.
         ignored: names of the fields that the user goes without.
+        borrowed: layers of another phase or stage, which make what this phase lacks.
     """
 
     name: str
@@ -113,6 +114,7 @@ class NetSpec:
     full: NetSpec | None = dataclasses.field(default=None, repr=False, compare=False)
     unfollowed: tuple[Unfollowed, ...] = dataclasses.field(default=(), repr=False)
     ignored: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
 
     @functools.cached_property
     def by_name(self) -> dict[str, LayerSpec]:

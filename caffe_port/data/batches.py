@@ -18,7 +18,8 @@ class Feed(Protocol):
     Attributes:
         batch_size: records per batch.
         size: total number of records; after the last one, the first follows, also within a batch, as in Caffe.
-        shapes: shapes of the tops of a batch; the number of objects in a label top differs from batch to batch.
+        shapes: shapes of the tops of the first batch; the size of images and the number of objects in a label top may
+            differ from batch to batch.
     """
 
     batch_size: int

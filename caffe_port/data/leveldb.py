@@ -40,7 +40,7 @@ class LevelDB:
         newest: dict[bytes, tuple[int, int, tuple[int, int, int]]] = {}  # key -> (sequence, kind, where)
         self._tables = [self._open(number) for number in tables]
         self._logged: list[memoryview] = []  # of the batches, which are not copied
-        self._cached: tuple[tuple[int, int], list[tuple[bytes, bytes]]] | None = None
+        self._cached: tuple[tuple[int, int], list[tuple[bytes, bytes | memoryview]]] | None = None
         self._handles: list[list[tuple[int, int]]] = []
         for number, table in enumerate(self._tables):
             self._handles.append(self._blocks(table, tables[number]))
@@ -65,7 +65,7 @@ class LevelDB:
 
     def __getitem__(self, index: int) -> bytes:
         number, block, entry = self._records[index][1]
-        return bytes(self._logged[entry]) if number < 0 else self._block(number, block)[entry][1]
+        return bytes(self._logged[entry] if number < 0 else self._block(number, block)[entry][1])
 
     # -- files --------------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class LevelDB:
             handles.append((start, length))
         return handles
 
-    def _block(self, number: int, block: int) -> list[tuple[bytes, bytes]]:
+    def _block(self, number: int, block: int) -> list[tuple[bytes, bytes | memoryview]]:
         if self._cached is None or self._cached[0] != (number, block):
             offset, size = self._handles[number][block]
             data = _contents(self._tables[number], offset, size, self.path)
@@ -192,19 +192,19 @@ def _keep(
         newest[key] = (sequence, kind, where)
 
 
-def _contents(table: memoryview, offset: int, size: int, path: Path) -> bytes:
-    """The uncompressed contents of a block, without its trailer."""
+def _contents(table: memoryview, offset: int, size: int, path: Path) -> bytes | memoryview:
+    """A block without its trailer, uncompressed. If it is stored uncompressed, it is not read before it is used."""
     if offset + size + 5 > len(table):
         raise ParseError("a block is beyond the end of its table", str(path))
-    data, kind = bytes(table[offset : offset + size]), table[offset + size]
+    data, kind = table[offset : offset + size], table[offset + size]
     if kind == 0:
         return data
     if kind == 1:
-        return unsnappy(data, str(path))
+        return unsnappy(bytes(data), str(path))
     raise ParseError(f"a block has an unknown compression type ({kind})", str(path))
 
 
-def _entries(data: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
+def _entries(data: bytes | memoryview, path: Path) -> Iterator[tuple[bytes, bytes | memoryview]]:
     """Yields (key, value) of a block; a key may share a prefix with the previous one."""
     restarts = int.from_bytes(data[-4:], "little")
     end = len(data) - 4 - 4 * restarts
@@ -217,7 +217,7 @@ def _entries(data: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
         length, at = _varint(data, at, path)
         if shared > len(key) or at + fresh + length > end:
             raise ParseError("a block is damaged", str(path))
-        key = key[:shared] + data[at : at + fresh]
+        key = key[:shared] + bytes(data[at : at + fresh])
         at += fresh
         yield key, data[at : at + length]
         at += length

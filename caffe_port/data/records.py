@@ -62,7 +62,7 @@ def datum(data: bytes | memoryview, where: str, color: int = -1) -> tuple[Array,
     if p.encoded:
         return decode(p.data, where, color), p.label
     shape = (p.channels, p.height, p.width)
-    array = np.frombuffer(p.data, np.uint8) if p.has("data") else np.asarray(p.float_data, np.float32)
+    array = np.frombuffer(p.data, np.uint8) if p.data else np.asarray(p.float_data, np.float32)
     if min(shape) < 1 or array.size != shape[0] * shape[1] * shape[2]:
         raise ParseError(f"a Datum of shape {shape} has {array.size} values", where)
     return array.reshape(shape), p.label
@@ -102,21 +102,23 @@ class ImageList:
 
     Args:
         path: the list.
-        root: prefix of every path, joined without a separator as in Caffe; if empty, paths may also be relative to the
-            list's folder.
+        root: prefix of every path, joined without a separator as in Caffe; paths may also be relative to the list's
+            folder.
         color: decode in color or gray.
     """
 
     def __init__(self, path: Path, root: str = "", color: bool = True) -> None:
         self.path, self.root, self.color = path, root, color
         self._lines: list[tuple[str, int]] = []
-        text = read_bytes(path).decode("utf-8", "surrogateescape")
-        for number, line in enumerate(text.splitlines(), 1):
+        text = read_bytes(path).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+        for number, line in enumerate(re.split(r"\r?\n|\r", text), 1):
             if line.strip():
-                name, _, label = line.rstrip().rpartition(" ")
-                if not name or not re.fullmatch(r"-?\d{1,9}", label, re.ASCII):
-                    raise ParseError(f"expected a path, a space and a label, got '{line[:80]}'", f"{path}:{number}")
-                self._lines.append((name.rstrip(), int(label)))
+                # Caffe 1.0 takes what follows the last space; earlier releases any white space
+                said = re.fullmatch(r"\s*(.*\S)\s+(\S+)\s*", line)
+                if said is None or not re.fullmatch(r"[-+]?\d{1,9}", said[2], re.ASCII):
+                    what = f"expected a path, a space and a label, a whole number; got '{line.strip()[:80]}'"
+                    raise ParseError(what, f"{path}:{number}", _OTHER_LABELS)
+                self._lines.append((said[1], int(said[2])))
         if not self._lines:
             raise CaffePortError("lists no images", str(path))
 
@@ -125,16 +127,33 @@ class ImageList:
 
     def __getitem__(self, index: int) -> tuple[Array, int]:
         name, label = self._lines[index]
-        named = Path(self.root + name)
-        path = named if self.root or named.is_absolute() or named.exists() else self.path.parent / name
+        path = self._find(name)
         return decode(read_bytes(path), str(path), int(self.color)), label
+
+    def _find(self, name: str) -> Path:
+        """The file of an image. Raises CaffePortError if it does not exist."""
+        folders = ("", f"{self.path.parent}/")
+        names = dict.fromkeys((name, name.replace("\\", "/")))  # lists of Windows
+        for folder in folders if not Path(self.root + name).is_absolute() else ("",):
+            for one in names:
+                if (path := Path(folder + self.root + one)).exists():
+                    return path
+        hint = ""
+        if self.root and any(Path(folder, self.root, name).exists() for folder in folders):
+            hint = "root_folder is put before each path without a separator, as in Caffe: let it end in '/'."
+        elif re.search(r"\s[-+]?[\d.]+$", name):
+            hint = _OTHER_LABELS
+        raise CaffePortError(f"lists '{self.root}{name}', which does not exist", str(self.path), hint)
+
+
+_OTHER_LABELS = "ImageData has one label per image, a whole number; HDF5Data can have others, or several."
 
 
 # -- feeds ----------------------------------------------------------------------------------------------------------
 
 
 class RecordFeed:
-    """Batches of preprocessed records: tops (data, label), or data alone.
+    """Batches of preprocessed records: tops (data, label), or data alone. Every batch has the size of its first image.
 
     Args:
         records: the source.
@@ -168,11 +187,11 @@ class RecordFeed:
             torch.device(device),
             len(records),
         )
-        self.classes: int | None = None  # if set, labels are checked
+        self.classes: int | None = None  # if set, labels are checked: at least one loss counts as many
         first, _ = records[0]
         self.labels, self.skip = labels, skip
-        self._shape = plan.shape(first.shape)
-        self.shapes: tuple[tuple[int, ...], ...] = ((batch_size, *self._shape), (batch_size,))[: 1 + labels]
+        shape = plan.shape(first.shape)
+        self.shapes: tuple[tuple[int, ...], ...] = ((batch_size, *shape), (batch_size,))[: 1 + labels]
 
     def batch(self, number: int) -> tuple[Tensor, ...]:
         rng = np.random.default_rng((self.seed, number, 1))
@@ -181,9 +200,9 @@ class RecordFeed:
             picture, label = self.records[int(index)]
             rows.append(prepare(picture, self.plan, train=self.train, rng=rng))
             labels.append(label)
-            if rows[-1].shape != self._shape:
-                hint = "Images of different sizes need crop_size (or new_height and new_width)."
-                shapes = f"has shape {rows[-1].shape}, the first has {self._shape}"
+            if rows[-1].shape != rows[0].shape:
+                hint = "Images of different sizes need batch_size 1 or crop_size (or new_height and new_width)."
+                shapes = f"has shape {rows[-1].shape}, the first of its batch has {rows[0].shape}"
                 raise CaffePortError(f"record {index} {shapes}", hint=hint)
             if self.classes is not None and not 0 <= label < self.classes:
                 raise CaffePortError(
@@ -271,7 +290,7 @@ def from_layer(
     """
     read, record = _READERS.get(layer.type), signature_of(layer.type)
     if read is None or record is None:
-        raise layer.error(f"type {layer.type} does not read from files; give the data with --data")
+        raise layer.error(f"the data of a {layer.type} are not read from files; give the data with --data")
     own = record.parameters(layer.param)
     size = batch_size or own.batch_size
     if size < 1:
@@ -282,9 +301,16 @@ def from_layer(
 def _hdf5(
     layer: LayerSpec, own: Message, size: int, _train: bool, shuffle: bool | None, options: dict[str, Any]
 ) -> Feed:
+    if layer.param.has("transform_param"):
+        raise layer.error("does not transform its data, as in Caffe: transform_param has no effect", "Remove it.")
     source = locate(own.source, layer.folder, layer)
-    lines = read_bytes(source).decode("utf-8", "surrogateescape").split("\n")
-    files = [locate(line.strip(), source.parent, layer) for line in lines if line.strip()]
+    lines = read_bytes(source).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").split("\n")
+    names: list[str] = []
+    for line in filter(None, map(str.strip, lines)):
+        # Caffe splits lines at spaces, so that a file's name cannot contain one; here it can
+        whole = any((folder / line).exists() for folder in (source.parent, Path()))
+        names += [line] if whole else line.split()
+    files = [locate(name, source.parent, layer) for name in names]
     if not files:
         raise layer.error(f"'{source}' lists no files")
     return Hdf5Feed(files, layer.tops, size, shuffle=own.shuffle if shuffle is None else shuffle, **options)

@@ -27,6 +27,7 @@ from caffe_port.formats.upgrade_v1 import upgrade
 from caffe_port.signatures.plugins import find
 from caffe_port.signatures.signature import Trait, compares_labels, has, keeps_blobs
 from caffe_port.spec import LayerSpec, NetSpec, Producer
+from caffe_port.storage.files import find as find_file
 from caffe_port.storage.files import sha256
 from caffe_port.terminal import count
 
@@ -184,7 +185,11 @@ class Definition:
             raise SpecError(f"contains no layers in phase {phase}", self.path, hint)
         if not chosen and phase == "TEST" and self.saved_in is None:
             notes += self._unchosen(phase, level)
+        own = set(map(id, layers))
         layers = self._with_sources(layers, inputs, notes)
+        taken = set(map(id, layers)) - own
+        borrowed = tuple(entry.name for entry in self.net.layer if id(entry) in taken)
+        layers = [_beside(entry, self.path) for entry in layers]
         unfollowed = tuple(fields.unfollowed(self.net.copy(layer=layers), self.path))
         notes += fields.notes(unfollowed)
         layers = [_data_layer(entry, self.path, notes) for entry in layers]
@@ -195,9 +200,17 @@ class Definition:
                 f"{count(switched, 'BatchNorm layer')} saved in TRAIN with use_global_stats: false; eval() uses the "
                 "stored statistics, as Caffe's TEST phase does"
             )
+        notes += _softened_twice(layers)
         resolved = crop_offsets.align(_resolve(layers, self.path, notes), notes)
         return NetSpec(
-            self.net.name, phase, resolved, self.path, tuple(notes), unfollowed=unfollowed, ignored=self.ignored
+            self.net.name,
+            phase,
+            resolved,
+            self.path,
+            tuple(notes),
+            unfollowed=unfollowed,
+            ignored=self.ignored,
+            borrowed=borrowed,
         )
 
     def _unchosen(self, phase: str, level: int) -> list[str]:
@@ -262,6 +275,17 @@ class Definition:
 def _upgraded(net: Message, path: str) -> Message:
     net = upgrade(net, path)
     return net.copy(layer=unfused(translated(net.layer)))
+
+
+def _beside(layer: Message, path: str) -> Message:
+    """A layer whose numbers are in a file: it may also be in the folder of the net, as the files of data layers."""
+    own = layer.infogain_loss_param
+    found = find_file(own.source, Path(path).parent) if own.source else None
+    return (
+        layer
+        if found is None or str(found) == own.source
+        else layer.copy(infogain_loss_param=own.copy(source=str(found)))
+    )
 
 
 def _brings_data(layer: Message) -> bool:
@@ -332,6 +356,18 @@ def _batch_statistics_by_phase(layers: list[Message], saved_in: str | None) -> t
             switched += 1
         result.append(layer)
     return result, switched
+
+
+def _softened_twice(layers: Sequence[Message]) -> Iterator[str]:
+    """Notes on nets for older versions of Caffe, in which InfogainLoss takes probabilities."""
+    soft: dict[str, bool] = {}
+    for layer in layers:
+        if layer.type == "InfogainLoss" and soft.get(next(iter(layer.bottom), "")):
+            yield (
+                f"InfogainLoss layer '{layer.name}' computes Softmax itself, as in Caffe 1.0, of what is a Softmax "
+                "already; for older versions of Caffe, give it that layer's bottom"
+            )
+        soft.update(dict.fromkeys(layer.top, layer.type == "Softmax"))
 
 
 def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator[LayerSpec]:

@@ -281,8 +281,7 @@ def _read_hdf5(path: str | Path, where: str) -> Weights:
         with h5py.File(path, "r") as file:
             if "data" not in file or not isinstance(hdf5.member(file, "data", where), h5py.Group):
                 raise ParseError("has no group 'data': not a .caffemodel.h5", where)
-            for name, group in hdf5.layers(file["data"], where):
-                keys = sorted(group, key=int)
+            for name, group, keys in hdf5.layers(file["data"], where):
                 arrays = [hdf5.values(group, key, where) for key in keys]
                 if arrays:
                     with np.errstate(over="ignore"):  # a double beyond float32's range becomes infinity, as in Caffe

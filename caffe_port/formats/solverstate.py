@@ -104,7 +104,10 @@ def _write_hdf5(path: str | Path, state: SolverState) -> None:
     h5py = hdf5.library(str(path))
     with atomic_write(path) as out, h5py.File(out, "w") as file:
         file["iter"], file["current_step"] = np.array([state.iter], np.int32), np.array([state.current_step], np.int32)
-        file["learned_net"] = np.bytes_(state.learned_net.encode())
+        name = state.learned_net.encode() + b"\0"  # without it, Caffe reads on (hdf5_load_string)
+        kind = h5py.h5t.C_S1.copy()
+        kind.set_size(len(name))
+        file.create_dataset("learned_net", (), h5py.Datatype(kind), np.array(name, f"S{len(name)}"))
         for index, array in enumerate(state.history):
             file[f"history/{index}"] = np.asarray(array, np.float32)
 

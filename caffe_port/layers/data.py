@@ -107,15 +107,27 @@ class DummyData(Layer):
     like: Tensor
 
     def forward(self) -> Tensor | tuple[Tensor, ...]:
-        tops = []
-        for shape, (kind, a, b) in zip(self.shapes, self.draws, strict=True):
-            top = self.like.new_full(shape, a)
-            if kind == "uniform":
-                top = top.uniform_(a, b)
-            elif kind == "gaussian":
-                top = top.normal_(a, b)
-            tops.append(top)
-        return tuple(tops) if len(tops) > 1 else tops[0]
+        pairs = zip(self.shapes, self.draws, strict=True)
+        tops = tuple(self.fill(self.like.new_empty(shape), *draw) for shape, draw in pairs)
+        return tops if len(tops) > 1 else tops[0]
+
+    @staticmethod
+    def fill(top: Tensor, kind: str, a: float, b: float) -> Tensor:
+        if kind == "uniform":
+            return top.uniform_(a, b)
+        if kind == "gaussian":
+            return top.normal_(a, b)
+        if kind == "sparse":
+            return top.normal_(0, a) * torch.empty_like(top).bernoulli_(b)
+        if kind == "positive_unitball":
+            top.uniform_(0, 1)
+            return top / top.reshape(len(top), -1).sum(1).reshape(-1, *[1] * (top.dim() - 1))
+        if kind == "bilinear":
+            half = -(-top.shape[3] // 2)
+            line = torch.arange(top.shape[3], device=top.device, dtype=top.dtype) / half
+            line = 1 - (line - (2 * half - 1 - half % 2) / (2 * half)).abs()
+            return (line[:, None] * line).expand_as(top).contiguous()
+        return top.fill_(a)
 
 
 class Parameter(Layer):

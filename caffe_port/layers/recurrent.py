@@ -142,7 +142,7 @@ class Lstm(Layer):
     The second bottom, if any, is cont: 0 where a sequence begins; without it, a forward is one sequence.
 
     Differs from PyTorch: torch.nn.LSTM orders the gates i, f, g, o, and has two biases. Differs from Caffe: with cont,
-    Caffe continues from the final state of the previous forward; here a forward begins with zeros.
+    see the module docstring about the state between two forwards.
     ``clipping_threshold`` bounds gradients in Caffe; here it has no effect.
     Blobs: weight_x (4 H, I), weight_h (4 H, H), bias (4 H)
     Reference: junhyukoh/caffe-lstm lstm_layer.cpp; tianzhi0549/CTPN lstm_layer.cpp
@@ -164,17 +164,23 @@ class Lstm(Layer):
         self.weight_x = nn.Parameter(torch.empty(4 * hidden_size, input_size))
         self.weight_h = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
         self.bias = nn.Parameter(torch.empty(4 * hidden_size))
+        self.stateful = False
+        self.state: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, cont: Tensor | None = None) -> Tensor:
         steps = x if self.streams is None else x.reshape(-1, self.streams, self.weight_x.shape[1])
         gates = F.linear(steps, self.weight_x, self.bias)
         going_on = None if cont is None else (cont.reshape(gates.shape[0], -1, 1) != 0).to(x.dtype)
         h = c = x.new_zeros(gates.shape[1], self.hidden_size)
+        if self.stateful and cont is not None and self.state is not None and self.state[0].shape == h.shape:
+            h, c = self.state
         tops = []
         for t in range(gates.shape[0]):
             on = x.new_ones(1, 1) if going_on is None else going_on[t]
             c, h = lstm_step(c, gates[t] + F.linear(on * h, self.weight_h), on)
             tops.append(h)
+        if self.stateful:
+            self.state = h.detach(), c.detach()
         top = torch.stack(tops)
         return top if self.streams is None else top.flatten(0, 1)
 

@@ -20,6 +20,7 @@ from caffe_port.data.records import from_layer
 from caffe_port.errors import CaffePortError, SpecError, first_line
 from caffe_port.formats.message import Message
 from caffe_port.layers import fillers
+from caffe_port.layers.data import DummyData
 from caffe_port.layers.layer import class_of
 from caffe_port.layers.linear import InnerProduct
 from caffe_port.net.net import infer_by_running
@@ -431,10 +432,9 @@ class DummyDataLayer(Layer):
                 blob.memory.view(shape).fill_(value)
 
     def forward(self, bottom: Blobs, top: Blobs) -> None:
-        for blob, (kind, a, b) in zip(top, self.draws, strict=True):
-            if kind != "constant":
-                value = torch.empty(blob._shape, device=settings.device)
-                blob.put(value.uniform_(a, b) if kind == "uniform" else value.normal_(a, b))
+        for blob, draw in zip(top, self.draws, strict=True):
+            if draw[0] != "constant":
+                blob.put(DummyData.fill(torch.empty(blob._shape, device=settings.device), *draw))
 
 
 class FeedLayer(Layer):

@@ -26,10 +26,13 @@ def per_top(name: str, values: Sequence[Any], tops: int) -> list[Any]:
 
 
 def distribution(filler: Message, shape: Shape) -> tuple[str, float, float]:
-    """What a filler draws: ("constant", value, 0), ("uniform", low, high) or ("gaussian", mean, deviation).
+    """What a filler draws: ("constant", value, 0), ("uniform", low, high), ("gaussian", mean, deviation), ("sparse",
+    deviation, share of the values that are not 0), ("positive_unitball", 0, 0) or ("bilinear", 0, 0).
 
     Raises:
-        SpecError: the filler is of another kind.
+        SpecError: the filler is of another kind, or cannot fill this shape.
+
+    Source: filler.hpp
     """
     if filler.type == "constant":
         return "constant", filler.value, 0.0
@@ -37,15 +40,26 @@ def distribution(filler: Message, shape: Shape) -> tuple[str, float, float]:
         return "uniform", filler.min, filler.max
     if filler.type == "gaussian" and filler.sparse < 0:
         return "gaussian", filler.mean, filler.std
-    if filler.type in ("xavier", "msra") and len(shape) > 1:
-        count = math.prod(shape)
-        fan_in, fan_out = count / shape[0], count / shape[1]
+    rows, columns, *_ = (max(n, 1) for n in (*shape, 1, 1))
+    if filler.type == "gaussian" and not filler.mean and filler.sparse <= rows:
+        return "sparse", filler.std, filler.sparse / rows
+    if filler.type in ("xavier", "msra"):
+        count = max(math.prod(shape), 1)
+        fan_in, fan_out = count / rows, count / columns
         n = {"FAN_IN": fan_in, "FAN_OUT": fan_out, "AVERAGE": (fan_in + fan_out) / 2}[filler.variance_norm]
         if filler.type == "xavier":
             return "uniform", -math.sqrt(3 / n), math.sqrt(3 / n)
         return "gaussian", 0.0, math.sqrt(2 / n)
+    if filler.type == "positive_unitball":
+        return filler.type, 0.0, 0.0
+    if filler.type == "bilinear":
+        if len(shape) != 4 or shape[2] != shape[3]:
+            raise SpecError(f"filler 'bilinear' needs a square 4-D blob, got {tuple(shape)}")
+        return filler.type, 0.0, 0.0
+    kind = filler.type if filler.type != "gaussian" else "gaussian, sparse,"
     raise SpecError(
-        f"DummyData does not support the filler '{filler.type}'; use constant, uniform, gaussian, xavier or msra"
+        f"DummyData does not support the filler '{kind}'; use constant, uniform, gaussian, xavier, msra, "
+        "positive_unitball or bilinear"
     )
 
 

@@ -59,8 +59,11 @@ def values(group: Any, name: str, where: str) -> Array:
     return np.asarray(dataset[()])
 
 
-def layers(group: Any, where: str, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
-    """The groups that hold datasets 0, 1, ..., by layer name; a '/' in a name makes HDF5 nest groups.
+def layers(
+    group: Any, where: str, prefix: str = "", seen: frozenset[int] = frozenset()
+) -> Iterator[tuple[str, Any, list[str]]]:
+    """The groups that hold datasets 0, 1, ..., with the layer's name and those of the datasets; and empty groups. A '/'
+    in a name makes HDF5 nest groups, also within that of another layer: ``conv`` and ``conv/bn``.
 
     Raises:
         ParseError: a group contains itself.
@@ -72,7 +75,9 @@ def layers(group: Any, where: str, prefix: str = "", seen: frozenset[int] = froz
         inner = member(group, name, where)
         if hasattr(inner, "shape"):
             continue
-        if all(key.isdecimal() and hasattr(member(inner, key, where), "shape") for key in inner):
-            yield prefix + name, inner
-        else:
+        keys = [key for key in inner if hasattr(member(inner, key, where), "shape")]
+        blobs = sorted((key for key in keys if key.isdecimal()), key=int)
+        if blobs or not len(inner):
+            yield prefix + name, inner, blobs
+        if len(keys) < len(inner):
             yield from layers(inner, where, f"{prefix}{name}/", seen | {address})

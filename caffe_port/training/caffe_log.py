@@ -290,17 +290,19 @@ class _Reader:
         """Fills the log."""
         log, first = self.log, _first(self.found)
         lines: dict[tuple[str, int, int], dict[str, Any]] = {}
-        starts: dict[int, int] = {}
+        reached: dict[int, int] = {}
         for run, process, line in self.found:
             if process not in first[line["kind"]]:
                 log.of_others += 1
                 continue
-            if run not in starts:
-                starts[run] = line["iter"]
+            # where the lines that say so were left out, an iteration before the last one tells that a run began
+            if run not in reached or (line["kind"] == "train" and line["iter"] < reached[run]):
                 beyond = [key for key, one in lines.items() if one["iter"] > line["iter"]]
                 log.replaced += len(beyond)
                 for key in beyond:
                     del lines[key]
+            if line["kind"] == "train" or run not in reached:
+                reached[run] = line["iter"]
             log.replaced += _key(line) in lines and bool(lines.pop(_key(line)))
             lines[_key(line)] = line
         for line in lines.values():

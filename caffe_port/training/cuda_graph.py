@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffe_port.errors import CaffePortError
+
 Batches = list[list[Tensor]]
 WARM_UP = 3
 
@@ -44,6 +46,11 @@ class GraphedUpdate:
         if self.graph is None:
             self._capture(batches)
         assert self.graph is not None
+        if [top.shape for top in _flat(self.inputs)] != [top.shape for top in _flat(batches)]:
+            raise CaffePortError(
+                "batches of different shapes cannot be computed by one CUDA graph",
+                hint="Omit --cuda-graph and --fast; --amp bf16 and --channels-last do not need it.",
+            )
         for mine, theirs in zip(_flat(self.inputs), _flat(batches), strict=True):
             mine.copy_(theirs)
         self.graph.replay()

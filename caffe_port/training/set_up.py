@@ -38,9 +38,10 @@ from caffe_port.signatures.signature import signature_of
 from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.storage.files import find
 from caffe_port.terminal import count
-from caffe_port.training import fused_layers, processes, solver
+from caffe_port.training import fused_layers, processes, recurrent, solver
 from caffe_port.training.optimizers import CaffeOptimizer
 from caffe_port.training.run_folder import Claim, RunFolder, restore_random_states, seed_everything
+from caffe_port.training.sizes import Sizes
 from caffe_port.training.snapshot import restore
 from caffe_port.training.solver import SolverSpec
 from caffe_port.typing import Array
@@ -154,6 +155,7 @@ class TestNet:
 
     Attributes:
         batches: number of batches in a test.
+        states: those of its recurrent layers, after its last test.
     """
 
     __test__ = False  # no tests are in this class, whatever its name
@@ -161,6 +163,11 @@ class TestNet:
     net: Net
     feeds: list[Feed]
     batches: int
+    sizes: Sizes = field(init=False)
+    states: recurrent.States = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", Sizes(self.net.plans[False].spec, self.feeds))
 
     def take_over(self, trained: Net) -> None:
         """Copies the blobs of the trained layers, by name. Source: Net::ShareTrainedLayersWith."""
@@ -211,11 +218,14 @@ class Training:
     drawn: float = field(default_factory=time.monotonic)
     plateau: solver.Plateau | None = None
     start: int = 0
+    sizes: Sizes = field(init=False)
 
-    def batch(self, phase: str, number: int) -> list[Tensor]:
+    def __post_init__(self) -> None:
+        self.sizes = Sizes(self.net.plans[True].spec, self.feeds["TRAIN"])
+
+    def batch(self, number: int) -> list[Tensor]:
         """This process's rows of a batch, in the order of the net's inputs."""
-        tops = [top for feed in self.feeds[phase] for top in feed.batch(number)]
-        return [processes.rows(top, bool(self.options.channels_last)) for top in tops]
+        return [processes.rows(top, bool(self.options.channels_last)) for top in self.sizes.batch(number)]
 
     @property
     def batch_size(self) -> int:
@@ -282,8 +292,12 @@ def set_up(
         spec = spec.changed(max_iter=math.ceil(options.epochs * size / batch))
     spec = spec.changed(max_iter=options.max_iter)
     net = _net(specs, feeds, seed)
+    if recurrent.keep(net) and (options.cuda_graph or options.compile):
+        notes.append("recurrent layers go on where the last batch ended: without compilation and CUDA graphs")
+        options = replace(options, cuda_graph=False, compile=False)
     loaded = [caffemodel.read(path) for path in _weights(spec, options)]
     notes += _notes([net.load_weights(weights, fill=False) for weights in loaded])
+    notes += _unreadable(net) if spec.snapshot_format == "HDF5" else []
     net.to(device).train()
     if options.channels_last is None:
         options = replace(options, channels_last=device.type == "cpu" and prefers_channels_last(net))
@@ -427,6 +441,21 @@ def _notes(reports: Sequence[LoadReport]) -> list[str]:
     return load_notes(LoadReport((), drawn, tuple(dict.fromkeys(name for one in reports for name in one.unused))))
 
 
+def _unreadable(net: Net) -> list[str]:
+    """A note if Caffe cannot load HDF5 snapshots: it takes a group within a layer's for a further blob of it.
+
+    Source: Net::CopyTrainedLayersFromHDF5
+    """
+    layers = net.caffe_layers()
+    pairs = ((name, name.rpartition("/")[0]) for name in layers if "/" in name)
+    inner, outer = next(((a, b) for a, b in pairs if b in layers and layers[b].blob_names()), ("", ""))
+    if not inner:
+        return []
+    return [
+        f"caffe-port can load HDF5 snapshots with layers '{outer}' and '{inner}', Caffe cannot; BINARYPROTO suits both"
+    ]
+
+
 def _shapes(net: NetSpec, feeds: Sequence[Feed]) -> dict[str, tuple[int, ...]]:
     """The shapes of the inputs, by blob name."""
     tops = [(shape[0] // processes.world_size() or 1, *shape[1:]) for feed in feeds for shape in feed.shapes]
@@ -460,6 +489,7 @@ def _test_net(
         SpecError: a layer's blobs have another number or shape than those of the trained layer of the same name.
     """
     net = Net(spec, _shapes(spec, feeds), seed=seed)
+    recurrent.keep(net)
     for weights in loaded:
         if not {layer.name for layer in weights.layers}.isdisjoint(net.caffe_layers()):
             net.load_weights(weights, fill=False)
@@ -487,6 +517,10 @@ def _feeds(
             f"reads no data in phase {phase}", net.path, f"Add a data layer with include {{ phase: {phase} }}."
         )
     size = options.batch_size if phase == "TRAIN" else None
+    for layer in net.layers if options.data is None else ():
+        if layer.name in net.borrowed and not layer.bottoms:
+            what = f"belongs to another phase or stage, and in phase {phase} no layer makes '{layer.tops[0]}'"
+            raise layer.error(what, f"Add a data layer with include {{ phase: {phase} }}.")
     if options.data is None:
         shuffle = options.shuffle if phase == "TRAIN" else None
         feeds = [
@@ -572,16 +606,15 @@ def _check_classes(net: Net, feeds: Mapping[str, list[Feed]]) -> None:
         losses = [
             s.layer for s in plan.steps if s.layer.type == "SoftmaxWithLoss" and not s.layer.param.has("loss_param")
         ]
-        inputs = dict(plan.spec.inputs).values()
+        owners = [(feed, k) for feed in feeds.get(phase, []) for k in range(len(feed.shapes))]
+        inputs = dict(zip((producer for _, producer in plan.spec.inputs), owners, strict=False))
         for layer in losses:
-            if layer.producers[1] not in inputs:
-                continue
+            feed, top = inputs.get(layer.producers[1], (None, 0))
             classes = plan.shapes[layer.producers[0]][layer.param.softmax_param.axis]
-            for feed in feeds.get(phase, []):
-                if isinstance(feed, ImageFeed):
-                    feed.data.check_labels(classes)
-                elif isinstance(feed, RecordFeed):
-                    feed.classes = classes
+            if isinstance(feed, ImageFeed):
+                feed.data.check_labels(classes)
+            elif isinstance(feed, RecordFeed) and top == 1:
+                feed.classes = min(classes, feed.classes or classes)
 
 
 def _check_detections(test: NetSpec, only: bool) -> None:
@@ -617,6 +650,10 @@ def _resume(t: Training) -> int:
         restore_random_states(extra["random"])
         t.best, losses = extra["best"], extra["losses"]
         t.losses.extend(losses)
+        kept = [recurrent.unpacked(own, t.net, str(state.path)) for own in extra.get("recurrent", ())]
+        for own, test in zip(kept[1:], t.tests, strict=False):
+            test.states.update(own)
+        recurrent.put(t.net, kept[0] if kept else {})
         t.seconds_before = float(extra.get("seconds", 0))
         t.untrained = extra.get("untrained")
     if processes.is_first():

@@ -22,9 +22,9 @@ from caffe_port.errors import CaffePortError
 from caffe_port.evaluation.average_precision import Detections
 from caffe_port.net.net import Net
 from caffe_port.spec import NetSpec
-from caffe_port.training import heap, plots, processes, run_folder, signals, solver
+from caffe_port.training import heap, plots, processes, recurrent, run_folder, signals, solver
 from caffe_port.training.cuda_graph import GraphedUpdate
-from caffe_port.training.set_up import Listener, Training, TrainOptions, TrainResult, facts, set_up
+from caffe_port.training.set_up import Listener, TestNet, Training, TrainOptions, TrainResult, facts, set_up
 from caffe_port.training.solver import SolverSpec
 
 __all__ = ["Listener", "TrainOptions", "TrainResult", "train"]
@@ -79,7 +79,7 @@ def _loop(t: Training, start: int, stop: list[str]) -> TrainResult:
 
         t.net.train()
         rate = solver.set_iteration(t.optimizer, spec, it)
-        batches = [t.batch("TRAIN", it * spec.iter_size + k) for k in range(spec.iter_size)]
+        batches = [t.batch(it * spec.iter_size + k) for k in range(spec.iter_size)]
         if graphed is not None:
             t.unread.append(graphed(batches))
         else:
@@ -161,12 +161,13 @@ class _OverError(Exception):
     """An iteration was stopped between two of its batches."""
 
 
-Kept = tuple[dict[str, Tensor], dict[str, Any]]
+Kept = tuple[dict[str, Tensor], dict[str, Any], recurrent.States]
 
 
 def _kept(net: Net) -> Kept:
-    """What a forward pass in TRAIN changes: the statistics and the random states."""
-    return {name: buffer.clone() for name, buffer in net.named_buffers()}, run_folder.random_states()
+    """What a forward pass in TRAIN changes: statistics, random states, and the states of recurrent layers."""
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    return buffers, run_folder.random_states(), recurrent.states(net)
 
 
 def _put_back(net: Net, kept: Kept | None) -> None:
@@ -174,6 +175,7 @@ def _put_back(net: Net, kept: Kept | None) -> None:
         for name, buffer in net.named_buffers():
             buffer.copy_(kept[0][name])
         run_folder.restore_random_states(kept[1])
+        recurrent.put(net, kept[2])
 
 
 def _gradients(t: Training, batches: list[list[Tensor]], over: Callable[[], bool] = lambda: False) -> Tensor:
@@ -223,24 +225,41 @@ def _test(t: Training, it: int, stop: list[str], stoppable: bool = True) -> None
         if test.net is not t.net:
             test.take_over(t.net)
         test.net.eval()
-        first = t.spec.tests_before(it) * test.batches
-        sums: dict[str, Tensor] = {}
-        found: dict[str, Detections] = {}
-        for k in processes.share_of(test.batches):
-            if processes.world_size() == 1 and (_over_within(t, it, stop) if stoppable else stop):
+        trained = recurrent.states(test.net)
+        recurrent.put(test.net, test.states)
+        try:
+            found = _outputs(t, it, number, test, lambda: _over_within(t, it, stop) if stoppable else bool(stop))
+            if found is None:
                 return
-            with t.autocast():
-                outputs = test.net(*(top for feed in test.feeds for top in feed.batch(first + k)))
-            named = outputs if isinstance(outputs, dict) else {test.net.outputs[0]: outputs}
-            for name in _detections(test.net.plans[False].spec) if t.spec.detects else ():
-                found.setdefault(name, Detections()).add(named[name].float().cpu().numpy())
-            for name, value in _scalars({name: top for name, top in named.items() if name not in found}):
-                sums[name] = sums[name] + value if name in sums else value
-            t.listen({"kind": "testing", "iter": it, "net": number, "batch": k + 1, "batches": test.batches})
-        means = {name: processes.total(value) / max(test.batches, 1) for name, value in sums.items()}
-        means |= {name: one.mean(t.spec.ap_version) for name, one in found.items()}
-        per_class = {name: one.by_class(t.spec.ap_version) for name, one in found.items()}
-        _tested(t, it, number, means, per_class if t.spec.show_per_class_result else {})
+            test.states.update(recurrent.states(test.net))
+        finally:
+            recurrent.put(test.net, trained)
+        _tested(t, it, number, *found)
+
+
+Tested = tuple[dict[str, float], dict[str, dict[int, float]]]
+
+
+def _outputs(t: Training, it: int, number: int, test: TestNet, over: Callable[[], bool]) -> Tested | None:
+    """The means of a test net's outputs, and the average precision of each class; None if ``over`` ended the test."""
+    first = t.spec.tests_before(it) * test.batches
+    sums: dict[str, Tensor] = {}
+    found: dict[str, Detections] = {}
+    for k in processes.share_of(test.batches):
+        if processes.world_size() == 1 and over():
+            return None
+        with t.autocast():
+            outputs = test.net(*test.sizes.batch(first + k))
+        named = outputs if isinstance(outputs, dict) else {test.net.outputs[0]: outputs}
+        for name in _detections(test.net.plans[False].spec) if t.spec.detects else ():
+            found.setdefault(name, Detections()).add(named[name].float().cpu().numpy())
+        for name, value in _scalars({name: top for name, top in named.items() if name not in found}):
+            sums[name] = sums[name] + value if name in sums else value
+        t.listen({"kind": "testing", "iter": it, "net": number, "batch": k + 1, "batches": test.batches})
+    means = {name: processes.total(value) / max(test.batches, 1) for name, value in sums.items()}
+    means |= {name: one.mean(t.spec.ap_version) for name, one in found.items()}
+    per_class = {name: one.by_class(t.spec.ap_version) for name, one in found.items()}
+    return means, per_class if t.spec.show_per_class_result else {}
 
 
 def _detections(test: NetSpec) -> list[str]:
@@ -326,7 +345,13 @@ def _snapshot(t: Training, it: int) -> None:
             t.optimizer,
             t.spec,
             it,
-            {"best": t.best, "untrained": t.untrained, "losses": list(t.losses), "seconds": round(t.seconds(), 3)},
+            {
+                "best": t.best,
+                "untrained": t.untrained,
+                "losses": list(t.losses),
+                "seconds": round(t.seconds(), 3),
+                "recurrent": list(map(recurrent.packed, (recurrent.states(t.net), *(test.states for test in t.tests)))),
+            },
             t.plateau,
         )
         _report(t, {"kind": "snapshot", "iter": it, "file": saved.state.name})

@@ -88,6 +88,18 @@ def test_force_gray_decodes_to_grey(tmp_path: Path) -> None:
 # -- databases ------------------------------------------------------------------------------------------------------
 
 
+def test_an_empty_data_beside_floats(tmp_path: Path) -> None:
+    """Caffe asks for the length of ``data``, not whether it is set. Source: data_transformer.cpp."""
+    values = RNG.standard_normal((2, 2 * 3 * 4)).astype(np.float32)
+    shape = {"channels": 2, "height": 3, "width": 4}
+    make_lmdb(
+        tmp_path, [write(Message("Datum", **shape, data=b"", float_data=row, label=k)) for k, row in enumerate(values)]
+    )
+    data, label = records.from_layer(data_layer(tmp_path), "TRAIN").batch(0)
+    np.testing.assert_array_equal(data.numpy().reshape(2, -1), values)
+    assert label.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("form", ["raw", "encoded", "floats"])
 def test_lmdb_is_read_in_sequence(tmp_path: Path, form: str) -> None:
     make_lmdb(tmp_path, datums(encoded=form == "encoded", floats=form == "floats"))
@@ -149,7 +161,7 @@ def test_databases_that_cannot_be_read(tmp_path: Path) -> None:
             records.from_layer(data_layer(tmp_path), "TRAIN")
     with pytest.raises(SpecError, match="has no batch_size"):
         records.from_layer(data_layer(tmp_path, size=0), "TRAIN")
-    with pytest.raises(SpecError, match="does not read from files; give the data with --data"):
+    with pytest.raises(SpecError, match=r"data of a .* are not read from files; give the data with --data"):
         records.from_layer(layer(tmp_path, "", "MemoryData"), "TRAIN")
 
 
@@ -172,7 +184,7 @@ def test_an_empty_database_and_pictures_that_differ(tmp_path: Path) -> None:
     other = write(Message("Datum", channels=3, height=2, width=2, data=bytes(12)))
     make_lmdb(tmp_path, [*datums()[:1], other])
     feed = records.from_layer(data_layer(tmp_path), "TRAIN")
-    with pytest.raises(CaffePortError, match=r"record 1 has shape \(3, 2, 2\), the first has \(3, 7, 6\)"):
+    with pytest.raises(CaffePortError, match=r"record 1 has shape \(3, 2, 2\), the first of its batch has \(3, 7, 6\)"):
         feed.batch(0)
     cut = records.from_layer(data_layer(tmp_path, "transform_param { crop_size: 2 }"), "TRAIN")
     assert cut.batch(0)[0].shape == (2, 3, 2, 2)
@@ -349,7 +361,9 @@ def test_lists_of_pictures(tmp_path: Path) -> None:
     [
         ("a.png\n", "list.txt:1: .*expected a path"),
         ("\n", "lists no images"),
-        ("absent.png 1\n", "absent.png: .*cannot be read"),
+        ("absent.png 1\n", "lists 'absent.png', which does not exist"),
+        ("absent.png 0 1\n", "lists 'absent.png 0', which does not exist\n.*one label per image"),
+        ("absent.png 0.5\n", "list.txt:1: .*a whole number; got .*\n.*one label per image"),
         ("list.txt 1\n", "cannot be decoded"),
     ],
 )
@@ -357,6 +371,27 @@ def test_lists_that_cannot_be_read(tmp_path: Path, lines: str, message: str) -> 
     (tmp_path / "list.txt").write_text(lines)
     with pytest.raises(CaffePortError, match=message):
         records.from_layer(layer(tmp_path, 'image_data_param { source: "list.txt" }', "ImageData"), "TEST")
+
+
+def test_lists_as_people_write_them(tmp_path: Path) -> None:
+    """Tabs, which Caffe took before 1.0; Windows' line ends, separators and mark; a root beside the list."""
+    (tmp_path / "pictures").mkdir()
+    for k in range(3):
+        cv2.imwrite(str(tmp_path / f"pictures/a {k}.png"), PICTURES[k].transpose(1, 2, 0))
+    lines = "\ufeffpictures\\a 0.png\t7\r\n pictures/a 1.png  +8  \r\npictures\\a 2.png 9\r\n"
+    (tmp_path / "list.txt").write_text(lines, encoding="utf-8", newline="")
+    (tmp_path / "below.txt").write_text("a 2.png 4\n")
+    feed = records.from_layer(
+        layer(tmp_path, 'image_data_param { source: "list.txt" batch_size: 3 }', "ImageData"), "TEST"
+    )
+    data, label = feed.batch(0)
+    np.testing.assert_array_equal(data.numpy(), PICTURES[:3].astype(np.float32))
+    assert label.tolist() == [7, 8, 9]
+    text = 'image_data_param { source: "below.txt" batch_size: 1 root_folder: "pictures/" }'
+    data, _ = records.from_layer(layer(tmp_path, text, "ImageData"), "TEST").batch(0)
+    np.testing.assert_array_equal(data.numpy(), PICTURES[2:3].astype(np.float32))
+    with pytest.raises(CaffePortError, match=r"'picturesa 2\.png', which does not exist\n.*let it end in '/'"):
+        records.from_layer(layer(tmp_path, text.replace("pictures/", "pictures"), "ImageData"), "TEST")
 
 
 def hdf5(folder: Path) -> list[np.ndarray]:
@@ -368,14 +403,24 @@ def hdf5(folder: Path) -> list[np.ndarray]:
     return arrays
 
 
-def test_hdf5_files_one_after_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ["0.h5\n1.h5\n", "0.h5 1.h5", "\ufeff0.h5\r\n1.h5\r\n\r\n"])
+def test_hdf5_files_one_after_the_other(tmp_path: Path, names: str) -> None:
     arrays = np.concatenate(hdf5(tmp_path))
+    (tmp_path / "list.txt").write_text(names, encoding="utf-8", newline="")
     feed = records.from_layer(
         layer(tmp_path, 'hdf5_data_param { source: "list.txt" batch_size: 4 }', "HDF5Data"), "TRAIN"
     )
     data, label = feed.batch(1)
     np.testing.assert_array_equal(data.numpy(), arrays[[4, 0, 1, 2]])
     assert label.tolist() == [11, 0, 1, 2]
+
+
+def test_the_name_of_an_hdf5_file_may_contain_a_space(tmp_path: Path) -> None:
+    hdf5(tmp_path)
+    (tmp_path / "1.h5").rename(tmp_path / "0.h5 1.h5")
+    (tmp_path / "list.txt").write_text("0.h5 1.h5\n")
+    text = 'hdf5_data_param { source: "list.txt" batch_size: 2 }'
+    assert records.from_layer(layer(tmp_path, text, "HDF5Data"), "TRAIN").batch(0)[1].tolist() == [10, 11]
 
 
 def test_hdf5_that_cannot_be_read(tmp_path: Path) -> None:

@@ -563,6 +563,16 @@ def test_batch_norm_saved_in_train(saved_in: str) -> None:
         assert net.notes == ()
 
 
+def test_infogain_loss_of_probabilities() -> None:
+    """Until Caffe 1.0, InfogainLoss took them; now it computes Softmax itself (infogain_loss_layer.cpp)."""
+    scores = layer("data", "Input", "", "data label", "input_param { shape { dim: [2, 3] } shape { dim: 2 } }")
+    for bottom, said in (("data", 0), ("soft", 1)):
+        net = spec(
+            scores + layer("soft", "Softmax", "data", "soft") + layer("loss", "InfogainLoss", f"{bottom} label", "loss")
+        )
+        assert len([note for note in net.notes if "'loss' computes Softmax itself" in note]) == said
+
+
 def test_weights_without_a_definition() -> None:
     weights = caffemodel.Weights("w.h5", "HDF5", (), None)
     with pytest.raises(

@@ -547,3 +547,15 @@ def test_a_real_hdf5_file_equals_its_caffemodel(shared: Path) -> None:
     assert {n: [b.shape for b in layer.blobs] for n, layer in h5.items()} == {
         n: [b.shape for b in layer.blobs] for n, layer in binary.items()
     }
+
+
+def test_names_within_each_other_in_hdf5(tmp_path: Path) -> None:
+    """Caffe makes a group for every layer: that of 'conv/relu' is in that of 'conv', beside its blobs."""
+    path, arrays = tmp_path / "w.caffemodel.h5", [np.full((2, k + 2), k, np.float32) for k in range(12)]
+    blobs = {"conv": dict(enumerate(arrays)), "conv/bn": {0: arrays[1]}, "a/b/c": {0: arrays[2]}, "a/b": {0: arrays[3]}}
+    caffemodel.write_hdf5(path, ["conv", "conv/relu", "conv/bn", "a/b/c", "a/b"], blobs)
+    weights = caffemodel.read(path)
+    assert {layer.name for layer in weights.layers} == blobs.keys()
+    assert weights.empty == ("conv/relu",)
+    for layer in weights.layers:
+        assert [blob.tolist() for blob in layer.blobs] == [blob.tolist() for blob in blobs[layer.name].values()]

@@ -41,7 +41,14 @@ def start_state(weights: Path, slots: int = 1) -> Path:
     Args:
         slots: the solver's arrays for every blob.
     """
-    zeros = [np.zeros_like(blob, np.float32) for layer in caffemodel.read(weights).layers for blob in layer.blobs]
+    read, zeros, shared = caffemodel.read(weights), [], set[str]()
+    params = {layer.name: list(layer.param) for layer in read.net.layer} if read.net is not None else {}
+    for layer in read.layers:
+        names = [param.name for param in params.get(layer.name, [])] + [""] * len(layer.blobs)
+        for blob, name in zip(layer.blobs, names, strict=False):
+            if name not in shared:
+                zeros.append(np.zeros_like(blob, np.float32))
+            shared |= {name} if name else set()
     path = weights.with_suffix(".solverstate")
     solverstate.write(path, solverstate.SolverState(0, str(weights), tuple(slots * zeros)))
     return path

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import registries
 import torch
@@ -9,6 +10,7 @@ from caffe_port.formats import prototxt
 from caffe_port.formats.message import Message
 from caffe_port.layers import Layer, class_of, lookup
 from caffe_port.layers.data import python_layer
+from caffe_port.layers.fillers import fill
 from caffe_port.typing import Shape
 
 
@@ -66,6 +68,30 @@ def test_dummy_data_draws_anew() -> None:
         assert first.std() > 0
 
 
+def test_dummy_data_of_every_filler() -> None:
+    """As the weight fillers, which are written apart from it."""
+
+    def drawn(filler: str, *shape: int) -> torch.Tensor:
+        dims = " ".join(f"dim: {n}" for n in shape)
+        top = layer("DummyData", f"dummy_data_param {{ shape {{ {dims} }} data_filler {{ {filler} }} }}")()
+        assert tuple(top.shape) == shape
+        return top
+
+    for shape in ((3, 2, 4, 4), (2, 5, 3, 3), (1, 2, 1, 1)):
+        rng, filler = np.random.default_rng(0), Message("FillerParameter", type="bilinear")
+        np.testing.assert_allclose(drawn('type: "bilinear"', *shape), fill(filler, shape, rng), atol=1e-6)
+    ball = drawn('type: "positive_unitball"', 4, 3, 50)
+    assert ball.min() >= 0
+    torch.testing.assert_close(ball.sum((1, 2)), torch.ones(4))
+    assert ball[0].std() > 0
+    assert drawn('type: "positive_unitball"', 7).tolist() == [1] * 7
+    sparse = drawn('type: "gaussian" std: 3 sparse: 2', 8, 5000)
+    assert 0.23 < float((sparse != 0).double().mean()) < 0.27
+    assert 2.8 < float(sparse[sparse != 0].std()) < 3.2
+    assert drawn('type: "xavier"', 7000).abs().max() <= 3**0.5
+    assert 1.3 < drawn('type: "msra"', 7000).std() < 1.5
+
+
 @pytest.mark.parametrize(
     ("param", "tops", "text"),
     [
@@ -74,7 +100,9 @@ def test_dummy_data_draws_anew() -> None:
         ("num: 2 channels: 3 height: 4", 1, "gives width 0 times for 1 tops"),
         ("", 1, "gives shape 0 times for 1 tops"),
         ("shape { dim: 2 } data_filler { } data_filler { }", 1, "gives data_filler 2 times for 1 tops"),
-        ('shape { dim: 2 } data_filler { type: "bilinear" }', 1, "does not support the filler 'bilinear'"),
+        ('shape { dim: 2 } data_filler { type: "bilinear" }', 1, "needs a square 4-D blob"),
+        ('shape { dim: 2 } data_filler { type: "orthogonal" }', 1, "does not support the filler 'orthogonal'"),
+        ("shape { dim: 2 } data_filler { type: 'gaussian' sparse: 3 }", 1, "does not support .* 'gaussian, sparse,'"),
     ],
 )
 def test_senseless_dummy_data(param: str, tops: int, text: str) -> None:

@@ -11,7 +11,9 @@ T, N, I, H, S = 5, 3, 6, 4, 2  # noqa: E741 - the letters of the papers
 
 
 def layer(type_: str, *shapes: Shape, expose: bool = False, num_output: int = H) -> Layer:
-    text = f'type: "{type_}" recurrent_param {{ num_output: {num_output} expose_hidden: {str(expose).lower()} }}'
+    more = f"expose_hidden: {str(expose).lower()}" if type_ != "Lstm" else ""
+    message = "recurrent_param" if type_ != "Lstm" else "lstm_param"
+    text = f'type: "{type_}" {message} {{ num_output: {num_output} {more} }}'
     found = lookup(type_)
     assert found is not None
     module = found.build(prototxt.parse(text, "LayerParameter"), shapes)
@@ -83,7 +85,7 @@ def test_exposed_states_continue(type_: str, states: int) -> None:
     torch.testing.assert_close(torch.cat((first, second)), plain(x, always(0)))
 
 
-@pytest.mark.parametrize("type_", ["LSTM", "RNN"])
+@pytest.mark.parametrize("type_", ["LSTM", "Lstm", "RNN"])
 def test_stateful_goes_on_where_the_last_forward_ended(type_: str) -> None:
     module, x = layer(type_, (T, N, I), (T, N)), randn(T, N, I)
     whole = module(x, always(1))

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
 
 import h5py
+import lmdb
 import numpy as np
 import pytest
 import torch
+from beside_caffe import caffe_train, furthest, start_state
 from conftest import HERE
-from small_training import assert_equal, blobs, project
+from small_lmdb import write
+from small_training import DATA, assert_equal, blobs, project
 
 from caffe_port import api
 from caffe_port.errors import CaffePortError, SpecError
 from caffe_port.formats import caffemodel, solverstate
+from caffe_port.formats.message import Message
 from caffe_port.net.net import Net
-from caffe_port.training import run_folder, solver
+from caffe_port.training import caffe_log, run_folder, solver
 from caffe_port.training import train as training
 from caffe_port.training.train import TrainOptions, train
 
@@ -101,6 +106,71 @@ def test_what_a_data_layer_cannot_have(tmp_path: Path) -> None:
         train(tmp_path / "case/ae_solver.prototxt", tmp_path / "run")
 
 
+FCN = """
+layer { name: "data" type: "Data" top: "data" transform_param { mean_value: 104 mean_value: 117 mean_value: 123 }
+  data_param { source: "images" batch_size: 1 backend: LMDB } }
+layer { name: "label" type: "Data" top: "label" data_param { source: "maps" batch_size: 1 backend: LMDB } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param {
+  num_output: 4 kernel_size: 3 pad: 1 stride: 2 weight_filler { type: "xavier" } } }
+layer { name: "up" type: "Deconvolution" bottom: "conv" top: "up" param { lr_mult: 0 } convolution_param {
+  num_output: 4 kernel_size: 4 stride: 2 group: 4 bias_term: false weight_filler { type: "bilinear" } } }
+layer { name: "score" type: "Crop" bottom: "up" bottom: "data" top: "score" crop_param { axis: 2 offset: 1 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "score" bottom: "label" top: "loss"
+  loss_param { ignore_label: 255 normalize: false } }
+"""
+FCN_SOLVER = """
+train_net: "net.prototxt" test_net: "test.prototxt" test_iter: 3 test_interval: 4 base_lr: 1e-6 lr_policy: "fixed"
+momentum: 0.99 iter_size: 2 max_iter: 6 display: 1 snapshot_prefix: "fcn" solver_mode: CPU
+"""
+
+
+def segmentation(folder: Path) -> Path:
+    """Images of three sizes and their maps, in two databases, as FCN has them; returns the solver's path."""
+    rng = np.random.default_rng(5)
+    for k, size in enumerate([(12, 10), (9, 14), (16, 11), (9, 14), (12, 10)]):
+        for name, array in (("images", rng.integers(0, 256, (3, *size))), ("maps", rng.integers(0, 4, (1, *size)))):
+            shape = dict(zip(("channels", "height", "width"), array.shape, strict=True))
+            with lmdb.open(str(folder / name), map_size=1 << 24) as env, env.begin(write=True) as txn:
+                txn.put(b"%08d" % k, write(Message("Datum", **shape, data=array.astype(np.uint8).tobytes())))
+    (folder / "net.prototxt").write_text(FCN)
+    # in the fork, two nets that read one database in a layer of the same name wait forever
+    (folder / "test.prototxt").write_text(
+        FCN.replace('name: "data"', 'name: "d"').replace('name: "label"', 'name: "l"')
+    )
+    (folder / "solver.prototxt").write_text(FCN_SOLVER)
+    return folder / "solver.prototxt"
+
+
+def test_images_of_several_sizes_one_by_one(tmp_path: Path, caffe: Path) -> None:
+    solver_path = segmentation(tmp_path)
+    train(solver_path, tmp_path / "start", TrainOptions(max_iter=0))
+    start = tmp_path / "start/last.caffemodel"
+    log = caffe_log.parse(
+        caffe_train(caffe, tmp_path, "-solver", "solver.prototxt", "-snapshot", str(start_state(start)))
+    )
+    train(solver_path, tmp_path / "run", TrainOptions(weights=str(start)))
+    losses = [line["loss"] for line in lines(tmp_path / "run", "train")]
+    assert losses == pytest.approx([line["loss"] for line in log.trained][:6], rel=1e-4)
+    tests = [line["outputs"]["loss"] for line in lines(tmp_path / "run", "test")]
+    assert tests[:2] == pytest.approx([line["outputs"]["loss"] for line in log.tests], rel=1e-4)
+    assert furthest(tmp_path / "run/snapshots/fcn_iter_6.caffemodel", tmp_path / "fcn_iter_6.caffemodel") < 1e-5
+
+
+def test_a_layer_that_cannot_take_another_size(tmp_path: Path) -> None:
+    path = segmentation(tmp_path)
+    net = tmp_path / "net.prototxt"
+    path.write_text("net: 'net.prototxt' base_lr: 0.1 lr_policy: 'fixed' max_iter: 6")
+    net.write_text("""
+        layer { name: "data" type: "Data" top: "data" top: "label"
+          data_param { source: "images" batch_size: 1 backend: LMDB } }
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip"
+          inner_product_param { num_output: 2 weight_filler { type: "gaussian" std: 1e-4 } } }
+        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+    """)
+    with pytest.raises(SpecError, match=r"layer 'ip' .* has weight \(2, 360\) .* have \(2, 378\) .* \(1, 3, 9, 14\)"):
+        train(path, tmp_path / "run")
+
+
 NVIDIAS = """
     default_forward_type: FLOAT16 default_backward_type: FLOAT16 global_grad_scale: 1000
     layer { name: "d" type: "DummyData" top: "x" top: "l" dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
@@ -109,6 +179,64 @@ NVIDIAS = """
       inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
     layer { name: "s" type: "SoftmaxWithLoss" bottom: "f" bottom: "l" top: "s" }
 """
+
+
+@pytest.mark.parametrize(("phase", "other"), [("TRAIN", "TEST"), ("TEST", "TRAIN")])
+def test_the_data_of_another_phase_are_not_taken(tmp_path: Path, phase: str, other: str) -> None:
+    """Caffe: Unknown bottom blob 'data'. The net is not trained on what it is tested on, nor the reverse."""
+    path = project(tmp_path, data=DATA.replace("hdf5_data_param", f"include {{ phase: {other} }} hdf5_data_param"))
+    with pytest.raises(SpecError, match=f"'data' .* phase or stage, and in phase {phase} no layer makes 'data'"):
+        train(path, tmp_path / "run")
+
+
+def test_hdf5_is_not_transformed(tmp_path: Path) -> None:
+    """Caffe: HDF5Data does not transform data. Source: hdf5_data_layer.cpp."""
+    path = project(tmp_path, data=DATA.replace("hdf5_data_param", "transform_param { scale: 0.5 } hdf5_data_param"))
+    with pytest.raises(SpecError, match=r"'data' \(HDF5Data\): does not transform its data"):
+        train(path, tmp_path / "run")
+
+
+def test_labels_are_checked_against_the_loss_that_reads_them(tmp_path: Path) -> None:
+    """The images' database has labels, too, which nobody reads; and two losses have their own numbers of classes."""
+    rng, labels = np.random.default_rng(0), {"a": [0, 1, 2], "b": [7, 3, 8], "images": [999, 500, 3]}
+    for name, own in labels.items():
+        with lmdb.open(str(tmp_path / name), map_size=1 << 24) as env, env.begin(write=True) as txn:
+            for k, label in enumerate(own):
+                data = rng.integers(0, 256, 24).astype(np.uint8).tobytes()
+                datum = Message("Datum", channels=2, height=3, width=4, data=data, label=label)
+                txn.put(b"%08d" % k, write(datum))
+    net = 'layer { name: "i" type: "Data" top: "x" data_param { source: "images" batch_size: 3 backend: LMDB } }'
+    for name, classes in (("a", 3), ("b", 9)):
+        net += f"""
+            layer {{ name: "{name}" type: "Data" top: "x_{name}" top: "label_{name}"
+              data_param {{ source: "{name}" batch_size: 3 backend: LMDB }} }}
+            layer {{ name: "cat_{name}" type: "Concat" bottom: "x" bottom: "x_{name}" top: "cat_{name}" }}
+            layer {{ name: "ip_{name}" type: "InnerProduct" bottom: "cat_{name}" top: "ip_{name}"
+              inner_product_param {{ num_output: {classes} }} }}
+            layer {{ name: "loss_{name}" type: "SoftmaxWithLoss" bottom: "ip_{name}" bottom: "label_{name}"
+              top: "loss_{name}" }}"""
+    (tmp_path / "net.prototxt").write_text(net)
+    path = tmp_path / "solver.prototxt"
+    path.write_text('net: "net.prototxt" base_lr: 0.01 lr_policy: "fixed" max_iter: 2')
+    assert train(path, tmp_path / "run").iter == 2
+    (tmp_path / "net.prototxt").write_text(net.replace("num_output: 9", "num_output: 8"))
+    with pytest.raises(CaffePortError, match="record 2 has label 8; the net has 8 classes"):
+        train(path, tmp_path / "again")
+
+
+def test_an_infogain_matrix_in_the_folder_of_the_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, matrix = project(tmp_path), np.random.default_rng(0).uniform(0.1, 1, (1, 1, 5, 5)).astype(np.float32)
+    (tmp_path / "h.binaryproto").write_bytes(write(caffemodel.blob_message(matrix)))
+    net = tmp_path / "net.prototxt"
+    losses = """layer { name: "p" type: "Softmax" bottom: "ip" top: "p" }
+        layer { name: "l" type: "InfogainLoss" bottom: "p" bottom: "label" top: "loss"
+          infogain_loss_param { source: "h.binaryproto" } }"""
+    net.write_text(net.read_text().partition('layer { name: "accuracy"')[0] + losses)
+    monkeypatch.chdir("/")
+    assert train(path, tmp_path / "run", TrainOptions(max_iter=1)).iter == 1
+    net.write_text(net.read_text().replace("h.binaryproto", "absent.binaryproto"))
+    with pytest.raises(CaffePortError, match=r"absent\.binaryproto: "):
+        train(path, tmp_path / "again", TrainOptions(max_iter=1))
 
 
 def test_half_precision_of_nvidias_is_trained_in_float32(tmp_path: Path) -> None:
@@ -295,6 +423,21 @@ def test_hdf5_snapshots(tmp_path: Path) -> None:
     ]
 
 
+def test_names_within_each_other_in_hdf5(tmp_path: Path) -> None:
+    """Caffe says "Incompatible number of blobs for layer conv" of its own file; here it can be resumed."""
+    path, said = project(tmp_path), []
+    net = tmp_path / "net.prototxt"
+    net.write_text(net.read_text().replace('name: "bn"', 'name: "conv/bn"'))
+    train(path, tmp_path / "binary", TrainOptions(max_iter=1), said.append)
+    assert not [event for event in said if event["kind"] == "note" and "HDF5" in event["text"]]
+    path.write_text(path.read_text() + "snapshot_format: HDF5")
+    train(path, tmp_path / "whole", listen=said.append)
+    assert [event["text"] for event in said if event["kind"] == "note" and "'conv' and 'conv/bn'" in event["text"]]
+    train(path, tmp_path / "halves", TrainOptions(max_iter=8))
+    train(path, tmp_path / "halves", TrainOptions(resume=True))
+    assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "halves"))
+
+
 def test_a_shared_blob_is_written_once(tmp_path: Path) -> None:
     from caffe_port.training.snapshot import own_blobs
 
@@ -359,6 +502,74 @@ def test_the_time_limit_within_a_test_or_an_iteration(
     monkeypatch.undo()
     train(path, tmp_path / "pieces", TrainOptions(resume=True))
     assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "pieces"))
+
+
+# -- recurrent layers -----------------------------------------------------------------------------------------------
+
+RECURRENT = """
+layer { name: "data" type: "HDF5Data" top: "data" top: "cont" top: "label" include { phase: TRAIN }
+  hdf5_data_param { source: "train.txt" batch_size: 3 } }
+layer { name: "data" type: "HDF5Data" top: "data" top: "cont" top: "label" include { phase: TEST }
+  hdf5_data_param { source: "test.txt" batch_size: 4 } }
+layer { name: "one" type: "LSTM" bottom: "data" bottom: "cont" top: "one" recurrent_param { num_output: 6
+  weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }
+layer { name: "two" type: "RNN" bottom: "one" bottom: "cont" top: "two" recurrent_param { num_output: 5
+  weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }
+layer { name: "out" type: "InnerProduct" bottom: "two" top: "out" inner_product_param { num_output: 3 axis: 2
+  weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "out" bottom: "label" top: "loss" softmax_param { axis: 2 } }
+"""
+RECURRENT_SOLVER = """net: "net.prototxt"
+base_lr: 0.2 lr_policy: "fixed" momentum: 0.9 iter_size: 2 max_iter: 12 display: 1
+test_iter: 3 test_interval: 4 snapshot: 6 snapshot_prefix: "small" solver_mode: CPU
+"""
+
+
+def sequences(folder: Path) -> Path:
+    """Two streams of steps, most of which go on from batch to batch; returns the solver's path."""
+    rng = np.random.default_rng(4)
+    for name, steps in (("train", 36), ("test", 23)):  # 12 of train's steps are read in two iterations
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["data"] = rng.standard_normal((steps, 2, 4)).astype(np.float32)
+            file["cont"] = (rng.random((steps, 2)) < 0.8).astype(np.float32)
+            file["label"] = rng.integers(0, 3, (steps, 2)).astype(np.float32)
+        (folder / f"{name}.txt").write_text(f"{name}.h5\n")
+    (folder / "net.prototxt").write_text(RECURRENT)
+    (folder / "solver.prototxt").write_text(RECURRENT_SOLVER)
+    return folder / "solver.prototxt"
+
+
+def test_sequences_go_on_in_the_next_batch(tmp_path: Path, caffe: Path) -> None:
+    """The training net and the test net each continue where their own last batch ended."""
+    path = sequences(tmp_path)
+    train(path, tmp_path / "start", TrainOptions(max_iter=0))
+    start = tmp_path / "start/last.caffemodel"
+    log = caffe_log.parse(caffe_train(caffe, tmp_path, "-solver", path.name, "-snapshot", str(start_state(start))))
+    train(path, tmp_path / "run", TrainOptions(weights=str(start)))
+    for kind, theirs in (("train", log.trained[:12]), ("test", log.tests)):
+        losses = [
+            line["loss"] if kind == "train" else line["outputs"]["loss"] for line in lines(tmp_path / "run", kind)
+        ]
+        wanted = [line["loss"] if kind == "train" else line["outputs"]["loss"] for line in theirs]
+        assert losses == pytest.approx(wanted, rel=1e-4)
+    assert furthest(tmp_path / "run/snapshots/small_iter_12.caffemodel", tmp_path / "small_iter_12.caffemodel") < 1e-5
+
+
+def test_a_resumed_run_goes_on_in_its_sequences(tmp_path: Path) -> None:
+    path = sequences(tmp_path)
+    train(path, tmp_path / "whole")
+    train(path, tmp_path / "halves", TrainOptions(max_iter=6))
+    train(path, tmp_path / "halves", TrainOptions(resume=True))
+    assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "halves"))
+    runs = [[(line["iter"], line["outputs"]) for line in lines(tmp_path / run, "test")] for run in ("whole", "halves")]
+    assert [line for line in runs[1] if line[0] in (0, 4, 8, 12)] == runs[0]
+    snapshot = tmp_path / "halves/snapshots/small_iter_12.json"
+    table = json.loads(snapshot.read_text())
+    assert [[shape for shape, _ in own["one"]] for own in table["recurrent"]] == [[[2, 6], [2, 6]]] * 2
+    table["recurrent"][1]["one"][0][0] = [2, 7]
+    snapshot.write_text(json.dumps(table))
+    with pytest.raises(CaffePortError, match=r"is damaged: the states of recurrent layers"):
+        train(path, tmp_path / "halves", TrainOptions(resume=True, max_iter=13))
 
 
 # -- databases ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,16 @@ def test_a_state_survives_writing(tmp_path: Path, suffix: str) -> None:
         np.testing.assert_array_equal(mine, theirs)
     if suffix == "solverstate":
         assert (tmp_path / "s.solverstate").read_bytes() == (FOLDER / "adam_iter_8.solverstate").read_bytes()
+
+
+def test_a_name_in_hdf5_ends_as_caffes_do(tmp_path: Path) -> None:
+    """hdf5_load_string reads as many bytes as the type has, and takes them for a string that ends in NUL."""
+    path = tmp_path / "s.solverstate.h5"
+    solverstate.write(path, solverstate.SolverState(8, "ü/a.caffemodel.h5", (np.zeros(3, np.float32),)))
+    with h5py.File(path) as file:
+        kind = file["learned_net"].id.get_type()
+        assert (kind.get_size(), kind.get_strpad()) == (len("ü/a.caffemodel.h5".encode()) + 1, h5py.h5t.STR_NULLTERM)
+    assert solverstate.read(path).learned_net == "ü/a.caffemodel.h5"
 
 
 def test_a_state_has_caffes_layout(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
-from small_training import project
+from small_training import assert_equal, blobs, project
 from torch.nn import functional as F
 
 from caffe_port import api, devices
 from caffe_port.net.net import Net
-from caffe_port.training import fused_layers, winograd
+from caffe_port.training import fused_layers, run_folder, winograd
 from caffe_port.training.train import TrainOptions, train
 
 
@@ -104,3 +106,49 @@ def test_train_uses_them_where_bfloat16_is_missing(tmp_path: Path, monkeypatch: 
     assert not used, "train without --fast computes as Caffe does"
     train(solver, tmp_path / "fast", TrainOptions(max_iter=1, fast=True))
     assert len(used) == (0 if bf16 else 1)
+
+
+TRAINED = """
+layer { name: "data" type: "HDF5Data" top: "data" top: "label" hdf5_data_param { source: "list.txt" batch_size: 16 } }
+layer { name: "wide" type: "Convolution" bottom: "data" top: "a"
+        convolution_param { num_output: 128 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }
+layer { name: "norm" type: "BatchNorm" bottom: "a" top: "a" }
+layer { name: "relu" type: "ReLU" bottom: "a" top: "a" }
+layer { name: "drop" type: "Dropout" bottom: "a" top: "a" }
+layer { name: "back" type: "Convolution" bottom: "a" top: "b"
+        convolution_param { num_output: 64 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }
+layer { name: "pool" type: "Pooling" bottom: "b" top: "p" pooling_param { pool: AVE global_pooling: true } }
+layer { name: "ip" type: "InnerProduct" bottom: "p" top: "ip"
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+"""
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "has_bf16", lambda _: False)
+    called: list[int] = []
+    own = winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *of: called.append(of[1].shape[0]) or own(*of))
+    solver = project(tmp_path, more="momentum: 0.9 iter_size: 2")
+    solver.write_text(solver.read_text().replace("test_iter: 2", "").replace("max_iter: 12", "max_iter: 6"))
+    (tmp_path / "net.prototxt").write_text(TRAINED)
+    rng = np.random.default_rng(3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = rng.standard_normal((40, 64, 8, 8)).astype(np.float32)
+        file["label"] = rng.integers(0, 5, 40)
+    train(solver, tmp_path / "whole", TrainOptions(fast=True))
+    assert called == [128, 64] * 12
+    train(solver, tmp_path / "halves", TrainOptions(fast=True, max_iter=4))
+    assert train(solver, tmp_path / "halves", TrainOptions(fast=True, resume=True)).iter == 6
+    assert called == [128, 64] * 24
+    assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "halves"))
+    losses = [
+        [line["loss"] for line in run_folder.read_metrics(tmp_path / run) if line["kind"] == "train"]
+        for run in ("whole", "halves")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+    train(solver, tmp_path / "plain")
+    assert len(called) == 48
+    with pytest.raises(AssertionError):
+        assert_equal(blobs(tmp_path / "whole"), blobs(tmp_path / "plain"))
