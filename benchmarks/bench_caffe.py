@@ -1,10 +1,13 @@
 """Times Caffe itself and what `caffe-port convert` and `caffe-port train` make of the same files, without options.
 
     make bench-caffe ARGS="--only lenet"
+    make bench-caffe ARGS="--only lenet --profile"
     python benchmarks/bench_caffe.py [--only NET,...] [--threads N] [--seconds S] [--resume] [--write PAGE]
+    python benchmarks/bench_caffe.py --profile [--only NET,...] [--cells CELL,...] [--layers N] [--by type]
 
 Every program is a process of its own; they take turns, and the medians count. Caffe is built by `caffe-port
-build-caffe`. What was measured is kept in the cache folder, and `--resume` does not measure it again.
+build-caffe`. What was measured is kept in the cache folder, and `--resume` does not measure it again. `--profile` times
+every layer: on a busy machine, with --threads 1 --cpu-time.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "cpu")]
 
+import by_layer  # noqa: E402
 import torch  # noqa: E402
 from nets import NETS, write  # noqa: E402
 from turns import Measured, Program, Store, in_turns, machine, replace_between  # noqa: E402
@@ -36,27 +40,34 @@ CELLS = ("one", "batch", "train")
 ROUNDS = 5
 
 
-def measure(name: str, cell: str, folder: Path, threads: int, seconds: float) -> dict[str, Measured]:
-    """A net's figures: ``one`` image, a ``batch``, or updates of ``train``."""
+def measure(
+    name: str, cell: str, folder: Path, threads: int, seconds: float, profile: bool = False
+) -> dict[str, Measured]:
+    """A net's figures: ``one`` image, a ``batch``, or updates of ``train``; with ``profile``, those of its layers."""
+    of = "_layers" if profile else ""
     caffe = build_caffe.folder() / "bin/python"
     net, own = NETS[name], Path(sys.executable)
     if not (folder / "data.h5").exists():
         write(name, folder)
     if cell == "train":
         programs = {
-            "Caffe": Program(caffe, "caffe_train", {"solver": f"{folder}/solver.prototxt"}, threads),
+            "Caffe": Program(caffe, f"caffe_train{of}", {"solver": f"{folder}/solver.prototxt"}, threads),
             "caffe-port": Program(
-                own, "train", {"solver": f"{folder}/solver.prototxt", "out": f"{folder}/run"}, threads, [ROOT]
+                own, f"train{of}", {"solver": f"{folder}/solver.prototxt", "out": f"{folder}/run"}, threads, [ROOT]
             ),
         }
         return in_turns(programs, seconds, ROUNDS)
     task = {"batch": 1 if cell == "one" else net.batch, "shape": net.shape}
     if not (folder / "converted").exists():
-        convert(caffe_port.port(folder / "net.prototxt", folder / "net.caffemodel"), folder / "converted")
+        ported = caffe_port.port(folder / "net.prototxt", folder / "net.caffemodel")
+        made = convert(ported, folder / "converted")
+        if profile:
+            by_layer.mark(ported, made, folder / "marked")
     files = {"net": f"{folder}/net.prototxt", "weights": f"{folder}/net.caffemodel"}
+    converted = {"folder": f"{folder}/{'marked' if profile else 'converted'}"}
     programs = {
-        "Caffe": Program(caffe, "caffe_forward", task | files, threads),
-        "caffe-port": Program(own, "model", task | {"folder": f"{folder}/converted"}, threads),
+        "Caffe": Program(caffe, f"caffe_forward{of}", task | files, threads),
+        "caffe-port": Program(own, f"model{of}", task | converted, threads),
     }
     return in_turns(programs, seconds, ROUNDS)
 
@@ -130,6 +141,21 @@ def _openblas() -> str:
     return found[0].stem.partition("-r")[2] if found else "as the system has it"
 
 
+def profile(given: argparse.Namespace) -> list[str]:
+    """The tables of the layers of each net."""
+    clock = "processor time" if given.cpu_time else "time"
+    lines = [f"{datetime.date.today()}, {machine()}, {count(given.threads, 'thread')}. Milliseconds of {clock}."]
+    for name in given.only.split(","):
+        net = NETS[name]
+        with tempfile.TemporaryDirectory(dir=os.environ.get("CAFFE_PORT_BENCH")) as folder:
+            for cell in given.cells.split(","):
+                measured = measure(name, cell, Path(folder), given.threads, given.seconds, profile=True)
+                rows = by_layer.rows(Path(folder), measured, cell == "train", given.by == "type")
+                what = {"one": "batch 1", "batch": f"batch {net.batch}"}.get(cell, f"update of {net.trained}")
+                lines += by_layer.table(f"{net.label}, {what}", rows, given.layers)
+    return lines
+
+
 def main() -> None:
     """Parses, measures, prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -137,6 +163,9 @@ def main() -> None:
     parser.add_argument("--cells", default=",".join(CELLS), help="of: one, batch, train")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=8, help="for each figure of a net, at least (default 8)")
+    parser.add_argument("--profile", action="store_true", help="the layers of each net, the most time to gain first")
+    parser.add_argument("--layers", type=int, default=5, help="with --profile: how many rows a net has (default 5)")
+    parser.add_argument("--by", choices=["layer", "type"], default="layer", help="with --profile: what a row is")
     parser.add_argument("--cpu-time", action="store_true", help="time the processor: for a busy machine and one thread")
     parser.add_argument("--resume", action="store_true", help="do not measure again what is in the store")
     parser.add_argument("--store", type=Path, default=build_caffe.folder().parent / "bench_caffe.json")
@@ -147,6 +176,12 @@ def main() -> None:
     if given.cpu_time:
         os.environ["CPU_TIME"] = "1"
     torch.set_num_threads(given.threads)
+    if given.profile:
+        lines = profile(given)
+        print("\n".join(lines))
+        if given.write:
+            replace_between(given.write, "make bench-caffe, by layer", lines)
+        return
     store = Store(given.store)
     for name in given.only.split(","):
         with tempfile.TemporaryDirectory(dir=os.environ.get("CAFFE_PORT_BENCH")) as folder:

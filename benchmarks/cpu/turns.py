@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Measured:
         ratios: this program's median of a turn, divided by the first program's in the same round.
         peak, imported: the greatest memory, and the memory once the libraries were imported.
         error: why there are no figures.
+        layers: of a program that says it, the median of each layer's time.
     """
 
     time: float = 0.0
@@ -36,6 +37,7 @@ class Measured:
     peak: float = 0.0
     imported: float = 0.0
     error: str = ""
+    layers: Mapping[str, float] = field(default_factory=dict)
 
 
 class Program:
@@ -105,6 +107,7 @@ def in_turns(programs: dict[str, Program], seconds: float, rounds: int) -> dict[
     """
     errors, last = {}, {}
     times: dict[str, list[list[float]]] = {name: [] for name in programs}
+    layers: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     with stopped(programs):
         for name, program in programs.items():
             if said := program.answer().get("error"):
@@ -119,6 +122,7 @@ def in_turns(programs: dict[str, Program], seconds: float, rounds: int) -> dict[
                     errors[name] = said
                 else:
                     times[name].append(last[name]["times"])
+                    layers[name].append(last[name]["layers"])
     base = next(iter(programs))
     found = {}
     for name in programs:
@@ -130,7 +134,8 @@ def in_turns(programs: dict[str, Program], seconds: float, rounds: int) -> dict[
             pairs = zip(times[name], times[base], strict=True)
             ratios = [statistics.median(own) / statistics.median(other) for own, other in pairs]
         middle = statistics.median(statistics.median(own) for own in times[name])
-        found[name] = Measured(middle, tuple(ratios), last[name]["peak"], last[name]["import"])
+        each = {layer: statistics.median(turn[layer] for turn in layers[name]) for layer in layers[name][-1]}
+        found[name] = Measured(middle, tuple(ratios), last[name]["peak"], last[name]["import"], layers=each)
     return found
 
 

@@ -5,12 +5,15 @@
 Once it is ready, it answers every line of standard input, a number of seconds, with {"times": [...], "peak": MB,
 "import": MB}: the seconds of each pass within that time (one at least), the greatest memory so far, and the
 memory once the libraries were imported. With CPU_TIME=1 in the environment, the seconds are of processor time.
+
+The kinds that end in ``_layers`` also answer "layers": the median of each layer's seconds by its name.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -33,6 +36,32 @@ def memory(field: str) -> float:
     return 0.0
 
 
+class Layers:
+    """The seconds of each layer in each pass: from a mark to the next."""
+
+    def __init__(self) -> None:
+        self.passes: list[dict[str, float]] = []
+        self.start()
+
+    def start(self) -> None:
+        """A pass begins."""
+        self.now: dict[str, float] = {}
+        self.mark = clock()
+
+    def done(self, name: str) -> None:
+        """A layer has done a part of its work."""
+        now = clock()
+        self.now[name] = self.now.get(name, 0.0) + now - self.mark
+        self.mark = now
+
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(one[name] for one in self.passes) for name in self.passes[-1]}
+
+
+REST = "update and all else"
+"""What is not in a layer."""
+
+
 class Answers:
     """Standard input and output, which libraries cannot print to."""
 
@@ -42,6 +71,7 @@ class Answers:
         self.imported = 0.0
         self.times: list[float] = []
         self.end = self.mark = 0.0
+        self.layers = Layers()
 
     def has_imported(self) -> None:
         self.imported = memory("VmRSS")
@@ -58,6 +88,8 @@ class Answers:
         if not line:
             os._exit(0)
         self.times.clear()
+        self.layers.passes.clear()
+        self.layers.start()
         self.mark = clock()
         self.end = self.mark + float(line)
 
@@ -66,9 +98,14 @@ class Answers:
         now = clock()
         self.times.append(now - self.mark)
         self.mark = now
+        if self.layers.now:
+            self.layers.done(REST)
+            self.layers.passes.append(self.layers.now)
         if now >= self.end:
-            self.say(times=self.times, peak=memory("VmHWM"), **{"import": self.imported})
+            layers = self.layers.medians() if self.layers.passes else {}
+            self.say(times=self.times, peak=memory("VmHWM"), layers=layers, **{"import": self.imported})
             self.wait()
+        self.layers.start()
 
 
 def drawn(task: dict[str, Any]) -> Any:
@@ -80,6 +117,11 @@ def drawn(task: dict[str, Any]) -> Any:
 
 
 def caffe_forward(task: dict[str, Any], answers: Answers) -> Pass:
+    net = _caffe_net(task, answers)
+    return lambda: _array(net.forward())
+
+
+def _caffe_net(task: dict[str, Any], answers: Answers) -> Any:
     import caffe
 
     answers.has_imported()
@@ -88,7 +130,7 @@ def caffe_forward(task: dict[str, Any], answers: Answers) -> Pass:
     net.blobs["data"].reshape(task["batch"], *task["shape"])
     net.reshape()
     net.blobs["data"].data[...] = drawn(task)
-    return lambda: _array(net.forward())
+    return net
 
 
 def caffe_train(task: dict[str, Any], answers: Answers) -> Pass:
@@ -97,6 +139,39 @@ def caffe_train(task: dict[str, Any], answers: Answers) -> Pass:
     answers.has_imported()
     solver = caffe.get_solver(task["solver"])
     return lambda: solver.step(1)
+
+
+def caffe_forward_layers(task: dict[str, Any], answers: Answers) -> Pass:
+    net = _caffe_net(task, answers)
+    return lambda: _caffe_layers(net, net._forward, answers.layers)
+
+
+def caffe_train_layers(task: dict[str, Any], answers: Answers) -> Pass:
+    """An update, and then the same passes again by layer."""
+    import caffe
+
+    answers.has_imported()
+    solver = caffe.get_solver(task["solver"])
+    net = solver.net
+
+    def run() -> None:
+        start = clock()
+        solver.step(1)
+        net.clear_param_diffs()
+        whole = clock() - start
+        answers.layers.start()
+        _caffe_layers(net, net._forward, answers.layers)
+        _caffe_layers(net, net._backward, answers.layers, backward=True)
+        answers.layers.now[REST] = whole - sum(answers.layers.now.values())
+
+    return run
+
+
+def _caffe_layers(net: Any, run: Callable[[int, int], Any], layers: Layers, backward: bool = False) -> None:
+    numbered = list(enumerate(net._layer_names))
+    for number, name in reversed(numbered) if backward else numbered:
+        run(number, number)
+        layers.done(name)
 
 
 def model(task: dict[str, Any], answers: Answers) -> Pass:
@@ -120,6 +195,18 @@ def model(task: dict[str, Any], answers: Answers) -> Pass:
     return lambda: net(x)
 
 
+def model_layers(task: dict[str, Any], answers: Answers) -> Pass:
+    """The same, with a source whose calls are marked with the names of their tops."""
+
+    def tops(made: Any, name: str, *_: str) -> Any:
+        answers.layers.done(name)
+        return made
+
+    sys.path.insert(0, task["folder"])
+    vars(__import__("model"))["_tops"] = tops
+    return model(task, answers)
+
+
 def train(task: dict[str, Any], answers: Answers) -> None:
     """What `caffe-port train SOLVER` does: never returns."""
     import torch
@@ -141,6 +228,37 @@ def train(task: dict[str, Any], answers: Answers) -> None:
                 answers.passed()
 
     run(task["solver"], task["out"], TrainOptions(**task.get("options", {})), listen)
+
+
+def train_layers(task: dict[str, Any], answers: Answers) -> None:
+    """The same, layer by layer: each node of autograd's graph belongs to the layer after which it appeared."""
+    from caffe_port.net.execution import Execution
+
+    run, layers = Execution.run, answers.layers
+
+    def each(self: Any, steps: Any) -> None:
+        known: set[Any] = set()
+        layers.done(REST)
+        for step in steps:
+            run(self, (step,))
+            layers.done(step.layer.name)
+            for node in _nodes([self.values[top] for top in step.tops], known):
+                node.register_hook(lambda *_, name=step.layer.name: layers.done(name))
+
+    Execution.run = each  # type: ignore[method-assign]
+    train(task, answers)
+
+
+def _nodes(tensors: list[Any], known: set[Any]) -> list[Any]:
+    """The nodes of the graph that made tensors, without the known ones; these are known from here on."""
+    found, ahead = [], [tensor.grad_fn for tensor in tensors if tensor is not None]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in known:
+            known.add(node)
+            found.append(node)
+            ahead += [before for before, _ in node.next_functions]
+    return found
 
 
 # -- others -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caffe_port.commands.command import F
+from caffe_port.commands.command import F, without_garbage
 from caffe_port.errors import CaffePortError
 from caffe_port.formats.kinds import holds_weights
 
@@ -81,7 +81,7 @@ class Contents:
     @contextlib.contextmanager
     def examined(self) -> Iterator[None]:
         """Takes checksums and looks for NaN in other threads, while torch is imported within this context."""
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(2) as pool, without_garbage():
             if (weights := self.weights) is not None:
                 pool.submit(lambda: weights.sha256)
                 pool.submit(lambda: weights.not_finite)

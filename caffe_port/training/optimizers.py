@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,8 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 Rate = float | Tensor | list[Tensor]
 """One for all tensors, or one for each."""
 Update = tuple[Tensors, Rate]
+PORTION = 1 << 20
+"""How many numbers a CPU updates together."""
 OPTIMIZERS: dict[str, type[CaffeOptimizer]] = {}
 
 
@@ -100,20 +102,49 @@ class CaffeOptimizer(torch.optim.Optimizer):
         factor = self._clip_factor(gradients)
         rates: Sequence[Rate] = self.rates or [self.rate(group) for group in self.param_groups]
         for group, grads, rate in zip(self.param_groups, gradients, rates, strict=True):
-            params = group["params"]
-            if params:
-                histories = [[self.history(p)[k] for p in params] for k in range(self.slots)]
-                plain = self._normalised(group, grads, factor)
-                rate = self.local_rates(group, plain, histories, rate)
-                decayed = self._decayed(group, rate)
-                update, rate = self.compute(self._regularised(group, plain), histories, group, rate)
-                _add(params, update, rate, -1.0)
-                if decayed is not None:
-                    torch._foreach_sub_(params, decayed)
-                if self.update_in_grad:
-                    torch._foreach_copy_([p.grad for p in params], torch._foreach_mul(update, rate))
+            for params, some, *histories in self._portions(group, grads):
+                self._update({**group, "params": params}, some, histories, factor, rate)
             group["iter"] += 1
         return result
+
+    def _portions(self, group: dict[str, Any], gradients: Tensors) -> Iterator[Sequence[Tensors]]:
+        """Parameters, their gradients and their histories that are updated together.
+
+        A CPU takes one parameter after another anyway: a few at a time, and large ones in pieces, so that what is
+        computed on the way does not take as much memory as all of them.
+        """
+        rows = [(p, g, *self.history(p)) for p, g in zip(group["params"], gradients, strict=True)]
+        if rows and rows[0][0].device.type != "cpu":
+            yield list(zip(*rows, strict=True))
+            return
+        by_norms = group.get("lars") or group.get("larc_ratio")
+        portion: list[tuple[Tensor, ...]] = []
+        size = 0
+        for row in rows:
+            divisible = not by_norms and all(tensor.is_contiguous() for tensor in row)
+            pieces = zip(*(tensor.view(-1).split(PORTION) for tensor in row), strict=True) if divisible else [row]
+            for piece in pieces:
+                portion.append(piece)
+                size += piece[0].numel()
+                if size >= PORTION:
+                    yield list(zip(*portion, strict=True))
+                    portion, size = [], 0
+        if portion:
+            yield list(zip(*portion, strict=True))
+
+    def _update(
+        self, group: dict[str, Any], grads: Tensors, histories: Sequence[Tensors], factor: Tensor | None, rate: Rate
+    ) -> None:
+        params = group["params"]
+        plain = self._normalised(group, grads, factor)
+        rate = self.local_rates(group, plain, histories, rate)
+        decayed = self._decayed(group, rate)
+        update, rate = self.compute(self._regularised(group, plain), histories, group, rate)
+        _add(params, update, rate, -1.0)
+        if decayed is not None:
+            torch._foreach_sub_(params, decayed)
+        if self.update_in_grad:
+            torch._foreach_copy_(grads, torch._foreach_mul(update, rate))
 
     def rate(self, group: dict[str, Any]) -> float:
         """The factor of this iteration's update, with everything that changes from iteration to iteration."""

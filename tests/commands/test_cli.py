@@ -90,6 +90,37 @@ def test_inspect_does_not_import_torch(net: Path) -> None:
     assert "5x3x3x3" in result.stdout
 
 
+def test_torch_is_imported_without_looking_for_garbage(tmp_path: Path) -> None:
+    code = (
+        "import atexit, gc, sys; from caffe_port.cli import main; seen = []; "
+        "gc.callbacks.append(lambda phase, _: seen.append(phase)); atexit.register(lambda: print(len(seen))); "
+        "main()"
+    )
+    arguments = ["convert", str(CASE.with_suffix(".caffemodel")), "-o", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) < 400, "import torch alone has 800"
+
+
+def test_the_process_ends_at_once(net: Path, tmp_path: Path) -> None:
+    """But for what a user's code has left open."""
+    code = (
+        "import atexit, os, sys; from caffe_port import __main__; end = os._exit; "
+        "os._exit = lambda code: (os.write(1, b'at once'), end(code)); "
+        "atexit.register(lambda: print('as asked', flush=True)); __main__.main()"
+    )
+
+    def run(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+        return done.returncode, done.stdout
+
+    code_, said = run("inspect", str(net))
+    assert (code_, said[-16:]) == (0, "as asked\nat once"), said
+    assert run("inspect", str(tmp_path / "no.prototxt")) == (2, "as asked\nat once")
+    (tmp_path / "script.py").write_text("file = open('left', 'w')\nfile.write('text')\n")
+    assert run("run", "script.py") == (0, "as asked\n")
+    assert (tmp_path / "left").read_text() == "text"
+
+
 def test_convert_verify_inspect(run: Run, tmp_path: Path) -> None:
     prototxt, weights = CASE.with_suffix(".prototxt"), CASE.with_suffix(".caffemodel")
     out = tmp_path / "out"

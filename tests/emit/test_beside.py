@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from caffe_port.api import load
 from caffe_port.definition.definition import Definition
+from caffe_port.emit import self_check
 from caffe_port.emit.beside import Beside
+from caffe_port.emit.model_source import model
 from caffe_port.emit.self_check import run_once
+from caffe_port.errors import CaffePortError
 from caffe_port.formats import prototxt
 from caffe_port.net.net import Net
 
@@ -90,6 +94,9 @@ FAULTS: dict[str, Callable[[Any], Any]] = {
     "an input": lambda m: m.c.register_forward_pre_hook(lambda _, args: args[0] + 1),
     "an input in place": lambda m: m.c.register_forward_pre_hook(lambda _, args: args[0].add_(1)),
     "a result": lambda m: m.c.register_forward_hook(lambda _, args, made: made + 1),
+    "a result of the second image": lambda m: m.c.register_forward_hook(lambda _, args, made: made.flip(0)),
+    "the order of the images": lambda m: m.f.register_forward_pre_hook(lambda _, args: args[0].flip(0)),
+    "the batch": lambda m: m.b.register_forward_hook(lambda _, args, made: made.mean(0, keepdim=True) + 0 * made),
 }
 
 
@@ -100,6 +107,64 @@ def test_what_differs_is_computed(net: Net, fault: str) -> None:
     wanted, got, found = both(net, module)
     assert not torch.equal(wanted, got)
     assert found < 4
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_of_a_batch_one_half_is_computed(net: Net, fault: str | None) -> None:
+    module = Written(net).eval()
+    if fault is not None:
+        FAULTS[fault](module)
+    beside = Beside(net, (X,), 0, half=True)
+    with beside:
+        got = run_once(module, (X,), 0)[""]
+    wanted = beside.outputs()[""]
+    alone = run_once(net, (X,), 0)[""]
+    assert torch.allclose(wanted[0], alone[0], rtol=0, atol=1e-3)
+    assert not torch.allclose(wanted[1], alone[1], rtol=0, atol=1e-1), "the second image was computed"
+    if fault is None:
+        assert (beside.found, beside.missed) == (4, 0)
+        assert torch.equal(wanted, got)
+    else:
+        assert beside.missed or not torch.equal(wanted, got)
+
+
+WRONG = {
+    "padding=1": "padding=1, padding_mode='circular'",
+    "Conv2d(16, 64, 3)": "Conv2d(16, 64, 3, dilation=2)",
+    "ReLU(inplace=True)": "LeakyReLU(1e-6)",
+    "b + x": "b - x",
+    "b = self.b(x)": "b = self.c(x)",
+    # with one image, these compute what the net does
+    "x.flatten(1)": "x.reshape(1, 9792)",
+    "return self.f(x.flatten(1))": "return self.f(x.flatten(1).mean(0, keepdim=True).expand(x.shape[0], -1))",
+    "return ": "x = x.transpose(0, 1).reshape(x.shape)\n        return ",
+}
+
+
+@pytest.mark.parametrize("right", ["", *WRONG])
+def test_the_check_finds_what_is_wrong(right: str, tmp_path: Path) -> None:
+    """In a model whose products are large, of a net with a batch of one."""
+    net = load(Definition.parse(prototxt.parse(TEXT.replace("dim: 2 dim: 16", "dim: 1 dim: 16"), "NetParameter")))
+    made = model(net)
+    self_check.write_safetensors(tmp_path / "w", made.state)
+    if not right:
+        assert "bit-equal" in self_check.self_check(net, made.source, made.class_name, tmp_path / "w")
+        return
+    assert made.source.count(right) in (1, 2)
+    source = made.source.replace(right, WRONG[right])
+    with pytest.raises(CaffePortError, match=r"model\.py: (does not run|the output)"):
+        self_check.self_check(net, source, made.class_name, tmp_path / "w")
+
+
+def test_a_model_that_asks_in_other_words(net: Net, tmp_path: Path) -> None:
+    """What cannot be seen to be the same is computed in full, and compared."""
+    made = model(net)
+    self_check.write_safetensors(tmp_path / "w", made.state)
+    source = made.source.replace(
+        "b = self.b(x)", "b = x.new_tensor(0) + torch.conv2d(x, self.b.weight, self.b.bias, 1, 1)"
+    )
+    source = source.replace("from torch import", "import torch\nfrom torch import")
+    assert "bit-equal" in self_check.self_check(net, source, made.class_name, tmp_path / "w")
 
 
 def test_the_order_may_differ(net: Net) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from caffe_port import api
 from caffe_port.errors import CaffePortError, SpecError
@@ -615,6 +619,50 @@ def test_a_state_dict_carries_everything(name: str) -> None:
     saved, half = run(2)
     _, resumed = run(3, saved, half)
     assert torch.equal(whole, resumed)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that a tensor had which an operator made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in tree_flatten(args)[0] if isinstance(tensor, Tensor)}
+        for tensor in tree_flatten(made)[0]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.most = max(self.most, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize(("name", "larc"), [*((name, False) for name in optimizers.OPTIMIZERS), ("SGD", True)])
+def test_an_update_takes_little_memory(name: str, larc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large parameter is updated in pieces, with the same result; not where its norm counts."""
+    cls = optimizers.OPTIMIZERS[name]
+
+    def run(portion: int) -> tuple[list[Tensor], int]:
+        monkeypatch.setattr(optimizers, "PORTION", portion)
+        draw = torch.Generator().manual_seed(0)
+        shapes = (3,), (50, 40), (2, 3), (4, 5, 3, 3), (7,)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+        params[3].data = params[3].data.to(memory_format=torch.channels_last)
+        groups = [{"params": params[:2]}, {"params": params[2:], "lr_mult": 2.0}]
+        options = {"larc_ratio": 0.1} if larc else {}
+        optimizer = cls(groups, 0.1, weight_decay=0.01, clip_gradients=3.0, iter_size=2, **options)
+        for parameter in params:
+            optimizer.history(parameter)
+        watch = Largest()
+        for _ in range(3):
+            for parameter in params:
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+            with watch:
+                optimizer.step()
+        return params, watch.most
+
+    (one, most), (other, whole) = run(300), run(10**9)
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    assert whole == 2000
+    assert most == (2000 if larc else 300)
 
 
 def test_adadelta_is_torchs_with_rho_for_momentum() -> None:
