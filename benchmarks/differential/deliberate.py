@@ -31,6 +31,7 @@ FORKS = {
     "Not Implemented Yet (psroi_pooling_layer.cpp)": "PSROIPooling: Caffe has it for GPUs only",
     "loss_weight must be unspecified or specified once per top blob": "SoftmaxWithLoss with probabilities: Caffe trips "
     "over its own check of the softmax inside",
+    "Reshape Layer does not allow in-place computation": "Reshape in place: LocNet's Caffe allows it",
     "DetectionOutput Layer takes at most": "DetectionOutput of five bottoms: RefineDet has it",
     "Found background label": "objects of the background: `train` refuses them as it reads them",
     "do_neg_mining_ ==": "do_neg_mining: false alone: SSD before mining_type",

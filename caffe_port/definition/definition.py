@@ -405,6 +405,8 @@ def _resolve(layers: Sequence[Message], path: str, notes: list[str]) -> Iterator
                 f"{where}: layer '{name}' (Eltwise) works in place: Caffe 1.0 clears '{tops[0]}' before it reads it, "
                 "and loses it; here it counts, as in OpenCV. Give the top another name to have the same everywhere"
             )
+        if layer.type == "Reshape" and tops[:1] == bottoms[:1]:
+            notes.append(f"{where}: layer '{name}' (Reshape) works in place, which Caffe 1.0 refuses")
         for bottom, producer in zip(bottoms, producers, strict=True):
             if changer := overwritten.get(producer):
                 raise spec.error(

@@ -117,7 +117,8 @@ def test_parameter() -> None:
     top = module()
     assert torch.equal(top, torch.arange(12.0).reshape(3, 4))
     assert top.requires_grad
-    assert type(module).fillers(module.own_message(message("Parameter", ""))) == {}
+    filler = type(module).fillers(module.own_message(message("Parameter", "")))["value"]
+    assert (filler.type, filler.value) == ("constant", 0)
     with pytest.raises(SpecError, match="1 bottom; the layer takes 0"):
         layer("Parameter", "parameter_param { shape { dim: 3 } }", (2, 3))
 

@@ -115,10 +115,10 @@ FORKS = {
 
 
 def test_every_type_is_asked_for_deviations() -> None:
-    """Also those whose message is outside the schema: GRL's."""
-    assert "gradient_scaler_param" not in schema("LayerParameter").fields
+    """Also with a message that is outside the schema."""
+    assert "nobodys_param" not in schema("LayerParameter").fields
     for type_ in SIGNATURES:
-        for more in ("", "gradient_scaler_param { lower_bound: 0 }"):
+        for more in ("", "nobodys_param { lower_bound: 0 }"):
             layer = prototxt.parse(f'name: "a" type: "{type_}" bottom: "x" top: "a" {more}', "LayerParameter")
             assert isinstance(deviation(LayerSpec("a", type_, ("x",), ("a",), (("x", 0),), layer, "")), str)
 
@@ -156,7 +156,13 @@ def test_the_schema_is_that_of_opencvs_binary() -> None:
     file = descriptor_pb2.FileDescriptorProto.FromString(binary[start:end])
     theirs = {message.name: {field.name for field in message.field} for message in file.message_type}
     messages = {field.message_name for field in schema("LayerParameter").fields.values() if field.message_name}
-    feed = {"AnnotatedDataParameter", "DataParameter", "ImageDataParameter", "TransformationParameter"}
+    feed = {
+        "AnnotatedDataParameter",
+        "DataParameter",
+        "ImageDataParameter",
+        "MemoryDataParameter",
+        "TransformationParameter",
+    }
     losses = {"InfogainLossParameter", "LossParameter"}
     for name in sorted((messages & set(theirs)) - feed - losses - {"BlobProto"}):
         followed = {f for f in schema(name).fields if rule_of(name.removesuffix("Parameter"), name, f) is None}
