@@ -134,6 +134,7 @@ def test_a_reshape_in_place_as_in_locnet():
         x=(2, 3, 4, 5),
     )
     assert ported.net.eval()(random(2, 3, 4, 5)).shape == (2, 2)
+    assert any("works in place, which Caffe 1.0 refuses" in note for note in ported.notes)
 
 
 def test_textboxes_makes_every_prior_twice():

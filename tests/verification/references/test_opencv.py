@@ -156,13 +156,8 @@ def test_the_schema_is_that_of_opencvs_binary() -> None:
     file = descriptor_pb2.FileDescriptorProto.FromString(binary[start:end])
     theirs = {message.name: {field.name for field in message.field} for message in file.message_type}
     messages = {field.message_name for field in schema("LayerParameter").fields.values() if field.message_name}
-    feed = {
-        "AnnotatedDataParameter",
-        "DataParameter",
-        "ImageDataParameter",
-        "MemoryDataParameter",
-        "TransformationParameter",
-    }
+    feed = {"AnnotatedDataParameter", "DataParameter", "ImageDataParameter", "MemoryDataParameter"}
+    feed |= {"TransformationParameter", "ParameterParameter"}  # a Parameter's values come with the weights
     losses = {"InfogainLossParameter", "LossParameter"}
     for name in sorted((messages & set(theirs)) - feed - losses - {"BlobProto"}):
         followed = {f for f in schema(name).fields if rule_of(name.removesuffix("Parameter"), name, f) is None}
