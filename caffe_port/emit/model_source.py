@@ -340,8 +340,6 @@ class _Writer:
         of = f"The Caffe net {quoted(plan.spec.name)}," if plan.spec.name else "A net"
         ranks = {value.dim() for value in self.state.values()}
         reorders = self.channels_last and 4 in ranks and 5 not in ranks  # of which to() raises
-        distinct = {(value.data_ptr(), value.shape) for value in self.state.values()}
-        assign = ", assign=True" if len(distinct) == len(self.state) else ""  # which takes tied parameters apart
         imports = ["    import torch"] if reorders else []
         imports += ["    from safetensors.torch import load_file"] if self.state else []
         lines = [
@@ -350,11 +348,10 @@ class _Writer:
             *imports,
             *([""] if imports else []),
             f"    model = {name}()",
-            *([f'    model.load_state_dict(load_file("weights.safetensors"){assign})'] if self.state else []),
+            *(['    model.load_state_dict(load_file("weights.safetensors"))'] if self.state else []),
             f"    model.eval(){'.to(memory_format=torch.channels_last)' if reorders else ''}",
             "",
             "eval() is Caffe's phase TEST, train() is TRAIN.",
-            *(["assign=True makes parameters of the file's pages, without a copy."] if self.state and assign else []),
             *(["to() orders the weights for a CPU once, instead of in every pass."] if reorders else []),
         ]
         return "\n".join(map(escaped, lines)) + "\n"
