@@ -264,7 +264,7 @@ class BN(Layer):
 class LRN(Layer, nn.LocalResponseNorm):
     """Same as torch.nn.LocalResponseNorm: x / (k + alpha / n * sum of x^2 over n neighboring channels) ^ beta.
 
-    It adds the channels, which takes a CPU a third of the time of PyTorch's pooling of volumes.
+    It adds the channels, which takes a CPU a fifth to a half of the time of PyTorch's pooling of volumes.
 
     Differs from PyTorch: ``norm_region: WITHIN_CHANNEL`` sums over a square of n x n pixels of the same channel,
     divides alpha by n^2, and uses k = 1.
@@ -288,10 +288,11 @@ class LRN(Layer, nn.LocalResponseNorm):
             return x * (1 + self.alpha * mean_square).pow(-self.beta)
         channels, border = x.shape[1], self.size // 2
         squares = F.pad(x.square(), (0, 0) * (x.dim() - 2) + (border, border))
-        total = squares[:, :channels]
+        share = self.alpha / self.size
+        total = squares[:, :channels] * share
         for k in range(1, self.size):
-            total = total + squares[:, k : k + channels]
-        return x / (self.k + self.alpha / self.size * total).pow(self.beta)
+            total.add_(squares[:, k : k + channels], alpha=share)
+        return x / total.add_(self.k).pow_(self.beta)
 
 
 class MVN(Layer):
