@@ -35,8 +35,9 @@ def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> I
     Yields:
         Rows of type ``gradient`` (layer: the input blob, or the layer with the parameter's number as top) and
         ``parameter after forward``. What the trace does not hold is not compared, nor what lies before a layer that
-        draws random numbers: its gradient is that of other numbers. What fails is compared with the gradient that
-        stops at the layers whose backward pass does nothing in their fork, too.
+        draws random numbers: its gradient is that of other numbers. What fails is compared with two other gradients,
+        too: the one that stops at the layers whose backward pass does nothing in their fork, and the one of the trace's
+        own tops. At the edge of a ReLU or a maximum, rounding decides which way a gradient goes, in Caffe as here.
 
     Raises:
         CaffePortError: the trace contains no gradients.
@@ -48,22 +49,31 @@ def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> I
             "Record a trace with gradients: run the script of `caffe-port dump --script` with --backward.",
         )
     stops = frozenset(layer.name for layer in case.spec.layers if has(layer.type, Trait.NO_BACKWARD))
-    state = copy.deepcopy(net.state_dict()) if stops else {}
-    rows = list(_rows(net, case, trace, tolerance, frozenset()))
-    if not stops or all(row.status != "failed" for row in rows):
-        yield from rows
-        return
-    net.load_state_dict(state)
-    note = f"the gradient stops at {', '.join(sorted(stops))}, whose backward pass does nothing in their fork"
-    for row, stopped in zip(rows, _rows(net, case, trace, tolerance, stops), strict=True):
-        helps = row.status == "failed" and stopped.status == "passed"
-        yield dataclasses.replace(stopped, note=note) if helps else row
+    stopped = f"the gradient stops at {', '.join(sorted(stops))}, whose backward pass does nothing in their fork"
+    followed = "of the reference's own tops; of ours, rounding decides otherwise at the edge of a ReLU or a maximum"
+    others = [(stops, False, stopped)] if stops else []
+    others += [(frozenset(), True, followed)]
+    others += [(stops, True, f"{stopped}; {followed}")] if stops else []
+    state = copy.deepcopy(net.state_dict())
+    rows = list(_rows(net, case, trace, tolerance, frozenset(), False))
+    for stops_at, follows, note in others:
+        if all(row.status != "failed" for row in rows):
+            break
+        net.load_state_dict(state)
+        tried = _rows(net, case, trace, tolerance, stops_at, follows)
+        rows = [
+            dataclasses.replace(other, note=note) if row.status == "failed" and other.status == "passed" else row
+            for row, other in zip(rows, tried, strict=True)
+        ]
+    yield from rows
 
 
-def _rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance, stops: Collection[str]) -> Iterator[Row]:
+def _rows(
+    net: Net, case: Case, trace: Trace, tolerance: Tolerance, stops: Collection[str], follows: bool
+) -> Iterator[Row]:
     inputs = {b: torch.tensor(case.inputs[b], dtype=torch.float32, requires_grad=True) for b in net.plan.inputs}
     net.zero_grad(set_to_none=True)
-    terms, before_chance = _terms(net, list(inputs.values()), case, trace, tolerance, stops)
+    terms, before_chance = _terms(net, list(inputs.values()), case, trace, tolerance, stops, follows)
     modules = net.caffe_layers()
     for (name, j), expected in trace.changed_parameters.items():
         blob = _blob(modules, name, j)
@@ -100,9 +110,18 @@ def _not_recorded(modules: dict[str, Layer], trace: Trace) -> Iterator[Row]:
 
 
 def _terms(
-    net: Net, inputs: list[Tensor], case: Case, trace: Trace, tolerance: Tolerance, stops: Collection[str]
+    net: Net,
+    inputs: list[Tensor],
+    case: Case,
+    trace: Trace,
+    tolerance: Tolerance,
+    stops: Collection[str],
+    follows: bool,
 ) -> tuple[list[Tensor], dict[str, str]]:
     """What is differentiated: the losses by their weights, and every output by the gradient that was fed to it.
+
+    Args:
+        follows: every layer gets the trace's numbers, through which the gradient passes to the layers that made ours.
 
     Returns:
         The terms; and the layers that come before one that draws random numbers, with a note that says so.
@@ -121,6 +140,8 @@ def _terms(
             tops = instead
             note = f"'{turn.layer.name}' draws random numbers, others than the reference's"
             before_chance |= dict.fromkeys(_before(net.plan.spec, turn.layer), note)
+        elif follows:
+            tops = instead = tuple(_following(top, trace.tops.get((turn.layer.name, k))) for k, top in enumerate(tops))
         for name, slot, top in zip(turn.layer.tops, step.tops, tops, strict=True):
             values[name] = top
             if slot in losses:
@@ -132,6 +153,13 @@ def _terms(
     if not terms and not stops:
         raise CaffePortError("nothing of this net can be differentiated: no loss, and no gradient was fed to an output")
     return terms, before_chance
+
+
+def _following(top: Tensor, expected: Array | None) -> Tensor:
+    """The expected numbers, with the gradient of a top; the top itself if it is another thing."""
+    if expected is None or expected.shape != top.shape or not top.is_floating_point():
+        return top
+    return top + (torch.tensor(np.asarray(expected, np.float32)) - top).detach()
 
 
 def _drawn(turn: LayerRun, step: Step, trace: Trace, tolerance: Tolerance) -> tuple[Tensor, ...] | None:

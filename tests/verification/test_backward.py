@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
 
+from caffe_port.api import port
 from caffe_port.errors import CaffePortError
 from caffe_port.verification.backward import gradient_rows
 from caffe_port.verification.comparison import Tolerance
@@ -46,6 +48,34 @@ def test_a_wrong_gradient_is_found() -> None:
     subject.ported.net.c2.weight.register_hook(lambda g: g * 1.01)
     rows = list(gradient_rows(subject.ported.net, subject.case, trace, Tolerance()))
     assert [(r.layer, r.top, r.blob) for r in rows if r.status == "failed"] == [("c2", 0, "weight")]
+
+
+@pytest.mark.parametrize("wrong", [1.0, 1.01])
+def test_rounding_at_the_edge_of_a_relu(tmp_path: Path, wrong: float) -> None:
+    """The reference's second value is a little below zero, ours above: another gradient, but of the reference's too."""
+    product = 'type: "InnerProduct" inner_product_param { num_output: 3 bias_term: false }'
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }\n'
+        f'layer {{ name: "a" bottom: "x" top: "a" {product} }}\n'
+        'layer { name: "r" type: "ReLU" bottom: "a" top: "r" }\n'
+        f'layer {{ name: "b" bottom: "r" top: "b" {product} }}'
+    )
+    ported = port(tmp_path / "net.prototxt")
+    x, weight = torch.tensor([[1.0, 1e-7, -1.0]]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
+    ported.net.a.weight.data, ported.net.b.weight.data = torch.eye(3), weight
+    a = torch.tensor([[1.0, -1e-7, -1.0]])
+    through = weight.sum(0) * (a[0] > 0)  # the gradient of a, for ones at the top
+    tops = {("a", 0): a, ("r", 0): a.relu(), ("b", 0): a.relu() @ weight.t()}
+    trace = Trace(
+        {key: value.numpy() for key, value in tops.items()},
+        {"x": x.numpy()},
+        parameter_gradients={("a", 0): (wrong * torch.outer(through, x[0])).numpy()},
+        top_gradients={"b": np.ones((1, 3), np.float32)},
+    )
+    subject = prepare(ported, trace=trace)
+    (row, *_) = gradient_rows(subject.ported.net, subject.case, trace, Tolerance())
+    assert (row.layer, row.status) == ("a", "passed" if wrong == 1 else "failed")
+    assert ("the edge of a ReLU" in row.note) == (wrong == 1)
 
 
 def test_a_gradient_of_another_shape_is_not_compared() -> None:
