@@ -55,6 +55,7 @@ V1_TYPES = {
     "CONVOLUTION3D": "Convolution3D",
     "CROP": "Crop",
     "DECONVOLUTION3D": "Deconvolution3D",
+    "DENSE_CRF": "DenseCRF",
     "HOLE_CONVOLUTION": "Convolution",
     "IMAGE_SEG_DATA": "ImageSegData",
     "INTERP": "Interp",

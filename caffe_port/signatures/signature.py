@@ -120,7 +120,7 @@ class Holds(enum.Enum):
     DETECTIONS = enum.auto()
     """(1, 1, found, 7): image, label, score, x1, y1, x2, y2. SSD."""
     IMAGE_SIZES = enum.auto()
-    """(N, 3): height, width and scale of every image. Faster R-CNN."""
+    """(N, 3): height, width and scale of every image (Faster R-CNN); or height and width, in any shape (DeepLab)."""
     STEPS = enum.auto()
     """Sequences (steps, streams, ...)."""
     CONTINUES = enum.auto()
@@ -209,10 +209,7 @@ PYTHON: dict[str, Signature] = {}
 LABEL_SUFFIXES = ("Loss", "LossOHEM", "Accuracy")
 """How the types are named that compare scores with labels, where a fork's type is not known."""
 
-UNSUPPORTED: dict[str, str] = {
-    "DenseCRF": "a conditional random field after the net; leave the layer out, and apply one to the scores",
-    "MatRead": "reads .mat files; make its top an Input",
-}
+UNSUPPORTED: dict[str, str] = {"MatRead": "reads .mat files; make its top an Input"}
 """Types that cannot exist here: type -> reason and what to do instead."""
 
 

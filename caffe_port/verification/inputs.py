@@ -114,7 +114,7 @@ def _detections(layer: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) 
 
 def _image_sizes(_: LayerSpec, bottoms: Sequence[Shape], at: int, rng: _Rng) -> Array:  # noqa: ARG001
     sizes = np.ones(bottoms[at])
-    sizes[:, :2] = np.reshape(_image(bottoms[0], 1 / 16), (1, 2, *[1] * (sizes.ndim - 2)))
+    sizes.reshape(len(sizes), -1)[:, :2] = _image(bottoms[0], 1 / 16)
     return sizes
 
 

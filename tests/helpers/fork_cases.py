@@ -207,6 +207,17 @@ DETECTIONS = {
         random(2, 5, 4, 6),
         random(2, 3, 4, 6),
     ),
+    "DenseCRF": (
+        "dense_crf_param { max_iter: 3 pos_w: [3, 1] pos_xy_std: [3, 1.5] bi_w: 4 bi_xy_std: 5 bi_rgb_std: 0.5 }",
+        random(2, 5, 4, 6),
+        torch.tensor([[50.0, 60], [3, 5]]).reshape(2, 1, 1, 2),
+        random(2, 3, 4, 6),
+    ),
+    "DenseCRF without images": (
+        "dense_crf_param { max_iter: 3 pos_w: 3 pos_xy_std: 2 output_probability: false }",
+        random(2, 5, 4, 6, scale=10),
+        torch.tensor([[4.0, 6], [0, 5]]),
+    ),
     "BoxOutput": (
         "box_output_param { field_h: 20 field_w: 30 downsample_rate: 8 fg_thr: -9 iou_thr: 0.3 min_size: 2 }",
         random(2, 6, 5, 6),

@@ -435,8 +435,11 @@ def _all() -> Iterator[Case]:
         yield Case("Pooling", f"pooling_param {{ kernel_size: 2 {own} }}", (X,))
         yield Case("Pooling", f"pooling_param {{ kernel_size: 2 {own} }}", (X,), 2)
     yield Case("Pooling", "pooling_param { kernel_size: 2 stride: 2 dilation: [3, 1, 2] }", (VIDEO,))
-    own = "theta_alpha: 5 theta_beta: 0.25 theta_gamma: 1.5 num_iterations: 3"
     scores = ((2, 5, 4, 6), (2, 5, 4, 6), (2, 3, 4, 6))
+    own = "max_iter: 2 pos_w: [3, 1] pos_xy_std: [3, 1.5] bi_w: 4 bi_xy_std: 5 bi_rgb_std: 0.5"
+    yield Case("DenseCRF", f"dense_crf_param {{ {own} output_probability: false }}", ((2, 5, 4, 6), (2, 2)))
+    yield Case("DenseCRF", f"dense_crf_param {{ {own} }}", ((2, 5, 4, 6), (2, 1, 1, 2), (2, 3, 4, 6)))
+    own = "theta_alpha: 5 theta_beta: 0.25 theta_gamma: 1.5 num_iterations: 3"
     yield Case("MultiStageMeanfield", f"multi_stage_meanfield_param {{ {own} }}", scores)
     yield Case("Warping", "", (X, (X[0], 1, *X[2:]), (X[0], 1, *X[2:])))
     yield Case("Interp", "interp_param { use_blob_size: true height: 3 width: 9 }", (X, SMALL))

@@ -1,4 +1,4 @@
-"""A conditional random field as a layer: CRF-RNN's mean field, with filters on a permutohedral lattice."""
+"""Conditional random fields as layers, CRF-RNN's and DeepLab's: mean fields with filters on a permutohedral lattice."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caffe_port.formats.message import Message, decimal
@@ -51,10 +52,7 @@ class MultiStageMeanfield(Layer):
         self.compatibility = nn.Parameter(torch.zeros(1, 1, classes, classes))
 
     def forward(self, unary: Tensor, first: Tensor, image: Tensor) -> Tensor:
-        height, width = unary.shape[2:]
-        rows = torch.arange(height, device=unary.device).repeat_interleave(width)
-        columns = torch.arange(width, device=unary.device).repeat(height)
-        places = torch.stack((columns, rows), 1).to(unary.dtype)
+        places = pixels(unary)
         near = Lattice.of(places / self.gamma)
         return torch.stack(
             [
@@ -66,8 +64,7 @@ class MultiStageMeanfield(Layer):
     def settled(self, unary: Tensor, scores: Tensor, near: Lattice, places: Tensor, colors: Tensor) -> Tensor:
         """The scores (C, H * W) of one image after all iterations."""
         alike = Lattice.of(torch.cat((places / self.alpha, colors.T / self.beta), 1))
-        ones = torch.ones_like(unary[:1])
-        near_norm, alike_norm = (1 / (lattice.blur(ones) + 1e-20) for lattice in (near, alike))
+        near_norm, alike_norm = near.norm(), alike.norm()
         for _ in range(self.iterations):
             q = scores.softmax(0)
             message = self.spatial[0, 0] @ (near.blur(q) * near_norm)
@@ -77,6 +74,109 @@ class MultiStageMeanfield(Layer):
 
     def infer(self, *bottoms: Tensor) -> Tensor:
         return torch.empty_like(bottoms[0])
+
+
+class DenseCRF(Layer):
+    """Some iterations of a mean field over all pixels of each image, with a penalty for unlike classes. DeepLab's.
+
+    Takes the scores (N, C, H, W), the sizes of the images (N, 2 or more numbers: height, width), and the images
+    (N, 3, H, W), which may be missing. Every iteration adds to the scores what each filter makes of the probabilities,
+    times its weight: the filters over positions, then, if there are images, those over positions and colors. All
+    scores of a batch go with the colors of its first image, as in Caffe: give one image at a time.
+
+    An image smaller than the scores takes their top left. What is outside does not count and is 0 in the top.
+
+    Args:
+        iterations: 0 gives the softmax of the scores.
+        near: weight and width in pixels of each filter over positions.
+        alike: weight, width in pixels, width in levels of each filter over positions and colors.
+        probability: gives probabilities, instead of their logarithms.
+
+    A class that is 20 or more below the best one has probability 0, of which the logarithm is -87.34, that of the
+    smallest normal float32.
+
+    Raises:
+        IndexError: an image is smaller than its plane in one direction and larger in the other one.
+
+    Differs from Caffe: exp is exact. With SSE, the original also puts up to three points without a value on the
+    lattice, at position 0 in black, which may pass on what it blurs. Without images, the original reads a bottom that
+    it does not have. Its backward pass does nothing.
+    Reference: densecrf_layer.cpp, densecrf_pairwise.cpp, permutohedral.cpp (DeepLab v1 and v2, hszhao/PSPNet)
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        near, alike = zip(p.pos_w, p.pos_xy_std, strict=True), zip(p.bi_w, p.bi_xy_std, p.bi_rgb_std, strict=True)
+        return {
+            "iterations": p.max_iter,
+            "near": [tuple(map(decimal, one)) for one in near],
+            "alike": [tuple(map(decimal, one)) for one in alike] if len(bottoms) == 3 else [],
+            "probability": p.output_probability,
+        }
+
+    def __init__(
+        self,
+        iterations: int = 10,
+        near: Sequence[tuple[float, float]] = (),
+        alike: Sequence[tuple[float, float, float]] = (),
+        probability: bool = True,
+    ) -> None:
+        super().__init__()
+        self.iterations, self.near, self.alike, self.probability = iterations, near, alike, probability
+
+    def forward(self, scores: Tensor, sizes: Tensor, image: Tensor | None = None) -> Tensor:
+        top = []
+        for n, size in enumerate(sizes.flatten(1)[:, :2].long().tolist()):
+            height, width = self.inside(size, scores.shape[2:])
+            part = scores[n, :, :height, :width]
+            if part.numel():
+                colors = None if image is None else image[0, :, :height, :width].detach().flatten(1)
+                part = self.settled(part, colors).reshape(part.shape)
+            top.append(F.pad(part, (0, scores.shape[3] - width, 0, scores.shape[2] - height)))
+        return torch.stack(top)
+
+    @staticmethod
+    def inside(size: Sequence[int], plane: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the part of a plane that an image of some size takes."""
+        if size[0] >= plane[0] and size[1] >= plane[1]:
+            return plane[0], plane[1]
+        if size[0] > plane[0] or size[1] > plane[1]:
+            raise IndexError(f"an image of {size[0]} x {size[1]} is not inside scores of {plane[0]} x {plane[1]}")
+        return max(size[0], 0), max(size[1], 0)
+
+    def settled(self, scores: Tensor, colors: Tensor | None) -> Tensor:
+        """What becomes of the scores (C, H, W) of one image, as (C, H * W)."""
+        places = pixels(scores)
+        filters = [(weight, Lattice.of(places / width)) for weight, width in self.near]
+        if colors is not None:
+            filters += [
+                (weight, Lattice.of(torch.cat((places / width, colors.T / levels), 1)))
+                for weight, width, levels in self.alike
+            ]
+        weighted = [(weight * lattice.norm(), lattice) for weight, lattice in filters]
+        scores = scores.flatten(1)
+        q = self.distribution(scores)
+        for _ in range(self.iterations):
+            q = self.distribution(sum((lattice.blur(q) * weight for weight, lattice in weighted), scores))
+        return q if self.probability else q.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+    @staticmethod
+    def distribution(scores: Tensor) -> Tensor:
+        """softmax over the first axis, but 0 where exp is less than exp(-20). Source: ExpAndNormalize, fast_exp."""
+        below = scores - scores.amax(0)
+        odds = torch.where(below < -20, 0, below.exp())
+        return odds / odds.sum(0)
+
+    def infer(self, *bottoms: Tensor) -> Tensor:
+        return torch.empty_like(bottoms[0])
+
+
+def pixels(plane: Tensor) -> Tensor:
+    """The places (H * W, 2) in the last two axes, as column and row."""
+    height, width = plane.shape[-2:]
+    rows = torch.arange(height, device=plane.device).repeat_interleave(width)
+    columns = torch.arange(width, device=plane.device).repeat(height)
+    return torch.stack((columns, rows), 1).to(plane.dtype)
 
 
 class Lattice(NamedTuple):
@@ -134,6 +234,10 @@ class Lattice(NamedTuple):
             found = torch.searchsorted(codes, both).clamp(max=len(codes) - 1)
             neighbors.append(torch.where(codes[found] == both, found + 1, 0))
         return cls(vertex + 1, weight, torch.stack(neighbors))
+
+    def norm(self) -> Tensor:
+        """The factor (1, P) by which what was blurred is a mean."""
+        return 1 / (self.blur(self.weight.new_ones(1, len(self.weight))) + 1e-20)
 
     def blur(self, values: Tensor) -> Tensor:
         """Values (C, P), each the weighted mean of those around it, but for a factor. Source: seqCompute."""

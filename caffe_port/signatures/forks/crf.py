@@ -1,12 +1,14 @@
-"""The record of CRF-RNN's mean field."""
+"""The records of CRF-RNN's and DeepLab's mean fields."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from caffe_port.errors import SpecError
 from caffe_port.formats.message import Message
-from caffe_port.signatures.signature import declare
+from caffe_port.signatures.checks import expect_axes
+from caffe_port.signatures.signature import Holds, Trait, declare
 from caffe_port.typing import Shape
 
 
@@ -27,6 +29,32 @@ def _meanfield_blobs(layer: Message, bottoms: Sequence[Shape]) -> dict[str, Shap
     return dict.fromkeys(("spatial", "bilateral", "compatibility"), (1, 1, bottoms[0][1], bottoms[0][1]))
 
 
+def _dense_crf(layer: Message, bottoms: Sequence[Shape]) -> Sequence[Shape]:
+    p, (scores, sizes, *image) = layer.dense_crf_param, bottoms
+    expect_axes(scores, 4)
+    if sizes[:1] != scores[:1] or math.prod(sizes[1:]) < 2:
+        raise SpecError(f"expected height and width of {scores[0]} images as the second bottom, got {sizes}")
+    if image and image[0] != (scores[0], 3, *scores[2:]):
+        raise SpecError(f"expected images {(scores[0], 3, *scores[2:])} as the third bottom, got {image[0]}")
+    if len(p.pos_w) != len(p.pos_xy_std):
+        raise SpecError("pos_w and pos_xy_std must have the same length")
+    if not len(p.bi_w) == len(p.bi_xy_std) == len(p.bi_rgb_std):
+        raise SpecError("bi_w, bi_xy_std and bi_rgb_std must have the same length")
+    if image and not p.bi_w:
+        raise SpecError("images as the third bottom require bi_w, bi_xy_std and bi_rgb_std")
+    if not all((*p.pos_xy_std, *p.bi_xy_std, *p.bi_rgb_std)):
+        raise SpecError("pos_xy_std, bi_xy_std and bi_rgb_std must not be 0")
+    return [scores]
+
+
+declare(
+    "DenseCRF",
+    _dense_crf,
+    message="dense_crf_param",
+    bottoms=(2, 3),
+    holds=(Holds.NUMBERS, Holds.IMAGE_SIZES),
+    traits=Trait.KEEPS_CHANNELS | Trait.KEEPS_PLACES,
+)
 declare(
     "MultiStageMeanfield",
     _meanfield,

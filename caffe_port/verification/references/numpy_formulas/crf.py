@@ -1,4 +1,4 @@
-"""CRF-RNN's mean field: a loop over points, and a lattice that is a dictionary, as in the sources."""
+"""CRF-RNN's and DeepLab's mean fields: a loop over points, and a lattice that is a dictionary, as in the sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from caffe_port.typing import Array
-from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula
+from caffe_port.verification.references.numpy_formulas.formulas import FLT_MIN, Layer, Result, formula
 
 
 @formula("MultiStageMeanfield")
@@ -34,6 +34,46 @@ def multi_stage_meanfield(layer: Layer) -> Result:
             q = scores - compatible @ message
         tops.append(q.reshape(unary.shape[1:]))
     return np.stack(tops)
+
+
+@formula("DenseCRF")
+def dense_crf(layer: Layer) -> Result:
+    """Sources: densecrf_layer.cpp, densecrf_pairwise.cpp, densecrf_util.hpp, permutohedral.cpp (hszhao/PSPNet)."""
+    p, (unary, sizes, *images) = layer.param.dense_crf_param, layer.bottoms
+    top = np.zeros_like(unary)
+    for n, scores in enumerate(unary):
+        height, width = (int(v) for v in sizes[n].flat[:2])
+        if height >= scores.shape[1] and width >= scores.shape[2]:
+            height, width = scores.shape[1:]
+        places = [(x, y) for y in range(height) for x in range(width)]
+        if not places:
+            continue
+        potentials = []
+        for weight, std in zip(p.pos_w, p.pos_xy_std, strict=True):
+            potentials.append((weight, _filter([(x / std, y / std) for x, y in places])))
+        if images:
+            for weight, std, levels in zip(p.bi_w, p.bi_xy_std, p.bi_rgb_std, strict=True):
+                points = [(x / std, y / std, *images[0][0][:, y, x] / levels) for x, y in places]
+                potentials.append((weight, _filter(points)))
+        norms = [1 / (blur(np.ones((1, len(places)))) + 1e-20) for _, blur in potentials]
+        start = np.array([scores[:, y, x] for x, y in places]).T
+        q = _fast_softmax(start)
+        for _ in range(p.max_iter):
+            total = start.copy()
+            for (weight, blur), norm in zip(potentials, norms, strict=True):
+                total += weight * norm * blur(q)
+            q = _fast_softmax(total)
+        made = q if p.output_probability else np.log(np.maximum(q, FLT_MIN))
+        for k, (x, y) in enumerate(places):
+            top[n, :, y, x] = made[:, k]
+    return top
+
+
+def _fast_softmax(scores: Array) -> Array:
+    """Over the first axis; what is more than 20 below the greatest is nothing."""
+    below = scores - scores.max(0)
+    e = np.exp(below) * (below >= -20)
+    return np.asarray(e / e.sum(0))
 
 
 def _filter(points: list[tuple[float, ...]]) -> Callable[[Array], Array]:
