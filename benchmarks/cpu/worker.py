@@ -316,7 +316,9 @@ def mnn(task: dict[str, Any], answers: Answers) -> Pass:
     if not Path(made).exists():
         tool = [sys.executable, "-c", "import sys, MNN, _tools; _tools.mnnconvert(sys.argv)", "-f", "CAFFE"]
         files = ["--modelFile", task["weights"], "--prototxt", task["net"], "--MNNModel", made, "--bizCode", "x"]
-        done = subprocess.run([*tool, *files], capture_output=True, text=True)
+        done = subprocess.run(
+            [*tool, *files], capture_output=True, text=True, cwd=task["work"]
+        )  # it leaves a file there
         if not Path(made).exists():
             raise RuntimeError((done.stdout + done.stderr).strip().splitlines()[-1])
     settings = {"precision": "high", "backend": "CPU", "numThread": task["threads"]}
