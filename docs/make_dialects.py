@@ -155,6 +155,8 @@ LOOSE = {
     (147, "imresize_param"): "OpenPose",
     (148, "nms_param"): "OpenPose",
     (153, "continuation_indicator_param"): "CC4.0",
+    (150, "lstm_conv_param"): "agethen/ConvLSTM-for-Caffe",
+    (151, "lstm_debug_param"): "agethen/ConvLSTM-for-Caffe",
     (1001, "pointwise_spatial_attention_param"): "hszhao/PSANet",
 }
 

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 from caffe_port.formats.message import Message
 from caffe_port.layers.layer import Layer
-from caffe_port.signatures.recurrent import says_who_goes_on
+from caffe_port.signatures.recurrent import (
+    conv_lstm_convolution,
+    conv_lstm_peephole,
+    conv_lstm_window,
+    says_who_goes_on,
+)
 from caffe_port.typing import Shape
 
 
@@ -240,6 +245,131 @@ class RNN(Layer):
             self.state = h.detach()
         top = torch.tanh(F.linear(torch.stack(hidden), self.weight_o, self.bias_o))
         return (top, h.detach().unsqueeze(0)) if self.expose_hidden else top
+
+    def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        x, cont, *others = bottoms
+        return _of_all_steps(len(x), self(x[:1], cont[:1], *others))
+
+
+class ConvLSTM(Layer):
+    """Long short-term memory of images (T, N, C, H, W): the gates i, f, o, g are convolutions of x and of h.
+
+    Gates i, f and o get the cell too, times weights, (H, W) unless ``axis_hadamard`` and ``num_axes_hadamard`` say
+    otherwise. In all three it is the cell of the step before, and it counts where cont is 0 as well. With
+    ``ignore_x: true`` x only says how many steps there are. Unlike in LSTM, gradients pass through exposed states.
+
+    Differs from Caffe: see the module docstring about the state between two forwards. Differs from Shi et al.: their
+    gate o gets the new cell, and their weights on the cell are (C, H, W).
+    Not supported: ``expose``; weights of its releases before November 2016, which have other blobs; the ConvLSTM of
+    AzoresCabbage/caffe (``convolution_param``) and of jasonustc/caffe (``conv_recurrent_param``).
+    Blobs: weight_x (4 K, C, kh, kw) unless ``ignore_x``, weight_static if there is a static input (1, 1, C, H, W),
+        dummy_c0 and dummy_h0 (1), weight_h (4 K, K, kh, kw), bias (4 K), peephole_i, peephole_f and peephole_o unless
+        ``disable_hadamard``, dummy_h and dummy_c (1); those named dummy have no effect
+    Reference: agethen/ConvLSTM-for-Caffe conv_lstm_layer.cpp, conv_lstm_unit_layer.cpp
+    """
+
+    @classmethod
+    def from_caffe(cls, p: Message, bottoms: Sequence[Shape]) -> dict[str, Any]:
+        x, exposed = bottoms[0], p.recurrent_param.expose_hidden
+        hidden = conv_lstm_convolution(p, "hidden")
+        ignores, static = p.lstm_debug_param.ignore_x, len(bottoms) == (5 if exposed else 3)
+        return {
+            "in_channels": None if ignores else x[2],
+            "hidden_channels": hidden.num_output,
+            "x_window": None if ignores else tuple(conv_lstm_window(conv_lstm_convolution(p, "input"))),
+            "h_window": tuple(conv_lstm_window(hidden)),
+            "peephole": conv_lstm_peephole(p, x),
+            "axis": p.lstm_debug_param.axis_hadamard,
+            "static_channels": bottoms[2][2] if static else None,
+            "expose_hidden": exposed,
+        }
+
+    @classmethod
+    def fillers(cls, p: Message) -> dict[str, Message]:
+        hidden, one = conv_lstm_convolution(p, "hidden"), Message("FillerParameter", type="constant", value=1.0)
+        found = {"weight_h": hidden.weight_filler, "bias": hidden.bias_filler}
+        if not p.lstm_debug_param.ignore_x:
+            filler = conv_lstm_convolution(p, "input").weight_filler
+            found |= {"weight_x": filler, "weight_static": filler}
+        return found | {f"peephole_{gate}": one for gate in "ifo"}
+
+    def __init__(
+        self,
+        in_channels: int | None,
+        hidden_channels: int,
+        x_window: tuple[Any, ...] | None,
+        h_window: tuple[Any, ...],
+        peephole: tuple[int, ...] | None = None,
+        axis: int = 3,
+        static_channels: int | None = None,
+        expose_hidden: bool = False,
+    ) -> None:
+        """The windows are (kernel_size, stride, padding, dilation, groups), the first four as (height, width)."""
+        super().__init__()
+        self.hidden_channels, self.expose_hidden, self.axis = hidden_channels, expose_hidden, axis
+        self.x_window, self.h_window = x_window, h_window
+        self.weight_x = self._weight(in_channels, x_window)
+        self.weight_static = self._weight(static_channels, x_window)
+        self.dummy_c0, self.dummy_h0 = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        weight_h = self._weight(hidden_channels, h_window)
+        assert weight_h is not None
+        self.weight_h = weight_h
+        self.bias = nn.Parameter(torch.empty(4 * hidden_channels))
+        self.peephole_i, self.peephole_f, self.peephole_o = (
+            None if peephole is None else nn.Parameter(torch.empty(peephole)) for _ in "ifo"
+        )
+        self.dummy_h, self.dummy_c = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        self.stateful = False
+        self.state: tuple[Tensor, Tensor] | None = None
+
+    def _weight(self, channels: int | None, window: tuple[Any, ...] | None) -> nn.Parameter | None:
+        if channels is None or window is None:
+            return None
+        return nn.Parameter(torch.empty(4 * self.hidden_channels, channels // window[4], *window[0]))
+
+    def _from_cell(self, c: Tensor) -> Tensor | None:
+        """What the cell (N, K, H, W) adds to the gates (N, 4 K, H, W)."""
+        if self.peephole_i is None or self.peephole_f is None or self.peephole_o is None:
+            return None
+        weights = (self.peephole_i, self.peephole_f, self.peephole_o)
+        padded = [w.reshape(*w.shape, *[1] * (5 - self.axis - w.dim())) for w in weights]
+        return torch.cat([(c[None] * w)[0] for w in padded] + [torch.zeros_like(c)], dim=1)
+
+    def forward(self, x: Tensor, cont: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
+        steps, streams, _, *size = x.shape
+        from_x = None
+        if self.weight_x is not None and self.x_window is not None:
+            window = self.x_window[1:]
+            from_x = F.conv2d(x.flatten(0, 1), self.weight_x, None, *window)
+            from_x = from_x.reshape(steps, streams, *from_x.shape[1:])
+            if self.weight_static is not None:
+                from_x = from_x + F.conv2d(others[0][0], self.weight_static, None, *window)
+        if self.expose_hidden:
+            h, c = others[-2][0], others[-1][0]
+        else:
+            h = c = x.new_zeros(streams, self.hidden_channels, *size)
+            if self.stateful and self.state is not None and self.state[0].shape == h.shape:
+                h, c = self.state
+        cont = cont.detach().to(x.dtype)[..., None, None, None]
+        bias: Tensor = self.bias
+        if self.training:  # Caffe's gradient of these is 0; DistributedDataParallel needs one of every parameter
+            bias = bias + 0 * (self.dummy_c0 + self.dummy_h0 + self.dummy_h + self.dummy_c)
+        tops = []
+        for t in range(steps):
+            gates = F.conv2d(cont[t] * h, self.weight_h, bias, *self.h_window[1:])
+            if from_x is not None:
+                gates = gates + from_x[t]
+            from_cell = self._from_cell(c)
+            if from_cell is not None:
+                gates = gates + from_cell
+            i, f, o, g = gates.chunk(4, dim=1)
+            c = cont[t] * torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            tops.append(h)
+        if self.stateful:
+            self.state = h.detach(), c.detach()
+        top = torch.stack(tops)
+        return (top, h.unsqueeze(0), c.unsqueeze(0)) if self.expose_hidden else top
 
     def infer(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         x, cont, *others = bottoms

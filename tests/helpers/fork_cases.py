@@ -64,6 +64,16 @@ CASES = {
         X,
         random(2, 99, 5, 6),
     ),
+    "ConvLSTM": (
+        "lstm_conv_param { num_output: 4 kernel_size: 3 pad: 1 weight_filler { type: 'gaussian' std: 0.3 } }",
+        random(3, 2, 3, 5, 6),
+        torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]]),
+    ),
+    "ConvLSTM without x": (
+        "lstm_debug_param { ignore_x: true disable_hadamard: true } lstm_conv_param { num_output: 4 kernel_size: 1 }",
+        random(3, 2, 3, 5, 6),
+        torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]]),
+    ),
     "Flip": ("flip_param { flip_height: true }", X),
     "GRN": ("grn_param { bias: 2 }", X),
     "Local": ("local_param { num_output: 4 kernel_size: 3 weight_filler { type: 'xavier' } }", X),

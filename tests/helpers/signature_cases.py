@@ -321,6 +321,21 @@ def _all() -> Iterator[Case]:
     yield Case("Lstm", "lstm_param { num_output: 6 }", ((5, 3, 4),))
     yield Case("Lstm", "lstm_param { num_output: 6 batch_size: 3 }", ((15, 4), (15,)))
     yield Case("Lstm", "lstm_param { num_output: 6 }", ((5, 3, 4), (5, 3)))
+    own, more = (
+        "lstm_conv_param {{ num_output: 6 kernel_size: 3 pad: 1 {} }} lstm_debug_param {{ {} }}",
+        "type: 'input'",
+    )
+    hidden = "lstm_conv_param { num_output: 6 kernel_size: [1, 5] pad: [0, 4] dilation: 2 group: 2 type: 'hidden' } "
+    video, state = ((4, 3, 2, 5, 7), (4, 3)), (1, 3, 6, 5, 7)
+    yield Case("ConvLSTM", own.format("", ""), video)
+    yield Case("ConvLSTM", own.format("", "axis_hadamard: 2 num_axes_hadamard: 3"), video)
+    yield Case("ConvLSTM", own.format("", "disable_hadamard: true"), video)
+    yield Case("ConvLSTM", hidden + own.format(more, "axis_hadamard: 1 num_axes_hadamard: 2"), video)
+    exposed = "recurrent_param { expose_hidden: true } "
+    yield Case("ConvLSTM", exposed + own.format("", "ignore_x: true"), (*video, state, state), 3)
+    one, own = ((4, 1, 2, 5, 7), (4, 1), (1, 1, 3, 5, 7)), own.format("", "num_axes_hadamard: 0")
+    yield Case("ConvLSTM", own, one)
+    yield Case("ConvLSTM", exposed + own, (*one, (1, 1, 6, 5, 7), (1, 1, 6, 5, 7)), 3)
     yield Case("LSTMUnit", "", ((1, 3, 5), (1, 3, 20), (1, 3)), 2)
     yield Case("CTCGreedyDecoder", "", ((5, 2, 7), (5, 2)))
     yield Case("CTCGreedyDecoder", "", ((5, 2, 7), (5, 2)), 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from caffe_port.formats.message import Message
 from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas.formulas import Layer, Result, formula
 
@@ -90,6 +91,61 @@ def lstm_of_ocr(layer: Layer) -> Result:
         tops.append(hidden)
     top = np.stack(tops)
     return top.reshape(-1, p.num_output) if x.shape[:2] != steps.shape[:2] else top
+
+
+@formula("ConvLSTM")
+def conv_lstm(layer: Layer) -> Result:
+    """gates = W_x * x + W_h * (keep h) + b, and for i, f and o the last cell times weights.
+
+    Sources: conv_lstm_layer.cpp, conv_lstm_unit_layer.cpp, conv_lstm_helper.hpp (agethen/ConvLSTM-for-Caffe).
+    """
+    p, x, keep = layer.param, layer.x, layer.bottoms[1]
+    debug, exposed = p.lstm_debug_param, p.recurrent_param.expose_hidden
+    first, last = p.lstm_conv_param[0], p.lstm_conv_param[-1]
+    of_x, of_h = last if first.type == "hidden" else first, last if first.type == "input" else first
+    blobs, (n, sides), d = list(layer.blobs), (x.shape[1], x.shape[3:]), first.num_output
+    constant = np.zeros((x.shape[0], n, 4 * d, *sides))
+    if not debug.ignore_x:
+        constant = _images(of_x, x.reshape(-1, *x.shape[2:]), blobs.pop(0)).reshape(constant.shape)
+        if len(layer.bottoms) == (5 if exposed else 3):
+            constant = constant + _images(of_x, layer.bottoms[2][0], blobs.pop(0))
+    weight, bias = blobs[2:4]  # after two blobs without effect, as the last two are
+    hidden, cell = [b[0] for b in layer.bottoms[-2:]] if exposed else [np.zeros((n, d, *sides))] * 2
+    tops = []
+    for t in range(x.shape[0]):
+        k = keep[t].reshape(n, 1, 1, 1)
+        gates = constant[t] + _images(of_h, k * hidden, weight) + bias.reshape(-1, 1, 1)
+        if not debug.disable_hadamard:
+            for index, one in enumerate(blobs[4:7]):
+                ones = 5 - debug.axis_hadamard - debug.num_axes_hadamard
+                shape = np.ones(5, int)
+                size = (1, *cell.shape)
+                shape[debug.axis_hadamard : 5 - ones] = size[debug.axis_hadamard : 5 - ones]
+                gates[:, index * d : (index + 1) * d] += (cell[None] * one.reshape(shape))[0]
+        i, f, o, g = np.split(gates, 4, axis=1)
+        cell = k * _sigmoid(f) * cell + _sigmoid(i) * np.tanh(g)
+        hidden = _sigmoid(o) * np.tanh(cell)
+        tops.append(hidden)
+    return [np.stack(tops), *([hidden[None], cell[None]] if exposed else [])]
+
+
+def _images(p: Message, x: Array, weight: Array) -> Array:
+    """A convolution without bias of images (N, C, H, W), which keeps their size."""
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = (
+        (*values, *values)[-2:] if (values := tuple(getattr(p, name))) else (default, default)
+        for name, default in (("kernel_size", 1), ("stride", 1), ("pad", 0), ("dilation", 1))
+    )
+    n, channels, height, width = x.shape
+    padded = np.pad(x, [(0, 0), (0, 0), (ph, ph), (pw, pw)]).reshape(
+        n, p.group, channels // p.group, -1, width + 2 * pw
+    )
+    weight = weight.reshape(p.group, -1, channels // p.group, kh, kw)
+    y = np.zeros((n, *weight.shape[:2], height, width))
+    for a in range(kh):
+        for b in range(kw):
+            seen = padded[..., a * dh :, b * dw :][..., : sh * (height - 1) + 1 : sh, : sw * (width - 1) + 1 : sw]
+            y += np.einsum("goc,ngchw->ngohw", weight[..., a, b], seen)
+    return y.reshape(n, -1, height, width)
 
 
 @formula("ContinuationIndicator")
