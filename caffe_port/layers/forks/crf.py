@@ -92,7 +92,7 @@ class DenseCRF(Layer):
         alike: weight, width in pixels, width in levels of each filter over positions and colors.
         probability: gives probabilities, instead of their logarithms.
 
-    A class that is 20 or more below the best one has probability 0, of which the logarithm is -87.34, that of the
+    A class that is more than 20 below the best one has probability 0, of which the logarithm is -87.34, that of the
     smallest normal float32.
 
     Raises:
