@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 
-USERS = ("caffe_port.pycaffe.script", "caffe_port_plugin_")
+USERS = ("caffe_port.pycaffe.script", "caffe_port_plugin_", "_caffe_port_candidate_")
 """How the names of modules begin that run a user's code, or are it."""
 
 
@@ -29,13 +29,15 @@ def _leave(code: object) -> None:
 
     Not where more than memory may be left: a thread, text that cannot be written, a file of a user's code.
     """
+    if not isinstance(code, int):  # Python prints it
+        return
     if threading.active_count() > 1 or any(name.startswith(USERS) for name in sys.modules):
         return
     with contextlib.suppress(AttributeError, OSError, ValueError):  # of the text: Python reports them at the end
         sys.stdout.flush()
         sys.stderr.flush()
         atexit._run_exitfuncs()
-        os._exit(code if isinstance(code, int) else 1)
+        os._exit(code)
 
 
 if __name__ == "__main__":  # a process of `survey` imports this file again

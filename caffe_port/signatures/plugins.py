@@ -62,6 +62,7 @@ def load_entry_points() -> None:
 
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         _guard(entry.load, f"plugin {entry.name} ({entry.value})")
+        sys.modules[f"caffe_port_plugin_{entry.name}"] = sys.modules[entry.module]  # a user's code, too
 
 
 def _guard(action: Callable[[], object], where: str) -> None:

@@ -1,4 +1,4 @@
-"""The states of LSTM, Lstm and RNN between two forward passes. As in Caffe, the training net and each test net go on
+"""The states of recurrent layers between two forward passes. As in Caffe, the training net and each test net go on
 where their own last batch ended, unless cont is 0 there.
 
 Source: recurrent_layer.cpp (Forward_cpu)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Collection, Iterator
 
@@ -54,12 +53,13 @@ def gradient_rows(net: Net, case: Case, trace: Trace, tolerance: Tolerance) -> I
     others = [(stops, False, stopped)] if stops else []
     others += [(frozenset(), True, followed)]
     others += [(stops, True, f"{stopped}; {followed}")] if stops else []
-    state = copy.deepcopy(net.state_dict())
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     rows = list(_rows(net, case, trace, tolerance, frozenset(), False))
     for stops_at, follows, note in others:
         if all(row.status != "failed" for row in rows):
             break
-        net.load_state_dict(state)
+        for name, buffer in net.named_buffers():
+            buffer.copy_(buffers[name])
         tried = _rows(net, case, trace, tolerance, stops_at, follows)
         rows = [
             dataclasses.replace(other, note=note) if row.status == "failed" and other.status == "passed" else row

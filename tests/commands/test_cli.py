@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, ROOT
 
+from caffe_port import __main__
 from caffe_port.cli import cli, main
 from caffe_port.commands import demo_files
 from caffe_port.formats import caffemodel
@@ -101,6 +102,17 @@ def test_torch_is_imported_without_looking_for_garbage(tmp_path: Path) -> None:
     assert int(done.stdout.splitlines()[-1]) < 400, "import torch alone has 800"
 
 
+@pytest.mark.parametrize(("code", "expected"), [(None, []), ("text", []), (2, [2])])
+def test_python_prints_what_is_no_exit_code(code: object, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
+    monkeypatch.setattr("threading.active_count", lambda: 1)
+    monkeypatch.setattr(__main__, "USERS", ())
+    __main__._leave(code)
+    assert left == expected
+
+
 def test_the_process_ends_at_once(net: Path, tmp_path: Path) -> None:
     """But for what a user's code has left open."""
     code = (
@@ -119,6 +131,9 @@ def test_the_process_ends_at_once(net: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("file = open('left', 'w')\nfile.write('text')\n")
     assert run("run", "script.py") == (0, "as asked\n")
     assert (tmp_path / "left").read_text() == "text"
+    (tmp_path / "port.py").write_text("from torch.nn import ReLU\nfile = open('of a port', 'w')\nfile.write('text')\n")
+    run("verify", str(net), "--against", "port.py:ReLU")
+    assert (tmp_path / "of a port").read_text() == "text"
 
 
 def test_convert_verify_inspect(run: Run, tmp_path: Path) -> None:
