@@ -83,11 +83,8 @@ class Decision:
     ) -> tuple[Field, View | None] | None:
         """A field of the schema for a number of the file."""
         own = layer.schema
-        if wire_type == 2 and not (group is not None and group.own):
-            exact = [n for n in table.loose(number) if stray(type_, n) == 0 and n in own.fields]
-            if exact and own.fields[exact[0]].message_name:
-                one = replace(own.fields[exact[0]], number=number)
-                return one, canonical(str(one.message_name))
+        if (loose := self.loose(type_, number, wire_type, group)) is not None:
+            return loose, canonical(str(loose.message_name))
         if group is not None and group.fact is not None:
             fact = group.fact
             found = table.place(fact, own)
@@ -103,6 +100,14 @@ class Decision:
         if known is not None and known.message_name and stray(type_, known.name) < 0.25:
             return known, canonical(known.message_name)
         return None
+
+    def loose(self, type_: str, number: int, wire_type: int, group: Group | None) -> Field | None:
+        """The type's own message under a number at which no schema of the table has it; None: the dialects decide."""
+        if wire_type != 2 or (group is not None and group.own):
+            return None
+        fields = schema(self.evidence.layer_message).fields
+        own = [fields[n] for n in table.loose(number) if stray(type_, n) == 0 and n in fields]
+        return replace(own[0], number=number) if own and own[0].message_name else None
 
     # ---- the values
 

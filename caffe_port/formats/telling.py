@@ -118,6 +118,9 @@ def differences(decision: Decision, indices: Collection[int]) -> tuple[Reading, 
         chosen = decision.groups[key]
         if chosen is None or not case.contested:
             continue
+        type_ = case.type if isinstance(case.type, str) else v1_type(chosen.first, int(case.type or 0))
+        if decision.loose(type_, case.number, case.wire_type, chosen) is not None:
+            continue
         for group in case.groups:
             others = [i for i in group.dialects if i in among]
             if not others or set(group.dialects) == set(chosen.dialects) or group.miss > chosen.miss:
@@ -127,10 +130,9 @@ def differences(decision: Decision, indices: Collection[int]) -> tuple[Reading, 
             if not pairs:
                 continue
             _, mine, theirs = pairs[0]
-            name = case.type if isinstance(case.type, str) else v1_type(chosen.first, int(case.type or 0))
             layers = tuple(dict.fromkeys(layer for place, *_ in pairs for layer in place.layers))
             who = tuple(evidence.dialects[i] for i in others)
-            one = Reading(layers, name, case.number, _difference(mine, theirs), _difference(theirs, mine), who)
+            one = Reading(layers, type_, case.number, _difference(mine, theirs), _difference(theirs, mine), who)
             same = (one.chosen, one.other, one.type, one.number)
             old = found.get(same, one)
             layers, who = (tuple(dict.fromkeys((*a, *b))) for a, b in ((old.layers, layers), (old.dialects, who)))

@@ -149,6 +149,17 @@ def test_a_number_is_read_by_the_type_that_owns_the_field(type_: str, number: in
     assert not layer.unknown
 
 
+@pytest.mark.parametrize(
+    ("type_", "number"),
+    [("ConvLSTM", 150), ("MarginInnerProduct", 151), ("TripletLoss", 136), ("FocalLoss", 151), ("Mish", 150)],
+)
+def test_a_number_of_no_schema_leaves_nothing_open(type_: str, number: int) -> None:
+    """The type alone says what it is: what some schema has at that number is no other reading of it."""
+    _, found = recognition.read(layer_bytes(type_, number, b"\x08\x01"), "NetParameter", "net")
+    assert not found.open
+    assert not found.unlikely
+
+
 @pytest.mark.parametrize(("type_", "field"), sorted({(type_, field) for type_, _, field in CASES}))
 def test_a_parameter_survives_writing(type_: str, field: str) -> None:
     """A placeholder number never stands in a file: it is written under a number that its type is read by."""
