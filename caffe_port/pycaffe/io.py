@@ -7,6 +7,7 @@ of today (0.15 and later), which blurs an image before it makes it smaller.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -310,6 +311,71 @@ def resize_image(im: Array, new_dims: Sequence[int], interp_order: int = 1) -> A
         resized = resized.clip(unit.min(), unit.max())
     result: Array = resized * (high - low) + low
     return result.astype(np.float32)
+
+
+def resize(
+    image: Array,
+    output_shape: Sequence[int],
+    order: int = 1,
+    mode: str = "constant",
+    cval: float = 0.0,
+    clip: bool = True,
+    preserve_range: bool = False,
+) -> Array:
+    """``skimage.transform.resize`` of 0.9 to 0.14, which pycaffe's io imports, so that scripts call it here.
+
+    Args:
+        image: (H, W), (H, W, C) or any other shape; integers become floats from 0 to 1.
+        output_shape: (H', W'), for any number of channels, or as many lengths as the image has axes.
+        order: 0: nearest; 1: linear; 3: cubic; others, and other lengths than C as the third, require SciPy.
+        mode, cval: what is outside of the image; anything but zeros requires scikit-image.
+        clip: keeps the values within those of the image.
+        preserve_range: leaves integers as they are.
+
+    Returns:
+        float64.
+
+    Raises:
+        DependencyError: SciPy or scikit-image is required and not installed.
+        ValueError: output_shape has too few lengths.
+    """
+    shape = tuple(int(length) for length in output_shape)
+    image = np.asarray(image)
+    image = image.reshape((*image.shape, *[1] * (len(shape) - image.ndim)))
+    if len(shape) == image.ndim - 1:
+        shape = (*shape, image.shape[-1])
+    if len(shape) < image.ndim:
+        raise ValueError(f"output_shape {shape} has too few lengths for an image of shape {image.shape}")
+    if mode != "constant" or cval:
+        options = {"cval": cval, "clip": clip, "preserve_range": preserve_range, "anti_aliasing": False}
+        elsewhere: Array = _skimage().transform.resize(image, shape, order, mode, **options)
+        return elsewhere
+    values = image.astype(np.float64) if preserve_range or image.dtype.kind == "f" else _as_float(image)
+    flat = values[:, :, np.newaxis] if values.ndim == 2 else values
+    if flat.ndim == 3 and (*shape, 1)[2] == flat.shape[2]:
+        made = _resize(flat, (shape[0], shape[1]), order).reshape(shape)
+    else:
+        places = [(np.arange(new) + 0.5) * (old / new) - 0.5 for old, new in zip(image.shape, shape, strict=True)]
+        grid = np.meshgrid(*places, indexing="ij")
+        made = _ndimage(order).map_coordinates(values, grid, order=order, mode="constant")
+    return made.clip(values.min(), values.max()) if clip and order else made
+
+
+def __getattr__(name: str) -> Any:
+    """``caffe.io.skimage`` and ``caffe.io.zoom``, which scripts use because pycaffe imports them."""
+    if name == "skimage":
+        return _skimage()
+    if name == "zoom":
+        return _ndimage(1).zoom
+    raise AttributeError(f"module 'caffe.io' has no attribute '{name}'")
+
+
+def _skimage() -> Any:
+    try:
+        importlib.import_module("skimage.transform")
+        return importlib.import_module("skimage.io") and importlib.import_module("skimage")
+    except ImportError:
+        raise DependencyError("this requires scikit-image", hint="pip install scikit-image") from None
 
 
 def _resize(image: Array, size: tuple[int, int], order: int) -> Array:

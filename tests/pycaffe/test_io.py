@@ -31,6 +31,47 @@ def test_images_are_resized_as_in_caffes_time(resized: dict[str, Array]) -> None
         np.testing.assert_allclose(made, resized[name], rtol=1e-6, err_msg=name)
 
 
+def test_scripts_call_resize_of_io(resized: dict[str, Array]) -> None:
+    """It resizes as resize_image does, which scales an image from 0 to 1 first."""
+    image = resized["image_3"]
+    unit = (image - image.min()) / (image.max() - image.min())
+    wanted = io.resize_image(unit, (5, 9))
+    made = io.resize(unit, (5, 9))
+    assert made.dtype == np.float64
+    np.testing.assert_allclose(made, wanted, atol=1e-6)
+    np.testing.assert_array_equal(io.resize(unit, [5, 9, 3]), made)
+    np.testing.assert_allclose(io.resize(unit[:, :, 0], (5, 9)), io.resize(unit[:, :, :1], (5, 9))[:, :, 0])
+    assert io.resize(unit[:, :, 0], (5, 9, 1)).shape == (5, 9, 1)
+    numbers = np.array([[0, 255], [255, 0]], np.uint8)
+    np.testing.assert_allclose(io.resize(numbers, (1, 1)), [[0.5]])
+    np.testing.assert_allclose(io.resize(numbers, (1, 1), preserve_range=True), [[127.5]])
+    with pytest.raises(ValueError, match="too few lengths"):
+        io.resize(unit, (5,))
+
+
+def test_resize_changes_the_number_of_channels() -> None:
+    """All axes count alike, as scripts that ask for (C, H, W) found."""
+    pytest.importorskip("scipy")
+    image = np.random.default_rng(1).random((6, 8, 3))
+    assert io.resize(image, (3, 4, 6)).shape == (3, 4, 6)
+    ones = np.ones((4, 4, 4))
+    np.testing.assert_allclose(io.resize(ones, (4, 4, 2)), np.ones((4, 4, 2)))
+    np.testing.assert_allclose(io.resize(image, (3, 4, 1))[1, 1, 0], image[2:4, 2:4, 1].mean())
+
+
+def test_scipy_and_scikit_image_by_the_names_of_io() -> None:
+    assert io.zoom is pytest.importorskip("scipy.ndimage").zoom
+    try:
+        import skimage
+    except ImportError:
+        with pytest.raises(DependencyError, match="scikit-image"):
+            _ = io.skimage
+    else:
+        assert io.skimage is skimage
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = io.nothing
+
+
 def test_the_border_of_a_greater_image_is_mixed_with_its_minimum() -> None:
     image = np.full((4, 6, 3), 8.0)
     image[1, 2] = 2
