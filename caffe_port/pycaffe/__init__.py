@@ -20,6 +20,8 @@ from caffe_port.pycaffe.settings import (
     set_mode_cpu,
     set_mode_gpu,
     set_multiprocess,
+    set_phase_test,
+    set_phase_train,
     set_random_seed,
     set_solver_count,
     set_solver_rank,
@@ -78,6 +80,8 @@ __all__ = [
     "set_mode_cpu",
     "set_mode_gpu",
     "set_multiprocess",
+    "set_phase_test",
+    "set_phase_train",
     "set_random_seed",
     "set_solver_count",
     "set_solver_rank",
@@ -90,7 +94,10 @@ _MODULES = {
     "Classifier": "classifier",
     "Detector": "detector",
     "NetSpec": "net_spec",
+    "Solver": "solvers",
+    "classifier": "",
     "coord_map": "",
+    "detector": "",
     "draw": "",
     "io": "",
     "layers": "net_spec",
@@ -102,8 +109,14 @@ _MODULES = {
 """Public name -> the module that defines it, imported on first use; empty if it is a module itself."""
 
 
+_VECTORS = ("BoolVec", "DtypeVec", "IntVec", "LayerVec", "NetVec", "RawBlobVec", "StringVec")
+"""Names of ``caffe._caffe`` for vectors of C++, which are lists here."""
+
+
 def __getattr__(name: str) -> Any:
     """Imports what a script may never ask for on first use."""
+    if name in _VECTORS:
+        return list
     if name not in _MODULES:
         raise AttributeError(f"module 'caffe_port.pycaffe' has no attribute '{name}'")
     module = _MODULES[name]

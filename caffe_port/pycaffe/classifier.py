@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from caffe_port.pycaffe import io
+from caffe_port.pycaffe import io, net_of_2014
 from caffe_port.pycaffe.net import Net
 from caffe_port.pycaffe.settings import TEST
 from caffe_port.typing import Array
@@ -23,6 +23,7 @@ class Classifier(Net):
             none.
         mean, input_scale, raw_scale, channel_swap: as the setters of :class:`~caffe_port.pycaffe.io.Transformer` take
             them.
+        gpu, mean_file: of 2014, see :func:`~caffe_port.pycaffe.net_of_2014.arguments`.
     """
 
     def __init__(
@@ -34,7 +35,11 @@ class Classifier(Net):
         input_scale: float | None = None,
         raw_scale: float | None = None,
         channel_swap: Sequence[int] | None = None,
+        *,
+        gpu: bool | None = None,
+        mean_file: str | None = None,
     ) -> None:
+        mean, input_scale, raw_scale = net_of_2014.arguments(mean, input_scale, raw_scale, gpu, mean_file)
         super().__init__(model_file, TEST, weights=pretrained_file)
         self.transformer = transformer(self, mean, input_scale, raw_scale, channel_swap)
         self.crop_dims = np.array(self.blobs[self.inputs[0]].data.shape[2:])

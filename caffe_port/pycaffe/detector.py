@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from caffe_port.errors import CaffePortError
-from caffe_port.pycaffe import io
+from caffe_port.pycaffe import io, net_of_2014
 from caffe_port.pycaffe.classifier import transformer
 from caffe_port.pycaffe.net import Net
 from caffe_port.pycaffe.settings import TEST
@@ -26,6 +26,7 @@ class Detector(Net):
             them.
         context_pad: pixels of the input around a window that show what surrounds it; where that is outside of the
             image, the mean.
+        gpu, mean_file: of 2014, see :func:`~caffe_port.pycaffe.net_of_2014.arguments`.
     """
 
     def __init__(
@@ -37,7 +38,11 @@ class Detector(Net):
         raw_scale: float | None = None,
         channel_swap: Sequence[int] | None = None,
         context_pad: int | None = None,
+        *,
+        gpu: bool | None = None,
+        mean_file: str | None = None,
     ) -> None:
+        mean, input_scale, raw_scale = net_of_2014.arguments(mean, input_scale, raw_scale, gpu, mean_file)
         super().__init__(model_file, TEST, weights=pretrained_file)
         self.transformer = transformer(self, mean, input_scale, raw_scale, channel_swap)
         self.configure_crop(context_pad)

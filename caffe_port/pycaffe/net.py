@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import importlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +35,8 @@ from caffe_port.layers.activation import Dropout, ReLU
 from caffe_port.net import fusion
 from caffe_port.pycaffe import layer as layers
 from caffe_port.pycaffe.blob import Blob, BlobVec
-from caffe_port.pycaffe.layer import Layer, ModuleLayer, SplitLayer
-from caffe_port.pycaffe.settings import TEST, TRAIN, log, settings
+from caffe_port.pycaffe.layer import Layer, ModuleLayer, Phase, SplitLayer
+from caffe_port.pycaffe.settings import TEST, TRAIN, log, note, settings
 from caffe_port.signatures.signature import Holds, Trait, has, holds
 from caffe_port.spec import LayerSpec, NetSpec
 from caffe_port.typing import Array
@@ -47,7 +48,8 @@ Operation = Callable[[], None]
 class Net:
     """A net in one phase.
 
-    ``Net(prototxt, phase, level=0, stages=None, weights=None)``, or in the old way ``Net(prototxt, weights, phase)``.
+    ``Net(prototxt, phase, level=0, stages=None, weights=None)``, or in the old way ``Net(prototxt, weights, phase)``,
+    or as in 2014 ``Net(prototxt, weights)``, in the phase of ``caffe.set_phase_test()``, TRAIN without it.
 
     Raises:
         RuntimeError: a file does not exist.
@@ -60,10 +62,15 @@ class Net:
         self,
         network_file: str | os.PathLike[str],
         phase: Any = None,
-        level: Any = 0,
+        level: Any = None,
         stages: Sequence[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
     ) -> None:
+        if isinstance(phase, (str, os.PathLike)) and level is None and stages is None and weights is None:
+            phase, weights = settings.phase, phase
+            settings.without_phase.add(self)
+            note(f"Net(prototxt, weights) has the phase {Phase(phase)}, as in 2014; give caffe.TEST or caffe.TRAIN")
+        level = 0 if level is None else level
         if isinstance(phase, (str, os.PathLike)):  # (prototxt, weights, phase)
             if not isinstance(level, int) or stages is not None or weights is not None:
                 raise TypeError("Net(network_file, weights_file, phase) takes no further arguments")
@@ -93,6 +100,10 @@ class Net:
         self._name, self._phase, self._force = spec.name, phase, bool(definition.net.force_backward)
         self._parts = arranged(spec)
         self.layers, self._device = [], settings.device
+        self._before_forward: list[Callback] = []
+        self._after_forward: list[Callback] = []
+        self._before_backward: list[Callback] = []
+        self._after_backward: list[Callback] = []
         self._blobs: list[Blob] = []
         self._blob_names: list[str] = []
         self._blob_loss_weights: list[float] = []
@@ -238,10 +249,22 @@ class Net:
         self._always_record = any(layer.draws for layer in modules) or spoilt
         self._record, self._went_back = self._always_record, False
         self._records: set[int] = set()  # layers that hold one
-        self._before_forward: list[Callback] = []
-        self._after_forward: list[Callback] = []
-        self._before_backward: list[Callback] = []
-        self._after_backward: list[Callback] = []
+
+    def _set_phase(self, phase: int) -> None:
+        """Runs the layers as in another phase, which was possible in 2014. Which layers there are does not change."""
+        self._phase = phase
+        for part, layer in zip(self._parts, self.layers, strict=True):
+            if not part.spec.param.has("phase"):
+                layer.phase = Phase(phase)
+                if isinstance(layer, ModuleLayer):
+                    layer.module.train(phase == TRAIN)
+        self._forget(0, len(self.layers))
+        self._reset()
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _OF_2014:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return functools.partial(getattr(importlib.import_module("caffe_port.pycaffe.net_of_2014"), name), self)
 
     # -- what it consists of ------------------------------------------------------------------------------------------
 
@@ -720,6 +743,13 @@ class Net:
         for blob in self._blobs:
             blob.memory.to(self._device)
             blob.gradient.to(self._device)
+
+
+_OF_2014 = (
+    *("set_phase_train", "set_phase_test", "set_mode_cpu", "set_mode_gpu", "set_device", "preprocess", "deprocess"),
+    *("set_mean", "set_input_scale", "set_raw_scale", "set_channel_swap"),
+)
+"""Methods that :mod:`caffe_port.pycaffe.net_of_2014` has, imported on first use."""
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import weakref
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +25,20 @@ class _Settings:
     device: where nets compute.
     ordinal: the GPU that :func:`set_device` chose.
     rng: draws the fillers and the seeds of data layers.
+    phase: of a net whose constructor is not given one, as in 2014.
     level: the least severity that is logged: 0 all, 1 warnings, 2 errors; None: what GLOG_minloglevel says.
     said: the notes so far.
+    without_phase: nets that were built without a phase.
     """
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.ordinal = 0
         self.rng = np.random.default_rng()
+        self.phase = TRAIN
         self.level: int | None = None
         self.said: set[str] = set()
+        self.without_phase: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 settings = _Settings()
@@ -72,6 +78,20 @@ def set_device(device: int) -> None:
         settings.device = torch.device("cuda", settings.ordinal)
 
 
+def set_phase_train() -> None:
+    """Nets that are built without a phase, as in 2014, have the phase TRAIN, which is the default."""
+    settings.phase = TRAIN
+    for net in settings.without_phase:
+        net._set_phase(TRAIN)
+
+
+def set_phase_test() -> None:
+    """Nets that are built without a phase, as in 2014, have the phase TEST; those that exist, too."""
+    settings.phase = TEST
+    for net in settings.without_phase:
+        net._set_phase(TEST)
+
+
 def set_random_seed(seed: int) -> None:
     """Seeds the fillers, Dropout and the data layers. The numbers are not those that Caffe draws."""
     settings.rng = np.random.default_rng(seed)
@@ -108,6 +128,12 @@ class NCCL:
 
     def __init__(self, *_: object) -> None:
         raise CaffePortError("caffe.NCCL is not offered", hint="Use `torchrun ... caffe-port train` for several GPUs.")
+
+    @classmethod
+    def new_uid(cls) -> str:
+        """Refuses, as the constructor does."""
+        cls()
+        return ""
 
 
 def has_nccl() -> bool:
