@@ -15,12 +15,8 @@ import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from caffe_port.errors import CaffePortError
-
-_REMOVED = {"float": float, "int": int, "bool": bool, "object": object, "str": str, "complex": complex}
-"""Names that NumPy 1.24 removed, which the scripts of Caffe's years are full of."""
+from caffe_port.pycaffe import notebook, older
 
 
 def as_caffe() -> None:
@@ -60,41 +56,62 @@ def _modules(package: types.ModuleType) -> Iterator[types.ModuleType]:
 def run(path: str | os.PathLike[str], arguments: Sequence[str] = ()) -> None:
     """Runs a script as Python would: as ``__main__``, its folder first on the path, ``sys.argv`` its arguments.
 
-    The names that NumPy removed in 1.24 (``np.float``) exist again.
+    A notebook runs cell by cell. Names that newer libraries lack exist again (:mod:`caffe_port.pycaffe.older`).
 
     Raises:
         CaffePortError: there is no such script, or it is written for Python 2.
         SystemExit, Exception: what the script raises.
     """
-    code = _compiled(path)
+    parts = _compiled(path)
     as_caffe()
-    for name, kind in _REMOVED.items():
-        if name not in np.__dict__:
-            setattr(np, name, kind)
+    older.restore()
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=str(path), __builtins__=__builtins__)
+    if any("get_ipython" in code.co_names for code in parts):
+        ipython = notebook.IPython(main.__dict__)
+        main.__dict__.update(get_ipython=lambda: ipython)
     before = sys.modules["__main__"], sys.argv, sys.path[:]
     sys.modules["__main__"] = main
     sys.argv = [str(path), *arguments]
     sys.path[0:0] = [str(Path(path).resolve().parent)]
     try:
-        exec(code, main.__dict__)  # noqa: S102 - the purpose of the command
+        for code in parts:
+            exec(code, main.__dict__)  # noqa: S102 - the purpose of the command
     finally:
         sys.modules["__main__"], sys.argv, sys.path[:] = before
 
 
-def _compiled(path: str | os.PathLike[str]) -> types.CodeType:
+def _compiled(path: str | os.PathLike[str]) -> list[types.CodeType]:
+    """The code of a script; that of a notebook cell by cell."""
     try:
         source = Path(path).read_bytes()
     except OSError as error:
         raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
+    if Path(path).suffix == ".ipynb":
+        cells = notebook.code_cells(source, str(path))
+        named = [(cell, f"{path}, cell {number}") for number, cell in enumerate(cells, 1)]
+        return [code for cell, name in named for code in _checked(cell, name)]
+    return _checked(source, str(path))
+
+
+def _checked(source: bytes | str, name: str) -> list[types.CodeType]:
+    text = source if isinstance(source, str) else source.decode("utf-8", "replace")
     try:
-        return compile(source, str(path), "exec", dont_inherit=True)
+        if isinstance(source, str):
+            return list(notebook.compiled(source, name))
+        try:
+            return [compile(source, name, "exec", dont_inherit=True)]
+        except SyntaxError as error:  # perhaps only of lines for IPython
+            if not re.search(r"^\s*[%!]", text, re.MULTILINE):
+                raise
+            try:
+                return [compile(notebook.without_ipython(text), name, "exec", dont_inherit=True)]
+            except SyntaxError:
+                raise error from None
     except SyntaxError as error:
-        hint = python2(error, source.decode("utf-8", "replace"))
-        raise CaffePortError(f"is not Python 3: {error.msg}", f"{path}:{error.lineno}", hint) from None
+        raise CaffePortError(f"is not Python 3: {error.msg}", f"{name}:{error.lineno}", python2(error, text)) from None
     except ValueError as error:
-        raise CaffePortError(f"is not a Python script: {error}", str(path)) from None
+        raise CaffePortError(f"is not a Python script: {error}", name) from None
 
 
 def main(path: str | os.PathLike[str], arguments: Sequence[str] = ()) -> int:
@@ -123,20 +140,24 @@ def main(path: str | os.PathLike[str], arguments: Sequence[str] = ()) -> int:
 def report(error: BaseException, path: str | os.PathLike[str]) -> str:
     """What to print for an exception of a script: its traceback from the script on, and a hint about Python 2."""
     frames = list(traceback.extract_tb(error.__traceback__))
-    first = next((k for k, frame in enumerate(frames) if frame.filename == str(path)), 0)
+    first = next((k for k, frame in enumerate(frames) if _is_of(frame, path)), 0)
     text = "".join(traceback.format_list(frames[first:]))
     said = "".join(traceback.format_exception_only(type(error), error))
     source = ""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
         source = Path(error.filename).read_text("utf-8", "replace")
-    hint = python2(error, source)
+    hint = python2(error, source) or newer(error)
     return f"Traceback (most recent call last):\n{text}{said}" + (f"hint: {hint}\n" if hint else "")
 
 
 def line_of(error: BaseException, path: str | os.PathLike[str]) -> str:
     """``script.py:12``: the line of a script that an exception came from; empty if it did not."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return f"{path}:{frames[-1].lineno}" if frames else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of(frame, path)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _is_of(frame: traceback.FrameSummary, path: str | os.PathLike[str]) -> bool:
+    return frame.filename == str(path) or frame.filename.startswith(f"{path}, cell ")
 
 
 # -- Python 2 -------------------------------------------------------------------------------------------------------
@@ -170,17 +191,28 @@ _NAMES = (
     "cmp",
     "reload",
 )
-_METHODS = ("has_key", "iteritems", "itervalues", "iterkeys", "next")
+_METHODS = ("has_key", "iteritems", "itervalues", "iterkeys", "next", "decode")
 _MOVED = (
     *("cPickle", "Queue", "ConfigParser", "urllib2", "urlparse", "StringIO", "cStringIO", "__builtin__", "Tkinter"),
     *("commands", "httplib", "SocketServer", "HTMLParser", "copy_reg", "SimpleHTTPServer", "BaseHTTPServer"),
+    *("tkMessageBox", "tkFileDialog", "xmlrpclib", "cookielib", "sets", "dummy_thread", "thread", "UserDict"),
 )
+_GONE = (
+    *("izip", "imap", "ifilter", "izip_longest", "maxint", "getcwdu", "setdefaultencoding", "letters", "maketrans"),
+    *("join", "urlopen", "urlretrieve", "urlencode", "quote", "unquote", "StringIO", "lowercase", "uppercase"),
+)
+"""What modules of Python 2 have, and those of Python 3 of the same names lack."""
 _TYPES = (
-    r"'float' object cannot be interpreted as an integer|slice indices must be integers",
-    r"'(dict_\w+|map|zip|filter|range)' object (is not subscriptable|does not support item assignment)",
+    r"'[\w.]*float\d*' object cannot be interpreted as an integer|slice indices must be integers|not 'float'|not float",
+    r"'(o?dict_\w+|map|zip|filter|range)' object (is not subscriptable|does not support item assignment)",
     r"object of type '(map|zip|filter)' has no len|a bytes-like object is required, not 'str'",
-    r"must be str, not bytes|can't concat str to bytes|'dict_\w+' object has no attribute 'sort'",
+    r"must be str, not bytes|can't concat str to bytes|'o?dict_\w+' object has no attribute 'sort'",
+    r"not supported between instances of|'(range|o?dict_\w+|map|zip)' and 'list'|not \"(range|map|zip|o?dict_\w+)\"",
+    r"implicitly convert Unicode to bytes|only integers, slices|indices must be integers or slices, not float",
 )
+
+
+_NUMBERS = "numbers, lists or strings that Python 3 treats differently (`5 / 2`, `map(...)[0]`, bytes)"
 
 
 def python2(error: BaseException, source: str = "") -> str:
@@ -202,10 +234,46 @@ def python2(error: BaseException, source: str = "") -> str:
                 break
     elif isinstance(error, NameError):
         what = next((f"`{name}`" for name in _NAMES if f"'{name}'" in str(error)), "")
+    elif isinstance(error, AttributeError) and "module '" in str(error):
+        what = next((f"`{error.name}`" for name in _GONE if name == error.name), "")
     elif isinstance(error, AttributeError):
-        what = next((f"`.{name}()`" for name in _METHODS if f"'{name}'" in str(error)), "")
+        what = next((f"`.{name}()`" for name in _METHODS if f"attribute '{name}'" in str(error)), "")
+        what = what or next((_NUMBERS for pattern in _TYPES if re.search(pattern, str(error))), "")
     elif isinstance(error, ModuleNotFoundError):
         what = f"the module {error.name}" if error.name in _MOVED else ""
-    elif isinstance(error, TypeError) and any(re.search(pattern, str(error)) for pattern in _TYPES):
-        what = "numbers, lists or strings that Python 3 treats differently (`5 / 2`, `map(...)[0]`, bytes)"
+        if _is_beside(error):
+            what = f"`import {error.name}` of a file beside, which is `from . import {error.name}` in Python 3"
+    elif isinstance(error, ImportError):
+        what = next((f"`{name}`" for name in _GONE if f"cannot import name '{name}'" in str(error)), "")
+    elif isinstance(error, UnicodeDecodeError):
+        what = "bytes read as text: open(..., 'rb') for files, pickle.load(..., encoding='latin1') for pickles"
+    elif isinstance(error, (TypeError, IndexError)):
+        what = next((_NUMBERS for pattern in _TYPES if re.search(pattern, str(error))), "")
     return f"this is Python 2 ({what}). Translate the script first, with 2to3 for instance." if what else ""
+
+
+def _is_beside(error: ModuleNotFoundError) -> bool:
+    """Whether a module that is not found is beside the file that imports it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.isfile(frame.filename)]
+    return bool(frames and error.name) and Path(frames[-1].filename).with_name(f"{error.name}.py").is_file()
+
+
+# -- newer libraries ------------------------------------------------------------------------------------------------
+
+_NEWER = (
+    (r"'numpy\.ndarray' object has no attribute 'tostring'", "NumPy 2.3 removed `.tostring()`; write `.tobytes()`"),
+    (
+        r"allow_pickle=False",
+        "since NumPy 1.16.3, `np.load` of objects needs allow_pickle=True, for files that you trust",
+    ),
+    (r"unexpected keyword argument 'as_grey'", "scikit-image 0.16 renamed `as_grey` to `as_gray`"),
+    (r"module 'cv2' has no attribute 'cv'|No module named 'cv2.cv'|attribute 'CV_\w+'", "OpenCV 3 removed `cv2.cv`"),
+    (r"inhomogeneous shape", "since NumPy 1.24, `np.array` of rows of different lengths needs dtype=object"),
+    (r"No module named 'imp'", "Python 3.12 removed `imp`; use importlib"),
+)
+"""What an exception says -> why a script of Caffe's years raises it, and what to write instead."""
+
+
+def newer(error: BaseException) -> str:
+    """What in a newer library an exception points at; empty if it points at nothing of the kind."""
+    return next((f"{text}." for pattern, text in _NEWER if re.search(pattern, str(error))), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -119,6 +120,22 @@ def test_python_2_is_named_before_anything_runs(tmp_path: Path, text: str, told:
         ("range(4 / 2)", "numbers, lists or strings"),
         ("{}.keys()[0]", "numbers, lists or strings"),
         ("len(map(int, []))", "numbers, lists or strings"),
+        ("from collections import OrderedDict as d; d().keys()[0]", "numbers, lists or strings"),
+        ("{}.keys().sort()", "numbers, lists or strings"),
+        ("range(3) + [1]", "numbers, lists or strings"),
+        ("[1] + range(3)", "numbers, lists or strings"),
+        ("sorted([1, 'a'])", "numbers, lists or strings"),
+        ("[1, 2][4 / 2]", "numbers, lists or strings"),
+        ("import numpy as np; np.zeros(3)[2.0]", "numbers, lists or strings"),
+        ("import numpy as np; np.zeros((4 / 2, 3))", "numbers, lists or strings"),
+        ("import numpy as np; range(np.float32(2))", "numbers, lists or strings"),
+        ("from itertools import izip", "`izip`"),
+        ("import itertools; itertools.imap", "`imap`"),
+        ("import sys; sys.maxint", "`maxint`"),
+        ("import string; string.letters", "`letters`"),
+        ("import urllib; urllib.urlopen", "`urlopen`"),
+        ("'a'.decode('utf8')", "`.decode()`"),
+        ("b'\\xa2'.decode('utf-8')", "open(..., 'rb')"),
     ],
 )
 def test_python_2_is_named_when_it_fails(text: str, told: str) -> None:
@@ -128,13 +145,49 @@ def test_python_2_is_named_when_it_fails(text: str, told: str) -> None:
 
 
 def test_errors_that_are_not_python_2_get_no_hint() -> None:
-    for text in ("undefined_name", "[].nothing", "import nothing_there", "1 + 'a'", "{}['a']"):
+    for text in (
+        "import sys; sys.nothing",
+        "from itertools import nothing",
+        "int([])",
+        "undefined_name",
+        "[].nothing",
+        "import nothing_there",
+        "1 + 'a'",
+        "{}['a']",
+    ):
         with pytest.raises(Exception) as caught:  # noqa: PT011
             exec(text, {})
         assert python2(caught.value) == ""
     with pytest.raises(SyntaxError) as wrong:
         compile("print('a'\nx = (1,\n", "x", "exec")
     assert python2(wrong.value, "print('a'\nx = (1,\n") == ""
+
+
+def test_an_import_of_a_file_beside_gets_the_hint(tmp_path: Path) -> None:
+    package = tmp_path / "package_of_python_2"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "one.py").write_text("import beside_of_python_2\n")
+    (package / "beside_of_python_2.py").write_text("")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(ModuleNotFoundError) as caught:
+            importlib.import_module("package_of_python_2.one")
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "`from . import beside_of_python_2` in Python 3" in python2(caught.value)
+
+
+def test_a_script_may_say_which_fork_its_nets_are_of(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text(
+        "import sys\nfrom caffe_port.formats.dialects import assumed\nprint(assumed(), sys.argv)\n"
+    )
+    assert run(tmp_path, "--dialect", "textboxes", "s.py", "--dialect", "x").stdout == (
+        "textboxes ['s.py', '--dialect', 'x']\n"
+    )
+    done = run(tmp_path, "--dialect", "nothing", "s.py")
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
 
 
 def test_an_import_in_python_2_gets_the_hint(tmp_path: Path) -> None:
