@@ -140,7 +140,7 @@ class Blob:
         memory, gradient: of ``data`` and ``diff``; blobs that share numbers have the same.
     """
 
-    __slots__ = ("__weakref__", "_shape", "gradient", "memory")
+    __slots__ = ("__dict__", "__weakref__", "_shape", "gradient", "memory")
 
     def __init__(self, shape: Sequence[int] = (), memory: Memory | None = None, gradient: Memory | None = None) -> None:
         self._shape: Shape = tuple(shape)

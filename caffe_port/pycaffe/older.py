@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from caffe_port.pycaffe.rcnn_parts import Parts
 from caffe_port.typing import Array
 
 # -- NumPy ----------------------------------------------------------------------------------------------------------
@@ -220,4 +221,5 @@ def restore() -> None:
         if not hasattr(Image, name):
             setattr(Image, name, value)
     sys.meta_path.insert(0, _Misc())
+    sys.meta_path.append(Parts())
     _yaml_without_loader()

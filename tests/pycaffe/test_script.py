@@ -125,7 +125,7 @@ def test_python_2_is_named_before_anything_runs(tmp_path: Path, text: str, told:
         ("range(3) + [1]", "numbers, lists or strings"),
         ("[1] + range(3)", "numbers, lists or strings"),
         ("sorted([1, 'a'])", "numbers, lists or strings"),
-        ("[1, 2][4 / 2]", "numbers, lists or strings"),
+        ("a = [1, 2]; a[4 / 2]", "numbers, lists or strings"),
         ("import numpy as np; np.zeros(3)[2.0]", "numbers, lists or strings"),
         ("import numpy as np; np.zeros((4 / 2, 3))", "numbers, lists or strings"),
         ("import numpy as np; range(np.float32(2))", "numbers, lists or strings"),
