@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import types
-from collections.abc import Iterator
 from typing import Any
 
 from caffe_port.errors import CaffePortError
@@ -34,46 +33,54 @@ def code_cells(data: bytes, where: str) -> list[str]:
         raise CaffePortError("is not a Jupyter notebook of format 3 or 4", where) from None
 
 
-def without_ipython(source: str) -> str:
-    """A cell without the lines for IPython (``%matplotlib inline``, ``!ls``), each replaced by ``pass``.
+def without_ipython(source: str) -> tuple[str, list[str]]:
+    """A cell without the lines for IPython (``%matplotlib inline``, ``!ls``), each replaced by ``pass``; these lines.
 
-    ``%pylab`` becomes the imports that it stands for. A note says what is left out.
+    ``%pylab`` becomes the imports that it stands for.
     """
     lines = source.splitlines()
     first = next((line for line in lines if line.strip()), "")
     if first.startswith("%%") and first[2:].split(" ")[0] not in _BODY_RUNS:
-        note(f"left out a cell for IPython: {first}")
-        return ""
-    kept = []
+        return "", [first]
+    kept, left, continues = [], [], False
     for line in lines:
-        match = _LINE.fullmatch(line)
-        if match is None:
+        match = None if continues else _LINE.fullmatch(line)
+        if continues:
+            kept.append("")
+        elif match is None:
             kept.append(line)
-            continue
-        indent = match["indent"] or match["space"] or ""
-        pylab = (match["rest"] or "").startswith("pylab")
-        kept.append(indent + (_PYLAB if pylab else "pass"))
-        if not pylab:
-            note(f"left out a line for IPython: {line.strip()}")
-    return "\n".join(kept) + "\n"
+        elif (match["rest"] or "").startswith("pylab"):
+            kept.append((match["indent"] or "") + _PYLAB)
+        else:
+            kept.append((match["indent"] or match["space"] or "") + "pass")
+            left.append(line.strip())
+        continues = (continues or kept[-1].strip() == "pass") and line.endswith("\\")
+    return "\n".join(kept) + "\n", left
 
 
-def compiled(source: str, name: str) -> Iterator[types.CodeType]:
-    """The code of a cell: an expression at its end prints its value, as in a notebook.
+def say(left: list[str]) -> None:
+    """Notes what :func:`without_ipython` left out."""
+    for line in left:
+        note(f"left out a {'cell' if line.startswith('%%') else 'line'} for IPython: {line}")
+
+
+def compiled(source: str, name: str) -> tuple[list[types.CodeType], list[str]]:
+    """The code of a cell, and the lines that are left out of it. An expression at its end prints its value.
 
     Raises:
         SyntaxError: it is not Python 3.
     """
+    left: list[str] = []
     try:
         tree = ast.parse(source, name)
     except SyntaxError:
-        tree = ast.parse(without_ipython(source), name)
+        kept, left = without_ipython(source)
+        tree = ast.parse(kept, name)
     last = tree.body[-1] if tree.body else None
-    if isinstance(last, ast.Expr) and not source.rstrip().endswith(";"):
-        yield compile(ast.Module(tree.body[:-1], []), name, "exec", dont_inherit=True)
-        yield compile(ast.Interactive([last]), name, "single", dont_inherit=True)
-    else:
-        yield compile(tree, name, "exec", dont_inherit=True)
+    if not isinstance(last, ast.Expr) or source.rstrip().endswith(";"):
+        return [compile(tree, name, "exec", dont_inherit=True)], left
+    before = compile(ast.Module(tree.body[:-1], []), name, "exec", dont_inherit=True)
+    return [before, compile(ast.Interactive([last]), name, "single", dont_inherit=True)], left
 
 
 class IPython:
@@ -91,7 +98,7 @@ class IPython:
         if name in _BODY_RUNS:
             exec(compile(cell, "<cell>", "exec", dont_inherit=True), self._space)  # noqa: S102 - a part of the script
         else:
-            note(f"left out a cell for IPython: %%{name} {line}")
+            say([f"%%{name} {line}"])
 
     def __getattr__(self, name: str) -> Any:
         def nothing(*args: Any, **_: Any) -> None:
@@ -99,6 +106,6 @@ class IPython:
             if words.startswith("pylab"):
                 exec(compile(_PYLAB, "<pylab>", "exec", dont_inherit=True), self._space)  # noqa: S102 - as above
             else:
-                note(f"left out a line for IPython: {words}")
+                say([words])
 
         return nothing

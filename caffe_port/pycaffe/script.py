@@ -89,23 +89,28 @@ def _compiled(path: str | os.PathLike[str]) -> list[types.CodeType]:
         raise CaffePortError(f"cannot be read: {error.strerror}", str(path)) from None
     if Path(path).suffix == ".ipynb":
         cells = notebook.code_cells(source, str(path))
-        named = [(cell, f"{path}, cell {number}") for number, cell in enumerate(cells, 1)]
-        return [code for cell, name in named for code in _checked(cell, name)]
-    return _checked(source, str(path))
+        made = [_checked(cell, f"{path}, cell {number}") for number, cell in enumerate(cells, 1)]
+    else:
+        made = [_checked(source, str(path))]
+    for _, left in made:
+        notebook.say(left)
+    return [code for codes, _ in made for code in codes]
 
 
-def _checked(source: bytes | str, name: str) -> list[types.CodeType]:
+def _checked(source: bytes | str, name: str) -> tuple[list[types.CodeType], list[str]]:
+    """The code of a script (bytes) or a cell, and the lines that are left out of it."""
     text = source if isinstance(source, str) else source.decode("utf-8", "replace")
     try:
         if isinstance(source, str):
-            return list(notebook.compiled(source, name))
+            return notebook.compiled(source, name)
         try:
-            return [compile(source, name, "exec", dont_inherit=True)]
+            return [compile(source, name, "exec", dont_inherit=True)], []
         except SyntaxError as error:  # perhaps only of lines for IPython
             if not re.search(r"^\s*[%!]", text, re.MULTILINE):
                 raise
+            kept, left = notebook.without_ipython(text)
             try:
-                return [compile(notebook.without_ipython(text), name, "exec", dont_inherit=True)]
+                return [compile(kept, name, "exec", dont_inherit=True)], left
             except SyntaxError:
                 raise error from None
     except SyntaxError as error:
@@ -228,7 +233,7 @@ def python2(error: BaseException, source: str = "") -> str:
         lines = source.splitlines()
         near = lines[error.lineno - 1 : error.lineno] if error.lineno else []
         for line in (*near, *lines):
-            code = line if "'" not in line and '"' not in line else re.sub(r"#.*", "", line)
+            code = re.sub(r"#.*", "", line)
             what = next((name for pattern, name in _SYNTAX if re.search(pattern, code)), "")
             if what:
                 break

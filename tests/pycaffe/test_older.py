@@ -141,16 +141,25 @@ def test_what_is_not_a_notebook(text: str) -> None:
     assert caught.value.where == "n.ipynb"
 
 
-def test_a_notebook_in_python_2(tmp_path: Path) -> None:
-    (tmp_path / "n.ipynb").write_text(NOTEBOOK.replace("x = 3", "print 3"))
+def test_a_notebook_in_python_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "n.ipynb").write_text(NOTEBOOK.replace("x = 3", "%time\\nprint 3").replace("cell 2:2", ""))
     with pytest.raises(CaffePortError, match="is not Python 3") as caught:
         run_script(tmp_path / "n.ipynb")
-    assert caught.value.where == f"{tmp_path / 'n.ipynb'}, cell 2:1"
+    assert caught.value.where == f"{tmp_path / 'n.ipynb'}, cell 2:2"
+    assert capsys.readouterr().err == ""
     assert "the print statement" in caught.value.hint
 
 
 def test_pylab_is_imported() -> None:
-    assert notebook.without_ipython("  %pylab inline\n").startswith("  from pylab import *; import numpy as np")
+    kept, left = notebook.without_ipython("  %pylab inline\n")
+    assert kept.startswith("  from pylab import *; import numpy as np")
+    assert left == []
+
+
+def test_a_line_for_ipython_that_goes_on() -> None:
+    kept, left = notebook.without_ipython("!python x.py \\\n    --all \\\n    --more\ny = 1\n%%time\n")
+    assert kept == "pass\n\n\ny = 1\npass\n"
+    assert left == ["!python x.py \\", "%%time"]
 
 
 def test_an_exported_notebook_runs(tmp_path: Path) -> None:

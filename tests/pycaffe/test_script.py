@@ -161,6 +161,9 @@ def test_errors_that_are_not_python_2_get_no_hint() -> None:
     with pytest.raises(SyntaxError) as wrong:
         compile("print('a'\nx = (1,\n", "x", "exec")
     assert python2(wrong.value, "print('a'\nx = (1,\n") == ""
+    with pytest.raises(SyntaxError) as indented:
+        compile("x = 1  # as `x`\n  y = 2\n", "x", "exec")
+    assert python2(indented.value, "x = 1  # as `x`\n  y = 2\n") == ""
 
 
 def test_an_import_of_a_file_beside_gets_the_hint(tmp_path: Path) -> None:
