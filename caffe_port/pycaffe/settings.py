@@ -106,6 +106,11 @@ def init_log(level: int = 0, stderr: bool = False) -> None:  # noqa: ARG001 - it
     settings.level = level
 
 
+def set_logging_disabled() -> None:
+    """Logs errors only, as in the forks of FlowNet."""
+    settings.level = 2
+
+
 def log(text: str, where: str = "_caffe.cpp:1", severity: int = 0) -> None:
     """A line on stderr in the form of glog, which Caffe uses, unless GLOG_minloglevel or :func:`init_log` hides it."""
     least = settings.level if settings.level is not None else _least()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import caffe_port.pycaffe as caffe
+from caffe_port.errors import CaffePortError
 from caffe_port.pycaffe.settings import settings
 
 NET = """
@@ -109,6 +110,19 @@ def test_classifier_of_2014(files: tuple[str, str], tmp_path: Path) -> None:
         net.predict([IMAGE], oversample=False)[0], (BGR[::-1] * 255 - MEAN).ravel(), rtol=1e-5, atol=1e-4
     )
     assert net.transformer.raw_scale == {"data": 255}
+
+
+def test_names_of_c_and_of_forks(capsys: pytest.CaptureFixture[str]) -> None:
+    before = settings.level
+    caffe.set_logging_disabled()
+    caffe.log("not shown")
+    settings.level = before
+    assert capsys.readouterr().err == ""
+    assert caffe.RawBlobVec is caffe.IntVec is list
+    assert issubclass(caffe.SGDSolver, caffe.Solver)
+    with pytest.raises(CaffePortError, match="NCCL is not offered"):
+        caffe.NCCL.new_uid()
+    caffe.Blob((1,)).own = 3  # as objects of Boost.Python
 
 
 def test_other_names_are_missing(files: tuple[str, str]) -> None:
