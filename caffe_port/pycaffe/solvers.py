@@ -94,6 +94,13 @@ class Solver:
         self.spec = spec
         if spec.snapshot and not spec.snapshot_prefix:
             raise SpecError("sets snapshot, but not snapshot_prefix", spec.path)
+        folder = Path(spec.snapshot_prefix).parent
+        if spec.snapshot and not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise SpecError(
+                f"cannot write snapshots to '{spec.snapshot_prefix}': {folder} is not a folder that can be written to",
+                spec.path,
+                "Make the folder, or run the script in the folder that snapshot_prefix is relative to.",
+            )
         if spec.random_seed >= 0:
             set_random_seed(spec.random_seed)
         self.net = Net.of(spec.definition("TRAIN"), TRAIN, *spec.state("TRAIN"))

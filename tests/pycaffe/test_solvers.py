@@ -156,6 +156,16 @@ def test_rates_and_weights_can_be_changed_by_hand() -> None:
     assert len(solver.test_nets) == 1
 
 
+def test_snapshots_that_cannot_be_written_stop_it_before_the_first_iteration(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text((FOLDER / "net.prototxt").read_text())
+    text = (FOLDER / "sgd.solver.prototxt").read_text()
+    Path("solver.prototxt").write_text(text.replace('snapshot_prefix: "', 'snapshot_prefix: "models/'))
+    with pytest.raises(CaffePortError, match="cannot write snapshots to 'models/sgd': models is not a folder"):
+        caffe.get_solver("solver.prototxt")
+    Path("models").mkdir()
+    caffe.get_solver("solver.prototxt")
+
+
 def test_hdf5_snapshots() -> None:
     pytest.importorskip("h5py")
     Path("n.prototxt").write_text(NET)
