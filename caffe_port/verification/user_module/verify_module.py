@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,18 +15,20 @@ from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.signatures.signature import Trait, has, has_weights
 from caffe_port.typing import Array
-from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
+from caffe_port.verification.comparison import ATOL, RTOL, PortDistance, Report, Row, Tolerance, difference
 from caffe_port.verification.details import Details
 from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.references.reference import Reference, StoredReference, record
 from caffe_port.verification.reports.terminal import as_text
-from caffe_port.verification.subject import Input, find_reference, prepare
+from caffe_port.verification.runner import FreeRun
+from caffe_port.verification.subject import Input, Subject, find_reference, prepare
+from caffe_port.verification.user_module.calling import by_name
 from caffe_port.verification.user_module.examination.search import search, unproven
 from caffe_port.verification.user_module.examination.state import Examination
 from caffe_port.verification.user_module.recorder import load_module, load_state
-from caffe_port.verification.user_module.rows import actual_of
+from caffe_port.verification.user_module.rows import actual_of, free_of
 from caffe_port.verification.user_module.rows import rows as report_rows
-from caffe_port.verification.user_module.tops import Tops
+from caffe_port.verification.user_module.tops import Tops, array
 
 
 def verify_port(
@@ -103,10 +105,16 @@ def verify_port(
         )
     tolerance = Tolerance(atol, rtol)
     tops = Tops(case.spec, trace.tops, tolerance)
-    inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
+    blobs = [blob for blob, _ in case.spec.inputs]
+    dtype = _dtype_of(own)
+    inputs = [torch.from_numpy(_floats(case.inputs[blob])).to(dtype) for blob in blobs]
     found = Examination(own, case, tops, tolerance, inputs, keep_parameters)
+    found.ask, words = by_name(own, blobs) or (None, "")
+    found.notes += [words] * bool(words)
+    if dtype != torch.float32:
+        found.notes.append(f"the port's parameters are {str(dtype).removeprefix('torch.')}: so are its inputs")
     search(found)
-    rows = tuple(report_rows(found))
+    rows = tuple(_rounded(found, subject, report_rows(found)))
     notes = list(subject.notes)
     if unproven(found) and not any(row.status == "failed" for row in rows):
         other = _on_another_input(found, judge, seed)
@@ -157,10 +165,39 @@ def _on_another_input(found: Examination, judge: Reference, seed: int) -> Examin
     if len(trace.tops) < len(found.tops.arrays):
         return None
     tops = Tops(case.spec, trace.tops, found.tolerance)
-    tensors = [torch.from_numpy(case.inputs[blob]) for blob, _ in case.spec.inputs]
-    other = Examination(found.module, case, tops, found.tolerance, tensors, True)
+    dtype = _dtype_of(found.module)
+    tensors = [torch.from_numpy(case.inputs[blob]).to(dtype) for blob, _ in case.spec.inputs]
+    other = Examination(found.module, case, tops, found.tolerance, tensors, True, found.ask)
     search(other)
     return other
+
+
+def _rounded(found: Examination, subject: Subject, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, with the distance from a float64 run of the net where a layer agrees and only the free runs differ."""
+    net, inputs = (
+        subject.ported.net,
+        [torch.from_numpy(_floats(found.case.inputs[b])) for b in subject.ported.net.plan.inputs],
+    )
+    exact, coarse = FreeRun(net, inputs), FreeRun(net, inputs, torch.float32)
+    steps = {step.layer.name: step for step in net.plan.steps}
+    for row in rows:
+        actual = free_of(found, row)
+        alone = row.isolated is not None and row.isolated.passed
+        if row.free is None or row.free.passed or not alone or actual is None:
+            yield row
+            continue
+        with torch.inference_mode():
+            runs = [run.tops(steps[row.layer]) for run in (exact, coarse)]
+        if any(tops is None for tops in runs):
+            yield row
+            continue
+        true, own = (array(tops[row.top]) for tops in runs if tops is not None)
+        others = (actual, found.tops.arrays[row.layer, row.top], own)
+        port, reference, net_itself = (one.greatest / one.unit for one in (difference(true, o) for o in others))
+        rounding = PortDistance(port, max(reference, net_itself))
+        words = f"free-running it is {port:.1e} from float64, the net in float32 {rounding.reference:.1e}"
+        verdict = "within rounding" if rounding.is_rounding else "more than rounding"
+        yield dataclasses.replace(row, rounding=rounding, note=f"{row.note}; {words}: {verdict}".removeprefix("; "))
 
 
 def _fold_notes(found: Examination) -> Iterator[str]:
@@ -200,6 +237,12 @@ def _training_notes(found: Examination) -> Iterator[str]:
             ours, theirs = call.named["p"], layer.param.dropout_param.dropout_ratio
             if abs(ours - theirs) > 1e-6:
                 yield f"{call.name}: dropout ratio {ours:g}, Caffe's '{layer.name}' has {theirs:g}"
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    """The precision of all of a port's parameters; float32 if they are of several, or there are none."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _floats(array: Array) -> Array:

@@ -19,6 +19,7 @@ from caffe_port.signatures.signature import Trait, has, has_weights, keeps_blobs
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case
+from caffe_port.verification.user_module import parametrized
 from caffe_port.verification.user_module.recorder import Call
 
 _DEPTH = 4
@@ -122,6 +123,13 @@ class Weights:
         blobs = self.case.blobs.get(layer.name, ())
         return int(np.size(blobs[0])) if blobs and family(layer.type) else 0
 
+    def _own(self, call: Call) -> Tensor | None:
+        """The parameter of a call; the whole of it if the call reads a part, as of a convolution in groups."""
+        own = parameter(call)
+        name = call.leaves.get("weight")
+        whole = None if name is None else self._named().get(name)
+        return whole if own is not None and whole is not None and whole.numel() > own.numel() else own
+
     def _scores(self, calls: Sequence[Call]) -> dict[tuple[int, int], float]:
         """(layer, call) -> how well they fit; only those whose parameters have the same size."""
         layers, ours = self._layer_graph(), self._call_graph(calls)
@@ -129,7 +137,7 @@ class Weights:
         for i, layer in enumerate(self.nodes):
             shape = tuple(np.shape(self.case.blobs[layer.name][0]))
             for j, call in enumerate(self.calls):
-                own = parameter(call)
+                own = self._own(call)
                 if own is None or call_family(call) != family(layer.type) or layers.sizes[i] != ours.sizes[j]:
                     continue
                 score = 4.0 * alike(tuple(own.shape), shape) + 1.0 * (call.kind == layer.type)
@@ -183,7 +191,7 @@ class Weights:
                     for j in part:
                         joins[j] = joins[j] or (place, len(parts))
             if call.index in index:
-                own = parameter(call)
+                own = self._own(call)
                 reads.append(read)
                 between.append(kinds)
                 sizes.append(0 if own is None else own.numel())
@@ -199,11 +207,12 @@ class Weights:
         found: dict[int, str] = {}
         taken = set()
         for (i, j), _ in sorted(self.scores.items(), key=lambda item: (-item[1], item[0])):
-            if i not in taken and self.calls[j].index not in found:
+            if i not in taken and self.calls[j].index not in found and not self._is_rest(self.calls[j], found):
                 taken.add(i)
                 found[self.calls[j].index] = self.nodes[i].name
         left_layers = [layer for i, layer in enumerate(self.nodes) if i not in taken]
-        left_calls = [call for call in self.calls if call.index not in found]
+        owned = {call.leaves["weight"] for call in self.calls if call.index in found and call.leaves.get("weight")}
+        left_calls = [c for c in self.calls if c.index not in found and c.leaves.get("weight") not in owned]
         self.odd: set[int] = set()
         for name in {family(layer.type) for layer in left_layers}:
             some_layers = [layer for layer in left_layers if family(layer.type) == name]
@@ -213,6 +222,14 @@ class Weights:
                     found[call.index] = layer.name
                     self.odd.add(call.index)
         return found
+
+    def _is_rest(self, call: Call, found: Mapping[int, str]) -> bool:
+        """Whether a call reads a part of a parameter of which another call, that has its layer, reads another part."""
+        own, name = parameter(call), call.leaves.get("weight")
+        whole = self._own(call)
+        if own is None or whole is None or own.numel() == whole.numel():
+            return False
+        return any(other.leaves.get("weight") == name for other in self.calls if other.index in found)
 
     def revise(self, calls: Sequence[Call]) -> bool:
         """Exchanges layers between calls of which one reads the bottom of another layer than its own.
@@ -268,6 +285,13 @@ class Weights:
                     if target is None:
                         continue
                     done.add((name, key))
+                    made_of = parametrized.parameters_of(self.module, call, key)
+                    if made_of:
+                        filled |= {id(parameter) for parameter in made_of}
+                        new = torch.empty_like(target)
+                        self._fill(call.name, layer, key, new, values)
+                        self.notes += parametrized.set_to(self.module, call, key, new)
+                        continue
                     filled.add(id(target))
                     self._fill(call.name, layer, key, target, values)
                 if name in self.scales and isinstance(call.named.get("weight"), Tensor):

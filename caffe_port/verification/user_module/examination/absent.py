@@ -26,7 +26,7 @@ def judge_absent(exam: Examination, layer: LayerSpec, region: Sequence[tuple[Cal
         top = exam.top(layer).size
         steps = [out for step, _ in region for out in step.outputs if not out.carries and out.array.numel() == top]
         read = steps[-1:]
-    made = next((value for value in read if not value.carries and value.call is not None), None)
+    made = next((value for value in read if not value.carries and not _is_given(value)), None)
     if made is not None:
         by_hand(exam, layer, chain, made)
     else:
@@ -38,7 +38,12 @@ def end_of(exam: Examination, layer: LayerSpec, region: Sequence[tuple[Call, int
     """The last tensor of calls that compute a layer together: what the next layer reads, or what is returned."""
     read = _read_after(exam, *next_found(exam, layer, region))
     size = exam.top(layer).size
-    return next((v for v in read if not v.carries and v.call is not None and v.array.numel() == size), None)
+    return next((v for v in read if not v.carries and not _is_given(v) and v.array.numel() == size), None)
+
+
+def _is_given(value: Value) -> bool:
+    """Whether it is an input of the module, or a constant."""
+    return value.call is None and (value.place >= 0 or not value.data)
 
 
 def _read_after(

@@ -41,7 +41,7 @@ def judge_bottoms(exam: Examination, layer: LayerSpec, call: Call, value: Value,
         if source not in read.carries:
             cause = _changed(exam, source, read) or cause
             if not special and read.call is not None:
-                exam.put[read.key] = source
+                exam.correct(read, source)
     exam.conclude(layer, value, special or cause, call, actual, put=put)
 
 
@@ -81,8 +81,8 @@ def wrong_wiring(exam: Examination, layer: LayerSpec, call: Call, actual: Array)
             continue
         near = [p for p in layer.producers if p in root.carries]
         others = near or sorted(root.carries, key=exam.place)
-        if not others:
-            return ""
+        if not others or exam.same(exam.tops.arrays[source], exam.tops.arrays[others[-1]]):
+            return ""  # the same numbers, in another shape
         reads.append(others[-1])
     if tuple(reads) == layer.producers:
         return ""

@@ -14,12 +14,13 @@ from caffe_port.verification.diagnose import bfloat16
 _MAX_CHANNELS = 128
 
 
-def relation(made: Array, right: Array, tolerance: Tolerance) -> str:
+def relation(made: Array, right: Array, tolerance: Tolerance, parts: bool = True) -> str:
     """What was done to ``right`` to get ``made``, as in "is 0.5 times it"; empty if nothing known explains it.
 
     Args:
         made: what the port has.
         right: what it should be.
+        parts: also look for channels that differ while the others agree.
     """
     made, right = np.asarray(made, np.float64), np.asarray(right, np.float64)
     if not made.size or not np.isfinite(right).all():
@@ -45,7 +46,7 @@ def relation(made: Array, right: Array, tolerance: Tolerance) -> str:
         for words, guess in _guesses(made, right):
             if explains(guess):
                 return words
-        return _scaled(made, right, explains) or _in_part(made, right, tolerance)
+        return _scaled(made, right, explains) or (_in_part(made, right, tolerance) if parts else "")
 
 
 def _in_part(made: Array, right: Array, tolerance: Tolerance) -> str:
@@ -58,7 +59,7 @@ def _in_part(made: Array, right: Array, tolerance: Tolerance) -> str:
             continue
         wrong = [n for n in range(len(a)) if not difference(e[n], a[n], tolerance).passed]
         if 0 < len(wrong) <= max(1, len(a) // 2):
-            words = relation(np.moveaxis(a[wrong], 0, axis), np.moveaxis(e[wrong], 0, axis), tolerance)
+            words = relation(np.moveaxis(a[wrong], 0, axis), np.moveaxis(e[wrong], 0, axis), tolerance, False)
             shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
             return words and f"{words} in channels {shown} of axis {axis}, only there"
     return ""
