@@ -335,6 +335,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = _name(func)
         given = list(_tensors((tuple(args), kwargs)))
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, given)):
+            return func(*args, **kwargs)  # within torch.func.vmap and the like, tensors have no numbers
         values = [self.value(tensor) for tensor in given]
         call = self._call(name, func, tuple(args), kwargs, values)
         args, kwargs = self.before(call)
@@ -554,7 +556,7 @@ def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor, ask: As
         recorder.stack.clear()
     unsure = recorder.constants is None and recorder.strangers  # they may have been computed from the inputs
     if not recorder.error and not recorder.calls and not unsure:
-        hint = ""
+        hint = "What torch.func transforms, or an extension computes, cannot be seen."
         if any(isinstance(child, torch.jit.ScriptModule) for child in module.modules()):
             hint = "The calls of a TorchScript module cannot be seen: name the class that it was made from."
         raise CaffePortError(

@@ -199,6 +199,10 @@ def _without(found: Examination, layer: LayerSpec, producer: Producer, blob: str
     note = _NO_COUNTERPART
     if has(layer.type, Trait.NO_NUMBERS):
         note += "; changes no value in TEST"
+    elif layer.name in found.apart:
+        note = "joins or divides what the port returns"
+    elif layer.name in found.left_out:
+        note = f"the port does not compute it, nor return what needs it: {', '.join(found.left_out[layer.name])}"
     elif producer in found.otherwise:
         note = "computed with other operations: no tensor of the port holds this top, what comes after it agrees"
     elif found.last.error:

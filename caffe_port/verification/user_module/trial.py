@@ -155,7 +155,7 @@ class Trial(Recorder):
             if view:
                 return tensor
             chosen = min(value.made) if value.made else self._expected(value)
-            if chosen is None:
+            if chosen is None or (value.made and not self.tops.fits(chosen, tensor)):
                 return tensor
         new = self.tops.tensor(chosen, tensor)
         value.carries = self.tops.find(new) | {chosen}

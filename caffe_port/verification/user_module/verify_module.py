@@ -25,10 +25,11 @@ from caffe_port.verification.subject import Input, Subject, find_reference, prep
 from caffe_port.verification.user_module.calling import by_name
 from caffe_port.verification.user_module.examination.search import search, unproven
 from caffe_port.verification.user_module.examination.state import Examination
-from caffe_port.verification.user_module.recorder import load_module, load_state
+from caffe_port.verification.user_module.recorder import Call, load_module, load_state
 from caffe_port.verification.user_module.rows import actual_of, free_of
 from caffe_port.verification.user_module.rows import rows as report_rows
 from caffe_port.verification.user_module.tops import Tops, array
+from caffe_port.verification.user_module.trial import Trial
 
 
 def verify_port(
@@ -126,6 +127,8 @@ def verify_port(
     if converted and state is not None:
         notes.append(f"the port's parameters were loaded from {state}")
     notes += found.notes
+    if any(row.status == "failed" for row in rows) and not found.free.error and _unsteady(found):
+        notes.append("two runs of the port on one input differ: it draws random numbers, or keeps a state between runs")
     notes += _training_notes(found)
     if not keep_parameters:
         notes += _fold_notes(found)
@@ -215,18 +218,20 @@ def _fold_notes(found: Examination) -> Iterator[str]:
 
 
 def _training_notes(found: Examination) -> Iterator[str]:
-    """A sentence for each difference that only matters in training."""
+    """A sentence for each kind of difference that only matters in training."""
     by_call = {call.index: call for call in found.free.calls}
-    for index, name in found.weights.layers.items():
+    differ: dict[tuple[str, float, float], list[str]] = {}
+    for index, name in sorted(found.weights.layers.items()):
         layer, call = found.case.spec.by_name[name], by_call.get(index)
-        if call is None or layer.type != "BatchNorm" or call.named.get("momentum") is None:
+        if (
+            call is None
+            or layer.type != "BatchNorm"
+            or not _is_module(found.module, call, nn.modules.batchnorm._BatchNorm)
+        ):
             continue
-        momentum, fraction = call.named["momentum"], layer.param.batch_norm_param.moving_average_fraction
-        if abs(momentum - (1 - fraction)) > 1e-6:
-            yield (
-                f"{call.name}: momentum {momentum:g}, Caffe's '{layer.name}' has moving_average_fraction "
-                f"{fraction:g}, which is momentum {1 - fraction:g}"
-            )
+        momentum, fraction = call.named.get("momentum"), layer.param.batch_norm_param.moving_average_fraction
+        if momentum is not None and abs(momentum - (1 - fraction)) > 1e-6:
+            differ.setdefault(("momentum", momentum, fraction), []).append(call.name)
     for layer in found.case.spec.layers:
         if layer.type != "Dropout":
             continue
@@ -236,7 +241,35 @@ def _training_notes(found: Examination) -> Iterator[str]:
                 continue
             ours, theirs = call.named["p"], layer.param.dropout_param.dropout_ratio
             if abs(ours - theirs) > 1e-6:
-                yield f"{call.name}: dropout ratio {ours:g}, Caffe's '{layer.name}' has {theirs:g}"
+                differ.setdefault(("ratio", ours, theirs), []).append(call.name)
+    for (what, ours, theirs), calls in differ.items():
+        names = ", ".join(calls[:3]) + (f" and {len(calls) - 3} more" if len(calls) > 3 else "")
+        if what == "ratio":
+            yield f"only for training: dropout ratio {ours:g} in {names}; Caffe's is {theirs:g}"
+        else:
+            caffe = f"Caffe's moving_average_fraction {theirs:g} is momentum {1 - theirs:g}"
+            yield f"only for training: momentum {ours:g} in {names}; {caffe}"
+
+
+def _is_module(module: nn.Module, call: Call, kind: type[nn.Module]) -> bool:
+    """Whether a call is made by a module of a kind, and not by a function."""
+    path, found, _ = call.name.rpartition(" (")
+    try:
+        return bool(found) and isinstance(module.get_submodule(path), kind)
+    except AttributeError:
+        return False
+
+
+def _unsteady(found: Examination) -> bool:
+    """Whether a second run of the port on the same input makes other numbers."""
+    again = Trial(found.module, found.tops, free=True, constants=found.constants).run(
+        found.module, found.inputs, found.ask
+    )
+    pairs = zip(found.free.returned, again.returned, strict=False)
+    return len(again.returned) != len(found.free.returned) or not all(
+        torch.equal(one.own.nan_to_num(), other.own.nan_to_num()) if one.own.shape == other.own.shape else False
+        for one, other in pairs
+    )
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:

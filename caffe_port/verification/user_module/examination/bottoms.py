@@ -38,7 +38,7 @@ def judge_bottoms(exam: Examination, layer: LayerSpec, call: Call, value: Value,
         return
     special = _specific(exam, layer, actual)
     for source, read in zip(layer.producers, call.inputs, strict=False):
-        if source not in read.carries:
+        if source not in read.carries or not exam.tops.fits(source, read.array):
             cause = _changed(exam, source, read) or cause
             if not special and read.call is not None:
                 exam.correct(read, source)
@@ -160,4 +160,7 @@ def _changed(exam: Examination, source: Producer, read: Value) -> str:
     if others and source not in others:
         through = ", ".join(step.name for step in reversed(steps))
         return f"it reads what {through} makes of '{blob_name(others[-1])}', Caffe's reads '{blob_name(source)}'"
+    if steps:
+        through = ", ".join(step.name for step in reversed(steps))
+        return f"it reads what {through} makes of {name}, Caffe's reads that as it is"
     return ""

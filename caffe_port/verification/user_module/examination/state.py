@@ -78,6 +78,9 @@ class Examination:
         free: the run of the port on its own.
         fine: layer -> whether it is in order in the last run.
         otherwise: tops that are in order, though no tensor holds them.
+        apart: layers that only join or divide what the port returns one by one, or in one.
+        left_out: layers that nothing in the port computes -> the outputs of the net that need them, none of which the
+            port returns.
         odd: layer -> the call that computes it with other numbers.
         scales: BatchNorm -> the Scale after it.
         sole: top -> the layer that reads it, if it is the only one.
@@ -106,6 +109,8 @@ class Examination:
     free: Trial = field(init=False)
     fine: dict[str, bool] = field(init=False, default_factory=dict)
     otherwise: set[Producer] = field(init=False, default_factory=set)
+    apart: set[str] = field(init=False, default_factory=set)
+    left_out: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict)
     odd: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,6 +128,12 @@ class Examination:
     def top(self, layer: LayerSpec) -> Array:
         """The reference's first top of a layer."""
         return self.tops.arrays[layer.name, 0]
+
+    def missing(self, layer: LayerSpec, size: int) -> int:
+        """Which top of a layer, of this size, is neither found nor judged; the first if there is none."""
+        tops = [(layer.name, k) for k in range(len(layer.tops)) if (layer.name, k) in self.tops.arrays]
+        left = [p for p in tops if not self.found(p) and p not in self.verdicts and self.tops.arrays[p].size == size]
+        return left[0][1] if left else 0
 
     def bottoms(self, layer: LayerSpec) -> list[Array]:
         """The reference's bottoms of a layer."""
