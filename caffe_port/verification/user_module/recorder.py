@@ -192,6 +192,7 @@ class Call:
         outputs: the tensors it made.
         changed: other tensors that it changed, by writing into a view of them.
         in_place: whether it overwrote its first argument.
+        uses: the parameters that it reads, or that something it reads was computed from.
         view: whether its output shares the memory of an input.
     """
 
@@ -208,6 +209,7 @@ class Call:
     in_place: bool = False
     view: bool = False
     is_data: tuple[bool, ...] = ()
+    uses: tuple[str, ...] = ()
     leaves: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -378,6 +380,7 @@ class Recorder(TorchFunctionMode):
         call = Call(told, func, args, kwargs, KINDS.get(_word(name), ""), named)
         call.inputs = tuple(value for value in values if value.data)
         call.is_data = tuple(value.data for value in values)
+        call.uses = tuple(dict.fromkeys(name for value in values if not value.data for name in value.parameters))
         if call.word == "add" and len(call.inputs) == 2 and all(v.array.ndim > 1 for v in call.inputs):
             call.kind = "Eltwise"
         for key, argument in named.items():

@@ -118,7 +118,8 @@ def verify_port(
     rows = tuple(_rounded(found, subject, report_rows(found)))
     notes = list(subject.notes)
     if unproven(found) and not any(row.status == "failed" for row in rows):
-        other = _on_another_input(found, judge, seed)
+        given = {blob for blob, what in subject.words.items() if not what.startswith("random")}
+        other = _on_another_input(found, judge, seed, given)
         if other is not None and other.verdicts:
             rows, found = tuple(report_rows(other)), other
             notes.append(
@@ -129,6 +130,12 @@ def verify_port(
     notes += found.notes
     if any(row.status == "failed" for row in rows) and not found.free.error and _unsteady(found):
         notes.append("two runs of the port on one input differ: it draws random numbers, or keeps a state between runs")
+    if any(row.broken for row in rows) and found.weights.unsure:
+        names = ", ".join(found.weights.unsure[:4]) + (", ..." if len(found.weights.unsure) > 4 else "")
+        notes.append(
+            f"which of Caffe's parameters of one size belong in {names} is taken from the order of their use; "
+            "if that is wrong, give the port its own with --state FILE"
+        )
     notes += _training_notes(found)
     if not keep_parameters:
         notes += _fold_notes(found)
@@ -155,12 +162,17 @@ def _converted_state(where: str) -> Path | None:
     return state if ours and state.is_file() else None
 
 
-def _on_another_input(found: Examination, judge: Reference, seed: int) -> Examination | None:
+def _on_another_input(found: Examination, judge: Reference, seed: int, given: Collection[str]) -> Examination | None:
     """The search on other numbers: what a port computes in another way may be the same by chance, as max(x, 0) of
-    positive numbers. None if the reference cannot run on them."""
+    positive numbers. None if the reference cannot run on them.
+
+    Args:
+        given: the inputs that the user gave; of these, marks, indices and boxes stay as they are.
+    """
     case = found.case
     inputs, words = random_inputs(case.spec, case.shapes, seed + 1)
     wide = {blob: x * 2 if "normal" in words[blob] else x for blob, x in inputs.items()}
+    wide |= {blob: case.inputs[blob] for blob in given if "normal" not in words.get(blob, "normal")}
     case = dataclasses.replace(case, inputs={blob: x.astype("float32") for blob, x in wide.items()})
     if isinstance(judge, StoredReference):
         return None

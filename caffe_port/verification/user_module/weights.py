@@ -106,16 +106,19 @@ class Weights:
     Attributes:
         layers: call -> name of the layer.
         notes: a sentence for each parameter that could not be copied.
+        unsure: parameters that several of Caffe's would fit as well: the first that is used has the first.
     """
 
     def __init__(self, case: Case, module: nn.Module, calls: Sequence[Call]) -> None:
         self.case, self.module = case, module
         self.notes: list[str] = []
+        self.unsure: list[str] = []
         families = {call_family(call) for call in calls} - {""}
         self.nodes = [layer for layer in case.spec.layers if self._size(layer) and family(layer.type) in families]
         known = {family(layer.type) for layer in self.nodes}
         self.calls = [call for call in calls if call_family(call) in known]
         self.scales = fusion.scales_by_name(case.spec)
+        self.order, self.recurrent = _uses(calls)
         self.scores = self._scores(calls)
         self.layers = self._assigned()
 
@@ -273,7 +276,7 @@ class Weights:
 
     def copy(self) -> None:
         """Copies Caffe's parameters into the port, by the present pairs."""
-        self.notes = []
+        self.notes, self.unsure = [], []
         by_index = {call.index: call for call in self.calls}
         filled: set[int] = set()
         done: set[tuple[str, str]] = set()
@@ -366,7 +369,8 @@ class Weights:
     def _rest(self, filled: set[int], done: set[tuple[str, str]]) -> None:
         """Parameters that no known call reads directly: a batch norm by hand, a product written out."""
         left = [(layer, role, values) for layer in self.case.spec.layers for role, values in self._roles(layer, done)]
-        for name, target in self._named().items():
+        last = len(self.order)
+        for name, target in sorted(self._named().items(), key=lambda item: self.order.get(item[0], last)):
             if id(target) in filled or not target.is_floating_point():
                 continue
             if "bias_hh" in name and isinstance(self._owner(name), _RECURRENT):
@@ -375,7 +379,10 @@ class Weights:
             fits = [n for n, (_, _, values) in enumerate(left) if values.size == target.numel()]
             if not fits:
                 continue
-            best = max(fits, key=lambda n: (_ROLES[left[n][1]](name.rpartition(".")[2].lower()), -n))
+            scores = [self._fitness(name, left[n][1]) for n in fits]
+            best = fits[scores.index(max(scores))]
+            if scores.count(max(scores)) > 1:
+                self.unsure.append(name)
             layer, _, values = left.pop(best)
             if values.ndim == 2 and tuple(target.shape) == values.shape[::-1] != values.shape:
                 values = values.T
@@ -383,6 +390,15 @@ class Weights:
                 values = _in_torch_order(values)
             target.copy_(torch.tensor(np.ascontiguousarray(values, np.float32)).reshape(target.shape))
             self.notes.append(f"the port's {name} was filled from Caffe's '{layer.name}'")
+
+    def _fitness(self, name: str, role: str) -> int:
+        """How much speaks for a parameter having a role: its name, and whether what it makes comes back to it."""
+        short = name.rpartition(".")[2].lower()
+        if role not in ("onward", "recurrent"):
+            return _ROLES[role](short)
+        back = 5 * any(w in short for w in ("hh", "h2h", "recurrent")) - 5 * any(w in short for w in ("ih", "i2h"))
+        back = back or (3 if name in self.recurrent else -3)
+        return _ROLES["weight"](short) + (back if role == "recurrent" else -back)
 
     def _owner(self, parameter: str) -> nn.Module:
         return self.module.get_submodule(parameter.rpartition(".")[0])
@@ -400,7 +416,8 @@ class Weights:
             if has(layer.type, Trait.DENSE):
                 blobs[0] = matrix(layer, blobs[0])
             for n, blob in enumerate(blobs):
-                role = "bias" if n == 1 else "weight"
+                back = {"LSTM": len(blobs) - 1, "RNN": len(blobs) - 3}.get(layer.type)
+                role = "bias" if n == 1 else "weight" if back is None else "recurrent" if n == back else "onward"
                 if n > 1 or (layer.name, role) not in done:
                     yield role, blob
             return
@@ -416,6 +433,20 @@ _ROLES: dict[str, Callable[[str], int]] = {
     "bias": lambda name: int(any(w in name for w in ("bias", "beta", "shift", "offset"))),
 }
 """What a parameter's name says for a role."""
+
+
+def _uses(calls: Sequence[Call]) -> tuple[dict[str, int], set[str]]:
+    """The parameters in the order of their first use, and those that meet what they made before, as a state's do."""
+    order: dict[str, int] = {}
+    recurrent: set[str] = set()
+    before: dict[int, set[str]] = {}
+    for call in calls:
+        above = {name for value in call.inputs if value.call is not None for name in before[value.call.index]}
+        recurrent |= above.intersection(call.uses)
+        for name in call.uses:
+            order.setdefault(name, len(order))
+        before[call.index] = above.union(call.uses)
+    return order, recurrent
 
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
