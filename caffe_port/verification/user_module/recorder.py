@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -272,6 +273,7 @@ class Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.inputs: list[Value] = []
         self.returned: list[Value] = []
+        self.names: dict[str, Value] = {}
         self.error = ""
         self.stack: list[str] = []
         self.handles: list[Any] = []
@@ -490,6 +492,15 @@ def returned_tensors(returned: Any, depth: int = 0) -> Iterator[Tensor]:
         yield from returned_tensors(list(parts.values()), depth + 1)
 
 
+def _by_name(returned: Any) -> dict[str, Any]:
+    """What a module returns under names: in a mapping, a named tuple or a dataclass."""
+    if isinstance(returned, tuple) and hasattr(returned, "_asdict"):
+        returned = returned._asdict()
+    elif dataclasses.is_dataclass(returned) and not isinstance(returned, type):
+        returned = vars(returned) if hasattr(returned, "__dict__") else {}
+    return {str(name): part for name, part in returned.items()} if isinstance(returned, Mapping) else {}
+
+
 def _numbers(values: Sequence[Any]) -> Array | None:
     """Nested lists of floats as an array; None if they are something else."""
     first: Any = values
@@ -545,8 +556,12 @@ def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor, ask: As
     given = recorder.begin(inputs)
     try:
         with torch.no_grad(), _uncompiled(), recorder:
-            returned = list(returned_tensors(module(*given) if ask is None else ask(module, given)))
+            made = module(*given) if ask is None else ask(module, given)
+            returned = list(returned_tensors(made))
         recorder.finish(returned)
+        recorder.names = {
+            name: recorder.value(part) for name, part in _by_name(made).items() if isinstance(part, Tensor)
+        }
     except Exception as error:  # noqa: BLE001  whatever a user's code raises
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         ran = [call for call in recorder.calls if call.kind]

@@ -23,7 +23,7 @@ from caffe_port.verification.reports.terminal import as_text
 from caffe_port.verification.runner import FreeRun
 from caffe_port.verification.subject import Input, Subject, find_reference, prepare
 from caffe_port.verification.user_module.calling import by_name
-from caffe_port.verification.user_module.examination.search import search, unproven
+from caffe_port.verification.user_module.examination.search import other_curves, search, unproven
 from caffe_port.verification.user_module.examination.state import Examination
 from caffe_port.verification.user_module.recorder import Call, load_module, load_state
 from caffe_port.verification.user_module.rows import actual_of, free_of
@@ -97,6 +97,7 @@ def verify_port(
         level=level,
         stages=stages,
         ignore_fields=ignore_fields,
+        biases=not keep_parameters,
     )
     case = subject.case
     trace = record(judge, case)
@@ -171,7 +172,8 @@ def _on_another_input(found: Examination, judge: Reference, seed: int, given: Co
     """
     case = found.case
     inputs, words = random_inputs(case.spec, case.shapes, seed + 1)
-    wide = {blob: x * 2 if "normal" in words[blob] else x for blob, x in inputs.items()}
+    factor = 8 if other_curves(found) else 2  # a curve may be another only beyond 6
+    wide = {blob: x * factor if "normal" in words[blob] else x for blob, x in inputs.items()}
     wide |= {blob: case.inputs[blob] for blob in given if "normal" not in words.get(blob, "normal")}
     case = dataclasses.replace(case, inputs={blob: x.astype("float32") for blob, x in wide.items()})
     if isinstance(judge, StoredReference):

@@ -417,7 +417,8 @@ class Weights:
                 blobs[0] = matrix(layer, blobs[0])
             for n, blob in enumerate(blobs):
                 back = {"LSTM": len(blobs) - 1, "RNN": len(blobs) - 3}.get(layer.type)
-                role = "bias" if n == 1 else "weight" if back is None else "recurrent" if n == back else "onward"
+                is_bias = n == 1 or (layer.type == "RNN" and n == len(blobs) - 1)
+                role = "bias" if is_bias else "weight" if back is None else "recurrent" if n == back else "onward"
                 if n > 1 or (layer.name, role) not in done:
                     yield role, blob
             return

@@ -265,3 +265,31 @@ def test_a_part_of_a_part_is_not_looked_for() -> None:
     made = right.copy()
     made[..., ::2, 1::2] = rng.normal(size=made[..., ::2, 1::2].shape)
     assert relation(made, right, Tolerance()) == ""
+
+
+def test_outputs_under_each_others_names(tmp_path: Path) -> None:
+    report = verify(tmp_path, HEADS, lambda port, x: {"c": port.c(x), "d": port.d(x)}, **PARTS)
+    assert report.passed
+    report = verify(tmp_path, HEADS, lambda port, x: {"d": port.c(x), "c": port.d(x)}, **PARTS)
+    assert [row.layer for row in report.broken] == ["c", "d"]
+    assert report.broken[0].cause.startswith("what the port returns as 'c' is Caffe's 'd'")
+    report = verify(tmp_path, HEADS, lambda port, x: (port.d(x), port.c(x)), **PARTS)
+    assert report.passed  # a tuple has no names
+
+
+def test_a_curve_that_is_another_only_far_from_zero(tmp_path: Path) -> None:
+    text = IMAGE + _conv("c", "x") + _layer("r", "ReLU", "c")
+    report = verify(tmp_path, text, lambda port, x: F.relu6(port.c(x)), c=nn.Conv2d(3, 4, 3))
+    assert [row.layer for row in report.broken] == ["r"]
+    assert "6" in report.broken[0].cause
+    report = verify(tmp_path, text, lambda port, x: F.leaky_relu(port.c(x), 0.0), c=nn.Conv2d(3, 4, 3))
+    assert report.passed
+
+
+def test_a_bias_is_missed_without_weights(tmp_path: Path) -> None:
+    """Fillers set biases to 0, which a port without them has, too."""
+    text = IMAGE + _conv("c", "x")
+    assert verify(tmp_path, text, lambda port, x: port.c(x), c=nn.Conv2d(3, 4, 3)).passed
+    report = verify(tmp_path, text, lambda port, x: port.c(x), c=nn.Conv2d(3, 4, 3, bias=False))
+    assert [row.layer for row in report.broken] == ["c"]
+    assert "its bias is missing" in report.broken[0].cause

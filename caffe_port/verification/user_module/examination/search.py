@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from caffe_port.errors import CaffePortError
-from caffe_port.signatures.signature import Trait, has
+from caffe_port.signatures.signature import Trait, has, signature_of
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.verification.user_module import calling
 from caffe_port.verification.user_module.examination.absent import by_hand, end_of, exchanged, judge_absent
@@ -86,9 +86,27 @@ def unproven(exam: Examination) -> list[Producer]:
             found.append(producer)
         makers = exam.last.makers.get(producer, [])
         unchanged = bool(makers) and all(set(layer.producers) & value.made for value in makers)
+        if layer.name in other_curves(exam):
+            found.append(producer)
         if unchanged and not any(v.call is not None and layer.type in v.call.hints for v in makers):
             found.append(producer)
     return found
+
+
+def other_curves(exam: Examination) -> set[str]:
+    """Activations of which the port has another that makes the same of the numbers at hand, as ReLU6 below 6."""
+    found = set()
+    for layer in exam.case.spec.layers:
+        calls = [v.call for v in exam.last.makers.get((layer.name, 0), ()) if v.call is not None and v.call.kind]
+        kinds = {call.kind for call in calls if has(call.kind, Trait.ACTIVATION)}
+        if has(layer.type, Trait.ACTIVATION) and kinds and not any(_same_type(kind, layer.type) for kind in kinds):
+            found.add(layer.name)
+    return found
+
+
+def _same_type(one: str, other: str) -> bool:
+    """Whether two names mean one type: HSwish and HardSwish."""
+    return one == other or signature_of(one) is signature_of(other)
 
 
 def _first_run(exam: Examination) -> Trial:
