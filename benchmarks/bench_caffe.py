@@ -20,7 +20,7 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +37,8 @@ from caffe_port.terminal import count  # noqa: E402
 from caffe_port.verification.references import build_caffe  # noqa: E402
 
 CELLS = ("one", "batch", "train")
+KEPT, VARIABLES = "memory kept", {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""With these variables, glibc keeps freed memory. ``train`` and ``evaluate`` see to that by themselves."""
 ROUNDS = 5
 
 
@@ -69,15 +71,23 @@ def measure(
         "Caffe": Program(caffe, f"caffe_forward{of}", task | files, threads),
         "caffe-port": Program(own, f"model{of}", task | converted, threads),
     }
+    if not profile:
+        programs[KEPT] = Program(own, "model", task | converted, threads, more=VARIABLES)
     return in_turns(programs, seconds, ROUNDS)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def speed(cell: Mapping[str, Measured]) -> float:
+def speed(cell: Mapping[str, Measured], side: str = "caffe-port") -> float:
     """How many times as fast as Caffe: the median of the rounds."""
-    return 1 / statistics.median(cell["caffe-port"].ratios)
+    return 1 / statistics.median(cell[side].ratios)
+
+
+def mean(cells: Iterable[Mapping[str, Measured]], side: str = "caffe-port") -> str:
+    """The geometric mean of the speeds, for a table."""
+    ratios = [speed(cell, side) for cell in cells]
+    return f"{math.exp(statistics.fmean(map(math.log, ratios))):.2f}" if ratios else ""
 
 
 def table(store: Store, threads: int, names: Sequence[str]) -> list[str]:
@@ -89,26 +99,23 @@ def table(store: Store, threads: int, names: Sequence[str]) -> list[str]:
     lines = [
         header,
         "",
-        "Milliseconds of Caffe and of caffe-port, and how many times as fast caffe-port is.",
+        "Milliseconds of Caffe and of caffe-port, and how many times as fast caffe-port is;",
+        "*kept*: in a process that keeps the memory that it frees.",
         "",
-        "| net | batch 1 | | | batch | forward | | | batch | update | | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| net | batch 1 | | | kept | batch | forward | | | kept | batch | update | | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name in names:
         net, row = NETS[name], [NETS[name].label]
         for cell, batch in (("one", None), ("batch", net.batch), ("train", net.trained)):
             row += [] if batch is None else [str(batch)]
-            row += _times(cells.get((name, cell)))
+            row += _times(cells.get((name, cell)), cell != "train")
         lines.append(f"| {' | '.join(row)} |")
-    means = []
-    for cell in CELLS:
-        ratios = [speed(one) for (_, kind), one in good.items() if kind == cell]
-        means.append(f"**{math.exp(statistics.fmean(map(math.log, ratios))):.2f}**" if ratios else "")
-    lines.append(f"| geometric mean | | | {means[0]} | | | | {means[1]} | | | | {means[2]} |")
-    forward = [speed(one) for (_, kind), one in good.items() if kind != "train"]
-    if forward:
-        mean = math.exp(statistics.fmean(map(math.log, forward)))
-        lines += ["", f"Geometric mean of both forward passes: {mean:.2f}."]
+    one, batch, train = ([cell for (_, kind), cell in good.items() if kind == of] for of in CELLS)
+    means = [f"**{mean(some)}** | {mean(some, KEPT)}" for some in (one, batch)]
+    lines.append(f"| geometric mean | | | {means[0]} | | | | {means[1]} | | | | **{mean(train)}** |")
+    both = [*one, *batch]
+    lines += ["", f"Geometric mean of both forward passes: {mean(both)}; with memory kept {mean(both, KEPT)}."]
     lines += [
         "",
         "The greatest memory in MB of the process, and in brackets beyond what importing `caffe` or `torch` took.",
@@ -125,11 +132,14 @@ def table(store: Store, threads: int, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _times(cell: Mapping[str, Measured] | None) -> list[str]:
+def _times(cell: Mapping[str, Measured] | None, forward: bool) -> list[str]:
+    """The cells of a table: two times, and the speed; of a forward pass, also that with memory kept."""
     if cell is None:
-        return ["", "", ""]
-    shown = [one.error or f"{one.time * 1e3:,.{1 if one.time < 1 else 0}f}" for one in cell.values()]
-    return [*shown, "" if any(one.error for one in cell.values()) else f"{speed(cell):.2f}"]
+        return [""] * (4 if forward else 3)
+    pair = cell["Caffe"], cell["caffe-port"]
+    shown = [one.error or f"{one.time * 1e3:,.{1 if one.time < 1 else 0}f}" for one in pair]
+    failed = any(one.error for one in cell.values())
+    return [*shown, *("" if failed else f"{speed(cell, side):.2f}" for side in cell if side != "Caffe")]
 
 
 def _memory(one: Measured) -> str:

@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from caffe_port import devices
 from caffe_port.evaluation import registry
-from caffe_port.training import heap, solver
+from caffe_port.training import solver
 from caffe_port.training.cuda_graph import GraphedUpdate
 from caffe_port.training.run_folder import Claim
 from caffe_port.training.set_up import Training, TrainOptions, set_up
@@ -109,7 +109,7 @@ def loop(task: dict[str, Any]) -> Iterator[tuple[Step, int]]:
         original = OriginalLoop(name, images["x_train"], images["y_train"], batch, device)
         yield original.step, flops(lambda: original.criterion(original.net(x), y).backward()) // 2
         return
-    with tempfile.TemporaryDirectory() as folder, heap.kept(device.type):
+    with tempfile.TemporaryDirectory() as folder, devices.memory_kept(device):
         t, step = training(name, Path(task["data"]), Path(folder), device, batch, task["loop"] == FAST, kind)
         other, _ = training(name, Path(task["data"]), Path(folder) / "other", device, 2, False, kind)
         count = flops(lambda: other.net.forward_with_loss(x, y)[1].backward()) // 2

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -41,10 +42,18 @@ class Measured:
 
 
 class Program:
-    """A process of worker.py."""
+    """A process of worker.py; ``more`` is for its environment."""
 
-    def __init__(self, python: Path, kind: str, task: Mapping[str, Any], threads: int, path: Sequence[Path] = ()):
-        environment = {**os.environ, "GLOG_minloglevel": "3", "PYTHONPATH": os.pathsep.join(map(str, path))}
+    def __init__(
+        self,
+        python: Path,
+        kind: str,
+        task: Mapping[str, Any],
+        threads: int,
+        path: Sequence[Path] = (),
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        environment = {**os.environ, **more, "GLOG_minloglevel": "3", "PYTHONPATH": os.pathsep.join(map(str, path))}
         environment.pop("OMP_WAIT_POLICY", None)  # threads that sleep between operations make small ones slow
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = str(threads)

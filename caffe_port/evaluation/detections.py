@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caffe_port import devices
 from caffe_port.api import Prototxt, Stored, build, read
 from caffe_port.data import class_names
 from caffe_port.data.annotated import AnnotatedFeed, BoxTransform
@@ -189,19 +190,20 @@ def _measure(
     training, found = net.training, Detections()
     net.to(device).eval()
     try:
-        for number in range(-(-total // feed.batch_size)):
-            pictures, rows = feed.batch(number)
-            left = total - number * feed.batch_size  # the last batch begins anew, as Caffe's do
-            pictures, rows = pictures[:left], rows[:, :, rows[0, 0, :, 0] < left]
-            made = net(pictures.to(device))
-            detections: Tensor = made[output] if isinstance(made, dict) else made
-            if detections.shape[-1] != 7:
-                raise CaffePortError(
-                    f"output '{output}' has shape {tuple(detections.shape)}; expected rows of 7 values"
-                )
-            found.add(judge(detections.float().cpu(), rows).numpy())
-            if progress is not None:
-                progress(min((number + 1) * feed.batch_size, total), total)
+        with devices.memory_kept(device):
+            for number in range(-(-total // feed.batch_size)):
+                pictures, rows = feed.batch(number)
+                left = total - number * feed.batch_size  # the last batch begins anew, as Caffe's do
+                pictures, rows = pictures[:left], rows[:, :, rows[0, 0, :, 0] < left]
+                made = net(pictures.to(device))
+                detections: Tensor = made[output] if isinstance(made, dict) else made
+                if detections.shape[-1] != 7:
+                    raise CaffePortError(
+                        f"output '{output}' has shape {tuple(detections.shape)}; expected rows of 7 values"
+                    )
+                found.add(judge(detections.float().cpu(), rows).numpy())
+                if progress is not None:
+                    progress(min((number + 1) * feed.batch_size, total), total)
     finally:
         net.train(training)
     return found

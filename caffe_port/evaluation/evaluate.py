@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from caffe_port import api
+from caffe_port import api, devices
 from caffe_port.api import Ported, Prototxt, Stored, read
 from caffe_port.data import datasets
 from caffe_port.data.datasets import ImageSet
@@ -157,24 +157,25 @@ def evaluate(
     in_top5 = torch.zeros((), dtype=torch.int64, device=device)
     done = 0
     try:
-        for images, labels in data.batches(batch_size):
-            images, labels = images.to(device), labels.to(device)
-            scores = _scores(net(preprocessor(images, generator=generator)), len(images), output)
-            classes = scores.shape[1]
-            if confusion is None:
-                data.check_labels(classes)
-                confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-            if not torch.isfinite(scores).all():
-                raise CaffePortError(
-                    f"the net's scores are not finite for images {done} to {done + len(images) - 1}", data.name
-                )
-            answers = scores.argmax(1)
-            confusion += torch.bincount(labels * classes + answers, minlength=classes * classes)
-            if classes > 5:
-                in_top5 += (scores.topk(5, 1).indices == labels[:, None]).sum()
-            done += len(images)
-            if progress is not None:
-                progress(done, len(data))
+        with devices.memory_kept(device):
+            for images, labels in data.batches(batch_size):
+                images, labels = images.to(device), labels.to(device)
+                scores = _scores(net(preprocessor(images, generator=generator)), len(images), output)
+                classes = scores.shape[1]
+                if confusion is None:
+                    data.check_labels(classes)
+                    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+                if not torch.isfinite(scores).all():
+                    raise CaffePortError(
+                        f"the net's scores are not finite for images {done} to {done + len(images) - 1}", data.name
+                    )
+                answers = scores.argmax(1)
+                confusion += torch.bincount(labels * classes + answers, minlength=classes * classes)
+                if classes > 5:
+                    in_top5 += (scores.topk(5, 1).indices == labels[:, None]).sum()
+                done += len(images)
+                if progress is not None:
+                    progress(done, len(data))
     finally:
         net.train(training)
     assert confusion is not None

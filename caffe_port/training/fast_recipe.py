@@ -37,7 +37,7 @@ from caffe_port.evaluation.evaluate import Evaluation, evaluate
 from caffe_port.layers.activation import Dropout
 from caffe_port.storage.files import atomic_write, read_bytes
 from caffe_port.terminal import count
-from caffe_port.training import fused_layers, heap, plots, processes, signals
+from caffe_port.training import fused_layers, plots, processes, signals
 from caffe_port.training.run_folder import (
     Claim,
     RunFolder,
@@ -228,7 +228,7 @@ def train(out: str | Path, options: FastOptions, listen: Listener | None = None,
         if options.resume and (done := _finished(folder, recipe, seed)):
             results.append(done)
             continue
-        with hold(folder) as claim, signals.caught() as stop, heap.kept(device.type):
+        with hold(folder) as claim, signals.caught() as stop, devices.memory_kept(device):
             epochs = Epochs(train_set, mean.float(), std.float(), recipe.batch_size, recipe.augmentation, seed)
             run_folder = RunFolder(folder, "fast", tensorboard=options.tensorboard)
             facts = {

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffe_port import devices
 from caffe_port.errors import CaffePortError
 from caffe_port.evaluation.average_precision import Detections
 from caffe_port.net.net import Net
 from caffe_port.spec import NetSpec
-from caffe_port.training import heap, plots, processes, recurrent, run_folder, signals, solver
+from caffe_port.training import plots, processes, recurrent, run_folder, signals, solver
 from caffe_port.training.cuda_graph import GraphedUpdate
 from caffe_port.training.set_up import Listener, TestNet, Training, TrainOptions, TrainResult, facts, set_up
 from caffe_port.training.solver import SolverSpec
@@ -56,7 +57,7 @@ def train(
     with processes.group(options.device) as device, run_folder.hold(out) as claim:
         hear = listen if listen is not None and processes.is_first() else (lambda _: None)
         training, start = set_up(spec, Path(out), options, device, hear, claim)
-        with signals.caught() as stop, contextlib.closing(training), heap.kept(device.type):
+        with signals.caught() as stop, contextlib.closing(training), devices.memory_kept(device):
             training.began = began
             return _loop(training, start, stop)
 

@@ -1,4 +1,4 @@
-"""Memory that is freed in one update serves the next."""
+"""Memory that is freed in one batch serves the next."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from caffe_port.training import heap
+from caffe_port import devices
 
+CPU = torch.device("cpu")
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 
 
@@ -24,7 +25,7 @@ def page_faults(times: int) -> int:
 
 @glibc
 def test_pages_are_not_cleared_again() -> None:
-    with heap.kept() as changed:
+    with devices.memory_kept(CPU) as changed:
         assert changed
         page_faults(12)  # up to glibc 2.37, aligned blocks reuse a freed one only after several of them
         again = page_faults(4)
@@ -32,8 +33,19 @@ def test_pages_are_not_cleared_again() -> None:
 
 
 def test_other_devices_and_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    with heap.kept("cuda") as changed:
+    with devices.memory_kept(torch.device("cuda")) as changed:
         assert not changed
     monkeypatch.setattr(sys, "platform", "darwin")
-    with heap.kept() as changed:
+    with devices.memory_kept(CPU) as changed:
         assert not changed
+
+
+@glibc
+def test_the_outermost_decides() -> None:
+    with devices.memory_kept(CPU):
+        page_faults(12)
+        with devices.memory_kept(CPU) as changed:
+            assert not changed
+        assert page_faults(4) < 4 * 16384 // 512
+    with devices.memory_kept(CPU) as changed:
+        assert changed
