@@ -555,14 +555,14 @@ def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor, ask: As
         module.eval()
     given = recorder.begin(inputs)
     try:
-        with torch.no_grad(), _uncompiled(), recorder:
+        with torch.no_grad(), _uncompiled(), contextlib.redirect_stdout(sys.stderr), recorder:
             made = module(*given) if ask is None else ask(module, given)
             returned = list(returned_tensors(made))
         recorder.finish(returned)
         recorder.names = {
             name: recorder.value(part) for name, part in _by_name(made).items() if isinstance(part, Tensor)
         }
-    except Exception as error:  # noqa: BLE001  whatever a user's code raises
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a user's code raises
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         ran = [call for call in recorder.calls if call.kind]
         last = f", after {ran[-1].name}" if ran else ""
@@ -627,17 +627,17 @@ def load_module(where: str, state: str | Path | None = None) -> nn.Module:
     sys.modules[module_name] = module  # dataclasses and pickling look there
     sys.path.insert(0, str(path.parent))
     try:
-        with _unscripted():
+        with _unscripted(), contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
         maker = getattr(module, name, None)
         if maker is None:
             known = [n for n, v in vars(module).items() if callable(v)]
             raise CaffePortError(f"defines no class or function '{name}'.{did_you_mean(name, known)}", file)
-        with _unscripted():
+        with _unscripted(), contextlib.redirect_stdout(sys.stderr):
             made = maker()
     except CaffePortError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         hint = "The class is called without arguments; you can also name a function that returns the module."
         raise CaffePortError(f"{name}() fails: {type(error).__name__}: {reason}", file, hint) from error

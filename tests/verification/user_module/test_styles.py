@@ -383,3 +383,25 @@ def test_height_and_width_of_a_view_are_not_exchanged_silently(tmp_path: Path) -
     report = make(Generator(2, 4, 3))
     assert [row.layer for row in report.broken] == ["u"]
     assert "has the shape (3, 2, 4, 3), Caffe's (3, 2, 3, 4)" in report.broken[0].cause
+
+
+def test_a_port_that_prints_or_exits(prototxt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard output is for the report, which may be JSON; a script that parses arguments exits when it is read."""
+
+    class Prints(Port):
+        def forward(self, x: Tensor) -> Any:
+            print("shape", x.shape)
+            return super().forward(x)
+
+    class Exits(Port):
+        def forward(self, x: Tensor) -> Any:
+            raise SystemExit(3)
+
+    assert verify_port(Prints(), prototxt).passed
+    assert capsys.readouterr().out == ""
+    with pytest.raises(CaffePortError, match=r"Exits cannot run on inputs of shape .*: SystemExit: 3"):
+        verify_port(Exits(), prototxt)
+    (tmp_path / "script.py").write_text("print('hello')\nraise SystemExit(2)\n")
+    with pytest.raises(CaffePortError, match="SystemExit: 2"):
+        load_module(f"{tmp_path}/script.py:Net")
+    assert capsys.readouterr().out == ""
