@@ -102,12 +102,8 @@ def prepare(
     level: int = 0,
     stages: Sequence[str] = (),
     ignore_fields: Collection[str] = (),
-    biases: bool = False,
 ) -> Subject:
     """Prepares a net and its inputs; arguments as for :func:`caffe_port.verification.verify.verify`.
-
-    Without weights, layers that have nothing but zeros get random values; with ``biases``, every parameter that has:
-    a port may lack a bias of 0.
 
     Each file is read once, and the definition is resolved once per phase (the Net has both). A Ported without other
     weights is taken as it is.
@@ -135,7 +131,7 @@ def prepare(
             seed=seed,
             resolved=spec,
         )
-    drawn = _draw_zeros(ported, seed, biases) if ported.weights is None and trace is None else []
+    drawn = _draw_zeros(ported, seed) if ported.weights is None and trace is None else []
     plan = ported.net.plans[phase == "TRAIN"]
     if plan.spec.phase != phase:
         why = [note for note in ported.notes if note.startswith(f"phase {phase} cannot")]
@@ -152,7 +148,7 @@ def prepare(
     )
 
 
-def _draw_zeros(ported: Ported, seed: int, biases: bool = False) -> list[str]:
+def _draw_zeros(ported: Ported, seed: int) -> list[str]:
     """Draws the parameters of layers that have nothing but zeros, for those hide every difference, and statistics that
     were never taken, for a variance of 0 multiplies by hundreds; the names of these layers.
     """
@@ -160,10 +156,9 @@ def _draw_zeros(ported: Ported, seed: int, biases: bool = False) -> list[str]:
     drawn = []
     for name, module in ported.net.caffe_layers().items():
         own = [p for p in module.parameters(recurse=False) if p.numel()]
-        zeros = [p for p in own if not p.any()]
-        if zeros and (biases or len(zeros) == len(own)):
-            drawn += [name] * (len(zeros) == len(own))
-            for p in zeros:
+        if own and not any(p.any() for p in own):
+            drawn.append(name)
+            for p in own:
                 spread = max(1, p[0].numel()) ** -0.5 if p.dim() > 1 else 1.0
                 p.data.copy_(spread * torch.randn(p.shape, generator=generator))
         mean, variance = (getattr(module, statistic, None) for statistic in ("mean", "variance"))

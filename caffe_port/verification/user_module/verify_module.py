@@ -97,7 +97,6 @@ def verify_port(
         level=level,
         stages=stages,
         ignore_fields=ignore_fields,
-        biases=not keep_parameters,
     )
     case = subject.case
     trace = record(judge, case)

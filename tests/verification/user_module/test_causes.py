@@ -284,12 +284,3 @@ def test_a_curve_that_is_another_only_far_from_zero(tmp_path: Path) -> None:
     assert "6" in report.broken[0].cause
     report = verify(tmp_path, text, lambda port, x: F.leaky_relu(port.c(x), 0.0), c=nn.Conv2d(3, 4, 3))
     assert report.passed
-
-
-def test_a_bias_is_missed_without_weights(tmp_path: Path) -> None:
-    """Fillers set biases to 0, which a port without them has, too."""
-    text = IMAGE + _conv("c", "x")
-    assert verify(tmp_path, text, lambda port, x: port.c(x), c=nn.Conv2d(3, 4, 3)).passed
-    report = verify(tmp_path, text, lambda port, x: port.c(x), c=nn.Conv2d(3, 4, 3, bias=False))
-    assert [row.layer for row in report.broken] == ["c"]
-    assert "its bias is missing" in report.broken[0].cause
