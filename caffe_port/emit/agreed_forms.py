@@ -3,11 +3,13 @@
 Runtimes read ceil-mode pooling in different ways: some count the cells of a window beyond the padding, some keep a
 window that begins in it, some ignore whether padding counts. docs/deploy.md has what was measured. Inside
 :class:`AgreedForms`, torch's pooling and local response normalization are traced as operators on which all of them
-agree; the numbers stay those of torch, for images of every size.
+agree; the numbers stay those of torch, for images of every size. So are sums and means over three axes or more, which
+OpenCV 4.14 takes from the wrong places of an .onnx, and a divisor of a pooling, which torch's exporter leaves out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,8 +66,11 @@ def _avg_pool(
     to tell it from the cells beyond."""
     kernel, step, pad = (_per_axis(v, axes) for v in (kernel_size, stride or kernel_size, padding))
     plain = F.avg_pool2d if axes == 2 else F.avg_pool3d
-    if divisor_override or not count_include_pad:
-        return plain(x, kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
+    if divisor_override:
+        end = _end(kernel, step, pad) if ceil_mode else pad
+        return plain(F.pad(x, _edges(pad, end)), kernel, step) * (math.prod(kernel) / divisor_override)
+    if not count_include_pad:
+        return plain(x, kernel, step, pad, ceil_mode, count_include_pad)
     wide = F.pad(x, _edges(pad, pad)) if any(pad) else x
     y = plain(wide, kernel, step, 0, ceil_mode and max(step) > 1, False)
     for axis, (k, s, p) in enumerate(zip(kernel, step, pad, strict=True), 2):
@@ -91,8 +96,7 @@ def _max_pool(
     clipped = any(map(_may_begin_in_padding, kernel, step, pad))
     if not ceil_mode or set(_per_axis(dilation, axes)) != {1} or not clipped:
         return plain(x, kernel, step, pad, dilation, ceil_mode and max(step) > 1)
-    end = tuple(min(p + s, k) - 1 for k, s, p in zip(kernel, step, pad, strict=True))
-    return plain(F.pad(x, _edges(pad, end), value=torch.finfo(x.dtype).min), kernel, step)
+    return plain(F.pad(x, _edges(pad, _end(kernel, step, pad)), value=torch.finfo(x.dtype).min), kernel, step)
 
 
 def _local_response_norm(
@@ -107,6 +111,18 @@ def _local_response_norm(
     return x / (k + alpha * mean).pow(beta)
 
 
+def _reduction(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A sum or mean in which neighboring axes, three or more, become one first."""
+
+    def reduce(x: Tensor, dim: Any = None, keepdim: bool = False, **given: Any) -> Tensor:
+        axes = sorted(d % x.dim() for d in dim) if isinstance(dim, Sequence) else []
+        if keepdim or len(axes) < 3 or axes[-1] - axes[0] >= len(axes):
+            return plain(x, **given) if dim is None else plain(x, dim, keepdim, **given)
+        return plain(x.flatten(axes[0], axes[-1]), axes[0], **given)
+
+    return reduce
+
+
 def _form(form: Callable[..., Tensor], axes: int) -> Callable[..., Tensor]:
     return lambda *args, **given: form(*args, axes=axes, **given)
 
@@ -116,7 +132,14 @@ _FORMS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     F.avg_pool3d: _form(_avg_pool, 3),
     F.max_pool2d: _form(_max_pool, 2),
     F.max_pool3d: _form(_max_pool, 3),
+    Tensor.sum: _reduction(Tensor.sum),
+    Tensor.mean: _reduction(Tensor.mean),
 }
+
+
+def _end(kernel: _Axes, stride: _Axes, padding: _Axes) -> _Axes:
+    """How far to pad at the end so that rounding down finds the windows that ceil_mode does, at every size."""
+    return tuple(min(p + s, k) - 1 for k, s, p in zip(kernel, stride, padding, strict=True))
 
 
 def _may_begin_in_padding(kernel: int, stride: int, padding: int) -> bool:

@@ -172,6 +172,17 @@ class Distance:
         return self.reference <= _SPREAD * max(self.candidate, 2.0**-22)
 
 
+@dataclass(frozen=True)
+class PortDistance(Distance):
+    """The same of a port, where the truth is the float64 run of the net: rounding explains the difference if the port
+    is there too, or about as far from it as float32 runs of the net are (``reference``).
+    """
+
+    @property
+    def is_rounding(self) -> bool:
+        return self.candidate <= _SPREAD * max(self.reference, 2.0**-22)
+
+
 _SPREAD = 16
 """By how much the rounding errors of two float32 runs may differ: libraries add the terms of a sum in other orders, and
 the error of one that adds them one by one grows faster than that of one that adds blocks."""

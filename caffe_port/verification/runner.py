@@ -69,7 +69,7 @@ def run(
     alone = _Runner(net, inputs) if mode != "free" else None
     turns = reference.run(case)
     truth = NumPyReference().run(case) if strict else None
-    exact = _Exact(net, inputs) if mode == "both" else None
+    exact = FreeRun(net, inputs) if mode == "both" else None
     unknown: list[Array] | None = None
     instead: list[Array] | None = None
     diagnosed = refereed = 0
@@ -225,19 +225,19 @@ def _as_formula(
     )
 
 
-class _Exact:
-    """A free run of the net in float64, which is made as far as somebody asks for it."""
+class FreeRun:
+    """A free run of the net, in float64 or another precision, which is made as far as it is asked for."""
 
-    def __init__(self, net: Net, inputs: Sequence[Tensor]) -> None:
-        self.net, self.inputs = net, inputs
+    def __init__(self, net: Net, inputs: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> None:
+        self.net, self.inputs, self.dtype = net, inputs, dtype
         self.runner: _Runner | None = None
         self.done = 0
         self.made: _Tensors | Difference | None = None
 
     def tops(self, step: Step) -> _Tensors | None:
-        """The tops of a step, in float64; steps are asked for in the net's order."""
+        """The tops of a step; steps are asked for in the net's order."""
         if self.runner is None:
-            self.runner = _Runner(copy.deepcopy(self.net).double(), [x.double() for x in self.inputs])
+            self.runner = _Runner(copy.deepcopy(self.net).to(self.dtype), [x.to(self.dtype) for x in self.inputs])
         steps = self.net.plan.steps
         while self.done < len(steps) and (self.done == 0 or steps[self.done - 1] is not step):
             current = steps[self.done]
@@ -247,7 +247,7 @@ class _Exact:
         return self.made if isinstance(self.made, tuple) else None
 
 
-def _with_rounding(row: Row, exact: _Exact, step: Step, made: Made, ours: _Tensors | Difference | None) -> Row:
+def _with_rounding(row: Row, exact: FreeRun, step: Step, made: Made, ours: _Tensors | Difference | None) -> Row:
     """The row with the distance of both free runs from the float64 run, if the layer agrees and they do not."""
     if row.free is None or row.free.passed or row.broken or row.isolated is None or made.tops is None:
         return row

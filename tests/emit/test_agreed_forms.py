@@ -45,6 +45,54 @@ def test_agreed_volumes_are_torchs(pool: Any) -> None:
             torch.testing.assert_close(pool(x, kernel, stride, padding, ceil_mode=True), plain)
 
 
+@pytest.mark.parametrize("ceil_mode", [True, False])
+def test_agreed_divisors_are_torchs(ceil_mode: bool) -> None:
+    for kernel, stride, padding in WINDOWS:
+        for height, width in ((5, 6), (6, 7), (7, 11), (8, 9)):
+            x, pool = torch.randn(2, 3, height, width), (kernel, stride, padding, ceil_mode, False, 5)
+            with AgreedForms():
+                agreed = F.avg_pool2d(x, *pool)
+            torch.testing.assert_close(agreed, F.avg_pool2d(x, *pool), msg=f"{pool} {height} {width}")
+
+
+class Divides(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=2)
+
+
+def test_a_divisor_reaches_the_exported_program() -> None:
+    x = torch.randn(2, 3, 6, 8)
+    with AgreedForms(onnx=True):
+        made = torch.export.export(Divides(), (x,))
+    pools = [node for node in made.graph.nodes if node.target is torch.ops.aten.avg_pool2d.default]
+    assert [node.args[6:] for node in pools] == [()]  # ONNX has no divisor, and its exporter drops it
+    torch.testing.assert_close(made.module()(x), Divides()(x))
+
+
+REDUCTION = """
+input: "x" input_shape { dim: 2 dim: 3 dim: 4 dim: 5 }
+layer { name: "y" type: "Reduction" bottom: "x" top: "y" reduction_param { PARAM } }
+"""
+
+
+@pytest.mark.parametrize("param", ["axis: 1", "axis: 1 operation: MEAN", "axis: 1 operation: ASUM", "axis: 2"])
+def test_opencv_reduces_what_caffe_does(param: str, tmp_path: Path) -> None:
+    cv2, onnx = pytest.importorskip("cv2"), pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    (tmp_path / "net.prototxt").write_text(REDUCTION.replace("PARAM", param))
+    ported = caffe_port.port(tmp_path / "net.prototxt")
+    convert(ported, tmp_path / "out", formats=["onnx"], dynamic="none")
+    graph = onnx.load(tmp_path / "out/model.onnx").graph
+    axes = {stored.name: onnx.numpy_helper.to_array(stored).size for stored in graph.initializer}
+    (found,) = [axes[node.input[1]] for node in graph.node if node.op_type.startswith("Reduce")]
+    assert found < 3  # with three, OpenCV 4.14 reads beyond the bottom
+    x = torch.randn(2, 3, 4, 5)
+    net = cv2.dnn.readNetFromONNX(str(tmp_path / "out/model.onnx"))
+    net.setInput(x.numpy())
+    wanted = ported.net(x)
+    torch.testing.assert_close(torch.from_numpy(net.forward()).reshape(wanted.shape), wanted)
+
+
 @pytest.mark.parametrize("size", [3, 4, 5])
 def test_agreed_local_response_norm_is_torchs(size: int) -> None:
     for x in (torch.randn(2, 7, 3, 4), torch.randn(2, 6, 5), torch.randn(2, 6, 3, 4, 5)):

@@ -113,16 +113,19 @@ def test_golden_net_as_onnx(name: str, tmp_path: Path) -> None:
 
 
 def test_a_wrong_onnx_is_found(tmp_path: Path) -> None:
-    """The exporter ignores divisor_override: without a check the file would be wrong by a factor."""
+    """PyTorch's exporter ignores divisor_override: without a check the file would be wrong by a factor."""
     pytest.importorskip("onnxruntime")
     golden = golden_nets.load(GOLDEN / "layers" / "pooling_ave_k2s2.prototxt")
+    path = tmp_path / "model.onnx"
 
     class Wrong(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.nn.functional.avg_pool2d(x, 2, divisor_override=1)
 
+    source = export.Source(Wrong(), Wrong(), golden.net.plan)
     with pytest.raises(CaffePortError, match="output 'y' differs from the model's by"):
-        export.onnx(export.Source(Wrong(), Wrong(), golden.net.plan), golden.inputs, tmp_path / "model.onnx")
+        export.onnx(source, golden.inputs, path, plain_pooling=True)
+    assert export.onnx(source, golden.inputs, path).startswith("model.onnx differs from the model by ")
 
 
 def written(text: str, folder: Path, **how: Any) -> tuple[caffe_port.Ported, str]:

@@ -75,6 +75,7 @@ POOL = 'type: "Pooling" pooling_param { pool: %s kernel_size: 3 stride: 2 pad: %
 CONV = 'type: "Convolution" convolution_param { num_output: 6 kernel_size: 3 %s }'
 LRN = 'type: "LRN" lrn_param { local_size: 5 alpha: 0.5 beta: 0.75 k: %s }'
 BN = 'type: "BatchNorm"'
+MVN = 'type: "MVN" mvn_param { normalize_variance: true }'
 DECONV = 'type: "Deconvolution" convolution_param { num_output: 6 kernel_size: 4 stride: 2 pad: 1 group: 6 %s }'
 
 
@@ -103,6 +104,52 @@ SLIPS: dict[str, tuple[str, Callable[[Any], Callable[..., Tensor]], str]] = {
         POOL % ("AVE", 1),
         lambda n: lambda x: F.avg_pool2d(x, 3, 2, 1, True, False),
         "does not count the padding",
+    ),
+    "reflected border": (
+        CONV % "pad: 2",
+        lambda n: lambda x: F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), weight(n), bias(n)),
+        "padding_mode='reflect'",
+    ),
+    "replicated border": (
+        POOL % ("AVE", 1),
+        lambda n: lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 2, 0, True),
+        "padding_mode='replicate'",
+    ),
+    "output padding": (
+        DECONV % "",
+        lambda n: lambda x: F.conv_transpose2d(x, weight(n), bias(n), 2, 1, 1, 6),
+        "its output_padding is 1, Caffe has none",
+    ),
+    "output padding for padding": (
+        'type: "Deconvolution" convolution_param { num_output: 6 kernel_size: 5 stride: 3 pad: 1 group: 6 }',
+        lambda n: lambda x: F.conv_transpose2d(x, weight(n), bias(n), 3, 2, 2, 6),
+        "its pad is 2, Caffe's is 1; its output_padding is 2, Caffe has none",
+    ),
+    "mvn unbiased": (
+        MVN,
+        lambda n: lambda x: (x - x.mean((2, 3), True)) / (x.std((2, 3), keepdim=True) + 1e-9),
+        "its variance is unbiased (divided by n - 1)",
+    ),
+    "mvn eps": (MVN, lambda n: lambda x: F.instance_norm(x, eps=0.05), "it adds an eps of about 0.05 to the variance"),
+    "neighboring classes": (
+        'type: "Softmax"',
+        lambda n: lambda x: x.reshape(3, 11, 6, 1, 8).softmax(2).reshape(x.shape),
+        "takes 6 neighboring channels as the classes of an anchor, Caffe one of every 11",
+    ),
+    "reduced axes": (
+        'type: "Reduction" reduction_param { operation: MEAN axis: 1 }',
+        lambda n: lambda x: x.mean((2, 3)),
+        "it reduces axes 2 to 3, Caffe all from axis 1 on",
+    ),
+    "reduction": (
+        'type: "Reduction" reduction_param { operation: SUMSQ axis: 1 coeff: 0.5 }',
+        lambda n: lambda x: 0.5 * x.abs().sum((1, 2, 3)),
+        "it computes ASUM, Caffe computes SUMSQ",
+    ),
+    "sum of magnitudes": (
+        'type: "Normalize" norm_param { across_spatial: false }',
+        lambda n: lambda x: F.normalize(x, 1, 1) * weight(n).view(-1, 1, 1),
+        "it divides by the sum of the magnitudes over channels (L1)",
     ),
     "average for maximum": (POOL % ("MAX", 0), lambda n: lambda x: F.avg_pool2d(x, 3, 2, 0, True), "takes the average"),
     "maximum for average": (

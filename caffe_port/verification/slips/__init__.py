@@ -9,9 +9,20 @@ from caffe_port.verification.slips import products
 from caffe_port.verification.slips import normalization
 from caffe_port.verification.slips import elementwise
 from caffe_port.verification.slips import rearranged
+from caffe_port.verification.slips import regions
 from caffe_port.verification.slips import any_layer
 
 # isort: on
 from caffe_port.verification.slips.slip import HYPOTHESES, Guess
 
-__all__ = ["HYPOTHESES", "Guess", "any_layer", "elementwise", "normalization", "products", "rearranged", "windows"]
+__all__ = [
+    "HYPOTHESES",
+    "Guess",
+    "any_layer",
+    "elementwise",
+    "normalization",
+    "products",
+    "rearranged",
+    "regions",
+    "windows",
+]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from caffe_port.typing import Array
 from caffe_port.verification.references.numpy_formulas import Layer
-from caffe_port.verification.slips.slip import Guess, slip, top
+from caffe_port.verification.slips.slip import Guess, slip, top, with_bottoms
+
+
+def _exchanged(q: Layer) -> Iterator[Guess]:
+    """Two bottoms of one shape in the other order."""
+    for one, other in itertools.combinations(range(min(len(q.bottoms), 4)), 2):
+        if q.bottoms[one].shape == q.bottoms[other].shape:
+            order = list(q.bottoms)
+            order[one], order[other] = order[other], order[one]
+            yield f"its bottoms {one} and {other} are exchanged (their order)", top(with_bottoms(q, *order))
 
 
 @slip("*")
@@ -16,6 +26,7 @@ def anything(q: Layer, actual: Array) -> Iterator[Guess]:
     made = top(q)
     if made.ndim == actual.ndim == 4 and made.shape == (*actual.shape[:2], actual.shape[3], actual.shape[2]):
         yield "the height and width of its top are swapped", made.swapaxes(2, 3)
+    yield from _exchanged(q)
     if made.shape != actual.shape:
         return
     if made.ndim > 1 and made.shape[1] > 1:

@@ -54,6 +54,12 @@ def normalize_parts(q: Layer, _: Array) -> Iterator[Guess]:
         told = f"it normalizes over {words} (across_spatial), Caffe in another way"
         yield told, x / np.maximum(norm, 1e-12) * wide
         yield f"{told}; its scale is missing, too", x / np.maximum(norm, 1e-12)
+    for words, some in over.items():
+        total = np.maximum(np.abs(x).sum(some, keepdims=True), 1e-12)
+        yield (
+            f"it divides by the sum of the magnitudes over {words} (L1), Caffe by the root of squares",
+            x / total * wide,
+        )
     yield "it does not normalize: its top is its bottom times the scale", x * wide
 
 
@@ -85,8 +91,23 @@ def softmax_axis(q: Layer, _: Array) -> Iterator[Guess]:
     for other in range(q.x.ndim):
         if other != axis:
             yield f"its axis is {other}, Caffe's is {axis}", top(with_fields(q, "softmax_param", axis=other))
+    yield from _neighbors(q, axis)
     yield "it computes the logarithm of the softmax", np.log(np.maximum(top(q), 1e-300))
     yield "the layer is missing: its top is scores, not probabilities", q.x
+
+
+def _neighbors(q: Layer, axis: int) -> Iterator[Guess]:
+    """Scores of anchors, reshaped to (N, classes, anchors * H, W): the classes of an anchor are not neighbors."""
+    if q.x.ndim != 4 or axis != 1:
+        return
+    n, classes, rows, width = q.x.shape
+    for anchors in (a for a in range(2, min(rows, 64) + 1) if rows % a == 0):
+        scores = q.x.reshape(n, anchors, classes, -1, width)
+        power = np.exp(scores - scores.max(2, keepdims=True))
+        yield (
+            f"it takes {classes} neighboring channels as the classes of an anchor, Caffe one of every {anchors}",
+            (power / power.sum(2, keepdims=True)).reshape(q.x.shape),
+        )
 
 
 @slip("Eltwise")

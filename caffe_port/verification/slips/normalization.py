@@ -102,18 +102,35 @@ def _bessel(x: Array) -> float:
 
 
 @slip("MVN")
-def mvn_eps(q: Layer, _: Array) -> Iterator[Guess]:
+def mvn_parts(q: Layer, actual: Array) -> Iterator[Guess]:
     p = q.param.mvn_param
     axes = tuple(range(1 if p.across_channels else 2, q.x.ndim))
-    yield (
-        "it adds eps to the variance, Caffe to the standard deviation",
-        (q.x - q.x.mean(axes, keepdims=True)) / np.sqrt(q.x.var(axes, keepdims=True) + p.eps),
-    )
+    centered, variance = q.x - q.x.mean(axes, keepdims=True), q.x.var(axes, keepdims=True)
+    yield ("it adds eps to the variance, Caffe to the standard deviation", centered / np.sqrt(variance + p.eps))
     own, caffe = ("each channel", "all channels") if p.across_channels else ("all channels", "each channel")
     yield (
         f"it normalizes over {own}, Caffe over {caffe} (across_channels)",
         top(with_fields(q, "mvn_param", across_channels=not p.across_channels)),
     )
+    count = math.prod(q.x.shape[axis] for axis in axes)
+    unbiased = variance * (count / max(count - 1, 1))
+    yield "its variance is unbiased (divided by n - 1), Caffe's is divided by n", centered / (np.sqrt(unbiased) + p.eps)
+    yield "it does not divide by the standard deviation (normalize_variance)", centered
+    if actual.shape != q.x.shape:
+        return
+    with np.errstate(divide="ignore", invalid="ignore"):
+        divisor = (centered**2).sum(axes, keepdims=True) / (centered * actual).sum(axes, keepdims=True)
+    deviation = np.sqrt(variance)
+    inside, outside = float(np.nanmedian(divisor**2 - variance)), float(np.nanmedian(divisor - deviation))
+    caffe = f"Caffe {p.eps:g} to the standard deviation"
+    if math.isfinite(inside) and inside > 0:
+        told = f"it adds an eps of about {inside:.2g} to the variance, {caffe}"
+        yield told, centered / np.sqrt(variance + inside)
+    if math.isfinite(outside) and outside > 0:
+        yield (
+            f"it adds an eps of about {outside:.2g} to the standard deviation, {caffe}",
+            centered / (deviation + outside),
+        )
 
 
 @slip("Scale", "Bias")

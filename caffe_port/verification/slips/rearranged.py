@@ -63,6 +63,49 @@ def slice_points(q: Layer, actual: Array) -> Iterator[Guess]:
                 yield f"it takes {start} to {start + n} of axis {axis} (slice_point)", cut
 
 
+@slip("Slice")
+def slice_steps(q: Layer, _: Array) -> Iterator[Guess]:
+    axis = q.param.slice_param.axis % q.x.ndim
+    for step in range(2, min(q.x.shape[axis], 8) + 1):
+        for start in range(step):
+            cut = np.take(q.x, range(start, q.x.shape[axis], step), axis)
+            yield f"it takes one of every {step} along axis {axis}, from {start} on; Caffe takes neighbors", cut
+
+
+@slip("PixelShuffle")
+def pixel_order(q: Layer, _: Array) -> Iterator[Guess]:
+    n, c, h, w = q.x.shape
+    r = q.param.pixelshuffle_param.upscale_factor
+    out = c // r**2
+    turned = q.x.reshape(n, out, r, r, h, w).transpose(0, 1, 4, 3, 5, 2)
+    yield "rows and columns of its blocks are exchanged", turned.reshape(n, out, h * r, w * r)
+    last = q.x.reshape(n, r, r, out, h, w).transpose(0, 3, 4, 1, 5, 2)
+    yield (
+        "it takes the channels of a block as (r, r, C), as depth_to_space does, Caffe as (C, r, r)",
+        last.reshape(n, out, h * r, w * r),
+    )
+
+
+@slip("Reduction")
+def reduction_parts(q: Layer, _: Array) -> Iterator[Guess]:
+    p = q.param.reduction_param
+    for operation in ("SUM", "ASUM", "SUMSQ", "MEAN"):
+        if operation != p.operation:
+            words = f"it computes {operation}, Caffe computes {p.operation}"
+            yield words, top(with_fields(q, "reduction_param", operation=operation))
+    if p.coeff != 1:
+        yield "its coefficient (coeff) is missing", top(with_fields(q, "reduction_param", coeff=1.0))
+    for axis in range(q.x.ndim):
+        for last in range(axis, q.x.ndim):
+            if (axis, last) == (p.axis % q.x.ndim, q.x.ndim - 1):
+                continue
+            value = {"ASUM": np.abs, "SUMSQ": np.square}.get(p.operation, np.asarray)(q.x)
+            axes = tuple(range(axis, last + 1))
+            made = value.mean(axes) if p.operation == "MEAN" else value.sum(axes)
+            told = f"it reduces axes {axis} to {last}" if last > axis else f"it reduces axis {axis}"
+            yield f"{told}, Caffe all from axis {p.axis % q.x.ndim} on", np.asarray(p.coeff * made)
+
+
 @slip("Power")
 def power_parts(q: Layer, _: Array) -> Iterator[Guess]:
     p = q.param.power_param
@@ -98,6 +141,22 @@ def continuation(q: Layer, _: Array) -> Iterator[Guess]:
         "it ignores the continuation marks (cont): the state is not reset",
         top(with_bottoms(q, q.x, ones, *q.bottoms[2:])),
     )
+
+
+@slip("LSTM", "RNN")
+def static_input(q: Layer, _: Array) -> Iterator[Guess]:
+    if len(q.bottoms) in (3, 5):
+        without = with_bottoms(q, *q.bottoms[:2], np.zeros_like(q.bottoms[2]), *q.bottoms[3:])
+        yield "it ignores the static input, the third bottom", top(without)
+
+
+@slip("LSTM")
+def forget_bias(q: Layer, _: Array) -> Iterator[Guess]:
+    n = len(q.blobs[1].reshape(-1)) // 4
+    more = q.blobs[1].reshape(-1).copy()
+    more[n : 2 * n] += 1
+    added = top(with_blobs(q, q.blobs[0], more.reshape(q.blobs[1].shape), *q.blobs[2:]))
+    yield "it adds 1 to the bias of the forget gate, Caffe does not", added
 
 
 @slip("LSTM")

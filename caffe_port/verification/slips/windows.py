@@ -16,13 +16,26 @@ from caffe_port.verification.references.numpy_formulas.spatial import pool
 from caffe_port.verification.slips.slip import Guess, slip, top, with_fields
 
 
-@slip("Pooling")
+@slip("Pooling", "Pooling3D")
 def rounding(q: Layer, _: Array) -> Iterator[Guess]:
-    p = q.param.pooling_param
+    message = "pooling3d_param" if q.param.has("pooling3d_param") else "pooling_param"
+    p = getattr(q.param, message)
     up = p.round_mode == "CEIL" and p.ceil_mode and not p.round_below
-    changed = with_fields(q, "pooling_param", round_mode="FLOOR" if up else "CEIL", ceil_mode=not up, round_below=None)
+    changed = with_fields(q, message, round_mode="FLOOR" if up else "CEIL", ceil_mode=not up, round_below=None)
     cause = "down (ceil_mode=False), Caffe rounds it up" if up else "up, Caffe rounds it down"
     yield f"it rounds the size {cause}", top(changed)
+
+
+@slip("Pooling3D")
+def depth(q: Layer, _: Array) -> Iterator[Guess]:
+    if not q.param.has("pooling3d_param"):
+        return
+    p = q.param.pooling3d_param
+    for kernel, stride in itertools.product((1, 2, 3), repeat=2):
+        if kernel >= stride and (kernel, stride) != (p.kernel_depth, p.temporal_stride):
+            caffe = f"Caffe {p.kernel_depth} with a stride of {p.temporal_stride} (kernel_depth, temporal_stride)"
+            made = top(with_fields(q, "pooling3d_param", kernel_depth=kernel, temporal_stride=stride))
+            yield f"it takes {kernel} frames with a stride of {stride}, {caffe}", made
 
 
 @slip("Pooling")
@@ -178,6 +191,43 @@ def one_sided_padding(q: Layer, actual: Array) -> Iterator[Guess]:
         if made.shape == actual.shape:
             cause = f"it pads {before} before and {after} after the picture (TensorFlow's SAME)"
             yield f"{cause}, Caffe's pad is {_side(now['pad'])} on both sides", made
+
+
+@slip("Convolution", "Pooling")
+def other_border(q: Layer, actual: Array) -> Iterator[Guess]:
+    """What lies around the picture is made of its border."""
+    message = "pooling_param" if q.param.type == "Pooling" else "convolution_param"
+    p, count = getattr(q.param, message), q.x.ndim - 2
+    if getattr(p, "global_pooling", False) or count < 1 or actual.ndim != q.x.ndim:
+        return
+    now = _options(q, p, count)
+    if not any(now["pad"]):
+        return
+    none = with_fields(q, message, **_fields({**now, "pad": (0,) * count}, q.param.type))
+    for mode, name in (("reflect", "reflect"), ("edge", "replicate"), ("wrap", "circular")):
+        wide = np.pad(q.x, [(0, 0), (0, 0), *((n, n) for n in now["pad"])], mode=mode)  # type: ignore[call-overload]
+        made = top(dataclasses.replace(none, bottoms=[wide]))
+        yield f"it pads with the border of the picture (padding_mode='{name}'), Caffe with zeros", made
+
+
+@slip("Deconvolution")
+def output_padding(q: Layer, actual: Array) -> Iterator[Guess]:
+    """More rows and columns at the end than the padding leaves, or the same number with another padding."""
+    p, count = q.param.convolution_param, q.x.ndim - 2
+    if count < 1 or actual.ndim != q.x.ndim:
+        return
+    now = _options(q, p, count)
+    bias = with_fields(q, "convolution_param", bias_term=False, **_fields({**now, "pad": (0,) * count}, q.param.type))
+    whole = top(bias)
+    add = q.blobs[1].reshape(-1, *[1] * count) if p.bias_term and len(q.blobs) > 1 else 0.0
+    for start in dict.fromkeys((max(now["pad"]), *range(max(q.blobs[0].shape[2:])))):
+        more = tuple(n - w + 2 * start for n, w in zip(actual.shape[2:], whole.shape[2:], strict=True))
+        if not any(more) or min(more) < 0 or max(more) >= max(max(now["stride"]), max(now["dilation"])) + 1:
+            continue
+        wide = np.pad(whole, [(0, 0), (0, 0), *((0, m) for m in more)])
+        cut = wide[(slice(None), slice(None), *(slice(start, start + n) for n in actual.shape[2:]))]
+        pads = "" if (start,) * count == now["pad"] else f"its pad is {start}, Caffe's is {_side(now['pad'])}; "
+        yield f"{pads}its output_padding is {_side(more)}, Caffe has none", cut + add
 
 
 @slip("Deconvolution", "Interp", "Upsample")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -17,10 +20,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from caffe_port.errors import CaffePortError, did_you_mean
 from caffe_port.net import state_dict as state_files
 from caffe_port.spec import Producer
+from caffe_port.typing import Array
 
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _PARAMETERS = {
-    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    "conv1d": _CONV,
+    "conv2d": _CONV,
+    "conv3d": _CONV,
+    "conv_transpose1d": _CONV_TRANSPOSE,
+    "conv_transpose2d": _CONV_TRANSPOSE,
+    "conv_transpose3d": _CONV_TRANSPOSE,
     "linear": ("input", "weight", "bias"),
     "matmul": ("input", "weight"),
     "mm": ("input", "weight"),
@@ -31,8 +41,12 @@ _PARAMETERS = {
     "addcmul": ("bias", "input", "weight"),
 }
 KINDS = {
+    "conv1d": "Convolution",
     "conv2d": "Convolution",
+    "conv3d": "Convolution3D",
+    "conv_transpose1d": "Deconvolution",
     "conv_transpose2d": "Deconvolution",
+    "conv_transpose3d": "Deconvolution3D",
     "linear": "InnerProduct",
     "batch_norm": "BatchNorm",
     "max_pool2d": "Pooling",
@@ -41,6 +55,11 @@ KINDS = {
     "lp_pool2d": "Pooling",
     "adaptive_avg_pool2d": "Pooling",
     "adaptive_max_pool2d": "Pooling",
+    "max_pool3d": "Pooling3D",
+    "max_pool3d_with_indices": "Pooling3D",
+    "avg_pool3d": "Pooling3D",
+    "adaptive_avg_pool3d": "Pooling3D",
+    "adaptive_max_pool3d": "Pooling3D",
     "relu": "ReLU",
     "relu6": "ReLU6",
     "hardtanh": "ReLU6",
@@ -69,6 +88,8 @@ KINDS = {
     "rnn_tanh": "RNN",
 }
 """Function of torch -> the corresponding Caffe type."""
+_ATEN_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+"""The arguments of ``torch.batch_norm``, which has another order than ``torch.nn.functional.batch_norm``."""
 HINTS = {
     "matmul": ("InnerProduct",),
     "__matmul__": ("InnerProduct",),
@@ -119,6 +140,10 @@ HINTS = {
 """Function of torch -> Caffe types that it may well compute, or the last step of."""
 
 
+Ask = Callable[[nn.Module, Sequence[Tensor]], Any]
+"""Calls a module with the net's inputs, in the net's order."""
+
+
 @dataclass(eq=False)
 class Value:
     """A tensor at one moment of a run.
@@ -126,7 +151,7 @@ class Value:
     Attributes:
         array: what the module went on with.
         call: what made it; None for an input of the module, a parameter or a constant.
-        place: which output of the call, or which input of the module.
+        place: which output of the call, or which input of the module; negative for a tensor that no recorded call made.
         data: whether it was computed from the module's inputs.
         parameters: the parameters that it was computed from, if from nothing else.
         raw: what the call made, before it was replaced by a reference's top.
@@ -166,7 +191,9 @@ class Call:
         index: its position in execution order.
         inputs: the tensors it read that were computed from the module's inputs.
         outputs: the tensors it made.
+        changed: other tensors that it changed, by writing into a view of them.
         in_place: whether it overwrote its first argument.
+        uses: the parameters that it reads, or that something it reads was computed from.
         view: whether its output shares the memory of an input.
     """
 
@@ -179,9 +206,11 @@ class Call:
     index: int = 0
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
+    changed: list[Value] = field(default_factory=list)
     in_place: bool = False
     view: bool = False
     is_data: tuple[bool, ...] = ()
+    uses: tuple[str, ...] = ()
     leaves: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -203,7 +232,7 @@ class Call:
     def again(self, *inputs: Tensor, **changes: Any) -> Tensor:
         """The same call on other inputs, with some arguments changed."""
         args, kwargs = _replaced(self.args, self.kwargs, self.is_data, [x.clone() for x in inputs])
-        names = _PARAMETERS.get(_name(self.function), ())
+        names = _arguments(self.function)
         for name, value in changes.items():
             if name in names[: len(args)]:
                 args[names.index(name)] = value
@@ -235,17 +264,24 @@ def _replaced(
 class Recorder(TorchFunctionMode):
     """A context manager that records what a module calls."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, constants: Sequence[Tensor] | None = None) -> None:
+        """``constants``: the tensors that no recorded call made in an earlier run; None in the first. Those of this run
+        that are not among them were computed out of sight: by TorchScript, NumPy, an extension."""
         super().__init__()
+        self.constants = constants
+        self.strangers: list[tuple[Tensor, Value]] = []
         self.calls: list[Call] = []
         self.inputs: list[Value] = []
         self.returned: list[Value] = []
+        self.names: dict[str, Value] = {}
         self.error = ""
         self.stack: list[str] = []
         self.handles: list[Any] = []
         self.known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> (Value, version)
         self.changer: Call | None = None
         for name, child in module.named_modules():
+            if isinstance(child, torch.jit.ScriptModule):
+                continue  # takes no hooks
             self.handles.append(child.register_forward_pre_hook(self._entering(name)))
             self.handles.append(child.register_forward_hook(self._leaving))
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -270,25 +306,31 @@ class Recorder(TorchFunctionMode):
             value = Value(tensor.clone(), place=place)
             tensor = self.enter(value, tensor)
             self.inputs.append(value)
-            self.known[tensor] = (value, tensor._version)
+            self.known[tensor] = (value, _version(tensor))
             given.append(tensor)
         return given
 
-    def finish(self, returned: Any) -> None:
-        """Takes what the module returns."""
-        self.returned = [value for value in map(self.value, _tensors(returned)) if value is not None]
+    def finish(self, returned: Sequence[Tensor]) -> None:
+        """Takes the tensors that the module returns."""
+        self.returned = [self.value(tensor) for tensor in returned]
+        for value in self.returned:
+            value.data |= value.place < 0  # a tensor that no recorded call made is not a constant if it is returned
 
     def value(self, tensor: Tensor) -> Value:
         """What is known of a tensor; a new Value if it was changed through a view of it."""
         known: tuple[Value, int | None] | None = self.known.get(tensor)  # type: ignore[no-untyped-call]
         found, version = (None, None) if known is None else known
         if found is None:
-            found = self.meet(Value(tensor.detach(), place=-1, data=False))
+            met = self.constants is not None and not any(tensor is constant for constant in self.constants)
+            found = self.meet(Value(tensor.detach(), place=-1 - len(self.strangers), data=met))
+            self.strangers.append((tensor, found))
             self.known[tensor] = (found, None)
             return found
-        if version is not None and tensor._version != version and self.changer is not None:
-            found = Value(tensor.detach().clone(), self.changer, 0, found.data)
-            self.known[tensor] = (found, tensor._version)
+        if self.changer is not None and _is_changed(tensor, found, version):
+            place = len(self.changer.outputs) + len(self.changer.changed)
+            found = self.change(Value(tensor.detach().clone(), self.changer, place, found.data))
+            self.changer.changed.append(found)
+            self.known[tensor] = (found, _version(tensor))
         return found
 
     def __torch_function__(
@@ -297,6 +339,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = _name(func)
         given = list(_tensors((tuple(args), kwargs)))
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, given)):
+            return func(*args, **kwargs)  # within torch.func.vmap and the like, tensors have no numbers
         values = [self.value(tensor) for tensor in given]
         call = self._call(name, func, tuple(args), kwargs, values)
         args, kwargs = self.before(call)
@@ -324,7 +368,7 @@ class Recorder(TorchFunctionMode):
             value = Value(output.detach().clone(), call, place)
             other = self.after(call, value, output)
             replaced[id(output)] = other
-            self.known[other] = (value, other._version)
+            self.known[other] = (value, _version(other))
             kept.append(value)
         call.outputs = tuple(kept)
         return made if changed else _exchanged(made, replaced)
@@ -332,12 +376,13 @@ class Recorder(TorchFunctionMode):
     def _call(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Value]
     ) -> Call:
-        named = {**dict(zip(_PARAMETERS.get(name, ()), args, strict=False)), **kwargs}
+        named = {**dict(zip(_arguments(func), args, strict=False)), **kwargs}
         where = self.stack[-1] if self.stack else ""
         told = f"{where} ({name.rstrip('_') if not name.startswith('__') else name})" if where else name
         call = Call(told, func, args, kwargs, KINDS.get(_word(name), ""), named)
         call.inputs = tuple(value for value in values if value.data)
         call.is_data = tuple(value.data for value in values)
+        call.uses = tuple(dict.fromkeys(name for value in values if not value.data for name in value.parameters))
         if call.word == "add" and len(call.inputs) == 2 and all(v.array.ndim > 1 for v in call.inputs):
             call.kind = "Eltwise"
         for key, argument in named.items():
@@ -358,6 +403,10 @@ class Recorder(TorchFunctionMode):
 
     def meet(self, value: Value) -> Value:
         """What is said of a tensor that no recorded call made: a constant, or the result of NumPy."""
+        return value
+
+    def change(self, value: Value) -> Value:
+        """What is said of a tensor that was changed through a view of it."""
         return value
 
     def before(self, call: Call) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -382,6 +431,20 @@ def _exchanged(made: Any, by: dict[int, Tensor]) -> Any:
     return made
 
 
+def _version(tensor: Tensor) -> int | None:
+    """How often it was changed in place; None for a tensor of inference_mode, which does not count that."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _is_changed(tensor: Tensor, value: Value, version: int | None) -> bool:
+    """Whether a tensor was changed in place, through a view of it, since its value was taken."""
+    if version is not None:
+        return _version(tensor) != version
+    if not tensor.is_inference() or value.call is None or tensor.shape != value.array.shape:
+        return False
+    return not torch.equal(tensor.nan_to_num(), value.array.nan_to_num())
+
+
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     return one.numel() > 0 and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
@@ -398,8 +461,62 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(value.values()))
 
 
+def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's first arguments, if it is known."""
+    name = _name(function)
+    if name == "batch_norm" and function is not torch.nn.functional.batch_norm:
+        return _ATEN_BATCH_NORM
+    return _PARAMETERS.get(name, ())
+
+
+def returned_tensors(returned: Any, depth: int = 0) -> Iterator[Tensor]:
+    """The tensors, arrays and lists of numbers in what a module returns, in order: of tuples, mappings, dataclasses,
+    generators and objects with attributes."""
+    if isinstance(returned, Tensor):
+        yield returned
+    elif isinstance(returned, np.ndarray):
+        if returned.dtype.kind in "fiub":
+            yield torch.from_numpy(np.array(returned))
+    elif returned is None or isinstance(returned, (str, bytes, int, float, torch.Size, nn.Module)) or depth > 8:
+        return
+    elif isinstance(returned, Mapping):
+        yield from returned_tensors(list(returned.values()), depth + 1)
+    elif isinstance(returned, (list, tuple)) and (numbers := _numbers(returned)) is not None:
+        yield torch.from_numpy(numbers)
+    elif isinstance(returned, Iterable):
+        for part in returned:
+            yield from returned_tensors(part, depth + 1)
+    else:
+        slots = [name for kind in type(returned).__mro__ for name in getattr(kind, "__slots__", ())]
+        parts = {**{name: getattr(returned, name, None) for name in slots}, **getattr(returned, "__dict__", {})}
+        yield from returned_tensors(list(parts.values()), depth + 1)
+
+
+def _by_name(returned: Any) -> dict[str, Any]:
+    """What a module returns under names: in a mapping, a named tuple or a dataclass."""
+    if isinstance(returned, tuple) and hasattr(returned, "_asdict"):
+        returned = returned._asdict()
+    elif dataclasses.is_dataclass(returned) and not isinstance(returned, type):
+        returned = vars(returned) if hasattr(returned, "__dict__") else {}
+    return {str(name): part for name, part in returned.items()} if isinstance(returned, Mapping) else {}
+
+
+def _numbers(values: Sequence[Any]) -> Array | None:
+    """Nested lists of floats as an array; None if they are something else."""
+    first: Any = values
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if not isinstance(first, float):
+        return None
+    try:
+        return np.asarray(values, np.float32)
+    except (TypeError, ValueError):
+        return None
+
+
 def _name(function: Callable[..., Any]) -> str:
-    name = getattr(function, "__name__", "")
+    """``conv2d``, also for ``aten.conv2d.default``, which exported programs call."""
+    name = str(getattr(function, "__name__", "")).partition(".")[0]
     return name if name.startswith("__") else name.rstrip("_")
 
 
@@ -425,18 +542,27 @@ def record_calls(module: nn.Module, *inputs: Tensor) -> list[Call]:
     return recorder.calls
 
 
-def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor) -> Recorder:
+def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor, ask: Ask | None = None) -> Recorder:
     """Runs a module once, in eval(), under a recorder, which then holds what ran and, if it failed, the error.
+
+    Args:
+        ask: calls the module with its inputs; None: one after the other.
 
     Raises:
         CaffePortError: it calls nothing that a Caffe layer would compute.
     """
-    module.eval()
+    with contextlib.suppress(NotImplementedError):  # an exported program has no eval(): its mode is fixed
+        module.eval()
     given = recorder.begin(inputs)
     try:
-        with torch.no_grad(), recorder:
-            recorder.finish(module(*given))
-    except Exception as error:  # noqa: BLE001  whatever a user's code raises
+        with torch.no_grad(), _uncompiled(), contextlib.redirect_stdout(sys.stderr), recorder:
+            made = module(*given) if ask is None else ask(module, given)
+            returned = list(returned_tensors(made))
+        recorder.finish(returned)
+        recorder.names = {
+            name: recorder.value(part) for name, part in _by_name(made).items() if isinstance(part, Tensor)
+        }
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a user's code raises
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         ran = [call for call in recorder.calls if call.kind]
         last = f", after {ran[-1].name}" if ran else ""
@@ -446,9 +572,37 @@ def run_recorded(recorder: Recorder, module: nn.Module, *inputs: Tensor) -> Reco
         )
         recorder.error = words
         recorder.stack.clear()
-    if not recorder.error and not recorder.calls:
-        raise CaffePortError(f"{type(module).__name__} ran, but calls no function that corresponds to a Caffe layer")
+    unsure = recorder.constants is None and recorder.strangers  # they may have been computed from the inputs
+    if not recorder.error and not recorder.calls and not unsure:
+        hint = "What torch.func transforms, or an extension computes, cannot be seen."
+        if any(isinstance(child, torch.jit.ScriptModule) for child in module.modules()):
+            hint = "The calls of a TorchScript module cannot be seen: name the class that it was made from."
+        raise CaffePortError(
+            f"{type(module).__name__} ran, but calls no function that corresponds to a Caffe layer", hint=hint
+        )
     return recorder
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Runs what torch.compile made as it was written."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextlib.contextmanager
+def _unscripted() -> Iterator[None]:
+    """Makes torch.jit.script and torch.jit.trace return what they are given, as PYTORCH_JIT=0 does: the calls of
+    TorchScript cannot be seen."""
+    switch = torch.jit._state
+    was = bool(switch._enabled)
+    switch.disable()
+    try:
+        yield
+    finally:
+        if was:
+            switch.enable()
 
 
 def load_module(where: str, state: str | Path | None = None) -> nn.Module:
@@ -473,15 +627,17 @@ def load_module(where: str, state: str | Path | None = None) -> nn.Module:
     sys.modules[module_name] = module  # dataclasses and pickling look there
     sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with _unscripted(), contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
         maker = getattr(module, name, None)
         if maker is None:
             known = [n for n, v in vars(module).items() if callable(v)]
             raise CaffePortError(f"defines no class or function '{name}'.{did_you_mean(name, known)}", file)
-        made = maker()
+        with _unscripted(), contextlib.redirect_stdout(sys.stderr):
+            made = maker()
     except CaffePortError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         hint = "The class is called without arguments; you can also name a function that returns the module."
         raise CaffePortError(f"{name}() fails: {type(error).__name__}: {reason}", file, hint) from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from caffe_port.signatures.signature import Trait, has, has_weights, keeps_blobs
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
-from caffe_port.verification.comparison import Difference, Row, difference, failure
+from caffe_port.verification.comparison import Difference, Row, difference, failure, says_something
 from caffe_port.verification.user_module.examination.folded_layers import told
 from caffe_port.verification.user_module.examination.replay import normalized
 from caffe_port.verification.user_module.examination.state import Examination, Extra, Verdict, like
@@ -19,6 +20,12 @@ _NO_COUNTERPART = "no counterpart in the port"
 
 def rows(found: Examination) -> Iterator[Row]:
     """The rows in the net's order, calls that Caffe does not have after the layer before them."""
+    for row in _rows(found):
+        top = found.tops.arrays.get((row.layer, row.top))
+        yield row if top is None or says_something(top) else dataclasses.replace(row, constant=True)
+
+
+def _rows(found: Examination) -> Iterator[Row]:
     _gather(found)
     extras: dict[str, list[Extra]] = {}
     for extra in found.extras.values():
@@ -40,6 +47,16 @@ def actual_of(found: Examination, row: Row) -> Array | None:
         return None if verdict.actual is None else _shaped(verdict.actual, found, producer)
     value = _stands(found, producer)
     return None if value is None else _shaped(array(value.own), found, producer)
+
+
+def free_of(found: Examination, row: Row) -> Array | None:
+    """The port's numbers for a row when it runs on its own, in the shape of the top; None if they are not as many."""
+    value = _stands(found, (row.layer, row.top)) if (row.layer, row.top) in found.tops.arrays else None
+    value = None if value is None else found.free.at(value.key)
+    top = found.tops.arrays.get((row.layer, row.top))
+    if value is None or top is None or value.own.numel() != top.size:
+        return None
+    return array(value.own).reshape(top.shape)
 
 
 def _gather(found: Examination) -> None:
@@ -182,6 +199,10 @@ def _without(found: Examination, layer: LayerSpec, producer: Producer, blob: str
     note = _NO_COUNTERPART
     if has(layer.type, Trait.NO_NUMBERS):
         note += "; changes no value in TEST"
+    elif layer.name in found.apart:
+        note = "joins or divides what the port returns"
+    elif layer.name in found.left_out:
+        note = f"the port does not compute it, nor return what needs it: {', '.join(found.left_out[layer.name])}"
     elif producer in found.otherwise:
         note = "computed with other operations: no tensor of the port holds this top, what comes after it agrees"
     elif found.last.error:

@@ -51,13 +51,17 @@ class Tops:
         return made.reshape(like.shape) if regrouped(made.shape, like.shape) else made
 
     def find(self, tensor: Tensor) -> frozenset[Producer]:
-        """The tops that a tensor is equal to."""
+        """The tops that a tensor is equal to, in whatever shape."""
         samples = self._of_size.get(tensor.numel())
         if samples is None or not tensor.is_floating_point():
             return frozenset()
         flat = array(tensor).reshape(-1)
         tops = ((producer, self.arrays[producer].reshape(-1)) for producer in samples.near(flat))
         return frozenset(producer for producer, top in tops if difference(top, flat, self.tolerance).passed)
+
+    def fits(self, producer: Producer, tensor: Tensor) -> bool:
+        """Whether a tensor of a top's numbers has the axes of the top, or others, but not the same in another order."""
+        return regrouped(self.arrays[producer].shape, tensor.shape)
 
     def is_output(self, producer: Producer) -> bool:
         """Whether no layer reads it, and it is no input."""

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from caffe_port.spec import Producer
-from caffe_port.verification.user_module.recorder import Call, Recorder, Value, _replaced, run_recorded
+from caffe_port.verification.user_module.recorder import Ask, Call, Recorder, Value, _replaced, run_recorded
 from caffe_port.verification.user_module.tops import Tops
 
 Key = tuple[int, int]
@@ -38,17 +38,18 @@ class Trial(Recorder):
         put: Mapping[Key, Producer] | None = None,
         feed: Mapping[Key, Producer] | None = None,
         free: bool = False,
+        constants: Sequence[Tensor] | None = None,
     ) -> None:
-        super().__init__(module)
+        super().__init__(module, constants)
         self.tops, self.free = tops, free
         self.put, self.feed = dict(put or {}), dict(feed or {})
         self.met: list[Value] = []
         self.expect: dict[int, tuple[Producer, tuple[Producer, ...]]] = {}
         self.expected: list[Call] = []
 
-    def run(self, module: nn.Module, inputs: Sequence[Tensor]) -> Trial:
+    def run(self, module: nn.Module, inputs: Sequence[Tensor], ask: Ask | None = None) -> Trial:
         """Runs the module, and indexes what it made."""
-        run_recorded(self, module, *inputs)
+        run_recorded(self, module, *inputs, ask=ask)
         self.readers: dict[int, list[tuple[Call, int]]] = {}
         for call in self.calls:
             for place, value in enumerate(call.inputs):
@@ -69,13 +70,16 @@ class Trial(Recorder):
         yield from self.met
         for call in self.calls:
             yield from call.outputs
+            yield from call.changed
 
     def at(self, key: Key) -> Value | None:
         """The tensor of another run, in this one."""
         index, place = key
+        if index < 0 and place < 0:
+            return self.strangers[-1 - place][1] if -1 - place < len(self.strangers) else None
         found: Sequence[Value] = self.inputs if index < 0 else ()
         if 0 <= index < len(self.calls):
-            found = self.calls[index].outputs
+            found = (*self.calls[index].outputs, *self.calls[index].changed)
         return found[place] if place < len(found) else None
 
     def reads(self, value: Value) -> list[tuple[Call, int]]:
@@ -107,9 +111,13 @@ class Trial(Recorder):
 
     def meet(self, value: Value) -> Value:
         value.made = value.carries = self.tops.find(value.array)
-        if value.made:
-            value.data = True
+        value.data |= bool(value.made)
+        if value.data:
             self.met.append(value)
+        return value
+
+    def change(self, value: Value) -> Value:
+        value.made = value.carries = self.tops.find(value.array)
         return value
 
     def before(self, call: Call) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -147,7 +155,7 @@ class Trial(Recorder):
             if view:
                 return tensor
             chosen = min(value.made) if value.made else self._expected(value)
-            if chosen is None:
+            if chosen is None or (value.made and not self.tops.fits(chosen, tensor)):
                 return tensor
         new = self.tops.tensor(chosen, tensor)
         value.carries = self.tops.find(new) | {chosen}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,18 +15,21 @@ from caffe_port.data.preprocessing import Preprocessing
 from caffe_port.errors import CaffePortError
 from caffe_port.signatures.signature import Trait, has, has_weights
 from caffe_port.typing import Array
-from caffe_port.verification.comparison import ATOL, RTOL, Report, Tolerance
+from caffe_port.verification.comparison import ATOL, RTOL, PortDistance, Report, Row, Tolerance, difference
 from caffe_port.verification.details import Details
 from caffe_port.verification.inputs import random_inputs
 from caffe_port.verification.references.reference import Reference, StoredReference, record
 from caffe_port.verification.reports.terminal import as_text
-from caffe_port.verification.subject import Input, find_reference, prepare
-from caffe_port.verification.user_module.examination.search import search, unproven
+from caffe_port.verification.runner import FreeRun
+from caffe_port.verification.subject import Input, Subject, find_reference, prepare
+from caffe_port.verification.user_module.calling import by_name
+from caffe_port.verification.user_module.examination.search import other_curves, search, unproven
 from caffe_port.verification.user_module.examination.state import Examination
-from caffe_port.verification.user_module.recorder import load_module, load_state
-from caffe_port.verification.user_module.rows import actual_of
+from caffe_port.verification.user_module.recorder import Call, load_module, load_state
+from caffe_port.verification.user_module.rows import actual_of, free_of
 from caffe_port.verification.user_module.rows import rows as report_rows
-from caffe_port.verification.user_module.tops import Tops
+from caffe_port.verification.user_module.tops import Tops, array
+from caffe_port.verification.user_module.trial import Trial
 
 
 def verify_port(
@@ -103,13 +106,20 @@ def verify_port(
         )
     tolerance = Tolerance(atol, rtol)
     tops = Tops(case.spec, trace.tops, tolerance)
-    inputs = [torch.from_numpy(_floats(case.inputs[blob])) for blob, _ in case.spec.inputs]
+    blobs = [blob for blob, _ in case.spec.inputs]
+    dtype = _dtype_of(own)
+    inputs = [torch.from_numpy(_floats(case.inputs[blob])).to(dtype) for blob in blobs]
     found = Examination(own, case, tops, tolerance, inputs, keep_parameters)
+    found.ask, words = by_name(own, blobs) or (None, "")
+    found.notes += [words] * bool(words)
+    if dtype != torch.float32:
+        found.notes.append(f"the port's parameters are {str(dtype).removeprefix('torch.')}: so are its inputs")
     search(found)
-    rows = tuple(report_rows(found))
+    rows = tuple(_rounded(found, subject, report_rows(found)))
     notes = list(subject.notes)
     if unproven(found) and not any(row.status == "failed" for row in rows):
-        other = _on_another_input(found, judge, seed)
+        given = {blob for blob, what in subject.words.items() if not what.startswith("random")}
+        other = _on_another_input(found, judge, seed, given)
         if other is not None and other.verdicts:
             rows, found = tuple(report_rows(other)), other
             notes.append(
@@ -118,6 +128,14 @@ def verify_port(
     if converted and state is not None:
         notes.append(f"the port's parameters were loaded from {state}")
     notes += found.notes
+    if any(row.status == "failed" for row in rows) and not found.free.error and _unsteady(found):
+        notes.append("two runs of the port on one input differ: it draws random numbers, or keeps a state between runs")
+    if any(row.broken for row in rows) and found.weights.unsure:
+        names = ", ".join(found.weights.unsure[:4]) + (", ..." if len(found.weights.unsure) > 4 else "")
+        notes.append(
+            f"which of Caffe's parameters of one size belong in {names} is taken from the order of their use; "
+            "if that is wrong, give the port its own with --state FILE"
+        )
     notes += _training_notes(found)
     if not keep_parameters:
         notes += _fold_notes(found)
@@ -144,12 +162,18 @@ def _converted_state(where: str) -> Path | None:
     return state if ours and state.is_file() else None
 
 
-def _on_another_input(found: Examination, judge: Reference, seed: int) -> Examination | None:
+def _on_another_input(found: Examination, judge: Reference, seed: int, given: Collection[str]) -> Examination | None:
     """The search on other numbers: what a port computes in another way may be the same by chance, as max(x, 0) of
-    positive numbers. None if the reference cannot run on them."""
+    positive numbers. None if the reference cannot run on them.
+
+    Args:
+        given: the inputs that the user gave; of these, marks, indices and boxes stay as they are.
+    """
     case = found.case
     inputs, words = random_inputs(case.spec, case.shapes, seed + 1)
-    wide = {blob: x * 2 if "normal" in words[blob] else x for blob, x in inputs.items()}
+    factor = 8 if other_curves(found) else 2  # a curve may be another only beyond 6
+    wide = {blob: x * factor if "normal" in words[blob] else x for blob, x in inputs.items()}
+    wide |= {blob: case.inputs[blob] for blob in given if "normal" not in words.get(blob, "normal")}
     case = dataclasses.replace(case, inputs={blob: x.astype("float32") for blob, x in wide.items()})
     if isinstance(judge, StoredReference):
         return None
@@ -157,10 +181,39 @@ def _on_another_input(found: Examination, judge: Reference, seed: int) -> Examin
     if len(trace.tops) < len(found.tops.arrays):
         return None
     tops = Tops(case.spec, trace.tops, found.tolerance)
-    tensors = [torch.from_numpy(case.inputs[blob]) for blob, _ in case.spec.inputs]
-    other = Examination(found.module, case, tops, found.tolerance, tensors, True)
+    dtype = _dtype_of(found.module)
+    tensors = [torch.from_numpy(case.inputs[blob]).to(dtype) for blob, _ in case.spec.inputs]
+    other = Examination(found.module, case, tops, found.tolerance, tensors, True, found.ask)
     search(other)
     return other
+
+
+def _rounded(found: Examination, subject: Subject, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, with the distance from a float64 run of the net where a layer agrees and only the free runs differ."""
+    net, inputs = (
+        subject.ported.net,
+        [torch.from_numpy(_floats(found.case.inputs[b])) for b in subject.ported.net.plan.inputs],
+    )
+    exact, coarse = FreeRun(net, inputs), FreeRun(net, inputs, torch.float32)
+    steps = {step.layer.name: step for step in net.plan.steps}
+    for row in rows:
+        actual = free_of(found, row)
+        alone = row.isolated is not None and row.isolated.passed
+        if row.free is None or row.free.passed or not alone or actual is None:
+            yield row
+            continue
+        with torch.inference_mode():
+            runs = [run.tops(steps[row.layer]) for run in (exact, coarse)]
+        if any(tops is None for tops in runs):
+            yield row
+            continue
+        true, own = (array(tops[row.top]) for tops in runs if tops is not None)
+        others = (actual, found.tops.arrays[row.layer, row.top], own)
+        port, reference, net_itself = (one.greatest / one.unit for one in (difference(true, o) for o in others))
+        rounding = PortDistance(port, max(reference, net_itself))
+        words = f"free-running it is {port:.1e} from float64, the net in float32 {rounding.reference:.1e}"
+        verdict = "within rounding" if rounding.is_rounding else "more than rounding"
+        yield dataclasses.replace(row, rounding=rounding, note=f"{row.note}; {words}: {verdict}".removeprefix("; "))
 
 
 def _fold_notes(found: Examination) -> Iterator[str]:
@@ -178,18 +231,20 @@ def _fold_notes(found: Examination) -> Iterator[str]:
 
 
 def _training_notes(found: Examination) -> Iterator[str]:
-    """A sentence for each difference that only matters in training."""
+    """A sentence for each kind of difference that only matters in training."""
     by_call = {call.index: call for call in found.free.calls}
-    for index, name in found.weights.layers.items():
+    differ: dict[tuple[str, float, float], list[str]] = {}
+    for index, name in sorted(found.weights.layers.items()):
         layer, call = found.case.spec.by_name[name], by_call.get(index)
-        if call is None or layer.type != "BatchNorm" or call.named.get("momentum") is None:
+        if (
+            call is None
+            or layer.type != "BatchNorm"
+            or not _is_module(found.module, call, nn.modules.batchnorm._BatchNorm)
+        ):
             continue
-        momentum, fraction = call.named["momentum"], layer.param.batch_norm_param.moving_average_fraction
-        if abs(momentum - (1 - fraction)) > 1e-6:
-            yield (
-                f"{call.name}: momentum {momentum:g}, Caffe's '{layer.name}' has moving_average_fraction "
-                f"{fraction:g}, which is momentum {1 - fraction:g}"
-            )
+        momentum, fraction = call.named.get("momentum"), layer.param.batch_norm_param.moving_average_fraction
+        if momentum is not None and abs(momentum - (1 - fraction)) > 1e-6:
+            differ.setdefault(("momentum", momentum, fraction), []).append(call.name)
     for layer in found.case.spec.layers:
         if layer.type != "Dropout":
             continue
@@ -199,7 +254,41 @@ def _training_notes(found: Examination) -> Iterator[str]:
                 continue
             ours, theirs = call.named["p"], layer.param.dropout_param.dropout_ratio
             if abs(ours - theirs) > 1e-6:
-                yield f"{call.name}: dropout ratio {ours:g}, Caffe's '{layer.name}' has {theirs:g}"
+                differ.setdefault(("ratio", ours, theirs), []).append(call.name)
+    for (what, ours, theirs), calls in differ.items():
+        names = ", ".join(calls[:3]) + (f" and {len(calls) - 3} more" if len(calls) > 3 else "")
+        if what == "ratio":
+            yield f"only for training: dropout ratio {ours:g} in {names}; Caffe's is {theirs:g}"
+        else:
+            caffe = f"Caffe's moving_average_fraction {theirs:g} is momentum {1 - theirs:g}"
+            yield f"only for training: momentum {ours:g} in {names}; {caffe}"
+
+
+def _is_module(module: nn.Module, call: Call, kind: type[nn.Module]) -> bool:
+    """Whether a call is made by a module of a kind, and not by a function."""
+    path, found, _ = call.name.rpartition(" (")
+    try:
+        return bool(found) and isinstance(module.get_submodule(path), kind)
+    except AttributeError:
+        return False
+
+
+def _unsteady(found: Examination) -> bool:
+    """Whether a second run of the port on the same input makes other numbers."""
+    again = Trial(found.module, found.tops, free=True, constants=found.constants).run(
+        found.module, found.inputs, found.ask
+    )
+    pairs = zip(found.free.returned, again.returned, strict=False)
+    return len(again.returned) != len(found.free.returned) or not all(
+        torch.equal(one.own.nan_to_num(), other.own.nan_to_num()) if one.own.shape == other.own.shape else False
+        for one, other in pairs
+    )
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    """The precision of all of a port's parameters; float32 if they are of several, or there are none."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _floats(array: Array) -> Array:

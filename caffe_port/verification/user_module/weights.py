@@ -19,6 +19,7 @@ from caffe_port.signatures.signature import Trait, has, has_weights, keeps_blobs
 from caffe_port.spec import LayerSpec
 from caffe_port.typing import Array
 from caffe_port.verification.references.reference import Case
+from caffe_port.verification.user_module import parametrized
 from caffe_port.verification.user_module.recorder import Call
 
 _DEPTH = 4
@@ -105,22 +106,32 @@ class Weights:
     Attributes:
         layers: call -> name of the layer.
         notes: a sentence for each parameter that could not be copied.
+        unsure: parameters that several of Caffe's would fit as well: the first that is used has the first.
     """
 
     def __init__(self, case: Case, module: nn.Module, calls: Sequence[Call]) -> None:
         self.case, self.module = case, module
         self.notes: list[str] = []
+        self.unsure: list[str] = []
         families = {call_family(call) for call in calls} - {""}
         self.nodes = [layer for layer in case.spec.layers if self._size(layer) and family(layer.type) in families]
         known = {family(layer.type) for layer in self.nodes}
         self.calls = [call for call in calls if call_family(call) in known]
         self.scales = fusion.scales_by_name(case.spec)
+        self.order, self.recurrent = _uses(calls)
         self.scores = self._scores(calls)
         self.layers = self._assigned()
 
     def _size(self, layer: LayerSpec) -> int:
         blobs = self.case.blobs.get(layer.name, ())
         return int(np.size(blobs[0])) if blobs and family(layer.type) else 0
+
+    def _own(self, call: Call) -> Tensor | None:
+        """The parameter of a call; the whole of it if the call reads a part, as of a convolution in groups."""
+        own = parameter(call)
+        name = call.leaves.get("weight")
+        whole = None if name is None else self._named().get(name)
+        return whole if own is not None and whole is not None and whole.numel() > own.numel() else own
 
     def _scores(self, calls: Sequence[Call]) -> dict[tuple[int, int], float]:
         """(layer, call) -> how well they fit; only those whose parameters have the same size."""
@@ -129,7 +140,7 @@ class Weights:
         for i, layer in enumerate(self.nodes):
             shape = tuple(np.shape(self.case.blobs[layer.name][0]))
             for j, call in enumerate(self.calls):
-                own = parameter(call)
+                own = self._own(call)
                 if own is None or call_family(call) != family(layer.type) or layers.sizes[i] != ours.sizes[j]:
                     continue
                 score = 4.0 * alike(tuple(own.shape), shape) + 1.0 * (call.kind == layer.type)
@@ -183,7 +194,7 @@ class Weights:
                     for j in part:
                         joins[j] = joins[j] or (place, len(parts))
             if call.index in index:
-                own = parameter(call)
+                own = self._own(call)
                 reads.append(read)
                 between.append(kinds)
                 sizes.append(0 if own is None else own.numel())
@@ -199,11 +210,12 @@ class Weights:
         found: dict[int, str] = {}
         taken = set()
         for (i, j), _ in sorted(self.scores.items(), key=lambda item: (-item[1], item[0])):
-            if i not in taken and self.calls[j].index not in found:
+            if i not in taken and self.calls[j].index not in found and not self._is_rest(self.calls[j], found):
                 taken.add(i)
                 found[self.calls[j].index] = self.nodes[i].name
         left_layers = [layer for i, layer in enumerate(self.nodes) if i not in taken]
-        left_calls = [call for call in self.calls if call.index not in found]
+        owned = {call.leaves["weight"] for call in self.calls if call.index in found and call.leaves.get("weight")}
+        left_calls = [c for c in self.calls if c.index not in found and c.leaves.get("weight") not in owned]
         self.odd: set[int] = set()
         for name in {family(layer.type) for layer in left_layers}:
             some_layers = [layer for layer in left_layers if family(layer.type) == name]
@@ -213,6 +225,14 @@ class Weights:
                     found[call.index] = layer.name
                     self.odd.add(call.index)
         return found
+
+    def _is_rest(self, call: Call, found: Mapping[int, str]) -> bool:
+        """Whether a call reads a part of a parameter of which another call, that has its layer, reads another part."""
+        own, name = parameter(call), call.leaves.get("weight")
+        whole = self._own(call)
+        if own is None or whole is None or own.numel() == whole.numel():
+            return False
+        return any(other.leaves.get("weight") == name for other in self.calls if other.index in found)
 
     def revise(self, calls: Sequence[Call]) -> bool:
         """Exchanges layers between calls of which one reads the bottom of another layer than its own.
@@ -256,7 +276,7 @@ class Weights:
 
     def copy(self) -> None:
         """Copies Caffe's parameters into the port, by the present pairs."""
-        self.notes = []
+        self.notes, self.unsure = [], []
         by_index = {call.index: call for call in self.calls}
         filled: set[int] = set()
         done: set[tuple[str, str]] = set()
@@ -268,6 +288,13 @@ class Weights:
                     if target is None:
                         continue
                     done.add((name, key))
+                    made_of = parametrized.parameters_of(self.module, call, key)
+                    if made_of:
+                        filled |= {id(parameter) for parameter in made_of}
+                        new = torch.empty_like(target)
+                        self._fill(call.name, layer, key, new, values)
+                        self.notes += parametrized.set_to(self.module, call, key, new)
+                        continue
                     filled.add(id(target))
                     self._fill(call.name, layer, key, target, values)
                 if name in self.scales and isinstance(call.named.get("weight"), Tensor):
@@ -342,7 +369,8 @@ class Weights:
     def _rest(self, filled: set[int], done: set[tuple[str, str]]) -> None:
         """Parameters that no known call reads directly: a batch norm by hand, a product written out."""
         left = [(layer, role, values) for layer in self.case.spec.layers for role, values in self._roles(layer, done)]
-        for name, target in self._named().items():
+        last = len(self.order)
+        for name, target in sorted(self._named().items(), key=lambda item: self.order.get(item[0], last)):
             if id(target) in filled or not target.is_floating_point():
                 continue
             if "bias_hh" in name and isinstance(self._owner(name), _RECURRENT):
@@ -351,7 +379,10 @@ class Weights:
             fits = [n for n, (_, _, values) in enumerate(left) if values.size == target.numel()]
             if not fits:
                 continue
-            best = max(fits, key=lambda n: (_ROLES[left[n][1]](name.rpartition(".")[2].lower()), -n))
+            scores = [self._fitness(name, left[n][1]) for n in fits]
+            best = fits[scores.index(max(scores))]
+            if scores.count(max(scores)) > 1:
+                self.unsure.append(name)
             layer, _, values = left.pop(best)
             if values.ndim == 2 and tuple(target.shape) == values.shape[::-1] != values.shape:
                 values = values.T
@@ -359,6 +390,15 @@ class Weights:
                 values = _in_torch_order(values)
             target.copy_(torch.tensor(np.ascontiguousarray(values, np.float32)).reshape(target.shape))
             self.notes.append(f"the port's {name} was filled from Caffe's '{layer.name}'")
+
+    def _fitness(self, name: str, role: str) -> int:
+        """How much speaks for a parameter having a role: its name, and whether what it makes comes back to it."""
+        short = name.rpartition(".")[2].lower()
+        if role not in ("onward", "recurrent"):
+            return _ROLES[role](short)
+        back = 5 * any(w in short for w in ("hh", "h2h", "recurrent")) - 5 * any(w in short for w in ("ih", "i2h"))
+        back = back or (3 if name in self.recurrent else -3)
+        return _ROLES["weight"](short) + (back if role == "recurrent" else -back)
 
     def _owner(self, parameter: str) -> nn.Module:
         return self.module.get_submodule(parameter.rpartition(".")[0])
@@ -376,7 +416,9 @@ class Weights:
             if has(layer.type, Trait.DENSE):
                 blobs[0] = matrix(layer, blobs[0])
             for n, blob in enumerate(blobs):
-                role = "bias" if n == 1 else "weight"
+                back = {"LSTM": len(blobs) - 1, "RNN": len(blobs) - 3}.get(layer.type)
+                is_bias = n == 1 or (layer.type == "RNN" and n == len(blobs) - 1)
+                role = "bias" if is_bias else "weight" if back is None else "recurrent" if n == back else "onward"
                 if n > 1 or (layer.name, role) not in done:
                     yield role, blob
             return
@@ -392,6 +434,20 @@ _ROLES: dict[str, Callable[[str], int]] = {
     "bias": lambda name: int(any(w in name for w in ("bias", "beta", "shift", "offset"))),
 }
 """What a parameter's name says for a role."""
+
+
+def _uses(calls: Sequence[Call]) -> tuple[dict[str, int], set[str]]:
+    """The parameters in the order of their first use, and those that meet what they made before, as a state's do."""
+    order: dict[str, int] = {}
+    recurrent: set[str] = set()
+    before: dict[int, set[str]] = {}
+    for call in calls:
+        above = {name for value in call.inputs if value.call is not None for name in before[value.call.index]}
+        recurrent |= above.intersection(call.uses)
+        for name in call.uses:
+            order.setdefault(name, len(order))
+        before[call.index] = above.union(call.uses)
+    return order, recurrent
 
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)

@@ -145,9 +145,12 @@ def test_slips(weights: Path, name: str) -> None:
 def test_training_only_differences_are_noted(weights: Path) -> None:
     report = check(weights, momentum=0.1, ratio=0.1)
     assert report.passed
-    words = "features.1 (batch_norm): momentum 0.1, Caffe's 'bn1' has moving_average_fraction 0.95"
-    assert any(words in n for n in report.notes)
-    assert any("dropout ratio 0.1, Caffe's 'drop1' has 0.2" in n for n in report.notes)
+    (momentum,) = [n for n in report.notes if "momentum" in n]
+    assert momentum.startswith("only for training: momentum 0.1 in features.1 (batch_norm), ")
+    assert momentum.endswith(" more; Caffe's moving_average_fraction 0.95 is momentum 0.05")
+    (ratio,) = [n for n in report.notes if "ratio" in n]
+    assert ratio.startswith("only for training: dropout ratio 0.1 in ")
+    assert ratio.endswith("; Caffe's is 0.2")
 
 
 def test_an_active_dropout(weights: Path) -> None:

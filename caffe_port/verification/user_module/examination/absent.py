@@ -26,7 +26,7 @@ def judge_absent(exam: Examination, layer: LayerSpec, region: Sequence[tuple[Cal
         top = exam.top(layer).size
         steps = [out for step, _ in region for out in step.outputs if not out.carries and out.array.numel() == top]
         read = steps[-1:]
-    made = next((value for value in read if not value.carries and value.call is not None), None)
+    made = next((value for value in read if not value.carries and not _is_given(value)), None)
     if made is not None:
         by_hand(exam, layer, chain, made)
     else:
@@ -38,7 +38,12 @@ def end_of(exam: Examination, layer: LayerSpec, region: Sequence[tuple[Call, int
     """The last tensor of calls that compute a layer together: what the next layer reads, or what is returned."""
     read = _read_after(exam, *next_found(exam, layer, region))
     size = exam.top(layer).size
-    return next((v for v in read if not v.carries and v.call is not None and v.array.numel() == size), None)
+    return next((v for v in read if not v.carries and not _is_given(v) and v.array.numel() == size), None)
+
+
+def _is_given(value: Value) -> bool:
+    """Whether it is an input of the module, or a constant."""
+    return value.call is None and (value.place >= 0 or not value.data)
 
 
 def _read_after(
@@ -52,6 +57,16 @@ def _read_after(
     return returned_for(exam, chain[-1]) if any(map(exam.tops.is_output, tops)) else []
 
 
+def _before_views(value: Value) -> Value:
+    """The tensor in the shape in which it was computed, before it was flattened."""
+    while value.call is not None and value.call.view and len(value.call.inputs) == 1 and value.call.word in _VIEWS:
+        value = value.call.inputs[0]
+    return value
+
+
+_VIEWS = ("flatten", "reshape", "view", "squeeze", "unsqueeze")
+
+
 def by_hand(exam: Examination, layer: LayerSpec, chain: Sequence[LayerSpec], value: Value) -> None:
     """A layer, or several, that the port computes by other calls, and wrongly."""
     actual = array(value.own)
@@ -61,7 +76,7 @@ def by_hand(exam: Examination, layer: LayerSpec, chain: Sequence[LayerSpec], val
     numbers = [one for one in between if not has(one.type, Trait.NO_NUMBERS)]
     cause = ""
     if len(numbers) <= 1 or last is layer:
-        cause = cause_of(exam, layer, actual)
+        cause = cause_of(exam, layer, array(_before_views(value).own))
     if not cause and value.call is not None and stands:
         words = relation(actual, exam.top(last), exam.tolerance)
         cause = f"its top {words}" if words else ""
@@ -69,7 +84,8 @@ def by_hand(exam: Examination, layer: LayerSpec, chain: Sequence[LayerSpec], val
     if not cause and bottom is not None and len(exam.bottoms(layer)) == 1:
         words = relation(actual, exam.bottoms(layer)[0], exam.tolerance)
         cause = f"the port has no {layer.type} here: its bottom {words}" if words else ""
-    exam.conclude(layer, value, cause, value.call, actual, put=(last.name, 0))
+    top = exam.missing(layer, actual.size) if last is layer else 0
+    exam.conclude(layer, value, cause, value.call, actual, put=(last.name, top), top=top)
 
 
 def _missing(

@@ -38,10 +38,10 @@ def judge_bottoms(exam: Examination, layer: LayerSpec, call: Call, value: Value,
         return
     special = _specific(exam, layer, actual)
     for source, read in zip(layer.producers, call.inputs, strict=False):
-        if source not in read.carries:
+        if source not in read.carries or not exam.tops.fits(source, read.array):
             cause = _changed(exam, source, read) or cause
             if not special and read.call is not None:
-                exam.put[read.key] = source
+                exam.correct(read, source)
     exam.conclude(layer, value, special or cause, call, actual, put=put)
 
 
@@ -81,8 +81,8 @@ def wrong_wiring(exam: Examination, layer: LayerSpec, call: Call, actual: Array)
             continue
         near = [p for p in layer.producers if p in root.carries]
         others = near or sorted(root.carries, key=exam.place)
-        if not others:
-            return ""
+        if not others or exam.same(exam.tops.arrays[source], exam.tops.arrays[others[-1]]):
+            return ""  # the same numbers, in another shape
         reads.append(others[-1])
     if tuple(reads) == layer.producers:
         return ""
@@ -160,4 +160,7 @@ def _changed(exam: Examination, source: Producer, read: Value) -> str:
     if others and source not in others:
         through = ", ".join(step.name for step in reversed(steps))
         return f"it reads what {through} makes of '{blob_name(others[-1])}', Caffe's reads '{blob_name(source)}'"
+    if steps:
+        through = ", ".join(step.name for step in reversed(steps))
+        return f"it reads what {through} makes of {name}, Caffe's reads that as it is"
     return ""

@@ -11,7 +11,7 @@ from caffe_port.spec import LayerSpec
 from caffe_port.verification.comparison import Tolerance, difference
 from caffe_port.verification.user_module.examination import folded_layers
 from caffe_port.verification.user_module.examination.bottoms import judge_bottoms, wrong_wiring
-from caffe_port.verification.user_module.examination.placement import partner, region_of
+from caffe_port.verification.user_module.examination.placement import partner, path_to, region_of
 from caffe_port.verification.user_module.examination.replay import again, cause_of, normalized
 from caffe_port.verification.user_module.examination.state import Examination, like
 from caffe_port.verification.user_module.recorder import Call, Value
@@ -40,7 +40,8 @@ def judge_call(exam: Examination, layer: LayerSpec, call: Call) -> None:
         exam.conclude(layer, value, wiring or cause_of(exam, layer, actual, call), call, actual)
         return
     cause = cause_of(exam, layer, actual, call)
-    if not cause:
+    pads = any(step.word == "pad" for value in call.inputs for step in path_to(value))
+    if not cause and not pads:  # what it lacks alone may lie in a padding before it
         cause = cause_of(exam, layer, alone, call)
         actual = alone if cause else actual
     exam.conclude(layer, value, cause or wrong_wiring(exam, layer, call, actual), call, actual)

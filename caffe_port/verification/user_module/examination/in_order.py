@@ -11,7 +11,8 @@ import numpy as np
 from caffe_port.signatures.signature import Trait, has, has_weights
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.verification.references.numpy_formulas import compute
-from caffe_port.verification.user_module.examination.placement import carriers
+from caffe_port.verification.user_module.examination import outputs
+from caffe_port.verification.user_module.examination.placement import carriers, region_of
 from caffe_port.verification.user_module.examination.state import Examination
 from caffe_port.verification.user_module.recorder import Call
 from caffe_port.verification.user_module.tops import tops_of
@@ -23,12 +24,18 @@ def consider(exam: Examination) -> None:
     exam.fine = {}
     exam.otherwise = set()
     exam.odd = _odd_calls(exam)
+    exam.apart, exam.left_out = set(), {}
+    if not exam.last.error:
+        exam.apart = _apart(exam)
+        exam.left_out = _left_out(exam)
     for layer in reversed(exam.case.spec.layers):
         exam.fine[layer.name] = all(_fine(exam, layer, producer) for producer in tops_of(layer))
 
 
 def _fine(exam: Examination, layer: LayerSpec, producer: Producer) -> bool:
     if layer.is_input or producer in exam.verdicts or exam.found(producer):
+        return True
+    if layer.name in exam.apart or layer.name in exam.left_out:
         return True
     if producer not in exam.tops.arrays:
         return True
@@ -40,6 +47,39 @@ def _fine(exam: Examination, layer: LayerSpec, producer: Producer) -> bool:
         exam.otherwise.add(producer)
         return True
     return False
+
+
+def _apart(exam: Examination) -> set[str]:
+    """Layers at the end of the net that join or divide their bottoms, which the port returns as they are."""
+    returned = {producer for value in exam.last.returned for producer in value.carries}
+    found = set()
+    for layer in exam.case.spec.layers:
+        tops = [p for p in tops_of(layer) if p in exam.tops.arrays]
+        several = len(layer.producers) > 1 or len(tops) > 1
+        if not (several and has(layer.type, Trait.REARRANGES) and all(map(exam.tops.is_output, tops))):
+            continue
+        same = sum(exam.tops.arrays[p].size for p in tops) == sum(b.size for b in exam.bottoms(layer))
+        if same and not any(map(exam.found, tops)) and returned.issuperset(layer.producers):
+            found.add(layer.name)
+    return found
+
+
+def _left_out(exam: Examination) -> dict[str, tuple[str, ...]]:
+    """Layers that nothing in the port computes, and that only outputs need which it does not return."""
+    returned = set(outputs.returns(exam))
+    wanted: dict[str, set[Producer]] = {}
+    found = {}
+    for layer in reversed(exam.case.spec.layers):
+        tops = [p for p in tops_of(layer) if p in exam.tops.arrays]
+        needs = {p for p in tops if exam.tops.is_output(p)}
+        for producer in tops:
+            for reader in exam.tops.readers.get(producer, ()):
+                needs |= wanted.get(reader.name, set())
+        wanted[layer.name] = needs
+        alone = bool(needs) and not needs & returned and not any(name in exam.apart for name, _ in needs)
+        if alone and len(returned) and not any(map(exam.found, tops)) and not region_of(exam, layer):
+            found[layer.name] = tuple(sorted(name for name, _ in needs))
+    return found
 
 
 def _reads_numbers(exam: Examination, reader: LayerSpec, producer: Producer) -> bool:

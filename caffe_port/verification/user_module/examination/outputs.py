@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from caffe_port.spec import LayerSpec, Producer
 from caffe_port.verification.user_module.examination.bottoms import can_be_skipped, crossed
 from caffe_port.verification.user_module.examination.placement import path_to, root_of
 from caffe_port.verification.user_module.examination.relations import relation
-from caffe_port.verification.user_module.examination.state import Examination, Extra, blob_name
+from caffe_port.verification.user_module.examination.state import Examination, Extra, blob_name, blob_names
 from caffe_port.verification.user_module.recorder import Value
 from caffe_port.verification.user_module.tops import array
 
 
 def returned_for(exam: Examination, layer: LayerSpec) -> list[Value]:
     """What the module returns for an output."""
-    value = _returns(exam).get((layer.name, 0))
+    value = returns(exam).get((layer.name, 0))
     return [] if value is None else [value]
 
 
-def _returns(exam: Examination) -> dict[Producer, Value]:
+def returns(exam: Examination) -> dict[Producer, Value]:
     """Output of the net -> what the module returns for it."""
     outputs = [producer for _, producer in exam.case.spec.outputs if producer in exam.tops.arrays]
+    outputs = [producer for producer in outputs if producer[0] not in exam.apart]
     left = list(dict.fromkeys(exam.last.returned))
     found: dict[Producer, Value] = {}
     for producer in outputs:
@@ -73,14 +76,20 @@ def judge_outputs(exam: Examination) -> None:
     """Compares what the module returns with the net's outputs."""
     if exam.last.error or exam.stopped:
         return
-    returned = _returns(exam)
+    returned = returns(exam)
     outputs = [producer for _, producer in exam.case.spec.outputs if producer in exam.tops.arrays]
-    if outputs and not returned and outputs[0] not in exam.verdicts:
+    for name in sorted(exam.apart):
+        layer = exam.case.spec.by_name[name]
+        what = f"'{name}', which joins or divides them, is left to the caller"
+        exam.notes.append(f"the port returns {blob_names(layer.producers)}; {what}")
+    if outputs and not returned and not exam.apart and outputs[0] not in exam.verdicts:
         layer = exam.case.spec.by_name[outputs[0][0]]
         cause = "the port returns none of the net's outputs"
         exam.conclude(layer, None, cause, None, None, "not returned", top=outputs[0][1])
-    for _, producer in exam.case.spec.outputs:
-        if producer not in exam.tops.arrays or producer in exam.verdicts:
+    for blob, producer in exam.case.spec.outputs:
+        if producer not in exam.tops.arrays or producer in exam.verdicts or producer[0] in exam.apart:
+            continue
+        if _misnamed(exam, blob, producer, outputs):
             continue
         layer, value = exam.case.spec.by_name[producer[0]], returned.get(producer)
         if value is None:
@@ -89,6 +98,20 @@ def judge_outputs(exam: Examination) -> None:
         if producer in value.carries and not _shape_differs(exam, value, producer):
             continue
         _judge_output(exam, layer, producer, value)
+
+
+def _misnamed(exam: Examination, blob: str, producer: Producer, outputs: Sequence[Producer]) -> bool:
+    """Whether the port returns another output of the net under the name of this one."""
+    value = exam.last.names.get(blob)
+    if value is None or producer in value.carries:
+        return False
+    other = next((one for one in outputs if one in value.carries), None)
+    if other is None:
+        return False
+    layer, others = exam.case.spec.by_name[producer[0]], exam.case.spec.by_name[other[0]].tops[other[1]]
+    cause = f"what the port returns as '{blob}' is Caffe's '{others}' (the names of its outputs are exchanged)"
+    exam.conclude(layer, None, cause, value.call, array(value.array), top=producer[1])
+    return True
 
 
 def _shape_differs(exam: Examination, value: Value, producer: Producer) -> bool:

@@ -32,6 +32,7 @@ def carriers(exam: Examination, producer: Producer) -> list[Value]:
 def region_of(exam: Examination, layer: LayerSpec) -> list[tuple[Call, int]]:
     """Calls that computed something unknown from the bottoms of a layer, with their distance, the nearest first."""
     queue = [(value, 0) for source in dict.fromkeys(layer.producers) for value in carriers(exam, source)]
+    queue += [(value, 1) for value in exam.last.met if not value.carries]  # computed out of sight, perhaps from these
     seen: set[int] = set()
     found: list[tuple[Call, int]] = []
     while queue:

@@ -14,12 +14,13 @@ from caffe_port.verification.diagnose import bfloat16
 _MAX_CHANNELS = 128
 
 
-def relation(made: Array, right: Array, tolerance: Tolerance) -> str:
+def relation(made: Array, right: Array, tolerance: Tolerance, parts: bool = True) -> str:
     """What was done to ``right`` to get ``made``, as in "is 0.5 times it"; empty if nothing known explains it.
 
     Args:
         made: what the port has.
         right: what it should be.
+        parts: also look for channels that differ while the others agree.
     """
     made, right = np.asarray(made, np.float64), np.asarray(right, np.float64)
     if not made.size or not np.isfinite(right).all():
@@ -45,7 +46,11 @@ def relation(made: Array, right: Array, tolerance: Tolerance) -> str:
         for words, guess in _guesses(made, right):
             if explains(guess):
                 return words
-        return _scaled(made, right, explains) or _in_part(made, right, tolerance)
+        found = _scaled(made, right, explains)
+        if not found and right.ndim == 4 and right.shape[1] == 3 and made.shape == right.shape:
+            found = _scaled(made, right[:, ::-1], explains)
+            found = found and f"has its channels in reverse order (RGB and BGR are swapped), and {found}"
+        return found or (_in_part(made, right, tolerance) if parts else "")
 
 
 def _in_part(made: Array, right: Array, tolerance: Tolerance) -> str:
@@ -58,7 +63,7 @@ def _in_part(made: Array, right: Array, tolerance: Tolerance) -> str:
             continue
         wrong = [n for n in range(len(a)) if not difference(e[n], a[n], tolerance).passed]
         if 0 < len(wrong) <= max(1, len(a) // 2):
-            words = relation(np.moveaxis(a[wrong], 0, axis), np.moveaxis(e[wrong], 0, axis), tolerance)
+            words = relation(np.moveaxis(a[wrong], 0, axis), np.moveaxis(e[wrong], 0, axis), tolerance, False)
             shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
             return words and f"{words} in channels {shown} of axis {axis}, only there"
     return ""
@@ -67,6 +72,7 @@ def _in_part(made: Array, right: Array, tolerance: Tolerance) -> str:
 def _guesses(made: Array, right: Array) -> Iterator[tuple[str, Array]]:
     yield from _orders(made, right)
     if made.shape == right.shape:
+        yield from _read_as(right)
         if right.ndim > 1 and 1 < right.shape[1] <= _MAX_CHANNELS:
             order = _channel_order(made, right)
             if order is not None:
@@ -146,6 +152,14 @@ def _orders(made: Array, right: Array) -> Iterator[tuple[str, Array]]:
         known = f", {names[order]}" if right.ndim == 4 and order in names else ""
         swapped = " (height and width are swapped)" if right.ndim == 4 and order == (0, 1, 3, 2) else ""
         yield f"is transposed: its axes are in the order {order}{known}{swapped}", turned.reshape(made.shape)
+
+
+def _read_as(right: Array) -> Iterator[tuple[str, Array]]:
+    """The numbers in their order, but read as those of other axes."""
+    if right.ndim == 4:
+        n, c, h, w = right.shape
+        yield "is read as if it were in the order (N, H, W, C)", right.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+        yield "is read as if it were in the order (N, C, W, H)", right.reshape(n, c, w, h).swapaxes(2, 3)
 
 
 def _channel_order(made: Array, right: Array) -> list[int] | None:

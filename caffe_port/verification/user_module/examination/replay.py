@@ -47,7 +47,20 @@ def attempt(ask: Callable[[], Tensor]) -> Array | None:
 def cause_of(exam: Examination, layer: LayerSpec, actual: Array, call: Call | None = None) -> str:
     """The known mistake that explains a layer's numbers, on the reference's bottoms; empty if none does."""
     found = find_mistake(exam, layer, actual, call)
-    return "" if found is None else str(found)
+    return _other_weight(exam, layer, call) if found is None else str(found)
+
+
+def _other_weight(exam: Examination, layer: LayerSpec, call: Call | None) -> str:
+    """A weight of another size than Caffe's, as where the groups are forgotten."""
+    blobs = exam.case.blobs.get(layer.name, ())
+    if call is None or call.weight is None or not blobs or call.kind != layer.type:
+        return ""
+    own, file = tuple(call.weight.shape), tuple(np.shape(blobs[0]))
+    if call.weight.numel() == np.size(blobs[0]):
+        return ""
+    groups, caffe = call.named.get("groups", 1), getattr(getattr(layer.param, "convolution_param", None), "group", 1)
+    grouped = f"; its groups is {groups}, Caffe's group is {caffe}" if groups != caffe else ""
+    return f"its weight has the shape {own}, Caffe's {file}{grouped}"
 
 
 def find_mistake(exam: Examination, layer: LayerSpec, actual: Array, call: Call | None = None) -> Finding | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from caffe_port.signatures.signature import Trait, has
+from caffe_port.errors import CaffePortError
+from caffe_port.signatures.signature import Trait, has, signature_of
 from caffe_port.spec import LayerSpec, Producer
+from caffe_port.verification.user_module import calling
 from caffe_port.verification.user_module.examination.absent import by_hand, end_of, exchanged, judge_absent
 from caffe_port.verification.user_module.examination.bottoms import crossed
 from caffe_port.verification.user_module.examination.calls import judge_call
@@ -38,7 +40,7 @@ def search(exam: Examination) -> None:
     Each run is compared by value. The first layers that are not in order, though all that they read is, are judged, and
     corrected for the next run.
     """
-    first = _run(exam, free=True)
+    first = _first_run(exam)
     exam.weights = Weights(exam.case, exam.module, first.calls)
     if not exam.keep:
         exam.weights.copy()
@@ -84,19 +86,61 @@ def unproven(exam: Examination) -> list[Producer]:
             found.append(producer)
         makers = exam.last.makers.get(producer, [])
         unchanged = bool(makers) and all(set(layer.producers) & value.made for value in makers)
+        if layer.name in other_curves(exam):
+            found.append(producer)
         if unchanged and not any(v.call is not None and layer.type in v.call.hints for v in makers):
             found.append(producer)
     return found
 
 
+def other_curves(exam: Examination) -> set[str]:
+    """Activations of which the port has another that makes the same of the numbers at hand, as ReLU6 below 6."""
+    found = set()
+    for layer in exam.case.spec.layers:
+        calls = [v.call for v in exam.last.makers.get((layer.name, 0), ()) if v.call is not None and v.call.kind]
+        kinds = {call.kind for call in calls if has(call.kind, Trait.ACTIVATION)}
+        if has(layer.type, Trait.ACTIVATION) and kinds and not any(_same_type(kind, layer.type) for kind in kinds):
+            found.add(layer.name)
+    return found
+
+
+def _same_type(one: str, other: str) -> bool:
+    """Whether two names mean one type: HSwish and HardSwish."""
+    return one == other or signature_of(one) is signature_of(other)
+
+
+def _first_run(exam: Examination) -> Trial:
+    """The run that shows how the port wants to be called, and which of its tensors are constants."""
+    first = _run(exam, free=True)
+    for ask, words in () if _computes(first) else calling.ways(exam.module, [b for b, _ in exam.case.spec.inputs]):
+        exam.ask = ask
+        other = _run(exam, free=True)
+        if _computes(other):
+            first = other
+            exam.notes.append(words)
+            break
+        exam.ask = None
+    if not _computes(first):
+        raise CaffePortError(first.error, hint=calling.hint(exam.case))
+    if first.strangers:
+        exam.constants = [tensor for tensor, _ in first.strangers]
+        first = _run(exam, free=True)
+    return first
+
+
+def _computes(trial: Trial) -> bool:
+    """Whether a run came as far as something that a Caffe layer would compute."""
+    return not trial.error or any(call.kind for call in trial.calls)
+
+
 def _run(exam: Examination, free: bool = False) -> Trial:
-    trial = Trial(exam.module, exam.tops, exam.put, exam.feed, free)
+    trial = Trial(exam.module, exam.tops, exam.put, exam.feed, free, exam.constants)
     if len(exam.verdicts) > _MANY:  # wrong in many layers: do not run once for each
         for index, name in exam.weights.layers.items():
             scale = exam.scales.get(name)
             layer = exam.case.spec.by_name[name]
             trial.expect[index] = ((scale or layer).name, 0), layer.producers
-    return trial.run(exam.module, exam.inputs)
+    return trial.run(exam.module, exam.inputs, exam.ask)
 
 
 def _examine(exam: Examination) -> bool:

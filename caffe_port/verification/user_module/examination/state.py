@@ -13,7 +13,7 @@ from caffe_port.spec import LayerSpec, Producer
 from caffe_port.typing import Array
 from caffe_port.verification.comparison import Difference, Tolerance, difference, failure
 from caffe_port.verification.references.reference import Case
-from caffe_port.verification.user_module.recorder import Call, Value
+from caffe_port.verification.user_module.recorder import Ask, Call, Value
 from caffe_port.verification.user_module.tops import Tops, regrouped
 from caffe_port.verification.user_module.trial import Key, Trial
 from caffe_port.verification.user_module.weights import Weights
@@ -62,6 +62,8 @@ class Examination:
         module, inputs: the port, and what it is run on.
         case, tops: the Caffe net, and what the reference made of the same inputs.
         keep: whether the port keeps its own parameters; otherwise it gets Caffe's.
+        ask: calls the port with its inputs.
+        constants: tensors that no recorded call makes, and that are the same in every run; None before the first.
         notes: sentences for the report.
         verdicts: (layer, top) -> what is wrong there.
         extras: calls that Caffe does not have.
@@ -76,6 +78,9 @@ class Examination:
         free: the run of the port on its own.
         fine: layer -> whether it is in order in the last run.
         otherwise: tops that are in order, though no tensor holds them.
+        apart: layers that only join or divide what the port returns one by one, or in one.
+        left_out: layers that nothing in the port computes -> the outputs of the net that need them, none of which the
+            port returns.
         odd: layer -> the call that computes it with other numbers.
         scales: BatchNorm -> the Scale after it.
         sole: top -> the layer that reads it, if it is the only one.
@@ -87,6 +92,8 @@ class Examination:
     tolerance: Tolerance
     inputs: Sequence[Tensor]
     keep: bool
+    ask: Ask | None = None
+    constants: list[Tensor] | None = None
     notes: list[str] = field(default_factory=list)
     verdicts: dict[Producer, Verdict] = field(default_factory=dict)
     extras: dict[int, Extra] = field(default_factory=dict)
@@ -102,6 +109,8 @@ class Examination:
     free: Trial = field(init=False)
     fine: dict[str, bool] = field(init=False, default_factory=dict)
     otherwise: set[Producer] = field(init=False, default_factory=set)
+    apart: set[str] = field(init=False, default_factory=set)
+    left_out: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict)
     odd: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,6 +128,12 @@ class Examination:
     def top(self, layer: LayerSpec) -> Array:
         """The reference's first top of a layer."""
         return self.tops.arrays[layer.name, 0]
+
+    def missing(self, layer: LayerSpec, size: int) -> int:
+        """Which top of a layer, of this size, is neither found nor judged; the first if there is none."""
+        tops = [(layer.name, k) for k in range(len(layer.tops)) if (layer.name, k) in self.tops.arrays]
+        left = [p for p in tops if not self.found(p) and p not in self.verdicts and self.tops.arrays[p].size == size]
+        return left[0][1] if left else 0
 
     def bottoms(self, layer: LayerSpec) -> list[Array]:
         """The reference's bottoms of a layer."""
@@ -155,7 +170,16 @@ class Examination:
         key = None if value is None else value.key
         self.verdicts[layer.name, top] = Verdict(layer, found, cause, call, key, top, actual)
         if value is not None:
-            self.put[value.key] = put or self._stands_for(layer, value)
+            self.correct(value, put or self._stands_for(layer, value))
+
+    def correct(self, value: Value, producer: Producer) -> None:
+        """Replaces a tensor by a top in the next run: where it is made, or where it is read if no call returns it."""
+        call = value.call
+        if value.place < 0 or (call is not None and value.place >= len(call.outputs)):
+            for reader, place in self.last.reads(value):
+                self.feed[reader.index, place] = producer
+        else:
+            self.put[value.key] = producer
 
     def _stands_for(self, layer: LayerSpec, value: Value) -> Producer:
         """The top that a wrong tensor is replaced by: the layer's, or one after it that only cuts it to size."""
