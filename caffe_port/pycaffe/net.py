@@ -72,7 +72,7 @@ class Net:
             note(f"Net(prototxt, weights) has the phase {Phase(phase)}, as in 2014; give caffe.TEST or caffe.TRAIN")
         level = 0 if level is None else level
         if isinstance(phase, (str, os.PathLike)):  # (prototxt, weights, phase)
-            if not isinstance(level, int) or stages is not None or weights is not None:
+            if stages is not None or weights is not None:
                 raise TypeError("Net(network_file, weights_file, phase) takes no further arguments")
             phase, weights, level = level, phase, 0
         if not isinstance(phase, int) or phase not in (TRAIN, TEST) or not isinstance(level, int):

@@ -280,6 +280,8 @@ def test_wrong_calls_say_what_is_wrong(make: Make, tmp_path: Path) -> None:
         net.forward(end="conv9")
     with pytest.raises(TypeError, match="got phase 7"):
         caffe.Net(str(tmp_path / "net.prototxt"), 7)
+    with pytest.raises(TypeError, match="got phase 'TEST'"):
+        caffe.Net(str(tmp_path / "net.prototxt"), "net.caffemodel", "TEST")
 
 
 def test_callbacks_are_called_for_every_layer(make: Make) -> None:
