@@ -126,7 +126,9 @@ def measure(type_: str, seed: int, number: int, attempt: int) -> dict[str, Any]:
     layer = next(computing(plan.spec))
     inputs = {blob: values(plan, layer, source, k, rng) for k, (blob, source) in enumerate(plan.spec.inputs)}
     case = case_of(ported, inputs)
-    known = opencv.deviation(layer) or opencv._no_images(layer, case)
+    if opencv.beyond_its_schema(layer):  # OpenCV skips any field of which it does not know
+        return {"verdict": "invalid", "text": text, "known": "", "why": "a field outside its schema"}
+    known = opencv.deviation(layer) or opencv.outside_its_arrays(layer, case)
     right, _ = compute(layer, [inputs[b] for b in layer.bottoms], case.blobs.get(layer.name, ()))
     if right is None:
         return {"verdict": "invalid", "text": text, "known": known}
@@ -260,7 +262,7 @@ def report(records: list[dict[str, Any]], page: Path | None) -> int:
     errors = []
     for type_, cases in found.items():
         valid = [case for case in cases if case["verdict"] != "invalid"]
-        if not valid or all(case["verdict"] == "absent" for case in valid):
+        if not valid or any(case["verdict"] == "absent" for case in valid):
             continue
         counts = Counter("known" if case["known"] else case["verdict"] for case in valid)
         reasons = list(dict.fromkeys(case["known"] for case in valid if case["known"]))

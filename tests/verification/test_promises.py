@@ -38,6 +38,7 @@ def rows(report: Report) -> dict[str, Row]:
         ("priorbox_clip_unset/tvm_prior_4", "o", ""),  # OpenCV is told what clip is assumed to be
         ("ssd_fractional_min_size/net", "pb", "OpenCV keeps the fractions of min_size"),
         ("ssd_fewer_rows/tiny", "det", ""),
+        ("convolution_depthwise_num_output/net", "dw", "OpenCV reads as many kernels as num_output says"),
     ],
 )
 def test_a_known_deviation_is_no_failure(case: str, layer: str, why: str) -> None:
@@ -46,6 +47,28 @@ def test_a_known_deviation_is_no_failure(case: str, layer: str, why: str) -> Non
     assert report.passed
     assert report.not_compared == 0
     assert rows(report)[layer].note.startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (
+            'type: "MatMul" bottom: "x" bottom: "x" matmul_param { transpose_b: true }',
+            "OpenCV does not transpose for MatMul",
+        ),
+        (
+            'type: "DataAugmentation" bottom: "x" augmentation_param { crop_width: 3 crop_height: 2 }',
+            "OpenCV copies what FlowNet's",
+        ),
+    ],
+)
+def test_a_known_deviation_of_a_fork_is_no_failure(layer: str, why: str, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    path = tmp_path / "net.prototxt"
+    path.write_text(f'input: "x" input_shape {{ dim: 2 dim: 3 dim: 5 dim: 5 }} layer {{ name: "a" top: "a" {layer} }}')
+    report = verify(path)
+    assert report.passed
+    assert rows(report)["a"].note.startswith(why)
 
 
 TRANSPOSED = """

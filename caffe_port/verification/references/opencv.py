@@ -121,6 +121,7 @@ DEVIATIONS: dict[str, Check] = {
         lambda p, _: p.correlation_param.correlation_type != "MULTIPLY",
         "OpenCV ignores correlation_type and multiplies",
     ),
+    "DataAugmentation": _when(lambda *_: True, "OpenCV copies what FlowNet's DataAugmentation crops and centers"),
     "Deconvolution": _deconvolution,
     "DetectionOutput": _detections_beyond,
     "HardSigmoid": _when(
@@ -141,6 +142,9 @@ DEVIATIONS: dict[str, Check] = {
     ),
     "MVN": _when(
         lambda p, _: abs(p.mvn_param.eps) > 1e-6, "OpenCV adds eps to the variance, Caffe to the standard deviation"
+    ),
+    "MatMul": _when(
+        lambda p, _: p.matmul_param.transpose_a or p.matmul_param.transpose_b, "OpenCV does not transpose for MatMul"
     ),
     "Normalize": _when(lambda p, _: not p.has("norm_param"), "OpenCV has other defaults without norm_param"),
     "Pooling": _pooling_window,
@@ -222,7 +226,7 @@ def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str])
     segment: list[LayerSpec] = []
     size = 0
     for layer in layers:
-        note = deviation(layer) or _no_images(layer, case) or absent.get(layer.type, "")
+        note = deviation(layer) or outside_its_arrays(layer, case) or absent.get(layer.type, "")
         size += 4 * sum(int(np.prod(case.shapes[layer.name, k])) for k in range(len(layer.tops)))
         if note or (segment and size > _SEGMENT_BYTES):
             return segment, note
@@ -235,14 +239,14 @@ def _segment(layers: Sequence[LayerSpec], case: Case, absent: Mapping[str, str])
 def deviation(layer: LayerSpec) -> str:
     """How OpenCV deviates from Caffe in this layer; empty if it does not."""
     check = DEVIATIONS.get(layer.type)
-    return (check(layer.param, len(layer.producers)) if check else "") or _beyond_its_schema(layer)
+    return (check(layer.param, len(layer.producers)) if check else "") or beyond_its_schema(layer)
 
 
 _TAKEN = ("ceil_mode", "round_mode", "round_below", "top_k", "nms_threshold")
 """Fields outside its schema that it follows: handed on by name, or translated by :func:`_pooling`."""
 
 
-def _beyond_its_schema(layer: LayerSpec) -> str:
+def beyond_its_schema(layer: LayerSpec) -> str:
     """A field of a fork that changes the layer, and that OpenCV skips without a word."""
     signature = signature_of(layer.type)
     for message in signature.messages if signature else ():
@@ -261,12 +265,16 @@ def _beyond_its_schema(layer: LayerSpec) -> str:
 _WINDOWED = ("Convolution", "ConvolutionDepthwise", "Deconvolution", "DepthwiseConvolution", "LRN", "Pooling")
 
 
-def _no_images(layer: LayerSpec, case: Case) -> str:
-    """Windows over anything but (N, C, H, W): OpenCV 4's Caffe importer reads beyond its arrays and may crash."""
+def outside_its_arrays(layer: LayerSpec, case: Case) -> str:
+    """Shapes for which OpenCV 4's Caffe importer reads beyond its arrays, and may end the process; empty for others."""
     if layer.type not in _WINDOWED:
         return ""
-    odd = any(len(case.shapes[producer]) != 4 for producer in layer.producers)
-    return "OpenCV supports windows over (N, C, H, W) only" if odd or layer.param.convolution_param.axis != 1 else ""
+    shapes, param = [case.shapes[producer] for producer in layer.producers], layer.param.convolution_param
+    if any(len(shape) != 4 for shape in shapes) or param.axis != 1:
+        return "OpenCV supports windows over (N, C, H, W) only"
+    if layer.type == "ConvolutionDepthwise" and any(param.num_output != shape[1] for shape in shapes):
+        return "OpenCV reads as many kernels as num_output says, not one for each channel"
+    return ""
 
 
 def _forward(cv2: Any, case: Case, segment: Sequence[LayerSpec], values: Mapping[Producer, Array]) -> dict[str, Tops]:
