@@ -160,7 +160,8 @@ def detection_output(layer: Layer) -> Result:
             if p.has("nms_param") or p.has("nms_threshold"):
                 least = p.confidence_threshold if p.has("confidence_threshold") else -np.inf
                 kept = sorted((i for i in kept if scores[n, i, label] > least), key=lambda i: -scores[n, i, label])
-                kept = kept[: of.top_k if of.has("top_k") and of.top_k > -1 else None]
+                limit = next((own.top_k for own in (p.nms_param, p) if own.has("top_k")), -1)
+                kept = kept[: limit if limit > -1 else None]
                 kept = _suppressed(boxes, kept, of.nms_threshold, p.nms_param.eta)
             for i in kept:
                 polygon = _polygon(code[i, 4:], priors[i], variances[i]) if p.use_polygon else []
