@@ -46,9 +46,12 @@ from caffe_port.verification.references.reference import computing  # noqa: E402
 from caffe_port.verification.subject import case_of  # noqa: E402
 
 BOXES = "prior_box_param { min_size: 5 max_size: 9 aspect_ratio: 2 variance: [0.1, 0.1, 0.2, 0.2] clip: "
-MORE = tuple(
-    Case("PriorBox", f"{BOXES} {rest} }}", ((2, 6, 8, 12), (2, 3, 50, 60)))
-    for rest in ("false", "true", "false offset: 0.3", "true step: 9", "false min_size: 7.5 max_size: 12.5")
+MORE = (
+    *(
+        Case("PriorBox", f"{BOXES} {rest} }}", ((2, 6, 8, 12), (2, 3, 50, 60)))
+        for rest in ("false", "true", "false offset: 0.3", "true step: 9", "false min_size: 7.5 max_size: 12.5")
+    ),
+    Case("ConvolutionDepthwise", "convolution_param { num_output: 6 kernel_size: 3 }", ((2, 6, 8, 12),)),
 )
 """Cases that OpenCV accepts, of types whose others it refuses."""
 
