@@ -53,7 +53,7 @@ def memory_kept(device: torch.device) -> Iterator[bool]:
 
     glibc maps large blocks one by one and unmaps them when they are freed. A batch on a CPU allocates the same blocks
     as the one before it, and the kernel would have to clear each of their pages again: up to a quarter of the time of
-    an update, and a third of that of a forward pass. Nothing happens inside another ``memory_kept``, for other
+    an update, and half of that of a forward pass. Nothing happens inside another ``memory_kept``, for other
     devices, or with C libraries that do not have these settings (musl, macOS, Windows).
 
     Yields:
