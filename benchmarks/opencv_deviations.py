@@ -51,6 +51,14 @@ MORE = (
         Case("PriorBox", f"{BOXES} {rest} }}", ((2, 6, 8, 12), (2, 3, 50, 60)))
         for rest in ("false", "true", "false offset: 0.3", "true step: 9", "false min_size: 7.5 max_size: 12.5")
     ),
+    *(
+        Case(
+            "PriorBoxClustered",
+            f"prior_box_param {{ width: [9, 4] height: [7, 2] clip: {clip} }}",
+            ((2, 6, 8, 12), (2, 3, 50, 60)),
+        )
+        for clip in ("false", "true")
+    ),
     Case("ConvolutionDepthwise", "convolution_param { num_output: 6 kernel_size: 3 }", ((2, 6, 8, 12),)),
 )
 """Cases that OpenCV accepts, of types whose others it refuses."""

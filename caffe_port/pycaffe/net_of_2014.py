@@ -57,7 +57,7 @@ def set_mean(net: Any, input_: str, mean: Any, mode: str = "elementwise") -> Non
     """
     transformer = _transformer(net)
     if isinstance(mean, (str, os.PathLike)):
-        mean, net._scale_first = np.load(mean), True
+        mean, net._scale_first = np.load(mean, allow_pickle=False), True
         if input_ in transformer.input_scale:
             transformer.set_raw_scale(input_, transformer.input_scale.pop(input_))
     if mode not in ("elementwise", "image", "channel"):
@@ -118,4 +118,4 @@ def arguments(
         (settings.set_mode_gpu if gpu else settings.set_mode_cpu)()
     if mean_file is None:
         return mean, input_scale, raw_scale
-    return np.load(mean_file), None, input_scale if raw_scale is None else raw_scale
+    return np.load(mean_file, allow_pickle=False), None, input_scale if raw_scale is None else raw_scale
