@@ -1,8 +1,7 @@
 """What nets offered in 2014, before ``caffe.io.Transformer``, and before the phase was an argument of Net.
 
 ``net.set_mean(...)`` and the like are found here by :class:`caffe_port.pycaffe.net.Net`.
-Source: python/caffe/pycaffe.py
-of Caffe, from February to December 2014.
+Source: python/caffe/pycaffe.py of Caffe, from February to December 2014.
 """
 
 from __future__ import annotations

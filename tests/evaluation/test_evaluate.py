@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from caffe_port import devices
 from caffe_port.data import datasets
 from caffe_port.data.datasets import ImageSet
 from caffe_port.data.prepare import Preprocessor
@@ -208,6 +211,27 @@ def test_counts_by_hand() -> None:
     assert result.confusion[2, 1] == 1
     assert result.confusion[0, 6] == 1
     assert result.as_dict()["per_class"][6] == {"class": "6", "correct": 1, "total": 1}
+
+
+def test_freed_memory_is_kept_from_batch_to_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the last batch, or an error."""
+    kept: list[str] = []
+
+    @contextlib.contextmanager
+    def noted(device: torch.device) -> Iterator[bool]:
+        kept.append(f"from here, {device.type}")
+        try:
+            yield True
+        finally:
+            kept.append("to here")
+
+    monkeypatch.setattr(devices, "memory_kept", noted)
+    net = Told(torch.eye(7)[:3])
+    evaluate.evaluate(net, numbered([0, 1, 2]), GRAY, batch_size=2, progress=lambda done, _: kept.append(str(done)))
+    assert kept == ["from here, cpu", "2", "3", "to here"]
+    with pytest.raises(CaffePortError):
+        evaluate.evaluate(Told(torch.full((3, 7), math.nan)), numbered([0, 1, 2]), GRAY)
+    assert kept[-1] == "to here"
 
 
 def test_scores_of_other_forms() -> None:

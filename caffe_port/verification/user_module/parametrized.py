@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from caffe_port.verification.user_module.recorder import Call
+from caffe_port.verification.user_module.recorder import Call, owner_of
 
 
 def parameters_of(module: nn.Module, call: Call, key: str) -> list[Tensor]:
     """The parameters that a weight or bias of a call is computed from; none if it is a parameter itself."""
-    owner = _owner(module, call)
+    owner = owner_of(module, call)
     if owner is None or not isinstance(call.named.get(key), Tensor):
         return []
     if parametrize.is_parametrized(owner, key):
@@ -22,7 +22,7 @@ def parameters_of(module: nn.Module, call: Call, key: str) -> list[Tensor]:
 
 def set_to(module: nn.Module, call: Call, key: str, values: Tensor) -> list[str]:
     """Sets what a weight or bias is computed from, so that it has these values; what to say if that is impossible."""
-    owner = _owner(module, call)
+    owner = owner_of(module, call)
     assert owner is not None
     if not parametrize.is_parametrized(owner, key):  # torch.nn.utils.weight_norm
         size, direction = getattr(owner, f"{key}_g"), getattr(owner, f"{key}_v")
@@ -36,11 +36,3 @@ def set_to(module: nn.Module, call: Call, key: str, values: Tensor) -> list[str]
         reason = (str(error).splitlines() or [""])[0][:120]
         return [f"{call.name}: its {key} is computed from others and cannot be set to Caffe's: {reason}"]
     return []
-
-
-def _owner(module: nn.Module, call: Call) -> nn.Module | None:
-    path, found, _ = call.name.rpartition(" (")
-    try:
-        return module.get_submodule(path) if found else None
-    except AttributeError:
-        return None

@@ -243,6 +243,15 @@ class Call:
         return next(_tensors(found))
 
 
+def owner_of(module: nn.Module, call: Call) -> nn.Module | None:
+    """The submodule that a call belongs to; None if a function made it."""
+    path, found, _ = call.name.rpartition(" (")
+    try:
+        return module.get_submodule(path) if found else None
+    except AttributeError:
+        return None
+
+
 def _replaced(
     args: Sequence[Any], kwargs: dict[str, Any], which: Sequence[bool], by: Sequence[Tensor | None]
 ) -> tuple[list[Any], dict[str, Any]]:

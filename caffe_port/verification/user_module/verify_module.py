@@ -25,7 +25,7 @@ from caffe_port.verification.subject import Input, Subject, find_reference, prep
 from caffe_port.verification.user_module.calling import by_name
 from caffe_port.verification.user_module.examination.search import other_curves, search, unproven
 from caffe_port.verification.user_module.examination.state import Examination
-from caffe_port.verification.user_module.recorder import Call, load_module, load_state
+from caffe_port.verification.user_module.recorder import load_module, load_state, owner_of
 from caffe_port.verification.user_module.rows import actual_of, free_of
 from caffe_port.verification.user_module.rows import rows as report_rows
 from caffe_port.verification.user_module.tops import Tops, array
@@ -190,10 +190,8 @@ def _on_another_input(found: Examination, judge: Reference, seed: int, given: Co
 
 def _rounded(found: Examination, subject: Subject, rows: Iterable[Row]) -> Iterator[Row]:
     """The rows, with the distance from a float64 run of the net where a layer agrees and only the free runs differ."""
-    net, inputs = (
-        subject.ported.net,
-        [torch.from_numpy(_floats(found.case.inputs[b])) for b in subject.ported.net.plan.inputs],
-    )
+    net = subject.ported.net
+    inputs = [torch.from_numpy(_floats(found.case.inputs[blob])) for blob in net.plan.inputs]
     exact, coarse = FreeRun(net, inputs), FreeRun(net, inputs, torch.float32)
     steps = {step.layer.name: step for step in net.plan.steps}
     for row in rows:
@@ -236,11 +234,9 @@ def _training_notes(found: Examination) -> Iterator[str]:
     differ: dict[tuple[str, float, float], list[str]] = {}
     for index, name in sorted(found.weights.layers.items()):
         layer, call = found.case.spec.by_name[name], by_call.get(index)
-        if (
-            call is None
-            or layer.type != "BatchNorm"
-            or not _is_module(found.module, call, nn.modules.batchnorm._BatchNorm)
-        ):
+        if call is None or layer.type != "BatchNorm":
+            continue
+        if not isinstance(owner_of(found.module, call), nn.modules.batchnorm._BatchNorm):
             continue
         momentum, fraction = call.named.get("momentum"), layer.param.batch_norm_param.moving_average_fraction
         if momentum is not None and abs(momentum - (1 - fraction)) > 1e-6:
@@ -262,15 +258,6 @@ def _training_notes(found: Examination) -> Iterator[str]:
         else:
             caffe = f"Caffe's moving_average_fraction {theirs:g} is momentum {1 - theirs:g}"
             yield f"only for training: momentum {ours:g} in {names}; {caffe}"
-
-
-def _is_module(module: nn.Module, call: Call, kind: type[nn.Module]) -> bool:
-    """Whether a call is made by a module of a kind, and not by a function."""
-    path, found, _ = call.name.rpartition(" (")
-    try:
-        return bool(found) and isinstance(module.get_submodule(path), kind)
-    except AttributeError:
-        return False
 
 
 def _unsteady(found: Examination) -> bool:
